@@ -1,0 +1,45 @@
+# Every target works from a fresh clone; `setup` is made when it is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+TEST_DATA := $(abspath ../shared/data)
+export HF_HUB_OFFLINE ?= 1
+export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
+# One thread a worker: two torch processes with two threads each run many times slower on two cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help setup run test test-gpu lint format figures clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.done ## Make .venv with everything in it
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about two minutes
+	$(BIN)/python -m gemma_tune recipe=qlora_sft train.learning_rate=2e-3 train.num_train_epochs=2
+
+test: .venv/.done ## Run every test that needs no GPU and no network
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu' tests
+
+test-gpu: .venv/.done ## Run the tests that need a GPU
+	$(PYTEST) -m gpu tests
+
+lint: .venv/.done ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.done ## Put the code in form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
+	OMP_NUM_THREADS=2 $(BIN)/python tests/figures.py
+
+clean: ## Remove what was built (not your runs)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,140 @@
+"""The command line: `python -m gemma_tune recipe=NAME group=option key=value`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from gemma_tune import composition
+from gemma_tune.errors import UserError
+from gemma_tune.launch import launch
+from gemma_tune.paths import CONFIGS
+from gemma_tune.strict.suggest import did_you_mean
+
+EXAMPLES = """\
+Examples:
+  python -m gemma_tune recipe=qlora_sft
+  python -m gemma_tune recipe=lora_sft model=gemma3_1b_it data=messages data.train_file=my.jsonl
+  python -m gemma_tune recipe=qlora_sft model=gemma3_4b_it data=columns data.train_file=my.jsonl \\
+      data.prompt_column=question data.completion_column=answer dry_run=true"""
+
+HELP = """\
+python -m gemma_tune recipe=NAME [group=option …] [key=value …]
+
+  group=option    choose a file of configs/: {groups}
+  key=value       set a value, for example train.learning_rate=1e-4 (docs/configuration.md lists all)
+  dry_run=true    check everything, count the data, estimate the memory; train nothing
+  rerun=FILE      repeat a run from its config.yaml (with output_dir=… overwrite=… dry_run=…)
+
+  --config-dir FOLDER   look for your own YAML files there, too (FOLDER/recipe/my_run.yaml)
+  -m, --multirun        run every combination of comma-separated values
+  --cfg job             print the composed configuration, unresolved and unchecked
+"""
+
+_FLAGS = {
+    "--help": "-h", "--multirun": "-m", "--config-dir": "-cd", "--cfg": "-c", "--resolve": None,
+    "--package": "-p", "--hydra-help": None, "--info": "-i", "--shell-completion": "-sc", "--version": None,
+}  # fmt: skip
+
+
+def recipes() -> dict[str, str]:
+    """The shipped recipes, each with the first line of its YAML's comment."""
+    found = {}
+    for file in sorted((CONFIGS / "recipe").glob("*.yaml")):
+        comments = re.findall(r"^# (?!@package)(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        found[file.stem] = comments[0] if comments else ""
+    return found
+
+
+def overview() -> str:
+    """What `python -m gemma_tune` alone prints."""
+    width = max(len(n) for n in recipes())
+    lines = [f"  {name.ljust(width)}  {line}" for name, line in recipes().items()]
+    return "\n".join(["Recipes (python -m gemma_tune recipe=NAME):", *lines, "", EXAMPLES])
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
+    """The `key=value` words, the `--config-dir` folders, and Hydra's own flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    for flag in ("--cfg", "-c", "--package", "-p", "--info", "-i"):
+        parser.add_argument(flag, dest=f"_{flag.strip('-')}", nargs="?" if "i" in flag[:3] else None)
+    known, rest = parser.parse_known_args(list(argv))
+    words = [w for w in rest if not w.startswith("-")]
+    flags = [w for w in rest if w.startswith("-")]
+    allowed = {*_FLAGS, *(s for s in _FLAGS.values() if s)}
+    problems = []
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name in ("--config-name", "-cn", "--config-path", "-cp"):
+            problems.append(f"command line: {name} isn't used here; keep your files with --config-dir FOLDER.")
+        elif value and name not in allowed:
+            problems.append(f"command line: {flag}: keys stand without dashes: {name.strip('-')}={value}")
+        elif name not in allowed:
+            problems.append(f"command line: there is no flag {name}.{did_you_mean(name, _FLAGS)} See --help.")
+    if problems:
+        raise UserError(*problems)
+    return words, [Path(d) for d in known.config_dir], flags
+
+
+def _job(tree: DictConfig) -> float | None:
+    """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
+    choices = HydraConfig.get().runtime.choices
+    return launch(composition.checked(tree, choices["recipe"], "configuration")).headline_after
+
+
+def _main(argv: Sequence[str]) -> None:
+    if not argv:
+        print(overview())
+        return
+    if {"-h", "--help"} & set(argv):
+        groups = " ".join(sorted(p.name for p in CONFIGS.iterdir() if p.is_dir()))
+        print(HELP.format(groups=groups) + "\n" + overview())
+        return
+    words, config_dirs, flags = _split(argv)
+    reruns = [w for w in words if w.startswith("rerun=")]
+    if reruns:
+        stored = Path(reruns[-1].removeprefix("rerun="))
+        launch(composition.load_stored(stored, [w for w in words if w not in reruns]))
+        return
+    if not any(w.startswith("recipe=") for w in words) and not flags:
+        composition.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
+        raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
+    ready = iter(composition.check_words(words, config_dirs))
+    sys.argv = [sys.argv[0], *(next(ready) if w in words else w for w in argv)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
+    hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(_job)()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake of the user's (said on stderr, without a traceback).
+    """
+    try:
+        _main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"gemma_tune: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"gemma_tune: {composition.as_user_error(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gemma_tune: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

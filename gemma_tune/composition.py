@@ -1,0 +1,123 @@
+"""From words to a checked configuration: Hydra composes, `strict` checks, dataclasses come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gemma_tune import strict
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.paths import CONFIGS
+from gemma_tune.strict.schema import GROUPS
+
+ConfigStore.instance().store("schema", node=Config)
+
+# A rerun repeats a run; only where it goes and whether it goes may differ.
+RERUN_KEYS = ("output_dir", "overwrite", "dry_run")
+
+
+def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
+    """Raises UserError with every problem of the words and of the user's files that they choose.
+
+    Args:
+        words: `key=value` words as typed.
+        config_dirs: Folders named with `--config-dir`.
+
+    Returns:
+        The words as Hydra wants them.
+    """
+    dirs = list(config_dirs)
+    problems = strict.problems_of_words(list(words), dirs)
+    chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in words) if k == g] for g in GROUPS}
+    problems += strict.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)
+    if problems:
+        raise UserError(*problems)
+    return strict.open_keys_added(list(words))
+
+
+def checked(tree: Any, recipe: str, where: str) -> Config:
+    """The dataclasses for a composed tree, after the checks that need all of it.
+
+    Raises:
+        UserError: Unknown keys, wrong values, or values that don't go together.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+    plain.pop("hydra", None)
+    problems = strict.problems_of_tree(plain, where)
+    if problems:
+        raise UserError(*problems)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    cfg = cast(Config, OmegaConf.to_object(merged))
+    cfg.recipe = cfg.recipe or recipe
+    problems = strict.cross_problems(cfg)
+    if problems:
+        raise UserError(*problems)
+    return cfg
+
+
+def as_user_error(error: Exception) -> UserError:
+    """A problem that only Hydra saw, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UserError("configuration: " + " ".join(lines))
+
+
+def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """Composes and checks one configuration without the command line.
+
+    Args:
+        recipe: Name of a recipe.
+        overrides: `key=value` words, as on the command line.
+        config_dir: Folder with the user's own YAML files.
+
+    Raises:
+        UserError: Anything wrong in the words, the files or the values.
+    """
+    dirs = [Path(config_dir)] if config_dir else []
+    words = check_words([f"recipe={recipe}", *overrides], dirs)
+    search = [f"hydra.searchpath=[{','.join('file://' + str(d.resolve()) for d in dirs)}]"] if dirs else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return checked(compose("config", overrides=[*words, *search]), recipe, "configuration")
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from error
+
+
+def load_stored(path: Path, words: Sequence[str]) -> Config:
+    """The configuration of an earlier run, from its `config.yaml` alone.
+
+    Args:
+        path: The file, or the run folder that holds it.
+        words: `key=value` words; only those of RERUN_KEYS may stand beside a rerun.
+
+    Raises:
+        UserError: No such file, not one of ours, or another key.
+    """
+    file = path / "config.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"rerun={path}: there is no such file; name the config.yaml of a run folder.")
+    for word in words:
+        if word.split("=", 1)[0] not in RERUN_KEYS:
+            raise UserError(
+                f"command line: `{word}`: a rerun repeats a run as it was; beside rerun= only "
+                f"{', '.join(RERUN_KEYS)} can be set. To change values, use recipe=…"
+            )
+    check_words(words, [])
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict) or not tree.get("method"):
+            raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
+        own = {"output_dir": None, "overwrite": False, "dry_run": False}
+        return checked(OmegaConf.merge(tree, own, OmegaConf.from_dotlist(list(words))), "", str(file))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise as_user_error(error) from error

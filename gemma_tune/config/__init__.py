@@ -1,0 +1,47 @@
+"""The schema of the configuration: one dataclass per group. Imports no torch.
+
+Defaults stand here and nowhere else; `configs/*/*.yaml` name only what an option sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gemma_tune.config.adapter import AdapterConfig
+from gemma_tune.config.data import DataConfig
+from gemma_tune.config.eval import EvalConfig
+from gemma_tune.config.export import ExportConfig
+from gemma_tune.config.model import ModelConfig
+from gemma_tune.config.option import option
+from gemma_tune.config.tracker import TrackerConfig
+from gemma_tune.config.train import TrainConfig
+
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "ModelConfig",
+    "TrackerConfig",
+    "TrainConfig",
+]
+
+
+@dataclass
+class Config:
+    """The whole configuration of one run."""
+
+    recipe: str = option("", "Name of the recipe; chosen with `recipe=NAME`.")
+    method: str = option("", "The file in recipes/ that runs; set by the recipe.")
+    seed: int = option(42, "Seed of Python, NumPy and torch, of the data order and of the held-out share.", at_least=0)
+    output_dir: str | None = option(None, "Run folder; null: runs/<recipe>-<digest of the configuration>.")
+    overwrite: bool = option(False, "Replace a run folder that holds another run.")
+    dry_run: bool = option(False, "Stop before the first weight is loaded: check, count and estimate.")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)

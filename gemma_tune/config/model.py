@@ -1,0 +1,36 @@
+"""`model=…`: which checkpoint, and how it is held in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemma_tune.config.option import option
+
+
+@dataclass
+class ModelConfig:
+    """Names are those of Transformers' `from_pretrained` and `BitsAndBytesConfig`."""
+
+    model_name_or_path: str = option(
+        "",
+        "A name on the Hugging Face Hub, a local model folder, a PEFT adapter folder, or a run folder of ours "
+        "(the last two are continued from).",
+    )
+    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    dtype: str = option(
+        "bfloat16",
+        "Type of the weights in memory. float16 is refused: Gemma 3's activations overflow it.",
+        choices=("bfloat16", "float32"),
+    )
+    attn_implementation: str = option(
+        "sdpa",
+        "Attention kernel of Transformers; the flash ones need a GPU and their package.",
+        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
+    )
+    device: str = option("auto", "auto takes the GPU where there is one.", choices=("auto", "cpu", "cuda"))
+    load_in_4bit: bool = option(False, "Quantise the linear layers with bitsandbytes while loading (QLoRA).")
+    bnb_4bit_quant_type: str = option("nf4", "4-bit code of bitsandbytes.", choices=("nf4", "fp4"))
+    bnb_4bit_use_double_quant: bool = option(True, "Quantise the scales of the 4-bit blocks, too.")
+    bnb_4bit_compute_dtype: str | None = option(
+        None, "Type of the products of the 4-bit layers; null: `model.dtype`.", choices=("bfloat16", "float32")
+    )

@@ -1,0 +1,45 @@
+"""`train=…`: the trainer's options that we name; every other one goes through `train.extra`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_tune.config.option import option
+
+
+@dataclass
+class TrainConfig:
+    """Names are those of TRL's `SFTConfig` and Transformers' `TrainingArguments`."""
+
+    learning_rate: float = option(2e-4, "Peak learning rate.", above=0)
+    lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
+    warmup_steps: float = option(0.03, "Optimizer steps of warm-up; below 1: share of all steps.", at_least=0)
+    num_train_epochs: float = option(1.0, "Passes over the training rows; ignored where max_steps is set.", above=0)
+    max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
+    per_device_train_batch_size: int = option(8, "Rows of one forward pass on one device.", at_least=1)
+    per_device_eval_batch_size: int = option(8, "Rows of one evaluation pass on one device.", at_least=1)
+    gradient_accumulation_steps: int = option(1, "Forward passes added up before an optimizer step.", at_least=1)
+    max_length: int = option(1024, "Tokens of a row, or of a packed row, at most; longer rows are cut.", at_least=8)
+    packing: bool = option(False, "Put several rows into one of max_length tokens; they don't see each other.")
+    optim: str = option("adamw_torch", "Optimizer, one of Transformers' names (8-bit and paged ones: bitsandbytes).")
+    weight_decay: float = option(0.0, "Decay of the weights a step.", at_least=0)
+    max_grad_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", at_least=0)
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: much less memory, about a third more time."
+    )
+    bf16: bool | None = option(
+        None, "Products in bfloat16 over float32 weights; null: where a GPU has it and the weights are float32."
+    )
+    logging_steps: int = option(1, "Optimizer steps between two lines of metrics.jsonl.", at_least=1)
+    eval_steps: int | None = option(
+        None, "Optimizer steps between two evaluations on the held-out rows while training; null: none.", at_least=1
+    )
+    save_steps: int | None = option(
+        None, "Optimizer steps between two checkpoints; null: none but the last one's weights.", at_least=1
+    )
+    save_total_limit: int | None = option(2, "Checkpoints kept, the newest ones; null: all.", at_least=1)
+    resume_from_checkpoint: str | None = option(
+        None, "Folder of a checkpoint, or `latest`: the newest one of the run folder."
+    )
+    extra: dict[str, Any] = option({}, "Any other option of the trainer's own dataclass, by its name there.")

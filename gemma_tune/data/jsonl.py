@@ -1,0 +1,53 @@
+"""JSONL files: one object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.data.records import BadRow
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (`file:line`, row) for every line that isn't blank.
+
+    Raises:
+        BadRow: A line that isn't UTF-8 or not a JSON object.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            try:
+                # utf-8-sig: files from Windows begin with a byte order mark
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                row = json.loads(line) if line else None
+            except UnicodeDecodeError as error:
+                raise BadRow(f"{where}: the bytes are not UTF-8 (byte {error.start} of the line).") from error
+            except ValueError as error:
+                raise BadRow(f"{where}: this line is not JSON ({error}).") from error
+            if not line:
+                continue
+            if not isinstance(row, dict):
+                raise BadRow(f"{where}: this line is {type(row).__name__}, not a JSON object.")
+            yield where, row
+
+
+def field(row: dict[str, Any], name: str, where: str, key: str) -> Any:
+    """A field that must be there.
+
+    Raises:
+        BadRow: It isn't; the message lists the fields that are, and the key that maps them.
+    """
+    if name not in row:
+        raise BadRow(f"{where}: there is no field {name!r}; found: {', '.join(row) or 'none'}. Set {key}.")
+    return row[name]
+
+
+def text_field(row: dict[str, Any], name: str, where: str, key: str) -> str:
+    """A field that must be a text with something in it."""
+    value = field(row, name, where, key)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"{where}: the field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}.")
+    return value

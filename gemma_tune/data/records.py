@@ -1,0 +1,129 @@
+"""What every data adapter yields, and the checks that every row passes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row.
+
+    Attributes:
+        messages: The conversation in the OpenAI form, or None for running text.
+        text: Running text, or None for a conversation.
+        tools: Function schemas in the OpenAI form, or None.
+        where: File and line, for messages to the user.
+    """
+
+    where: str
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def prompt(self) -> list[dict[str, Any]]:
+        """The conversation up to its last answer."""
+        messages = self.messages or []
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
+        return messages[:last]
+
+
+class BadRow(ValueError):
+    """A row that can't be used; the message names file and line."""
+
+
+def _content(content: Any, where: str, role: str) -> Any:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise BadRow(f"{where}: a part of {role}'s content isn't {{'type': 'text', 'text': …}}.")
+        return content
+    raise BadRow(f"{where}: {role}'s content is {type(content).__name__}, not a text.")
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}.")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        # The OpenAI API gives the arguments as a text that holds JSON.
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise BadRow(f"{where}: the arguments of {function['name']} are not JSON ({error}).") from error
+    if not isinstance(arguments, dict):
+        raise BadRow(f"{where}: the arguments of {function['name']} aren't a mapping.")
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def checked_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+    """The conversation with every message checked, call arguments as mappings.
+
+    Raises:
+        BadRow: Not a conversation, roles that don't alternate, or no answer to learn from.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"{where}: the conversation isn't a list of messages.")
+    clean: list[dict[str, Any]] = []
+    for i, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise BadRow(f"{where}: message {i + 1} has the role {role!r}, not one of {', '.join(ROLES)}.")
+        entry = {"role": role, "content": _content(message.get("content"), where, role)}
+        if calls := message.get("tool_calls"):
+            entry["tool_calls"] = [_tool_call(c, where) for c in calls]
+        if role == "tool" and message.get("name"):
+            entry["name"] = message["name"]
+        if role == "assistant" and not entry["content"] and "tool_calls" not in entry:
+            raise BadRow(f"{where}: message {i + 1}: the assistant's answer is empty.")
+        clean.append(entry)
+    _check_order([m["role"] for m in clean], where)
+    return clean
+
+
+def _check_order(roles: list[str], where: str) -> None:
+    turns = roles[1:] if roles[0] == "system" else roles
+    if "system" in turns:
+        raise BadRow(f"{where}: a system message can only be the first one.")
+    user_next, previous = True, ""
+    for i, role in enumerate(turns):
+        is_user_side = role != "assistant"
+        if is_user_side != user_next and not (role == "tool" and previous == "tool"):
+            raise BadRow(
+                f"{where}: roles must alternate user/assistant, but {role!r} follows {previous or 'nothing'!r}."
+            )
+        if i == 0 and role != "user":
+            raise BadRow(f"{where}: the conversation must begin with the user (after a system text).")
+        user_next, previous = not is_user_side, role
+    if "assistant" not in roles:
+        raise BadRow(f"{where}: there is no assistant message to learn from.")
+
+
+def checked_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    """The tools as a list of function schemas, or None where there are none.
+
+    Raises:
+        BadRow: Not in the OpenAI form.
+    """
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise BadRow(f"{where}: tools is a text that is not JSON ({error}).") from error
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise BadRow(f"{where}: tools isn't a list.")
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(f"{where}: a tool isn't {{'type': 'function', 'function': {{'name', …}}}}.")
+    return tools

@@ -1,0 +1,22 @@
+"""The one exception for a mistake that the user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake of the user's: each problem says what, where and how to mend it.
+
+    The command line prints the problems without a traceback and ends with exit status 2.
+
+    Args:
+        *problems: One message each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(problems))
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return f"{len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)

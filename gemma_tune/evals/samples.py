@@ -1,0 +1,98 @@
+"""Greedy answers to held-out prompts, to be read by people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gemma_tune.chat import render_chat, render_prompt, render_text
+from gemma_tune.data.records import Record
+from gemma_tune.evals.mode import evaluating
+
+
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = 8
+) -> list[list[int]]:
+    """Greedy continuations.
+
+    Args:
+        model: The model; stops at the ids of its generation config.
+        tokenizer: For the padding id.
+        prompts: Token ids, one list a prompt.
+        max_new_tokens: Tokens at most.
+        batch_size: Prompts of one pass.
+
+    Returns:
+        New token ids of each prompt, with the stop token where there is one, without padding.
+    """
+    answers: list[list[int]] = []
+    device = model.get_input_embeddings().weight.device
+    pad = tokenizer.pad_token_id
+    stops = set(model.generation_config.eos_token_id)
+    with evaluating(model):
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            width = max(len(p) for p in batch)
+            ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=device)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                top_k=None,  # the published configs ask for sampling, and greedy decoding warns about their values
+                top_p=None,
+                use_cache=True,
+            )
+            for row in out[:, width:].tolist():
+                end = next((i for i, token in enumerate(row) if token in stops), None)
+                answers.append([t for t in row if t != pad] if end is None else row[: end + 1])
+    return answers
+
+
+def prompt_ids(tokenizer: Any, record: Record) -> list[int]:
+    """Token ids of a record's prompt: a conversation up to its last answer, or the first half of a text."""
+    if record.messages is not None:
+        return render_prompt(tokenizer, record.prompt, record.tools)
+    ids = render_text(tokenizer, record.text or "").input_ids
+    return ids[: max(1, len(ids) // 2)]
+
+
+def full_ids(tokenizer: Any, record: Record) -> list[int]:
+    """Token ids of a record up to and with the answer that `prompt_ids` stops before."""
+    if record.messages is None:
+        return render_text(tokenizer, record.text or "").input_ids
+    return render_chat(tokenizer, record.messages[: len(record.prompt) + 1], record.tools).input_ids
+
+
+def asked_text(tokenizer: Any, record: Record) -> str:
+    """What was asked, for people: the last message before the answer, or the beginning of the text."""
+    if record.messages is None:
+        return str(tokenizer.decode(prompt_ids(tokenizer, record), skip_special_tokens=True))
+    content = record.prompt[-1]["content"]
+    return content if isinstance(content, str) else " ".join(part["text"] for part in content)
+
+
+def sample_answers(
+    model: Any, tokenizer: Any, records: Sequence[Record], max_new_tokens: int, batch_size: int = 8
+) -> list[dict[str, str]]:
+    """Answers to the records' prompts.
+
+    Returns:
+        For each record `prompt`, `wanted`, `answer` and `stopped` (yes or no).
+    """
+    prompts = [prompt_ids(tokenizer, r) for r in records]
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens, batch_size)
+    stops = set(model.generation_config.eos_token_id)
+    whole = [full_ids(tokenizer, r) for r in records]
+    return [
+        {
+            "prompt": asked_text(tokenizer, r),
+            "wanted": tokenizer.decode(w[len(p) :], skip_special_tokens=True).strip(),
+            "answer": tokenizer.decode(a, skip_special_tokens=True).strip(),
+            "stopped": "yes" if a and a[-1] in stops else "no",
+        }
+        for r, p, a, w in zip(records, prompts, answers, whole, strict=True)
+    ]

@@ -1,0 +1,44 @@
+"""Options that only some machines have: refused with a reason, before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.models.load import pick_device
+
+_FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
+
+
+def check_hardware(cfg: Config) -> None:
+    """Raises UserError with every option that this machine can't do."""
+    problems = []
+    cuda = torch.cuda.is_available()
+    if cfg.model.device == "cuda" and not cuda:
+        raise UserError("model.device=cuda: this machine has no GPU that torch can use; set model.device=auto.")
+    on_gpu = pick_device(cfg.model).type == "cuda"
+    attention = cfg.model.attn_implementation
+    if attention in _FLASH_PACKAGES:
+        package = _FLASH_PACKAGES[attention]
+        if not on_gpu:
+            problems.append(f"model.attn_implementation={attention} needs a GPU, and this run is on the CPU; use sdpa.")
+        elif importlib.util.find_spec(package) is None:
+            problems.append(
+                f"model.attn_implementation={attention} needs the package {package}, which isn't installed; use sdpa."
+            )
+        if cfg.model.dtype == "float32":
+            problems.append(f"model.attn_implementation={attention} needs model.dtype=bfloat16, not float32.")
+    if cfg.train.optim.startswith("paged_") and not on_gpu:
+        problems.append(
+            f"train.optim={cfg.train.optim} pages between GPU and host memory, and this run is on the CPU; "
+            f"use {cfg.train.optim.removeprefix('paged_')}."
+        )
+    if cfg.train.optim.endswith("_fused") and not on_gpu and cfg.train.optim != "adamw_torch_fused":
+        problems.append(f"train.optim={cfg.train.optim} needs a GPU; use adamw_torch.")
+    if on_gpu and cfg.model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        problems.append("model.dtype=bfloat16: this GPU has no bfloat16; use float32.")
+    if problems:
+        raise UserError(*problems)

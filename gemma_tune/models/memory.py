@@ -1,0 +1,69 @@
+"""Memory: an estimate before anything is loaded, and the peak that was measured."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from gemma_tune.config import Config
+from gemma_tune.models.family import Shape
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0}
+# NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
+_FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
+_GIB = 1024**3
+_LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
+
+
+def _optimizer_bytes(optim: str) -> float:
+    if "8bit" in optim or "4bit" in optim:
+        return 2.0
+    if optim in ("sgd", "adafactor") or "lomo" in optim:
+        return 0.5
+    return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
+
+
+def estimate(cfg: Config, shape: Shape, mixed: bool) -> dict[str, float]:
+    """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        mixed: Whether products run in bfloat16 over float32 weights.
+    """
+    size = _BYTES[cfg.model.dtype]
+    linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
+    weights = shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
+    full = cfg.adapter.peft_type == "none"
+    trainable = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
+    if not full:
+        weights += trainable * 4.0  # adapters stay float32
+    gradients = trainable * (size if full else 4.0)
+    optimizer = trainable * _optimizer_bytes(cfg.train.optim)
+    tokens = cfg.train.max_length * cfg.train.per_device_train_batch_size
+    act = 2.0 if mixed else size
+    heads = (shape.num_attention_heads * 2 + shape.num_key_value_heads * 2) * shape.head_dim
+    one_layer = (8 * shape.hidden_size + heads + 4 * shape.intermediate_size) * act
+    if cfg.train.gradient_checkpointing:
+        activations = tokens * (shape.num_hidden_layers * shape.hidden_size * act + one_layer)
+    else:
+        activations = tokens * shape.num_hidden_layers * one_layer
+    logits = 3 * _LOGIT_ROWS * shape.vocab_size * 4.0
+    parts = {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": activations,
+        "logits": logits,
+    }
+    return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB: the GPU's peak allocation, or without one the largest resident size of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device) / 2**20)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,69 @@
+"""`dry_run=true`: everything up to the first loaded weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gemma_tune.config import Config
+from gemma_tune.data.dataset import load_rows, read_records
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import Shape, published_shape
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device, shape_of
+from gemma_tune.models.memory import estimate
+from gemma_tune.models.source import find_source
+from gemma_tune.runfolder import RunFolder, RunResult
+from gemma_tune.train.arguments import mixed_precision
+
+
+def _shape(cfg: Config) -> Shape | None:
+    try:
+        return shape_of(load_config(find_source(cfg.model)))
+    except UserError:
+        return published_shape(cfg.model.model_name_or_path)
+
+
+def _counts(cfg: Config) -> tuple[dict[str, dict[str, int]], str]:
+    try:
+        tokenizer = load_tokenizer(find_source(cfg.model))
+    except UserError as error:
+        # A checkpoint that isn't downloaded yet is no reason to leave the rows unread.
+        train, held_out = read_records(cfg.data, cfg.seed)
+        return {"training": {"rows_read": len(train)}, "held_out": {"rows_read": len(held_out)}}, str(error)
+    train_rows, held_out_rows = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    return {"training": train_rows.counts(), "held_out": held_out_rows.counts()}, ""
+
+
+def preview(cfg: Config, folder: RunFolder) -> RunResult:
+    """Prints the resolved configuration, the data's counts and the memory estimate; writes nothing.
+
+    Raises:
+        UserError: The data can't be used.
+    """
+    counts, note = _counts(cfg)
+    shape = _shape(cfg)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+    table = Table(title="Rows and tokens", title_justify="left")
+    table.add_column("")
+    for name in counts:
+        table.add_column(name.replace("_", " "), justify="right")
+    for key in counts["training"]:
+        table.add_row(key.replace("_", " "), *(f"{c[key]:,}" for c in counts.values()))
+    console.print(table)
+    if note:
+        console.print(f"Tokens are not counted: {note}", markup=False)
+    metrics: dict[str, Any] = {"data": counts}
+    if shape is None:
+        console.print("Memory: unknown; the model's config.json isn't on this machine.")
+    else:
+        parts = estimate(cfg, shape, mixed_precision(cfg, pick_device(cfg.model)))
+        metrics["memory_gib"] = parts
+        rest = ", ".join(f"{k} {v:.2f}" for k, v in parts.items() if k != "total")
+        console.print(f"Memory, estimated: {parts['total']:.2f} GiB ({rest}), and about 1 GiB for Python and torch.")
+    console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
+    return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

@@ -1,0 +1,262 @@
+"""The run folder: where it is, whether it may be used, and what it says about the run. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+
+# Keys that say how a run is carried out, not what it is: they don't change its folder.
+OPERATIONAL = ("output_dir", "overwrite", "dry_run")
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "wandb", "hydra-core",
+    "safetensors", "tokenizers",
+)  # fmt: skip
+
+
+@dataclass
+class RunResult:
+    """What a run gives back; the same as `result.json`.
+
+    Attributes:
+        recipe: Name of the recipe.
+        status: running, finished, interrupted, failed, or dry_run.
+        headline: The recipe's first figure: `name`, `before`, `after`.
+        metrics: Every other figure, by name.
+        artifacts: What can be taken away: name → path relative to the run folder.
+        seconds: Wall seconds of each step.
+        peak_memory_mb: MiB: the GPU's peak allocation, or the process's largest resident size without one.
+        folder: The run folder.
+    """
+
+    recipe: str
+    status: str = "running"
+    headline: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    folder: Path | None = None
+
+    @property
+    def headline_after(self) -> float | None:
+        """The headline figure after training, which sweepers optimise."""
+        return self.headline.get("after")
+
+
+def is_main_process() -> bool:
+    """True on the one process that writes (rank 0)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """The configuration without what does not change the run's outcome."""
+    tree = {k: v for k, v in asdict(cfg).items() if k not in OPERATIONAL}
+    tree["train"] = {k: v for k, v in tree["train"].items() if k != "resume_from_checkpoint"}
+    return tree
+
+
+def folder_of(cfg: Config) -> Path:
+    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every setting has a folder of its own."""
+    if cfg.output_dir:
+        return Path(cfg.output_dir).expanduser()
+    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / f"{cfg.recipe}-{digest}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _git_state() -> dict[str, Any] | None:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        # Commit and cleanliness only: a remote's address may hold a token.
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+class RunFolder:
+    """One run's folder. `open` only looks; nothing is written before `recording` begins."""
+
+    def __init__(self, path: Path, cfg: Config, finished: bool) -> None:
+        self.path = path
+        self.cfg = cfg
+        self.finished = finished
+        self.result = RunResult(cfg.recipe, folder=path)
+        self.inputs: dict[str, str] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Whole checkpoints: step-N/."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT adapter, where there is one."""
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        """Results of the evaluations."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The model card."""
+        return self.path / "report.md"
+
+    def export(self, name: str) -> Path:
+        """Folder of an export format."""
+        return self.path / "export" / name
+
+    @classmethod
+    def open(cls, cfg: Config) -> RunFolder:
+        """Decides which folder the run has and whether it may use it.
+
+        Raises:
+            UserError: The folder holds another run, or an unfinished one with checkpoints.
+        """
+        path = folder_of(cfg)
+        if not path.exists() or cfg.overwrite or cfg.dry_run or (path.is_dir() and not any(path.iterdir())):
+            return cls(path, cfg, finished=False)
+        if not path.is_dir():
+            raise UserError(f"output_dir={path}: this is a file; name a folder.")
+        ways = (
+            "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
+            "overwrite=true"
+        )
+        stored = path / "config.yaml"
+        if not stored.is_file():
+            raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; {ways}.")
+        if cfg.train.resume_from_checkpoint:
+            return cls(path, cfg, finished=False)
+        old = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        mine = identity(cfg)
+        theirs = {k: old.get(k) for k in mine}
+        theirs["train"] = {k: v for k, v in (theirs["train"] or {}).items() if k != "resume_from_checkpoint"}
+        if theirs != mine:
+            raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
+        folder = cls(path, cfg, finished=folder_status(path) == "finished")
+        if not folder.finished and any((path / "checkpoints").glob("step-*")):
+            raise UserError(f"output_dir={path}: this run was begun and has checkpoints; {ways}.")
+        return folder
+
+    def stored_result(self) -> RunResult:
+        """The result of the finished run that this folder holds."""
+        tree = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return RunResult(**tree, folder=self.path)
+
+    def add_inputs(self, *paths: Path | None) -> None:
+        """Notes the digest of each input file, and of every file directly in an input folder."""
+        if not is_main_process():
+            return
+        for path in paths:
+            if path is not None:
+                for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+                    self.inputs[str(file)] = file_digest(file)
+        self.write_manifest()
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the wall seconds of a step to the result."""
+        start = time.perf_counter()
+        yield
+        seconds = self.result.seconds.get(step, 0.0) + time.perf_counter() - start
+        self.result.seconds[step] = round(seconds, 3)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
+
+        Raises:
+            UserError: The folder can't be written.
+        """
+        if not is_main_process():
+            yield
+            return
+        try:
+            if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(asdict(self.cfg), sort_keys=False, allow_unicode=True)
+            (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
+        self._write_result()
+        self.write_manifest()
+        try:
+            yield
+        except BaseException as error:
+            self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._write_result()
+            raise
+        self.result.status = "finished"
+        self.write_manifest()
+        self._write_result()
+
+    def _write_result(self) -> None:
+        tree = {k: v for k, v in asdict(self.result).items() if k != "folder"}
+        _write_json(self.path / "result.json", tree)
+
+    def write_manifest(self) -> None:
+        """Writes versions, seed, git state, and the digests of inputs and artifacts."""
+        artifacts = {}
+        for name, relative in self.result.artifacts.items():
+            target = self.path / relative
+            files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
+            artifacts[name] = {str(f.relative_to(self.path)): file_digest(f) for f in files}
+        versions = {p: importlib.metadata.version(p) for p in PACKAGES}
+        manifest = {
+            "gemma_tune": importlib.metadata.version("gemma_tune"),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "versions": versions,
+            "seed": self.cfg.seed,
+            "git": _git_state(),
+            "inputs": self.inputs,
+            "artifacts": artifacts,
+        }
+        _write_json(self.path / "manifest.json", manifest)
+
+
+def folder_status(path: Path) -> str | None:
+    """The status in a folder's result.json, or None where there is none."""
+    try:
+        status: str = json.loads((path / "result.json").read_text(encoding="utf-8"))["status"]
+        return status
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,13 @@
+"""Answers every mistake in a configuration at once, before torch is imported.
+
+`commandline` checks the words typed, `userfiles` the user's own YAML, `schema` keys and values,
+`crossfield` values against each other, `trainer_options` the names below `train.extra`.
+"""
+
+from gemma_tune.strict.commandline import open_keys_added
+from gemma_tune.strict.commandline import problems_of as problems_of_words
+from gemma_tune.strict.crossfield import cross_problems
+from gemma_tune.strict.schema import problems_of as problems_of_tree
+from gemma_tune.strict.userfiles import problems_of_files
+
+__all__ = ["cross_problems", "open_keys_added", "problems_of_files", "problems_of_tree", "problems_of_words"]

@@ -1,0 +1,95 @@
+"""Checks the words of the command line before anything is composed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from gemma_tune.paths import CONFIGS
+from gemma_tune.strict.schema import GROUPS, is_open, unknown_key, wrong_value
+from gemma_tune.strict.suggest import did_you_mean
+
+WHERE = "command line"
+
+
+def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
+    """The options of a group with their files; the shipped ones win, as they do in Hydra."""
+    found: dict[str, Path] = {}
+    for root in [*config_dirs[::-1], CONFIGS]:
+        found.update({f.stem: f for f in sorted((root / group).glob("*.yaml"))})
+    return found
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        return [v if isinstance(v, str) else str(v) for v in override.sweep_string_iterator()]
+    return [override.value()]
+
+
+def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
+    options = options_of(group, config_dirs)
+    if not isinstance(value, str) or value in options:
+        return None if isinstance(value, str) else f"{WHERE}: {group}={value} names no option of {group}."
+    for root in config_dirs:
+        stray = root / f"{value}.yaml"
+        if group == "recipe" and stray.is_file():
+            return (
+                f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
+                f"move it to {root / 'recipe' / stray.name}."
+            )
+    return (
+        f"{WHERE}: there is no {group} `{value}`.{did_you_mean(value, options)} "
+        f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"
+    )
+
+
+def _check(override: Override, config_dirs: list[Path]) -> str | None:
+    key = override.key_or_group.lstrip("/")
+    if key.startswith(("hydra.", "hydra/")):
+        if key == "hydra.searchpath":
+            return f"{WHERE}: use --config-dir FOLDER in place of hydra.searchpath."
+        return None
+    if "_target_" in key:
+        return f"{WHERE}: `{key}`: there is no _target_ here; name a part of ours, or path/to/file.py:function."
+    if override.is_delete():
+        return f"{WHERE}: ~{key} can't be left out; set another value (for a group: {key}=none where it has one)."
+    if override.package:
+        return f"{WHERE}: {key}@{override.package}: a group has one place only; write {key}=OPTION."
+    if key in GROUPS:
+        problems = (_group_problem(key, v, config_dirs) for v in _values(override))
+        return next((p for p in problems if p), None)
+    if message := unknown_key(key, WHERE):
+        return message
+    problems = (wrong_value(key, v, WHERE) for v in _values(override))
+    return next((p for p in problems if p), None)
+
+
+def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
+    """All problems of the `key=value` words that can be seen without composing."""
+    found = []
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            found.append(_check(parser.parse_override(word), config_dirs))
+        except HydraException as error:
+            if "=" not in word:
+                found.append(f"{WHERE}: `{word}` is not of the form key=value.{did_you_mean(word, GROUPS)}")
+            else:
+                reason = str(error).splitlines()[0]
+                found.append(
+                    f"{WHERE}: `{word}` can't be read ({reason}); put quotes around it: '{word}' → key='\"…\"'."
+                )
+    for root in config_dirs:
+        if not root.is_dir():
+            near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])
+            found.append(f"{WHERE}: --config-dir {root}: there is no such folder.{near}")
+    return [f for f in found if f]
+
+
+def open_keys_added(words: list[str]) -> list[str]:
+    """Marks `train.extra.name=value` as an addition, which Hydra wants said; our check has allowed it."""
+    return [f"++{w}" if is_open(w.split("=", 1)[0]) else w for w in words]

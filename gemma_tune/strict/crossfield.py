@@ -1,0 +1,128 @@
+"""Checks of values against each other and against the files on disk, without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_tune.config import AdapterConfig, Config
+from gemma_tune.paths import resolve
+from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.strict.trainer_options import enum_values, problems_of_extra
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
+FORMATS = ("messages", "columns", "text")
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name means a folder: an existing one, or anything that is no `owner/name` of the Hub."""
+    if resolve(name).exists() or not _HUB_NAME.match(name):
+        return True
+    return Path(name).parent.is_dir()
+
+
+def missing_path(key: str, path: str, kind: str) -> str:
+    """The message for a file or folder that is not there, with the nearest name beside it."""
+    real = resolve(path)
+    beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
+    where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
+    return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"
+
+
+def _model(cfg: Config) -> Iterator[str]:
+    name = cfg.model.model_name_or_path
+    if not name:
+        yield "model.model_name_or_path is empty: choose model=… or name a folder."
+    elif looks_local(name) and not resolve(name).is_dir():
+        kind = "model folder, and it is no `owner/name` of the Hub" if "/" not in name else "model folder"
+        yield missing_path("model.model_name_or_path", name, kind)
+
+
+def _adapter(cfg: Config) -> Iterator[str]:
+    a, four_bit = cfg.adapter, cfg.model.load_in_4bit
+    init = str(a.init_lora_weights)
+    if a.peft_type == "none":
+        if four_bit:
+            yield (
+                "model.load_in_4bit=true with adapter=none: 4-bit weights can't be trained themselves; "
+                "add adapter=lora, or set model.load_in_4bit=false."
+            )
+        for key, default in vars(AdapterConfig()).items():
+            if getattr(a, key) != default:
+                yield f"adapter.{key} has no effect with adapter=none; add adapter=lora, or leave it out."
+        return
+    if not _INITS.match(init):
+        names = ("true", "false", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq")
+        yield f"adapter.init_lora_weights={init}: not one of {', '.join(names)}.{did_you_mean(init, names)}"
+    if four_bit and init.startswith(("pissa", "olora")):
+        yield (
+            f"adapter.init_lora_weights={init} takes the start of the adapter out of the weights, and 4-bit weights "
+            "can't give it exactly; use adapter=loftq, or recipe=lora_sft."
+        )
+    if init == "loftq" and not four_bit:
+        yield "adapter.init_lora_weights=loftq makes up for 4-bit rounding; add model.load_in_4bit=true (qlora_sft)."
+    if a.use_dora and init.startswith(("pissa", "olora", "loftq")):
+        yield f"adapter.use_dora=true with init_lora_weights={init}: PEFT can't save this pair exactly; drop one."
+    modules = a.target_modules
+    names_ok = isinstance(modules, list) and modules and all(isinstance(m, str) for m in modules)
+    if not (isinstance(modules, str) and modules) and not names_ok:
+        yield "adapter.target_modules must be all-linear, a regular expression or a list of module names."
+    for m in modules if isinstance(modules, list) else [modules]:
+        if m in ("lm_head", "embed_tokens"):
+            yield f"adapter.target_modules: {m} is tied (head and embedding are one matrix); leave it out."
+
+
+def _data(cfg: Config) -> Iterator[str]:
+    d = cfg.data
+    if ":" in d.format:
+        file = d.format.rsplit(":", 1)[0]
+        if not resolve(file).is_file():
+            yield missing_path("data.format", file, "file")
+    elif d.format not in FORMATS:
+        yield (
+            f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
+            f"{did_you_mean(d.format, FORMATS)}"
+        )
+    if not d.train_file:
+        yield "data.train_file is empty: name the JSONL file to train on."
+    for key, path in (("data.train_file", d.train_file), ("data.validation_file", d.validation_file)):
+        if path and not resolve(path).is_file():
+            yield missing_path(key, path, "file")
+    if d.validation_file and d.validation_split_percentage:
+        yield "data.validation_file and data.validation_split_percentage are both set; choose one (null or 0)."
+    if d.format == "columns":
+        for key in ("prompt_column", "completion_column"):
+            if not getattr(d, key):
+                yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
+
+
+def _train(cfg: Config) -> Iterator[str]:
+    t = cfg.train
+    for key, value, enum in (
+        ("train.optim", t.optim, "OptimizerNames"),
+        ("train.lr_scheduler_type", t.lr_scheduler_type, "SchedulerType"),
+    ):
+        names = enum_values(enum)
+        if names and value not in names:
+            yield f"{key}={value}: Transformers has no such name.{did_you_mean(value, names)} ({', '.join(names)})"
+    if t.max_steps == 0:
+        yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
+    has_held_out = bool(cfg.data.validation_file or cfg.data.validation_split_percentage)
+    if t.eval_steps and not has_held_out:
+        yield (
+            "train.eval_steps is set, but no rows are held out: set data.validation_file or "
+            "data.validation_split_percentage."
+        )
+    yield from problems_of_extra(t.extra)
+
+
+def _export(cfg: Config) -> Iterator[str]:
+    if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not cfg.train.save_steps:
+        yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
+
+
+def cross_problems(cfg: Config) -> list[str]:
+    """Everything that single values can't show, all at once."""
+    return [*_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg)]

@@ -1,0 +1,108 @@
+"""Holds a tree of values against the dataclasses: unknown keys, wrong types, values out of their limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gemma_tune.config import Config
+from gemma_tune.strict.suggest import did_you_mean, suggest_key
+
+GROUPS = ("recipe", *(f.name for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING))
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    arguments = typing.get_args(kind)
+    if type(None) in arguments:
+        return " or ".join(_type_name(a) for a in arguments if a is not type(None)) + " (or null)"
+    return names.get(kind, "a mapping" if typing.get_origin(kind) is dict else str(kind))
+
+
+def _walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = hints[f.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _walk(typing.cast(type, kind), f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f, kind
+
+
+FIELDS = {key: (f, kind) for key, f, kind in _walk(Config)}
+OPEN = tuple(key for key, (_, kind) in FIELDS.items() if typing.get_origin(kind) is dict)
+
+
+def is_open(key: str) -> bool:
+    """Whether the key lies below one that takes any name (`train.extra.…`)."""
+    return any(key.startswith(f"{o}.") for o in OPEN)
+
+
+def unknown_key(key: str, where: str) -> str | None:
+    """The message for a key that the schema lacks, or None."""
+    if key in FIELDS or is_open(key) or key in GROUPS:
+        return None
+    return f"{where}: there is no key `{key}`.{suggest_key(key, [*FIELDS, *GROUPS])}"
+
+
+def wrong_value(key: str, value: Any, where: str) -> str | None:
+    """The message for a value that the key can't take (type, choices, limits), or None."""
+    if key not in FIELDS or (isinstance(value, str) and "${" in value):
+        return None
+    f, kind = FIELDS[key]
+    limits = f.metadata
+    try:
+        # OmegaConf converts as the composition will: "3" is a number, "abc" is not.
+        value = OmegaConf.merge(OmegaConf.structured(Config), _nest(key, value))
+        value = OmegaConf.select(value, key)
+    except OmegaConfBaseException:
+        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}."
+    if value is None:
+        return None
+    if key == "model.dtype" and value in ("float16", "fp16", "half"):
+        return f"{where}: model.dtype=float16 overflows on Gemma 3 and trains to NaN; use bfloat16 or float32."
+    choices = limits.get("choices") or ()
+    if choices and value not in choices:
+        return f"{where}: {key} must be one of {', '.join(choices)}, not {value!r}.{did_you_mean(str(value), choices)}"
+    for name, words, broken in (
+        ("at_least", "at least", operator.lt),
+        ("above", "more than", operator.le),
+        ("at_most", "at most", operator.gt),
+    ):
+        limit = limits.get(name)
+        if limit is not None and broken(value, limit):
+            return f"{where}: {key} must be {words} {limit:g}, not {value:g}."
+    return None
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping with their dotted keys; an open mapping is one leaf."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in OPEN and (value or key not in FIELDS):
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def problems_of(tree: dict[str, Any], where: str) -> list[str]:
+    """All problems of a nested mapping of values, each naming `where` it stands."""
+    found: list[str | None] = []
+    for key, value in flatten(tree):
+        if key.rsplit(".", 1)[-1] == "_target_" or "._target_." in key:
+            found.append(f"{where}: `{key}`: there is no _target_ here; name a part, or path/to/file.py:function.")
+        else:
+            found.append(unknown_key(key, where) or wrong_value(key, value, where))
+    return [f for f in found if f]

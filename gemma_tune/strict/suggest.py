@@ -1,0 +1,101 @@
+"""“Did you mean …”: near misses, and the names that other tools have for our keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
+OTHER_TOOLS = {
+    "base_model": "model.model_name_or_path",
+    "model_name": "model.model_name_or_path",
+    "pretrained_model_name_or_path": "model.model_name_or_path",
+    "torch_dtype": "model.dtype",
+    "flash_attention": "model.attn_implementation",
+    "flash_attn": "model.attn_implementation",
+    "quantization_bit": "model.load_in_4bit",
+    "load_in_8bit": "model.load_in_4bit",
+    "lora_r": "adapter.r",
+    "lora_rank": "adapter.r",
+    "rank": "adapter.r",
+    "alpha": "adapter.lora_alpha",
+    "dropout": "adapter.lora_dropout",
+    "lora_target": "adapter.target_modules",
+    "lora_target_modules": "adapter.target_modules",
+    "lora_target_linear": "adapter.target_modules",
+    "peft_use_dora": "adapter.use_dora",
+    "peft_use_rslora": "adapter.use_rslora",
+    "pissa_init": "adapter.init_lora_weights",
+    "dataset": "data.train_file",
+    "dataset_path": "data.train_file",
+    "data_files": "data.train_file",
+    "train_path": "data.train_file",
+    "val_size": "data.validation_split_percentage",
+    "val_set_size": "data.validation_split_percentage",
+    "test_size": "data.validation_split_percentage",
+    "input_column": "data.prompt_column",
+    "output_column": "data.completion_column",
+    "max_samples": "data.max_train_samples",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.per_device_train_batch_size",
+    "sequence_len": "train.max_length",
+    "seq_length": "train.max_length",
+    "max_seq_length": "train.max_length",
+    "max_seq_len": "train.max_length",
+    "cutoff_len": "train.max_length",
+    "sample_packing": "train.packing",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "steps": "train.max_steps",
+    "warmup_ratio": "train.warmup_steps",
+    "optimizer": "train.optim",
+    "grad_accum": "train.gradient_accumulation_steps",
+    "grad_clip": "train.max_grad_norm",
+    "gradient_clipping": "train.max_grad_norm",
+    "checkpointing": "train.gradient_checkpointing",
+    "resume": "train.resume_from_checkpoint",
+    "random_seed": "seed",
+    "output": "output_dir",
+    "wandb_project": "tracker.project",
+    "wandb_entity": "tracker.entity",
+    "wandb_name": "tracker.name",
+    "run_name": "tracker.name",
+    "peft": "adapter",
+    "lora": "adapter",
+    "dataset_format": "data.format",
+    "evaluation": "eval",
+    "logger": "tracker",
+}
+
+
+def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
+    """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
+    plain = {w.lower().replace("-", "_"): w for w in words}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=0.6)
+    return [plain[f] for f in found]
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`" Did you mean X?"`, or nothing where no word is near."""
+    found = near(word, words)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def suggest_key(key: str, known: Iterable[str]) -> str:
+    """Like `did_you_mean`, for a dotted key: other tools' names first, then the whole key, then its last part."""
+    known = list(known)
+    last = key.rsplit(".", 1)[-1]
+    if last in OTHER_TOOLS:
+        return f" Did you mean {OTHER_TOOLS[last]}?"
+    exact = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    if exact:
+        return f" Did you mean {exact[0]}?"
+    if found := near(key, known):
+        return f" Did you mean {found[0]}?"
+    by_last: dict[str, str] = {}
+    for name in known:
+        by_last.setdefault(name.rsplit(".", 1)[-1], name)
+    found = near(last, by_last)
+    return f" Did you mean {by_last[found[0]]}?" if found else ""

@@ -1,0 +1,102 @@
+"""`train.extra.<name>` against the trainer's own dataclass, read as text: importing it would import torch."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.config import TrainConfig
+from gemma_tune.strict.suggest import OTHER_TOOLS, did_you_mean
+
+# Options of the trainer that another key of ours already decides, or that can't be left to the user.
+DECIDED = {
+    "output_dir": "set output_dir (without train.)",
+    "seed": "set seed (without train.)",
+    "data_seed": "set seed (without train.)",
+    "run_name": "set tracker.name",
+    "project": "set tracker.project",
+    "report_to": "choose tracker=wandb or tracker=none",
+    "use_cpu": "set model.device=cpu",
+    "fp16": "float16 overflows on Gemma; leave it out (train.bf16 for mixed precision)",
+    "fp16_full_eval": "float16 overflows on Gemma; leave it out",
+    "logging_nan_inf_filter": "it hides NaN losses and is always off here",
+    "save_strategy": "set train.save_steps",
+    "eval_strategy": "set train.eval_steps",
+    "logging_strategy": "set train.logging_steps",
+    "model_init_kwargs": "set the keys of model",
+    "dataset_text_field": "set data.text_column",
+    "dataset_kwargs": "rows are rendered and masked before the trainer sees them",
+    "dataset_num_proc": "rows are rendered and masked before the trainer sees them",
+    "completion_only_loss": "the mask is made from the conversation's roles",
+    "assistant_only_loss": "the mask is made from the conversation's roles",
+    "chat_template_path": "the template is Gemma's own",
+    "eos_token": "the stop token is Gemma's <end_of_turn>",
+    "pad_token": "the padding token is the tokenizer's own",
+    "disable_tqdm": "the progress bar is ours",
+    "remove_unused_columns": "the columns are ours",
+    "do_train": "choose a recipe",
+    "do_eval": "choose eval=default or eval=none",
+    "do_predict": "choose a recipe",
+    "push_to_hub": "upload export/ yourself when you have looked at it",
+    "padding_free": "set train.packing",
+}
+
+
+@functools.cache
+def _class_fields(file: Path, name: str) -> dict[str, str]:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return {
+                item.target.id: ast.unparse(item.annotation)
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+    return {}
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name)
+    return Path(spec.origin).parent
+
+
+@functools.cache
+def sft_options() -> dict[str, str]:
+    """Names and type annotations of every field of TRL's SFTConfig and of the classes it inherits from."""
+    trl, transformers = _package("trl"), _package("transformers")
+    return {
+        **_class_fields(transformers / "training_args.py", "TrainingArguments"),
+        **_class_fields(trl / "trainer" / "base_config.py", "_BaseConfig"),
+        **_class_fields(trl / "trainer" / "sft_config.py", "SFTConfig"),
+    }
+
+
+@functools.cache
+def enum_values(name: str) -> tuple[str, ...]:
+    """The values of an enumeration of Transformers (`OptimizerNames`, `SchedulerType`)."""
+    transformers = _package("transformers")
+    for file in ("training_args.py", "trainer_utils.py"):
+        for node in ast.parse((transformers / file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                values = [i.value for i in node.body if isinstance(i, ast.Assign)]
+                return tuple(str(v.value) for v in values if isinstance(v, ast.Constant))
+    return ()
+
+
+def problems_of_extra(extra: dict[str, Any]) -> list[str]:
+    """What is wrong with the names under `train.extra`."""
+    named = set(TrainConfig.__dataclass_fields__)
+    found = []
+    for name in extra:
+        if name in named:
+            found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
+        elif name in DECIDED:
+            found.append(f"train.extra.{name} can't be set there: {DECIDED[name]}.")
+        elif name not in sft_options():
+            hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, sft_options())
+            found.append(f"train.extra.{name}: TRL's SFTConfig has no such option.{hint}")
+    return found

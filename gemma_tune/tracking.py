@@ -1,0 +1,106 @@
+"""The tracker: metrics.jsonl always, Weights & Biases when chosen. The only file that imports wandb."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.runfolder import RunFolder, is_main_process
+
+Answers = Sequence[dict[str, str]]
+
+
+class Tracker:
+    """Writes metrics, and sends them to W&B where there is a W&B run.
+
+    Attributes:
+        note: A line for the user about where to follow the run, or None.
+    """
+
+    def __init__(self, file: TextIO | None, run: Any, log_samples: bool) -> None:
+        self._file = file
+        self._run = run
+        self._log_samples = log_samples
+        self.note: str | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, cfg: Config, folder: RunFolder) -> Iterator[Tracker]:
+        """Opens the tracker; closes it with the run's status, whatever happens.
+
+        Raises:
+            UserError: `tracker.mode=online` without a key.
+        """
+        if not is_main_process():
+            yield cls(None, None, False)
+            return
+        run = _wandb_run(cfg, folder) if cfg.tracker.report_to == "wandb" else None
+        resumed = cfg.train.resume_from_checkpoint is not None
+        with folder.metrics.open("a" if resumed else "w", encoding="utf-8") as file:
+            tracker = cls(file, run, cfg.tracker.log_samples)
+            failed = True
+            try:
+                yield tracker
+                failed = False
+            finally:
+                if run is not None:
+                    sync_dir, offline, url = run.settings.sync_dir, run.offline, run.url
+                    run.finish(exit_code=int(failed))
+                    tracker.note = f"W&B (offline): wandb sync {sync_dir}" if offline else f"W&B: {url}"
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Writes one line: `step` (optimizer steps done) and the metrics."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        if self._run is not None:
+            self._run.log({_wandb_name(k): v for k, v in metrics.items()}, step=step)
+
+    def log_samples(self, before: Answers, after: Answers, step: int) -> None:
+        """Sends a table of answers side by side to W&B, only with `tracker.log_samples=true`."""
+        if self._run is not None and self._log_samples and after:
+            import wandb
+
+            rows = [[b["prompt"], b["wanted"], b["answer"], a["answer"]] for b, a in zip(before, after, strict=True)]
+            table = wandb.Table(columns=["prompt", "wanted", "before", "after"], data=rows)
+            self._run.log({"samples": table}, step=step)
+
+    def summary(self, figures: dict[str, Any]) -> None:
+        """The run's closing figures, for W&B's table of runs."""
+        if self._run is not None:
+            self._run.summary.update(figures)
+
+
+def _wandb_name(name: str) -> str:
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    t = cfg.tracker
+    mode: Any = os.environ.get("WANDB_MODE") if t.mode == "auto" else t.mode
+    # Looks at what is configured (environment, settings, netrc); asks nobody, neither the user nor the server.
+    has_key = mode not in ("offline", "disabled") and wandb.login(prompt=False, verify=False)
+    if t.mode == "online" and not has_key:
+        raise UserError("tracker.mode=online, but no W&B key is configured: run `wandb login`, or use mode=auto.")
+    return wandb.init(
+        project=t.project,
+        entity=t.entity,
+        name=t.name or folder.path.name,
+        dir=str(folder.path),
+        mode=mode or ("online" if has_key else "offline"),
+        config=asdict(cfg),
+        reinit="finish_previous",
+        # The command line, the git remote and the console could carry secrets; the configuration says it all.
+        settings=wandb.Settings(
+            console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True, silent=True
+        ),
+    )

@@ -1,0 +1,62 @@
+"""From our configuration to TRL's SFTConfig."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.runfolder import RunFolder
+
+
+def mixed_precision(cfg: Config, device: torch.device) -> bool:
+    """Whether the products run in bfloat16 over float32 weights (`train.bf16`, null: where a GPU has it)."""
+    if cfg.train.bf16 is not None:
+        return cfg.train.bf16
+    return cfg.model.dtype == "float32" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTConfig:
+    """The trainer's arguments; `train.extra` goes in as it is.
+
+    Raises:
+        UserError: The trainer's own dataclass refuses a value of `train.extra`.
+    """
+    t = cfg.train
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder.checkpoints),
+        "learning_rate": t.learning_rate,
+        "lr_scheduler_type": t.lr_scheduler_type,
+        "warmup_steps": t.warmup_steps,
+        "num_train_epochs": t.num_train_epochs,
+        "max_steps": t.max_steps,
+        "per_device_train_batch_size": t.per_device_train_batch_size,
+        "per_device_eval_batch_size": t.per_device_eval_batch_size,
+        "gradient_accumulation_steps": t.gradient_accumulation_steps,
+        "max_length": t.max_length,
+        "packing": t.packing,
+        "optim": t.optim,
+        "weight_decay": t.weight_decay,
+        "max_grad_norm": t.max_grad_norm,
+        "gradient_checkpointing": t.gradient_checkpointing,
+        "bf16": mixed_precision(cfg, device),
+        "logging_steps": t.logging_steps,
+        "logging_nan_inf_filter": False,  # would log a NaN as 0.0 and go on
+        "eval_strategy": "steps" if t.eval_steps else "no",
+        "eval_steps": t.eval_steps,
+        "save_strategy": "steps" if t.save_steps else "no",
+        "save_steps": t.save_steps or 500,
+        "save_total_limit": None,  # the trainer's subclass rotates, by its own folder names
+        "seed": cfg.seed,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type != "cpu",
+        "report_to": "none",  # the tracker's callback reports
+        "disable_tqdm": True,  # the progress callback draws the bar
+    }
+    try:
+        return SFTConfig(**arguments, **t.extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,89 @@
+"""TRL's SFTTrainer with what Gemma, exactness and safe checkpoints need."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import PrinterCallback
+from trl import SFTTrainer
+
+CHECKPOINT = re.compile(r"^step-(\d+)$")
+
+
+class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer, and:
+
+    - adapters keep their float32. TRL rounds them to bfloat16 over 4-bit weights, which changes an adapter that is
+      continued, and loses updates below 2⁻⁸ of a weight.
+    - LoRA+ (`loraplus_lr_ratio`), through PEFT's optimizer.
+    - a checkpoint is written under another name and renamed when it is whole: `step-N` is never half a checkpoint.
+    - `create_model_card` writes nothing: the run's report.md is the card.
+
+    Args:
+        loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
+        checkpoints_kept: How many checkpoints to keep, or None for all.
+    """
+
+    optimizer: Any
+
+    def __init__(
+        self, *args: Any, loraplus_lr_ratio: float | None = None, checkpoints_kept: int | None = None, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        before = {}
+        if isinstance(model, PeftModel):
+            before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._checkpoints_kept = checkpoints_kept
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
+        for name, parameter in model.named_parameters():
+            if name in before:
+                parameter.data = before[name]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own choice."""
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        target = self.model if model is None else model
+        optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+        self.optimizer = create_loraplus_optimizer(
+            target,
+            optimizer_cls,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **kwargs,
+        )
+        return self.optimizer
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir)
+        written = folder / f"checkpoint-{self.state.global_step}"
+        whole = folder / f"step-{self.state.global_step}"
+        shutil.rmtree(whole, ignore_errors=True)
+        written.rename(whole)
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(whole)
+        if self._checkpoints_kept:
+            keep = {self.state.best_model_checkpoint}
+            for old in checkpoints(folder)[: -self._checkpoints_kept]:
+                if str(old) not in keep:
+                    shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first."""
+    found = [p for p in folder.glob("step-*") if CHECKPOINT.match(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))

@@ -1,0 +1,123 @@
+"""Supervised fine-tuning: `full_sft`, `lora_sft` and `qlora_sft` are this recipe with other values."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from transformers import set_seed
+
+from gemma_tune.config import Config
+from gemma_tune.data.dataset import load_rows
+from gemma_tune.evals.evaluation import evaluate
+from gemma_tune.evals.samples import prompt_ids
+from gemma_tune.export import merged, verify
+from gemma_tune.models import adapter as adapters
+from gemma_tune.models.hardware import check_hardware
+from gemma_tune.models.load import load_base, load_tokenizer, pick_device
+from gemma_tune.models.memory import peak_memory_mb
+from gemma_tune.models.source import find_source
+from gemma_tune.paths import resolve
+from gemma_tune.preview import preview
+from gemma_tune.report import write_report
+from gemma_tune.runfolder import RunFolder, RunResult
+from gemma_tune.terminal import say_begin, say_end
+from gemma_tune.tracking import Tracker
+from gemma_tune.train.arguments import sft_arguments
+from gemma_tune.train.callbacks import Progress, Report, StopAtNonFinite
+from gemma_tune.train.resume import find_checkpoint
+from gemma_tune.train.trainer import GemmaSFTTrainer
+
+
+def run(cfg: Config) -> RunResult:
+    """Tunes a model on conversations or text, evaluates it before and after, and exports it."""
+    check_hardware(cfg)
+    folder = RunFolder.open(cfg)
+    if cfg.dry_run:
+        return preview(cfg, folder)
+    if folder.finished:
+        print(f"This run is done already: see {folder.report}, or repeat it with overwrite=true.")
+        return folder.stored_result()
+    checkpoint = find_checkpoint(cfg.train.resume_from_checkpoint, folder)
+
+    # Rows as token ids and labels
+    source = find_source(cfg.model)
+    tokenizer = load_tokenizer(source)
+    with folder.timed("data"):
+        train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+
+    # The base, 4-bit where asked for, and what is trained of it
+    set_seed(cfg.seed)
+    device = pick_device(cfg.model)
+    with folder.timed("load"):
+        model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
+    counts = adapters.count(model)
+    saver = adapters.AdapterSaver(model, cfg.adapter)
+    arguments = sft_arguments(cfg, folder, device)
+
+    # From here on the run folder is written
+    result = folder.result
+    with folder.recording(), Tracker.open(cfg, folder) as tracker:
+        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line())
+        files = [resolve(f) for f in (cfg.data.train_file, cfg.data.validation_file) if f]
+        folder.add_inputs(*files, source.folder, source.adapter)
+
+        with folder.timed("evaluate"):
+            before = evaluate(cfg, model, tokenizer, held_out)
+        tracker.log(before.figures, step=0)
+
+        trainer = GemmaSFTTrainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([vars(r) for r in train.rendered]),
+            eval_dataset=Dataset.from_list([vars(r) for r in held_out.rendered]) if cfg.train.eval_steps else None,
+            callbacks=[Progress(), StopAtNonFinite(), Report(tracker)],
+            loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
+            checkpoints_kept=cfg.train.save_total_limit,
+        )
+        with folder.timed("train"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        steps = trainer.state.global_step
+
+        with folder.timed("evaluate"):
+            after = evaluate(cfg, model, tokenizer, held_out)
+        tracker.log(after.figures, step=steps)
+        tracker.log_samples(before.answers, after.answers, step=steps)
+
+        # Keep the adapter, export, and load the export as anyone would
+        if cfg.adapter.peft_type != "none":
+            saver.save(model, tokenizer, folder.adapter)
+            result.artifacts["adapter"] = "adapter"
+        if cfg.export.format == "merged":
+            rows = held_out if held_out.rendered else train
+            prompts = [prompt_ids(tokenizer, r) for r in rows.records[:8]]
+            with folder.timed("export"):
+                merged.export(model, tokenizer, folder.export("merged"), cfg.export)
+            with folder.timed("verify"):
+                reference = verify.take_reference(model, tokenizer, rows.rendered, prompts, cfg.eval.max_new_tokens)
+                result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
+            result.artifacts["merged"] = "export/merged"
+            if cfg.model.load_in_4bit:
+                result.metrics["export"]["four_bit_gap"] = merged.four_bit_gap(model, source)
+
+        # Say what happened
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        name, (first, last) = "train_loss", (losses[0], losses[-1])
+        if before.figures:
+            name, first, last = "held_out_loss", before.figures["held_out_loss"], after.figures["held_out_loss"]
+        result.headline = {"name": name, "before": first, "after": last}
+        result.peak_memory_mb = peak_memory_mb(device)
+        result.metrics |= {
+            "before": before.figures,
+            "after": after.figures,
+            "steps": steps,
+            "train_loss_first": losses[0],
+            "train_loss_last": losses[-1],
+            "data": {"training": train.counts(), "held_out": held_out.counts()},
+            "weights": vars(counts),
+        }
+        tracker.summary(result.metrics)
+        before.save(folder.evals, "before")
+        after.save(folder.evals, "after")
+        write_report(cfg, folder, counts.line(), before, after)
+    say_end(folder, before, after, tracker.note)
+    return result
