@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gemma_tune import composition
 from gemma_tune.errors import UserError
@@ -43,7 +45,7 @@ python -m gemma_tune recipe=NAME [group=option …] [key=value …]
 
 _FLAGS = {
     "--help": "-h", "--multirun": "-m", "--config-dir": "-cd", "--cfg": "-c", "--resolve": None,
-    "--package": "-p", "--hydra-help": None, "--info": "-i", "--shell-completion": "-sc", "--version": None,
+    "--package": "-p", "--hydra-help": None, "--info": "-i", "--version": None,
 }  # fmt: skip
 
 
@@ -67,9 +69,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
     """The `key=value` words, the `--config-dir` folders, and Hydra's own flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[])
-    for flag in ("--cfg", "-c", "--package", "-p", "--info", "-i"):
-        parser.add_argument(flag, dest=f"_{flag.strip('-')}", nargs="?" if "i" in flag[:3] else None)
-    known, rest = parser.parse_known_args(list(argv))
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--package", "-p")
+    parser.add_argument(
+        "--info", "-i", nargs="?", choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    )
+    try:
+        known, rest = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise UserError(f"command line: {error.argument_name}: {error.message}. See --help.") from error
     words = [w for w in rest if not w.startswith("-")]
     flags = [w for w in rest if w.startswith("-")]
     allowed = {*_FLAGS, *(s for s in _FLAGS.values() if s)}
@@ -78,7 +86,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
         name, _, value = flag.partition("=")
         if name in ("--config-name", "-cn", "--config-path", "-cp"):
             problems.append(f"command line: {name} isn't used here; keep your files with --config-dir FOLDER.")
-        elif value and name not in allowed:
+        elif value and name in allowed:
+            problems.append(f"command line: {flag}: {name} takes no value.")
+        elif value:
             problems.append(f"command line: {flag}: keys stand without dashes: {name.strip('-')}={value}")
         elif name not in allowed:
             problems.append(f"command line: there is no flag {name}.{did_you_mean(name, _FLAGS)} See --help.")
@@ -87,10 +97,27 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
     return words, [Path(d) for d in known.config_dir], flags
 
 
-def _job(tree: DictConfig) -> float | None:
-    """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
-    choices = HydraConfig.get().runtime.choices
-    return launch(composition.checked(tree, choices["recipe"], "configuration")).headline_after
+def _run_jobs() -> None:
+    """Lets Hydra run one job, or with --multirun several, and then says the mistakes of all of them."""
+    problems: list[str] = []
+
+    def job(tree: DictConfig) -> float | None:
+        """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
+        try:
+            recipe = HydraConfig.get().runtime.choices["recipe"]
+            return launch(composition.checked(tree, recipe, "configuration")).headline_after
+        except UserError as error:
+            # Raised from here, Hydra would write a line of its own, and drop all but one job's mistakes.
+            problems.extend(p for p in error.problems if p not in problems)
+            return None
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
+    with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
+        first = next((i for i, word in enumerate(sys.argv) if i and "=" in word), len(sys.argv))
+        sys.argv.insert(first, f"hydra.sweep.dir={scratch}")
+        hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)()
+    if problems:
+        raise UserError(*problems)
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -107,13 +134,12 @@ def _main(argv: Sequence[str]) -> None:
         stored = Path(reruns[-1].removeprefix("rerun="))
         launch(composition.load_stored(stored, [w for w in words if w not in reruns]))
         return
-    if not any(w.startswith("recipe=") for w in words) and not flags:
+    if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
         composition.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
         raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
     ready = iter(composition.check_words(words, config_dirs))
     sys.argv = [sys.argv[0], *(next(ready) if w in words else w for w in argv)]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
-    hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(_job)()
+    _run_jobs()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gemma_tune: {error}", file=sys.stderr)
         return 2
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         print(f"gemma_tune: {composition.as_user_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

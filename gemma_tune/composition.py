@@ -51,7 +51,10 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     Raises:
         UserError: Unknown keys, wrong values, or values that don't go together.
     """
-    plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+    except OmegaConfBaseException as error:
+        raise as_user_error(error) from error
     plain.pop("hydra", None)
     problems = strict.problems_of_tree(plain, where)
     if problems:
@@ -89,7 +92,7 @@ def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str |
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return checked(compose("config", overrides=[*words, *search]), recipe, "configuration")
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise as_user_error(error) from error
 
 
@@ -104,14 +107,16 @@ def load_stored(path: Path, words: Sequence[str]) -> Config:
         UserError: No such file, not one of ours, or another key.
     """
     file = path / "config.yaml" if path.is_dir() else path
+    problems = [
+        f"command line: `{word}`: a rerun repeats a run as it was; beside rerun= only "
+        f"{', '.join(RERUN_KEYS)} can be set. To change values, use recipe=…"
+        for word in words
+        if word.split("=", 1)[0] not in RERUN_KEYS
+    ]
     if not file.is_file():
-        raise UserError(f"rerun={path}: there is no such file; name the config.yaml of a run folder.")
-    for word in words:
-        if word.split("=", 1)[0] not in RERUN_KEYS:
-            raise UserError(
-                f"command line: `{word}`: a rerun repeats a run as it was; beside rerun= only "
-                f"{', '.join(RERUN_KEYS)} can be set. To change values, use recipe=…"
-            )
+        problems.append(f"rerun={path}: there is no such file; name the config.yaml of a run folder.")
+    if problems:
+        raise UserError(*problems)
     check_words(words, [])
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -119,5 +124,7 @@ def load_stored(path: Path, words: Sequence[str]) -> Config:
             raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
         own = {"output_dir": None, "overwrite": False, "dry_run": False}
         return checked(OmegaConf.merge(tree, own, OmegaConf.from_dotlist(list(words))), "", str(file))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"rerun={path}: this is not valid YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
         raise as_user_error(error) from error

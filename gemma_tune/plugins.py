@@ -26,7 +26,10 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UserError(f"{key}={reference}: {file} can't be loaded; write path/to/file.py:function.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{key}={reference}: {file}:{error.lineno}: {error.msg}.") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{key}={reference}: {file} has no function {name!r}.")

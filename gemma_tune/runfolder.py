@@ -67,9 +67,24 @@ def is_main_process() -> bool:
 
 def identity(cfg: Config) -> dict[str, Any]:
     """The configuration without what does not change the run's outcome."""
-    tree = {k: v for k, v in asdict(cfg).items() if k not in OPERATIONAL}
-    tree["train"] = {k: v for k, v in tree["train"].items() if k != "resume_from_checkpoint"}
+    return _without_operational(asdict(cfg))
+
+
+def _without_operational(tree: dict[str, Any]) -> dict[str, Any]:
+    tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
+    train = tree.get("train")
+    if isinstance(train, dict):
+        tree["train"] = {k: v for k, v in train.items() if k != "resume_from_checkpoint"}
     return tree
+
+
+def _stored_config(path: Path) -> dict[str, Any] | None:
+    """The configuration that a run left in its folder, or None where there is none."""
+    try:
+        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return tree if isinstance(tree, dict) and tree.get("method") else None
 
 
 def folder_of(cfg: Config) -> Path:
@@ -151,23 +166,29 @@ class RunFolder:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
         """
         path = folder_of(cfg)
-        if not path.exists() or cfg.overwrite or cfg.dry_run or (path.is_dir() and not any(path.iterdir())):
-            return cls(path, cfg, finished=False)
-        if not path.is_dir():
+        if path.exists() and not path.is_dir():
             raise UserError(f"output_dir={path}: this is a file; name a folder.")
+        if cfg.dry_run or not path.exists() or not any(path.iterdir()):
+            return cls(path, cfg, finished=False)
+        old = _stored_config(path)
+        if old is None:
+            # overwrite=true would delete what is there: never anything but a run of ours.
+            raise UserError(
+                f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
+            )
+        if cfg.overwrite:
+            return cls(path, cfg, finished=False)
         ways = (
             "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
             "overwrite=true"
         )
-        stored = path / "config.yaml"
-        if not stored.is_file():
-            raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; {ways}.")
+        mine, theirs = identity(cfg), _without_operational(old)
         if cfg.train.resume_from_checkpoint:
+            if any(mine[k] != theirs.get(k) for k in ("recipe", "model", "adapter")):
+                raise UserError(
+                    f"output_dir={path}: this folder holds a run of another recipe, model or adapter; {ways}."
+                )
             return cls(path, cfg, finished=False)
-        old = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        mine = identity(cfg)
-        theirs = {k: old.get(k) for k in mine}
-        theirs["train"] = {k: v for k, v in (theirs["train"] or {}).items() if k != "resume_from_checkpoint"}
         if theirs != mine:
             raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
         folder = cls(path, cfg, finished=folder_status(path) == "finished")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered, render_chat, render_text
 from gemma_tune.config import DataConfig
-from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
 from gemma_tune.plugins import load_function
@@ -51,11 +51,16 @@ class Rows:
 
 
 def _records(path: Path, data: DataConfig, limit: int | None) -> Iterator[Record]:
-    if ":" in data.format:
-        read = load_function(data.format, "data.format")
-    else:
-        read = importlib.import_module(f"gemma_tune.data.{data.format}").read
-    yield from islice(read(path, data), limit)
+    if ":" not in data.format:
+        yield from islice(importlib.import_module(f"gemma_tune.data.{data.format}").read(path, data), limit)
+        return
+    for record in islice(load_function(data.format, "data.format")(path, data), limit):
+        if not isinstance(record, Record):
+            raise BadRow(f"{path}: data.format={data.format} gave {type(record).__name__}, not Record.")
+        if record.messages is not None:
+            messages = checked_messages(record.messages, record.where)
+            record = replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+        yield record
 
 
 def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
@@ -77,10 +82,14 @@ def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record
         raise UserError(f"{error.filename}: the file can't be read ({error.strerror}).") from error
     if not train:
         raise UserError(f"data.train_file={data.train_file}: the file holds no rows.")
+    if data.validation_file and not held_out:
+        raise UserError(f"data.validation_file={data.validation_file}: the file holds no rows.")
     if data.validation_split_percentage:
         n = max(1, round(len(train) * data.validation_split_percentage / 100))
         if n >= len(train):
-            raise UserError(f"data.train_file={data.train_file}: {len(train)} rows are too few to hold out {n}.")
+            raise UserError(
+                f"data.train_file={data.train_file}: holding out {n} of {len(train)} rows leaves none to train on."
+            )
         chosen = set(random.Random(seed).sample(range(len(train)), n))
         held_out = [r for i, r in enumerate(train) if i in chosen]
         train = [r for i, r in enumerate(train) if i not in chosen]

@@ -14,7 +14,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (`file:line`, row) for every line that isn't blank.
 
     Raises:
-        BadRow: A line that isn't UTF-8 or not a JSON object.
+        BadRow: A line that isn't UTF-8 or not a JSON object, or holds half of a character (a lone surrogate).
     """
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -23,8 +23,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 # utf-8-sig: files from Windows begin with a byte order mark
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 row = json.loads(line) if line else None
+                if "\\ud" in line.lower():
+                    json.dumps(row, ensure_ascii=False).encode()
             except UnicodeDecodeError as error:
                 raise BadRow(f"{where}: the bytes are not UTF-8 (byte {error.start} of the line).") from error
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(error.object[error.start]):x}"
+                raise BadRow(f"{where}: {half} stands without the other half of its character.") from error
             except ValueError as error:
                 raise BadRow(f"{where}: this line is not JSON ({error}).") from error
             if not line:
@@ -48,6 +53,8 @@ def field(row: dict[str, Any], name: str, where: str, key: str) -> Any:
 def text_field(row: dict[str, Any], name: str, where: str, key: str) -> str:
     """A field that must be a text with something in it."""
     value = field(row, name, where, key)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"{where}: the field {name!r} is {'empty' if isinstance(value, str) else type(value).__name__}.")
+    if not isinstance(value, str):
+        raise BadRow(f"{where}: the field {name!r} is {type(value).__name__}, not a text ({key}).")
+    if not value.strip():
+        raise BadRow(f"{where}: the field {name!r} is empty ({key}).")
     return value

@@ -25,6 +25,10 @@ class Record:
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
 
+    def __post_init__(self) -> None:
+        if (self.messages is None) == (self.text is None):
+            raise BadRow(f"{self.where}: a record has either messages or text.")
+
     @property
     def prompt(self) -> list[dict[str, Any]]:
         """The conversation up to its last answer."""
@@ -44,8 +48,15 @@ def _content(content: Any, where: str, role: str) -> Any:
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise BadRow(f"{where}: a part of {role}'s content isn't {{'type': 'text', 'text': …}}.")
+        if role == "system" and len(content) != 1:
+            raise BadRow(f"{where}: the system text has {len(content)} parts, and the template reads one; join them.")
         return content
     raise BadRow(f"{where}: {role}'s content is {type(content).__name__}, not a text.")
+
+
+def _is_blank(content: Any) -> bool:
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return not any(text.strip() for text in texts)
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
@@ -53,6 +64,8 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}.")
     arguments = function.get("arguments", {})
+    if arguments == "":  # how some servers write a call without arguments
+        arguments = {}
     if isinstance(arguments, str):
         # The OpenAI API gives the arguments as a text that holds JSON.
         try:
@@ -79,10 +92,10 @@ def checked_messages(messages: Any, where: str) -> list[dict[str, Any]]:
             raise BadRow(f"{where}: message {i + 1} has the role {role!r}, not one of {', '.join(ROLES)}.")
         entry = {"role": role, "content": _content(message.get("content"), where, role)}
         if calls := message.get("tool_calls"):
+            if role != "assistant" or not isinstance(calls, list):
+                raise BadRow(f"{where}: message {i + 1}: tool_calls must be a list, in an assistant's message.")
             entry["tool_calls"] = [_tool_call(c, where) for c in calls]
-        if role == "tool" and message.get("name"):
-            entry["name"] = message["name"]
-        if role == "assistant" and not entry["content"] and "tool_calls" not in entry:
+        if role == "assistant" and "tool_calls" not in entry and _is_blank(entry["content"]):
             raise BadRow(f"{where}: message {i + 1}: the assistant's answer is empty.")
         clean.append(entry)
     _check_order([m["role"] for m in clean], where)
@@ -121,7 +134,7 @@ def checked_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
     if not tools:
         return None
     if not isinstance(tools, list):
-        raise BadRow(f"{where}: tools isn't a list.")
+        raise BadRow(f"{where}: the tools aren't a list (data.tools_column names their field).")
     for tool in tools:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

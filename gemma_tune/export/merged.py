@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.models.family import FAMILIES
@@ -78,7 +79,7 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> l
         del config.quantization_config
     config.dtype = dtype = getattr(torch, options.dtype)
     with torch.device("meta"):
-        shell = type(base)(config)
+        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its dtype goes into config.json
     shell.generation_config = base.generation_config
     shell.save_pretrained(folder, state_dict=dict(merged_tensors(model, dtype)), max_shard_size=options.max_shard_size)
     tokenizer.save_pretrained(folder)

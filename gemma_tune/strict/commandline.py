@@ -10,7 +10,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from gemma_tune.paths import CONFIGS
-from gemma_tune.strict.schema import GROUPS, is_open, unknown_key, wrong_value
+from gemma_tune.strict.schema import GROUPS, OPEN, is_open, nest, unknown_key
+from gemma_tune.strict.schema import problems_of as problems_of_tree
 from gemma_tune.strict.suggest import did_you_mean
 
 WHERE = "command line"
@@ -26,7 +27,8 @@ def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
 
 def _values(override: Override) -> list[Any]:
     if override.is_sweep_override():
-        return [v if isinstance(v, str) else str(v) for v in override.sweep_string_iterator()]
+        parse, key = OverridesParser.create().parse_override, override.key_or_group
+        return [parse(f"{key}={v}").value() for v in override.sweep_string_iterator()]
     return [override.value()]
 
 
@@ -36,6 +38,8 @@ def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | Non
         return None if isinstance(value, str) else f"{WHERE}: {group}={value} names no option of {group}."
     for root in config_dirs:
         stray = root / f"{value}.yaml"
+        if group == "recipe" and stray.is_file() and root.name == "recipe":
+            return f"{WHERE}: recipe={value}: name the folder above: --config-dir {root.parent}"
         if group == "recipe" and stray.is_file():
             return (
                 f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
@@ -53,7 +57,7 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
         if key == "hydra.searchpath":
             return f"{WHERE}: use --config-dir FOLDER in place of hydra.searchpath."
         return None
-    if "_target_" in key:
+    if "_target_" in key.split("."):
         return f"{WHERE}: `{key}`: there is no _target_ here; name a part of ours, or path/to/file.py:function."
     if override.is_delete():
         return f"{WHERE}: ~{key} can't be left out; set another value (for a group: {key}=none where it has one)."
@@ -64,8 +68,7 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
         return next((p for p in problems if p), None)
     if message := unknown_key(key, WHERE):
         return message
-    problems = (wrong_value(key, v, WHERE) for v in _values(override))
-    return next((p for p in problems if p), None)
+    return next((p for v in _values(override) for p in problems_of_tree(nest(key, v), WHERE)), None)
 
 
 def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
@@ -92,4 +95,5 @@ def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
 
 def open_keys_added(words: list[str]) -> list[str]:
     """Marks `train.extra.name=value` as an addition, which Hydra wants said; our check has allowed it."""
-    return [f"++{w}" if is_open(w.split("=", 1)[0]) else w for w in words]
+    keys = [w.split("=", 1)[0] for w in words]
+    return [f"++{w}" if k in OPEN or is_open(k) else w for k, w in zip(keys, words, strict=True)]

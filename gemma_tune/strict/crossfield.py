@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from gemma_tune.config import AdapterConfig, Config
 from gemma_tune.paths import resolve
 from gemma_tune.strict.suggest import did_you_mean
-from gemma_tune.strict.trainer_options import enum_values, problems_of_extra
+from gemma_tune.strict.trainer_options import enum_values
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
@@ -29,6 +31,15 @@ def missing_path(key: str, path: str, kind: str) -> str:
     beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
     where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
     return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"
+
+
+def _method(cfg: Config) -> Iterator[str]:
+    spec = importlib.util.find_spec("gemma_tune.recipes")  # found, not imported
+    methods = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else [])]
+    if not cfg.method:
+        yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
+    elif cfg.method not in methods:
+        yield f"method={cfg.method}: there is no recipes/{cfg.method}.py.{did_you_mean(cfg.method, methods)}"
 
 
 def _model(cfg: Config) -> Iterator[str]:
@@ -115,7 +126,6 @@ def _train(cfg: Config) -> Iterator[str]:
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "
             "data.validation_split_percentage."
         )
-    yield from problems_of_extra(t.extra)
 
 
 def _export(cfg: Config) -> Iterator[str]:
@@ -125,4 +135,4 @@ def _export(cfg: Config) -> Iterator[str]:
 
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
-    return [*_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg)]
+    return [*_method(cfg), *_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg)]

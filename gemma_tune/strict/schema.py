@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import typing
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.config import Config
 from gemma_tune.strict.suggest import did_you_mean, suggest_key
+from gemma_tune.strict.trainer_options import problems_of_extra
 
 GROUPS = ("recipe", *(f.name for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING))
 
@@ -36,6 +38,7 @@ def _walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[
 
 
 FIELDS = {key: (f, kind) for key, f, kind in _walk(Config)}
+_DEFAULTS = OmegaConf.structured(Config)
 OPEN = tuple(key for key, (_, kind) in FIELDS.items() if typing.get_origin(kind) is dict)
 
 
@@ -59,14 +62,17 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
     limits = f.metadata
     try:
         # OmegaConf converts as the composition will: "3" is a number, "abc" is not.
-        value = OmegaConf.merge(OmegaConf.structured(Config), _nest(key, value))
-        value = OmegaConf.select(value, key)
+        group, _, name = key.rpartition(".")
+        defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
+        value = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
     except OmegaConfBaseException:
         return f"{where}: {key} must be {_type_name(kind)}, not {value!r}."
     if value is None:
         return None
     if key == "model.dtype" and value in ("float16", "fp16", "half"):
         return f"{where}: model.dtype=float16 overflows on Gemma 3 and trains to NaN; use bfloat16 or float32."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{where}: {key} must be a finite number, not {value}."
     choices = limits.get("choices") or ()
     if choices and value not in choices:
         return f"{where}: {key} must be one of {', '.join(choices)}, not {value!r}.{did_you_mean(str(value), choices)}"
@@ -81,7 +87,8 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
     return None
 
 
-def _nest(key: str, value: Any) -> dict[str, Any]:
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """The nested mapping with one value below a dotted key."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return typing.cast(dict[str, Any], value)
@@ -97,12 +104,24 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield key, value
 
 
+def _names_target(key: str, value: Any) -> bool:
+    below = value.items() if isinstance(value, dict) else ()
+    return "_target_" in key.split(".") or any(_names_target(str(k), v) for k, v in below)
+
+
 def problems_of(tree: dict[str, Any], where: str) -> list[str]:
     """All problems of a nested mapping of values, each naming `where` it stands."""
     found: list[str | None] = []
     for key, value in flatten(tree):
-        if key.rsplit(".", 1)[-1] == "_target_" or "._target_." in key:
+        if _names_target(key, value):
             found.append(f"{where}: `{key}`: there is no _target_ here; name a part, or path/to/file.py:function.")
+        elif key in GROUPS and key not in FIELDS:
+            found.append(
+                f"{where}: {key} is a group and can't be {value!r}; set its keys, or choose one of its options with "
+                f"`defaults: [NAME, {{override /{key}: OPTION}}, _self_]`."
+            )
+        elif key == "train.extra" and isinstance(value, dict):
+            found += [f"{where}: {problem}" for problem in problems_of_extra(value)]
         else:
             found.append(unknown_key(key, where) or wrong_value(key, value, where))
     return [f for f in found if f]

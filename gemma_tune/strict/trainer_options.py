@@ -44,6 +44,11 @@ DECIDED = {
     "padding_free": "set train.packing",
 }
 
+# Types that can be held against a value here; any other one is left to the trainer's own dataclass.
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
+}  # fmt: skip
+
 
 @functools.cache
 def _class_fields(file: Path, name: str) -> dict[str, str]:
@@ -87,11 +92,21 @@ def enum_values(name: str) -> tuple[str, ...]:
     return ()
 
 
+def _type_problem(name: str, value: Any) -> str | None:
+    annotation = sft_options()[name]
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if not set(kinds) <= set(_PLAIN) or (isinstance(value, str) and "${" in value):
+        return None
+    if any(isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds):
+        return None
+    return f"train.extra.{name} must be of TRL's type `{annotation}`, not {value!r}."
+
+
 def problems_of_extra(extra: dict[str, Any]) -> list[str]:
-    """What is wrong with the names under `train.extra`."""
+    """What is wrong with the names and the plain values under `train.extra`."""
     named = set(TrainConfig.__dataclass_fields__)
     found = []
-    for name in extra:
+    for name, value in extra.items():
         if name in named:
             found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
         elif name in DECIDED:
@@ -99,4 +114,6 @@ def problems_of_extra(extra: dict[str, Any]) -> list[str]:
         elif name not in sft_options():
             hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, sft_options())
             found.append(f"train.extra.{name}: TRL's SFTConfig has no such option.{hint}")
+        elif problem := _type_problem(name, value):
+            found.append(problem)
     return found

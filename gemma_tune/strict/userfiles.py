@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from gemma_tune.paths import CONFIGS
 from gemma_tune.strict.commandline import options_of
@@ -35,21 +36,24 @@ def _layout_problems(root: Path) -> list[str]:
 
 
 def _defaults_of(tree: dict[str, Any]) -> list[str]:
-    entries = tree.get("defaults") or []
-    return [e for e in entries if isinstance(e, str) and e != "_self_"] if isinstance(entries, list) else []
+    return [e for e in tree.get("defaults", []) if isinstance(e, str) and e != "_self_"]
 
 
-def _override_problems(tree: dict[str, Any], file: Path, config_dirs: list[Path]) -> list[str]:
+def _override_problems(tree: dict[str, Any], file: Path, config_dirs: list[Path], seen: set[Path]) -> list[str]:
     found = []
-    for entry in tree.get("defaults") or []:
+    for entry in tree.get("defaults", []):
         for words, option in entry.items() if isinstance(entry, dict) else ():
             group = str(words).removeprefix("override ").strip().lstrip("/")
             if group.startswith("hydra"):
                 continue
             if group not in GROUPS:
                 found.append(f"{file}: defaults: there is no group `{group}`.{did_you_mean(group, GROUPS)}")
-            elif option not in (options := options_of(group, config_dirs)):
+            elif str(words) != f"override /{group}":
+                found.append(f"{file}: defaults: write {{override /{group}: {option}}} in place of `{words}`.")
+            elif str(option) not in (options := options_of(group, config_dirs)):
                 found.append(f"{file}: defaults: there is no {group} `{option}`.{did_you_mean(str(option), options)}")
+            else:
+                found += _file_problems(group, str(option), config_dirs, seen)
     return found
 
 
@@ -61,17 +65,19 @@ def _file_problems(group: str, name: str, config_dirs: list[Path], seen: set[Pat
     seen.add(file)
     try:
         text = file.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        tree: Any = OmegaConf.to_container(OmegaConf.create(text))  # reads 1e-4 and twice the same key as Hydra does
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return [f"{file}: this is not valid YAML: {' '.join(str(error).split())}"]
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not tree:
         return [f"{file}: this holds no keys; for example:\n{EXAMPLE}"]
     if group == "recipe" and not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
         return [
             f"{file}: the first line must be `# @package _global_`; without it every value would be ignored. "
             f"For example:\n{EXAMPLE}"
         ]
-    found = _override_problems(tree, file, config_dirs)
+    if not isinstance(tree.get("defaults", []), list):
+        return [f"{file}: defaults must be a list; for example:\n{EXAMPLE}"]
+    found = _override_problems(tree, file, config_dirs, seen)
     for parent in _defaults_of(tree):
         if parent.lstrip("/") not in options:
             found.append(f"{file}: defaults: there is no {group} `{parent}`.{did_you_mean(parent, options)}")

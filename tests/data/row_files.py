@@ -1,0 +1,38 @@
+"""Small JSONL files, and what is said about a bad one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.dataset import read_records
+from gemma_tune.errors import UserError
+
+SCRIPTS = ["Où?", "Где?", "Πού;", "أين؟", "איפה?", "कहाँ?", "ที่ไหน", "在哪里?", "どこですか。", "어디에?", "👩‍🚀"]
+
+
+def write(path: Path, *rows: Any) -> str:
+    """Writes one line a row: bytes as they are, text as UTF-8, all else as JSON."""
+    lines = [
+        r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)).encode()
+        for r in rows
+    ]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def turn(question: str, answer: str, system: str | None = None) -> list[dict[str, Any]]:
+    """A conversation of one turn."""
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    return [*begin, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def refusal(data: DataConfig) -> str:
+    """The message about the file."""
+    with pytest.raises(UserError) as caught:
+        read_records(data, seed=0)
+    return str(caught.value)

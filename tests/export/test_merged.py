@@ -1,0 +1,185 @@
+"""Merged weights load and answer where gemma_tune is not installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from reference import load_plain
+from runs import short_run
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from gemma_tune.config import ExportConfig
+from gemma_tune.errors import UserError
+from gemma_tune.export import merged, verify
+from gemma_tune.paths import ASSETS
+
+TINY = ASSETS / "tiny"
+
+# Plain Transformers only: answers 50 prompts greedily, one by one, and prints ids and stop token.
+ANSWER = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("gemma_tune") is None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+answers = []
+for question in json.load(open(sys.argv[2])):
+    inputs = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True,
+                                           return_dict=True, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+    answers.append(out[0, inputs["input_ids"].shape[1]:].tolist())
+json.dump({"answers": answers, "dtype": str(model.dtype), "stops": model.generation_config.eos_token_id}, sys.stdout)
+"""
+
+DORA = ["adapter=dora"]
+LONGER = [
+    "data.max_train_samples=600",
+    "train.per_device_train_batch_size=8",
+    "train.learning_rate=2e-3",
+    "eval=none",
+    "eval.num_samples=0",
+]
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with our dependencies and without gemma_tune (a .pth does not follow other .pth files)."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 different first questions of the sample's training rows."""
+    rows = [json.loads(line) for line in (ASSETS / "sample" / "train.jsonl").read_text("utf-8").splitlines()]
+    asked = list(dict.fromkeys(r["messages"][0]["content"] for r in rows if r["messages"][0]["role"] == "user"))[:50]
+    assert len(asked) == 50
+    file = tmp_path_factory.mktemp("questions") / "questions.json"
+    file.write_text(json.dumps(asked), encoding="utf-8")
+    return file
+
+
+def answers_elsewhere(python: Path, folder: Path, questions: Path) -> dict[str, Any]:
+    command = [str(python), "-c", ANSWER, str(folder), str(questions)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=questions.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def adapter_answers(folder: Path, four_bit: bool, questions: Path) -> list[list[int]]:
+    """Answers of the stored adapter on its base, loaded with PEFT alone."""
+    model = PeftModel.from_pretrained(load_plain(TINY, four_bit), str(folder))
+    model.train()  # no dropout; keeps bitsandbytes' 4-bit layers on their exact path
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    answers = []
+    for question in json.loads(questions.read_text("utf-8")):
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        out = model.generate(**inputs, max_new_tokens=48, do_sample=False, eos_token_id=stops, use_cache=True)
+        answers.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "steps"),
+    # Enough steps to answer well and stop; the variants only have to answer alike.
+    [
+        ("lora_sft", [], 70),
+        ("qlora_sft", [], 70),
+        ("lora_sft", ["adapter=dora"], 10),
+        ("qlora_sft", ["adapter=dora"], 10),
+    ],
+    ids=["lora", "qlora", "dora", "qlora-dora"],
+)
+def test_merged_float32_answers_as_the_adapter(
+    recipe: str, overrides: list[str], steps: int, bare_python: Path, questions: Path, tmp_path: Path
+) -> None:
+    words = [*overrides, *LONGER, "export.dtype=float32"]
+    result = short_run(recipe, tmp_path / "run", *words, steps=steps)
+    found = answers_elsewhere(bare_python, tmp_path / "run" / "export" / "merged", questions)
+    assert found["dtype"] == "torch.float32"
+    expected = adapter_answers(tmp_path / "run" / "adapter", recipe == "qlora_sft", questions)
+    assert found["answers"] == expected
+    assert len(set(map(tuple, expected))) > 5  # the answers differ, so the comparison can fail
+    if steps > 50:
+        assert all(a[-1] in found["stops"] for a in found["answers"])
+    if recipe == "qlora_sft":
+        assert 0.05 < result.metrics["export"]["four_bit_gap"] < 0.15  # NF4 is about 9 % from the weights
+
+
+def test_full_merged_in_bfloat16(bare_python: Path, questions: Path, tmp_path: Path) -> None:
+    """The default export of full fine-tuning: loads, stops, and the head stays the embedding."""
+    short_run("full_sft", tmp_path / "run", *LONGER, steps=70)
+    folder = tmp_path / "run" / "export" / "merged"
+    found = answers_elsewhere(bare_python, folder, questions)
+    assert found["dtype"] == "torch.bfloat16"
+    assert sum(a[-1] in found["stops"] for a in found["answers"]) == 50
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+def test_qlora_merges_into_the_dequantised_weights(tmp_path: Path) -> None:
+    """The file holds dequantised NF4 + s·B·A, computed here from the stored adapter, to float32's rounding."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    short_run("qlora_sft", tmp_path / "run", "export.dtype=float32", "eval=none")
+    stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    written = load_file(tmp_path / "run" / "export" / "merged" / "model.safetensors")
+    base = load_plain(TINY, four_bit=True)
+    checked = 0
+    for name, module in base.named_modules():
+        if hasattr(module, "weight") and hasattr(module.weight, "quant_state"):
+            a, b = (stored[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
+            expected = dequantize_4bit(module.weight.data, module.weight.quant_state).double() + 32 / 16 * (b @ a)
+            assert torch.allclose(written[f"{name}.weight"].double(), expected, rtol=0, atol=1e-7), name
+            checked += 1
+    assert checked == 42
+
+
+def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
+    """The check can fail: a file with one layer's weights negated doesn't pass."""
+    model = load_plain(TINY)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    from gemma_tune.chat import render_chat, render_prompt
+
+    chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
+    rows = [render_chat(tokenizer, chat)]
+    reference = verify.take_reference(model, tokenizer, rows, [render_prompt(tokenizer, chat[:1])], 8)
+    options = ExportConfig(dtype="float32")
+    merged.export(model, tokenizer, tmp_path / "right", options)
+    assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight.neg_()
+    merged.export(model, tokenizer, tmp_path / "wrong", options)
+    with pytest.raises(verify.ArtifactDiffers, match="not the trained model"):
+        verify.verify_merged(tmp_path / "wrong", reference, torch.device("cpu"))
+
+
+def test_continuing(tmp_path: Path) -> None:
+    """A run folder, an adapter and a merged model can be trained on; another shape of adapter is refused."""
+    first = tmp_path / "first"
+    short_run("lora_sft", first, "export.dtype=float32")
+    after = json.loads((first / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
+    stages = ((first, "lora_sft"), (first / "adapter", "lora_sft"), (first / "export" / "merged", "full_sft"))
+    for name, recipe in stages:
+        folder = tmp_path / f"second-{name.name}"
+        result = short_run(recipe, folder, f"model.model_name_or_path={name}", steps=1)
+        assert result.metrics["before"]["held_out_loss"] == pytest.approx(after, rel=1e-5), name
+    with pytest.raises(UserError, match=r"adapter\.r=4, but .* has 16: set adapter\.r=16"):
+        short_run("lora_sft", tmp_path / "third", f"model.model_name_or_path={first}", "adapter.r=4")
+    assert not (tmp_path / "third").exists()

@@ -1,0 +1,104 @@
+"""Where weights come from: folders, runs, adapters, checkpoints with an image tower; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
+
+from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.models.load import load_base, load_config, load_tokenizer, shape_of
+from gemma_tune.models.source import find_source
+from gemma_tune.paths import ASSETS
+
+TINY = ASSETS / "tiny"
+
+
+def model_config(folder: Path) -> ModelConfig:
+    return ModelConfig(model_name_or_path=str(folder), dtype="float32", device="cpu")
+
+
+def base_of(folder: Path) -> Any:
+    config = model_config(folder)
+    source = find_source(config)
+    return load_base(config, source, load_tokenizer(source))
+
+
+def copy_of_tiny(folder: Path) -> Path:
+    return Path(shutil.copytree(TINY, folder))
+
+
+def test_language_part_of_a_checkpoint_with_images(tmp_path: Path) -> None:
+    """The 4B and larger: the text model alone gives the logits of the whole, and no weight stays random."""
+    text = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(1)
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=13)
+    )
+    whole.save_pretrained(tmp_path)
+    whole = Gemma3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path)
+    part = base_of(tmp_path).eval()
+    assert type(part).__name__ == "Gemma3ForCausalLM"
+    ids = torch.arange(20, 60).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.allclose(part(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-5)
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    folder = copy_of_tiny(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing.*layers\.2\.mlp\.up_proj"):
+        base_of(folder)
+
+
+def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
+    folder = copy_of_tiny(tmp_path / "m")
+    LlamaConfig().save_pretrained(folder)
+    with pytest.raises(UserError, match="model_type is llama; known are gemma3_text"):
+        base_of(folder)
+
+
+def test_unloadable_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        find_source(model_config(tmp_path / "empty"))
+    folder = copy_of_tiny(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="can't be loaded"):
+        base_of(folder)
+
+
+def test_a_name_of_the_hub_says_what_to_do() -> None:
+    """Without a network (HF_HUB_OFFLINE) a Hub name can't be loaded; the answer names licence and log-in."""
+    config = ModelConfig(model_name_or_path="google/gemma-3-1b-it")
+    with pytest.raises(UserError, match=r"accept the licence at .*gemma-3-1b-it.* log in"):
+        load_tokenizer(find_source(config))
+
+
+def test_the_template_is_ours_and_generation_stops() -> None:
+    config = model_config(TINY)
+    tokenizer = load_tokenizer(find_source(config))
+    model = load_base(config, find_source(config), tokenizer)
+    assert (
+        "You have access to functions" in tokenizer.chat_template
+        and "generation" not in tokenizer.chat_template.split("add_generation_prompt")[0]
+    )
+    stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, stop]
+
+
+def test_shape() -> None:
+    shape = shape_of(load_config(find_source(model_config(TINY))))
+    assert shape.parameters == sum(p.numel() for p in base_of(TINY).parameters())

@@ -1,0 +1,110 @@
+"""Every kind of adapter trains, and what is saved is what was trained when plain PEFT puts it on the plain base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from reference import load_plain
+from runs import losses, short_run
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from gemma_tune.errors import UserError
+from gemma_tune.paths import ASSETS
+
+TINY = ASSETS / "tiny"
+QUICK = ["eval=none", "eval.num_samples=0", "export.dtype=float32", "train.learning_rate=1e-3"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "adapter"),
+    [
+        ("lora_sft", "lora"), ("lora_sft", "dora"), ("lora_sft", "rslora"), ("lora_sft", "loraplus"),
+        ("lora_sft", "pissa"), ("lora_sft", "olora"), ("qlora_sft", "lora"), ("qlora_sft", "dora"),
+        ("qlora_sft", "loftq"), ("qlora_sft", "loraplus"),
+    ],
+)  # fmt: skip
+def test_saved_adapter_is_the_trained_one(recipe: str, adapter: str, tmp_path: Path) -> None:
+    """adapter/ on the base, by PEFT alone, gives the logits of export/merged, which the run has checked itself."""
+    short_run(recipe, tmp_path / "run", f"adapter={adapter}", *QUICK, steps=4)
+    base = load_plain(TINY, four_bit=recipe == "qlora_sft")
+    ids = torch.arange(30, 90).unsqueeze(0)
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        model = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).train()
+        found = model(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "merged")(input_ids=ids).logits
+    assert (found - merged).abs().max() < 2e-3
+    assert (found - plain).abs().max() > 0.05  # the adapter does something
+
+
+def test_loraplus_gives_b_its_own_rate(tmp_path: Path) -> None:
+    """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
+    moved = {}
+    for adapter in ("lora", "loraplus"):
+        words = [f"adapter={adapter}", "train.warmup_steps=0", "train.lr_scheduler_type=constant", *QUICK]
+        short_run("lora_sft", tmp_path / adapter, *words, steps=1)
+        stored = load_file(tmp_path / adapter / "adapter" / "adapter_model.safetensors")
+        moved[adapter] = torch.cat([w.abs().flatten() for n, w in stored.items() if "lora_B" in n]).max().item()
+    assert moved["lora"] == pytest.approx(1e-3, rel=0.05)
+    assert moved["loraplus"] == pytest.approx(16e-3, rel=0.05)
+
+
+def test_adapters_stay_float32_over_four_bit(tmp_path: Path) -> None:
+    """TRL rounds adapters over 4-bit weights to bfloat16; ours don't lose their small updates."""
+    short_run("qlora_sft", tmp_path / "run", *QUICK)
+    stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(w.dtype == torch.float32 for w in stored.values())
+    assert any((w != w.bfloat16().float()).any() for w in stored.values())
+
+
+def test_target_modules(tmp_path: Path) -> None:
+    words = ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", *QUICK]
+    result = short_run("lora_sft", tmp_path / "run", *words, steps=1)
+    assert result.metrics["weights"]["adapted_layers"] == 12
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"] and config["r"] == 4
+    with pytest.raises(UserError, match=r"adapter\.target_modules: .*Linear layers: .*q_proj"):
+        short_run("lora_sft", tmp_path / "two", "adapter.target_modules=[qq_proj]", *QUICK)
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.gradient_checkpointing=true"],
+        ["train.optim=adamw_8bit"],
+        ["train.optim=adafactor"],
+        ["model.attn_implementation=eager"],
+        ["model.dtype=bfloat16"],
+        ["train.bf16=true"],
+    ],
+)
+def test_options_of_one_gpu_that_a_cpu_has(words: list[str], tmp_path: Path) -> None:
+    short_run("qlora_sft", tmp_path / "run", *QUICK, *words)
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_checkpointing_moves_no_loss(tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        short_run("lora_sft", tmp_path / name, *QUICK, f"train.gradient_checkpointing={name}")
+    assert losses(tmp_path / "false") == pytest.approx(losses(tmp_path / "true"), rel=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU refuses")
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.device=cuda", "no GPU"),
+        ("model.attn_implementation=flash_attention_2", "needs a GPU.*use sdpa"),
+        ("train.optim=paged_adamw_8bit", r"pages between GPU and host.*use adamw_8bit"),
+    ],
+)
+def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        short_run("lora_sft", tmp_path / "run", word)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,167 @@
+"""Each recipe runs on the embedded model; golden losses; a rerun repeats to the last digit; resuming does, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import losses, metrics, short_run
+
+import gemma_tune
+from gemma_tune import UserError
+from gemma_tune.composition import load_stored
+from gemma_tune.launch import launch
+from gemma_tune.paths import CONFIGS
+from gemma_tune.runfolder import file_digest
+
+GOLDEN = Path(__file__).parent / "golden.json"
+RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def ten_steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """Ten steps of each recipe."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    return request.param, folder, short_run(request.param, folder, steps=10)
+
+
+def test_golden_losses(ten_steps: tuple[str, Path, Any]) -> None:
+    """Refactoring moves no loss. `GEMMA_TUNE_WRITE_GOLDEN=1` writes the file anew, to be read before it is committed.
+
+    The tolerance is for other processors' order of summation, nothing else.
+    """
+    recipe, folder, _ = ten_steps
+    golden = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
+    if os.environ.get("GEMMA_TUNE_WRITE_GOLDEN"):
+        golden[recipe] = losses(folder)
+        GOLDEN.write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
+    assert losses(folder) == pytest.approx(golden[recipe], rel=1e-4)
+
+
+def test_run_folder(ten_steps: tuple[str, Path, Any]) -> None:
+    recipe, folder, result = ten_steps
+    stored = json.loads((folder / "result.json").read_text("utf-8"))
+    assert stored["status"] == result.status == "finished" and stored["recipe"] == recipe
+    assert stored["headline"]["after"] < stored["headline"]["before"]
+    assert result.headline_after == stored["headline"]["after"]
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == list(range(1, 11))
+    assert stored["peak_memory_mb"] > 100 and stored["seconds"]["train"] > 0
+    expected = {"merged": "export/merged"} | ({} if recipe == "full_sft" else {"adapter": "adapter"})
+    assert stored["artifacts"] == expected
+    for path in expected.values():
+        for file in ("chat_template.jinja", "generation_config.json", "tokenizer.json"):
+            assert (folder / path / file).is_file(), f"{path}/{file}"
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    weights = "export/merged/model.safetensors"
+    assert manifest["artifacts"]["merged"][weights] == file_digest(folder / weights)
+    assert any(name.endswith("train.jsonl") for name in manifest["inputs"])
+    report = (folder / "report.md").read_text("utf-8")
+    assert "(loss.png)" in report and (folder / "loss.png").stat().st_size > 5_000
+    for count in (stored["metrics"]["data"]["training"]["tokens"], stored["metrics"]["weights"]["trainable"]):
+        assert f"{count:,}" in report
+
+
+def test_rerun_repeats_every_figure(ten_steps: tuple[str, Path, Any], tmp_path: Path) -> None:
+    """From config.yaml alone: every figure of metrics.jsonl to the last digit, but those that measure time."""
+    _, folder, _ = ten_steps
+    launch(load_stored(folder / "config.yaml", [f"output_dir={tmp_path / 'again'}"]))
+    first, second = metrics(folder), metrics(tmp_path / "again")
+    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    for line in (*first, *second):
+        for key in timed:
+            line.pop(key, None)
+    assert first == second and len(first) >= 12
+
+
+def test_finished_run_is_not_repeated(ten_steps: tuple[str, Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, folder, result = ten_steps
+    before = (folder / "result.json").stat().st_mtime_ns
+    again = short_run(recipe, folder, steps=10)
+    assert "done already" in capsys.readouterr().out
+    assert again.headline == result.headline and (folder / "result.json").stat().st_mtime_ns == before
+
+
+def test_resume_ends_where_one_run_ends(tmp_path: Path) -> None:
+    """Stopped after step 4 of 8 and resumed: the later losses and the weights equal those of one run, to the bit."""
+    whole = tmp_path / "whole"
+    short_run("lora_sft", whole, "train.save_steps=4", "train.save_total_limit=null", steps=8)
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-4", "step-8"]
+    begun = tmp_path / "begun"
+    shutil.copytree(whole, begun)
+    shutil.rmtree(begun / "checkpoints" / "step-8")
+    shutil.rmtree(begun / "adapter")
+    (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
+    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines()
+    (begun / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n", encoding="utf-8")
+    words = ["train.save_steps=4", "train.save_total_limit=null"]
+    with pytest.raises(UserError, match=r"begun and has checkpoints.*resume_from_checkpoint=latest.*overwrite=true"):
+        short_run("lora_sft", begun, *words, steps=8)
+    short_run("lora_sft", begun, *words, "train.resume_from_checkpoint=latest", steps=8)
+    assert losses(begun) == losses(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert file_digest(begun / weights) == file_digest(whole / weights)
+
+
+def test_half_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    short_run("lora_sft", folder, "train.save_steps=2", steps=2)
+    (folder / "checkpoints" / "step-2" / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match=r"optimizer\.pt missing"):
+        short_run("lora_sft", folder, "train.save_steps=2", "train.resume_from_checkpoint=latest", steps=4)
+
+
+def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    words = ["train.save_steps=1", "train.save_total_limit=2", "eval=none", "eval.num_samples=0", "export=none"]
+    short_run("lora_sft", tmp_path / "run", *words, steps=4)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-3", "step-4"]
+
+
+def test_evaluations_while_training(tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "run", "train.eval_steps=2", steps=4)
+    assert [line["step"] for line in metrics(tmp_path / "run") if "eval_loss" in line] == [2, 4]
+
+
+def test_text_rows(tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"Row {i} is about {i * 7} apples."}) for i in range(20)), "utf-8")
+    words = ["data=text", f"data.train_file={file}", "data.validation_split_percentage=20"]
+    result = short_run("full_sft", tmp_path / "run", *words)
+    counts = result.metrics["data"]
+    assert (counts["training"]["rows"], counts["held_out"]["rows"]) == (16, 4)
+    assert counts["training"]["trained_tokens"] == counts["training"]["tokens"] - 16  # all but each row's <bos>
+
+
+def test_a_nan_stops_the_run(tmp_path: Path) -> None:
+    """A learning rate that breaks the weights ends in an error, and the folder says so."""
+    from gemma_tune.train.callbacks import NonFiniteLoss
+
+    words = [
+        "train.learning_rate=1e30",
+        "train.max_grad_norm=0",
+        "train.lr_scheduler_type=constant",
+        "train.warmup_steps=0",
+    ]
+    with pytest.raises(NonFiniteLoss, match="at step"):
+        short_run("full_sft", tmp_path / "run", *words, steps=10)
+    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "failed"
+
+
+def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": []}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{bad}:1: "):
+        short_run("lora_sft", tmp_path / "run", "data=messages", f"data.train_file={bad}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_entry(tmp_path: Path) -> None:
+    """`gemma_tune.run` with nothing but a recipe and overrides; extra options reach TRL's own dataclass."""
+    words = [f"output_dir={tmp_path / 'run'}", "train.max_steps=1", "tracker=none", "eval=none", "export=none"]
+    result = gemma_tune.run("qlora_sft", overrides=[*words, "train.extra.neftune_noise_alpha=5"])
+    assert result.status == "finished" and result.folder == tmp_path / "run"
+    with pytest.raises(UserError, match=r"^train: "):
+        gemma_tune.run("qlora_sft", overrides=[*words, "overwrite=true", "train.extra.loss_type=sum"])

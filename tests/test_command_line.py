@@ -1,0 +1,298 @@
+"""What a user types wrong is answered with status 2, one message and no torch; what is right composes.
+
+Every case is a process of its own, as a user starts it, in an empty folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gemma_tune.paths import CONFIGS
+from gemma_tune.strict.suggest import OTHER_TOOLS
+
+# As `python -m gemma_tune` does it, but it looks at the end whether torch was imported on the way.
+CHILD = """
+import runpy, sys
+try:
+    runpy.run_module("gemma_tune", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert "torch" not in sys.modules, "torch was imported"
+    raise
+"""
+ROW = '{"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2."}]}\n'
+# The example of the design, which the messages show, too.
+MY_RUN = """\
+# @package _global_
+defaults: [qlora_sft, {override /adapter: dora}, _self_]
+train: {learning_rate: 1e-4}
+"""
+START = "# @package _global_\ndefaults: [qlora_sft, _self_]\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, text: str) -> Path:
+    """Writes a file below the current folder."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in the current folder."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, env=env, timeout=120)
+
+
+def refused(*words: str) -> str:
+    """The message that answers a mistake, after the checks that hold for every mistake."""
+    before = sorted(Path.cwd().rglob("*"))
+    done = ask(*words)
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("gemma_tune: ")  # and no line of Hydra's before it
+    assert sorted(Path.cwd().rglob("*")) == before, "something was left in the current folder"
+    return done.stderr
+
+
+MISTAKES = {
+    # keys
+    "typo in a key": (["train.lerning_rate=3"], ["`train.lerning_rate`", "Did you mean train.learning_rate?"]),
+    "stray new key": (["+train.lerning_rate=3"], ["`train.lerning_rate`", "Did you mean train.learning_rate?"]),
+    "key in no group": (["learning_rate=3"], ["Did you mean train.learning_rate?"]),
+    "key in another group": (["model.lora_alpha=3"], ["Did you mean adapter.lora_alpha?"]),
+    "key left out": (["~train.learning_rate"], ["~train.learning_rate can't be left out"]),
+    "_target_": (["model._target_=os.system"], ["`model._target_`", "no _target_ here"]),
+    "_target_ added": (["+_target_=os.system"], ["`_target_`", "no _target_ here"]),
+    "_target_ inside a value": (
+        ["train.extra={lr_scheduler_kwargs: {_target_: os.system}}"],
+        ["train.extra", "no _target_ here"],
+    ),
+    # groups and options
+    "typo in a group": (["adaptor=lora"], ["`adaptor`", "Did you mean adapter?"]),
+    "typo in a recipe": (["recipe=qlora_sftt"], ["no recipe `qlora_sftt`", "Did you mean qlora_sft?", "full_sft"]),
+    "typo in an option": (["adapter=qlora"], ["no adapter `qlora`", "Did you mean lora?", "dora, loftq"]),
+    "a group's package": (["adapter@model=lora"], ["a group has one place only"]),
+    # values
+    "text for a number": (["train.learning_rate=abc"], ["train.learning_rate must be a number, not 'abc'"]),
+    "fraction for a whole number": (["train.max_steps=3.5"], ["train.max_steps must be a whole number, not 3.5"]),
+    "bool for a number": (["train.learning_rate=true"], ["train.learning_rate must be a number, not True"]),
+    "nothing for a number": (["train.learning_rate="], ["train.learning_rate must be a number"]),
+    "null where none is allowed": (["seed=null"], ["seed must be a whole number"]),
+    "text for a bool": (["train.packing=maybe"], ["train.packing must be true or false, not 'maybe'"]),
+    "zero": (["train.learning_rate=0"], ["train.learning_rate must be more than 0, not 0"]),
+    "too small": (["adapter.r=0"], ["adapter.r must be at least 1, not 0"]),
+    "too large": (["data.validation_split_percentage=95"], ["must be at most 90, not 95"]),
+    "not a number": (["train.learning_rate=nan"], ["train.learning_rate must be a finite number, not nan"]),
+    "infinite": (["train.weight_decay=inf"], ["train.weight_decay must be a finite number, not inf"]),
+    "no such choice": (["model.attn_implementation=sdpaa"], ["must be one of sdpa, eager", "Did you mean sdpa?"]),
+    "float16": (["model.dtype=float16"], ["overflows on Gemma 3", "use bfloat16 or float32"]),
+    "unknown interpolation": (["seed=${nix}"], ["'nix' not found", "seed"]),
+    "several values without -m": (["train.learning_rate=1e-4,2e-4"], ["--multirun"]),
+    "one bad value of several": (["-m", "adapter.r=4,0"], ["adapter.r must be at least 1, not 0"]),
+    "optimizer": (["train.optim=adamw_trch"], ["train.optim=adamw_trch", "Did you mean adamw_torch"]),
+    # values that don't go together
+    "4-bit weights alone": (["adapter=none"], ["4-bit weights can't be trained themselves", "adapter=lora"]),
+    "held-out rows twice": (["data.validation_split_percentage=5"], ["both set", "choose one"]),
+    "columns without names": (
+        ["data=columns", "data.train_file=assets://sample/train.jsonl"],
+        ["data.prompt_column is not set", "data.completion_column is not set"],
+    ),
+    "no such model folder": (["model.model_name_or_path=./nix"], ["model.model_name_or_path=./nix", "no such"]),
+    # options of the trainer
+    "train.extra typo": (["train.extra.adam_bta2=0.9"], ["TRL's SFTConfig", "Did you mean adam_beta2?"]),
+    "train.extra of another tool": (["train.extra.max_seq_length=9"], ["Did you mean train.max_length?"]),
+    "train.extra named here": (["train.extra.learning_rate=1"], ["set train.learning_rate"]),
+    "train.extra decided": (["train.extra.fp16=true"], ["train.extra.fp16", "float16 overflows"]),
+    "train.extra type": (["train.extra.adam_beta1=abc"], ["train.extra.adam_beta1 must be", "`float`", "'abc'"]),
+    "train.extra as a mapping": (["train.extra={adam_bta2: 0.9}"], ["Did you mean adam_beta2?"]),
+    # words and flags
+    "a word alone": (["lora"], ["`lora` is not of the form key=value"]),
+    "can't be read": (["data.train_file=a(b.jsonl"], ["`data.train_file=a(b.jsonl`", "put quotes around it"]),
+    "flag typo": (["--multirn"], ["no flag --multirn", "Did you mean --multirun?"]),
+    "flag with a value": (["--multirun=true"], ["--multirun takes no value"]),
+    "key with dashes": (["--train.max_steps=3"], ["keys stand without dashes: train.max_steps=3"]),
+    "--config-dir without a folder": (["--config-dir"], ["--config-dir", "expected one argument"]),
+    "--cfg of nothing": (["--cfg", "jbo"], ["--cfg", "'jbo'", "job"]),
+    "--config-name": (["--config-name", "mine"], ["--config-name isn't used here", "--config-dir"]),
+    "hydra.searchpath": (["hydra.searchpath=[mine]"], ["use --config-dir FOLDER"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(folder: Path, name: str) -> None:
+    words, expected = MISTAKES[name]
+    recipe = [] if any(w.startswith("recipe=") for w in words) else ["recipe=qlora_sft"]
+    message = refused(*recipe, *words)
+    assert all(e in message for e in expected), message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train.max_steps=3"], ["recipe=NAME is missing", "qlora_sft"]),
+        (["-m", "train.max_steps=3,4"], ["recipe=NAME is missing"]),
+        (["recipee=qlora_sft"], ["Did you mean recipe?"]),
+        (["--recipe=qlora_sft"], ["keys stand without dashes: recipe=qlora_sft"]),
+        (["qlora_sft"], ["`qlora_sft` is not of the form key=value"]),
+        (["recipe="], ["no recipe ``"]),
+        (["recipe=null"], ["names no option of recipe"]),
+    ],
+)
+def test_no_recipe(folder: Path, words: list[str], expected: list[str]) -> None:
+    message = refused(*words)
+    assert all(e in message for e in expected), message
+
+
+@pytest.fixture(scope="module")
+def other_tools(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The lines that answer all names of other tools, typed at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        return refused("recipe=qlora_sft", *(f"{name}=1" for name in OTHER_TOOLS)).splitlines()
+
+
+@pytest.mark.parametrize("name", OTHER_TOOLS)
+def test_name_of_another_tool(other_tools: list[str], name: str) -> None:
+    """Each is answered, in one message of all, and with our name for the same thing."""
+    assert other_tools[0].endswith(f"{len(OTHER_TOOLS)} problems:")
+    assert f"  - command line: there is no key `{name}`. Did you mean {OTHER_TOOLS[name]}?" in other_tools
+
+
+def test_several_problems_at_once(folder: Path) -> None:
+    words = ["train.lerning_rate=3", "adapter.r=0", "model.dtype=fp16", "tracker=wandbb", "train.extra.foo=1", "lora"]
+    message = refused("recipe=qlora_sft", "--config-dir", "nix", *words)
+    assert message.startswith("gemma_tune: 7 problems:\n  - ")
+    for part in ("lerning_rate", "adapter.r", "float16", "wandbb", "train.extra.foo", "`lora`", "--config-dir nix"):
+        assert part in message
+
+
+def test_file_names_are_suggested(folder: Path) -> None:
+    write("rows/my.jsonl", ROW)
+    write("mine/recipe/my_run.yaml", MY_RUN)
+    assert "Did you mean rows/my.jsonl?" in refused("recipe=qlora_sft", "data.train_file=rows/mi.jsonl")
+    assert "Did you mean mine?" in refused("--config-dir", "mien", "recipe=my_run")
+
+
+def test_all_jobs_of_a_multirun_are_answered(folder: Path) -> None:
+    """The mistakes of every job, and not only the first one's."""
+    done = ask("-m", "recipe=qlora_sft", "data.train_file=nix.jsonl,nux.jsonl")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "nix.jsonl" in done.stderr and "nux.jsonl" in done.stderr
+    assert done.stderr.startswith("gemma_tune: 2 problems:")
+
+
+def test_multirun_leaves_nothing_after_a_mistake(folder: Path) -> None:
+    refused("-m", "recipe=qlora_sft", "data.train_file=nix.jsonl,nux.jsonl")
+
+
+FILES = {
+    "unknown keys": (
+        START + "train: {lerning_rate: 1e-4}\nmodel: {_target_: os.system}\nlora_rank: 3\nadapter: {r: 0}\n",
+        ["4 problems", "`train.lerning_rate`", "`model._target_`", "Did you mean adapter.r?", "adapter.r must be at"],
+    ),
+    "train.extra": (START + "train: {extra: {adam_bta2: 0.9}}\n", ["Did you mean adam_beta2?"]),
+    "_target_ deep inside": (START + "train: {extra: {optim_args: {_target_: os.system}}}\n", ["no _target_ here"]),
+    "no @package": (MY_RUN.partition("\n")[2], ["the first line must be `# @package _global_`", MY_RUN.split("\n")[1]]),
+    "typos in defaults": (
+        "# @package _global_\ndefaults: [qlora_sftt, {override /adapter: dorra}, {override /adaptor: dora}, _self_]\n",
+        ["Did you mean qlora_sft?", "Did you mean dora?", "Did you mean adapter?"],
+    ),
+    "defaults without the slash": (
+        "# @package _global_\ndefaults: [qlora_sft, {adapter: dora}, _self_]\n",
+        ["write {override /adapter: dora}"],
+    ),
+    "defaults are no list": ("# @package _global_\ndefaults: qlora_sft\n", ["defaults must be a list", "_self_]"]),
+    "option as a value": (START + "adapter: dora\n", ["adapter is a group", "{override /adapter: OPTION}"]),
+    "a list of options": (START.replace("_self_", "{override /adapter: [lora, dora]}"), ["no adapter `['lora'"]),
+    "broken": (START + "train: {\n", ["not valid YAML"]),
+    "the same key twice": (START + "train: {max_steps: 3}\ntrain: {packing: true}\n", ["duplicate key train"]),
+    "empty": ("", ["holds no keys", "# @package _global_"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_mistake_in_my_file(folder: Path, name: str) -> None:
+    text, expected = FILES[name]
+    write("mine/recipe/my_run.yaml", text)
+    message = refused("--config-dir", "mine", "recipe=my_run")
+    assert all(e in message for e in ["mine/recipe/my_run.yaml", *expected]), message
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("method: sftt\n", "Did you mean sft?"), ("seed: 3\n", "method is not set")]
+)
+def test_method_of_my_recipe(folder: Path, text: str, expected: str) -> None:
+    write("mine/recipe/my_run.yaml", "# @package _global_\n" + text)
+    assert expected in refused("--config-dir", "mine", "recipe=my_run")
+
+
+def test_mistake_in_a_file_that_my_file_chooses(folder: Path) -> None:
+    write("mine/adapter/wide.yaml", "defaults: [lora, _self_]\nrnk: 64\n")
+    write("mine/recipe/my_run.yaml", MY_RUN.replace("dora", "wide"))
+    assert "mine/adapter/wide.yaml: there is no key `adapter.rnk`" in refused("--config-dir", "mine", "recipe=my_run")
+
+
+def test_files_in_the_wrong_place(folder: Path) -> None:
+    stray = write("mine/my_run.yaml", MY_RUN)
+    assert "move it to mine/recipe/my_run.yaml" in refused("--config-dir", "mine", "recipe=my_run")
+    stray.unlink()
+    write("mine/recipe/my_run.yaml", MY_RUN)
+    assert "--config-dir mine\n" in refused("--config-dir", "mine/recipe", "recipe=my_run")
+    shipped = write("mine/recipe/lora_sft.yaml", MY_RUN)
+    message = refused("--config-dir", "mine", "recipe=my_run")
+    assert "mine/recipe/lora_sft.yaml" in message and "mine/recipe/my_lora_sft.yaml" in message
+    shipped.unlink()
+    write("mine/adapters/wide.yaml", "r: 64\n")
+    assert "Did you mean adapter?" in refused("--config-dir", "mine", "recipe=my_run")
+
+
+def test_rerun(folder: Path) -> None:
+    assert "there is no such file" in refused("rerun=nix.yaml")
+    write("config.yaml", "method: sft\ntrain: {lerning_rate: 3}\n")
+    message = refused("rerun=config.yaml")
+    assert "config.yaml: there is no key `train.lerning_rate`" in message
+    message = refused("rerun=config.yaml", "train.learning_rate=3")
+    assert "train.learning_rate=3" in message and "output_dir, overwrite, dry_run" in message
+    write("other.yaml", "seed: 3\n")
+    assert "not the config.yaml of a run folder" in refused("rerun=other.yaml")
+    (folder / "weights.bin").write_bytes(b"\xa1\xff" * 99)
+    assert "not valid YAML" in refused("rerun=weights.bin")
+
+
+def test_no_arguments_lists_recipes_and_examples(folder: Path) -> None:
+    done = ask()
+    assert done.returncode == 0 and done.stderr == ""
+    for file in (CONFIGS / "recipe").glob("*.yaml"):
+        lines = [line for line in done.stdout.splitlines() if line.startswith(f"  {file.stem} ")]
+        assert len(lines) == 1 and len(lines[0].split()) > 3, file.stem
+    assert done.stdout.count("\n  python -m gemma_tune recipe=") == 3
+
+
+def test_help_is_short(folder: Path) -> None:
+    done = ask("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert len(done.stdout.splitlines()) < 40
+    assert all(w in done.stdout for w in ("recipe=NAME", "dry_run=true", "rerun=FILE", "--config-dir", "--multirun"))
+
+
+def test_my_recipe_composes(folder: Path) -> None:
+    """The YAML of the design changes what it says and keeps the rest of its parent."""
+    write("mine/recipe/my_run.yaml", MY_RUN)
+    done = ask("--config-dir", "mine", "recipe=my_run", "train.extra.adam_beta2=0.95", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    for line in ("method: sft", "  load_in_4bit: true", "  use_dora: true", "  learning_rate: 0.0001"):
+        assert f"\n{line}\n" in done.stdout, line
+    assert "    adam_beta2: 0.95\n" in done.stdout

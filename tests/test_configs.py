@@ -1,0 +1,133 @@
+"""Every YAML of configs/ composes and passes the checks, and says what it is; none is listed here by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from gemma_tune.composition import compose_config
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.paths import CONFIGS
+from gemma_tune.strict.schema import FIELDS, GROUPS, OPEN, flatten, wrong_value
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+OPTIONS = [f for f in FILES if f.parent != CONFIGS]
+# What an option asks of the user beside its name.
+ROWS = "data.train_file=assets://sample/train.jsonl"
+NEEDS = {
+    "adapter/loftq": ["model.load_in_4bit=true"],
+    "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
+    "data/messages": [ROWS],
+    "data/text": [ROWS],
+}
+
+
+def name_of(file: Path) -> str:
+    """`group/option`."""
+    return str(file.relative_to(CONFIGS).with_suffix(""))
+
+
+def values_of(file: Path) -> dict[str, Any]:
+    """The dotted keys that a file sets, with their values as Hydra reads them."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    tree.pop("defaults", None)
+    group = file.parent.name
+    return dict(flatten(tree if group == "recipe" else {group: tree}))
+
+
+def value_in(cfg: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=name_of)
+def test_composes(file: Path) -> None:
+    """The option passes every check, and what its file says arrives."""
+    group, option = file.parent.name, file.stem
+    needs = NEEDS.get(name_of(file), [])
+    cfg = (
+        compose_config(option, needs)
+        if group == "recipe"
+        else compose_config("lora_sft", [f"{group}={option}", *needs])
+    )
+    assert cfg.recipe == (option if group == "recipe" else "lora_sft")
+    assert {key: value_in(cfg, key) for key in values_of(file)} == values_of(file)
+
+
+def test_needs_are_needed() -> None:
+    """An entry that nothing asks for any more would hide a change; each option alone is refused."""
+    for name, words in NEEDS.items():
+        group, option = name.split("/")
+        kept = [] if group == "adapter" else ["data.train_file="]
+        with pytest.raises(UserError):
+            compose_config("lora_sft", [f"{group}={option}", *kept])
+        assert words
+
+
+def test_every_file_is_an_option_of_a_group() -> None:
+    """Groups are one level deep, and each has at least one option."""
+    assert [name_of(f) for f in FILES if f.parent == CONFIGS] == ["config"]
+    assert {f.parent.name for f in OPTIONS} == set(GROUPS)
+    assert all(f.parent.parent == CONFIGS for f in OPTIONS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_begins_with_a_comment(file: Path) -> None:
+    """The first line says what the option is; in a recipe, where Hydra wants its own line first, the second one."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if file.parent.name == "recipe":
+        assert lines.pop(0) == "# @package _global_"
+    assert lines[0].startswith("# ") and len(lines[0].split()) > 2, lines[0]
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_field(key: str) -> None:
+    """Each key has a help text, at most two dots, and a default within its own limits."""
+    field, _ = FIELDS[key]
+    assert field.metadata["help"].endswith("."), "one or two sentences"
+    assert key.count(".") <= 2
+    default = value_in(Config(), key)
+    assert key in OPEN or wrong_value(key, default, "schema") is None
+
+
+def test_schema_alone_is_no_run() -> None:
+    """A recipe's name is needed, and an unknown one is answered as on the command line."""
+    with pytest.raises(UserError, match="Did you mean qlora_sft"):
+        compose_config("qlora_sftt")
+
+
+def test_compose_takes_users_files(tmp_path: Path) -> None:
+    file = tmp_path / "recipe" / "my_run.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ndefaults: [full_sft, _self_]\nseed: 7\n", encoding="utf-8")
+    cfg = compose_config("my_run", ["train.extra.adam_beta2=0.95"], tmp_path)
+    assert (cfg.recipe, cfg.seed, cfg.train.extra) == ("my_run", 7, {"adam_beta2": 0.95})
+    assert cfg.train.learning_rate == compose_config("full_sft").train.learning_rate
+
+
+def test_multirun(tmp_path: Path) -> None:
+    """Each job has its own configuration and run folder; a dry run makes none of them."""
+    words = ["-m", "recipe=lora_sft", "adapter=lora,dora", "data.max_train_samples=8", "dry_run=true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gemma_tune", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    folders = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("Run folder: ")]
+    assert len(set(folders)) == 2 and all(f.startswith("runs/lora_sft-") for f in folders)
+    assert "use_dora: false" in done.stdout and "use_dora: true" in done.stdout
+    assert not any((tmp_path / f).exists() for f in folders)

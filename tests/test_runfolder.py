@@ -1,0 +1,235 @@
+"""Which folder a run has, when it may use it, and what it leaves there. No model and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gemma_tune.composition import compose_config, load_stored
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.runfolder import RunFolder, file_digest, folder_of, folder_status, identity
+
+WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and one process alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Config:
+    """The configuration of `recipe=lora_sft`."""
+    return compose_config("lora_sft")
+
+
+def finish(cfg: Config) -> RunFolder:
+    """A run that did nothing and finished."""
+    folder = RunFolder.open(cfg)
+    with folder.recording():
+        folder.result.headline = {"name": "held_out_loss", "before": 2.0, "after": 1.0}
+    return folder
+
+
+def begin_and_stop(cfg: Config, error: BaseException) -> RunFolder:
+    """A run that ended with an error."""
+    folder = RunFolder.open(cfg)
+    with pytest.raises(type(error)), folder.recording():
+        raise error
+    return folder
+
+
+def refusal(cfg: Config) -> str:
+    """The message with which a folder is refused; every such message names the three ways out."""
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(cfg)
+    message = str(caught.value)
+    assert all(way in message for way in WAYS_OUT), message
+    return message
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_default_folder_is_stable(cfg: Config) -> None:
+    """The same words give the same folder in another process, so every rank finds it."""
+    folder = folder_of(cfg)
+    assert folder == folder_of(compose_config("lora_sft"))
+    # The same digest by hand: it may not hang on Python's hash() or on the order of keys.
+    text = json.dumps(identity(cfg), sort_keys=True).encode()
+    assert folder == Path("runs") / f"lora_sft-{hashlib.sha256(text).hexdigest()[:8]}"
+
+
+def test_every_setting_has_its_folder() -> None:
+    words = [
+        "seed=1", "adapter.r=4", "adapter=dora", "model.load_in_4bit=true", "train.learning_rate=1e-4",
+        "train.extra.adam_beta2=0.95", "data.max_train_samples=8", "eval=none", "export=none", "tracker=none",
+    ]  # fmt: skip
+    folders = {folder_of(compose_config("lora_sft", [w])) for w in words}
+    folders |= {folder_of(compose_config(r)) for r in ("lora_sft", "qlora_sft", "full_sft")}
+    assert len(folders) == len(words) + 3
+
+
+@pytest.mark.parametrize("word", ["overwrite=true", "dry_run=true", "train.resume_from_checkpoint=latest"])
+def test_how_it_is_carried_out_changes_no_folder(cfg: Config, word: str) -> None:
+    assert folder_of(compose_config("lora_sft", [word])) == folder_of(cfg)
+
+
+def test_named_folder(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert folder_of(replace(cfg, output_dir="out/a")) == Path("out/a")
+    assert folder_of(replace(cfg, output_dir="~/out")) == Path("/home/ada/out")
+    assert identity(replace(cfg, output_dir="out/a")) == identity(cfg)
+
+
+def test_nothing_is_written_before_recording(cfg: Config) -> None:
+    folder = RunFolder.open(cfg)
+    assert not folder.finished
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_recording_begins_as_running(cfg: Config) -> None:
+    """A process that is killed leaves a result that says so."""
+    folder = RunFolder.open(cfg)
+    with folder.recording():
+        assert read(folder.path / "result.json")["status"] == "running"
+        assert (folder.path / "manifest.json").is_file()
+    assert folder_status(folder.path) == "finished"
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError("x"), "failed")])
+def test_how_it_ended(cfg: Config, error: BaseException, status: str) -> None:
+    folder = begin_and_stop(cfg, error)
+    assert folder_status(folder.path) == status
+    assert not RunFolder.open(cfg).finished  # without a checkpoint it may simply be run again
+
+
+def test_finished_run_is_recognised(cfg: Config) -> None:
+    first = finish(cfg)
+    second = RunFolder.open(cfg)
+    assert second.finished and second.path == first.path
+    stored = second.stored_result()
+    assert (stored.status, stored.headline_after, stored.folder) == ("finished", 1.0, first.path)
+    assert read(first.path / "result.json").keys() == {
+        "recipe", "status", "headline", "metrics", "artifacts", "seconds", "peak_memory_mb",
+    }  # fmt: skip
+
+
+def test_stored_configuration_repeats_the_run(cfg: Config) -> None:
+    """`rerun=` needs the file alone: it gives the same configuration, and goes where it is told to."""
+    folder = finish(compose_config("lora_sft", ["output_dir=first", "train.extra.adam_epsilon=1e-9", "seed=7"]))
+    assert read(folder.path / "result.json")["recipe"] == "lora_sft"
+    for stored in (folder.path, folder.path / "config.yaml"):
+        again = load_stored(stored, ["output_dir=second", "dry_run=true"])
+        assert identity(again) == identity(folder.cfg)
+        assert (again.output_dir, again.dry_run, again.overwrite) == ("second", True, False)
+    assert load_stored(folder.path, []).output_dir is None
+
+
+def test_folder_of_another_configuration_is_refused(cfg: Config) -> None:
+    finish(replace(cfg, output_dir="out"))
+    assert "another configuration" in refusal(replace(cfg, output_dir="out", seed=7))
+    assert folder_status(Path("out")) == "finished"
+
+
+def test_folder_of_something_else_is_refused(cfg: Config) -> None:
+    """Files of the user's stay where they are."""
+    Path("out").mkdir()
+    Path("out/thesis.txt").write_text("years of work", encoding="utf-8")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds no run of ours; name another folder"):
+            RunFolder.open(replace(cfg, output_dir="out", overwrite=overwrite))
+    assert Path("out/thesis.txt").is_file()
+
+
+def test_begun_run_with_checkpoints_is_refused(cfg: Config) -> None:
+    folder = begin_and_stop(cfg, KeyboardInterrupt())
+    (folder.checkpoints / "step-5").mkdir(parents=True)
+    assert "has checkpoints" in refusal(cfg)
+    resumed = replace(cfg, train=replace(cfg.train, resume_from_checkpoint="latest"))
+    with RunFolder.open(resumed).recording():
+        assert (folder.checkpoints / "step-5").is_dir(), "resuming must keep the checkpoints"
+
+
+def test_a_file_is_no_folder(cfg: Config) -> None:
+    Path("out").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="this is a file"):
+        RunFolder.open(replace(cfg, output_dir="out"))
+
+
+def test_an_empty_folder_is_used(cfg: Config) -> None:
+    Path("out").mkdir()
+    assert finish(replace(cfg, output_dir="out")).path == Path("out")
+
+
+def test_overwrite_replaces_the_run(cfg: Config) -> None:
+    """Nothing of the old run is left beside the new one, and nothing is deleted before the new one begins."""
+    old = finish(replace(cfg, output_dir="out", seed=7))
+    (old.path / "adapter").mkdir()
+    folder = RunFolder.open(replace(cfg, output_dir="out", overwrite=True))
+    assert (old.path / "adapter").is_dir()
+    with folder.recording():
+        assert not (folder.path / "adapter").exists()
+    assert yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))["seed"] == cfg.seed
+
+
+def test_folder_that_cannot_be_made(cfg: Config) -> None:
+    """A mistake of the user's, so no traceback; as root every folder can be written, so a file stands in the way."""
+    Path("out").write_text("", encoding="utf-8")
+    folder = RunFolder.open(replace(cfg, output_dir="out/run"))
+    with pytest.raises(UserError, match="output_dir=out/run: the folder can't be written"), folder.recording():
+        pass
+
+
+def test_manifest(cfg: Config) -> None:
+    """Versions, seed, and a digest of every input file and of every file of every artifact."""
+    Path("rows.jsonl").write_bytes(b"abc")
+    Path("model").mkdir()
+    Path("model/config.json").write_bytes(b"")
+    folder = RunFolder.open(cfg)
+    with folder.recording():
+        folder.add_inputs(Path("rows.jsonl"), Path("model"), None)
+        (folder.adapter / "sub").mkdir(parents=True)
+        (folder.adapter / "sub" / "a.bin").write_bytes(b"abc")
+        folder.result.artifacts["adapter"] = "adapter"
+    manifest = read(folder.path / "manifest.json")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc", FIPS 180-2
+    assert manifest["inputs"] == {"rows.jsonl": abc, "model/config.json": hashlib.sha256().hexdigest()}
+    assert manifest["artifacts"] == {"adapter": {"adapter/sub/a.bin": abc}}
+    assert file_digest(Path("rows.jsonl")) == abc
+    assert manifest["seed"] == cfg.seed
+    assert {"torch", "transformers", "trl", "peft"} <= manifest["versions"].keys()
+    assert manifest["git"] is None  # the current folder is no repository
+
+
+def test_only_rank_0_writes(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    finish(cfg).add_inputs(Path("nowhere"))
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_timed_steps_add_up(cfg: Config) -> None:
+    folder = RunFolder.open(cfg)
+    for _ in range(2):
+        with folder.timed("evaluate"):
+            pass
+    assert folder.result.seconds.keys() == {"evaluate"} and folder.result.seconds["evaluate"] >= 0
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "train: 3"])
+def test_folder_with_a_strange_config_is_refused(cfg: Config, text: str) -> None:
+    """Another program's config.yaml is no run of ours: a refusal, not a crash."""
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="holds no run of ours"):
+        RunFolder.open(replace(cfg, output_dir="out", overwrite=True))
