@@ -223,6 +223,8 @@ class RunFolder:
     def recording(self) -> Iterator[None]:
         """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
 
+        After a UserError there is no folder.
+
         Raises:
             UserError: The folder can't be written.
         """
@@ -241,6 +243,10 @@ class RunFolder:
         self.write_manifest()
         try:
             yield
+        except UserError:
+            if not self.cfg.train.resume_from_checkpoint:
+                shutil.rmtree(self.path)  # a mistake is found before anything is trained
+            raise
         except BaseException as error:
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._write_result()

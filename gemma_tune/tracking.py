@@ -91,12 +91,23 @@ def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
     has_key = mode not in ("offline", "disabled") and wandb.login(prompt=False, verify=False)
     if t.mode == "online" and not has_key:
         raise UserError("tracker.mode=online, but no W&B key is configured: run `wandb login`, or use mode=auto.")
+    try:
+        return _init(cfg, folder, mode or ("online" if has_key else "offline"))
+    except wandb.errors.CommError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"tracker=wandb: W&B can't be reached ({reason}); use tracker.mode=offline.") from error
+
+
+def _init(cfg: Config, folder: RunFolder, mode: Any) -> Any:
+    import wandb
+
+    t = cfg.tracker
     return wandb.init(
         project=t.project,
         entity=t.entity,
         name=t.name or folder.path.name,
         dir=str(folder.path),
-        mode=mode or ("online" if has_key else "offline"),
+        mode=mode,
         config=asdict(cfg),
         reinit="finish_previous",
         # The command line, the git remote and the console could carry secrets; the configuration says it all.

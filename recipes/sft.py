@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datasets import Dataset
 from transformers import set_seed
 
 from gemma_tune.config import Config
@@ -11,8 +10,9 @@ from gemma_tune.evals.evaluation import evaluate
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
+from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
-from gemma_tune.models.load import load_base, load_tokenizer, pick_device
+from gemma_tune.models.load import key_mapping_of, load_base, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import resolve
@@ -22,9 +22,9 @@ from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say_begin, say_end
 from gemma_tune.tracking import Tracker
 from gemma_tune.train.arguments import sft_arguments
-from gemma_tune.train.callbacks import Progress, Report, StopAtNonFinite
+from gemma_tune.train.callbacks import Report
 from gemma_tune.train.resume import find_checkpoint
-from gemma_tune.train.trainer import GemmaSFTTrainer
+from gemma_tune.train.trainer import sft_trainer
 
 
 def run(cfg: Config) -> RunResult:
@@ -51,7 +51,7 @@ def run(cfg: Config) -> RunResult:
         model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
     counts = adapters.count(model)
     saver = adapters.AdapterSaver(model, cfg.adapter)
-    arguments = sft_arguments(cfg, folder, device)
+    trainer = sft_trainer(cfg, sft_arguments(cfg, folder, device), model, tokenizer, train, held_out)
 
     # From here on the run folder is written
     result = folder.result
@@ -64,16 +64,7 @@ def run(cfg: Config) -> RunResult:
             before = evaluate(cfg, model, tokenizer, held_out)
         tracker.log(before.figures, step=0)
 
-        trainer = GemmaSFTTrainer(
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list([vars(r) for r in train.rendered]),
-            eval_dataset=Dataset.from_list([vars(r) for r in held_out.rendered]) if cfg.train.eval_steps else None,
-            callbacks=[Progress(), StopAtNonFinite(), Report(tracker)],
-            loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
-            checkpoints_kept=cfg.train.save_total_limit,
-        )
+        trainer.add_callback(Report(tracker))
         with folder.timed("train"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         steps = trainer.state.global_step
@@ -97,7 +88,8 @@ def run(cfg: Config) -> RunResult:
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
             if cfg.model.load_in_4bit:
-                result.metrics["export"]["four_bit_gap"] = merged.four_bit_gap(model, source)
+                gap = rounding_gap(model.get_base_model(), source, key_mapping_of(source))
+                result.metrics["export"]["four_bit_gap"] = gap
 
         # Say what happened
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, replace_lora_weights_loftq
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.load import is_four_bit
+from gemma_tune.models.four_bit import init_loftq, is_four_bit
+from gemma_tune.models.load import key_mapping_of
 from gemma_tune.models.source import Source
 
 # What a stored adapter decides, and what the configuration must not contradict.
@@ -99,9 +100,10 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
         raise UserError(
             f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
         ) from error
-    if loftq:
-        # Without a path PEFT looks the checkpoint up in the Hub's cache.
-        replace_lora_weights_loftq(peft_model, model_path=str(source.folder) if source.folder else None)
+    if loftq and not init_loftq(peft_model.get_base_model(), source, key_mapping_of(source)):
+        raise UserError(
+            f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
+        )
     return peft_model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
 from gemma_tune.chat import STOP_TOKEN, served_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models import four_bit
 from gemma_tune.models.family import FAMILIES, Shape
 from gemma_tune.models.source import Source
 
@@ -50,6 +50,11 @@ def load_config(source: Source) -> Any:
             f"known are {', '.join(FAMILIES)}."
         )
     return config
+
+
+def key_mapping_of(source: Source) -> dict[str, str] | None:
+    """How the checkpoint's keys are renamed for the language part, or None where they are its own."""
+    return FAMILIES[load_config(source).model_type].key_mapping
 
 
 def shape_of(config: Any) -> Shape:
@@ -137,28 +142,9 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
             f"model.model_name_or_path={source.base}: the tokenizer has {len(tokenizer)} tokens, the embedding "
             f"{loaded.get_input_embeddings().num_embeddings} rows; they don't belong together."
         )
-    keep_four_bit_layout(loaded)
+    four_bit.keep_layout(loaded)
     set_stop_tokens(loaded, tokenizer)
     return loaded
-
-
-def keep_four_bit_layout(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit layers for inference, which training does not survive.
-
-    On CPUs with AVX512-BF16 the first pass in evaluation mode repacks the weight in place for a bfloat16 kernel
-    without a backward pass. An evaluation before training thus cuts the gradients of all layers below, and what is
-    read from the weight afterwards is scrambled (bitsandbytes 0.50, `Linear4bit.forward`).
-    """
-    for module in model.modules():
-        if is_four_bit(module):
-            module.support_avx512bf16_for_cpu = False
-
-
-def is_four_bit(module: nn.Module) -> bool:
-    """Whether a layer is bitsandbytes' Linear4bit."""
-    from bitsandbytes.nn import Linear4bit
-
-    return isinstance(module, Linear4bit)
 
 
 def set_stop_tokens(model: Any, tokenizer: Any) -> None:

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
+
+from gemma_tune.config import Config
+from gemma_tune.data.dataset import Rows
+from gemma_tune.errors import UserError
+from gemma_tune.train.callbacks import Progress, StopAtNonFinite
 
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -81,6 +87,29 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
             for old in checkpoints(folder)[: -self._checkpoints_kept]:
                 if str(old) not in keep:
                     shutil.rmtree(old)
+
+
+def sft_trainer(
+    cfg: Config, args: SFTConfig, model: Any, tokenizer: Any, train: Rows, held_out: Rows
+) -> GemmaSFTTrainer:
+    """The trainer for rendered rows, with our progress bar and the stop at a loss that is no number.
+
+    Raises:
+        UserError: TRL refuses an option.
+    """
+    try:
+        return GemmaSFTTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([vars(r) for r in train.rendered]),
+            eval_dataset=Dataset.from_list([vars(r) for r in held_out.rendered]) if cfg.train.eval_steps else None,
+            callbacks=[Progress(), StopAtNonFinite()],
+            loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
+            checkpoints_kept=cfg.train.save_total_limit,
+        )
+    except ValueError as error:
+        raise UserError(f"train: {str(error).splitlines()[0]}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

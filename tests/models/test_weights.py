@@ -128,3 +128,22 @@ def test_held_out_loss_against_transformers() -> None:
     figures = held_out_loss(model, rows, pad_id=0, batch_size=2)
     assert figures["held_out_loss"] == pytest.approx(total / tokens, rel=1e-6)
     assert figures["held_out_tokens"] == tokens
+
+
+def test_loftq_starts_nearer_to_the_checkpoint() -> None:
+    """In every layer s·B·A makes up for a part of what 4-bit rounding lost, and no rank-r update could do more."""
+    model = attached("qlora_sft", "adapter=loftq", "adapter.r=16", "adapter.lora_alpha=32")
+    original = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    checked = 0
+    for name, layer in model.get_base_model().named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        weight = original.get_submodule(name).weight.detach()
+        rounded = bitsandbytes.functional.dequantize_4bit(
+            layer.base_layer.weight.data, layer.base_layer.weight.quant_state
+        )
+        best = torch.linalg.svdvals(weight - rounded)[16:].norm()
+        left = (weight - rounded - 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().norm()
+        assert left == pytest.approx(best.item(), rel=1e-4) and left < 0.95 * (weight - rounded).norm()
+        checked += 1
+    assert checked == 42
