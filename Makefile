@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-gpu lint format figures clean
+.PHONY: help setup run test test-gpu lint format docs figures clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -38,8 +38,11 @@ format: .venv/.done ## Put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.done ## Write docs/configuration.md from the schema
+	$(BIN)/python -m gemma_tune.config.reference > docs/configuration.md
+
 figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
-	OMP_NUM_THREADS=2 $(BIN)/python tests/figures.py
+	$(BIN)/python tests/figures.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

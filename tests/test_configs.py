@@ -131,3 +131,11 @@ def test_multirun(tmp_path: Path) -> None:
     assert len(set(folders)) == 2 and all(f.startswith("runs/lora_sft-") for f in folders)
     assert "use_dora: false" in done.stdout and "use_dora: true" in done.stdout
     assert not any((tmp_path / f).exists() for f in folders)
+
+
+def test_the_page_of_all_keys_is_current() -> None:
+    """`make docs` writes it."""
+    from gemma_tune.config.reference import markdown
+
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == markdown()
