@@ -31,11 +31,17 @@ def loss_curve(metrics: Path, picture: Path) -> bool:
     if len(train) > 20:
         smooth, value = [], losses[0]
         for loss in losses:
-            value = 0.9 * value + 0.1 * loss
+            value = 0.75 * value + 0.25 * loss
             smooth.append(value)
         axes.plot(steps, smooth, color="#1f5a99", linewidth=1.8, label="training, running mean")
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o--", color="#c4532d", linewidth=1.2, label="held out")
+        axes.plot(
+            *zip(*held_out, strict=True),
+            "o" if len(held_out) < 3 else "o--",
+            color="#c4532d",
+            linewidth=1.2,
+            label="held out",
+        )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.25)

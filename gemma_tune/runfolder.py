@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,13 +17,10 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.manifest import file_digest, write_json, write_manifest
 
 # Keys that say how a run is carried out, not what it is: they don't change its folder.
 OPERATIONAL = ("output_dir", "overwrite", "dry_run")
-PACKAGES = (
-    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "wandb", "hydra-core",
-    "safetensors", "tokenizers",
-)  # fmt: skip
 
 
 @dataclass
@@ -93,30 +86,6 @@ def folder_of(cfg: Config) -> Path:
         return Path(cfg.output_dir).expanduser()
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{cfg.recipe}-{digest}"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _git_state() -> dict[str, Any] | None:
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
-    try:
-        # Commit and cleanliness only: a remote's address may hold a token.
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 class RunFolder:
@@ -209,7 +178,7 @@ class RunFolder:
             if path is not None:
                 for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
                     self.inputs[str(file)] = file_digest(file)
-        self.write_manifest()
+        self._write_manifest()
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -240,7 +209,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
         self._write_result()
-        self.write_manifest()
+        self._write_manifest()
         try:
             yield
         except UserError:
@@ -252,32 +221,15 @@ class RunFolder:
             self._write_result()
             raise
         self.result.status = "finished"
-        self.write_manifest()
+        self._write_manifest()
         self._write_result()
+
+    def _write_manifest(self) -> None:
+        write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)
 
     def _write_result(self) -> None:
         tree = {k: v for k, v in asdict(self.result).items() if k != "folder"}
-        _write_json(self.path / "result.json", tree)
-
-    def write_manifest(self) -> None:
-        """Writes versions, seed, git state, and the digests of inputs and artifacts."""
-        artifacts = {}
-        for name, relative in self.result.artifacts.items():
-            target = self.path / relative
-            files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
-            artifacts[name] = {str(f.relative_to(self.path)): file_digest(f) for f in files}
-        versions = {p: importlib.metadata.version(p) for p in PACKAGES}
-        manifest = {
-            "gemma_tune": importlib.metadata.version("gemma_tune"),
-            "python": sys.version.split()[0],
-            "platform": platform.platform(),
-            "versions": versions,
-            "seed": self.cfg.seed,
-            "git": _git_state(),
-            "inputs": self.inputs,
-            "artifacts": artifacts,
-        }
-        _write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / "result.json", tree)
 
 
 def folder_status(path: Path) -> str | None:

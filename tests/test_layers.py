@@ -25,7 +25,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 BASE = ("errors", "paths", "plugins")
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
-    "config", "strict", "runfolder", "tracking", "models", "chat", "data", "train", "rewards", "rl", "quant",
+    "config", "strict", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards", "rl", "quant",
     "evals", "export",
 )  # fmt: skip
 # Pure modules: any part may import them, wherever they stand, and they import no part.
@@ -33,7 +33,7 @@ PURE = ("chat", "data.records", "data.jsonl", "data.messages", "data.columns", "
 # Above the parts, for recipes and the command line only.
 TOP = ("", "__main__", "composition", "launch", "preview", "report", "terminal")
 # "Nothing up to 'the configuration has passed' imports torch."
-LIGHT = (*BASE, "config", "strict", "runfolder", "", "__main__", "composition", "launch")
+LIGHT = (*BASE, "config", "strict", "manifest", "runfolder", "", "__main__", "composition", "launch")
 
 
 def name_of(file: Path) -> str:

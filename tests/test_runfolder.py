@@ -14,7 +14,8 @@ import yaml
 from gemma_tune.composition import compose_config, load_stored
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.runfolder import RunFolder, file_digest, folder_of, folder_status, identity
+from gemma_tune.manifest import file_digest
+from gemma_tune.runfolder import RunFolder, folder_of, folder_status, identity
 
 WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
 

@@ -15,8 +15,8 @@ import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.composition import load_stored
 from gemma_tune.launch import launch
+from gemma_tune.manifest import file_digest
 from gemma_tune.paths import CONFIGS
-from gemma_tune.runfolder import file_digest
 
 GOLDEN = Path(__file__).parent / "golden.json"
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml"))
