@@ -25,8 +25,8 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 BASE = ("errors", "paths", "plugins")
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
-    "config", "strict", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards", "rl", "quant",
-    "evals", "export",
+    "config", "strict", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards", "rl",
+    "quant", "evals", "export",
 )  # fmt: skip
 # Pure modules: any part may import them, wherever they stand, and they import no part.
 PURE = ("chat", "data.records", "data.jsonl", "data.messages", "data.columns", "data.text", "rewards", "quant.grid")
