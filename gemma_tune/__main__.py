@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
+if sys.modules[__package__ or "gemma_tune"].__file__ is None:
+    # The current folder holds a folder named gemma_tune, a clone for example, and `python -m` looks there first: what
+    # was imported is that folder, and not the installed package inside it.
+    sys.path.pop(0)
+    sys.modules.pop("gemma_tune")
+    importlib.import_module("gemma_tune")
+
 import argparse
 import os
 import re
@@ -18,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune import composition
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.launch import launch
 from gemma_tune.paths import CONFIGS
 from gemma_tune.strict.suggest import did_you_mean
@@ -94,6 +104,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
             problems.append(f"command line: there is no flag {name}.{did_you_mean(name, _FLAGS)} See --help.")
     if problems:
         raise UserError(*problems)
+    flags += [f"--{name}" for name in ("cfg", "package", "info") if getattr(known, name)]
     return words, [Path(d) for d in known.config_dir], flags
 
 
@@ -112,10 +123,7 @@ def _run_jobs() -> None:
             return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
-    with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
-        first = next((i for i, word in enumerate(sys.argv) if i and "=" in word), len(sys.argv))
-        sys.argv.insert(first, f"hydra.sweep.dir={scratch}")
-        hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)()
+    hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)()
     if problems:
         raise UserError(*problems)
 
@@ -131,15 +139,21 @@ def _main(argv: Sequence[str]) -> None:
     words, config_dirs, flags = _split(argv)
     reruns = [w for w in words if w.startswith("rerun=")]
     if reruns:
+        if flags or config_dirs:
+            raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
         stored = Path(reruns[-1].removeprefix("rerun="))
         launch(composition.load_stored(stored, [w for w in words if w not in reruns]))
         return
     if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
         composition.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
         raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
-    ready = iter(composition.check_words(words, config_dirs))
-    sys.argv = [sys.argv[0], *(next(ready) if w in words else w for w in argv)]
-    _run_jobs()
+    if {"-m", "--multirun"} & set(flags) and any(w.startswith("output_dir=") and "," not in w for w in words):
+        raise UserError("command line: output_dir= with --multirun: every job needs a folder of its own; leave it out.")
+    ready = composition.check_words(words, config_dirs)
+    with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
+        rest = [w for w in argv if w not in words]
+        sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
+        _run_jobs()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,8 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         print(f"gemma_tune: {composition.as_user_error(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gemma_tune: interrupted.", file=sys.stderr)
+    except RunError as error:
+        print(f"gemma_tune: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
     return 0
 

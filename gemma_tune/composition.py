@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gemma_tune import strict
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.paths import CONFIGS
+from gemma_tune.paths import CONFIGS, absolute, resolve
 from gemma_tune.strict.schema import GROUPS
 
 ConfigStore.instance().store("schema", node=Config)
@@ -42,7 +42,7 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     problems += strict.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)
     if problems:
         raise UserError(*problems)
-    return strict.open_keys_added(list(words))
+    return strict.for_hydra(list(words))
 
 
 def checked(tree: Any, recipe: str, where: str) -> Config:
@@ -65,6 +65,15 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     problems = strict.cross_problems(cfg)
     if problems:
         raise UserError(*problems)
+    if cfg.model.dtype is None:
+        cfg.model.dtype = "float32" if cfg.adapter.peft_type == "none" else "bfloat16"
+    # The stored configuration must repeat the run from any folder.
+    cfg.data.train_file = absolute(cfg.data.train_file)
+    cfg.data.validation_file = cfg.data.validation_file and absolute(cfg.data.validation_file)
+    if ":" in cfg.data.format:
+        cfg.data.format = absolute(cfg.data.format)
+    if resolve(cfg.model.model_name_or_path).is_dir():
+        cfg.model.model_name_or_path = absolute(cfg.model.model_name_or_path)
     return cfg
 
 
@@ -87,7 +96,7 @@ def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str |
     """
     dirs = [Path(config_dir)] if config_dir else []
     words = check_words([f"recipe={recipe}", *overrides], dirs)
-    search = [f"hydra.searchpath=[{','.join('file://' + str(d.resolve()) for d in dirs)}]"] if dirs else []
+    search = [f"hydra.searchpath=[{strict.in_quotes(f'file://{d.resolve()}')}]" for d in dirs]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -1,6 +1,10 @@
-"""The one exception for a mistake that the user can mend."""
+"""The exceptions that end a command with a message in place of a traceback."""
 
 from __future__ import annotations
+
+
+class RunError(Exception):
+    """A run that can't go on or didn't pass its check: the command ends with status 1 and this message."""
 
 
 class UserError(Exception):

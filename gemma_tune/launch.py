@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_tune.config import Config
+from gemma_tune.data.dataset import check_first_rows
+from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunResult
 
 
@@ -26,6 +28,7 @@ def quiet_libraries() -> None:
 def launch(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
+    check_first_rows(cfg.data, cfg.seed)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
@@ -57,4 +60,6 @@ def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Non
     """
     from gemma_tune.composition import compose_config
 
+    if isinstance(overrides, str):
+        raise UserError(f'overrides={overrides!r}: write a list of words, for example ["{overrides}"].')
     return launch(compose_config(recipe, overrides, config_dir))

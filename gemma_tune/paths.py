@@ -25,3 +25,8 @@ def resolve(path: str) -> Path:
     if path.startswith("assets://"):
         return ASSETS / path.removeprefix("assets://")
     return Path(path).expanduser()
+
+
+def absolute(path: str) -> str:
+    """The same path from every folder; `assets://…` already is."""
+    return path if path.startswith("assets://") else str(resolve(path).absolute())

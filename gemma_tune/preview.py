@@ -15,27 +15,35 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.family import Shape, published_shape
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device, shape_of
 from gemma_tune.models.memory import estimate
-from gemma_tune.models.source import find_source
+from gemma_tune.models.source import Source, find_source
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.train.arguments import mixed_precision
 
 
-def _shape(cfg: Config) -> Shape | None:
+def _shape(cfg: Config, source: Source) -> Shape | None:
     try:
-        return shape_of(load_config(find_source(cfg.model)))
+        return shape_of(load_config(source))
     except UserError:
+        if source.folder is not None:
+            raise
         return published_shape(cfg.model.model_name_or_path)
 
 
-def _counts(cfg: Config) -> tuple[dict[str, dict[str, int]], str]:
+def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], str]:
     try:
-        tokenizer = load_tokenizer(find_source(cfg.model))
+        tokenizer = load_tokenizer(source)
     except UserError as error:
+        if source.folder is not None:
+            raise
         # A checkpoint that isn't downloaded yet is no reason to leave the rows unread.
         train, held_out = read_records(cfg.data, cfg.seed)
         return {"training": {"rows_read": len(train)}, "held_out": {"rows_read": len(held_out)}}, str(error)
     train_rows, held_out_rows = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
     return {"training": train_rows.counts(), "held_out": held_out_rows.counts()}, ""
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
 def preview(cfg: Config, folder: RunFolder) -> RunResult:
@@ -44,8 +52,9 @@ def preview(cfg: Config, folder: RunFolder) -> RunResult:
     Raises:
         UserError: The data can't be used.
     """
-    counts, note = _counts(cfg)
-    shape = _shape(cfg)
+    source = find_source(cfg.model)
+    shape = _shape(cfg, source)
+    counts, note = _counts(cfg, source)
     console = Console(highlight=False, soft_wrap=True)
     console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
     table = Table(title="Rows and tokens", title_justify="left")
@@ -61,9 +70,14 @@ def preview(cfg: Config, folder: RunFolder) -> RunResult:
     if shape is None:
         console.print("Memory: unknown; the model's config.json isn't on this machine.")
     else:
-        parts = estimate(cfg, shape, mixed_precision(cfg, pick_device(cfg.model)))
+        longest = max(c.get("longest_row", cfg.train.max_length) for c in counts.values())
+        parts = estimate(cfg, shape, mixed_precision(cfg, pick_device(cfg.model)), longest)
         metrics["memory_gib"] = parts
-        rest = ", ".join(f"{k} {v:.2f}" for k, v in parts.items() if k != "total")
-        console.print(f"Memory, estimated: {parts['total']:.2f} GiB ({rest}), and about 1 GiB for Python and torch.")
+        rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
+        console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
+        if parts["activations"] > parts["total"] / 2 and parts["total"] > 4 and not cfg.train.gradient_checkpointing:
+            console.print(
+                "Most of it is activations: train.gradient_checkpointing=true keeps only a small part of them."
+            )
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
     return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

@@ -88,7 +88,7 @@ inputs = tokenizer.apply_chat_template(
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```
 
-This run loaded it with Transformers, as above. The layout is the one that vLLM and llama.cpp's converter take."""
+This run loaded it with Transformers, as above."""
 
 
 def _rows_section(counts: dict[str, dict[str, int]]) -> str:

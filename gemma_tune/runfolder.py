@@ -18,9 +18,12 @@ import yaml
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.manifest import file_digest, write_json, write_manifest
+from gemma_tune.paths import resolve
 
 # Keys that say how a run is carried out, not what it is: they don't change its folder.
 OPERATIONAL = ("output_dir", "overwrite", "dry_run")
+# Keys of `train` that may change when a run is resumed.
+RESUMABLE = ("max_steps", "num_train_epochs", "save_steps", "save_total_limit", "eval_steps", "logging_steps")
 
 
 @dataclass
@@ -71,13 +74,33 @@ def _without_operational(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _as_one_run(cfg: Config) -> dict[str, Any]:
+    """The configuration as it is stored: a resumed run is repeated as one run."""
+    tree = asdict(cfg)
+    tree["train"]["resume_from_checkpoint"] = None
+    return tree
+
+
+def _not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The keys that differ and may not when a run is resumed: all but its length and what is measured and kept."""
+    found = []
+    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
+        a, b = mine[group], theirs.get(group)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]
+        elif a != b:
+            found.append(group)
+    return found
+
+
 def _stored_config(path: Path) -> dict[str, Any] | None:
     """The configuration that a run left in its folder, or None where there is none."""
     try:
         tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return None
-    return tree if isinstance(tree, dict) and tree.get("method") else None
+    return tree if ours and isinstance(tree, dict) and tree.get("method") else None
 
 
 def folder_of(cfg: Config) -> Path:
@@ -146,19 +169,24 @@ class RunFolder:
                 f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
             )
         if cfg.overwrite:
+            used = (cfg.model.model_name_or_path, cfg.data.train_file, cfg.data.validation_file or "")
+            if inside := [u for u in used if u and resolve(u).resolve().is_relative_to(path.resolve())]:
+                raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
             return cls(path, cfg, finished=False)
         ways = (
             "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
             "overwrite=true"
         )
         mine, theirs = identity(cfg), _without_operational(old)
+        same = theirs == mine
         if cfg.train.resume_from_checkpoint:
-            if any(mine[k] != theirs.get(k) for k in ("recipe", "model", "adapter")):
+            if differing := _not_resumable(mine, theirs):
                 raise UserError(
-                    f"output_dir={path}: this folder holds a run of another recipe, model or adapter; {ways}."
+                    f"output_dir={path}: the run in this folder has another {', '.join(differing)}, so it can't be "
+                    "resumed with yours; set it as it was, or choose another output_dir."
                 )
-            return cls(path, cfg, finished=False)
-        if theirs != mine:
+            return cls(path, cfg, finished=same and folder_status(path) == "finished")
+        if not same:
             raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
         folder = cls(path, cfg, finished=folder_status(path) == "finished")
         if not folder.finished and any((path / "checkpoints").glob("step-*")):
@@ -201,10 +229,8 @@ class RunFolder:
             yield
             return
         try:
-            if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(asdict(self.cfg), sort_keys=False, allow_unicode=True)
+            replaced = self._make()
+            text = yaml.safe_dump(_as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
             (self.path / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
@@ -215,14 +241,39 @@ class RunFolder:
         except UserError:
             if not self.cfg.train.resume_from_checkpoint:
                 shutil.rmtree(self.path)  # a mistake is found before anything is trained
+            if replaced:
+                replaced.rename(self.path)
             raise
         except BaseException as error:
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._write_result()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._how_to_go_on()) from error
             raise
+        finally:
+            if replaced and self.path.exists() and replaced.exists():
+                shutil.rmtree(replaced)
         self.result.status = "finished"
         self._write_manifest()
         self._write_result()
+
+    def _make(self) -> Path | None:
+        """Makes the folder; a run that is replaced stands aside until the new one has begun to train."""
+        replaced = None
+        if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
+            if _stored_config(self.path):
+                replaced = self.path.with_name(f".{self.path.name}.replaced")
+                shutil.rmtree(replaced, ignore_errors=True)
+                self.path.rename(replaced)
+            else:
+                shutil.rmtree(self.path)  # empty folders that the trainer has made
+        self.path.mkdir(parents=True, exist_ok=True)
+        return replaced
+
+    def _how_to_go_on(self) -> str:
+        if any(self.checkpoints.glob("step-*")):
+            return f"{self.path} has checkpoints: the same command with train.resume_from_checkpoint=latest goes on."
+        return f"{self.path} has no checkpoint yet (train.save_steps writes them)."
 
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)

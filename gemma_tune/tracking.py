@@ -31,8 +31,14 @@ class Tracker:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, cfg: Config, folder: RunFolder) -> Iterator[Tracker]:
+    def open(cls, cfg: Config, folder: RunFolder, resumed_step: int | None = None) -> Iterator[Tracker]:
         """Opens the tracker; closes it with the run's status, whatever happens.
+
+        Args:
+            cfg: `tracker`, and what W&B is told of the run.
+            folder: The run folder.
+            resumed_step: The step that the run is resumed from: later lines of metrics.jsonl are dropped, since
+                those steps are done again; None: the file begins anew.
 
         Raises:
             UserError: `tracker.mode=online` without a key.
@@ -41,8 +47,9 @@ class Tracker:
             yield cls(None, None, False)
             return
         run = _wandb_run(cfg, folder) if cfg.tracker.report_to == "wandb" else None
-        resumed = cfg.train.resume_from_checkpoint is not None
-        with folder.metrics.open("a" if resumed else "w", encoding="utf-8") as file:
+        kept = _lines_up_to(folder, resumed_step) if resumed_step is not None else []
+        with folder.metrics.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
             tracker = cls(file, run, cfg.tracker.log_samples)
             failed = True
             try:
@@ -77,8 +84,17 @@ class Tracker:
             self._run.summary.update(figures)
 
 
+def _lines_up_to(folder: RunFolder, step: int) -> list[str]:
+    if not folder.metrics.is_file():
+        return []
+    lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+
+
 def _wandb_name(name: str) -> str:
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+    if name.startswith(("eval_", "held_out_", "perplexity")):
+        return f"eval/{name.removeprefix('eval_')}"
+    return f"train/{name}"
 
 
 def _wandb_run(cfg: Config, folder: RunFolder) -> Any:

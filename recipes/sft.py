@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from transformers import set_seed
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import load_rows
 from gemma_tune.evals.evaluation import evaluate
-from gemma_tune.evals.samples import prompt_ids
+from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
-from gemma_tune.models.load import key_mapping_of, load_base, load_tokenizer, pick_device
-from gemma_tune.models.memory import peak_memory_mb
+from gemma_tune.models.load import check_vocabulary, key_mapping_of, load_base, load_tokenizer, pick_device
+from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import resolve
 from gemma_tune.preview import preview
@@ -36,7 +39,7 @@ def run(cfg: Config) -> RunResult:
     if folder.finished:
         print(f"This run is done already: see {folder.report}, or repeat it with overwrite=true.")
         return folder.stored_result()
-    checkpoint = find_checkpoint(cfg.train.resume_from_checkpoint, folder)
+    checkpoint = find_checkpoint(cfg.train, folder)
 
     # Rows as token ids and labels
     source = find_source(cfg.model)
@@ -47,27 +50,36 @@ def run(cfg: Config) -> RunResult:
     # The base, 4-bit where asked for, and what is trained of it
     set_seed(cfg.seed)
     device = pick_device(cfg.model)
+    reset_peak(device)
     with folder.timed("load"):
         model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
+    check_vocabulary(model, [train.highest_id, held_out.highest_id])
     counts = adapters.count(model)
-    saver = adapters.AdapterSaver(model, cfg.adapter)
-    trainer = sft_trainer(cfg, sft_arguments(cfg, folder, device), model, tokenizer, train, held_out)
+    saver = AdapterSaver(model, with_images=key_mapping_of(source) is not None)
+    held_out_figures = partial(
+        held_out_loss, model, held_out.rendered, tokenizer.pad_token_id, cfg.train.per_device_eval_batch_size
+    )
+    arguments = sft_arguments(cfg, folder, device)
+    trainer = sft_trainer(cfg, arguments, model, tokenizer, train, held_out, held_out_figures)
 
     # From here on the run folder is written
     result = folder.result
-    with folder.recording(), Tracker.open(cfg, folder) as tracker:
+    with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line())
         files = [resolve(f) for f in (cfg.data.train_file, cfg.data.validation_file) if f]
         folder.add_inputs(*files, source.folder, source.adapter)
 
         with folder.timed("evaluate"):
             before = evaluate(cfg, model, tokenizer, held_out)
-        tracker.log(before.figures, step=0)
+        if not checkpoint:
+            tracker.log(before.figures, step=0)
 
         trainer.add_callback(Report(tracker))
         with folder.timed("train"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        result.peak_memory_mb = peak_memory_mb(device)
         steps = trainer.state.global_step
+        trainer.release()
 
         with folder.timed("evaluate"):
             after = evaluate(cfg, model, tokenizer, held_out)
@@ -79,12 +91,10 @@ def run(cfg: Config) -> RunResult:
             saver.save(model, tokenizer, folder.adapter)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.format == "merged":
-            rows = held_out if held_out.rendered else train
-            prompts = [prompt_ids(tokenizer, r) for r in rows.records[:8]]
+            reference = verify.take_reference(cfg, model, tokenizer, train, held_out)
             with folder.timed("export"):
                 merged.export(model, tokenizer, folder.export("merged"), cfg.export)
             with folder.timed("verify"):
-                reference = verify.take_reference(model, tokenizer, rows.rendered, prompts, cfg.eval.max_new_tokens)
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
             if cfg.model.load_in_4bit:
@@ -97,7 +107,6 @@ def run(cfg: Config) -> RunResult:
         if before.figures:
             name, first, last = "held_out_loss", before.figures["held_out_loss"], after.figures["held_out_loss"]
         result.headline = {"name": name, "before": first, "after": last}
-        result.peak_memory_mb = peak_memory_mb(device)
         result.metrics |= {
             "before": before.figures,
             "after": after.figures,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gemma_tune.paths import CONFIGS
 from gemma_tune.strict.suggest import OTHER_TOOLS
@@ -106,11 +107,22 @@ MISTAKES = {
     # values that don't go together
     "4-bit weights alone": (["adapter=none"], ["4-bit weights can't be trained themselves", "adapter=lora"]),
     "held-out rows twice": (["data.validation_split_percentage=5"], ["both set", "choose one"]),
+    "held-out rows of the sample": (
+        ["data.train_file=mine.jsonl"],
+        ["one is yours and one is the sample's; choose data=messages"],
+    ),
     "columns without names": (
         ["data=columns", "data.train_file=assets://sample/train.jsonl"],
         ["data.prompt_column is not set", "data.completion_column is not set"],
     ),
     "no such model folder": (["model.model_name_or_path=./nix"], ["model.model_name_or_path=./nix", "no such"]),
+    "a shard of no size": (["export.max_shard_size=5G"], ["export.max_shard_size=5G", "for example 5GB"]),
+    "a folder for a file": (["data=messages", "data.train_file=."], ["this is a folder; name a file"]),
+    "a path with odd characters": (
+        ["data=messages", "data.train_file=a (b)=c.jsonl"],
+        ["data.train_file=a (b)=c.jsonl: there is no such file"],
+    ),
+    "one folder for many jobs": (["-m", "seed=1,2", "output_dir=x"], ["every job needs a folder of its own"]),
     # options of the trainer
     "train.extra typo": (["train.extra.adam_bta2=0.9"], ["TRL's SFTConfig", "Did you mean adam_beta2?"]),
     "train.extra of another tool": (["train.extra.max_seq_length=9"], ["Did you mean train.max_length?"]),
@@ -118,9 +130,10 @@ MISTAKES = {
     "train.extra decided": (["train.extra.fp16=true"], ["train.extra.fp16", "float16 overflows"]),
     "train.extra type": (["train.extra.adam_beta1=abc"], ["train.extra.adam_beta1 must be", "`float`", "'abc'"]),
     "train.extra as a mapping": (["train.extra={adam_bta2: 0.9}"], ["Did you mean adam_beta2?"]),
+    "a token": (["train.extra.hub_token=hf_x"], ["log in with `hf auth login`"]),
     # words and flags
     "a word alone": (["lora"], ["`lora` is not of the form key=value"]),
-    "can't be read": (["data.train_file=a(b.jsonl"], ["`data.train_file=a(b.jsonl`", "put quotes around it"]),
+    "can't be read": (["seed=1(2"], ["`seed=1(2`", "put quotes around it"]),
     "flag typo": (["--multirn"], ["no flag --multirn", "Did you mean --multirun?"]),
     "flag with a value": (["--multirun=true"], ["--multirun takes no value"]),
     "key with dashes": (["--train.max_steps=3"], ["keys stand without dashes: train.max_steps=3"]),
@@ -186,16 +199,46 @@ def test_file_names_are_suggested(folder: Path) -> None:
     assert "Did you mean mine?" in refused("--config-dir", "mien", "recipe=my_run")
 
 
+def test_bad_rows_are_answered_before_torch(folder: Path) -> None:
+    Path("rows.jsonl").write_text('{"question": "Hi", "answer": "Hello"}\n', encoding="utf-8")
+    answer = refused("recipe=lora_sft", "data=messages", "data.train_file=rows.jsonl")
+    assert "rows.jsonl:1: there is no field 'messages'" in answer and "use data=columns" in answer
+
+
+def test_rerun_takes_no_flags(folder: Path) -> None:
+    assert "leave out --config-dir and other flags" in refused("rerun=x/config.yaml", "--cfg", "job")
+
+
+def test_folders_and_files_with_any_name(folder: Path) -> None:
+    """Hydra would not read some of these, and take others for numbers."""
+    mine = Path("my dir=ü")
+    (mine / "recipe").mkdir(parents=True)
+    (mine / "recipe" / "my_run.yaml").write_text(MY_RUN, encoding="utf-8")
+    for name in ("ü", "1e3", "2024_01", "a (b)", "c=d"):
+        done = ask(f"--config-dir={mine}", "recipe=my_run", f"output_dir={name}", "--cfg", "job")
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["output_dir"] == name
+
+
+def test_beside_a_clone(folder: Path) -> None:
+    """Where the current folder holds a folder named gemma_tune, python -m looks there first."""
+    (Path("gemma_tune") / "data").mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-m", "gemma_tune"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "qlora_sft" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-m", "gemma_tune", "recipe=x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "there is no recipe `x`" in done.stderr
+
+
 def test_all_jobs_of_a_multirun_are_answered(folder: Path) -> None:
     """The mistakes of every job, and not only the first one's."""
-    done = ask("-m", "recipe=qlora_sft", "data.train_file=nix.jsonl,nux.jsonl")
+    done = ask("-m", "recipe=qlora_sft", "data=messages", "data.train_file=nix.jsonl,nux.jsonl")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "nix.jsonl" in done.stderr and "nux.jsonl" in done.stderr
     assert done.stderr.startswith("gemma_tune: 2 problems:")
 
 
 def test_multirun_leaves_nothing_after_a_mistake(folder: Path) -> None:
-    refused("-m", "recipe=qlora_sft", "data.train_file=nix.jsonl,nux.jsonl")
+    refused("-m", "recipe=qlora_sft", "data=messages", "data.train_file=nix.jsonl,nux.jsonl")
 
 
 FILES = {

@@ -227,10 +227,18 @@ def test_timed_steps_add_up(cfg: Config) -> None:
     assert folder.result.seconds.keys() == {"evaluate"} and folder.result.seconds["evaluate"] >= 0
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "train: 3"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "train: 3", "method: mine"])
 def test_folder_with_a_strange_config_is_refused(cfg: Config, text: str) -> None:
     """Another program's config.yaml is no run of ours: a refusal, not a crash."""
     Path("out").mkdir()
     Path("out/config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="holds no run of ours"):
         RunFolder.open(replace(cfg, output_dir="out", overwrite=True))
+
+
+def test_overwriting_what_the_run_needs_is_refused(cfg: Config) -> None:
+    finish(replace(cfg, output_dir="out"))
+    Path("out/adapter").mkdir(exist_ok=True)
+    needy = replace(cfg, output_dir="out", overwrite=True, model=replace(cfg.model, model_name_or_path="out/adapter"))
+    with pytest.raises(UserError, match="overwrite=true would delete out/adapter"):
+        RunFolder.open(needy)

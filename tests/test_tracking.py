@@ -64,7 +64,7 @@ def test_the_file_holds_configuration_and_losses(offline_run: Path) -> None:
         if record.history.item
     ]
     assert [line["train/loss"] for line in logged if "train/loss" in line] == losses(offline_run)
-    assert any("train/held_out_loss" in line for line in logged)
+    assert any("eval/held_out_loss" in line for line in logged)
 
 
 def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ class ModelConfig:
         "(the last two are continued from).",
     )
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
-    dtype: str = option(
-        "bfloat16",
-        "Type of the weights in memory. float16 is refused: Gemma 3's activations overflow it.",
+    dtype: str | None = option(
+        None,
+        "Type of the weights in memory; null: float32 where every weight is trained, since bfloat16 weights would "
+        "round small updates away, else bfloat16. float16 is refused: Gemma 3's activations overflow it.",
         choices=("bfloat16", "float32"),
     )
     attn_implementation: str = option(

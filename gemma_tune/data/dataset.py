@@ -19,6 +19,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
 from gemma_tune.plugins import load_function
 
+_FIRST = 200
+
 
 @dataclass
 class Rows:
@@ -38,6 +40,11 @@ class Rows:
     cut: int = 0
     dropped: list[str] = field(default_factory=list)
 
+    @property
+    def highest_id(self) -> int:
+        """The highest token id of all rows; 0 without rows."""
+        return max((max(r.input_ids) for r in self.rendered), default=0)
+
     def counts(self) -> dict[str, int]:
         """Rows and tokens, as the report gives them. Tokens are those of the rows used, after cutting."""
         return {
@@ -46,6 +53,7 @@ class Rows:
             "rows_cut": self.cut,
             "rows_dropped": len(self.dropped),
             "tokens": sum(len(r.input_ids) for r in self.rendered),
+            "longest_row": max((len(r.input_ids) for r in self.rendered), default=0),
             "trained_tokens": sum(r.trained_tokens for r in self.rendered),
         }
 
@@ -94,6 +102,15 @@ def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record
         held_out = [r for i, r in enumerate(train) if i in chosen]
         train = [r for i, r in enumerate(train) if i not in chosen]
     return train, held_out[: data.max_eval_samples]
+
+
+def check_first_rows(data: DataConfig, seed: int) -> None:
+    """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
+
+    Raises:
+        UserError: As `read_records`.
+    """
+    read_records(replace(data, max_train_samples=min(data.max_train_samples or _FIRST, _FIRST)), seed)
 
 
 def render_rows(records: list[Record], tokenizer: Any, max_length: int, name: str) -> Rows:

@@ -26,12 +26,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if "\\ud" in line.lower():
                     json.dumps(row, ensure_ascii=False).encode()
             except UnicodeDecodeError as error:
-                raise BadRow(f"{where}: the bytes are not UTF-8 (byte {error.start} of the line).") from error
+                at = f"byte {error.start} of the line"
+                raise BadRow(f"{where}: the bytes are not UTF-8 ({at}); save the file as UTF-8.") from error
             except UnicodeEncodeError as error:
                 half = f"\\u{ord(error.object[error.start]):x}"
                 raise BadRow(f"{where}: {half} stands without the other half of its character.") from error
             except ValueError as error:
-                raise BadRow(f"{where}: this line is not JSON ({error}).") from error
+                hint = " One JSON array is no JSONL: write one object a line." if line.startswith("[") else ""
+                raise BadRow(f"{where}: this line is not JSON ({error}).{hint}") from error
             if not line:
                 continue
             if not isinstance(row, dict):

@@ -65,6 +65,7 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> l
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = dtype = getattr(torch, options.dtype)
+    config.use_cache = True  # TRL switches it off for training
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its dtype goes into config.json
     shell.generation_config = base.generation_config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,25 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered
+from gemma_tune.config import Config
+from gemma_tune.data.dataset import Rows
+from gemma_tune.errors import RunError
+from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.evals.mode import evaluating
-from gemma_tune.evals.samples import greedy_answers
+from gemma_tune.evals.samples import greedy_answers, prompt_ids
 
-# Positions compared: 512 rows of 262,144 float32 log-probabilities would be 512 MiB a side, so few are held at once.
+# 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
 _MAX_KL, _MIN_TOP1 = 1e-2, 0.90
 
 
-class ArtifactDiffers(RuntimeError):
+class ArtifactDiffers(RunError):
     """The exported file isn't the trained model."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model says, taken before it is exported.
+    """What the trained model says, to hold its export against.
 
     Attributes:
         rows: Token ids, [T] each.
@@ -33,6 +36,8 @@ class Reference:
         prompts: Prompts answered greedily.
         answers: Their answers' ids.
         max_new_tokens: Length of the answers at most.
+        held_out: Rows for the export's own held-out loss, perhaps none.
+        batch_size: Rows of one pass over them.
     """
 
     rows: list[list[int]]
@@ -40,6 +45,8 @@ class Reference:
     prompts: list[list[int]]
     answers: list[list[int]]
     max_new_tokens: int
+    held_out: list[Rendered]
+    batch_size: int
 
 
 def _log_probs(model: Any, ids: list[int]) -> torch.Tensor:
@@ -49,35 +56,43 @@ def _log_probs(model: Any, ids: list[int]) -> torch.Tensor:
     return logits.float().log_softmax(-1).cpu()
 
 
-def take_reference(
-    model: Any, tokenizer: Any, rows: Sequence[Rendered], prompts: Sequence[list[int]], max_new_tokens: int
-) -> Reference:
-    """Notes the trained model's log-probabilities and greedy answers.
+def take_reference(cfg: Config, model: Any, tokenizer: Any, train: Rows, held_out: Rows) -> Reference:
+    """Notes the trained model's log-probabilities and greedy answers, on held-out rows where there are any.
 
     Args:
+        cfg: `eval`, and the batch size of evaluations.
         model: The trained model.
         tokenizer: Its tokenizer.
-        rows: Rendered rows, held out where there are any; the first few tokens of the first few are used.
-        prompts: Prompts to answer.
-        max_new_tokens: Tokens of an answer at most.
+        train: The rows trained on.
+        held_out: The rows held out.
     """
-    ids = [r.input_ids[:_TOKENS] for r in rows[:_ROWS]]
-    kept = [list(p) for p in prompts]
+    rows = held_out if held_out.rendered else train
+    ids = [r.input_ids[:_TOKENS] for r in rows.rendered[:_ROWS]]
+    prompts = [prompt_ids(tokenizer, r) for r in rows.records[:_ROWS]]
+    prompts = [p for p in prompts if len(p) <= cfg.train.max_length]
     return Reference(
         ids,
         [_log_probs(model, i) for i in ids],
-        kept,
-        greedy_answers(model, tokenizer, kept, max_new_tokens),
-        max_new_tokens,
+        prompts,
+        greedy_answers(model, tokenizer, prompts, cfg.eval.max_new_tokens),
+        cfg.eval.max_new_tokens,
+        held_out.rendered if cfg.eval.held_out_loss else [],
+        cfg.train.per_device_eval_batch_size,
     )
 
 
 def verify_merged(folder: Path, reference: Reference, device: torch.device) -> dict[str, float]:
     """Loads a merged folder with plain Transformers and compares.
 
+    Args:
+        folder: The merged folder.
+        reference: What the trained model said.
+        device: Where to load it if it fits beside the trained one; else on the CPU.
+
     Returns:
         `mean_kl` (nats a position), `top1` (share of positions with the same best token), `same_answers` (share of
-        greedy answers equal to the last token), `stopped` (share that end with a stop token).
+        greedy answers equal to the last token), `stopped` (share that end with a stop token), and `held_out_loss` of
+        the export itself: rounding to `export.dtype` can eat small updates.
 
     Raises:
         ArtifactDiffers: A gross difference; rounding to `export.dtype` alone doesn't reach it.
@@ -91,12 +106,15 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         found = _log_probs(model, ids)
         kl.append((expected.exp() * (expected - found)).sum(-1))
         top1.append((expected.argmax(-1) == found.argmax(-1)).float())
+    figures = {"mean_kl": torch.cat(kl).mean().item(), "top1": torch.cat(top1).mean().item()}
+    if reference.held_out:
+        loss = held_out_loss(model, reference.held_out, tokenizer.pad_token_id, reference.batch_size)
+        figures["held_out_loss"] = loss["held_out_loss"]
     answers = greedy_answers(model, tokenizer, reference.prompts, reference.max_new_tokens)
     stops = set(model.generation_config.eos_token_id)
-    figures = {"mean_kl": torch.cat(kl).mean().item(), "top1": torch.cat(top1).mean().item()}
     if answers:
         figures["same_answers"] = sum(a == b for a, b in zip(answers, reference.answers, strict=True)) / len(answers)
-        figures["stopped"] = sum(a[-1] in stops for a in answers) / len(answers)
+        figures["stopped"] = sum(bool(a) and a[-1] in stops for a in answers) / len(answers)
     if figures["mean_kl"] > _MAX_KL or figures["top1"] < _MIN_TOP1:
         raise ArtifactDiffers(
             f"{folder}: not the trained model: mean KL {figures['mean_kl']:.2e} (at most {_MAX_KL}), "

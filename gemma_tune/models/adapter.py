@@ -1,24 +1,19 @@
-"""Attaches LoRA adapters, continues from stored ones, counts what is trained, and saves."""
+"""Attaches LoRA adapters and counts what is trained."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter_files import load_adapter
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
 from gemma_tune.models.load import key_mapping_of
 from gemma_tune.models.source import Source
-
-# What a stored adapter decides, and what the configuration must not contradict.
-_STORED = ("r", "lora_alpha", "use_dora", "use_rslora")
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
         UserError: Names that match no layer, or a stored adapter of another shape.
     """
     if source.adapter is not None:
-        return _continue(model, adapter, source.adapter)
+        return load_adapter(model, adapter, source.adapter)
     if adapter.peft_type == "none":
         return model
     loftq = adapter.init_lora_weights == "loftq"
@@ -92,14 +87,24 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
         init_lora_weights=True if loftq else adapter.init_lora_weights,
+        revision=source.revision,  # the saved adapter names the base that it was trained on
     )
+    leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
+    if isinstance(adapter.target_modules, list):
+        # PEFT passes over a name that matches nothing, as long as another one does.
+        names = [n for n, _ in model.named_modules()]
+        lost = [t for t in adapter.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
+        if lost:
+            raise UserError(
+                f"adapter.target_modules: no layer is named {', '.join(lost)}. Linear layers: {', '.join(leaves)}."
+            )
     try:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
-        leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(
             f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
         ) from error
+    _check_reach(peft_model)
     if loftq and not init_loftq(peft_model.get_base_model(), source, key_mapping_of(source)):
         raise UserError(
             f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
@@ -107,44 +112,8 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
     return peft_model
 
 
-def _continue(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
-    if adapter.peft_type == "none":
-        raise UserError(
-            f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
-            "the merged model's folder (export/merged)."
-        )
-    stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    differing = [k for k in _STORED if stored.get(k) != getattr(adapter, k)]
-    if differing:
-        raise UserError(
-            *(f"adapter.{k}={getattr(adapter, k)}, but {folder} has {stored.get(k)}: set adapter.{k}={stored.get(k)}."
-              for k in differing)
-        )  # fmt: skip
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-
-
-class AdapterSaver:
-    """Saves an adapter so that it fits the published base.
-
-    PiSSA and OLoRA take the adapter's start out of the base's weights. An adapter saved as it stands would only fit
-    that changed base, so what was learned is saved as a plain LoRA of twice the rank (PEFT's conversion).
-    """
-
-    def __init__(self, model: Any, adapter: AdapterConfig) -> None:
-        self._start: tempfile.TemporaryDirectory[str] | None = None
-        if isinstance(model, PeftModel) and str(adapter.init_lora_weights).startswith(("pissa", "olora")):
-            self._start = tempfile.TemporaryDirectory(prefix="adapter-start-")
-            config = model.peft_config["default"]
-            init, config.init_lora_weights = config.init_lora_weights, True
-            model.save_pretrained(self._start.name)
-            config.init_lora_weights = init
-
-    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
-        kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
-        model.save_pretrained(folder, **kwargs)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all
-        tokenizer.save_pretrained(folder)
-        model.get_base_model().generation_config.save_pretrained(folder)
-        if self._start:
-            self._start.cleanup()
+def _check_reach(model: Any) -> None:
+    """Raises UserError where an adapter stands on the embedding or the head: they are one matrix, and would part."""
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_A") and (name == "lm_head" or isinstance(module.get_base_layer(), nn.Embedding)):
+            raise UserError(f"adapter.target_modules reaches {name}: head and embedding are one matrix.")

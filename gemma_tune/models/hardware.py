@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 
@@ -15,6 +16,11 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 def check_hardware(cfg: Config) -> None:
     """Raises UserError with every option that this machine can't do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "WORLD_SIZE is above 1: several processes aren't supported yet; start one with python -m gemma_tune, and "
+            "choose its GPU with CUDA_VISIBLE_DEVICES."
+        )
     problems = []
     cuda = torch.cuda.is_available()
     if cfg.model.device == "cuda" and not cuda:
@@ -31,6 +37,8 @@ def check_hardware(cfg: Config) -> None:
             )
         if cfg.model.dtype == "float32":
             problems.append(f"model.attn_implementation={attention} needs model.dtype=bfloat16, not float32.")
+    if attention == "flex_attention" and not on_gpu:
+        problems.append("model.attn_implementation=flex_attention needs a GPU, and this run is on the CPU; use sdpa.")
     if cfg.train.optim.startswith("paged_") and not on_gpu:
         problems.append(
             f"train.optim={cfg.train.optim} pages between GPU and host memory, and this run is on the CPU; "

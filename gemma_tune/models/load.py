@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -103,7 +105,7 @@ def _quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
         load_in_4bit=True,
         bnb_4bit_quant_type=model.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=model.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, model.bnb_4bit_compute_dtype or model.dtype),
+        bnb_4bit_compute_dtype=getattr(torch, str(model.bnb_4bit_compute_dtype or model.dtype)),
     )
 
 
@@ -115,7 +117,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
     """
     config = load_config(source)
     kwargs: dict[str, Any] = {
-        "dtype": getattr(torch, model.dtype),
+        "dtype": getattr(torch, str(model.dtype)),
         "attn_implementation": model.attn_implementation,
         "revision": source.revision,
         "quantization_config": _quantization(model),
@@ -129,7 +131,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
         kwargs |= {"config": config.get_text_config(), "key_mapping": family.key_mapping}
     try:
         loaded, info = auto.from_pretrained(source.base, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(source, error) from error
     if info["missing_keys"]:
         some = sorted(info["missing_keys"])[:3]
@@ -137,14 +139,23 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
             f"model.model_name_or_path={source.base}: {len(info['missing_keys'])} weights are missing in the files "
             f"(for example {', '.join(some)}); they would be random. Fetch the checkpoint again."
         )
-    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"model.model_name_or_path={source.base}: the tokenizer has {len(tokenizer)} tokens, the embedding "
-            f"{loaded.get_input_embeddings().num_embeddings} rows; they don't belong together."
-        )
+    check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     four_bit.keep_layout(loaded)
     set_stop_tokens(loaded, tokenizer)
     return loaded
+
+
+def check_vocabulary(model: Any, ids: Iterable[int]) -> None:
+    """Raises UserError for an id that the embedding has no row for.
+
+    The tokenizer as a whole may be larger: those of the 270M and 1B carry image tokens that these models lack.
+    """
+    rows, highest = model.get_input_embeddings().num_embeddings, max(ids)
+    if highest >= rows:
+        raise UserError(
+            f"model.model_name_or_path: the rows hold token id {highest}, and the embedding has only {rows} rows; "
+            "the tokenizer is another model's, or the text holds image tokens."
+        )
 
 
 def set_stop_tokens(model: Any, tokenizer: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
 _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 _GIB = 1024**3
+_STATUS = Path("/proc/self/status")
 _LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
 
 
@@ -25,15 +28,16 @@ def _optimizer_bytes(optim: str) -> float:
     return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
 
 
-def estimate(cfg: Config, shape: Shape, mixed: bool) -> dict[str, float]:
+def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 
     Args:
         cfg: The configuration.
         shape: The model's sizes.
         mixed: Whether products run in bfloat16 over float32 weights.
+        longest: Tokens of the longest row, after cutting.
     """
-    size = _BYTES[cfg.model.dtype]
+    size = _BYTES[str(cfg.model.dtype)]
     linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
     weights = shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
     full = cfg.adapter.peft_type == "none"
@@ -42,7 +46,7 @@ def estimate(cfg: Config, shape: Shape, mixed: bool) -> dict[str, float]:
         weights += trainable * 4.0  # adapters stay float32
     gradients = trainable * (size if full else 4.0)
     optimizer = trainable * _optimizer_bytes(cfg.train.optim)
-    tokens = cfg.train.max_length * cfg.train.per_device_train_batch_size
+    tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size
     heads = (shape.num_attention_heads * 2 + shape.num_key_value_heads * 2) * shape.head_dim
     one_layer = (8 * shape.hidden_size + heads + 4 * shape.intermediate_size) * act
@@ -61,8 +65,20 @@ def estimate(cfg: Config, shape: Shape, mixed: bool) -> dict[str, float]:
     return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
 
 
+def reset_peak(device: torch.device) -> None:
+    """Lets the peak be measured from here on, where the system can: several runs may share a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """MiB: the GPU's peak allocation, or without one the largest resident size of this process."""
+    if device.type == "cpu" and _STATUS.exists():
+        line = next(x for x in _STATUS.read_text(encoding="ascii").splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device) / 2**20)
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes on macOS, KiB on Linux

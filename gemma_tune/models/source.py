@@ -62,4 +62,6 @@ def find_source(model: ModelConfig) -> Source:
         return Source(base, stored.get("revision") or model.revision, path, str(path) if own else base)
     if not (path / "config.json").is_file():
         raise UserError(f"model.model_name_or_path={name}: this folder has no config.json; name a model's folder.")
+    if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
+        raise UserError(f"model.model_name_or_path={name}: this folder has no weights (*.safetensors).")
     return Source(str(path), None, None, str(path))

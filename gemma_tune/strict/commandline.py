@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from gemma_tune.paths import CONFIGS
-from gemma_tune.strict.schema import GROUPS, OPEN, is_open, nest, unknown_key
+from gemma_tune.strict.schema import FIELDS, GROUPS, OPEN, is_open, nest, unknown_key
 from gemma_tune.strict.schema import problems_of as problems_of_tree
 from gemma_tune.strict.suggest import did_you_mean
 
@@ -75,7 +76,7 @@ def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
     """All problems of the `key=value` words that can be seen without composing."""
     found = []
     parser = OverridesParser.create()
-    for word in words:
+    for word in map(quoted, words):
         try:
             found.append(_check(parser.parse_override(word), config_dirs))
         except HydraException as error:
@@ -93,7 +94,28 @@ def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
     return [f for f in found if f]
 
 
-def open_keys_added(words: list[str]) -> list[str]:
-    """Marks `train.extra.name=value` as an addition, which Hydra wants said; our check has allowed it."""
+def in_quotes(value: str) -> str:
+    """The value as a text for Hydra, whatever is in it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def quoted(word: str) -> str:
+    """The word, with the value of a text key in quotes where Hydra would not read it as that text.
+
+    A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0.
+    """
+    key, _, value = word.partition("=")
+    if key not in FIELDS or str not in (FIELDS[key][1], *typing.get_args(FIELDS[key][1])):
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+        number = not override.is_sweep_override() and isinstance(override.value(), int | float)
+    except HydraException:
+        number = True
+    return f"{key}={in_quotes(value)}" if number and value.lower() not in ("true", "false") else word
+
+
+def for_hydra(words: list[str]) -> list[str]:
+    """The words as Hydra reads them: paths quoted, and `train.extra.name=value` marked as an addition."""
     keys = [w.split("=", 1)[0] for w in words]
-    return [f"++{w}" if k in OPEN or is_open(k) else w for k, w in zip(keys, words, strict=True)]
+    return [f"++{w}" if k in OPEN or is_open(k) else quoted(w) for k, w in zip(keys, words, strict=True)]

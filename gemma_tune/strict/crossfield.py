@@ -28,6 +28,8 @@ def looks_local(name: str) -> bool:
 def missing_path(key: str, path: str, kind: str) -> str:
     """The message for a file or folder that is not there, with the nearest name beside it."""
     real = resolve(path)
+    if real.is_dir() and kind == "file":
+        return f"{key}={path}: this is a folder; name a file."
     beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
     where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
     return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"
@@ -101,6 +103,12 @@ def _data(cfg: Config) -> Iterator[str]:
     for key, path in (("data.train_file", d.train_file), ("data.validation_file", d.validation_file)):
         if path and not resolve(path).is_file():
             yield missing_path(key, path, "file")
+    shipped = [f.startswith("assets://") for f in (d.train_file, d.validation_file or d.train_file)]
+    if shipped[0] != shipped[1]:
+        yield (
+            "data.train_file and data.validation_file: one is yours and one is the sample's; choose data=messages, "
+            "columns or text and name your own files."
+        )
     if d.validation_file and d.validation_split_percentage:
         yield "data.validation_file and data.validation_split_percentage are both set; choose one (null or 0)."
     if d.format == "columns":
@@ -129,6 +137,8 @@ def _train(cfg: Config) -> Iterator[str]:
 
 
 def _export(cfg: Config) -> Iterator[str]:
+    if not re.fullmatch(r"\d+([KMGT]i?B)", cfg.export.max_shard_size):
+        yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
     if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not cfg.train.save_steps:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
 

@@ -44,6 +44,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "gradient_checkpointing": t.gradient_checkpointing,
         "bf16": mixed_precision(cfg, device),
         "logging_steps": t.logging_steps,
+        "logging_first_step": True,
         "logging_nan_inf_filter": False,  # would log a NaN as 0.0 and go on
         "eval_strategy": "steps" if t.eval_steps else "no",
         "eval_steps": t.eval_steps,
@@ -57,6 +58,6 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "disable_tqdm": True,  # the progress callback draws the bar
     }
     try:
-        return SFTConfig(**arguments, **t.extra)
-    except (TypeError, ValueError) as error:
+        return SFTConfig(**(arguments | t.extra))
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"train: {str(error).splitlines()[0]}") from error

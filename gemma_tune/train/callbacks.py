@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from gemma_tune.errors import RunError
 from gemma_tune.tracking import Tracker
 
 
@@ -17,30 +19,46 @@ class Progress(TrainerCallback):
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._loss = ""
+        self._peak_rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        terminal = sys.stderr.isatty()
+        # disable=None: no bar where stderr is no terminal
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
             desc="train",
             unit=" steps",
-            dynamic_ncols=terminal,
-            mininterval=0.2 if terminal else 10,
-            miniters=None if terminal else max(1, state.max_steps // 10),
-            ascii=not terminal,
+            dynamic_ncols=True,
+            disable=None,
         )
+        self._begin, self._first = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
+        if not self._bar.disable:
+            self._bar.update(state.global_step - self._bar.n)
+            return
+        done, total = state.global_step, state.max_steps
+        if done == total or done * 10 // total > (done - 1) * 10 // total:
+            rate = (done - self._first) / (time.monotonic() - self._begin)
+            left = tqdm.format_interval((total - done) / rate)
+            print(f"train: {done}/{total} steps, {rate:.2f} steps/s, {left} left{self._loss}", file=sys.stderr)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        if logs and "loss" in logs:
+            self._loss = f", loss {logs['loss']:.4f}"
+            self._peak_rate = max(self._peak_rate, logs.get("learning_rate", 1.0))
+            if self._bar is not None:
+                self._bar.set_postfix_str(self._loss.removeprefix(", "), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
-        self._bar = None
+        if self._peak_rate == 0.0 and state.global_step > self._first:
+            print(
+                "Every step was warm-up at a learning rate of 0, so nothing was trained: set train.warmup_steps=0, or "
+                "train longer.",
+                file=sys.stderr,
+            )
 
 
 class Report(TrainerCallback):
@@ -53,7 +71,7 @@ class Report(TrainerCallback):
         self._tracker.log({k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}, state.global_step)
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss became NaN or infinite."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_tune.config import TrainConfig
 from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.train.trainer import checkpoints
@@ -12,20 +15,46 @@ from gemma_tune.train.trainer import checkpoints
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
-def find_checkpoint(name: str | None, folder: RunFolder) -> Path | None:
-    """The folder to resume from, or None where none is asked for.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to resume from: its folder and the optimizer steps done there."""
+
+    path: Path
+    step: int
+
+
+def _is_at_the_end(path: Path, train: TrainConfig) -> bool:
+    """Whether nothing is left to train: Transformers would take one step too many and say nothing."""
+    try:
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the check for what is missing answers that
+    if train.max_steps > 0:
+        return bool(state["global_step"] >= train.max_steps)
+    return bool(state["global_step"] >= state["max_steps"] and train.num_train_epochs <= state["num_train_epochs"])
+
+
+def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
+    """The checkpoint to resume from, or None where none is asked for.
 
     Args:
-        name: A checkpoint's folder, or `latest`.
+        train: `resume_from_checkpoint` names a checkpoint's folder, or `latest`: the newest one with steps left.
         folder: The run's folder.
 
     Raises:
-        UserError: There is none, or it isn't whole.
+        UserError: There is none, it isn't whole, or nothing is left to train.
     """
+    name = train.resume_from_checkpoint
     if name is None:
         return None
     if name == "latest":
-        found = checkpoints(folder.checkpoints)
+        every = checkpoints(folder.checkpoints)
+        found = [c for c in every if not _is_at_the_end(c, train)]
+        if every and not found:
+            raise UserError(
+                f"train.resume_from_checkpoint=latest: {every[-1]} is at the last step, so nothing is left to train; "
+                "set a larger train.max_steps or train.num_train_epochs, or overwrite=true to begin anew."
+            )
         if not found:
             raise UserError(
                 f"train.resume_from_checkpoint=latest: {folder.checkpoints} holds no checkpoint (train.save_steps "
@@ -36,10 +65,16 @@ def find_checkpoint(name: str | None, folder: RunFolder) -> Path | None:
         path = Path(name).expanduser()
     if not path.is_dir():
         raise UserError(f"train.resume_from_checkpoint={name}: there is no such folder; name a step-N, or latest.")
+    if _is_at_the_end(path, train):
+        raise UserError(
+            f"train.resume_from_checkpoint={path}: it is at the last step, so nothing is left to train; name an "
+            "earlier one, or set a larger train.max_steps or train.num_train_epochs."
+        )
     missing = [f for f in NEEDED if not (path / f).is_file()]
     if missing:
         raise UserError(
             f"train.resume_from_checkpoint={path}: {', '.join(missing)} missing there, so training would not go on "
             "where it stopped; name another checkpoint."
         )
-    return path
+    state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    return Checkpoint(path, int(state["global_step"]))

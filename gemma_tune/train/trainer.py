@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,25 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
       continued, and loses updates below 2⁻⁸ of a weight.
     - LoRA+ (`loraplus_lr_ratio`), through PEFT's optimizer.
     - a checkpoint is written under another name and renamed when it is whole: `step-N` is never half a checkpoint.
+    - evaluations while training weigh tokens, not batches: `evaluator` gives `eval_loss`.
     - `create_model_card` writes nothing: the run's report.md is the card.
 
     Args:
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
         checkpoints_kept: How many checkpoints to keep, or None for all.
+        evaluator: Gives the held-out figures, `held_out_loss` among them.
     """
 
     optimizer: Any
+    control: Any
 
     def __init__(
-        self, *args: Any, loraplus_lr_ratio: float | None = None, checkpoints_kept: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        loraplus_lr_ratio: float | None = None,
+        checkpoints_kept: int | None = None,
+        evaluator: Callable[[], dict[str, float]] | None = None,
+        **kwargs: Any,
     ) -> None:
         model = kwargs["model"]
         before = {}
@@ -47,6 +56,7 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._checkpoints_kept = checkpoints_kept
+        self._evaluator = evaluator
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
@@ -68,20 +78,42 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
         )
         return self.optimizer
 
+    def _send_telemetry(self) -> None:
+        """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
+
+    def release(self) -> None:
+        """Gives the optimizer's memory back after training: evaluation and export may need it."""
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The evaluator's figures as `eval_…`: the same quantity before, while and after training."""
+        if self._evaluator is None:
+            return dict(super().evaluate(*args, **kwargs))
+        names = {"held_out_loss": "eval_loss", "perplexity": "eval_perplexity"}
+        figures = {names[k]: v for k, v in self._evaluator().items() if k in names}
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes nothing."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        written = folder / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
         super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             return
-        folder = Path(self.args.output_dir)
-        written = folder / f"checkpoint-{self.state.global_step}"
         whole = folder / f"step-{self.state.global_step}"
         shutil.rmtree(whole, ignore_errors=True)
         written.rename(whole)
         if self.state.best_model_checkpoint == str(written):
             self.state.best_model_checkpoint = str(whole)
+            self.state.save_to_json(str(whole / "trainer_state.json"))
         if self._checkpoints_kept:
             keep = {self.state.best_model_checkpoint}
             for old in checkpoints(folder)[: -self._checkpoints_kept]:
@@ -90,15 +122,21 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def sft_trainer(
-    cfg: Config, args: SFTConfig, model: Any, tokenizer: Any, train: Rows, held_out: Rows
+    cfg: Config,
+    args: SFTConfig,
+    model: Any,
+    tokenizer: Any,
+    train: Rows,
+    held_out: Rows,
+    evaluator: Callable[[], dict[str, float]],
 ) -> GemmaSFTTrainer:
     """The trainer for rendered rows, with our progress bar and the stop at a loss that is no number.
 
     Raises:
-        UserError: TRL refuses an option.
+        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
     """
     try:
-        return GemmaSFTTrainer(
+        trainer = GemmaSFTTrainer(
             model=model,
             args=args,
             processing_class=tokenizer,
@@ -107,9 +145,18 @@ def sft_trainer(
             callbacks=[Progress(), StopAtNonFinite()],
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
+            evaluator=evaluator,
         )
-    except ValueError as error:
+        trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
+    except (ValueError, ImportError) as error:
         raise UserError(f"train: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
+    if len(trainer.get_train_dataloader()) == 0:
+        raise UserError(
+            f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} rows: they are fewer than a batch."
+        )
+    return trainer
 
 
 def checkpoints(folder: Path) -> list[Path]:

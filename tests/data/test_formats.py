@@ -182,6 +182,7 @@ def test_long_rows_are_cut_and_counted_and_dropped_without_an_answer(tmp_path: P
     assert [r.where for r in rows.records] == [f"{file}:1", f"{file}:2"]
     assert rows.dropped == [f"{file}:3"]
     assert rows.counts() == {
+        "longest_row": 32,
         "rows_read": 3,
         "rows": 2,
         "rows_cut": 2,

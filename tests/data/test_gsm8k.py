@@ -51,6 +51,7 @@ def test_counts_equal_those_made_by_hand(rows: Rows, lengths: list[tuple[int, in
     used = [(p, a) for p, a in lengths if p < MAX_LENGTH]
     newline = 1  # after the stop token: a token of the row that isn't trained
     assert rows.counts() == {
+        "longest_row": min(MAX_LENGTH, max(p + a + newline for p, a in lengths)),
         "rows_read": 7473,
         "rows": len(used),
         "rows_cut": sum(p + a + newline > MAX_LENGTH for p, a in lengths),

@@ -17,7 +17,9 @@ from runs import short_run
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from gemma_tune.config import ExportConfig
+from gemma_tune.config import Config, ExportConfig
+from gemma_tune.data.dataset import Rows, render_rows
+from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.export import merged, verify
 from gemma_tune.paths import ASSETS
@@ -155,11 +157,9 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     model = load_plain(TINY)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
-    from gemma_tune.chat import render_chat, render_prompt
-
     chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
-    rows = [render_chat(tokenizer, chat)]
-    reference = verify.take_reference(model, tokenizer, rows, [render_prompt(tokenizer, chat[:1])], 8)
+    rows = render_rows([Record("here", messages=chat)], tokenizer, 64, "rows")
+    reference = verify.take_reference(Config(), model, tokenizer, rows, Rows())
     options = ExportConfig(dtype="float32")
     merged.export(model, tokenizer, tmp_path / "right", options)
     assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from runs import short_run
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.load import load_base, load_config, load_tokenizer, shape_of
+from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer, shape_of
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import ASSETS
 
@@ -35,23 +37,57 @@ def copy_of_tiny(folder: Path) -> Path:
     return Path(shutil.copytree(TINY, folder))
 
 
-def test_language_part_of_a_checkpoint_with_images(tmp_path: Path) -> None:
-    """The 4B and larger: the text model alone gives the logits of the whole, and no weight stays random."""
+@pytest.fixture
+def checkpoint_with_images(tmp_path: Path) -> Path:
+    """A small random checkpoint of the form of the 4B and larger."""
     text = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 32, "patch_size": 8}
     torch.manual_seed(1)
-    whole = Gemma3ForConditionalGeneration(
-        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=13)
-    )
-    whole.save_pretrained(tmp_path)
-    whole = Gemma3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path)
-    part = base_of(tmp_path).eval()
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=13)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "whole")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_language_part_of_a_checkpoint_with_images(checkpoint_with_images: Path) -> None:
+    """The 4B and larger: the text model alone gives the logits of the whole, and no weight stays random."""
+    whole = Gemma3ForConditionalGeneration.from_pretrained(checkpoint_with_images, dtype=torch.float32).eval()
+    part = base_of(checkpoint_with_images).eval()
     assert type(part).__name__ == "Gemma3ForCausalLM"
     ids = torch.arange(20, 60).unsqueeze(0)
     with torch.no_grad():
         assert torch.allclose(part(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-5)
+
+
+def test_adapter_fits_the_published_model_with_images(checkpoint_with_images: Path, tmp_path: Path) -> None:
+    """Trained on the language part alone, put on the whole model by plain PEFT: the logits are those of the export."""
+    words = [f"model.model_name_or_path={checkpoint_with_images}", "model.dtype=float32", "export.dtype=float32"]
+    short_run("lora_sft", tmp_path / "run", *words, "train.learning_rate=1e-2", steps=4)
+    whole = Gemma3ForConditionalGeneration.from_pretrained(checkpoint_with_images, dtype=torch.float32).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "merged").eval()
+    ids = torch.arange(20, 60).unsqueeze(0)
+    with torch.no_grad():
+        base = whole(input_ids=ids).logits
+        found = PeftModel.from_pretrained(whole, str(tmp_path / "run" / "adapter")).eval()(input_ids=ids).logits
+        assert torch.allclose(found, merged(input_ids=ids).logits, atol=1e-4)
+    assert (found - base).abs().max() > 0.05
+    assert not any("vision" in n for n, _ in whole.named_modules() if "lora_A" in n)
+    again = short_run("lora_sft", tmp_path / "more", f"model.model_name_or_path={tmp_path / 'run'}", words[1], steps=1)
+    first = json.loads((tmp_path / "run" / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
+    assert again.metrics["before"]["held_out_loss"] == pytest.approx(first, rel=1e-5)
+
+
+def test_a_tokenizer_with_tokens_that_are_never_used(tmp_path: Path) -> None:
+    """The published 270M and 1B: their tokenizers hold image tokens above the embedding's rows."""
+    folder = copy_of_tiny(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    model = base_of(folder)
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings + 1
+    with pytest.raises(UserError, match="token id 1280, and the embedding has only 1280 rows"):
+        check_vocabulary(model, [5, 1280])
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
@@ -76,7 +112,7 @@ def test_unloadable_folders(tmp_path: Path) -> None:
         find_source(model_config(tmp_path / "empty"))
     folder = copy_of_tiny(tmp_path / "m")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="can't be loaded"):
+    with pytest.raises(UserError, match="has no weights"):
         base_of(folder)
 
 

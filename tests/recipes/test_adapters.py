@@ -42,6 +42,30 @@ def test_saved_adapter_is_the_trained_one(recipe: str, adapter: str, tmp_path: P
     assert (found - plain).abs().max() > 0.05  # the adapter does something
 
 
+def test_a_chain_of_pissa_runs_keeps_what_was_learned(tmp_path: Path) -> None:
+    """A continued PiSSA adapter is a plain LoRA of twice the rank; nothing is subtracted a second time."""
+    short_run("lora_sft", tmp_path / "one", "adapter=pissa", "adapter.r=4", "adapter.lora_alpha=8", steps=6)
+    words = ["adapter=pissa", "adapter.r=8", "adapter.lora_alpha=16"]
+    before = tmp_path / "one"
+    for name in ("two", "three"):
+        result = short_run("lora_sft", tmp_path / name, *words, f"model.model_name_or_path={before}", steps=2)
+        after = json.loads((before / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
+        assert result.metrics["before"]["held_out_loss"] == pytest.approx(after, rel=1e-4), name
+        before = tmp_path / name
+
+
+def test_an_adapter_that_says_another_thing_is_refused(tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "one", "adapter.target_modules=[q_proj,v_proj]", *QUICK, steps=1)
+    words = [
+        f"model.model_name_or_path={tmp_path / 'one'}",
+        "adapter.lora_dropout=0.1",
+        "adapter.target_modules=[q_proj]",
+    ]
+    with pytest.raises(UserError, match=r"lora_dropout=0\.1, but .* has 0\.0") as caught:
+        short_run("lora_sft", tmp_path / "two", *words)
+    assert "adapter.target_modules=['q_proj'], but" in str(caught.value)
+
+
 def test_loraplus_gives_b_its_own_rate(tmp_path: Path) -> None:
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}
@@ -107,4 +131,12 @@ def test_checkpointing_moves_no_loss(tmp_path: Path) -> None:
 def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         short_run("lora_sft", tmp_path / "run", word)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they are supported: each would write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes"):
+        short_run("lora_sft", tmp_path / "run")
     assert not (tmp_path / "run").exists()

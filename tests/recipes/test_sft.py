@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +87,48 @@ def test_finished_run_is_not_repeated(ten_steps: tuple[str, Path, Any], capsys: 
     assert again.headline == result.headline and (folder / "result.json").stat().st_mtime_ns == before
 
 
-def test_resume_ends_where_one_run_ends(tmp_path: Path) -> None:
-    """Stopped after step 4 of 8 and resumed: the later losses and the weights equal those of one run, to the bit."""
-    whole = tmp_path / "whole"
-    short_run("lora_sft", whole, "train.save_steps=4", "train.save_total_limit=null", steps=8)
-    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-4", "step-8"]
+RESUMING = ["train.save_steps=4", "train.save_total_limit=null"]
+
+
+@pytest.fixture(scope="module")
+def eight_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of eight steps with two checkpoints."""
+    folder = tmp_path_factory.mktemp("resume") / "whole"
+    short_run("lora_sft", folder, *RESUMING, steps=8)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-4", "step-8"]
+    return folder
+
+
+def test_resume_ends_where_one_run_ends(eight_steps: Path, tmp_path: Path) -> None:
+    """Killed after step 6 of 8 and resumed from step 4: metrics and weights equal those of one run, to the bit."""
     begun = tmp_path / "begun"
-    shutil.copytree(whole, begun)
-    shutil.rmtree(begun / "checkpoints" / "step-8")
+    shutil.copytree(eight_steps, begun)
+    (begun / "checkpoints" / "step-8").rename(begun / "checkpoints" / "checkpoint-8")  # half-written
     shutil.rmtree(begun / "adapter")
     (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
-    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines()
-    (begun / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n", encoding="utf-8")
-    words = ["train.save_steps=4", "train.save_total_limit=null"]
+    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:9], encoding="utf-8")
     with pytest.raises(UserError, match=r"begun and has checkpoints.*resume_from_checkpoint=latest.*overwrite=true"):
-        short_run("lora_sft", begun, *words, steps=8)
-    short_run("lora_sft", begun, *words, "train.resume_from_checkpoint=latest", steps=8)
-    assert losses(begun) == losses(whole)
+        short_run("lora_sft", begun, *RESUMING, steps=8)
+    with pytest.raises(UserError, match=r"another train\.learning_rate, so it can't be resumed"):
+        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", "train.learning_rate=1", steps=8)
+    short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
+    assert losses(begun) == losses(eight_steps)
+    assert [line["step"] for line in metrics(begun)] == [line["step"] for line in metrics(eight_steps)]
     weights = "adapter/adapter_model.safetensors"
-    assert file_digest(begun / weights) == file_digest(whole / weights)
+    assert file_digest(begun / weights) == file_digest(eight_steps / weights)
+    assert "resume_from_checkpoint: null" in (begun / "config.yaml").read_text("utf-8")  # a rerun is one run
+
+
+def test_nothing_left_to_resume(eight_steps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Transformers would take one step too many and change the weights."""
+    before = file_digest(eight_steps / "adapter" / "adapter_model.safetensors")
+    short_run("lora_sft", eight_steps, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
+    assert "done already" in capsys.readouterr().out
+    path = eight_steps / "checkpoints" / "step-8"
+    with pytest.raises(UserError, match="nothing is left to train"):
+        short_run("lora_sft", eight_steps, *RESUMING, f"train.resume_from_checkpoint={path}", steps=6)
+    assert file_digest(eight_steps / "adapter" / "adapter_model.safetensors") == before
 
 
 def test_half_a_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -121,8 +146,15 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
 
 
 def test_evaluations_while_training(tmp_path: Path) -> None:
-    short_run("lora_sft", tmp_path / "run", "train.eval_steps=2", steps=4)
-    assert [line["step"] for line in metrics(tmp_path / "run") if "eval_loss" in line] == [2, 4]
+    """The same quantity as before and after: at the last step the figures are equal."""
+    result = short_run("lora_sft", tmp_path / "run", "train.eval_steps=2", steps=4)
+    found = {line["step"]: line["eval_loss"] for line in metrics(tmp_path / "run") if "eval_loss" in line}
+    assert list(found) == [2, 4] and found[4] == pytest.approx(result.headline["after"], rel=1e-6)
+
+
+def test_logging_less_often_than_the_run_is_long(tmp_path: Path) -> None:
+    result = short_run("lora_sft", tmp_path / "run", "train.logging_steps=50", "eval=none", "eval.num_samples=0")
+    assert result.status == "finished" and [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1]
 
 
 def test_text_rows(tmp_path: Path) -> None:
@@ -148,6 +180,26 @@ def test_a_nan_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLoss, match="at step"):
         short_run("full_sft", tmp_path / "run", *words, steps=10)
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "failed"
+
+
+def test_a_mistake_leaves_the_run_that_it_was_to_replace(tmp_path: Path) -> None:
+    """W&B without a key is only noticed when the run begins: the old run is still there afterwards."""
+    folder = tmp_path / "run"
+    short_run("lora_sft", folder, "export=none", steps=1)
+    code = (
+        "import sys; from gemma_tune.__main__ import main; "
+        f"sys.exit(main(['recipe=lora_sft', 'output_dir={folder}', 'overwrite=true', 'tracker.mode=online']))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no W&B key" in done.stderr, done.stderr
+    assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "finished"
+    assert [p.name for p in tmp_path.iterdir() if "replaced" in p.name] == []
+
+
+def test_only_warm_up_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short_run("lora_sft", tmp_path / "run", "export=none", steps=1)
+    assert "nothing was trained: set train.warmup_steps=0" in capsys.readouterr().err
 
 
 def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:

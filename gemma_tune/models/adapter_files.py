@@ -1,0 +1,112 @@
+"""Adapters in files: saved so that they fit the published base, and taken up again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from gemma_tune.config import AdapterConfig
+from gemma_tune.errors import UserError
+
+# What a stored adapter decides, and what the configuration must not contradict.
+_STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+
+# The language part of a checkpoint with an image tower: its layers' names there, and where we load it alone.
+_THERE, _ALONE = "base_model.model.model.language_model.layers.", "base_model.model.model.layers."
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
+    """A PeftModel that goes on from a stored adapter.
+
+    Args:
+        model: The loaded base.
+        adapter: The configuration; must not contradict the stored one.
+        folder: PEFT's folder.
+
+    Raises:
+        UserError: Another shape than the configuration's, or layers that this base doesn't have.
+    """
+    if adapter.peft_type == "none":
+        raise UserError(
+            f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
+            "the merged model's folder (export/merged)."
+        )
+    config = LoraConfig.from_pretrained(str(folder))
+    wanted = {k: getattr(adapter, k) for k in _STORED}
+    stored = {k: getattr(config, k) for k in _STORED}
+    if isinstance(adapter.target_modules, list) and not isinstance(config.target_modules, str):
+        wanted["target_modules"] = sorted(adapter.target_modules)
+        stored["target_modules"] = sorted(config.target_modules)
+    problems = [
+        f"adapter.{k}={_word(v)}, but {folder} has {_word(stored[k])}: set adapter.{k}={_word(stored[k])}."
+        for k, v in wanted.items()
+        if v != stored[k]
+    ]
+    if problems:
+        raise UserError(*problems)
+    config.inference_mode = False
+    peft_model = get_peft_model(model, config)
+    weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
+    outcome = set_peft_model_state_dict(peft_model, weights)
+    lost = [*outcome.unexpected_keys, *(k for k in outcome.missing_keys if "lora_" in k)]
+    if lost:
+        raise UserError(f"{folder}: {len(lost)} of its weights don't fit this base (for example {lost[0]}).")
+    return peft_model
+
+
+class AdapterSaver:
+    """Saves an adapter so that it fits the published base.
+
+    PiSSA and OLoRA take the adapter's start out of the base's weights. An adapter saved as it stands would only fit
+    that changed base, so what was learned is saved as a plain LoRA of twice the rank (PEFT's conversion).
+
+    The 4B and larger are published with an image tower, around a language part that we load alone. Their adapters are
+    saved under the names of the published model; on it, others would be passed over with no more than a warning.
+
+    Args:
+        model: The model with its adapter, before training.
+        with_images: Whether the base is published with an image tower.
+    """
+
+    def __init__(self, model: Any, with_images: bool) -> None:
+        self._with_images = with_images
+        self._start: tempfile.TemporaryDirectory[str] | None = None
+        config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+        # A stored adapter that is continued is a plain LoRA already, whatever the configuration says of new ones.
+        if config is not None and str(config.init_lora_weights).startswith(("pissa", "olora")):
+            self._start = tempfile.TemporaryDirectory(prefix="adapter-start-")
+            init, config.init_lora_weights = config.init_lora_weights, True
+            model.save_pretrained(self._start.name)
+            config.init_lora_weights = init
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
+        kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
+        model.save_pretrained(folder, **kwargs)
+        if self._with_images:
+            _use_published_names(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all
+        tokenizer.save_pretrained(folder)
+        model.get_base_model().generation_config.save_pretrained(folder)
+        if self._start:
+            self._start.cleanup()
+
+
+def _use_published_names(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    renamed = {k.replace(_ALONE, _THERE): v for k, v in weights.items()}
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    leaves = "|".join(sorted({k.split(".lora_")[0].rsplit(".", 1)[-1] for k in weights}))
+    # The image tower has layers of the same names; both forms of the language part match.
+    config["target_modules"] = rf"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.({leaves})"
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
