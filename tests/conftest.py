@@ -16,3 +16,10 @@ from gemma_tune.paths import ASSETS
 def tiny() -> Path:
     """The embedded model's folder."""
     return ASSETS / "tiny"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
