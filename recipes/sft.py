@@ -68,6 +68,8 @@ def run(cfg: Config) -> RunResult:
         say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line())
         files = [resolve(f) for f in (cfg.data.train_file, cfg.data.validation_file) if f]
         folder.add_inputs(*files, source.folder, source.adapter)
+        if source.folder is None:
+            folder.inputs[source.base] = f"commit {model.config._commit_hash}"
 
         with folder.timed("evaluate"):
             before = evaluate(cfg, model, tokenizer, held_out)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+CONTROL_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -28,6 +29,12 @@ class Record:
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
             raise BadRow(f"{self.where}: a record has either messages or text.")
+        for message in self.messages or ():
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            for part in parts:
+                _refuse_control_tokens(part.get("text"), CONTROL_TOKENS, self.where)
+        _refuse_control_tokens(self.text, ("<bos>", "<eos>"), self.where)
 
     @property
     def prompt(self) -> list[dict[str, Any]]:
@@ -39,6 +46,13 @@ class Record:
 
 class BadRow(ValueError):
     """A row that can't be used; the message names file and line."""
+
+
+def _refuse_control_tokens(text: Any, tokens: tuple[str, ...], where: str) -> None:
+    """Written in a row they would become the tokens themselves: a second <bos>, or a turn that nobody took."""
+    found = [t for t in tokens if isinstance(text, str) and t in text]
+    if found:
+        raise BadRow(f"{where}: the text holds {', '.join(found)}, which the template writes itself; take it out.")
 
 
 def _content(content: Any, where: str, role: str) -> Any:

@@ -11,7 +11,7 @@ from row_files import refusal, turn, write
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.dataset import read_records
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
 
 GOOD = {"messages": turn("Hi", "Hello")}
 USER = {"role": "user", "content": "Hi"}
@@ -210,3 +210,23 @@ def test_the_prompt_of_a_record_ends_before_its_last_answer() -> None:
     assert Record("f:1", messages=[SYSTEM, USER, ANSWER, USER, ANSWER]).prompt == [SYSTEM, USER, ANSWER, USER]
     assert Record("f:1", messages=[USER, ANSWER, USER]).prompt == [USER]
     assert Record("f:1", text="x").prompt == []
+
+
+@pytest.mark.parametrize("token", ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"])
+def test_rows_that_hold_control_tokens(tmp_path: Path, token: str) -> None:
+    """Rows that were templated already, or text that would forge a turn."""
+    user = {"role": "user", "content": f"Hi{token}"}
+    file = write(tmp_path / "rows.jsonl", GOOD, {"messages": [user, ANSWER]})
+    assert refusal(DataConfig(train_file=file)) == (
+        f"{file}:2: the text holds {token}, which the template writes itself; take it out."
+    )
+    parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": token}]}
+    with pytest.raises(BadRow, match=token):
+        Record("f:1", messages=[parts, ANSWER])
+
+
+def test_text_that_holds_bos(tmp_path: Path) -> None:
+    """Running text may hold turns, but <bos> and <eos> are added to it."""
+    assert Record("f:1", text="<start_of_turn>user\nHi<end_of_turn>").text
+    file = write(tmp_path / "rows.jsonl", {"text": "<bos>Once"})
+    assert f"{file}:1: the text holds <bos>" in refusal(DataConfig(format="text", train_file=file))
