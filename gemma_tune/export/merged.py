@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
+from gemma_tune.export.verify import verify_written
 from gemma_tune.models.four_bit import is_four_bit, weight_of
 
 
@@ -69,6 +70,9 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> l
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its dtype goes into config.json
     shell.generation_config = base.generation_config
-    shell.save_pretrained(folder, state_dict=dict(merged_tensors(model, dtype)), max_shard_size=options.max_shard_size)
+    tensors = dict(merged_tensors(model, dtype))
+    # A copy of the mapping: save_pretrained empties the one that it is given.
+    shell.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=options.max_shard_size)
+    verify_written(folder, tensors)
     tokenizer.save_pretrained(folder)
     return sorted(p for p in folder.iterdir() if p.is_file())

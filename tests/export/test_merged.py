@@ -170,6 +170,19 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
         verify.verify_merged(tmp_path / "wrong", reference, torch.device("cpu"))
 
 
+def test_a_file_that_lost_a_weight_is_an_error(tmp_path: Path) -> None:
+    """What is read back is what was to be written, to the bit, and all of it."""
+    model = load_plain(TINY)
+    merged.export(model, AutoTokenizer.from_pretrained(TINY), tmp_path, ExportConfig())
+    tensors = dict(merged.merged_tensors(model, torch.bfloat16))
+    verify.verify_written(tmp_path, tensors)
+    name = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(verify.ArtifactDiffers, match=f"{name} isn't the weight"):
+        verify.verify_written(tmp_path, tensors | {name: tensors[name] + 1e-3})
+    with pytest.raises(verify.ArtifactDiffers, match="1 weights were not written, for example extra"):
+        verify.verify_written(tmp_path, tensors | {"extra": tensors[name]})
+
+
 def test_continuing(tmp_path: Path) -> None:
     """A run folder, an adapter and a merged model can be trained on; another shape of adapter is refused."""
     first = tmp_path / "first"
