@@ -45,7 +45,7 @@ python -m gemma_tune recipe=NAME [group=option …] [key=value …]
 
   group=option    choose a file of configs/: {groups}
   key=value       set a value, for example train.learning_rate=1e-4 (docs/configuration.md lists all)
-  dry_run=true    check everything, count the data, estimate the memory; train nothing
+  dry_run=true    check settings and rows, count tokens, estimate the memory; train nothing
   rerun=FILE      repeat a run from its config.yaml (with output_dir=… overwrite=… dry_run=…)
 
   --config-dir FOLDER   look for your own YAML files there, too (FOLDER/recipe/my_run.yaml)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,8 +23,9 @@ from gemma_tune.paths import resolve
 
 # Keys that say how a run is carried out, not what it is: they don't change its folder.
 OPERATIONAL = ("output_dir", "overwrite", "dry_run")
-# Keys of `train` that may change when a run is resumed.
-RESUMABLE = ("max_steps", "num_train_epochs", "save_steps", "save_total_limit", "eval_steps", "logging_steps")
+# Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate hangs on
+# it, and the stored configuration would not repeat the run.
+RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
 
 
 @dataclass
@@ -81,8 +83,12 @@ def _as_one_run(cfg: Config) -> dict[str, Any]:
     return tree
 
 
+def _has_files(path: Path) -> bool:
+    return any(p.is_file() for p in path.rglob("*"))
+
+
 def _not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The keys that differ and may not when a run is resumed: all but its length and what is measured and kept."""
+    """The keys that differ and may not when a run is resumed: all but what is measured and kept."""
     found = []
     for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
         a, b = mine[group], theirs.get(group)
@@ -160,7 +166,7 @@ class RunFolder:
         path = folder_of(cfg)
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir={path}: this is a file; name a folder.")
-        if cfg.dry_run or not path.exists() or not any(path.iterdir()):
+        if not _has_files(path):
             return cls(path, cfg, finished=False)
         old = _stored_config(path)
         if old is None:
@@ -188,9 +194,12 @@ class RunFolder:
             return cls(path, cfg, finished=same and folder_status(path) == "finished")
         if not same:
             raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
-        folder = cls(path, cfg, finished=folder_status(path) == "finished")
-        if not folder.finished and any((path / "checkpoints").glob("step-*")):
-            raise UserError(f"output_dir={path}: this run was begun and has checkpoints; {ways}.")
+        status = folder_status(path)
+        folder = cls(path, cfg, finished=status == "finished")
+        held = [p.name for p in (folder.checkpoints, folder.adapter, path / "export") if _has_files(p)]
+        if status == "running" or (status != "finished" and held):
+            what = f"has {', '.join(held)}" if held else "may still be running"
+            raise UserError(f"output_dir={path}: this run was begun and {what}; {ways}.")
         return folder
 
     def stored_result(self) -> RunResult:
@@ -247,23 +256,28 @@ class RunFolder:
         except BaseException as error:
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._write_result()
+            if replaced:
+                print(f"The run that was to be replaced is kept: {replaced}", file=sys.stderr)
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._how_to_go_on()) from error
             raise
-        finally:
-            if replaced and self.path.exists() and replaced.exists():
-                shutil.rmtree(replaced)
         self.result.status = "finished"
         self._write_manifest()
         self._write_result()
+        if replaced:
+            shutil.rmtree(replaced)
 
     def _make(self) -> Path | None:
-        """Makes the folder; a run that is replaced stands aside until the new one has begun to train."""
+        """Makes the folder; a run that is replaced stands beside it as `….replaced` until the new one is finished."""
         replaced = None
         if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
             if _stored_config(self.path):
-                replaced = self.path.with_name(f".{self.path.name}.replaced")
-                shutil.rmtree(replaced, ignore_errors=True)
+                replaced = self.path.with_name(f"{self.path.name}.replaced")
+                if replaced.exists():
+                    raise UserError(
+                        f"{replaced} holds the run that an earlier overwrite=true was to replace and that did not "
+                        "finish; look at it, and delete it or give it another name."
+                    )
                 self.path.rename(replaced)
             else:
                 shutil.rmtree(self.path)  # empty folders that the trainer has made

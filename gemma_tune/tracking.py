@@ -104,14 +104,19 @@ def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
     t = cfg.tracker
     mode: Any = os.environ.get("WANDB_MODE") if t.mode == "auto" else t.mode
     # Looks at what is configured (environment, settings, netrc); asks nobody, neither the user nor the server.
-    has_key = mode not in ("offline", "disabled") and wandb.login(prompt=False, verify=False)
-    if t.mode == "online" and not has_key:
-        raise UserError("tracker.mode=online, but no W&B key is configured: run `wandb login`, or use mode=auto.")
+    try:
+        has_key = mode not in ("offline", "disabled") and wandb.login(prompt=False, verify=False)
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(f"tracker=wandb: {str(error).splitlines()[0]}; use tracker.mode=offline.") from error
+    if mode == "online" and not has_key:
+        raise UserError(
+            "tracker=wandb, online: no W&B key is configured; run `wandb login`, or use tracker.mode=offline."
+        )
     try:
         return _init(cfg, folder, mode or ("online" if has_key else "offline"))
-    except wandb.errors.CommError as error:
+    except (wandb.errors.Error, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"tracker=wandb: W&B can't be reached ({reason}); use tracker.mode=offline.") from error
+        raise UserError(f"tracker=wandb: W&B can't be used ({reason}); use tracker.mode=offline.") from error
 
 
 def _init(cfg: Config, folder: RunFolder, mode: Any) -> Any:

@@ -34,12 +34,12 @@ def run(cfg: Config) -> RunResult:
     """Tunes a model on conversations or text, evaluates it before and after, and exports it."""
     check_hardware(cfg)
     folder = RunFolder.open(cfg)
-    if cfg.dry_run:
-        return preview(cfg, folder)
-    if folder.finished:
+    if folder.finished and not cfg.dry_run:
         print(f"This run is done already: see {folder.report}, or repeat it with overwrite=true.")
         return folder.stored_result()
-    checkpoint = find_checkpoint(cfg.train, folder)
+    checkpoint = None if folder.finished else find_checkpoint(cfg.train, folder)
+    if cfg.dry_run:
+        return preview(cfg, folder)
 
     # Rows as token ids and labels
     source = find_source(cfg.model)

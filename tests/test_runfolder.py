@@ -156,6 +156,7 @@ def test_folder_of_something_else_is_refused(cfg: Config) -> None:
 def test_begun_run_with_checkpoints_is_refused(cfg: Config) -> None:
     folder = begin_and_stop(cfg, KeyboardInterrupt())
     (folder.checkpoints / "step-5").mkdir(parents=True)
+    (folder.checkpoints / "step-5" / "optimizer.pt").touch()
     assert "has checkpoints" in refusal(cfg)
     resumed = replace(cfg, train=replace(cfg.train, resume_from_checkpoint="latest"))
     with RunFolder.open(resumed).recording():

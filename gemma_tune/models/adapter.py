@@ -74,7 +74,9 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
         UserError: Names that match no layer, or a stored adapter of another shape.
     """
     if source.adapter is not None:
-        return load_adapter(model, adapter, source.adapter)
+        continued = load_adapter(model, adapter, source.adapter)
+        _check_reach(continued)
+        return continued
     if adapter.peft_type == "none":
         return model
     loftq = adapter.init_lora_weights == "loftq"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gemma_tune.config import AdapterConfig
@@ -22,6 +23,29 @@ _THERE, _ALONE = "base_model.model.model.language_model.layers.", "base_model.mo
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _stored_config(folder: Path) -> LoraConfig:
+    """The adapter's configuration, if we can train it on exactly.
+
+    Raises:
+        UserError: It isn't LoRA, trains more than LoRA's matrices, or fits only a base that was changed with it.
+    """
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: adapter_config.json can't be read ({error}).") from error
+    if stored.get("peft_type") != "LORA" or stored.get("modules_to_save") or stored.get("bias", "none") != "none":
+        raise UserError(
+            f"{folder}: only LoRA adapters without modules_to_save and without bias can be trained on; merge it with "
+            "PEFT and name the merged folder."
+        )
+    if str(stored.get("init_lora_weights")).startswith(("pissa", "olora")):
+        raise UserError(
+            f"{folder}: a {stored['init_lora_weights']} adapter fits only the base that it was taken out of; "
+            "name a finished run's folder or its adapter/, which is a plain LoRA."
+        )
+    return LoraConfig.from_pretrained(str(folder))
 
 
 def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
@@ -40,7 +64,7 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
             f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
             "the merged model's folder (export/merged)."
         )
-    config = LoraConfig.from_pretrained(str(folder))
+    config = _stored_config(folder)
     wanted = {k: getattr(adapter, k) for k in _STORED}
     stored = {k: getattr(config, k) for k in _STORED}
     if isinstance(adapter.target_modules, list) and not isinstance(config.target_modules, str):
@@ -55,8 +79,11 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
         raise UserError(*problems)
     config.inference_mode = False
     peft_model = get_peft_model(model, config)
-    weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
-    outcome = set_peft_model_state_dict(peft_model, weights)
+    try:
+        weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
+        outcome = set_peft_model_state_dict(peft_model, weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder}: adapter_model.safetensors can't be used ({str(error).splitlines()[0]}).") from error
     lost = [*outcome.unexpected_keys, *(k for k in outcome.missing_keys if "lora_" in k)]
     if lost:
         raise UserError(f"{folder}: {len(lost)} of its weights don't fit this base (for example {lost[0]}).")

@@ -131,7 +131,9 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
         kwargs |= {"config": config.get_text_config(), "key_mapping": family.key_mapping}
     try:
         loaded, info = auto.from_pretrained(source.base, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(source, error) from error
     if info["missing_keys"]:
         some = sorted(info["missing_keys"])[:3]

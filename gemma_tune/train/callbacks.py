@@ -34,7 +34,11 @@ class Progress(TrainerCallback):
         )
         self._begin, self._first = time.monotonic(), state.global_step
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self._peak_rate = max(self._peak_rate, *(group["lr"] for group in optimizer.param_groups))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps  # the last step's loss, whatever logging_steps is
         if not self._bar.disable:
             self._bar.update(state.global_step - self._bar.n)
             return
@@ -47,7 +51,6 @@ class Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._loss = f", loss {logs['loss']:.4f}"
-            self._peak_rate = max(self._peak_rate, logs.get("learning_rate", 1.0))
             if self._bar is not None:
                 self._bar.set_postfix_str(self._loss.removeprefix(", "), refresh=False)
 

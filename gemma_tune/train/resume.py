@@ -23,15 +23,13 @@ class Checkpoint:
     step: int
 
 
-def _is_at_the_end(path: Path, train: TrainConfig) -> bool:
+def _is_at_the_end(path: Path) -> bool:
     """Whether nothing is left to train: Transformers would take one step too many and say nothing."""
     try:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # the check for what is missing answers that
-    if train.max_steps > 0:
-        return bool(state["global_step"] >= train.max_steps)
-    return bool(state["global_step"] >= state["max_steps"] and train.num_train_epochs <= state["num_train_epochs"])
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
@@ -49,11 +47,11 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
         return None
     if name == "latest":
         every = checkpoints(folder.checkpoints)
-        found = [c for c in every if not _is_at_the_end(c, train)]
+        found = [c for c in every if not _is_at_the_end(c)]
         if every and not found:
             raise UserError(
                 f"train.resume_from_checkpoint=latest: {every[-1]} is at the last step, so nothing is left to train; "
-                "set a larger train.max_steps or train.num_train_epochs, or overwrite=true to begin anew."
+                f"begin anew with overwrite=true, or train on in a new run: model.model_name_or_path={folder.path}."
             )
         if not found:
             raise UserError(
@@ -63,12 +61,17 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
         path = found[-1]
     else:
         path = Path(name).expanduser()
+        if path.resolve().parent != folder.checkpoints.resolve():
+            raise UserError(
+                f"train.resume_from_checkpoint={name}: a run is resumed in its own folder; set output_dir to the one "
+                "that holds checkpoints/, or train on in a new run with model.model_name_or_path=."
+            )
     if not path.is_dir():
         raise UserError(f"train.resume_from_checkpoint={name}: there is no such folder; name a step-N, or latest.")
-    if _is_at_the_end(path, train):
+    if _is_at_the_end(path):
         raise UserError(
             f"train.resume_from_checkpoint={path}: it is at the last step, so nothing is left to train; name an "
-            "earlier one, or set a larger train.max_steps or train.num_train_epochs."
+            "earlier one, or latest."
         )
     missing = [f for f in NEEDED if not (path / f).is_file()]
     if missing:

@@ -54,6 +54,19 @@ def test_a_chain_of_pissa_runs_keeps_what_was_learned(tmp_path: Path) -> None:
         before = tmp_path / name
 
 
+def test_adapters_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "one", "adapter=pissa", "train.save_steps=1", *QUICK, steps=1)
+    checkpoint = tmp_path / "one" / "checkpoints" / "step-1"
+    with pytest.raises(UserError, match="a pissa adapter fits only the base"):
+        short_run("lora_sft", tmp_path / "two", "adapter=pissa", f"model.model_name_or_path={checkpoint}")
+    broken = tmp_path / "one" / "adapter"
+    (broken / "adapter_model.safetensors").write_bytes(b"half")
+    words = ["adapter.r=32", "adapter.lora_alpha=64", f"model.model_name_or_path={broken}"]
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors can't be used"):
+        short_run("lora_sft", tmp_path / "two", *words)
+    assert not (tmp_path / "two").exists()
+
+
 def test_an_adapter_that_says_another_thing_is_refused(tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "one", "adapter.target_modules=[q_proj,v_proj]", *QUICK, steps=1)
     words = [

@@ -120,23 +120,56 @@ def test_resume_ends_where_one_run_ends(eight_steps: Path, tmp_path: Path) -> No
     assert "resume_from_checkpoint: null" in (begun / "config.yaml").read_text("utf-8")  # a rerun is one run
 
 
-def test_nothing_left_to_resume(eight_steps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_left_to_resume(eight_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Transformers would take one step too many and change the weights."""
     before = file_digest(eight_steps / "adapter" / "adapter_model.safetensors")
     short_run("lora_sft", eight_steps, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
     assert "done already" in capsys.readouterr().out
-    path = eight_steps / "checkpoints" / "step-8"
-    with pytest.raises(UserError, match="nothing is left to train"):
-        short_run("lora_sft", eight_steps, *RESUMING, f"train.resume_from_checkpoint={path}", steps=6)
     assert file_digest(eight_steps / "adapter" / "adapter_model.safetensors") == before
+    begun = tmp_path / "begun"
+    shutil.copytree(eight_steps, begun)
+    (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
+    with pytest.raises(UserError, match="nothing is left to train; name an earlier one, or latest"):
+        path = begun / "checkpoints" / "step-8"
+        short_run("lora_sft", begun, *RESUMING, f"train.resume_from_checkpoint={path}", steps=8)
+    with pytest.raises(UserError, match=r"another train\.max_steps, so it can't be resumed"):
+        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=16)
+    with pytest.raises(UserError, match="a run is resumed in its own folder"):
+        path = eight_steps / "checkpoints" / "step-4"
+        short_run("lora_sft", tmp_path / "new", *RESUMING, f"train.resume_from_checkpoint={path}", steps=8)
 
 
-def test_half_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    short_run("lora_sft", folder, "train.save_steps=2", steps=2)
-    (folder / "checkpoints" / "step-2" / "optimizer.pt").unlink()
+def test_what_a_failed_run_has_trained_is_kept(eight_steps: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(eight_steps, begun)
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
+    with pytest.raises(UserError, match="this run was begun and has adapter, export"):
+        short_run("lora_sft", begun, *RESUMING, steps=8)
+    assert (begun / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
+    from gemma_tune.train.callbacks import NonFiniteLoss
+
+    short_run("lora_sft", tmp_path / "run", "export=none", steps=1)
+    words = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0", "overwrite=true"]
+    with pytest.raises(NonFiniteLoss):
+        short_run("full_sft", tmp_path / "run", *words, steps=10)
+    kept = tmp_path / "run.replaced"
+    assert json.loads((kept / "result.json").read_text("utf-8"))["status"] == "finished"
+    with pytest.raises(UserError, match="holds the run that an earlier overwrite=true was to replace"):
+        short_run("full_sft", tmp_path / "run", *words, steps=10)
+    assert (kept / "result.json").is_file() and (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_half_a_checkpoint_is_refused(eight_steps: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(eight_steps, begun)
+    (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
+    (begun / "checkpoints" / "step-4" / "optimizer.pt").unlink()
     with pytest.raises(UserError, match=r"optimizer\.pt missing"):
-        short_run("lora_sft", folder, "train.save_steps=2", "train.resume_from_checkpoint=latest", steps=4)
+        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
@@ -154,7 +187,10 @@ def test_evaluations_while_training(tmp_path: Path) -> None:
 
 def test_logging_less_often_than_the_run_is_long(tmp_path: Path) -> None:
     result = short_run("lora_sft", tmp_path / "run", "train.logging_steps=50", "eval=none", "eval.num_samples=0")
-    assert result.status == "finished" and [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1]
+    assert result.status == "finished" and [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [
+        1,
+        3,
+    ]
 
 
 def test_text_rows(tmp_path: Path) -> None:
