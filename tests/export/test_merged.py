@@ -159,7 +159,7 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
     rows = render_rows([Record("here", messages=chat)], tokenizer, 64, "rows")
-    reference = verify.take_reference(Config(), model, tokenizer, rows, Rows())
+    reference = verify.take_reference(Config(export=ExportConfig(dtype="float32")), model, tokenizer, rows, Rows())
     options = ExportConfig(dtype="float32")
     merged.export(model, tokenizer, tmp_path / "right", options)
     assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0
