@@ -132,8 +132,8 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         figures["stopped"] = sum(bool(a) and a[-1] in stops for a in answers) / len(answers)
     if figures["mean_kl"] > reference.max_kl:
         raise ArtifactDiffers(
-            f"{folder}: not the trained model: KL {figures['mean_kl']:.2e} (at most {reference.max_kl:g}), best token the same at "
-            f"{figures['top1']:.1%} of the positions."
+            f"{folder}: not the trained model: KL {figures['mean_kl']:.2e} (at most {reference.max_kl:g}), "
+            f"same best token at {figures['top1']:.1%} of the positions."
         )
     return figures
 
