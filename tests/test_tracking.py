@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import losses, short_run
+from short_runs import losses, short_run
 from wandb.proto.wandb_internal_pb2 import Record
 
 SECRET = "5ec4e7" + "0123456789abcdef" * 2 + "77"  # as long as a key of W&B's

@@ -13,8 +13,8 @@ import pytest
 import torch
 from peft import PeftModel
 from reference import load_plain
-from runs import short_run
 from safetensors.torch import load_file
+from short_runs import short_run
 from transformers import AutoTokenizer
 
 from gemma_tune.config import Config, ExportConfig

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from runs import short_run
 from safetensors.torch import load_file, save_file
+from short_runs import short_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
 
 from gemma_tune.config import ModelConfig

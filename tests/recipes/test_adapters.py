@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft import PeftModel
 from reference import load_plain
-from runs import losses, short_run
 from safetensors.torch import load_file
+from short_runs import losses, short_run
 from transformers import AutoModelForCausalLM
 
 from gemma_tune.errors import UserError

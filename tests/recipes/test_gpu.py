@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, short_run
+from short_runs import losses, short_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

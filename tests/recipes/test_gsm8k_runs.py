@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import losses, short_run
+from short_runs import losses, short_run
 from transformers import AutoTokenizer
 
 from gemma_tune.paths import ASSETS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import losses, metrics, short_run
+from short_runs import losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from reference import load_plain, mean_loss, rows_for
-from runs import losses, short_run
+from short_runs import losses, short_run
 
 from gemma_tune.paths import ASSETS
 
