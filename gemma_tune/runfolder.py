@@ -18,14 +18,9 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.identity import as_one_run, identity, not_resumable, without_operational
 from gemma_tune.manifest import file_digest, write_json, write_manifest
 from gemma_tune.paths import resolve
-
-# Keys that say how a run is carried out, not what it is: they don't change its folder.
-OPERATIONAL = ("output_dir", "overwrite", "dry_run")
-# Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate hangs on
-# it, and the stored configuration would not repeat the run.
-RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
 
 
 @dataclass
@@ -63,40 +58,21 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def identity(cfg: Config) -> dict[str, Any]:
-    """The configuration without what does not change the run's outcome."""
-    return _without_operational(asdict(cfg))
+def _aside(path: Path) -> Path:
+    """Where a run stands while another one is to replace it."""
+    return path.with_name(f"{path.name}.replaced")
 
 
-def _without_operational(tree: dict[str, Any]) -> dict[str, Any]:
-    tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
-    train = tree.get("train")
-    if isinstance(train, dict):
-        tree["train"] = {k: v for k, v in train.items() if k != "resume_from_checkpoint"}
-    return tree
-
-
-def _as_one_run(cfg: Config) -> dict[str, Any]:
-    """The configuration as it is stored: a resumed run is repeated as one run."""
-    tree = asdict(cfg)
-    tree["train"]["resume_from_checkpoint"] = None
-    return tree
+def _refuse_second_aside(path: Path) -> None:
+    if _aside(path).exists():
+        raise UserError(
+            f"{_aside(path)} holds the run that an earlier overwrite=true was to replace and that did not finish; look "
+            "at it, and delete it or give it another name."
+        )
 
 
 def _has_files(path: Path) -> bool:
     return any(p.is_file() for p in path.rglob("*"))
-
-
-def _not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The keys that differ and may not when a run is resumed: all but what is measured and kept."""
-    found = []
-    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
-        a, b = mine[group], theirs.get(group)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]
-        elif a != b:
-            found.append(group)
-    return found
 
 
 def _stored_config(path: Path) -> dict[str, Any] | None:
@@ -178,15 +154,16 @@ class RunFolder:
             used = (cfg.model.model_name_or_path, cfg.data.train_file, cfg.data.validation_file or "")
             if inside := [u for u in used if u and resolve(u).resolve().is_relative_to(path.resolve())]:
                 raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
+            _refuse_second_aside(path)
             return cls(path, cfg, finished=False)
         ways = (
             "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
             "overwrite=true"
         )
-        mine, theirs = identity(cfg), _without_operational(old)
+        mine, theirs = identity(cfg), without_operational(old)
         same = theirs == mine
         if cfg.train.resume_from_checkpoint:
-            if differing := _not_resumable(mine, theirs):
+            if differing := not_resumable(mine, theirs):
                 raise UserError(
                     f"output_dir={path}: the run in this folder has another {', '.join(differing)}, so it can't be "
                     "resumed with yours; set it as it was, or choose another output_dir."
@@ -200,6 +177,8 @@ class RunFolder:
         if status == "running" or (status != "finished" and held):
             what = f"has {', '.join(held)}" if held else "may still be running"
             raise UserError(f"output_dir={path}: this run was begun and {what}; {ways}.")
+        if not folder.finished:
+            _refuse_second_aside(path)
         return folder
 
     def stored_result(self) -> RunResult:
@@ -239,7 +218,7 @@ class RunFolder:
             return
         try:
             replaced = self._make()
-            text = yaml.safe_dump(_as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
             (self.path / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
@@ -272,12 +251,7 @@ class RunFolder:
         replaced = None
         if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
             if _stored_config(self.path):
-                replaced = self.path.with_name(f"{self.path.name}.replaced")
-                if replaced.exists():
-                    raise UserError(
-                        f"{replaced} holds the run that an earlier overwrite=true was to replace and that did not "
-                        "finish; look at it, and delete it or give it another name."
-                    )
+                replaced = _aside(self.path)
                 self.path.rename(replaced)
             else:
                 shutil.rmtree(self.path)  # empty folders that the trainer has made

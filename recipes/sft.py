@@ -55,7 +55,8 @@ def run(cfg: Config) -> RunResult:
         model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
     check_vocabulary(model, [train.highest_id, held_out.highest_id])
     counts = adapters.count(model)
-    saver = AdapterSaver(model, with_images=key_mapping_of(source) is not None)
+    key_mapping = key_mapping_of(source)
+    saver = AdapterSaver(model, with_images=key_mapping is not None)
     held_out_figures = partial(
         held_out_loss, model, held_out.rendered, tokenizer.pad_token_id, cfg.train.per_device_eval_batch_size
     )
@@ -67,9 +68,9 @@ def run(cfg: Config) -> RunResult:
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line())
         files = [resolve(f) for f in (cfg.data.train_file, cfg.data.validation_file) if f]
-        folder.add_inputs(*files, source.folder, source.adapter)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
+        folder.add_inputs(*files, source.folder, source.adapter)
 
         with folder.timed("evaluate"):
             before = evaluate(cfg, model, tokenizer, held_out)
@@ -100,7 +101,7 @@ def run(cfg: Config) -> RunResult:
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
             if cfg.model.load_in_4bit:
-                gap = rounding_gap(model.get_base_model(), source, key_mapping_of(source))
+                gap = rounding_gap(model.get_base_model(), source, key_mapping)
                 result.metrics["export"]["four_bit_gap"] = gap
 
         # Say what happened

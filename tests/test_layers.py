@@ -25,15 +25,15 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 BASE = ("errors", "paths", "plugins")
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
-    "config", "strict", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards", "rl",
-    "quant", "evals", "export",
+    "config", "strict", "identity", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards",
+    "rl", "quant", "evals", "export",
 )  # fmt: skip
 # Pure modules: any part may import them, wherever they stand, and they import no part.
 PURE = ("chat", "data.records", "data.jsonl", "data.messages", "data.columns", "data.text", "rewards", "quant.grid")
 # Above the parts, for recipes and the command line only.
 TOP = ("", "__main__", "composition", "launch", "preview", "report", "terminal")
 # "Nothing up to 'the configuration has passed' imports torch."
-LIGHT = (*BASE, "config", "strict", "manifest", "runfolder", "", "__main__", "composition", "launch")
+LIGHT = (*BASE, "config", "strict", "identity", "manifest", "runfolder", "", "__main__", "composition", "launch")
 
 
 def name_of(file: Path) -> str:

@@ -14,8 +14,9 @@ import yaml
 from gemma_tune.composition import compose_config, load_stored
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.identity import identity
 from gemma_tune.manifest import file_digest
-from gemma_tune.runfolder import RunFolder, folder_of, folder_status, identity
+from gemma_tune.runfolder import RunFolder, folder_of, folder_status
 
 WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
 

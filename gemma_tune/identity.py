@@ -1,0 +1,47 @@
+"""When two configurations are the same run, and when one may go on from the other. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from gemma_tune.config import Config
+
+# Keys that say how a run is carried out, not what it is: they don't change its folder.
+OPERATIONAL = ("output_dir", "overwrite", "dry_run")
+# Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate hangs on
+# it, and the stored configuration would not repeat the run.
+RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """The configuration without what does not change the run's outcome."""
+    return without_operational(asdict(cfg))
+
+
+def without_operational(tree: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration's tree without the same keys."""
+    tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
+    train = tree.get("train")
+    if isinstance(train, dict):
+        tree["train"] = {k: v for k, v in train.items() if k != "resume_from_checkpoint"}
+    return tree
+
+
+def as_one_run(cfg: Config) -> dict[str, Any]:
+    """The configuration as it is stored: a resumed run is repeated as one run."""
+    tree = asdict(cfg)
+    tree["train"]["resume_from_checkpoint"] = None
+    return tree
+
+
+def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The keys that differ and may not when a run is resumed: all but what is measured and kept."""
+    found = []
+    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
+        a, b = mine[group], theirs.get(group)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]
+        elif a != b:
+            found.append(group)
+    return found
