@@ -21,7 +21,7 @@ setup: .venv/.done ## Make .venv with everything in it
 	@touch $@
 
 run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about two minutes
-	$(BIN)/python -m gemma_tune recipe=qlora_sft train.learning_rate=2e-3 train.num_train_epochs=2
+	$(BIN)/python -m gemma_tune recipe=qlora_sft train.num_train_epochs=2
 
 test: .venv/.done ## Run every test that needs no GPU and no network
 	$(PYTEST) -n 2 --dist loadfile -m 'not gpu' tests

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import strict
 from gemma_tune.config import Config
+from gemma_tune.defaults import fill_in
 from gemma_tune.errors import UserError
 from gemma_tune.paths import CONFIGS, absolute, resolve
 from gemma_tune.strict.schema import GROUPS
@@ -59,17 +60,18 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     problems = strict.problems_of_tree(plain, where)
     if problems:
         raise UserError(*problems)
-    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    # Everything is resolved by now: what still looks like an interpolation is a text, a prompt for example.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), strict.literal(plain))
     cfg = cast(Config, OmegaConf.to_object(merged))
     cfg.recipe = cfg.recipe or recipe
     problems = strict.cross_problems(cfg)
     if problems:
         raise UserError(*problems)
-    if cfg.model.dtype is None:
-        cfg.model.dtype = "float32" if cfg.adapter.peft_type == "none" else "bfloat16"
+    fill_in(cfg)
     # The stored configuration must repeat the run from any folder.
     cfg.data.train_file = absolute(cfg.data.train_file)
     cfg.data.validation_file = cfg.data.validation_file and absolute(cfg.data.validation_file)
+    cfg.data.test_files = {n: absolute(file) for n, file in cfg.data.test_files.items() if file}
     if ":" in cfg.data.format:
         cfg.data.format = absolute(cfg.data.format)
     if resolve(cfg.model.model_name_or_path).is_dir():

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import check_first_rows
+from gemma_tune.data.prompts import check_prompts
 from gemma_tune.errors import UserError
+from gemma_tune.models.source import find_source
 from gemma_tune.runfolder import RunResult
 
 
@@ -28,7 +30,11 @@ def quiet_libraries() -> None:
 def launch(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
-    check_first_rows(cfg.data, cfg.seed)
+    if cfg.method == "chat":
+        find_source(cfg.model)
+        check_prompts(cfg.chat, must_talk=not cfg.dry_run)
+    else:
+        check_first_rows(cfg.data, cfg.seed)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows, read_records
+from gemma_tune.data.dataset import load_rows, read_records, read_tests
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import Shape, published_shape
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device, shape_of
@@ -64,6 +64,8 @@ def preview(cfg: Config, folder: RunFolder) -> RunResult:
     for key in counts["training"]:
         table.add_row(key.replace("_", " "), *(f"{c[key]:,}" for c in counts.values()))
     console.print(table)
+    for name, records in (read_tests(cfg.data) if cfg.eval.exact_match else {}).items():
+        console.print(f"Test rows {name}: {len(records):,}", markup=False)
     if note:
         console.print(f"Tokens are not counted: {note}", markup=False)
     metrics: dict[str, Any] = {"data": counts}

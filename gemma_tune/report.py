@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.chat.calls import shown
 from gemma_tune.config import Config
-from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.runfolder import RunFolder
 
 
@@ -65,11 +66,11 @@ def _figure(value: Any) -> str:
 def _evaluation_sections(before: Evaluation, after: Evaluation) -> dict[str, str]:
     sections = {}
     if before.figures:
-        rows = [[k, _figure(v), _figure(after.figures[k])] for k, v in before.figures.items()]
+        rows = [[k, as_text(k, v), as_text(k, after.figures[k])] for k, v in before.figures.items()]
         sections["Before and after"] = _table(["", "before", "after"], rows)
     if before.answers:
         rows = [
-            [b["prompt"][-300:], b["wanted"][:300], b["answer"][:300], a["answer"][:300]]
+            [b["prompt"][-300:], *(shown(t)[:300] for t in (b["wanted"], b["answer"], a["answer"]))]
             for b, a in zip(before.answers, after.answers, strict=True)
         ]
         sections["Answers"] = _table(["prompt", "wanted", "before", "after"], rows)
@@ -111,13 +112,13 @@ def write_report(cfg: Config, folder: RunFolder, trained: str, before: Evaluatio
     sections["Rows and tokens"] = _rows_section(metrics["data"])
     sections["What was trained"] = f"{trained}."
     if "export" in metrics:
-        rows = [[k.replace("_", " "), _figure(v)] for k, v in metrics["export"].items()]
+        rows = [[k.replace("_", " "), as_text(k, v)] for k, v in metrics["export"].items()]
         sections["The exported model against the trained one"] = _table(["", ""], rows)
     result = folder.result
     lines = [f"# {cfg.recipe}: {cfg.model.model_name_or_path}", ""]
     if "after" in result.headline:
         h = result.headline
-        lines += [f"**{h['name']}: {_figure(h['before'])} → {_figure(h['after'])}**", ""]
+        lines += [f"**{h['name']}: {as_text(h['name'], h['before'])} → {as_text(h['name'], h['after'])}**", ""]
     if loss_curve(folder.metrics, folder.path / "loss.png"):
         lines += ["![Loss over the optimizer steps](loss.png)", ""]
     for title, text in sections.items():

@@ -151,7 +151,8 @@ class RunFolder:
                 f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
             )
         if cfg.overwrite:
-            used = (cfg.model.model_name_or_path, cfg.data.train_file, cfg.data.validation_file or "")
+            data = cfg.data
+            used = [cfg.model.model_name_or_path, data.train_file, data.validation_file, *data.test_files.values()]
             if inside := [u for u in used if u and resolve(u).resolve().is_relative_to(path.resolve())]:
                 raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
             _refuse_second_aside(path)

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.chat.calls import shown
+from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.runfolder import RunFolder, is_main_process
 
 _SHOWN = 3
@@ -33,14 +34,15 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str 
     figures = before.figures or {headline["name"]: headline["before"]}
     ends = after.figures or {headline["name"]: headline["after"]}
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4g}", f"{ends[name]:,.4g}")
+        table.add_row(name.replace("_", " "), as_text(name, value), as_text(name, ends[name]))
     console.print(table)
     if after.answers:
         answers = Table(title="Answers", title_justify="left", show_lines=True)
         for name in ("prompt", "wanted", "before", "after"):
             answers.add_column(name, ratio=1)
         for b, a in list(zip(before.answers, after.answers, strict=True))[:_SHOWN]:
-            answers.add_row(*(Text(t[-300:]) for t in (b["prompt"], b["wanted"], b["answer"], a["answer"])))
+            texts = (b["prompt"], shown(b["wanted"]), shown(b["answer"]), shown(a["answer"]))
+            answers.add_row(*(Text(t[-300:]) for t in texts))
         console.print(answers)
     console.print("Files:")
     for name, path in {"report": "report.md", **folder.result.artifacts}.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from transformers import set_seed
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows
-from gemma_tune.evals.evaluation import evaluate
+from gemma_tune.data.dataset import load_rows, read_tests
+from gemma_tune.evals.evaluation import Evaluation, evaluate
 from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
@@ -26,6 +27,7 @@ from gemma_tune.terminal import say_begin, say_end
 from gemma_tune.tracking import Tracker
 from gemma_tune.train.arguments import sft_arguments
 from gemma_tune.train.callbacks import Report
+from gemma_tune.train.preflight import untrained_warning
 from gemma_tune.train.resume import find_checkpoint
 from gemma_tune.train.trainer import sft_trainer
 
@@ -46,14 +48,18 @@ def run(cfg: Config) -> RunResult:
     tokenizer = load_tokenizer(source)
     with folder.timed("data"):
         train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+        tests = read_tests(cfg.data) if cfg.eval.exact_match else {}
 
     # The base, 4-bit where asked for, and what is trained of it
     set_seed(cfg.seed)
     device = pick_device(cfg.model)
     reset_peak(device)
     with folder.timed("load"):
-        model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
-    check_vocabulary(model, [train.highest_id, held_out.highest_id])
+        base = load_base(cfg.model, source, tokenizer)
+        check_vocabulary(base, [train.highest_id, held_out.highest_id])
+        frozen = cfg.adapter.peft_type != "none"
+        warning = untrained_warning(base, tokenizer, train) if frozen else None
+        model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
     key_mapping = key_mapping_of(source)
     saver = AdapterSaver(model, with_images=key_mapping is not None)
@@ -63,17 +69,21 @@ def run(cfg: Config) -> RunResult:
     arguments = sft_arguments(cfg, folder, device)
     trainer = sft_trainer(cfg, arguments, model, tokenizer, train, held_out, held_out_figures)
 
+    def measure(model: Any, tokenizer: Any) -> Evaluation:
+        return evaluate(cfg, model, tokenizer, held_out, tests)
+
     # From here on the run folder is written
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
-        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line())
-        files = [resolve(f) for f in (cfg.data.train_file, cfg.data.validation_file) if f]
+        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *([warning] if warning else []))
+        named = (cfg.data.train_file, cfg.data.validation_file, *cfg.data.test_files.values())
+        files = [resolve(f) for f in named if f]
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
         folder.add_inputs(*files, source.folder, source.adapter)
 
         with folder.timed("evaluate"):
-            before = evaluate(cfg, model, tokenizer, held_out)
+            before = measure(model, tokenizer)
         if not checkpoint:
             tracker.log(before.figures, step=0)
 
@@ -85,7 +95,7 @@ def run(cfg: Config) -> RunResult:
         trainer.release()
 
         with folder.timed("evaluate"):
-            after = evaluate(cfg, model, tokenizer, held_out)
+            after = measure(model, tokenizer)
         tracker.log(after.figures, step=steps)
         tracker.log_samples(before.answers, after.answers, step=steps)
 
@@ -94,7 +104,7 @@ def run(cfg: Config) -> RunResult:
             saver.save(model, tokenizer, folder.adapter)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.format == "merged":
-            reference = verify.take_reference(cfg, model, tokenizer, train, held_out)
+            reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
             with folder.timed("export"):
                 merged.export(model, tokenizer, folder.export("merged"), cfg.export)
             with folder.timed("verify"):
@@ -107,8 +117,9 @@ def run(cfg: Config) -> RunResult:
         # Say what happened
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         name, (first, last) = "train_loss", (losses[0], losses[-1])
-        if before.figures:
-            name, first, last = "held_out_loss", before.figures["held_out_loss"], after.figures["held_out_loss"]
+        if before.headline:
+            name = before.headline
+            first, last = before.figures[name], after.figures[name]
         result.headline = {"name": name, "before": first, "after": last}
         result.metrics |= {
             "before": before.figures,

@@ -11,11 +11,13 @@ import gemma_tune
 # Small enough for a few seconds, large enough to show a wrong number.
 SHORT = [
     "model=tiny",
+    "model.dtype=float32",
     "tracker=none",
     "train.learning_rate=1e-3",
     "train.per_device_train_batch_size=4",
     "data.max_train_samples=64",
     "data.max_eval_samples=8",
+    "eval.exact_match=false",
     "eval.num_samples=2",
     "eval.max_new_tokens=16",
 ]

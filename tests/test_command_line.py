@@ -35,10 +35,10 @@ MISTAKES = {
     "typo in an option": (["adapter=qlora"], ["no adapter `qlora`", "Did you mean lora?", "dora, loftq"]),
     "a group's package": (["adapter@model=lora"], ["a group has one place only"]),
     # values
-    "text for a number": (["train.learning_rate=abc"], ["train.learning_rate must be a number, not 'abc'"]),
+    "text for a number": (["train.learning_rate=abc"], ["train.learning_rate must be a number (or null), not 'abc'"]),
     "fraction for a whole number": (["train.max_steps=3.5"], ["train.max_steps must be a whole number, not 3.5"]),
-    "bool for a number": (["train.learning_rate=true"], ["train.learning_rate must be a number, not True"]),
-    "nothing for a number": (["train.learning_rate="], ["train.learning_rate must be a number"]),
+    "bool for a number": (["train.learning_rate=true"], ["train.learning_rate must be a number (or null), not True"]),
+    "nothing for a number": (["train.weight_decay="], ["train.weight_decay must be a number"]),
     "null where none is allowed": (["seed=null"], ["seed must be a whole number"]),
     "text for a bool": (["train.packing=maybe"], ["train.packing must be true or false, not 'maybe'"]),
     "zero": (["train.learning_rate=0"], ["train.learning_rate must be more than 0, not 0"]),

@@ -26,14 +26,16 @@ BASE = ("errors", "paths", "plugins")
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
     "config", "strict", "identity", "manifest", "runfolder", "tracking", "models", "chat", "data", "train", "rewards",
-    "rl", "quant", "evals", "export",
+    "rl", "quant", "evals", "export", "tiny",
 )  # fmt: skip
 # Pure modules: any part may import them, wherever they stand, and they import no part.
 PURE = ("chat", "data.records", "data.jsonl", "data.messages", "data.columns", "data.text", "rewards", "quant.grid")
 # Above the parts, for recipes and the command line only.
-TOP = ("", "__main__", "composition", "launch", "preview", "report", "terminal")
+TOP = ("", "__main__", "composition", "defaults", "launch", "preview", "report", "talk", "terminal")
 # "Nothing up to 'the configuration has passed' imports torch."
-LIGHT = (*BASE, "config", "strict", "identity", "manifest", "runfolder", "", "__main__", "composition", "launch")
+LIGHT = (
+    *BASE, "config", "strict", "identity", "manifest", "runfolder", "", "__main__", "composition", "defaults", "launch",
+)  # fmt: skip
 
 
 def name_of(file: Path) -> str:

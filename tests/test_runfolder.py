@@ -244,3 +244,7 @@ def test_overwriting_what_the_run_needs_is_refused(cfg: Config) -> None:
     needy = replace(cfg, output_dir="out", overwrite=True, model=replace(cfg.model, model_name_or_path="out/adapter"))
     with pytest.raises(UserError, match="overwrite=true would delete out/adapter"):
         RunFolder.open(needy)
+    Path("out/t.jsonl").touch()
+    data = replace(cfg.data, test_files={"mine": "out/t.jsonl"})
+    with pytest.raises(UserError, match=r"overwrite=true would delete out/t\.jsonl"):
+        RunFolder.open(replace(cfg, output_dir="out", overwrite=True, data=data))

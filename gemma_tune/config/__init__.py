@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gemma_tune.config.adapter import AdapterConfig
+from gemma_tune.config.chat import ChatConfig
 from gemma_tune.config.data import DataConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
@@ -18,6 +19,7 @@ from gemma_tune.config.train import TrainConfig
 
 __all__ = [
     "AdapterConfig",
+    "ChatConfig",
     "Config",
     "DataConfig",
     "EvalConfig",
@@ -36,7 +38,7 @@ class Config:
     method: str = option("", "The file in recipes/ that runs; set by the recipe.")
     seed: int = option(42, "Seed of Python, NumPy and torch, of the data order and of the held-out share.", at_least=0)
     output_dir: str | None = option(None, "Run folder; null: runs/<recipe>-<digest of the configuration>.")
-    overwrite: bool = option(False, "Replace a run folder that holds another run.")
+    overwrite: bool = option(False, "Replace a run folder that holds another run, or `chat.output_file`.")
     dry_run: bool = option(False, "Stop before the first weight is loaded: check, count and estimate.")
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -44,4 +46,5 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

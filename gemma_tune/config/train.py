@@ -12,7 +12,12 @@ from gemma_tune.config.option import option
 class TrainConfig:
     """Names are those of TRL's `SFTConfig` and Transformers' `TrainingArguments`."""
 
-    learning_rate: float = option(2e-4, "Peak learning rate.", above=0)
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate; null: 2e-4 for adapters, 2e-5 where every weight is trained, and 2e-3 for models narrower "
+        "than 512, as the embedded one is.",
+        above=0,
+    )
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
     warmup_steps: float = option(0.03, "Optimizer steps of warm-up; below 1: share of all steps.", at_least=0)
     num_train_epochs: float = option(1.0, "Passes over the training rows; ignored where max_steps is set.", above=0)

@@ -104,13 +104,40 @@ def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record
     return train, held_out[: data.max_eval_samples]
 
 
+def read_tests(data: DataConfig) -> dict[str, list[Record]]:
+    """The test rows of each file, by the file's name in `data.test_files`.
+
+    Raises:
+        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
+    """
+    tests: dict[str, list[Record]] = {}
+    for name, file in data.test_files.items():
+        key = f"data.test_files.{name}"
+        if file is None:
+            continue
+        try:
+            tests[name] = list(_records(resolve(file), data, data.max_test_samples))
+        except BadRow as error:
+            raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(f"{key}: {error.filename}: the file can't be read ({error.strerror}).") from error
+        if not tests[name]:
+            raise UserError(f"{key}={file}: the file holds no rows.")
+        plain = next((r for r in tests[name] if r.messages is None), None)
+        if plain is not None:
+            raise UserError(f"{key}: {plain.where} is running text, and there is no answer in it to compare with.")
+    return tests
+
+
 def check_first_rows(data: DataConfig, seed: int) -> None:
     """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
 
     Raises:
         UserError: As `read_records`.
     """
-    read_records(replace(data, max_train_samples=min(data.max_train_samples or _FIRST, _FIRST)), seed)
+    few = replace(data, max_train_samples=min(data.max_train_samples or _FIRST, _FIRST))
+    read_records(few, seed)
+    read_tests(replace(few, max_test_samples=min(data.max_test_samples or _FIRST, _FIRST)))
 
 
 def render_rows(records: list[Record], tokenizer: Any, max_length: int, name: str) -> Rows:

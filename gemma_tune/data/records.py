@@ -91,8 +91,13 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def checked_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+def checked_messages(messages: Any, where: str, answered: bool = True) -> list[dict[str, Any]]:
     """The conversation with every message checked, call arguments as mappings.
+
+    Args:
+        messages: The conversation as it was read.
+        where: File and line.
+        answered: Whether there must be an answer to learn from.
 
     Raises:
         BadRow: Not a conversation, roles that don't alternate, or no answer to learn from.
@@ -113,6 +118,8 @@ def checked_messages(messages: Any, where: str) -> list[dict[str, Any]]:
             raise BadRow(f"{where}: message {i + 1}: the assistant's answer is empty.")
         clean.append(entry)
     _check_order([m["role"] for m in clean], where)
+    if answered and all(m["role"] != "assistant" for m in clean):
+        raise BadRow(f"{where}: there is no assistant message to learn from.")
     return clean
 
 
@@ -130,8 +137,6 @@ def _check_order(roles: list[str], where: str) -> None:
         if i == 0 and role != "user":
             raise BadRow(f"{where}: the conversation must begin with the user (after a system text).")
         user_next, previous = not is_user_side, role
-    if "assistant" not in roles:
-        raise BadRow(f"{where}: there is no assistant message to learn from.")
 
 
 def checked_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:

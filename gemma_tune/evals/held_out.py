@@ -11,7 +11,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
-from gemma_tune.evals.mode import evaluating
+from gemma_tune.models.mode import evaluating
 
 # Logits of so many positions stand in memory at once: 256 × 262,144 × 4 bytes = 256 MiB.
 _POSITIONS = 256

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from gemma_tune.chat import render_chat, render_prompt, render_text
 from gemma_tune.data.records import Record
-from gemma_tune.evals.mode import evaluating
+from gemma_tune.models.mode import evaluating
+
+# The published generation configs ask for sampling, and greedy decoding warns about their values.
+GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False, "top_k": None, "top_p": None})
 
 
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = 8
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    name: str = "answers",
 ) -> list[list[int]]:
     """Greedy continuations.
 
@@ -22,33 +32,58 @@ def greedy_answers(
         tokenizer: For the padding id.
         prompts: Token ids, one list a prompt.
         max_new_tokens: Tokens at most.
-        batch_size: Prompts of one pass.
+        batch_size: Prompts of one pass; prompts of like length go together.
+        name: What the progress bar says.
 
     Returns:
         New token ids of each prompt, with the stop token where there is one, without padding.
     """
-    answers: list[list[int]] = []
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with evaluating(model), tqdm(total=len(prompts), desc=name, unit=" rows", disable=None, leave=False) as bar:
+        for start in range(0, len(prompts), batch_size):
+            places = order[start : start + batch_size]
+            batch = answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)
+            for place, answer in zip(places, batch, strict=True):
+                answers[place] = answer
+            bar.update(len(places))
+    return answers
+
+
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Mapping[str, Any] = GREEDY,
+) -> list[list[int]]:
+    """Continuations of one batch; the model's mode is the caller's.
+
+    Args:
+        model: The model; stops at the ids of its generation config.
+        tokenizer: For the padding id.
+        prompts: Token ids, one list a prompt; padded on the left.
+        max_new_tokens: Tokens at most.
+        sampling: How tokens are chosen, in `generate`'s words.
+
+    Returns:
+        New token ids of each prompt, with the stop token where there is one, without padding.
+    """
     device = model.get_input_embeddings().weight.device
     pad = tokenizer.pad_token_id
     stops = set(model.generation_config.eos_token_id)
-    with evaluating(model):
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            width = max(len(p) for p in batch)
-            ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in batch], device=device)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=device)
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                top_k=None,  # the published configs ask for sampling, and greedy decoding warns about their values
-                top_p=None,
-                use_cache=True,
-            )
-            for row in out[:, width:].tolist():
-                end = next((i for i, token in enumerate(row) if token in stops), None)
-                answers.append([t for t in row if t != pad] if end is None else row[: end + 1])
+    width = max(len(p) for p in prompts)
+    out = model.generate(
+        input_ids=torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device),
+        attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        **sampling,
+    )
+    answers = []
+    for row in out[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in stops), None)
+        answers.append([t for t in row if t != pad] if end is None else row[: end + 1])
     return answers
 
 
@@ -76,7 +111,12 @@ def asked_text(tokenizer: Any, record: Record) -> str:
 
 
 def sample_answers(
-    model: Any, tokenizer: Any, records: Sequence[Record], max_new_tokens: int, batch_size: int = 8
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    name: str = "answers",
 ) -> list[dict[str, str]]:
     """Answers to the records' prompts.
 
@@ -84,7 +124,7 @@ def sample_answers(
         For each record `prompt`, `wanted`, `answer` and `stopped` (yes or no).
     """
     prompts = [prompt_ids(tokenizer, r) for r in records]
-    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens, batch_size)
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens, batch_size, name)
     stops = set(model.generation_config.eos_token_id)
     whole = [full_ids(tokenizer, r) for r in records]
     return [

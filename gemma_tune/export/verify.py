@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.chat import Rendered
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import RunError
-from gemma_tune.evals.held_out import held_out_loss
-from gemma_tune.evals.mode import evaluating
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import greedy_answers, prompt_ids
+from gemma_tune.models.mode import evaluating
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
@@ -41,8 +41,7 @@ class Reference:
         prompts: Prompts answered greedily.
         answers: Their answers' ids.
         max_new_tokens: Length of the answers at most.
-        held_out: Rows for the export's own held-out loss, perhaps none.
-        batch_size: Rows of one pass over them.
+        measure: The run's own evaluation, of a model and its tokenizer.
         dtype: The trained model's own type. The export is loaded in it, so that what differs is the weights and not
             the arithmetic.
         max_kl: Mean KL that rounding to `export.dtype` can explain, nats a position.
@@ -53,8 +52,7 @@ class Reference:
     prompts: list[list[int]]
     answers: list[list[int]]
     max_new_tokens: int
-    held_out: list[Rendered]
-    batch_size: int
+    measure: Callable[[Any, Any], Evaluation]
     dtype: torch.dtype
     max_kl: float
 
@@ -66,7 +64,9 @@ def _log_probs(model: Any, ids: list[int]) -> torch.Tensor:
     return logits.float().log_softmax(-1).cpu()
 
 
-def take_reference(cfg: Config, model: Any, tokenizer: Any, train: Rows, held_out: Rows) -> Reference:
+def take_reference(
+    cfg: Config, model: Any, tokenizer: Any, train: Rows, held_out: Rows, measure: Callable[[Any, Any], Evaluation]
+) -> Reference:
     """Notes the trained model's log-probabilities and greedy answers, on held-out rows where there are any.
 
     Args:
@@ -75,6 +75,7 @@ def take_reference(cfg: Config, model: Any, tokenizer: Any, train: Rows, held_ou
         tokenizer: Its tokenizer.
         train: The rows trained on.
         held_out: The rows held out.
+        measure: The run's own evaluation, of a model and its tokenizer.
     """
     rows = held_out if held_out.rendered else train
     dtype = model.get_input_embeddings().weight.dtype
@@ -87,8 +88,7 @@ def take_reference(cfg: Config, model: Any, tokenizer: Any, train: Rows, held_ou
         prompts,
         greedy_answers(model, tokenizer, prompts, cfg.eval.max_new_tokens),
         cfg.eval.max_new_tokens,
-        held_out.rendered if cfg.eval.held_out_loss else [],
-        cfg.train.per_device_eval_batch_size,
+        measure,
         dtype,
         _MAX_KL_FLOAT32 if dtype == torch.float32 and cfg.export.dtype == "float32" else _MAX_KL_ROUNDED,
     )
@@ -104,8 +104,8 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
 
     Returns:
         `mean_kl` (nats a position), `top1` (share of positions with the same best token), `same_answers` (share of
-        greedy answers equal to the last token), `stopped` (share that end with a stop token), and `held_out_loss` of
-        the export itself: rounding to `export.dtype` can eat small updates.
+        greedy answers equal to the last token), `stopped` (share that end with a stop token), and what the run's own
+        evaluation says of the export: rounding to `export.dtype` can eat small updates.
 
     Raises:
         ArtifactDiffers: The mean KL is above what rounding to `export.dtype` can explain.
@@ -114,6 +114,8 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
     size = 2 * sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     fits = device.type == "cpu" or size * 1.2 < torch.cuda.mem_get_info(device)[0]
     place = {"": str(device) if fits else "cpu"}
+    if not fits:
+        print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=reference.dtype, device_map=place)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kl, top1 = [], []
@@ -122,9 +124,6 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         kl.append((expected.exp() * (expected - found)).sum(-1))
         top1.append((expected.argmax(-1) == found.argmax(-1)).float())
     figures = {"mean_kl": torch.cat(kl).mean().item(), "top1": torch.cat(top1).mean().item()}
-    if reference.held_out:
-        loss = held_out_loss(model, reference.held_out, tokenizer.pad_token_id, reference.batch_size)
-        figures["held_out_loss"] = loss["held_out_loss"]
     answers = greedy_answers(model, tokenizer, reference.prompts, reference.max_new_tokens)
     stops = set(model.generation_config.eos_token_id)
     if answers:
@@ -135,7 +134,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
             f"{folder}: not the trained model: KL {figures['mean_kl']:.2e} (at most {reference.max_kl:g}), "
             f"same best token at {figures['top1']:.1%} of the positions."
         )
-    return figures
+    return figures | reference.measure(model, tokenizer).figures
 
 
 def verify_written(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

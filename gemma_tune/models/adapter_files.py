@@ -25,27 +25,51 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _stored_config(folder: Path) -> LoraConfig:
-    """The adapter's configuration, if we can train it on exactly.
+# Ways to begin an adapter that change the base with it.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+
+
+def _stored_config(folder: Path) -> dict[str, Any]:
+    """What PEFT has written of an adapter that fits its base as that was published.
 
     Raises:
-        UserError: It isn't LoRA, trains more than LoRA's matrices, or fits only a base that was changed with it.
+        UserError: It can't be read, isn't LoRA, or fits only a base that was changed with it.
     """
     try:
         stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: adapter_config.json can't be read ({error}).") from error
-    if stored.get("peft_type") != "LORA" or stored.get("modules_to_save") or stored.get("bias", "none") != "none":
+    if stored.get("peft_type") != "LORA":
         raise UserError(
-            f"{folder}: only LoRA adapters without modules_to_save and without bias can be trained on; merge it with "
-            "PEFT and name the merged folder."
+            f"{folder}: this is a {stored.get('peft_type')} adapter, and only LoRA is supported; merge it with PEFT "
+            "and name the merged folder."
         )
-    if str(stored.get("init_lora_weights")).startswith(("pissa", "olora")):
+    if str(stored.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
         raise UserError(
             f"{folder}: a {stored['init_lora_weights']} adapter fits only the base that it was taken out of; "
             "name a finished run's folder or its adapter/, which is a plain LoRA."
         )
-    return LoraConfig.from_pretrained(str(folder))
+    return dict(stored)
+
+
+def put_on(model: Any, folder: Path) -> Any:
+    """The model with a stored adapter on it, of any rank, to be used and not trained.
+
+    Args:
+        model: The loaded base, 16-bit or 4-bit.
+        folder: PEFT's folder.
+
+    Returns:
+        A PeftModel in evaluation mode, without gradients.
+
+    Raises:
+        UserError: An adapter that isn't LoRA, or one of another base.
+    """
+    _stored_config(folder)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    config.init_lora_weights = True  # whatever it began with, its weights come from the file
+    return _with_weights(model, config, folder).eval()
 
 
 def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
@@ -64,7 +88,13 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
             f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
             "the merged model's folder (export/merged)."
         )
-    config = _stored_config(folder)
+    stored_config = _stored_config(folder)
+    if stored_config.get("modules_to_save") or stored_config.get("bias", "none") != "none":
+        raise UserError(
+            f"{folder}: only LoRA adapters without modules_to_save and without bias can be trained on; merge it with "
+            "PEFT and name the merged folder."
+        )
+    config = LoraConfig.from_pretrained(str(folder))
     wanted = {k: getattr(adapter, k) for k in _STORED}
     stored = {k: getattr(config, k) for k in _STORED}
     if isinstance(adapter.target_modules, list) and not isinstance(config.target_modules, str):
@@ -78,6 +108,11 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
     if problems:
         raise UserError(*problems)
     config.inference_mode = False
+    return _with_weights(model, config, folder)
+
+
+def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
+    """A PeftModel with the weights of the folder's file; every one of them must have its place."""
     peft_model = get_peft_model(model, config)
     try:
         weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}

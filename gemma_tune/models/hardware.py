@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from gemma_tune.config import Config
+from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.load import pick_device
 
@@ -15,18 +15,37 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def check_hardware(cfg: Config) -> None:
-    """Raises UserError with every option that this machine can't do."""
+    """Raises UserError with every option of the model and the trainer that this machine can't do."""
+    problems = _problems_of_model(cfg.model)
+    on_gpu = pick_device(cfg.model).type == "cuda"
+    if cfg.train.optim.startswith("paged_") and not on_gpu:
+        problems.append(
+            f"train.optim={cfg.train.optim} pages between GPU and host memory, and this run is on the CPU; "
+            f"use {cfg.train.optim.removeprefix('paged_')}."
+        )
+    if cfg.train.optim.endswith("_fused") and not on_gpu and cfg.train.optim != "adamw_torch_fused":
+        problems.append(f"train.optim={cfg.train.optim} needs a GPU; use adamw_torch.")
+    if problems:
+        raise UserError(*problems)
+
+
+def check_model_hardware(model: ModelConfig) -> None:
+    """Raises UserError with every option of the model that this machine can't do."""
+    if problems := _problems_of_model(model):
+        raise UserError(*problems)
+
+
+def _problems_of_model(model: ModelConfig) -> list[str]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "WORLD_SIZE is above 1: several processes aren't supported yet; start one with python -m gemma_tune, and "
             "choose its GPU with CUDA_VISIBLE_DEVICES."
         )
-    problems = []
-    cuda = torch.cuda.is_available()
-    if cfg.model.device == "cuda" and not cuda:
+    if model.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device=cuda: this machine has no GPU that torch can use; set model.device=auto.")
-    on_gpu = pick_device(cfg.model).type == "cuda"
-    attention = cfg.model.attn_implementation
+    problems = []
+    on_gpu = pick_device(model).type == "cuda"
+    attention = model.attn_implementation
     if attention in _FLASH_PACKAGES:
         package = _FLASH_PACKAGES[attention]
         if not on_gpu:
@@ -35,18 +54,10 @@ def check_hardware(cfg: Config) -> None:
             problems.append(
                 f"model.attn_implementation={attention} needs the package {package}, which isn't installed; use sdpa."
             )
-        if cfg.model.dtype == "float32":
+        if model.dtype == "float32":
             problems.append(f"model.attn_implementation={attention} needs model.dtype=bfloat16, not float32.")
     if attention == "flex_attention" and not on_gpu:
         problems.append("model.attn_implementation=flex_attention needs a GPU, and this run is on the CPU; use sdpa.")
-    if cfg.train.optim.startswith("paged_") and not on_gpu:
-        problems.append(
-            f"train.optim={cfg.train.optim} pages between GPU and host memory, and this run is on the CPU; "
-            f"use {cfg.train.optim.removeprefix('paged_')}."
-        )
-    if cfg.train.optim.endswith("_fused") and not on_gpu and cfg.train.optim != "adamw_torch_fused":
-        problems.append(f"train.optim={cfg.train.optim} needs a GPU; use adamw_torch.")
-    if on_gpu and cfg.model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if on_gpu and model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         problems.append("model.dtype=bfloat16: this GPU has no bfloat16; use float32.")
-    if problems:
-        raise UserError(*problems)
+    return problems

@@ -51,7 +51,12 @@ def find_source(model: ModelConfig) -> Source:
         else:
             raise UserError(f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/.")
     if (path / "adapter_config.json").is_file():
-        stored = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        try:
+            stored = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"model.model_name_or_path={name}: {path / 'adapter_config.json'} is not JSON ({error})."
+            ) from error
         base = stored.get("base_model_name_or_path") or ""
         if not Path(base).is_dir() and (not base or base.startswith(("/", "."))):
             raise UserError(

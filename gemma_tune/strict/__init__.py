@@ -4,10 +4,12 @@
 `crossfield` values against each other, `trainer_options` the names below `train.extra`.
 """
 
-from gemma_tune.strict.commandline import for_hydra, in_quotes
+from gemma_tune.strict.commandline import for_hydra, in_quotes, literal
 from gemma_tune.strict.commandline import problems_of as problems_of_words
 from gemma_tune.strict.crossfield import cross_problems
 from gemma_tune.strict.schema import problems_of as problems_of_tree
 from gemma_tune.strict.userfiles import problems_of_files
 
-__all__ = ["cross_problems", "for_hydra", "in_quotes", "problems_of_files", "problems_of_tree", "problems_of_words"]
+__all__ = [
+    "cross_problems", "for_hydra", "in_quotes", "literal", "problems_of_files", "problems_of_tree", "problems_of_words",
+]  # fmt: skip

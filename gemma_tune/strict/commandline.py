@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from gemma_tune.strict.schema import problems_of as problems_of_tree
 from gemma_tune.strict.suggest import did_you_mean
 
 WHERE = "command line"
+# Keys that hold what a person writes: taken as it stands, with commas, braces and quotes.
+FREE_TEXTS = ("chat.prompt", "chat.system")
 
 
 def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
@@ -96,7 +99,42 @@ def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
 
 def in_quotes(value: str) -> str:
     """The value as a text for Hydra, whatever is in it."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Backslashes are Hydra's own only where they stand before a quote or at the end.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def literal(tree: Any) -> Any:
+    """The value as OmegaConf reads it back: `${` in a text of it is no interpolation."""
+    if isinstance(tree, dict):
+        return {k: literal(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [literal(v) for v in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", tree)
+    return tree
+
+
+def _quoted_free_text(key: str, value: str) -> str:
+    """A prompt may be quoted as Hydra wants it, or not at all."""
+    if value == "null":
+        return f"{key}=null"
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        if value[:1] in ("'", '"') and not override.is_sweep_override():
+            return f"{key}={value}"
+    except HydraException:
+        pass
+    return f"{key}={in_quotes(literal(value))}"
+
+
+def _takes_text(key: str) -> bool:
+    """Whether the value is a text: of a key of its own, or of one below a mapping of texts (`data.test_files.name`)."""
+    above = key.rpartition(".")[0]
+    kinds = {key: FIELDS[key][1]} if key in FIELDS else {}
+    if above in OPEN:
+        kinds[key] = typing.get_args(FIELDS[above][1])[-1]
+    kind = kinds.get(key)
+    return str in (kind, *typing.get_args(kind))
 
 
 def quoted(word: str) -> str:
@@ -105,7 +143,9 @@ def quoted(word: str) -> str:
     A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0.
     """
     key, _, value = word.partition("=")
-    if key not in FIELDS or str not in (FIELDS[key][1], *typing.get_args(FIELDS[key][1])):
+    if key in FREE_TEXTS:
+        return _quoted_free_text(key, value)
+    if not _takes_text(key):
         return word
     try:
         override = OverridesParser.create().parse_override(word)
@@ -118,4 +158,4 @@ def quoted(word: str) -> str:
 def for_hydra(words: list[str]) -> list[str]:
     """The words as Hydra reads them: paths quoted, and `train.extra.name=value` marked as an addition."""
     keys = [w.split("=", 1)[0] for w in words]
-    return [f"++{w}" if k in OPEN or is_open(k) else quoted(w) for k, w in zip(keys, words, strict=True)]
+    return [f"++{quoted(w)}" if k in OPEN or is_open(k) else quoted(w) for k, w in zip(keys, words, strict=True)]

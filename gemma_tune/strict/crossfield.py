@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_tune.config import AdapterConfig, Config
+from gemma_tune.config import AdapterConfig, ChatConfig, Config, TrainConfig
 from gemma_tune.paths import resolve
 from gemma_tune.strict.suggest import did_you_mean
 from gemma_tune.strict.trainer_options import enum_values
@@ -103,10 +104,18 @@ def _data(cfg: Config) -> Iterator[str]:
     for key, path in (("data.train_file", d.train_file), ("data.validation_file", d.validation_file)):
         if path and not resolve(path).is_file():
             yield missing_path(key, path, "file")
-    shipped = [f.startswith("assets://") for f in (d.train_file, d.validation_file or d.train_file)]
-    if shipped[0] != shipped[1]:
+    for name, path in d.test_files.items():
+        key = f"data.test_files.{name}"
+        if path and not resolve(path).is_file():
+            yield missing_path(key, path, "file")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            yield f"{key}: a name has letters, digits, - and _ only; it becomes a part of the figures' names."
+    named = {"data.validation_file": d.validation_file, **{f"data.test_files.{k}": v for k, v in d.test_files.items()}}
+    shipped = d.train_file.startswith("assets://")
+    others = [key for key, path in named.items() if path and path.startswith("assets://") != shipped]
+    if d.train_file and others:
         yield (
-            "data.train_file and data.validation_file: one is yours and one is the sample's; choose data=messages, "
+            f"data.train_file and {', '.join(others)}: one is yours and one is the sample's; choose data=messages, "
             "columns or text and name your own files."
         )
     if d.validation_file and d.validation_split_percentage:
@@ -143,6 +152,71 @@ def _export(cfg: Config) -> Iterator[str]:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
 
 
+def _no_chat(cfg: Config) -> Iterator[str]:
+    for key, default in vars(ChatConfig()).items():
+        if getattr(cfg.chat, key) != default:
+            yield f"chat.{key} has no effect with recipe={cfg.recipe}; use recipe=chat, or leave it out."
+
+
+def _chat(cfg: Config) -> Iterator[str]:
+    c = cfg.chat
+    if c.prompt is not None and c.prompts_file is not None:
+        yield "chat.prompt and chat.prompts_file are both set; choose one."
+    if c.prompt is not None and not c.prompt.strip():
+        yield "chat.prompt is empty; write a prompt, or leave it out to talk in the terminal."
+    for key, path in (("chat.prompts_file", c.prompts_file), ("chat.tools_file", c.tools_file)):
+        if path is not None and not resolve(path).is_file():
+            yield missing_path(key, path, "file")
+    file = resolve(c.prompts_file or "")
+    if file.is_file() and file.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".json"):
+        yield f"chat.prompts_file={c.prompts_file}: name it .jsonl (an object a line) or .txt (a prompt a line)."
+    if c.temperature == 0:
+        for key in ("top_k", "top_p"):
+            if getattr(c, key) != getattr(ChatConfig(), key):
+                yield f"chat.{key} has no effect with chat.temperature=0; add chat=sampled, or leave it out."
+    if cfg.output_dir is not None:
+        yield "output_dir has no effect with recipe=chat, which keeps no run folder; answers go to chat.output_file."
+    if c.output_file is not None:
+        yield from _output_file(c.output_file, c, cfg.overwrite)
+
+
+def _output_file(name: str, chat: ChatConfig, overwrite: bool) -> Iterator[str]:
+    file, read = resolve(name), [resolve(p) for p in (chat.prompts_file, chat.tools_file) if p]
+    if chat.prompts_file is None:
+        yield f"chat.output_file={name} takes the answers to chat.prompts_file, which is not set; set it, too."
+    if file.is_dir():
+        yield f"chat.output_file={name}: this is a folder; name a file."
+    elif not file.parent.is_dir():
+        yield f"chat.output_file={name}: there is no folder {file.parent}; make it first."
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        yield f"chat.output_file={name}: this can't be written; name another file."
+    elif file.exists() and any(p.exists() and p.samefile(file) for p in read):
+        yield f"chat.output_file={name} is a file that this run reads; name another one."
+    elif file.exists() and not overwrite:
+        yield f"chat.output_file={name}: this file is there already; name another one, or replace it: overwrite=true."
+
+
+# What recipe=build_tiny uses of `train`.
+_BUILDS_WITH = (
+    "learning_rate", "warmup_steps", "max_steps", "num_train_epochs", "weight_decay", "max_grad_norm", "optim", "bf16",
+    "logging_steps",
+)  # fmt: skip
+
+
+def _build_tiny(cfg: Config) -> Iterator[str]:
+    if cfg.adapter.peft_type != "none":
+        yield "adapter has no effect with recipe=build_tiny, which trains every weight; leave it out."
+    for key, default in vars(TrainConfig()).items():
+        if key not in _BUILDS_WITH and getattr(cfg.train, key) != default:
+            yield f"train.{key} has no effect with recipe=build_tiny; leave it out."
+    if not cfg.data.test_files.get("test"):
+        yield "data.test_files.test is not set: recipe=build_tiny measures the model on it; use data=sample."
+
+
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
-    return [*_method(cfg), *_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg)]
+    if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
+        return [*_method(cfg), *_model(cfg), *_chat(cfg)]
+    if cfg.method == "build_tiny":  # needs no model
+        return [*_method(cfg), *_build_tiny(cfg), *_data(cfg), *_no_chat(cfg)]
+    return [*_method(cfg), *_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg), *_no_chat(cfg)]

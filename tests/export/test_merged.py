@@ -21,6 +21,7 @@ from gemma_tune.config import Config, ExportConfig
 from gemma_tune.data.dataset import Rows, render_rows
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export import merged, verify
 from gemma_tune.paths import ASSETS
 
@@ -159,7 +160,8 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
     rows = render_rows([Record("here", messages=chat)], tokenizer, 64, "rows")
-    reference = verify.take_reference(Config(export=ExportConfig(dtype="float32")), model, tokenizer, rows, Rows())
+    cfg = Config(export=ExportConfig(dtype="float32"))
+    reference = verify.take_reference(cfg, model, tokenizer, rows, Rows(), lambda *_: Evaluation())
     options = ExportConfig(dtype="float32")
     merged.export(model, tokenizer, tmp_path / "right", options)
     assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0

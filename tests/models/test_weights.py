@@ -24,7 +24,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def attached(recipe: str, *overrides: str) -> Any:
     """The model of a recipe, ready to be trained."""
-    cfg = compose_config(recipe, ["model=tiny", *overrides])
+    cfg = compose_config(recipe, ["model=tiny", "model.dtype=float32", *overrides])
     source = find_source(cfg.model)
     torch.manual_seed(0)
     return adapters.attach(load_base(cfg.model, source, load_tokenizer(source)), cfg.adapter, source)

@@ -1,0 +1,154 @@
+"""What `recipe=chat` answers: one prompt, or a file of them. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.config import ChatConfig
+from gemma_tune.data.jsonl import read_jsonl, text_field
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.errors import UserError
+from gemma_tune.paths import resolve
+
+
+def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
+    """What a person wrote, as a message.
+
+    Raises:
+        BadRow: It holds tokens that the template writes itself, or bytes that are no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{where}: this is not UTF-8 (at character {error.start + 1}).") from error
+    message = {"role": role, "content": text}
+    Record(where, messages=[message])  # refuses control tokens
+    return message
+
+
+def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
+    """The tools of `chat.tools_file`, or None without one.
+
+    Raises:
+        UserError: Not JSON, or not a list of tools in the OpenAI form.
+    """
+    if chat.tools_file is None:
+        return None
+    where = f"chat.tools_file={chat.tools_file}"
+    try:
+        tools = json.loads(resolve(chat.tools_file).read_text(encoding="utf-8-sig"))
+        if not isinstance(tools, list) or not tools:
+            raise UserError(
+                f"{where}: this is no list of tools; write "
+                '[{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}].'
+            )
+        return checked_tools(tools, where)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{chat.tools_file}:{error.lineno}: this is not JSON ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: the bytes are not UTF-8; save the file as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{where}: the file can't be read ({error.strerror}).") from error
+    except BadRow as error:
+        raise UserError(str(error)) from error
+
+
+def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """A row's messages up to where the model answers."""
+    if "messages" not in row:
+        if "prompt" not in row:
+            raise BadRow(f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}.")
+        return [user_message(text_field(row, "prompt", where, "for a conversation use `messages`"), where)]
+    messages = checked_messages(row["messages"], where, answered=False)
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if all(m["role"] == "system" for m in messages):
+        raise BadRow(f"{where}: the conversation has nothing to answer: no message of the user's.")
+    return messages
+
+
+def _rows(path: Path) -> Iterator[Record]:
+    if path.suffix.lower() == ".txt":
+        # utf-8-sig: files from Windows begin with a byte order mark
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield Record(where, messages=[user_message(line.strip(), where)])
+        return
+    for where, row in read_jsonl(path):
+        yield Record(where, messages=_conversation(row, where), tools=checked_tools(row.get("tools"), where))
+
+
+def _file(chat: ChatConfig) -> list[Record]:
+    name = f"chat.prompts_file={chat.prompts_file}"
+    try:
+        found = list(_rows(resolve(str(chat.prompts_file))))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: the bytes are not UTF-8 (byte {error.start}); save the file as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{name}: the file can't be read ({error.strerror}).") from error
+    if not found:
+        raise UserError(f"{name}: the file holds no prompts.")
+    return found
+
+
+def opening(chat: ChatConfig) -> list[dict[str, Any]]:
+    """What stands before the first turn: `chat.system`, where it is set.
+
+    Raises:
+        UserError: It holds tokens that the template writes itself.
+    """
+    try:
+        return [user_message(chat.system, "chat.system", "system")] if chat.system else []
+    except BadRow as error:
+        raise UserError(str(error)) from error
+
+
+def read_prompts(chat: ChatConfig) -> list[Record]:
+    """The conversations to answer, each up to where the model answers; none when one talks in the terminal.
+
+    `chat.system` and `chat.tools_file` are added where a row has none of its own.
+
+    Raises:
+        UserError: A bad row (file and line), no rows at all, or tools that are none.
+    """
+    system, tools = opening(chat), read_tools(chat)
+    try:
+        if chat.prompts_file is not None:
+            found = _file(chat)
+        elif chat.prompt is not None:
+            found = [Record("chat.prompt", messages=[user_message(chat.prompt, "chat.prompt")])]
+        else:
+            found = []
+    except BadRow as error:
+        raise UserError(str(error)) from error
+    completed = []
+    for record in found:
+        messages = record.messages or []
+        own_system = messages[0]["role"] == "system"
+        messages = messages if own_system else [*system, *messages]
+        completed.append(Record(record.where, messages=messages, tools=record.tools or tools))
+    return completed
+
+
+def check_prompts(chat: ChatConfig, must_talk: bool) -> None:
+    """Reads what is asked: mistakes in it show before torch is imported.
+
+    Args:
+        chat: The configuration.
+        must_talk: Whether somebody must sit at a terminal where the configuration asks nothing.
+
+    Raises:
+        UserError: As `read_prompts`; or there is nothing to answer, and nobody to ask for it.
+    """
+    read_prompts(chat)
+    asks = chat.prompt is not None or chat.prompts_file is not None
+    if must_talk and not asks and not (sys.stdin and sys.stdin.isatty()):
+        raise UserError(
+            "recipe=chat: there is no terminal to talk in (standard input is not one); set chat.prompt=… for one "
+            "answer, or chat.prompts_file=… for many."
+        )

@@ -1,0 +1,1 @@
+"""Talking to a model: answers aloud, conversations at the terminal, and files of prompts in batches."""

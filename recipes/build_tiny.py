@@ -1,0 +1,80 @@
+"""Builds the embedded model: text, tokenizer, training from scratch, and what it can do."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from transformers import set_seed
+
+from gemma_tune.chat import served_template
+from gemma_tune.config import Config
+from gemma_tune.data.dataset import read_tests
+from gemma_tune.evals.exact_match import exact_match
+from gemma_tune.runfolder import RunFolder, RunResult
+from gemma_tune.terminal import say_begin
+from gemma_tune.tiny import measure
+from gemma_tune.tiny.model import build_model
+from gemma_tune.tiny.pretrain import pretrain, target_counts, training_rows
+from gemma_tune.tiny.text import documents
+from gemma_tune.tiny.tokenizer import build_tokenizer
+from gemma_tune.tracking import Tracker
+from gemma_tune.train.callbacks import Report
+
+VOCAB_SIZE = 1536
+TOKENIZER_DOCUMENTS = 12_000
+DOCUMENTS = 92_000
+# Seeds of texts beside the run's own. Short chats may be in several; their words and numbers differ.
+TOKENIZER_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000
+
+
+def run(cfg: Config) -> RunResult:
+    """Makes a model folder in `export/tiny/` of the run folder, and measures it against the figures it must reach."""
+    folder = RunFolder.open(cfg)
+    if folder.finished and not cfg.dry_run:
+        print(f"This run is done already: see {folder.path}, or repeat it with overwrite=true.")
+        return folder.stored_result()
+    set_seed(cfg.seed)
+
+    # The tokenizer, from text of the same kind; then the text as token ids
+    with folder.timed("data"):
+        texts = itertools.islice(documents(cfg.seed + TOKENIZER_SEED), TOKENIZER_DOCUMENTS)
+        tokenizer = build_tokenizer(texts, VOCAB_SIZE)
+        tokenizer.chat_template = served_template()
+        count = cfg.data.max_train_samples or DOCUMENTS
+        rows = training_rows(tokenizer, count, cfg.seed)
+        held_out = measure.held_out_rows(tokenizer, cfg.seed + HELD_OUT_SEED)
+        tests = read_tests(cfg.data)
+    counts = target_counts(rows)
+    model = build_model(tokenizer, cfg.seed)
+    numbers = f"{len(tokenizer):,} tokens, {model.num_parameters():,} weights, {counts.total():,} tokens of text"
+    if cfg.dry_run:
+        print(f"{numbers}. Nothing was trained: dry_run=true.")
+        return RunResult(cfg.recipe, status="dry_run")
+
+    result = folder.result
+    with folder.recording(), Tracker.open(cfg, folder, None) as tracker:
+        say_begin(f"{cfg.recipe} → {folder.path}", numbers)
+        before = measure.mean_loss(model, held_out)
+        with folder.timed("train"):
+            steps, whole = pretrain(cfg, folder, model, rows, Report(tracker))
+        with folder.timed("export"):
+            model.to(torch.bfloat16).save_pretrained(folder.export("tiny"))
+            tokenizer.save_pretrained(folder.export("tiny"))
+            result.artifacts["tiny"] = "export/tiny"
+
+        # What it can do, in the weights as they were saved
+        with folder.timed("evaluate"):
+            model = model.float()
+            seen = measure.words_of(itertools.islice(documents(cfg.seed), count))
+            figures = measure.figures(model, tokenizer, held_out, seen)
+            figures["least_count"] = min(counts[i] for i in range(len(tokenizer))) if whole else 0
+            for name, records in tests.items():
+                figures |= exact_match(model, tokenizer, records, cfg.eval.max_new_tokens, 64, name)[0]
+        result.headline = {"name": "held_out_loss", "before": before, "after": figures["held_out_loss"]}
+        result.metrics |= {"after": figures, "steps": steps, "answers": measure.answers(model, tokenizer)}
+        tracker.log(figures, step=steps)
+        measure.say(figures, result.metrics["answers"])
+        print(f"Files: {folder.path / 'export' / 'tiny'}")
+        measure.check(figures)
+    return result

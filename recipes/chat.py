@@ -1,0 +1,59 @@
+"""Talking to a model: `chat`. It answers one prompt, a file of prompts, or a person at the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import yaml
+from transformers import set_seed
+
+from gemma_tune.config import Config
+from gemma_tune.data.prompts import opening, read_prompts, read_tools
+from gemma_tune.models.adapter_files import put_on
+from gemma_tune.models.hardware import check_model_hardware
+from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer
+from gemma_tune.models.source import find_source
+from gemma_tune.runfolder import RunResult
+from gemma_tune.talk.batches import answer_file
+from gemma_tune.talk.conversation import Conversation
+from gemma_tune.talk.voice import Voice, ids_within, note
+
+
+def run(cfg: Config) -> RunResult:
+    """Answers. There is no run folder; `metrics["answers"]` of the result holds every answer."""
+    chat = cfg.chat
+    check_model_hardware(cfg.model)
+
+    # What is asked, as token ids; nothing of it waits for the weights
+    source = find_source(cfg.model)
+    tokenizer = load_tokenizer(source)
+    limit = load_config(source).get_text_config().max_position_embeddings
+    records = read_prompts(chat)
+    prompts = [ids_within(tokenizer, r.messages or [], r.tools, limit, r.where) for r in records]
+    if cfg.dry_run:
+        print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip())
+        tokens = [len(p) for p in prompts]
+        print(f"Prompts: {len(tokens)}, tokens: {sum(tokens):,}. No weight was loaded: dry_run=true.")
+        return RunResult(cfg.recipe, status="dry_run", metrics={"prompts": len(tokens), "tokens": sum(tokens)})
+
+    # The base, 4-bit where asked for, with its adapter where there is one
+    set_seed(cfg.seed)
+    on_it = f", with the adapter {source.adapter}" if source.adapter else ""
+    note(f"Loading {source.base}{on_it} …")
+    model = load_base(cfg.model, source, tokenizer)
+    if source.adapter is not None:
+        model = put_on(model, source.adapter)
+    model.eval()
+    if prompts:
+        check_vocabulary(model, [max(p) for p in prompts])
+
+    # One of the three ways
+    if chat.prompts_file is not None:
+        answers = answer_file(model, tokenizer, records, prompts, chat, limit)
+    elif chat.prompt is not None:
+        asked = records[0].messages or []
+        answers = [Voice(model, tokenizer, chat, limit).answer(asked, records[0].tools, "chat.prompt").row(asked)]
+    else:
+        note("/new begins another conversation, /quit ends, /help shows more.")
+        answers = Conversation(Voice(model, tokenizer, chat, limit), opening(chat), read_tools(chat)).run()
+    return RunResult(cfg.recipe, status="finished", metrics={"answers": answers})

@@ -1,0 +1,68 @@
+"""Values that are filled in where they are null: by what is trained, and by the width of the model that is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemma_tune.composition import compose_config
+
+MINE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
+
+
+def folder_of_width(folder: Path, width: int, nested: bool = False) -> Path:
+    """What can be seen of a model without loading it."""
+    text = {"model_type": "gemma3_text", "hidden_size": width}
+    config = {"model_type": "gemma3", "text_config": text} if nested else text
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate", "dtype"),
+    [("full_sft", 2e-5, "float32"), ("lora_sft", 2e-4, "bfloat16"), ("qlora_sft", 2e-4, "bfloat16")],
+)
+def test_published_checkpoints(recipe: str, rate: float, dtype: str) -> None:
+    cfg = compose_config(recipe, ["model=gemma3_1b_it", *MINE])
+    assert (cfg.train.learning_rate, cfg.model.dtype, cfg.eval.batch_size) == (rate, dtype, 8)
+
+
+@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft", "qlora_sft"])
+def test_the_embedded_model(recipe: str) -> None:
+    cfg = compose_config(recipe)
+    assert (cfg.train.learning_rate, cfg.eval.batch_size) == (2e-3, 64)
+
+
+@pytest.mark.parametrize(("width", "rate"), [(256, 2e-3), (511, 2e-3), (512, 2e-4), (2560, 2e-4)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_folder_counts_and_not_the_option(tmp_path: Path, width: int, rate: float, nested: bool) -> None:
+    """model=tiny is the default option; a folder named beside it must not get the embedded model's values."""
+    folder = folder_of_width(tmp_path / "model", width, nested)
+    cfg = compose_config("qlora_sft", [f"model.model_name_or_path={folder}", *MINE])
+    assert cfg.train.learning_rate == rate
+
+
+def test_an_adapter_counts_as_its_base(tmp_path: Path) -> None:
+    base = folder_of_width(tmp_path / "base", 256)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    text = json.dumps({"base_model_name_or_path": str(base)})
+    (adapter / "adapter_config.json").write_text(text, encoding="utf-8")
+    assert compose_config("lora_sft", [f"model.model_name_or_path={adapter}"]).train.learning_rate == 2e-3
+
+
+def test_what_is_set_stays() -> None:
+    words = ["train.learning_rate=1e-5", "model.dtype=float32", "eval.batch_size=3"]
+    cfg = compose_config("qlora_sft", words)
+    assert (cfg.train.learning_rate, cfg.model.dtype, cfg.eval.batch_size) == (1e-5, "float32", 3)
+
+
+def test_a_broken_config_is_no_crash(tmp_path: Path) -> None:
+    """It is said where the model is loaded."""
+    folder = folder_of_width(tmp_path / "model", 256)
+    (folder / "config.json").write_text("[", encoding="utf-8")
+    assert compose_config("lora_sft", [f"model.model_name_or_path={folder}", *MINE]).train.learning_rate == 2e-4
