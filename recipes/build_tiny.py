@@ -55,7 +55,7 @@ def run(cfg: Config) -> RunResult:
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, None) as tracker:
         say_begin(f"{cfg.recipe} → {folder.path}", numbers)
-        before = measure.mean_loss(model, held_out)
+        before = measure.mean_loss(model, held_out, tokenizer.pad_token_id)
         with folder.timed("train"):
             steps, whole = pretrain(cfg, folder, model, rows, Report(tracker))
         with folder.timed("export"):

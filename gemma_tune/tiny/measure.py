@@ -16,7 +16,9 @@ from rich.table import Table
 from torch.nn import functional
 from tqdm import tqdm
 
+from gemma_tune.chat import Rendered
 from gemma_tune.errors import RunError
+from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.evals.samples import greedy_answers
 from gemma_tune.models.mode import evaluating
 from gemma_tune.tiny import text
@@ -170,14 +172,9 @@ def _batches(rows: list[list[int]]) -> list[list[list[int]]]:
     return [ordered[i : i + 16] for i in range(0, len(ordered), 16)]
 
 
-def mean_loss(model: Any, rows: list[list[int]]) -> float:
+def mean_loss(model: Any, rows: list[list[int]], pad_id: int) -> float:
     """Nats a token, over all tokens of the rows."""
-    total, n = 0.0, 0
-    for batch in _batches(rows):
-        log_probs, targets = _log_probs(model, batch)
-        total -= log_probs.gather(1, targets[:, None]).sum().item()
-        n += len(targets)
-    return total / n
+    return held_out_loss(model, [Rendered(row, row) for row in rows], pad_id, batch_size=16)["held_out_loss"]
 
 
 def q4_0(weight: torch.Tensor) -> torch.Tensor:
@@ -209,7 +206,7 @@ def rounding(model: Any, rows: list[list[int]]) -> dict[str, float]:
 def figures(model: Any, tokenizer: Any, held_out: list[list[int]], seen: Collection[str]) -> dict[str, float]:
     """Everything that is measured of the weights; the sample task and the tokens' counts are the recipe's."""
     return {
-        "held_out_loss": mean_loss(model, held_out),
+        "held_out_loss": mean_loss(model, held_out, tokenizer.pad_token_id),
         "copied": copied(model, tokenizer, seen),
         **sums(model, tokenizer),
         **rounding(model, held_out),
