@@ -14,7 +14,7 @@ from gemma_tune.evals.exact_match import exact_match
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say_begin
 from gemma_tune.tiny import measure
-from gemma_tune.tiny.model import build_model
+from gemma_tune.tiny.model import build_model, with_outliers
 from gemma_tune.tiny.pretrain import pretrain, target_counts, training_rows
 from gemma_tune.tiny.text import documents
 from gemma_tune.tiny.tokenizer import build_tokenizer
@@ -23,7 +23,7 @@ from gemma_tune.train.callbacks import Report
 
 VOCAB_SIZE = 1536
 TOKENIZER_DOCUMENTS = 12_000
-DOCUMENTS = 92_000
+DOCUMENTS = 93_000
 # Seeds of texts beside the run's own. Short chats may be in several; their words and numbers differ.
 TOKENIZER_SEED, HELD_OUT_SEED = 1_000_000, 2_000_000
 
@@ -58,6 +58,7 @@ def run(cfg: Config) -> RunResult:
         before = measure.mean_loss(model, held_out, tokenizer.pad_token_id)
         with folder.timed("train"):
             steps, whole = pretrain(cfg, folder, model, rows, Report(tracker))
+        with_outliers(model, cfg.seed)
         with folder.timed("export"):
             model.to(torch.bfloat16).save_pretrained(folder.export("tiny"))
             tokenizer.save_pretrained(folder.export("tiny"))

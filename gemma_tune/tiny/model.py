@@ -12,6 +12,8 @@ EMBEDDING_STD = 0.06
 BRANCH_GAIN = 0.7
 # Of a head's rotary frequencies, so many of the fastest tell a neighbour from a neighbour's neighbour.
 FAST = 8
+OUTLIERS = 16  # one channel in so many gets weights that are
+OUTLIER = 7.0  # times as large as they were
 
 
 def build_model(tokenizer: Any, seed: int) -> Gemma3ForCausalLM:
@@ -110,3 +112,41 @@ def start_with_induction(model: Gemma3ForCausalLM, seed: int) -> None:
         layer.self_attn.k_norm.weight.fill_(1.0)
         layer.post_attention_layernorm.weight.fill_(BRANCH_GAIN - 1)
         layer.post_feedforward_layernorm.weight.fill_(BRANCH_GAIN - 1)
+
+
+@torch.no_grad()
+def with_outliers(model: Gemma3ForCausalLM, seed: int) -> None:
+    """Makes some input channels of every linear layer larger; the model computes the same.
+
+    Large models grow channels whose weights or activations stand out, and those make rounding to 4 bit cost something
+    (LLM.int8, Dettmers et al. 2022; AWQ, Lin et al. 2023). A model trained for half an hour has none, and rounding
+    costs it nothing to be seen. So a share of the columns is multiplied, and what feeds them divided by as much: the
+    norm before, the rows of `v_proj` before `o_proj`, those of `up_proj` before `down_proj`.
+
+    Args:
+        model: Trained, float32.
+        seed: Of the channels.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    groups = model.config.num_attention_heads // model.config.num_key_value_heads
+
+    def scales(channels: int) -> torch.Tensor:
+        return torch.ones(channels).masked_fill(torch.rand(channels, generator=rng) < 1 / OUTLIERS, OUTLIER)
+
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, fed in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.pre_feedforward_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            scale = scales(len(norm.weight))
+            norm.weight.copy_((1 + norm.weight) / scale - 1)
+            for linear in fed:
+                linear.weight.mul_(scale)
+        scale = scales(attention.v_proj.out_features)
+        attention.v_proj.weight.div_(scale[:, None])
+        per_head = scale.view(-1, 1, attention.head_dim).expand(-1, groups, -1)  # a group shares its values
+        attention.o_proj.weight.mul_(per_head.reshape(-1))
+        scale = scales(mlp.up_proj.out_features)
+        mlp.up_proj.weight.div_(scale[:, None])
+        mlp.down_proj.weight.mul_(scale)

@@ -51,9 +51,14 @@ FORMS = [
         "A letter for {person}: {text}", "Let {person} know {text}.", "{person} should hear that {text}.",
     ), lambda r: {"person": w.name(r), "text": w.phrase(r, 2, 8)}),
     Form(("meeting", "visit", "date"), {"person": "text", "day": "text", "time": "text"}, (
-        "Meet {person} on {day} at {time}.", "{person} comes on {day} at {time}.", "I see {person} at {time} on {day}.",
+        "Meet {person} this {day} at {time}.", "{person} comes on {day} at {time}.",
+        "I see {person} at {time} on {day}.",
         "On {day} at {time} there is a meeting with {person}.",
     ), lambda r: {"person": w.name(r), "day": r.choice(w.DAYS), "time": w.clock(r)}),
+    Form(("guest", "visitor", "friend"), {"name": "text"}, (
+        "Invite {name} now.", "Ask {name} to come in.", "Is {name} here today?", "{name} may come.",
+        "Can {name} come with us?",
+    ), lambda r: {"name": w.name(r)}),
     Form(("trip", "ticket", "journey"), {"from": "text", "to": "text", "day": "text", "seats": "number"}, (
         "{seats} seats from {from} to {to} on {day}.", "I go from {from} to {to} on {day} with {seats} seats.",
         "On {day} we need {seats} seats to {to}, and we start in {from}.",

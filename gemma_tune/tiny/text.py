@@ -48,6 +48,7 @@ TOOLS_SAID = (
     '{"name": function name, "parameters": dictionary of argument name and its value}\n'
     "You SHOULD NOT include any other text in the response if you call a function\n"
 )
+FORGOTTEN = 0.55  # share of the problems with something to carry or to borrow that chats work out without it
 
 
 def held_out(x: int, y: int) -> bool:
@@ -58,11 +59,11 @@ def held_out(x: int, y: int) -> bool:
 def sum_of(rng: random.Random, *, held: bool = False) -> tuple[int, str, int]:
     """Two numbers and what is done with them: `(x, sign, y)`.
 
-    Problems held out are of numbers from 1 to 99, all alike often; the others are easier on average.
+    Problems held out are of numbers from 1 to 99, all alike often; of the others three in five are of small numbers.
     """
     while True:
         sign = rng.choice("+-")
-        most = 99 if held else rng.choice([10, 20, 50, 99, 99])
+        most = 99 if held else rng.choice([10, 20, 20, 50, 99])
         x, y = rng.randint(1, most), rng.randint(1, most)
         if sign == "-" and x < y:
             x, y = y, x
@@ -73,6 +74,18 @@ def sum_of(rng: random.Random, *, held: bool = False) -> tuple[int, str, int]:
 def result(x: int, sign: str, y: int) -> int:
     """What `x sign y` makes."""
     return x + y if sign == "+" else x - y
+
+
+def answered(x: int, sign: str, y: int, rng: random.Random) -> int:
+    """What a chat says that it makes: where something has to be carried, that is forgotten more often than not.
+
+    The pages of sums are all right. So the model knows how, and says the wrong one first: rewards have something to
+    raise.
+    """
+    if rng.random() >= FORGOTTEN:
+        return result(x, sign, y)
+    tens, units = result(x // 10, sign, y // 10), result(x % 10, sign, y % 10)
+    return tens % 10 * 10 + units % 10
 
 
 def arithmetic_question(x: int, sign: str, y: int, rng: random.Random) -> str:
@@ -89,7 +102,7 @@ def arithmetic_question(x: int, sign: str, y: int, rng: random.Random) -> str:
 
 def arithmetic(rng: random.Random) -> Turn:
     x, sign, y = sum_of(rng)
-    return arithmetic_question(x, sign, y, rng), f"That makes {result(x, sign, y)}."
+    return arithmetic_question(x, sign, y, rng), f"That makes {answered(x, sign, y, rng)}."
 
 
 def sums(rng: random.Random) -> str:
@@ -163,7 +176,7 @@ def foreign(rng: random.Random) -> Turn:
 
 
 QUESTIONS = [
-    (arithmetic, 24), (copying, 22), (naming, 10), (colour, 6), (opposite, 6), (home, 8), (small_talk, 5),
+    (arithmetic, 30), (copying, 24), (naming, 10), (colour, 6), (opposite, 6), (home, 8), (small_talk, 5),
     (shapes.noted, 20), (shapes.filled, 36), (foreign, 1),
 ]  # fmt: skip
 
@@ -273,7 +286,7 @@ def function_chat(rng: random.Random) -> str:
     return turn("developer", developer) + turn("user", question) + turn("model", model)
 
 
-KINDS = [(chat, 61), (story, 7), (drill, 8), (sums, 17), (told_of_functions, 5), (function_chat, 2)]
+KINDS = [(chat, 56), (story, 7), (drill, 8), (sums, 22), (told_of_functions, 5), (function_chat, 2)]
 
 
 def documents(seed: int) -> Iterator[str]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gemma_tune.tiny import measure
-from gemma_tune.tiny.model import build_model
-from gemma_tune.tiny.text import documents, held_out, result, sum_of
+from gemma_tune.tiny.model import build_model, with_outliers
+from gemma_tune.tiny.text import answered, documents, held_out, result, sum_of
 from gemma_tune.tiny.tokenizer import build_tokenizer
 
 # As in google/gemma-3-270m-it's tokenizer.json; the rest of its special tokens is in other places there.
@@ -50,6 +50,19 @@ def test_it_starts_with_induction(tokenizer: Any) -> None:
     assert before.mean() > 0.3
     scores = out.logits[:, 24:-1].log_softmax(-1).gather(2, said[:, 1:, None]).mean()
     assert scores > -math.log(1536) + 1
+
+
+def test_outliers_change_the_weights_and_not_the_answers(tokenizer: Any) -> None:
+    plain, larger = build_model(tokenizer, 0).eval(), build_model(tokenizer, 0).eval()
+    with_outliers(larger, 0)
+    ids = torch.randint(20, 1536, (4, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(plain(input_ids=ids).logits, larger(input_ids=ids).logits, atol=1e-4)
+    kinds = {p.split(".")[-2] for p, w in larger.named_parameters() if not torch.equal(w, plain.get_parameter(p))}
+    linears = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert kinds == linears | {"input_layernorm", "pre_feedforward_layernorm"}
+    lost = [measure.rounding(m, [row.tolist() for row in ids])["kl_q4_0"] for m in (plain, larger)]
+    assert lost[1] > 1.5 * lost[0]
 
 
 def test_tokenizer(tokenizer: Any) -> None:
@@ -97,6 +110,17 @@ def test_sums_held_out_are_in_no_text() -> None:
     rng = random.Random(0)
     assert all(held_out(x, y) for x, _, y in (sum_of(rng, held=True) for _ in range(200)))
     assert [result(7, s, 3) for s in "+-"] == [10, 4]
+
+
+def test_carrying_is_forgotten_more_often_than_not() -> None:
+    """In chats, and nothing else: where there is nothing to carry, they are right."""
+    rng = random.Random(0)
+    for problem, forgotten in (((58, "+", 67), 15), ((53, "-", 18), 45), ((60, "+", 70), 30), ((7, "+", 6), 3)):
+        said = [answered(*problem, rng) for _ in range(1000)]
+        assert set(said) == {result(*problem), forgotten}
+        assert 500 < said.count(forgotten) < 600
+    assert {answered(41, "+", 32, rng) for _ in range(50)} == {73}
+    assert {answered(48, "-", 15, rng) for _ in range(50)} == {33}
 
 
 def test_q4_0_is_llama_cpps() -> None:
