@@ -114,7 +114,6 @@ def start_with_induction(model: Gemma3ForCausalLM, seed: int) -> None:
         layer.post_feedforward_layernorm.weight.fill_(BRANCH_GAIN - 1)
 
 
-@torch.no_grad()
 def with_outliers(model: Gemma3ForCausalLM, seed: int) -> None:
     """Makes some input channels of every linear layer larger; the model computes the same.
 
@@ -140,13 +139,13 @@ def with_outliers(model: Gemma3ForCausalLM, seed: int) -> None:
             (layer.pre_feedforward_layernorm, (mlp.gate_proj, mlp.up_proj)),
         ):
             scale = scales(len(norm.weight))
-            norm.weight.copy_((1 + norm.weight) / scale - 1)
+            norm.weight.data = (1 + norm.weight.data) / scale - 1
             for linear in fed:
-                linear.weight.mul_(scale)
+                linear.weight.data.mul_(scale)
         scale = scales(attention.v_proj.out_features)
-        attention.v_proj.weight.div_(scale[:, None])
+        attention.v_proj.weight.data.div_(scale[:, None])
         per_head = scale.view(-1, 1, attention.head_dim).expand(-1, groups, -1)  # a group shares its values
-        attention.o_proj.weight.mul_(per_head.reshape(-1))
+        attention.o_proj.weight.data.mul_(per_head.reshape(-1))
         scale = scales(mlp.up_proj.out_features)
-        mlp.up_proj.weight.div_(scale[:, None])
-        mlp.down_proj.weight.mul_(scale)
+        mlp.up_proj.weight.data.div_(scale[:, None])
+        mlp.down_proj.weight.data.mul_(scale)
