@@ -21,18 +21,14 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GemmaTokenizer, GenerationConfig
 
+from gemma_tune.tiny.tokenizer import BYTES, CORE, FORM
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # so that the script also finds its neighbour when it is imported by path
 
 from tiny_text import documents  # noqa: E402
 
 PAD, EOS, BOS = 0, 1, 2
-CORE = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-FORM = [
-    "<start_of_turn>", "<end_of_turn>", "<start_function_declaration>", "<end_function_declaration>",
-    "<start_function_call>", "<end_function_call>", "<start_function_response>", "<end_function_response>",
-    "<escape>", "<start_of_image>",
-]  # fmt: skip
 VOCAB_SIZE = 1280
 HELD_OUT_SEED = 10_000  # added to the seed for the text that loss is reported on
 
@@ -47,7 +43,7 @@ def build_tokenizer(seed: int) -> GemmaTokenizer:
     pattern = Regex(r"<[a-z_]+>|▁?[\p{L}_]+|\p{N}|\n+|▁+|[^\p{L}\p{N}▁\n]")
     core.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     printable = [chr(c) for c in range(33, 127)]
-    special = [*CORE, *FORM, *(f"<0x{byte:02X}>" for byte in range(256))]
+    special = [*CORE, *FORM, *BYTES]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(special),
         initial_alphabet=["▁", "\n", "\t", *printable],

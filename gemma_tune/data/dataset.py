@@ -71,6 +71,19 @@ def _records(path: Path, data: DataConfig, limit: int | None) -> Iterator[Record
         yield record
 
 
+def _file(key: str, file: str, data: DataConfig, limit: int | None) -> list[Record]:
+    """All rows of one file, which must hold some."""
+    try:
+        records = list(_records(resolve(file), data, limit))
+    except BadRow as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{key}: {error.filename}: the file can't be read ({error.strerror}).") from error
+    if not records:
+        raise UserError(f"{key}={file}: the file holds no rows.")
+    return records
+
+
 def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
     """The rows to train on and the rows held out.
 
@@ -79,19 +92,10 @@ def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record
     Raises:
         UserError: A bad row (file and line), or no rows at all.
     """
-    try:
-        train = list(_records(resolve(data.train_file), data, data.max_train_samples))
-        held_out: list[Record] = []
-        if data.validation_file:
-            held_out = list(_records(resolve(data.validation_file), data, None))
-    except BadRow as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"{error.filename}: the file can't be read ({error.strerror}).") from error
-    if not train:
-        raise UserError(f"data.train_file={data.train_file}: the file holds no rows.")
-    if data.validation_file and not held_out:
-        raise UserError(f"data.validation_file={data.validation_file}: the file holds no rows.")
+    train = _file("data.train_file", data.train_file, data, data.max_train_samples)
+    held_out: list[Record] = []
+    if data.validation_file:
+        held_out = _file("data.validation_file", data.validation_file, data, None)
     if data.validation_split_percentage:
         n = max(1, round(len(train) * data.validation_split_percentage / 100))
         if n >= len(train):
@@ -115,14 +119,7 @@ def read_tests(data: DataConfig) -> dict[str, list[Record]]:
         key = f"data.test_files.{name}"
         if file is None:
             continue
-        try:
-            tests[name] = list(_records(resolve(file), data, data.max_test_samples))
-        except BadRow as error:
-            raise UserError(str(error)) from error
-        except OSError as error:
-            raise UserError(f"{key}: {error.filename}: the file can't be read ({error.strerror}).") from error
-        if not tests[name]:
-            raise UserError(f"{key}={file}: the file holds no rows.")
+        tests[name] = _file(key, file, data, data.max_test_samples)
         plain = next((r for r in tests[name] if r.messages is None), None)
         if plain is not None:
             raise UserError(f"{key}: {plain.where} is running text, and there is no answer in it to compare with.")
