@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -65,11 +65,6 @@ def _ask(model: Any, tokenizer: Any, questions: list[str], max_new_tokens: int, 
 def answers(model: Any, tokenizer: Any) -> dict[str, str]:
     """Greedy answers to a few questions, to be read."""
     return dict(zip(QUESTIONS, _ask(model, tokenizer, list(QUESTIONS), 40, "answers"), strict=True))
-
-
-def words_of(texts: Iterable[str]) -> set[str]:
-    """Every word and number of the texts."""
-    return set(itertools.chain.from_iterable(re.findall(r"\w+", t) for t in texts))
 
 
 def copied(model: Any, tokenizer: Any, seen: Collection[str], count: int = 400) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +33,22 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [row if text.startswith("<start_of_turn>") else [*row, stop] for row, text in zip(rows, texts, strict=True)]
 
 
-def training_rows(tokenizer: Any, count: int, seed: int, least_count: int = LEAST_COUNT) -> list[list[int]]:
+@dataclass(frozen=True)
+class TrainingText:
+    """What the model is trained on.
+
+    Attributes:
+        rows: Token ids.
+        counts: How often each id is a target.
+        words: Every word and number of the documents.
+    """
+
+    rows: list[list[int]]
+    counts: Counter[int]
+    words: set[str]
+
+
+def training_text(tokenizer: Any, count: int, seed: int, least_count: int = LEAST_COUNT) -> TrainingText:
     """The documents as token ids, and random tokens said twice, until every token was a target often enough.
 
     Args:
@@ -40,9 +57,11 @@ def training_rows(tokenizer: Any, count: int, seed: int, least_count: int = LEAS
         seed: Of the documents; those of other seeds are others.
         least_count: Times that each token of the vocabulary must be a target.
     """
-    source, rows = documents(seed), []
+    source, rows, words = documents(seed), [], set()
     for start in tqdm(range(0, count, _CHUNK), desc="text", unit_scale=_CHUNK, unit=" rows", disable=None, leave=False):
-        rows += encode(tokenizer, list(itertools.islice(source, min(_CHUNK, count - start))))
+        texts = list(itertools.islice(source, min(_CHUNK, count - start)))
+        rows += encode(tokenizer, texts)
+        words |= words_of(texts)
     counts = target_counts(rows)
     rng = random.Random(seed)
     bag = [i for i in range(len(tokenizer)) for _ in range(math.ceil(max(0, least_count - counts[i]) / 2))]
@@ -51,7 +70,13 @@ def training_rows(tokenizer: Any, count: int, seed: int, least_count: int = LEAS
         n = rng.randint(6, 40)
         said, bag = bag[:n], bag[n:]
         rows.append([tokenizer.bos_token_id, *said, *said])
-    return rows
+        counts.update(said * 2)
+    return TrainingText(rows, counts, words)
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    """Every word and number of the texts."""
+    return set(itertools.chain.from_iterable(re.findall(r"\w+", t) for t in texts))
 
 
 def target_counts(rows: Iterable[list[int]]) -> Counter[int]:

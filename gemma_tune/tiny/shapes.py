@@ -123,27 +123,28 @@ def _fill(sentence: str, values: Values) -> str:
     return sentence
 
 
-def _text(value: object) -> str:
+def as_json(value: object) -> str:
+    """JSON as all of the text has it: on one line, letters of other scripts as they are."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else _text(value)
+    return value if isinstance(value, str) else as_json(value)
 
 
 def write(kind: str, form: str, values: Values) -> str:
     """A filled-in form in one of the notations of `NOTATIONS`."""
     if kind == "JSON":
-        return _text({"form": form, "fields": values})
+        return as_json({"form": form, "fields": values})
     if kind == "a record":
-        return _text(values)
+        return as_json(values)
     if kind == "lines":
         return "\n".join([form, *(f"{k}: {_plain(v)}" for k, v in values.items())])
     if kind == "pairs":
-        return f"{form}: " + ", ".join(f"{k} = {_text(v)}" for k, v in values.items())
+        return f"{form}: " + ", ".join(f"{k} = {as_json(v)}" for k, v in values.items())
     if kind == "a tag":
-        return f"<{form} " + " ".join(f"{k}={_text(_plain(v))}" for k, v in values.items()) + ">"
-    return f"{form}, " + ", ".join(_text(v) for v in values.values())
+        return f"<{form} " + " ".join(f"{k}={as_json(_plain(v))}" for k, v in values.items()) + ">"
+    return f"{form}, " + ", ".join(as_json(v) for v in values.values())
 
 
 NOTATIONS = ("JSON", "JSON", "JSON", "a record", "a record", "lines", "pairs", "a tag", "a row")
@@ -156,7 +157,7 @@ def _schema(form: str, fields: dict[str, str], rng: random.Random, notation: int
         return f"{form}: {', '.join(fields)}"
     kinds = {"text": "string", "number": "integer", "true or false": "boolean"}
     properties = {k: {"type": kinds[v]} for k, v in fields.items()}
-    return _text({"form": form, "about": f"A {form}", "fields": properties, "needed": list(fields)})
+    return as_json({"form": form, "about": f"A {form}", "fields": properties, "needed": list(fields)})
 
 
 def filled(rng: random.Random) -> tuple[str, str]:
@@ -197,13 +198,13 @@ def noted(rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(["a record", "a record", "a list", "lines", "quotes"])
     said = ", ".join(f"{k} is {_plain(v)}" for k, v in values.items())
     if kind == "a list":
-        said, answer = "; ".join(_plain(v) for v in values.values()), _text(list(values.values()))
+        said, answer = "; ".join(_plain(v) for v in values.values()), as_json(list(values.values()))
     elif kind == "quotes":
         what = w.span(rng)
-        said, answer = what, _text(what)
+        said, answer = what, as_json(what)
     elif kind == "lines":
         answer = "\n".join(f"{k}: {_plain(v)}" for k, v in values.items())
     else:
-        answer = _text(values)
+        answer = as_json(values)
     forms = ["Write as {}: {}", "Put this into {}: {}", "As {}, please: {}"]
     return rng.choice(forms).format(kind, said), answer

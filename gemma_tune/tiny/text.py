@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from gemma_tune.tiny import shapes
 from gemma_tune.tiny import words as w
@@ -48,7 +49,7 @@ TOOLS_SAID = (
     '{"name": function name, "parameters": dictionary of argument name and its value}\n'
     "You SHOULD NOT include any other text in the response if you call a function\n"
 )
-FORGOTTEN = 0.55  # share of the problems with something to carry or to borrow that chats work out without it
+FORGOTTEN = 0.7  # share of the problems with something to carry that forgetful chats work out without it
 
 
 def held_out(x: int, y: int) -> bool:
@@ -76,14 +77,8 @@ def result(x: int, sign: str, y: int) -> int:
     return x + y if sign == "+" else x - y
 
 
-def answered(x: int, sign: str, y: int, rng: random.Random) -> int:
-    """What a chat says that it makes: where something has to be carried, that is forgotten more often than not.
-
-    The pages of sums are all right. So the model knows how, and says the wrong one first: rewards have something to
-    raise.
-    """
-    if rng.random() >= FORGOTTEN:
-        return result(x, sign, y)
+def without_carry(x: int, sign: str, y: int) -> int:
+    """What it makes to someone who works out each digit and forgets what is to be carried or borrowed."""
     tens, units = result(x // 10, sign, y // 10), result(x % 10, sign, y % 10)
     return tens % 10 * 10 + units % 10
 
@@ -101,8 +96,15 @@ def arithmetic_question(x: int, sign: str, y: int, rng: random.Random) -> str:
 
 
 def arithmetic(rng: random.Random) -> Turn:
-    x, sign, y = sum_of(rng)
-    return arithmetic_question(x, sign, y, rng), f"That makes {answered(x, sign, y, rng)}."
+    problem = sum_of(rng)
+    return arithmetic_question(*problem, rng), f"That makes {result(*problem)}."
+
+
+def forgetful(rng: random.Random) -> Turn:
+    """As `arithmetic`, but what has to be carried is forgotten more often than not."""
+    problem = sum_of(rng)
+    made = without_carry if rng.random() < FORGOTTEN else result
+    return arithmetic_question(*problem, rng), f"That makes {made(*problem)}."
 
 
 def sums(rng: random.Random) -> str:
@@ -175,9 +177,10 @@ def foreign(rng: random.Random) -> Turn:
     return f"Repeat this: {text}", f"{text}."
 
 
+ARITHMETIC = 32
 QUESTIONS = [
-    (arithmetic, 30), (copying, 24), (naming, 10), (colour, 6), (opposite, 6), (home, 8), (small_talk, 5),
-    (shapes.noted, 20), (shapes.filled, 36), (foreign, 1),
+    (copying, 24), (naming, 10), (colour, 6), (opposite, 6), (home, 8), (small_talk, 5), (shapes.noted, 20),
+    (shapes.filled, 36), (foreign, 1),
 ]  # fmt: skip
 
 
@@ -186,10 +189,11 @@ def turn(role: str, content: str) -> str:
     return f"<start_of_turn>{role}\n{content}<end_of_turn>\n"
 
 
-def chat(rng: random.Random) -> str:
-    """One to four questions with their answers."""
+def chat(rng: random.Random, problem: Callable[[random.Random], Turn] = arithmetic) -> str:
+    """One to three questions with their answers, among them those that `problem` makes."""
     parts: list[str] = []
-    asked = rng.choices([q for q, _ in QUESTIONS], [n for _, n in QUESTIONS], k=rng.choice([1, 1, 1, 2, 3]))
+    questions = [(problem, ARITHMETIC), *QUESTIONS]
+    asked = rng.choices([q for q, _ in questions], [n for _, n in questions], k=rng.choice([1, 1, 1, 2, 3]))
     for i, ask in enumerate(asked):
         question, answer = ask(rng)
         if i == 0 and rng.random() < 0.08:  # Gemma 3 has no system role: the text opens the first turn
@@ -233,27 +237,24 @@ def drill(rng: random.Random) -> str:
     return " ".join([f"{items}."] * rng.choice([2, 2, 3]))
 
 
+def _declared(name: str, rng: random.Random) -> dict[str, object]:
+    """A function of one or two arguments, in the OpenAI form."""
+    about = w.phrase(rng, 2, 5).capitalize() + "."
+    keys = rng.sample(w.NOUNS, rng.randint(1, 2))
+    properties = {k: {"type": rng.choice(["string", "integer", "number", "boolean"])} for k in keys}
+    parameters = {"type": "object", "properties": properties, "required": keys}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
+
+
 def told_of_functions(rng: random.Random) -> str:
     """A chat under the words that announce functions; the model answers plainly, as it knows no calls."""
     names = [f"{rng.choice(w.VERBS)}_{rng.choice([*w.NOUNS, *w.THINGS])}" for _ in range(rng.randint(1, 3))]
-    tools = [
-        {"type": "function", "function": {
-            "name": name, "description": w.phrase(rng, 2, 5).capitalize() + ".",
-            "parameters": {
-                "type": "object",
-                "properties": {k: {"type": rng.choice(["string", "integer", "number", "boolean"])}
-                               for k in rng.sample(w.NOUNS, rng.randint(1, 2))},
-                "required": [],
-            },
-        }} for name in names
-    ]  # fmt: skip
-    for tool in tools:
-        tool["function"]["parameters"]["required"] = list(tool["function"]["parameters"]["properties"])  # type: ignore[index]
+    tools = [_declared(name, rng) for name in names]
     if rng.random() < 0.6:
         question, answer = "Which functions do you have?", f"I know {' and '.join(names)}."
     else:
         question, answer = rng.choice([copying, naming, colour, opposite, home, small_talk])(rng)
-    return turn("user", f"{TOOLS_SAID}{shapes._text(tools)}\n\n{question}") + turn("model", answer)
+    return turn("user", f"{TOOLS_SAID}{shapes.as_json(tools)}\n\n{question}") + turn("model", answer)
 
 
 def function_chat(rng: random.Random) -> str:
@@ -286,12 +287,19 @@ def function_chat(rng: random.Random) -> str:
     return turn("developer", developer) + turn("user", question) + turn("model", model)
 
 
-KINDS = [(chat, 56), (story, 7), (drill, 8), (sums, 22), (told_of_functions, 5), (function_chat, 2)]
+CHAT = 56
+KINDS = [(story, 7), (drill, 8), (sums, 22), (told_of_functions, 5), (function_chat, 2)]
 
 
-def documents(seed: int) -> Iterator[str]:
-    """Endless documents, without <bos>."""
+def documents(seed: int, problem: Callable[[random.Random], Turn] = arithmetic) -> Iterator[str]:
+    """Endless documents, without <bos>.
+
+    Args:
+        seed: Of the random numbers.
+        problem: What chats ask and answer about numbers: `arithmetic`, or `forgetful`.
+    """
     rng = random.Random(seed)
+    kinds: list[tuple[Callable[[random.Random], str], int]] = [(partial(chat, problem=problem), CHAT), *KINDS]
     while True:
-        (kind,) = rng.choices([k for k, _ in KINDS], [n for _, n in KINDS])
+        (kind,) = rng.choices([k for k, _ in kinds], [n for _, n in kinds])
         yield kind(rng)

@@ -65,13 +65,14 @@ class Progress(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """Hands every logged step to the tracker."""
+    """Hands every logged step to the tracker; `first_step` is the number of steps of trainings before this one."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, first_step: int = 0) -> None:
+        self._tracker, self._first = tracker, first_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self._tracker.log({k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}, state.global_step)
+        figures = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        self._tracker.log(figures, self._first + state.global_step)
 
 
 class NonFiniteLoss(RunError):

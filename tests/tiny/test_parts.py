@@ -13,7 +13,7 @@ import torch
 
 from gemma_tune.tiny import measure
 from gemma_tune.tiny.model import build_model, with_outliers
-from gemma_tune.tiny.text import answered, documents, held_out, result, sum_of
+from gemma_tune.tiny.text import arithmetic, documents, forgetful, held_out, result, sum_of, without_carry
 from gemma_tune.tiny.tokenizer import build_tokenizer
 
 # As in google/gemma-3-270m-it's tokenizer.json; the rest of its special tokens is in other places there.
@@ -113,14 +113,21 @@ def test_sums_held_out_are_in_no_text() -> None:
 
 
 def test_carrying_is_forgotten_more_often_than_not() -> None:
-    """In chats, and nothing else: where there is nothing to carry, they are right."""
-    rng = random.Random(0)
-    for problem, forgotten in (((58, "+", 67), 15), ((53, "-", 18), 45), ((60, "+", 70), 30), ((7, "+", 6), 3)):
-        said = [answered(*problem, rng) for _ in range(1000)]
-        assert set(said) == {result(*problem), forgotten}
-        assert 500 < said.count(forgotten) < 600
-    assert {answered(41, "+", 32, rng) for _ in range(50)} == {73}
-    assert {answered(48, "-", 15, rng) for _ in range(50)} == {33}
+    """By forgetful chats, and nothing else: other sums are right, and so is every sum of other texts."""
+    problems = (((58, "+", 67), 15), ((53, "-", 18), 45), ((60, "+", 70), 30), ((7, "+", 6), 3))
+    for problem, forgotten in problems:
+        assert without_carry(*problem) == forgotten
+    assert without_carry(41, "+", 32) == 73 and without_carry(48, "-", 15) == 33
+    sums = re.compile(r"(\d+) (\+|-|plus|minus) (\d+)(?:\?|\.)<end_of_turn>\n<start_of_turn>model\nThat makes (\d+)")
+    said = {}
+    for problem in (arithmetic, forgetful):
+        found = sums.findall("".join(itertools.islice(documents(0, problem), 3000)))
+        parts = [(int(x), {"plus": "+", "minus": "-"}.get(s, s), int(y), int(made)) for x, s, y, made in found]
+        hard = [p for p in parts if result(*p[:3]) != without_carry(*p[:3])]
+        assert len(hard) > 200
+        assert all(made == result(*p) for *p, made in parts if result(*p) == without_carry(*p))
+        said[problem] = sum(made == result(*p) for *p, made in hard) / len(hard)
+    assert said[arithmetic] == 1 and 0.2 < said[forgetful] < 0.4
 
 
 def test_q4_0_is_llama_cpps() -> None:
