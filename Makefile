@@ -7,11 +7,11 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-gpu lint format docs figures clean
+.PHONY: help setup run test test-gpu lint format docs figures figures-sample clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/.done ## Make .venv with everything in it
 
@@ -20,8 +20,8 @@ setup: .venv/.done ## Make .venv with everything in it
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about two minutes
-	$(BIN)/python -m gemma_tune recipe=qlora_sft train.num_train_epochs=2
+run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three and a half minutes
+	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
 test: .venv/.done ## Run every test that needs no GPU and no network
 	$(PYTEST) -n 2 --dist loadfile -m 'not gpu' tests
@@ -43,6 +43,9 @@ docs: .venv/.done ## Write docs/configuration.md from the schema
 
 figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
 	$(BIN)/python tests/figures.py
+
+figures-sample: .venv/.done ## Measure the sample task with each recipe, and write docs/benchmarks/sample-task.md
+	$(BIN)/python tests/sample_figures.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -10,19 +10,25 @@ from gemma_tune.models.source import find_source
 
 # The published checkpoints are 640 wide and more. Narrower ones, as the embedded model is, take and need higher rates.
 _NARROW = 512
-_RATE_ADAPTERS, _RATE_ALL, _RATE_NARROW = 2e-4, 2e-5, 2e-3
+_RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
+_RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
+_BATCH, _BATCH_NARROW = 8, 4
 _ANSWERED, _ANSWERED_NARROW = 8, 64
 
 
 def fill_in(cfg: Config) -> None:
-    """Sets `model.dtype`, `train.learning_rate` and `eval.batch_size` where they are null."""
+    """Sets what is null: the type of the weights, the rate, the batches, the order of the rows."""
     every_weight = cfg.adapter.peft_type == "none"
     narrow = _width(cfg) < _NARROW
     if cfg.model.dtype is None:
         cfg.model.dtype = "float32" if every_weight and cfg.method != "chat" else "bfloat16"
     if cfg.train.learning_rate is None:
-        wide = _RATE_ALL if every_weight else _RATE_ADAPTERS
-        cfg.train.learning_rate = _RATE_NARROW if narrow else wide
+        if every_weight:
+            cfg.train.learning_rate = _RATE_ALL_NARROW if narrow else _RATE_ALL
+        else:
+            cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS
+    if cfg.train.per_device_train_batch_size is None:
+        cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else _BATCH
     if cfg.eval.batch_size is None:
         cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
 

@@ -61,7 +61,7 @@ def run(cfg: Config) -> RunResult:
         with folder.timed("train"):
             steps, whole = pretrain(cfg, folder, model, text.rows, Report(tracker))
             # First it learns to add, then to say the wrong sum first: rewards are to have something to raise
-            second = replace(cfg.train, learning_rate=cfg.train.learning_rate / 4, warmup_steps=10)
+            second = replace(cfg.train, learning_rate=(cfg.train.learning_rate or 0) / 4, warmup_steps=10)
             more, _ = pretrain(
                 replace(cfg, train=second), folder, model, encode(tokenizer, late), Report(tracker, steps)
             )

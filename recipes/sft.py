@@ -18,6 +18,7 @@ from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import check_vocabulary, key_mapping_of, load_base, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.mode import training_attention
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import resolve
 from gemma_tune.preview import preview
@@ -88,7 +89,7 @@ def run(cfg: Config) -> RunResult:
             tracker.log(before.figures, step=0)
 
         trainer.add_callback(Report(tracker))
-        with folder.timed("train"):
+        with folder.timed("train"), training_attention(base, cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
         steps = trainer.state.global_step

@@ -17,7 +17,7 @@ from gemma_tune.paths import ASSETS
 def make(folder: Path) -> None:
     """18 layers, width 640, 4 heads of 256, 1 KV head, MLP 2048, vocabulary 262,144; bfloat16, 536 MB.
 
-    The tokenizer is the embedded model's: its 1,280 ids are a part of the vocabulary.
+    The tokenizer is the embedded model's: its 1,536 ids are a part of the vocabulary.
     """
     torch.manual_seed(0)
     config = Gemma3TextConfig(

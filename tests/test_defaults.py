@@ -29,15 +29,17 @@ def folder_of_width(folder: Path, width: int, nested: bool = False) -> Path:
 def test_published_checkpoints(recipe: str, rate: float, dtype: str) -> None:
     cfg = compose_config(recipe, ["model=gemma3_1b_it", *MINE])
     assert (cfg.train.learning_rate, cfg.model.dtype, cfg.eval.batch_size) == (rate, dtype, 8)
+    assert cfg.train.per_device_train_batch_size == 8
 
 
-@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft", "qlora_sft"])
-def test_the_embedded_model(recipe: str) -> None:
+@pytest.mark.parametrize(("recipe", "rate"), [("full_sft", 2e-3), ("lora_sft", 8e-3), ("qlora_sft", 8e-3)])
+def test_the_embedded_model(recipe: str, rate: float) -> None:
     cfg = compose_config(recipe)
-    assert (cfg.train.learning_rate, cfg.eval.batch_size) == (2e-3, 64)
+    assert (cfg.train.learning_rate, cfg.eval.batch_size) == (rate, 64)
+    assert cfg.train.per_device_train_batch_size == 4
 
 
-@pytest.mark.parametrize(("width", "rate"), [(256, 2e-3), (511, 2e-3), (512, 2e-4), (2560, 2e-4)])
+@pytest.mark.parametrize(("width", "rate"), [(256, 8e-3), (511, 8e-3), (512, 2e-4), (2560, 2e-4)])
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_folder_counts_and_not_the_option(tmp_path: Path, width: int, rate: float, nested: bool) -> None:
     """model=tiny is the default option; a folder named beside it must not get the embedded model's values."""
@@ -52,7 +54,7 @@ def test_an_adapter_counts_as_its_base(tmp_path: Path) -> None:
     adapter.mkdir()
     text = json.dumps({"base_model_name_or_path": str(base)})
     (adapter / "adapter_config.json").write_text(text, encoding="utf-8")
-    assert compose_config("lora_sft", [f"model.model_name_or_path={adapter}"]).train.learning_rate == 2e-3
+    assert compose_config("lora_sft", [f"model.model_name_or_path={adapter}"]).train.learning_rate == 8e-3
 
 
 def test_what_is_set_stays() -> None:

@@ -14,15 +14,17 @@ class TrainConfig:
 
     learning_rate: float | None = option(
         None,
-        "Peak learning rate; null: 2e-4 for adapters, 2e-5 where every weight is trained, and 2e-3 for models narrower "
-        "than 512, as the embedded one is.",
+        "Peak learning rate; null: 2e-4 for adapters, 2e-5 where every weight is trained; for models narrower than "
+        "512, as the embedded one is, 8e-3 and 2e-3.",
         above=0,
     )
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
     warmup_steps: float = option(0.03, "Optimizer steps of warm-up; below 1: share of all steps.", at_least=0)
     num_train_epochs: float = option(1.0, "Passes over the training rows; ignored where max_steps is set.", above=0)
     max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
-    per_device_train_batch_size: int = option(8, "Rows of one forward pass on one device.", at_least=1)
+    per_device_train_batch_size: int | None = option(
+        None, "Rows of one forward pass on one device; null: 8, or 4 for models narrower than 512.", at_least=1
+    )
     per_device_eval_batch_size: int = option(8, "Rows of one evaluation pass on one device.", at_least=1)
     gradient_accumulation_steps: int = option(1, "Forward passes added up before an optimizer step.", at_least=1)
     max_length: int = option(1024, "Tokens of a row, or of a packed row, at most; longer rows are cut.", at_least=8)

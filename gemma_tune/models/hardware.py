@@ -45,7 +45,7 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
         raise UserError("model.device=cuda: this machine has no GPU that torch can use; set model.device=auto.")
     problems = []
     on_gpu = pick_device(model).type == "cuda"
-    attention = model.attn_implementation
+    attention = model.attn_implementation or "sdpa"
     if attention in _FLASH_PACKAGES:
         package = _FLASH_PACKAGES[attention]
         if not on_gpu:

@@ -118,7 +118,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
     config = load_config(source)
     kwargs: dict[str, Any] = {
         "dtype": getattr(torch, str(model.dtype)),
-        "attn_implementation": model.attn_implementation,
+        "attn_implementation": model.attn_implementation or "sdpa",
         "revision": source.revision,
         "quantization_config": _quantization(model),
         "device_map": {"": str(pick_device(model))},

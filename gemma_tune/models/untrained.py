@@ -41,7 +41,9 @@ def untrained_tokens(model: Any, tokenizer: Any, ids: Iterable[int]) -> list[int
         centre = (embedding[unused].float() - mean).mean(0)
         likeness = torch.cosine_similarity(embedding[unused].float() - mean, centre[None], dim=1).quantile(0.05)
         if likeness > _ALIKE:
-            found |= torch.cosine_similarity(embedding[used].float() - mean, centre[None], dim=1) >= likeness
+            # Half as far again: the tokens that make the centre are nearer to it than any other
+            least = likeness - (1 - likeness) / 2
+            found |= torch.cosine_similarity(embedding[used].float() - mean, centre[None], dim=1) >= least
     return [int(i) for i in used[found]]
 
 

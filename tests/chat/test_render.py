@@ -282,5 +282,5 @@ def test_the_served_template_asks_nothing_of_an_engine() -> None:
 
 
 def test_the_embedded_model_carries_the_served_template(tokenizer: Any) -> None:
-    """If not: `python data/make_tiny.py --tokenizer-only`."""
+    """If not: save its tokenizer again with `served_template()`; the weights don't hang on it."""
     assert tokenizer.chat_template == served_template()

@@ -203,7 +203,9 @@ def test_files_with_no_rows(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.jsonl"):
-        assert refusal(DataConfig(train_file=str(path))).startswith(f"{path}: the file can't be read (")
+        assert refusal(DataConfig(train_file=str(path))).startswith(
+            f"data.train_file: {path}: the file can't be read ("
+        )
 
 
 def test_the_prompt_of_a_record_ends_before_its_last_answer() -> None:

@@ -86,8 +86,8 @@ def test_a_tokenizer_with_tokens_that_are_never_used(tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     model = base_of(folder)
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings + 1
-    with pytest.raises(UserError, match="token id 1280, and the embedding has only 1280 rows"):
-        check_vocabulary(model, [5, 1280])
+    with pytest.raises(UserError, match="token id 1536, and the embedding has only 1536 rows"):
+        check_vocabulary(model, [5, 1536])
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:

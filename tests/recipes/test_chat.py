@@ -282,7 +282,11 @@ def test_an_adapter_that_cannot_be_trained_on_can_be_talked_to(tmp_path: Path) -
 
 def test_runs_adapters_and_exports_are_talked_to(trained: Path, folder: Path, capsys: Any) -> None:
     """A run folder and its adapter are the same model; the base and the 4-bit base are others."""
-    words = ["chat.prompt=What is 4 plus 3?", "chat.max_new_tokens=40"]
+    words = [
+        "chat.prompt=Wake me at 7:15 on Monday.",
+        "chat.tools_file=assets://sample/tools.json",
+        "chat.max_new_tokens=40",
+    ]
     run, adapter, quantised, merged = (
         answers(*words, f"model.model_name_or_path={path}", *more)[0]["answer"]
         for path, more in (

@@ -13,13 +13,13 @@ from gemma_tune.composition import compose_config
 from gemma_tune.data.dataset import read_tests
 from gemma_tune.launch import launch
 
-HOME = ["data=home", "eval.exact_match=true", "eval.max_new_tokens=8", "data.max_test_samples=3"]
+TESTED = ["eval.exact_match=true", "eval.max_new_tokens=8", "data.max_test_samples=3"]
 SMALL = ["data.max_train_samples=4", "data.max_eval_samples=2", "train.per_device_train_batch_size=1"]
 
 
 def test_a_run_with_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    result = short_run("lora_sft", folder, *HOME, *SMALL, steps=1)
+    result = short_run("lora_sft", folder, *TESTED, *SMALL, steps=1)
     assert result.headline["name"] == "test_exact_match"
     for figures in (result.metrics["before"], result.metrics["after"], result.metrics["export"]):
         assert 0 <= figures["test_exact_match"] <= 1 and 0 <= figures["new_phrasings_exact_match"] <= 1
@@ -37,7 +37,7 @@ def test_a_run_with_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_null_leaves_one_out() -> None:
-    cfg = compose_config("lora_sft", [*HOME, "data.test_files.new_phrasings=null"])
+    cfg = compose_config("lora_sft", [*TESTED, "data.test_files.new_phrasings=null"])
     assert list(read_tests(cfg.data)) == ["test"]
 
 
@@ -70,8 +70,8 @@ def test_bad_files(tmp_path: Path, text: str, reader: str, message: str) -> None
     ("words", "message"),
     [
         (["data.test_files.mine=nix.jsonl"], "data.test_files.mine=nix.jsonl: there is no such file"),
-        (["data.test_files.a b=assets://home/test.jsonl"], "can't be read|letters, digits"),
-        (["data=home", "data.train_file=README.md", "data.validation_file=README.md"], "one is yours"),
+        (["data.test_files.a b=assets://sample/test.jsonl"], "can't be read|letters, digits"),
+        (["data.train_file=README.md", "data.validation_file=README.md"], "one is yours"),
     ],
 )  # fmt: skip
 def test_mistakes(words: list[str], message: str) -> None:

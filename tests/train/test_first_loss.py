@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,17 @@ TINY = ASSETS / "tiny"
 
 @pytest.fixture(scope="module")
 def plain_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve conversations of user and assistant only, some with several turns."""
-    import json
-
+    """Twelve conversations of user and assistant only, a third of them with two or three turns."""
     file = tmp_path_factory.mktemp("rows") / "plain.jsonl"
-    rows = [json.loads(line) for line in (ASSETS / "sample" / "train.jsonl").read_text("utf-8").splitlines()]
-    chats = [r for r in rows if "tools" not in r and {m["role"] for m in r["messages"]} == {"user", "assistant"}]
-    several = [r for r in chats if len(r["messages"]) > 2][:4]
-    file.write_text("\n".join(json.dumps(r) for r in [*chats[:8], *several]) + "\n", encoding="utf-8")
+    requests = iter((ASSETS / "sample" / "train.jsonl").read_text("utf-8").splitlines())
+    chats = []
+    for turns in [1] * 8 + [2, 2, 3, 3]:
+        messages: list[dict[str, str]] = []
+        for line in itertools.islice(requests, turns):
+            said = json.loads(line)["messages"][0]["content"]
+            messages += [{"role": "user", "content": said}, {"role": "assistant", "content": f"You said: {said}"}]
+        chats.append({"messages": messages})
+    file.write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
     return file
 
 

@@ -1,4 +1,4 @@
-"""The home task: as its script writes it, nothing of a test in training, every call what its tool declares."""
+"""The sample task: as its script writes it, nothing of a test in training, every call what its tool declares."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 
 from gemma_tune.paths import ASSETS
 
-HOME = ASSETS / "home"
+SAMPLE = ASSETS / "sample"
 SPLITS = ("train", "validation", "test", "test_new_phrasings")
 TYPES = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
 
 
 def rows(split: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (HOME / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (SAMPLE / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def request_of(row: dict[str, Any]) -> str:
@@ -48,20 +48,20 @@ def pattern_of(row: dict[str, Any]) -> tuple[str, str] | None:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_home", ASSETS / "make_home.py")
+    spec = importlib.util.spec_from_file_location("make_sample", ASSETS / "make_sample.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_home"] = module  # dataclasses look their module up there
+    sys.modules["make_sample"] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_script_writes_these_files(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["make_home.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["make_sample.py", "--out", str(tmp_path)])
     script.main()
     for file in sorted(tmp_path.iterdir()):
-        assert file.read_bytes() == (HOME / file.name).read_bytes(), file.name
-    assert {f.name for f in HOME.iterdir()} == {f.name for f in tmp_path.iterdir()}
+        assert file.read_bytes() == (SAMPLE / file.name).read_bytes(), file.name
+    assert {f.name for f in SAMPLE.iterdir()} == {f.name for f in tmp_path.iterdir()}
 
 
 def test_sizes() -> None:
@@ -71,7 +71,7 @@ def test_sizes() -> None:
     assert len(tools) >= 8
     for split, held in found.items():
         refused = sum(call_of(row) is None for row in held)
-        most = 0.07 if split.startswith("test") else 0.16  # a model that never calls must not come out above 10 %
+        most = 0.07 if split.startswith("test") else 0.21  # a model that never calls must not come out above 10 %
         assert 0.05 < refused / len(held) < most, split
         called = {call["name"] for row in held if (call := call_of(row))}
         assert called == tools, split
