@@ -20,7 +20,7 @@ setup: .venv/.done ## Make .venv with everything in it
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three and a half minutes
+run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three minutes
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
 test: .venv/.done ## Run every test that needs no GPU and no network
