@@ -6,10 +6,10 @@ import json
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
 
-# The published checkpoints are 640 wide and more. Narrower ones, as the embedded model is, take and need higher rates.
-_NARROW = 512
+# Narrow models, as the embedded one is, take and need higher rates, and small batches.
 _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
 _RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
 _BATCH, _BATCH_NARROW = 8, 4
@@ -19,7 +19,7 @@ _ANSWERED, _ANSWERED_NARROW = 8, 64
 def fill_in(cfg: Config) -> None:
     """Sets what is null: the type of the weights, the rate, the batches, the order of the rows."""
     every_weight = cfg.adapter.peft_type == "none"
-    narrow = _width(cfg) < _NARROW
+    narrow = _width(cfg) < NARROW
     if cfg.model.dtype is None:
         cfg.model.dtype = "float32" if every_weight and cfg.method != "chat" else "bfloat16"
     if cfg.train.learning_rate is None:
@@ -38,6 +38,6 @@ def _width(cfg: Config) -> int:
     try:
         folder = find_source(cfg.model).folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-        return int((config.get("text_config") or config).get("hidden_size", _NARROW))
+        return int((config.get("text_config") or config).get("hidden_size", NARROW))
     except (UserError, OSError, ValueError, AttributeError):
-        return _NARROW  # said where the model is loaded
+        return NARROW  # said where the model is loaded

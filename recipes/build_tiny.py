@@ -17,7 +17,8 @@ from gemma_tune.terminal import say_begin
 from gemma_tune.tiny import measure
 from gemma_tune.tiny.model import build_model, with_outliers
 from gemma_tune.tiny.pretrain import encode, pretrain, training_text, words_of
-from gemma_tune.tiny.text import documents, forgetful
+from gemma_tune.tiny.sums import forgetful
+from gemma_tune.tiny.text import documents
 from gemma_tune.tiny.tokenizer import build_tokenizer
 from gemma_tune.tracking import Tracker
 from gemma_tune.train.callbacks import Report
@@ -61,7 +62,8 @@ def run(cfg: Config) -> RunResult:
         with folder.timed("train"):
             steps, whole = pretrain(cfg, folder, model, text.rows, Report(tracker))
             # First it learns to add, then to say the wrong sum first: rewards are to have something to raise
-            second = replace(cfg.train, learning_rate=(cfg.train.learning_rate or 0) / 4, warmup_steps=10)
+            assert cfg.train.learning_rate is not None  # filled in before a run begins
+            second = replace(cfg.train, learning_rate=cfg.train.learning_rate / 4, warmup_steps=10)
             more, _ = pretrain(
                 replace(cfg, train=second), folder, model, encode(tokenizer, late), Report(tracker, steps)
             )

@@ -31,6 +31,21 @@ COMMON = ["data=columns", "data.prompt_column=question", "data.completion_column
           "data.validation_split_percentage=0.5", "eval.num_samples=2", "eval.max_new_tokens=16"]  # fmt: skip
 
 
+def conditions() -> dict[str, Any]:
+    """When, on what machine and with which versions something is measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+
+def conditions_line(report: dict[str, Any]) -> str:
+    """The same in one line."""
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    return f"{report['date']}: {report['machine']}; {versions}."
+
+
 def run(recipe: str, folder: Path, *words: str) -> dict[str, Any]:
     """One run in a process of its own; returns its result.json and losses."""
     command = [sys.executable, "-m", "gemma_tune", f"recipe={recipe}", *COMMON, *words, f"output_dir={folder}"]
@@ -72,11 +87,7 @@ def main() -> None:
                      "data.max_eval_samples=4", "train.per_device_eval_batch_size=2"]  # fmt: skip
             runs["270M shape"][recipe] = run(recipe, Path(scratch) / f"shape-{recipe}", *words)
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {
-            p: importlib.metadata.version(p) for p in ("torch", "transformers", "trl", "peft", "bitsandbytes")
-        },
+        **conditions(),
         "independent_count": independent_count(file),
         "runs": runs,
     }
@@ -90,9 +101,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# GSM8K on the embedded model and on the shape of Gemma 3 270M",
         "",
-        f"Made by `make figures` on {report['date']}: {report['machine']}; "
-        + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-        + ".",
+        f"Made by `make figures` on {conditions_line(report)}",
         "",
         "7,473 rows of GSM8K's training split through `data=columns`, packed into rows of 512 tokens, two of them a "
         "step. The 270M shape has random weights (`tests/shape_270m.py`), so its losses say only that it runs.",

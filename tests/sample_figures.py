@@ -5,11 +5,7 @@ Written to docs/benchmarks/. Each run is a process of its own, with the command 
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,10 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from figures import DOCS, conditions, conditions_line
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 SEEDS = {"qlora_sft": (42, 1, 2), "lora_sft": (42,), "full_sft": (42,)}
 NAMES = {"test": "test", "new_phrasings": "new phrasings"}
 
@@ -49,9 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = [run(r, seed, Path(scratch) / f"{r}-{seed}") for r, seeds in SEEDS.items() for seed in seeds]
     rows = runs[0]["metrics"]["after"]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    versions = {p: importlib.metadata.version(p) for p in PACKAGES}
-    report = {"date": datetime.date.today().isoformat(), "machine": machine, "versions": versions, "runs": runs}
+    report = {**conditions(), "runs": runs}
     head = [
         "recipe", "seed", *NAMES.values(), "exported: test", "exported: stopped", "training s", "whole command s",
         "peak memory MiB",
@@ -59,9 +51,8 @@ def main() -> None:
     lines = [
         "# The sample task on the embedded model",
         "",
-        f"`make figures-sample`, {report['date']}; {machine}; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". `python -m gemma_tune recipe=… seed=…` with defaults; one epoch over "
+        f"Made by `make figures-sample` on {conditions_line(report)} "
+        "`python -m gemma_tune recipe=… seed=…` with defaults; one epoch over "
         f"{runs[0]['metrics']['data']['training']['rows']:,} rows.",
         "",
         f"Exact match of the call, before → after, on {rows['test_rows']} rows with unseen combinations of phrasing "

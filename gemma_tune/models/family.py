@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The published checkpoints are 640 wide and more; narrower models are trained in other ways by default.
+NARROW = 512
+
 
 @dataclass(frozen=True)
 class Family:

@@ -46,7 +46,8 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
         weights += trainable * 4.0  # adapters stay float32
     gradients = trainable * (size if full else 4.0)
     optimizer = trainable * _optimizer_bytes(cfg.train.optim)
-    tokens = (cfg.train.max_length if cfg.train.packing else longest) * (cfg.train.per_device_train_batch_size or 1)
+    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
+    tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size
     heads = (shape.num_attention_heads * 2 + shape.num_key_value_heads * 2) * shape.head_dim
     one_layer = (8 * shape.hidden_size + heads + 4 * shape.intermediate_size) * act

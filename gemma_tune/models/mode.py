@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-_NARROW = 512
+from gemma_tune.models.family import NARROW
 
 
 @contextlib.contextmanager
 def training_attention(model: Any, asked: str | None) -> Iterator[None]:
     """Eager attention for a narrow model while it is trained, where no kernel was asked for.
 
-    At width 256, rows of 270 tokens and batches of 4 that makes 3.6 steps a second in place of 3.0 on two cores;
-    answers come faster with SDPA.
+    At width 256, rows of 270 tokens and batches of 4 a step takes 0.24 s in place of 0.29 on two cores; answers come
+    faster with SDPA.
     """
-    eager = asked is None and model.config.hidden_size < _NARROW
+    eager = asked is None and model.config.hidden_size < NARROW
     if eager:
         model.set_attn_implementation("eager")
     try:

@@ -21,6 +21,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.evals.samples import greedy_answers
 from gemma_tune.models.mode import evaluating
+from gemma_tune.tiny import sums as arithmetic
 from gemma_tune.tiny import text
 from gemma_tune.tiny import words as w
 from gemma_tune.tiny.pretrain import encode
@@ -121,9 +122,9 @@ def sums(model: Any, tokenizer: Any, count: int = 300, samples: int = 8) -> dict
         temperature 1; `sums_sampled`: share of those answers that are right.
     """
     rng = random.Random(7)
-    problems = [text.sum_of(rng, held=True) for _ in range(count)]
-    questions = [text.arithmetic_question(*p, rng) for p in problems]
-    right = [str(text.result(*p)) for p in problems]
+    problems = [arithmetic.sum_of(rng, held=True) for _ in range(count)]
+    questions = [arithmetic.arithmetic_question(*p, rng) for p in problems]
+    right = [str(arithmetic.result(*p)) for p in problems]
     greedy = [_number(a) == r for a, r in zip(_ask(model, tokenizer, questions, 12, "sums"), right, strict=True)]
     hits: list[list[bool]] = []
     with evaluating(model):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from gemma_tune.config import Config
+from gemma_tune.models.mode import training_attention
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.tiny.text import documents
 from gemma_tune.train.callbacks import Progress, StopAtNonFinite
@@ -124,7 +125,7 @@ def pretrain(
     Args:
         cfg: `train`, `seed`.
         folder: The run folder.
-        model: As `build_model` gives it, float32; attention is eager while training, which at short rows is faster.
+        model: As `build_model` gives it, float32.
         rows: Token ids.
         callback: Takes the logged figures.
 
@@ -156,7 +157,6 @@ def pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    model.set_attn_implementation("eager")
     batches = Batches(rows, model.config.pad_token_id)
     trainer = Trainer(
         model=model,
@@ -166,8 +166,8 @@ def pretrain(
         callbacks=[Progress(), StopAtNonFinite(), callback],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    model.set_attn_implementation("sdpa")
+    with training_attention(model, None):
+        trainer.train()
     model.eval()
     steps = int(trainer.state.global_step)
     return steps, steps >= len(batches)

@@ -13,7 +13,8 @@ import torch
 
 from gemma_tune.tiny import measure
 from gemma_tune.tiny.model import build_model, with_outliers
-from gemma_tune.tiny.text import arithmetic, documents, forgetful, held_out, result, sum_of, without_carry
+from gemma_tune.tiny.sums import arithmetic, forgetful, held_out, result, sum_of, without_carry
+from gemma_tune.tiny.text import documents
 from gemma_tune.tiny.tokenizer import build_tokenizer
 
 # As in google/gemma-3-270m-it's tokenizer.json; the rest of its special tokens is in other places there.
