@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -24,34 +25,43 @@ def rows(split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (SAMPLE / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def request_of(row: dict[str, Any]) -> str:
+def turns(split: str) -> list[dict[str, Any]]:
+    """Every request with its answer and the tools, as a row of its own."""
+    return [
+        {"messages": row["messages"][i : i + 2], "tools": row["tools"]}
+        for row in rows(split)
+        for i in range(0, len(row["messages"]), 2)
+    ]
+
+
+def request_of(turn: dict[str, Any]) -> str:
     """The request in the plainest form: words and numbers, in small letters."""
-    return " ".join(re.findall(r"[\w.:]*\w", row["messages"][0]["content"].lower()))
+    return " ".join(re.findall(r"[\w.:]*\w", turn["messages"][0]["content"].lower()))
 
 
-def call_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    calls = row["messages"][1].get("tool_calls")
+def call_of(turn: dict[str, Any]) -> dict[str, Any] | None:
+    calls = turn["messages"][1].get("tool_calls")
     return calls[0]["function"] if calls else None
 
 
-def pattern_of(row: dict[str, Any]) -> tuple[str, str] | None:
+def pattern_of(turn: dict[str, Any]) -> tuple[str, str] | None:
     """A request without its values (what is left is its phrasing), and the first of them."""
-    call = call_of(row)
+    call = call_of(turn)
     if call is None:
         return None
-    request, values = row["messages"][0]["content"], call["arguments"]
+    request, values = turn["messages"][0]["content"], call["arguments"]
     for name, value in values.items():
         if not isinstance(value, bool):
             request = request.replace(str(value), f"<{name}>", 1)
     return request, str(next(iter(values.values())))
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ASSETS)  # as when it is run
     spec = importlib.util.spec_from_file_location("make_sample", ASSETS / "make_sample.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_sample"] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
@@ -65,45 +75,55 @@ def test_the_script_writes_these_files(script: ModuleType, tmp_path: Path, monke
 
 
 def test_sizes() -> None:
-    found = {split: rows(split) for split in SPLITS}
-    assert len(found["test"]) >= 200
-    tools = {call["name"] for row in found["train"] if (call := call_of(row))}
+    found = {split: turns(split) for split in SPLITS}
+    assert len(rows("test")) >= 200
+    tools = {call["name"] for turn in found["train"] if (call := call_of(turn))}
     assert len(tools) >= 8
     for split, held in found.items():
-        refused = sum(call_of(row) is None for row in held)
+        refused = sum(call_of(turn) is None for turn in held)
         most = 0.07 if split.startswith("test") else 0.21  # a model that never calls must not come out above 10 %
         assert 0.05 < refused / len(held) < most, split
-        called = {call["name"] for row in held if (call := call_of(row))}
+        called = {call["name"] for turn in held if (call := call_of(turn))}
         assert called == tools, split
 
 
-def test_no_row_twice() -> None:
-    """Neither in one file nor in two, whatever its letters and punctuation: no test row is in training."""
-    counts = Counter(request_of(r) for split in SPLITS for r in rows(split))
-    assert [request for request, n in counts.items() if n > 1] == []
+def test_no_request_in_two_files() -> None:
+    """Whatever its letters and punctuation: no request of a test is in training. In the tests none stands twice."""
+    asked = {split: Counter(request_of(turn) for turn in turns(split)) for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not asked[one].keys() & asked[other].keys(), (one, other)
+    assert all(n == 1 for split in SPLITS if split != "train" for n in asked[split].values())
+    whole = Counter(json.dumps(row) for row in rows("train"))
+    assert all(n == 1 for n in whole.values())
+
+
+def test_turns() -> None:
+    """Conversations to train on have one to four requests; the tests have one."""
+    assert {len(row["messages"]) for row in rows("train")} == {2, 4, 6, 8}
+    assert {len(row["messages"]) for split in SPLITS if split != "train" for row in rows(split)} == {2}
 
 
 def test_combinations_are_new() -> None:
     """No phrasing stands in the test with a first value that training has in the same phrasing."""
-    trained = {pattern_of(r) for r in rows("train") + rows("validation")} - {None}
-    held = [pattern_of(r) for r in rows("test")]
+    trained = {pattern_of(t) for t in turns("train") + turns("validation")} - {None}
+    held = [pattern_of(t) for t in turns("test")]
     assert not trained & set(held) - {None}
     phrasings = {p[0] for p in trained if p}
     assert sum(p is not None and p[0] in phrasings for p in held) > 150  # the phrasings themselves are known
 
 
 def test_phrasings_are_new() -> None:
-    trained = {p[0] for r in rows("train") + rows("validation") if (p := pattern_of(r))}
-    held = {p[0] for r in rows("test_new_phrasings") if (p := pattern_of(r))}
+    trained = {p[0] for t in turns("train") + turns("validation") if (p := pattern_of(t))}
+    held = {p[0] for t in turns("test_new_phrasings") if (p := pattern_of(t))}
     assert len(held) >= 15
     assert not trained & held
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_calls_fit_their_tools(split: str) -> None:
-    for row in rows(split):
-        declared = {t["function"]["name"]: t["function"]["parameters"] for t in row["tools"]}
-        call = call_of(row)
+    for turn in turns(split):
+        declared = {t["function"]["name"]: t["function"]["parameters"] for t in turn["tools"]}
+        call = call_of(turn)
         if call is None:
             continue
         parameters = declared[call["name"]]
@@ -111,5 +131,5 @@ def test_calls_fit_their_tools(split: str) -> None:
         for name, value in call["arguments"].items():
             kind = parameters["properties"][name]["type"]
             assert isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool)), (name, value)
-            said = row["messages"][0]["content"]
+            said = turn["messages"][0]["content"]
             assert isinstance(value, bool) or str(value) in said, "an argument that isn't in the request"
