@@ -113,7 +113,7 @@ def make_split(split: str, rng: random.Random, taken: set[str]) -> list[dict[str
         while True:
             row = draw(split, [kind, *more], rng)
             requests = {m["content"].lower() for m in row["messages"] if m["role"] == "user"}
-            if not requests & taken:
+            if not requests & taken and row not in rows:
                 break
         if split != "train":
             taken |= requests
