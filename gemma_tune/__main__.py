@@ -15,6 +15,7 @@ if sys.modules[__package__ or "gemma_tune"].__file__ is None:
 import argparse
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -176,6 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # who read the answers has read enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("gemma_tune: nobody reads the output any more.", file=sys.stderr)
+            return 128 + signal.SIGPIPE
+        raise
+    except PermissionError as error:
+        print(f"gemma_tune: {error.filename}: you have no right to read or write this.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -69,9 +69,13 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
         raise UserError(*problems)
     fill_in(cfg)
     # The stored configuration must repeat the run from any folder.
-    cfg.data.train_file = absolute(cfg.data.train_file)
-    cfg.data.validation_file = cfg.data.validation_file and absolute(cfg.data.validation_file)
-    cfg.data.test_files = {n: absolute(file) for n, file in cfg.data.test_files.items() if file}
+    d = cfg.data
+    d.train_file = d.train_file and absolute(d.train_file)
+    d.validation_file = d.validation_file and absolute(d.validation_file)
+    d.train_files = {name: absolute(file) for name, file in d.train_files.items() if file}
+    d.test_files = {name: absolute(file) for name, file in d.test_files.items() if file}
+    if d.dataset_name and resolve(d.dataset_name).is_dir():
+        d.dataset_name = absolute(d.dataset_name)
     if ":" in cfg.data.format:
         cfg.data.format = absolute(cfg.data.format)
     if resolve(cfg.model.model_name_or_path).is_dir():

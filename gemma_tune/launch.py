@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import check_first_rows
 from gemma_tune.data.prompts import check_prompts
+from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.source import find_source
 from gemma_tune.runfolder import RunResult
@@ -34,7 +34,7 @@ def launch(cfg: Config) -> RunResult:
         find_source(cfg.model)
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
     else:
-        check_first_rows(cfg.data, cfg.seed)
+        check_first_rows(cfg.data)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")

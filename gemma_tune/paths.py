@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -14,6 +18,15 @@ def _shipped(inside_wheel: str, in_checkout: str) -> Path:
 
 CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
+# Files that hold rows; each may be gzipped (.jsonl.gz).
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def file_type(path: Path) -> str | None:
+    """Which of `FILE_TYPES` a file is by its name, or None."""
+    suffixes = [s.lower() for s in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else next(reversed(suffixes), "")
+    return kind if kind in FILE_TYPES else None
 
 
 def resolve(path: str) -> Path:
@@ -28,5 +41,24 @@ def resolve(path: str) -> Path:
 
 
 def absolute(path: str) -> str:
-    """The same path from every folder; `assets://…` already is."""
-    return path if path.startswith("assets://") else str(resolve(path).absolute())
+    """The same path or glob from every folder; `assets://…` already is."""
+    if path.startswith("assets://"):
+        return path
+    own = resolve(path)
+    if own.is_absolute() or own.exists() or not glob.has_magic(path):
+        return str(own.absolute())
+    return str(Path(glob.escape(str(Path.cwd())), own))
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into: it takes that name once all is written, and goes where that fails."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except BaseException:  # Ctrl-C, too
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows, read_records, read_tests
+from gemma_tune.data import reading
+from gemma_tune.data.dataset import load_rows, read_tests
+from gemma_tune.data.stream import stream_rows
 from gemma_tune.errors import UserError
+from gemma_tune.models.capacity import free_memory, memory_warning
 from gemma_tune.models.family import Shape, published_shape
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device, shape_of
 from gemma_tune.models.memory import estimate
@@ -29,17 +32,24 @@ def _shape(cfg: Config, source: Source) -> Shape | None:
         return published_shape(cfg.model.model_name_or_path)
 
 
-def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], str]:
+def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], list[str]]:
     try:
         tokenizer = load_tokenizer(source)
     except UserError as error:
         if source.folder is not None:
             raise
         # A checkpoint that isn't downloaded yet is no reason to leave the rows unread.
-        train, held_out = read_records(cfg.data, cfg.seed)
-        return {"training": {"rows_read": len(train)}, "held_out": {"rows_read": len(held_out)}}, str(error)
-    train_rows, held_out_rows = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
-    return {"training": train_rows.counts(), "held_out": held_out_rows.counts()}, ""
+        training = None if cfg.data.streaming else reading.training(cfg.data)
+        parts = {"training": training, "held_out": reading.validation(cfg.data)}
+        read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
+        return read, [f"Tokens are not counted: {error}"]
+    if cfg.data.streaming:
+        train, held_out = stream_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+        said = "Training rows are streamed: they are not counted beforehand."
+        return {"held_out": held_out.counts()}, [said, *train.notes("training rows"), *held_out.notes("held-out rows")]
+    train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    counts = {"training": train.counts(), "held_out": held_out.counts()}
+    return counts, [*train.notes("training rows"), *held_out.notes("held-out rows")]
 
 
 def _size(gib: float) -> str:
@@ -54,32 +64,33 @@ def preview(cfg: Config, folder: RunFolder) -> RunResult:
     """
     source = find_source(cfg.model)
     shape = _shape(cfg, source)
-    counts, note = _counts(cfg, source)
+    counts, notes = _counts(cfg, source)
     console = Console(highlight=False, soft_wrap=True)
     console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")
     for name in counts:
         table.add_column(name.replace("_", " "), justify="right")
-    for key in counts["training"]:
-        table.add_row(key.replace("_", " "), *(f"{c[key]:,}" for c in counts.values()))
+    for key in next(iter(counts.values())):
+        table.add_row(key.replace("_", " "), *(f"{c[key]:,}" if key in c else "" for c in counts.values()))
     console.print(table)
     for name, records in (read_tests(cfg.data) if cfg.eval.exact_match else {}).items():
         console.print(f"Test rows {name}: {len(records):,}", markup=False)
-    if note:
-        console.print(f"Tokens are not counted: {note}", markup=False)
+    for note in notes:
+        console.print(note, markup=False)
     metrics: dict[str, Any] = {"data": counts}
     if shape is None:
         console.print("Memory: unknown; the model's config.json isn't on this machine.")
     else:
         longest = max(c.get("longest_row", cfg.train.max_length) for c in counts.values())
-        parts = estimate(cfg, shape, mixed_precision(cfg, pick_device(cfg.model)), longest)
+        longest = cfg.train.max_length if cfg.data.streaming else longest
+        device = pick_device(cfg.model)
+        mixed = mixed_precision(cfg, device)
+        parts = estimate(cfg, shape, mixed, longest)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
         console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
-        if parts["activations"] > parts["total"] / 2 and parts["total"] > 4 and not cfg.train.gradient_checkpointing:
-            console.print(
-                "Most of it is activations: train.gradient_checkpointing=true keeps only a small part of them."
-            )
+        if warning := memory_warning(cfg, shape, mixed, longest, free_memory(device)):
+            console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
     return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

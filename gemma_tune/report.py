@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,14 @@ This run loaded it with Transformers, as above."""
 
 def _rows_section(counts: dict[str, dict[str, int]]) -> str:
     names = list(next(iter(counts.values())))
-    return _table(["", *counts], [[n.replace("_", " "), *(_figure(c[n]) for c in counts.values())] for n in names])
+    return _table(
+        ["", *counts], [[n.replace("_", " "), *(_figure(c.get(n, "")) for c in counts.values())] for n in names]
+    )
 
 
-def write_report(cfg: Config, folder: RunFolder, trained: str, before: Evaluation, after: Evaluation) -> Path:
+def write_report(
+    cfg: Config, folder: RunFolder, trained: str, before: Evaluation, after: Evaluation, notes: Sequence[str] = ()
+) -> Path:
     """Writes report.md and loss.png.
 
     Args:
@@ -106,10 +111,13 @@ def write_report(cfg: Config, folder: RunFolder, trained: str, before: Evaluatio
         trained: What was trained, in one line.
         before: The evaluation before training.
         after: The same after training.
+        notes: What is to be said of the rows, a line each.
     """
     metrics = folder.result.metrics
     sections = _evaluation_sections(before, after)
     sections["Rows and tokens"] = _rows_section(metrics["data"])
+    if notes:
+        sections["What to know of the rows"] = "\n".join(f"- {note}" for note in notes)
     sections["What was trained"] = f"{trained}."
     if "export" in metrics:
         rows = [[k.replace("_", " "), as_text(k, v)] for k, v in metrics["export"].items()]

@@ -102,6 +102,7 @@ class RunFolder:
         self.finished = finished
         self.result = RunResult(cfg.recipe, folder=path)
         self.inputs: dict[str, str] = {}
+        self.training = False
 
     @property
     def checkpoints(self) -> Path:
@@ -151,8 +152,7 @@ class RunFolder:
                 f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
             )
         if cfg.overwrite:
-            data = cfg.data
-            used = [cfg.model.model_name_or_path, data.train_file, data.validation_file, *data.test_files.values()]
+            used = [cfg.model.model_name_or_path, cfg.data.dataset_name, *cfg.data.named().values()]
             if inside := [u for u in used if u and resolve(u).resolve().is_relative_to(path.resolve())]:
                 raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
             _refuse_second_aside(path)
@@ -187,14 +187,21 @@ class RunFolder:
         tree = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return RunResult(**tree, folder=self.path)
 
-    def add_inputs(self, *paths: Path | None) -> None:
-        """Notes the digest of each input file, and of every file directly in an input folder."""
+    def add_inputs(self, *paths: Path | None, whole: bool = True) -> None:
+        """Notes the digest of each input file, and of every file directly in an input folder.
+
+        Args:
+            *paths: Files and folders.
+            whole: Whether to read them for it, or to note their size and date (of files that are streamed).
+        """
         if not is_main_process():
             return
         for path in paths:
             if path is not None:
                 for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-                    self.inputs[str(file)] = file_digest(file)
+                    stat = file.stat()
+                    told = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
+                    self.inputs[str(file)] = file_digest(file) if whole else told
         self._write_manifest()
 
     @contextlib.contextmanager
@@ -209,7 +216,7 @@ class RunFolder:
     def recording(self) -> Iterator[None]:
         """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
 
-        After a UserError there is no folder.
+        After a UserError there is no folder, unless training had begun (a stream may hold a bad row far on).
 
         Raises:
             UserError: The folder can't be written.
@@ -227,13 +234,15 @@ class RunFolder:
         self._write_manifest()
         try:
             yield
-        except UserError:
-            if not self.cfg.train.resume_from_checkpoint:
-                shutil.rmtree(self.path)  # a mistake is found before anything is trained
-            if replaced:
-                replaced.rename(self.path)
-            raise
         except BaseException as error:
+            for half in self.checkpoints.glob("checkpoint-*"):  # whole ones are step-N
+                shutil.rmtree(half)
+            if isinstance(error, UserError) and not self.training:
+                if not self.cfg.train.resume_from_checkpoint:
+                    shutil.rmtree(self.path)
+                if replaced:
+                    replaced.rename(self.path)
+                raise
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._write_result()
             if replaced:

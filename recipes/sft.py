@@ -9,24 +9,35 @@ from transformers import set_seed
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import load_rows, read_tests
+from gemma_tune.data.reading import data_files
+from gemma_tune.data.stream import stream_rows
 from gemma_tune.evals.evaluation import Evaluation, evaluate
 from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
+from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
-from gemma_tune.models.load import check_vocabulary, key_mapping_of, load_base, load_tokenizer, pick_device
+from gemma_tune.models.load import (
+    check_vocabulary,
+    key_mapping_of,
+    load_base,
+    load_config,
+    load_tokenizer,
+    pick_device,
+    shape_of,
+)
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.mode import training_attention
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import resolve
+from gemma_tune.paths import whole
 from gemma_tune.preview import preview
 from gemma_tune.report import write_report
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say_begin, say_end
 from gemma_tune.tracking import Tracker
-from gemma_tune.train.arguments import sft_arguments
+from gemma_tune.train.arguments import mixed_precision, sft_arguments
 from gemma_tune.train.callbacks import Report
 from gemma_tune.train.preflight import untrained_warning
 from gemma_tune.train.resume import find_checkpoint
@@ -44,22 +55,30 @@ def run(cfg: Config) -> RunResult:
     if cfg.dry_run:
         return preview(cfg, folder)
 
-    # Rows as token ids and labels
-    source = find_source(cfg.model)
+    # What surely doesn't fit is said before a long file is read
+    source, device = find_source(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source)
+    shape, mixed, free = shape_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
+    check_memory(cfg, shape, mixed, free)
+    check_disk(cfg, shape, source, folder.path)
+
+    # Rows as token ids and labels
     with folder.timed("data"):
-        train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+        load = stream_rows if cfg.data.streaming else load_rows
+        train, held_out = load(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         tests = read_tests(cfg.data) if cfg.eval.exact_match else {}
+    longest = cfg.train.max_length if cfg.data.streaming else train.longest
+    notes = list(filter(None, [memory_warning(cfg, shape, mixed, longest, free)]))
 
     # The base, 4-bit where asked for, and what is trained of it
     set_seed(cfg.seed)
-    device = pick_device(cfg.model)
     reset_peak(device)
     with folder.timed("load"):
         base = load_base(cfg.model, source, tokenizer)
         check_vocabulary(base, [train.highest_id, held_out.highest_id])
         frozen = cfg.adapter.peft_type != "none"
         warning = untrained_warning(base, tokenizer, train) if frozen else None
+        notes += [warning] if warning else []
         model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
     key_mapping = key_mapping_of(source)
@@ -76,12 +95,14 @@ def run(cfg: Config) -> RunResult:
     # From here on the run folder is written
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
-        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *([warning] if warning else []))
-        named = (cfg.data.train_file, cfg.data.validation_file, *cfg.data.test_files.values())
-        files = [resolve(f) for f in named if f]
+        said = [*train.notes("training rows"), *held_out.notes("held-out rows"), *notes]
+        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *said)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
-        folder.add_inputs(*files, source.folder, source.adapter)
+        folder.add_inputs(source.folder, source.adapter)
+        folder.add_inputs(*data_files(cfg.data), whole=not cfg.data.streaming)
+        if cfg.data.dataset_name:
+            folder.inputs[cfg.data.dataset_name] = f"revision {cfg.data.revision or 'main'}"
 
         with folder.timed("evaluate"):
             before = measure(model, tokenizer)
@@ -89,6 +110,7 @@ def run(cfg: Config) -> RunResult:
             tracker.log(before.figures, step=0)
 
         trainer.add_callback(Report(tracker))
+        folder.training = True
         with folder.timed("train"), training_attention(base, cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
@@ -102,12 +124,13 @@ def run(cfg: Config) -> RunResult:
 
         # Keep the adapter, export, and load the export as anyone would
         if cfg.adapter.peft_type != "none":
-            saver.save(model, tokenizer, folder.adapter)
+            with whole(folder.adapter) as written:
+                saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.format == "merged":
             reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
-            with folder.timed("export"):
-                merged.export(model, tokenizer, folder.export("merged"), cfg.export)
+            with folder.timed("export"), whole(folder.export("merged")) as written:
+                merged.export(model, tokenizer, written, cfg.export)
             with folder.timed("verify"):
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
@@ -134,6 +157,8 @@ def run(cfg: Config) -> RunResult:
         tracker.summary(result.metrics)
         before.save(folder.evals, "before")
         after.save(folder.evals, "after")
-        write_report(cfg, folder, counts.line(), before, after)
+        # Of a stream more is known by now
+        said = [*train.notes("training rows"), *held_out.notes("held-out rows"), *notes]
+        write_report(cfg, folder, counts.line(), before, after, [*said, *train.skipped, *held_out.skipped])
     say_end(folder, before, after, tracker.note)
     return result

@@ -57,7 +57,7 @@ MISTAKES = {
     "held-out rows twice": (["data.validation_split_percentage=5"], ["both set", "choose one"]),
     "held-out rows of the sample": (
         ["data.train_file=mine.jsonl"],
-        ["one is yours and one is the sample's; choose data=messages"],
+        ["some are yours and some are the sample's; choose data=auto"],
     ),
     "columns without names": (
         ["data=columns", "data.train_file=assets://sample/train.jsonl"],
@@ -65,7 +65,29 @@ MISTAKES = {
     ),
     "no such model folder": (["model.model_name_or_path=./nix"], ["model.model_name_or_path=./nix", "no such"]),
     "a shard of no size": (["export.max_shard_size=5G"], ["export.max_shard_size=5G", "for example 5GB"]),
-    "a folder for a file": (["data=messages", "data.train_file=."], ["this is a folder; name a file"]),
+    "a folder without data": (["data=auto", "data.train_file=."], ["no file of this folder is one of .jsonl"]),
+    "a glob without a file": (["data=auto", "data.train_file=rows/*.csv"], ["no file has a name like this"]),
+    "two ways to name rows": (["data=auto", "data.train_file=a", "data.dataset_name=b/c"], ["set one of them"]),
+    "a weight of no set": (
+        ["data=auto", "data.train_files.mine=rows.jsonl", "data.weights.min=2"],
+        ["data.weights.min: there is no data.train_files.min", "Did you mean mine?"],
+    ),
+    "a weight of nothing": (
+        ["data=auto", "data.train_files.mine=rows.jsonl", "data.weights.mine=0"],
+        ["data.weights.mine must be a number above 0"],
+    ),
+    "a stream without an end": (["data.streaming=true"], ["data.streaming=true", "set train.max_steps"]),
+    "a share of a stream": (
+        [
+            "data=auto",
+            "data.train_file=rows.jsonl",
+            "data.streaming=true",
+            "train.max_steps=9",
+            "data.validation_split_percentage=5",
+        ],
+        ["set data.max_eval_samples"],
+    ),
+    "a revision of nothing": (["data.revision=main"], ["data.revision has no effect without data.dataset_name"]),
     "a path with odd characters": (
         ["data=messages", "data.train_file=a (b)=c.jsonl"],
         ["data.train_file=a (b)=c.jsonl: there is no such file"],

@@ -24,7 +24,7 @@ ROWS = "data.train_file=assets://sample/train.jsonl"
 NEEDS = {
     "adapter/loftq": ["model.load_in_4bit=true"],
     "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
-    "data/messages": [ROWS],
+    **{f"data/{name}": [ROWS] for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")},
     "data/text": [ROWS],
 }
 

@@ -18,7 +18,8 @@ def folder_of_width(folder: Path, width: int, nested: bool = False) -> Path:
     config = {"model_type": "gemma3", "text_config": text} if nested else text
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "model.safetensors").touch()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).touch()
     return folder
 
 

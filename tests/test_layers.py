@@ -29,7 +29,20 @@ ORDER = (
     "rl", "quant", "evals", "export", "tiny",
 )  # fmt: skip
 # Pure modules: any part may import them, wherever they stand, and they import no part.
-PURE = ("chat", "data.records", "data.jsonl", "data.messages", "data.columns", "data.text", "rewards", "quant.grid")
+PURE = (
+    "chat",
+    "data.records",
+    "data.files",
+    "data.sources",
+    "data.messages",
+    "data.columns",
+    "data.text",
+    "data.alpaca",
+    "data.sharegpt",
+    "data.prompt_completion",
+    "rewards",
+    "quant.grid",
+)
 # Above the parts, for recipes and the command line only.
 TOP = ("", "__main__", "composition", "defaults", "launch", "preview", "report", "talk", "terminal")
 # "Nothing up to 'the configuration has passed' imports torch."

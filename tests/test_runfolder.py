@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,18 @@ def test_folder_that_cannot_be_made(cfg: Config) -> None:
     folder = RunFolder.open(replace(cfg, output_dir="out/run"))
     with pytest.raises(UserError, match="output_dir=out/run: the folder can't be written"), folder.recording():
         pass
+
+
+def test_no_right_to_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As root every folder can be written, so the system's answer stands in; a dry run writes nothing."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    words = [f"output_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError) as error:
+        compose_config("lora_sft", words)
+    assert str(error.value) == (
+        f"output_dir={tmp_path / 'run'}: you have no right to write in {tmp_path}; name another folder."
+    )
+    compose_config("lora_sft", [*words, "dry_run=true"])
 
 
 def test_manifest(cfg: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ class Rendered:
 def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, family: str = "gemma3") -> Rendered:
     """Renders a conversation; the loss counts the assistant's tokens and the stop token, nothing else.
 
+    An answer with `"weight": 0` counts nothing.
+
     Args:
         tokenizer: A fast tokenizer of Transformers (the mask comes from its character offsets).
         messages: OpenAI messages: `role`, `content`, and for calls `tool_calls`.
@@ -54,8 +57,18 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, family:
         return_assistant_tokens_mask=True,
     )
     ids = list(out["input_ids"])
-    mask = out["assistant_masks"]
+    answers = [m for m in messages if m["role"] == "assistant"]
+    mask = _weighted(out["assistant_masks"], [m.get("weight", 1) for m in answers])
     return Rendered(ids, [i if m else -100 for i, m in zip(ids, mask, strict=True)])
+
+
+def _weighted(mask: list[int], weights: list[int]) -> list[int]:
+    """The mask without the answers of weight 0: each answer is one run of ones, as turns never touch."""
+    weighted: list[int] = []
+    weight = iter(weights)
+    for is_answer, run in itertools.groupby(mask):
+        weighted += [next(weight) if is_answer else 0] * len(list(run))
+    return weighted
 
 
 def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, family: str = "gemma3") -> list[int]:

@@ -14,8 +14,8 @@ class ChatConfig:
     prompt: str | None = option(None, "One prompt to answer; null: talk in the terminal, or answer prompts_file.")
     prompts_file: str | None = option(
         None,
-        "File of prompts to answer in batches: JSONL rows with `messages` (a last answer is left off) and perhaps "
-        "`tools`, or with `prompt`; or a .txt file with one prompt a line.",
+        "File of prompts to answer in batches: rows (JSONL, JSON, CSV, TSV, Parquet) with `messages` (a last answer "
+        "is left off) and perhaps `tools`, or with `prompt`; or a .txt file with one prompt a line.",
     )
     output_file: str | None = option(None, "JSONL file for the answers to prompts_file; null: standard output.")
     system: str | None = option(None, "System text for conversations that have none.")

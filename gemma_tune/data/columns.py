@@ -1,22 +1,28 @@
-"""`data=columns`: one prompt and one answer a line, in fields of any name."""
+"""`data=columns`: one prompt and one answer a row, in fields of any name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.jsonl import read_jsonl, text_field
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.sources import Source, each, text_field
 
 
-def read(path: Path, data: DataConfig) -> Iterator[Record]:
-    """Yields one conversation of one turn a line."""
+def fields(data: DataConfig) -> tuple[str, ...]:
+    """What a row must have; nothing as long as the columns aren't named."""
+    return (data.prompt_column, data.completion_column) if data.prompt_column and data.completion_column else ()
+
+
+def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
+    """Yields one conversation of one turn a row."""
     assert data.prompt_column and data.completion_column  # `strict` has asked for both
-    for where, row in read_jsonl(path):
-        messages = []
-        if data.system_column:
-            messages.append(("system", text_field(row, data.system_column, where, "data.system_column")))
-        messages.append(("user", text_field(row, data.prompt_column, where, "data.prompt_column")))
-        messages.append(("assistant", text_field(row, data.completion_column, where, "data.completion_column")))
-        yield Record(where, messages=[{"role": role, "content": text} for role, text in messages])
+    keys = {"system": data.system_column, "user": data.prompt_column, "assistant": data.completion_column}
+    names = {"system": "data.system_column", "user": "data.prompt_column", "assistant": "data.completion_column"}
+
+    def record(where: str, row: dict[str, Any]) -> Record:
+        said = [(role, text_field(row, key, where, names[role])) for role, key in keys.items() if key]
+        return Record(where, messages=[{"role": role, "content": text} for role, text in said])
+
+    return each(source, record)

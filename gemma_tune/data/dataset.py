@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from gemma_tune.chat import Rendered, render_chat, render_text
 from gemma_tune.config import DataConfig
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data import reading
+from gemma_tune.data.records import Record
+from gemma_tune.data.split import split_rows
+from gemma_tune.data.storage import TokenRows
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
-from gemma_tune.plugins import load_function
 
-_FIRST = 200
+KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
+_NAMED = 5
 
 
 @dataclass
@@ -27,117 +27,108 @@ class Rows:
     """Rendered rows and what became of the rows read.
 
     Attributes:
-        records: The rows that are used, as read.
-        rendered: The same rows as token ids and labels.
-        read: Rows read.
+        records: The first `KEPT` rows that are used, as read.
+        rendered: All rows that are used, as token ids and labels.
+        read: Rows read; those skipped as bad are not among them.
         cut: Rows longer than max_length, of which only the beginning is used.
         dropped: `file:line` of the rows of which cutting left no trained token.
+        skipped: What is wrong with each row that was left out (`data.on_bad_row=skip`).
+        formats: The format that each file was recognised as, by its name (`data=auto`).
+        repeated: `file:line` of the rows that are equal to an earlier one; None where they aren't looked for.
+        leaked: `file:line` of the training rows that stand among the held-out or test rows, too; or None.
+        tokens: Tokens of the rows used, after cutting.
+        trained_tokens: Those that the loss counts.
+        longest: Tokens of the longest row.
+        dataset: The same as `rendered`, as the trainer takes it; a stream where `data.streaming` is set.
+        ids: The token ids that occur.
+        trained_ids: Those that occur where the loss counts.
     """
 
     records: list[Record] = field(default_factory=list)
-    rendered: list[Rendered] = field(default_factory=list)
+    rendered: Sequence[Rendered] = ()
     read: int = 0
     cut: int = 0
     dropped: list[str] = field(default_factory=list)
+    skipped: Collection[str] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
+    repeated: list[str] | None = None
+    leaked: list[str] | None = None
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    dataset: Any = None
+    ids: set[int] = field(default_factory=set)
+    trained_ids: set[int] = field(default_factory=set)
 
     @property
     def highest_id(self) -> int:
         """The highest token id of all rows; 0 without rows."""
-        return max((max(r.input_ids) for r in self.rendered), default=0)
+        return max(self.ids, default=0)
+
+    def begin(self) -> None:
+        """Counts from nothing."""
+        self.read = self.cut = self.tokens = self.trained_tokens = self.longest = 0
+        self.records, self.dropped = [], []
+
+    def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
+        """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
+        for record in records:
+            self.read += 1
+            if record.messages is not None:
+                row = render_chat(tokenizer, record.messages, record.tools)
+            else:
+                row = render_text(tokenizer, record.text or "")
+            if len(row.input_ids) > max_length:
+                self.cut += 1
+                row = row.cut(max_length)
+            trained = row.trained_tokens
+            if trained == 0:
+                self.dropped.append(record.where)
+                continue
+            if len(self.records) < KEPT:
+                self.records.append(record)
+            self.tokens += len(row.input_ids)
+            self.trained_tokens += trained
+            self.longest = max(self.longest, len(row.input_ids))
+            self.ids.update(row.input_ids)
+            self.trained_ids.update(i for i in row.labels if i >= 0)
+            yield row
 
     def counts(self) -> dict[str, int]:
         """Rows and tokens, as the report gives them. Tokens are those of the rows used, after cutting."""
+        looked_for = {"rows_repeated": self.repeated, "rows_leaked": self.leaked}
         return {
             "rows_read": self.read,
-            "rows": len(self.rendered),
+            "rows": self.read - len(self.dropped),
             "rows_cut": self.cut,
             "rows_dropped": len(self.dropped),
-            "tokens": sum(len(r.input_ids) for r in self.rendered),
-            "longest_row": max((len(r.input_ids) for r in self.rendered), default=0),
-            "trained_tokens": sum(r.trained_tokens for r in self.rendered),
+            "rows_skipped": len(self.skipped),
+            **{name: len(where) for name, where in looked_for.items() if where is not None},
+            "tokens": self.tokens,
+            "longest_row": self.longest,
+            "trained_tokens": self.trained_tokens,
         }
 
-
-def _records(path: Path, data: DataConfig, limit: int | None) -> Iterator[Record]:
-    if ":" not in data.format:
-        yield from islice(importlib.import_module(f"gemma_tune.data.{data.format}").read(path, data), limit)
-        return
-    for record in islice(load_function(data.format, "data.format")(path, data), limit):
-        if not isinstance(record, Record):
-            raise BadRow(f"{path}: data.format={data.format} gave {type(record).__name__}, not Record.")
-        if record.messages is not None:
-            messages = checked_messages(record.messages, record.where)
-            record = replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
-        yield record
-
-
-def _file(key: str, file: str, data: DataConfig, limit: int | None) -> list[Record]:
-    """All rows of one file, which must hold some."""
-    try:
-        records = list(_records(resolve(file), data, limit))
-    except BadRow as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"{key}: {error.filename}: the file can't be read ({error.strerror}).") from error
-    if not records:
-        raise UserError(f"{key}={file}: the file holds no rows.")
-    return records
+    def notes(self, name: str) -> list[str]:
+        """What a person should know of these rows, a line each; `name` is what they are called."""
+        found = []
+        for kind, number in Counter(self.formats.values()).items():
+            first = next(file for file, its in self.formats.items() if its == kind)
+            found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
+        for what, where in (
+            ("bad rows were skipped", self.skipped),
+            ("rows have no trained token within train.max_length and were dropped", self.dropped),
+            ("rows are equal to an earlier one", self.repeated),
+            ("rows stand among the held-out or test rows, too: what is measured there was trained on", self.leaked),
+        ):
+            if where:
+                found.append(f"warning: {name}: {len(where):,} {what}. The first: {'; '.join(islice(where, _NAMED))}")
+        if self.cut:
+            found.append(f"{name}: {self.cut:,} rows are longer than train.max_length and were cut at their end")
+        return found
 
 
-def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
-    """The rows to train on and the rows held out.
-
-    A share is drawn with `seed` from the rows that max_train_samples leaves; both parts keep the file's order.
-
-    Raises:
-        UserError: A bad row (file and line), or no rows at all.
-    """
-    train = _file("data.train_file", data.train_file, data, data.max_train_samples)
-    held_out: list[Record] = []
-    if data.validation_file:
-        held_out = _file("data.validation_file", data.validation_file, data, None)
-    if data.validation_split_percentage:
-        n = max(1, round(len(train) * data.validation_split_percentage / 100))
-        if n >= len(train):
-            raise UserError(
-                f"data.train_file={data.train_file}: holding out {n} of {len(train)} rows leaves none to train on."
-            )
-        chosen = set(random.Random(seed).sample(range(len(train)), n))
-        held_out = [r for i, r in enumerate(train) if i in chosen]
-        train = [r for i, r in enumerate(train) if i not in chosen]
-    return train, held_out[: data.max_eval_samples]
-
-
-def read_tests(data: DataConfig) -> dict[str, list[Record]]:
-    """The test rows of each file, by the file's name in `data.test_files`.
-
-    Raises:
-        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
-    """
-    tests: dict[str, list[Record]] = {}
-    for name, file in data.test_files.items():
-        key = f"data.test_files.{name}"
-        if file is None:
-            continue
-        tests[name] = _file(key, file, data, data.max_test_samples)
-        plain = next((r for r in tests[name] if r.messages is None), None)
-        if plain is not None:
-            raise UserError(f"{key}: {plain.where} is running text, and there is no answer in it to compare with.")
-    return tests
-
-
-def check_first_rows(data: DataConfig, seed: int) -> None:
-    """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
-
-    Raises:
-        UserError: As `read_records`.
-    """
-    few = replace(data, max_train_samples=min(data.max_train_samples or _FIRST, _FIRST))
-    read_records(few, seed)
-    read_tests(replace(few, max_test_samples=min(data.max_test_samples or _FIRST, _FIRST)))
-
-
-def render_rows(records: list[Record], tokenizer: Any, max_length: int, name: str) -> Rows:
+def render_rows(records: Iterable[Record], tokenizer: Any, max_length: int, name: str) -> Rows:
     """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
 
     Args:
@@ -149,23 +140,19 @@ def render_rows(records: list[Record], tokenizer: Any, max_length: int, name: st
     Raises:
         UserError: No row is left.
     """
-    rows = Rows(read=len(records))
-    for record in tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False):
-        if record.messages is not None:
-            rendered = render_chat(tokenizer, record.messages, record.tools)
-        else:
-            rendered = render_text(tokenizer, record.text or "")
-        if len(rendered.input_ids) > max_length:
-            rows.cut += 1
-            rendered = rendered.cut(max_length)
-        if rendered.trained_tokens == 0:
-            rows.dropped.append(record.where)
-            continue
-        rows.records.append(record)
-        rows.rendered.append(rendered)
-    if records and not rows.rendered:
+    rows = Rows()
+    bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
+    try:
+        stored = TokenRows(rows.use(bar, tokenizer, max_length))
+    except OSError as error:
         raise UserError(
-            f"{name}: none of {len(records)} rows has a trained token within train.max_length={max_length}; raise it."
+            f"{name}: rendered rows can't be written to the cache of `datasets` ({error.strerror or error}); set "
+            "HF_DATASETS_CACHE to a folder on a disk with room, or stream them: data.streaming=true."
+        ) from error
+    rows.rendered, rows.dataset = stored, stored.dataset
+    if rows.read and not stored:
+        raise UserError(
+            f"{name}: none of {rows.read} rows has a trained token within train.max_length={max_length}; raise it."
         )
     return rows
 
@@ -174,10 +161,22 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
     """The rendered rows to train on and those held out (perhaps none).
 
     Raises:
-        UserError: A bad row, or no row left.
+        UserError: A bad row (file and line), no rows at all, or no row left.
     """
-    train, held_out = read_records(data, seed)
-    return (
-        render_rows(train, tokenizer, max_length, "training rows"),
-        render_rows(held_out, tokenizer, max_length, "held-out rows"),
-    )
+    split = split_rows(data, seed)
+    train = render_rows(split.train(), tokenizer, max_length, "training rows")
+    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows")
+    for rows, part in ((train, split.part), (held_out, split.others)):
+        if part is not None:
+            rows.skipped, rows.formats = part.skipped, part.formats
+    train.repeated, train.leaked = split.said_again, split.said_elsewhere
+    return train, held_out
+
+
+def read_tests(data: DataConfig) -> dict[str, list[Record]]:
+    """The test rows of each file, by the file's name in `data.test_files`.
+
+    Raises:
+        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
+    """
+    return {name: [reading.answered(part, record) for record in part] for name, part in reading.tests(data).items()}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import ChatConfig
-from gemma_tune.data.jsonl import read_jsonl, text_field
+from gemma_tune.data.files import read_file
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.sources import text_field
 from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
 
@@ -71,6 +72,10 @@ def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
     return messages
 
 
+def _asked(where: str, row: dict[str, Any]) -> Record:
+    return Record(where, messages=_conversation(row, where), tools=checked_tools(row.get("tools"), where))
+
+
 def _rows(path: Path) -> Iterator[Record]:
     if path.suffix.lower() == ".txt":
         # utf-8-sig: files from Windows begin with a byte order mark
@@ -79,8 +84,10 @@ def _rows(path: Path) -> Iterator[Record]:
                 where = f"{path}:{number}"
                 yield Record(where, messages=[user_message(line.strip(), where)])
         return
-    for where, row in read_jsonl(path):
-        yield Record(where, messages=_conversation(row, where), tools=checked_tools(row.get("tools"), where))
+    for row in read_file(path):
+        if isinstance(row, BadRow):
+            raise row
+        yield _asked(*row)
 
 
 def _file(chat: ChatConfig) -> list[Record]:

@@ -15,7 +15,8 @@ class Record:
     """One row.
 
     Attributes:
-        messages: The conversation in the OpenAI form, or None for running text.
+        messages: The conversation in the OpenAI form, or None for running text. An assistant's message with
+            `"weight": 0` (as in OpenAI's fine-tuning) is not trained on.
         text: Running text, or None for a conversation.
         tools: Function schemas in the OpenAI form, or None.
         where: File and line, for messages to the user.
@@ -29,6 +30,13 @@ class Record:
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
             raise BadRow(f"{self.where}: a record has either messages or text.")
+        try:
+            json.dumps([self.messages, self.text, self.tools], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):x}"
+            raise BadRow(f"{self.where}: {half} stands without the other half of its character.") from error
+        except TypeError as error:
+            raise BadRow(f"{self.where}: a value is none that JSON knows ({error}).") from error
         for message in self.messages or ():
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
@@ -55,9 +63,13 @@ def _refuse_control_tokens(text: Any, tokens: tuple[str, ...], where: str) -> No
         raise BadRow(f"{where}: the text holds {', '.join(found)}, which the template writes itself; take it out.")
 
 
-def _content(content: Any, where: str, role: str) -> Any:
-    if content is None or isinstance(content, str):
-        return content or ""
+def _content(content: Any, where: str, role: str, calls: bool) -> Any:
+    if content is None and (calls or role == "assistant"):  # an answer without both is refused as empty
+        return ""
+    if content is None:
+        raise BadRow(f"{where}: a message of the role {role!r} has no content.")
+    if isinstance(content, str):
+        return content
     if isinstance(content, list):
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -73,6 +85,18 @@ def _is_blank(content: Any) -> bool:
     return not any(text.strip() for text in texts)
 
 
+def parsed(value: Any, where: str, what: str) -> Any:
+    """The same, or what it holds where it is a text with JSON, as in a cell of a table.
+
+    Raises:
+        BadRow: A text that is no JSON; the message calls it `what`.
+    """
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise BadRow(f"{where}: {what}: this text is not JSON ({error}).") from error
+
+
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -80,12 +104,8 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if arguments == "":  # how some servers write a call without arguments
         arguments = {}
-    if isinstance(arguments, str):
-        # The OpenAI API gives the arguments as a text that holds JSON.
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise BadRow(f"{where}: the arguments of {function['name']} are not JSON ({error}).") from error
+    # The OpenAI API gives the arguments as a text that holds JSON
+    arguments = parsed(arguments, where, f"the arguments of {function['name']}")
     if not isinstance(arguments, dict):
         raise BadRow(f"{where}: the arguments of {function['name']} aren't a mapping.")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -102,6 +122,8 @@ def checked_messages(messages: Any, where: str, answered: bool = True) -> list[d
     Raises:
         BadRow: Not a conversation, roles that don't alternate, or no answer to learn from.
     """
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = parsed(messages, where, "the conversation")
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{where}: the conversation isn't a list of messages.")
     clean: list[dict[str, Any]] = []
@@ -109,16 +131,21 @@ def checked_messages(messages: Any, where: str, answered: bool = True) -> list[d
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
             raise BadRow(f"{where}: message {i + 1} has the role {role!r}, not one of {', '.join(ROLES)}.")
-        entry = {"role": role, "content": _content(message.get("content"), where, role)}
-        if calls := message.get("tool_calls"):
+        calls = message.get("tool_calls")
+        entry = {"role": role, "content": _content(message.get("content"), where, role, bool(calls))}
+        if calls:
             if role != "assistant" or not isinstance(calls, list):
                 raise BadRow(f"{where}: message {i + 1}: tool_calls must be a list, in an assistant's message.")
             entry["tool_calls"] = [_tool_call(c, where) for c in calls]
+        if (weight := message.get("weight")) is not None:
+            if role != "assistant" or weight not in (0, 1):
+                raise BadRow(f"{where}: message {i + 1}: weight is 0 or 1, and in an assistant's message.")
+            entry["weight"] = int(weight)
         if role == "assistant" and "tool_calls" not in entry and _is_blank(entry["content"]):
             raise BadRow(f"{where}: message {i + 1}: the assistant's answer is empty.")
         clean.append(entry)
     _check_order([m["role"] for m in clean], where)
-    if answered and all(m["role"] != "assistant" for m in clean):
+    if answered and all(m["role"] != "assistant" or m.get("weight") == 0 for m in clean):
         raise BadRow(f"{where}: there is no assistant message to learn from.")
     return clean
 
@@ -145,11 +172,7 @@ def checked_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
     Raises:
         BadRow: Not in the OpenAI form.
     """
-    if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise BadRow(f"{where}: tools is a text that is not JSON ({error}).") from error
+    tools = parsed(tools, where, "tools") if tools else None
     if not tools:
         return None
     if not isinstance(tools, list):

@@ -1,16 +1,21 @@
-"""`data=text`: running text, one document a line."""
+"""`data=text`: running text, one document a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.jsonl import read_jsonl, text_field
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.sources import Source, each, text_field
 
 
-def read(path: Path, data: DataConfig) -> Iterator[Record]:
-    """Yields one record a line."""
-    for where, row in read_jsonl(path):
-        yield Record(where, text=text_field(row, data.text_column, where, "data.text_column"))
+def fields(data: DataConfig) -> tuple[str, ...]:
+    """What a row must have."""
+    return (data.text_column,)
+
+
+def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
+    """Yields one record a row."""
+    return each(
+        source, lambda where, row: Record(where, text=text_field(row, data.text_column, where, "data.text_column"))
+    )

@@ -12,7 +12,7 @@ import torch
 from gemma_tune.config import Config
 from gemma_tune.models.family import Shape
 
-_BYTES = {"float32": 4.0, "bfloat16": 2.0}
+BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
 _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 _GIB = 1024**3
@@ -20,7 +20,8 @@ _STATUS = Path("/proc/self/status")
 _LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
 
 
-def _optimizer_bytes(optim: str) -> float:
+def optimizer_bytes(optim: str) -> float:
+    """Bytes of an optimizer's state for each weight that it trains."""
     if "8bit" in optim or "4bit" in optim:
         return 2.0
     if optim in ("sgd", "adafactor") or "lomo" in optim:
@@ -37,7 +38,7 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
         mixed: Whether products run in bfloat16 over float32 weights.
         longest: Tokens of the longest row, after cutting.
     """
-    size = _BYTES[str(cfg.model.dtype)]
+    size = BYTES[str(cfg.model.dtype)]
     linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
     weights = shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
     full = cfg.adapter.peft_type == "none"
@@ -45,7 +46,7 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
     if not full:
         weights += trainable * 4.0  # adapters stay float32
     gradients = trainable * (size if full else 4.0)
-    optimizer = trainable * _optimizer_bytes(cfg.train.optim)
+    optimizer = trainable * optimizer_bytes(cfg.train.optim)
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
     tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size

@@ -37,7 +37,8 @@ def find_source(model: ModelConfig) -> Source:
     """Looks at what the name means.
 
     Raises:
-        UserError: A run folder without a trained model, or an adapter whose base isn't there.
+        UserError: A folder without weights or tokenizer, a run folder without a trained model, or an adapter whose
+            base isn't there.
     """
     name = model.model_name_or_path
     path = resolve(name)
@@ -69,4 +70,9 @@ def find_source(model: ModelConfig) -> Source:
         raise UserError(f"model.model_name_or_path={name}: this folder has no config.json; name a model's folder.")
     if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
         raise UserError(f"model.model_name_or_path={name}: this folder has no weights (*.safetensors).")
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(
+            f"model.model_name_or_path={name}: this folder has no tokenizer (tokenizer.json); copy it and "
+            "tokenizer_config.json from the published checkpoint."
+        )
     return Source(str(path), None, None, str(path))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
+import math
 import os
 import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_tune.config import AdapterConfig, ChatConfig, Config, TrainConfig
-from gemma_tune.paths import resolve
+from gemma_tune.config import AdapterConfig, ChatConfig, Config, DataConfig, TrainConfig
+from gemma_tune.config.data import RECOGNISED
+from gemma_tune.paths import FILE_TYPES, file_type, resolve
 from gemma_tune.strict.suggest import did_you_mean
 from gemma_tune.strict.trainer_options import enum_values
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
-FORMATS = ("messages", "columns", "text")
+FORMATS = ("auto", *RECOGNISED)
 
 
 def looks_local(name: str) -> bool:
@@ -99,31 +102,57 @@ def _data(cfg: Config) -> Iterator[str]:
             f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, FORMATS)}"
         )
-    if not d.train_file:
-        yield "data.train_file is empty: name the JSONL file to train on."
-    for key, path in (("data.train_file", d.train_file), ("data.validation_file", d.validation_file)):
-        if path and not resolve(path).is_file():
+    yield from _sets(d)
+    named = d.named()
+    for key, path in named.items():
+        if not resolve(path).exists() and not glob.has_magic(path):
             yield missing_path(key, path, "file")
-    for name, path in d.test_files.items():
-        key = f"data.test_files.{name}"
-        if path and not resolve(path).is_file():
-            yield missing_path(key, path, "file")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key.split(".", 2)[-1]):
             yield f"{key}: a name has letters, digits, - and _ only; it becomes a part of the figures' names."
-    named = {"data.validation_file": d.validation_file, **{f"data.test_files.{k}": v for k, v in d.test_files.items()}}
-    shipped = d.train_file.startswith("assets://")
-    others = [key for key, path in named.items() if path and path.startswith("assets://") != shipped]
-    if d.train_file and others:
+    shipped = {key for key, path in named.items() if path.startswith("assets://")}
+    if shipped and shipped != set(named):
         yield (
-            f"data.train_file and {', '.join(others)}: one is yours and one is the sample's; choose data=messages, "
-            "columns or text and name your own files."
+            f"{', '.join(sorted(set(named) - shipped))} and {', '.join(sorted(shipped))}: some are yours and some are "
+            "the sample's; choose data=auto and name your own files."
         )
-    if d.validation_file and d.validation_split_percentage:
-        yield "data.validation_file and data.validation_split_percentage are both set; choose one (null or 0)."
+    held_out = [k for k in ("validation_file", "validation_split", "validation_split_percentage") if getattr(d, k)]
+    if len(held_out) > 1:
+        yield f"{' and '.join(f'data.{k}' for k in held_out)} are both set; choose one (null or 0)."
+    if d.streaming and cfg.train.max_steps < 1:
+        yield "data.streaming=true has no end of an epoch: set train.max_steps."
+    if d.streaming and d.validation_split_percentage and not d.max_eval_samples:
+        yield "data.streaming=true with data.validation_split_percentage: set data.max_eval_samples, too."
+    if d.streaming and cfg.train.extra.get("dataloader_num_workers"):
+        yield "data.streaming=true reads rows in the main process: leave out train.extra.dataloader_num_workers."
+    several = [name for name, file in d.train_files.items() if file]
+    for key, counts in (
+        ("shuffle_buffer_size", d.streaming), ("stopping_strategy", len(several) > 1),
+        ("system_column", bool(d.prompt_column and d.completion_column)),
+    ):  # fmt: skip
+        if getattr(d, key) != getattr(DataConfig(), key) and not counts:
+            yield f"data.{key} has no effect here; leave it out."
     if d.format == "columns":
         for key in ("prompt_column", "completion_column"):
             if not getattr(d, key):
                 yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
+
+
+def _sets(d: DataConfig) -> Iterator[str]:
+    """What is trained on is named once."""
+    several = {k: v for k, v in d.train_files.items() if v}
+    if sum(map(bool, (d.train_file, several, d.dataset_name))) > 1:
+        yield "data.train_file, data.train_files, data.dataset_name: set one of them; the sample's go with data=auto."
+    if not d.train_file and not several and not d.dataset_name:
+        yield "data.train_file is empty: name the file to train on."
+    if not d.dataset_name:
+        for key in ("dataset_config_name", "split", "validation_split", "revision"):
+            if getattr(d, key) != getattr(DataConfig(), key):
+                yield f"data.{key} has no effect without data.dataset_name; set it, too, or leave this out."
+    for name, weight in d.weights.items():
+        if name not in several:
+            yield f"data.weights.{name}: there is no data.train_files.{name}.{did_you_mean(name, list(several))}"
+        if not 0 < weight < math.inf:
+            yield f"data.weights.{name} must be a number above 0, not {weight:g}; null as its file leaves a set out."
 
 
 def _train(cfg: Config) -> Iterator[str]:
@@ -137,7 +166,8 @@ def _train(cfg: Config) -> Iterator[str]:
             yield f"{key}={value}: Transformers has no such name.{did_you_mean(value, names)} ({', '.join(names)})"
     if t.max_steps == 0:
         yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
-    has_held_out = bool(cfg.data.validation_file or cfg.data.validation_split_percentage)
+    d = cfg.data
+    has_held_out = bool(d.validation_file or d.validation_split or d.validation_split_percentage)
     if t.eval_steps and not has_held_out:
         yield (
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "
@@ -150,6 +180,13 @@ def _export(cfg: Config) -> Iterator[str]:
         yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
     if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not cfg.train.save_steps:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
+
+
+def _output_dir(cfg: Config) -> Iterator[str]:
+    folder = Path(cfg.output_dir or "runs").expanduser().absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
+    if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
+        yield f"output_dir={cfg.output_dir or 'runs'}: you have no right to write in {there}; name another folder."
 
 
 def _no_chat(cfg: Config) -> Iterator[str]:
@@ -168,8 +205,11 @@ def _chat(cfg: Config) -> Iterator[str]:
         if path is not None and not resolve(path).is_file():
             yield missing_path(key, path, "file")
     file = resolve(c.prompts_file or "")
-    if file.is_file() and file.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".json"):
-        yield f"chat.prompts_file={c.prompts_file}: name it .jsonl (an object a line) or .txt (a prompt a line)."
+    if file.is_file() and file.suffix.lower() != ".txt" and not file_type(file):
+        yield (
+            f"chat.prompts_file={c.prompts_file}: name it {', '.join(FILE_TYPES)} (or one of them .gz), or .txt (a "
+            "prompt a line)."
+        )
     if c.temperature == 0:
         for key in ("top_k", "top_p"):
             if getattr(c, key) != getattr(ChatConfig(), key):
@@ -218,5 +258,7 @@ def cross_problems(cfg: Config) -> list[str]:
     if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
         return [*_method(cfg), *_model(cfg), *_chat(cfg)]
     if cfg.method == "build_tiny":  # needs no model
-        return [*_method(cfg), *_build_tiny(cfg), *_data(cfg), *_no_chat(cfg)]
-    return [*_method(cfg), *_model(cfg), *_adapter(cfg), *_data(cfg), *_train(cfg), *_export(cfg), *_no_chat(cfg)]
+        groups = [_method, _build_tiny, _data, _no_chat, _output_dir]
+    else:
+        groups = [_method, _model, _adapter, _data, _train, _export, _no_chat, _output_dir]
+    return [problem for group in groups for problem in group(cfg)]

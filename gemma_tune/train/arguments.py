@@ -57,6 +57,9 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "report_to": "none",  # the tracker's callback reports
         "disable_tqdm": True,  # the progress callback draws the bar
     }
+    if not t.packing and not cfg.data.streaming and not t.extra.get("shuffle_dataset"):
+        # The rows are rendered and cut already; TRL would copy them all, one by one
+        arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
     try:
         return SFTConfig(**(arguments | t.extra))
     except (TypeError, ValueError, ImportError) as error:

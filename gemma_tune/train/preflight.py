@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from gemma_tune.data.dataset import Rows
@@ -22,15 +21,13 @@ def untrained_warning(model: Any, tokenizer: Any, rows: Rows) -> str | None:
     Returns:
         The warning, or None where there is no such token.
     """
-    used = set(itertools.chain.from_iterable(row.input_ids for row in rows.rendered))
-    trained = {i for row in rows.rendered for i in row.labels if i >= 0}
-    found = untrained_tokens(model, tokenizer, used)
+    found = untrained_tokens(model, tokenizer, rows.ids)
     if not found:
         return None
-    found.sort(key=lambda i: i not in trained)  # those that it must learn to say come first
+    found.sort(key=lambda i: i not in rows.trained_ids)  # those that it must learn to say come first
     names = ", ".join(repr(t) for t in tokenizer.convert_ids_to_tokens(found[:_NAMED]))
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    said = len(trained & set(found))
+    said = len(rows.trained_ids & set(found))
     return (
         f"warning: the rows hold {len(found)} tokens that this model never trained, {said} of them in answers: {names}"
         f"{more}. Adapters leave the embedding as it is, so the model will hardly learn to say them. Two ways out: "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback
@@ -118,7 +117,7 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
             keep = {self.state.best_model_checkpoint}
             for old in checkpoints(folder)[: -self._checkpoints_kept]:
                 if str(old) not in keep:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old.rename(folder / f"checkpoint-{old.name}"))  # never half a step-N
 
 
 def sft_trainer(
@@ -140,8 +139,8 @@ def sft_trainer(
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list([vars(r) for r in train.rendered]),
-            eval_dataset=Dataset.from_list([vars(r) for r in held_out.rendered]) if cfg.train.eval_steps else None,
+            train_dataset=train.dataset,
+            eval_dataset=held_out.dataset if cfg.train.eval_steps else None,
             callbacks=[Progress(), StopAtNonFinite()],
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
@@ -152,7 +151,7 @@ def sft_trainer(
         raise UserError(f"train: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
-    if len(trainer.get_train_dataloader()) == 0:
+    if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
         raise UserError(
             f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} rows: they are fewer than a batch."
         )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import read_records
+from gemma_tune.data.records import Record
+from gemma_tune.data.split import split_rows
 from gemma_tune.errors import UserError
 
 SCRIPTS = ["Où?", "Где?", "Πού;", "أين؟", "איפה?", "कहाँ?", "ที่ไหน", "在哪里?", "どこですか。", "어디에?", "👩‍🚀"]
@@ -29,6 +30,12 @@ def turn(question: str, answer: str, system: str | None = None) -> list[dict[str
     """A conversation of one turn."""
     begin = [] if system is None else [{"role": "system", "content": system}]
     return [*begin, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+    """The rows to train on and those held out."""
+    split = split_rows(data, seed)
+    return list(split.train()), list(split.held_out())
 
 
 def refusal(data: DataConfig) -> str:

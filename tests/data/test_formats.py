@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import SCRIPTS, refusal, turn, write
+from row_files import SCRIPTS, read_records, refusal, turn, write
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import load_rows, read_records, render_rows
+from gemma_tune.data.dataset import load_rows, render_rows
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.paths import ASSETS
@@ -187,6 +187,9 @@ def test_long_rows_are_cut_and_counted_and_dropped_without_an_answer(tmp_path: P
         "rows": 2,
         "rows_cut": 2,
         "rows_dropped": 1,
+        "rows_skipped": 0,
+        "rows_repeated": 0,
+        "rows_leaked": 0,
         "tokens": len(short.input_ids) + 32,
         "trained_tokens": sum(label != -100 for label in short.labels + long.labels[:32]),
     }

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import refusal, turn, write
+from row_files import read_records, refusal, turn, write
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import read_records
 from gemma_tune.data.records import BadRow, Record
 
 GOOD = {"messages": turn("Hi", "Hello")}
@@ -35,7 +34,6 @@ def test_good_rows_pass(tmp_path: Path) -> None:
         [USER, calling({})],
         [USER, {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}],
         [{"role": "system", "content": [{"type": "text", "text": "Be kind"}]}, USER, ANSWER],
-        [{"role": "user", "content": None}, ANSWER],
     ]
     file = write(tmp_path / "good.jsonl", *({"messages": m} for m in conversations))
     records, held_out = read_records(DataConfig(train_file=file), seed=0)
@@ -52,8 +50,6 @@ def test_good_rows_pass(tmp_path: Path) -> None:
         ("null", "NoneType, not a JSON object"),
         ('"a text"', "str, not a JSON object"),
         (b'{"text": "\xe9t\xe9"}', "not UTF-8 (byte 10 of the line)"),
-        ('{"messages": "\\ud83d"}', "\\ud83d stands without the other half"),
-        ('{"messages": "\\uDE00 and \\ud83d\\ude00"}', "\\ude00 stands without the other half"),
     ],
 )
 def test_a_line_that_is_no_object(tmp_path: Path, row: Any, says: str) -> None:
@@ -63,19 +59,28 @@ def test_a_line_that_is_no_object(tmp_path: Path, row: Any, says: str) -> None:
     assert says in message
 
 
+@pytest.mark.parametrize("text", ["\\ud83d", "\\uDE00 and \\ud83d\\ude00"])
+def test_half_a_character(tmp_path: Path, text: str) -> None:
+    """It can't be written as UTF-8, so not be tokenized: in a message, and in JSON within a text."""
+    row = json.dumps(GOOD).replace("Hello", text)
+    for bad in (row, json.dumps({"messages": row.split(": ", 1)[1][:-1]})):
+        file = write(tmp_path / "rows.jsonl", GOOD, bad)
+        half = "\\ud83d" if text == "\\ud83d" else "\\ude00"
+        assert (
+            refusal(DataConfig(train_file=file)) == f"{file}:2: {half} stands without the other half of its character."
+        )
+
+
 def test_a_file_in_utf_16_is_named(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_text(json.dumps(GOOD), encoding="utf-16")
-    assert (
-        refusal(DataConfig(train_file=str(path)))
-        == f"{path}:1: the bytes are not UTF-8 (byte 0 of the line); save the file as UTF-8."
-    )
+    assert refusal(DataConfig(train_file=str(path))) == f"{path}:1: this file is UTF-16; save it as UTF-8."
 
 
 @pytest.mark.parametrize(
     ("data", "key"),
     [
-        (DataConfig(), "data.messages_column"),
+        (DataConfig(format="messages"), "data.messages_column"),
         (DataConfig(format="text"), "data.text_column"),
         (DataConfig(format="columns", prompt_column="q", completion_column="a"), "data.prompt_column"),
         (DataConfig(format="columns", prompt_column="question", completion_column="a"), "data.completion_column"),
@@ -128,7 +133,7 @@ def test_a_missing_field_names_those_found_and_the_key(tmp_path: Path, data: Dat
         ([SYSTEM, SYSTEM, USER, ANSWER], "a system message can only be the first one"),
         ([USER], "no assistant message to learn from"),
         ([SYSTEM], "no assistant message to learn from"),
-        ([USER, calling("{a: 1}")], "the arguments of add are not JSON"),
+        ([USER, calling("{a: 1}")], "the arguments of add: this text is not JSON"),
         ([USER, calling("[1]")], "the arguments of add aren't a mapping"),
         ([USER, calling([1])], "the arguments of add aren't a mapping"),
         ([USER, calling(None)], "the arguments of add aren't a mapping"),
@@ -152,7 +157,7 @@ def test_a_bad_conversation(tmp_path: Path, messages: Any, says: str) -> None:
     [
         ({"type": "function", "function": {"name": "add"}}, "the tools aren't a list"),
         (5, "the tools aren't a list"),
-        ("add", "tools is a text that is not JSON"),
+        ("add", "tools: this text is not JSON"),
         ('{"name": "add"}', "the tools aren't a list"),
         ([{"name": "add", "parameters": {}}], "a tool isn't {'type': 'function', 'function': {'name', …}}"),
         ([{"type": "function", "function": {}}], "a tool isn't"),
@@ -202,10 +207,8 @@ def test_files_with_no_rows(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing.jsonl"):
-        assert refusal(DataConfig(train_file=str(path))).startswith(
-            f"data.train_file: {path}: the file can't be read ("
-        )
+    path = tmp_path / "missing.jsonl"
+    assert refusal(DataConfig(train_file=str(path))).startswith(f"data.train_file: {path}: the file can't be read (")
 
 
 def test_the_prompt_of_a_record_ends_before_its_last_answer() -> None:

@@ -111,6 +111,9 @@ def test_unloadable_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         find_source(model_config(tmp_path / "empty"))
     folder = copy_of_tiny(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer\.json\); copy it"):
+        find_source(model_config(folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="has no weights"):
         base_of(folder)

@@ -315,7 +315,7 @@ MISTAKES = {
     "no such folder": (["chat.prompts_file=nix/q.jsonl"], ["there is no such file (nor its folder nix)"]),
     "a folder": (["chat.prompts_file=."], ["this is a folder; name a file"]),
     "no such tools": (["chat.prompt=a", "chat.tools_file=nix.json"], ["chat.tools_file=nix.json", "no such file"]),
-    "a file of another kind": (["chat.prompts_file=p.csv"], ["p.csv: name it .jsonl", ".txt"]),
+    "a file of another kind": (["chat.prompts_file=p.docx"], ["p.docx: name it .jsonl", ".txt"]),
     "bad JSON": (["chat.prompts_file=bad.jsonl"], ["bad.jsonl:2: this line is not JSON"]),
     "no conversation": (["chat.prompts_file=odd.jsonl"], ["odd.jsonl:1: there is no field 'messages' or 'prompt'; fo"]),
     "bad roles": (["chat.prompts_file=roles.jsonl"], ["roles.jsonl:1: roles must alternate"]),
@@ -360,7 +360,7 @@ MISTAKES = {
 def files(folder: Path) -> Path:
     """What the mistakes are made with."""
     write_rows("p.jsonl", {"prompt": "Hello!"})
-    write("p.csv", "Hello!\n")
+    write("p.docx", "Hello!\n")
     write("bad.jsonl", '{"prompt": "Hello!"}\n{"prompt": \n')
     write_rows("odd.jsonl", {"question": "Hello!"})
     write_rows("roles.jsonl", {"messages": [user("a"), user("b")]})

@@ -71,7 +71,7 @@ def test_bad_files(tmp_path: Path, text: str, reader: str, message: str) -> None
     [
         (["data.test_files.mine=nix.jsonl"], "data.test_files.mine=nix.jsonl: there is no such file"),
         (["data.test_files.a b=assets://sample/test.jsonl"], "can't be read|letters, digits"),
-        (["data.train_file=README.md", "data.validation_file=README.md"], "one is yours"),
+        (["data.train_file=README.md", "data.validation_file=README.md"], "some are yours"),
     ],
 )  # fmt: skip
 def test_mistakes(words: list[str], message: str) -> None:

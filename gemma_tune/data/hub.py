@@ -1,0 +1,63 @@
+"""Data sets of the Hugging Face Hub, read with `datasets`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_tune.data.files import Row, without_nulls
+from gemma_tune.errors import UserError
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """One split of a data set on the Hub, or of a folder that `datasets.load_dataset` knows.
+
+    Attributes:
+        name: `owner/name`.
+        config: Its configuration (subset), or None for the only one.
+        split: `train`, `test[:10%]`, …
+        revision: Branch, tag or commit.
+        streaming: Read as it is downloaded.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    revision: str | None
+    streaming: bool
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.name, self.config, self.split) if part)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in their order, each as `(name:config:split:row N, fields)`.
+
+        Raises:
+            UserError: There is no such data set, configuration, split or revision, or it can't be reached or read.
+        """
+        import pyarrow as pa
+        from datasets.exceptions import DatasetsError
+
+        try:
+            for number, row in enumerate(_loaded(self), start=1):
+                yield f"{self}:row {number}", without_nulls(row)
+        except (DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+            causes = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e and str(e).strip()]
+            raise UserError(
+                f"data.dataset_name={self}: it can't be loaded ({': '.join(causes) or type(error).__name__}); check "
+                "the name, data.dataset_config_name, data.split and data.revision; accept its terms at "
+                f"https://huggingface.co/datasets/{self.name} and log in (`hf auth login`), or give a local file: "
+                "data.train_file."
+            ) from error
+
+
+@functools.lru_cache(maxsize=8)  # the rows are read several times, and the branch may move
+def _loaded(split: HubSplit) -> Any:
+    import datasets
+
+    return datasets.load_dataset(
+        split.name, split.config, split=split.split, revision=split.revision, streaming=split.streaming
+    )

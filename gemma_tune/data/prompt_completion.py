@@ -1,0 +1,54 @@
+"""`data=prompt_completion`: TRL's `prompt` and `completion`, as texts or as lists of messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.sources import Source, each, field
+
+
+def fields(data: DataConfig) -> tuple[str, ...]:
+    """What a row must have."""
+    return ("prompt", "completion")
+
+
+def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
+    """Yields one conversation a row; answers in the prompt are not trained on, as in TRL.
+
+    Texts are the user's turn and the answer.
+    """
+
+    def record(where: str, row: dict[str, Any]) -> Record:
+        asked = _messages(field(row, "prompt", where), "user", "prompt", where)
+        asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
+        answered = _messages(field(row, "completion", where), "assistant", "completion", where)
+        messages = checked_messages([*asked, *answered], where)
+        return Record(where, messages=messages, tools=checked_tools(row.get("tools"), where))
+
+    return each(source, record)
+
+
+def _messages(value: Any, role: str, name: str, where: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        value = _list_in_a_cell(value)
+    if isinstance(value, str):
+        if not value.strip():
+            raise BadRow(f"{where}: the field {name!r} is empty.")
+        return [{"role": role, "content": value}]
+    if isinstance(value, list) and value and all(isinstance(m, dict) for m in value):
+        return value
+    raise BadRow(f"{where}: the field {name!r} is neither a text nor a list of messages.")
+
+
+def _list_in_a_cell(text: str) -> Any:
+    """A list of messages that a table holds as a text; any other text, JSON too, is what somebody said."""
+    try:
+        value = json.loads(text) if text.lstrip().startswith("[") else text
+    except ValueError:
+        return text
+    is_messages = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
+    return value if is_messages else text

@@ -1,0 +1,175 @@
+"""The rows of a configuration as records: which files, how they are mixed, what is done with bad rows."""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.auto import recognise, refuse_rows
+from gemma_tune.data.files import find_files
+from gemma_tune.data.hub import HubSplit
+from gemma_tune.data.mix import interleave
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.sources import Source
+from gemma_tune.errors import UserError
+from gemma_tune.plugins import load_function
+
+_FIRST = 200
+
+
+@dataclass
+class Part:
+    """The rows of one part, to be read as often as wanted: those to train on, those held out, or those of a test.
+
+    Attributes:
+        data: The configuration.
+        names: What is read, by its key: a file, a folder, a glob, or a split of `data.dataset_name`.
+        limit: Rows at most.
+        formats: The format that each file was recognised as (`data=auto`), by its name.
+        skipped: What is wrong with each row that was left out (`data.on_bad_row=skip`), in the order read.
+    """
+
+    data: DataConfig
+    names: Mapping[str, str]
+    limit: int | None = None
+    formats: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key}={name}" for key, name in self.names.items())
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, from the beginning.
+
+        Raises:
+            UserError: A bad row (file and line), or a file that can't be read.
+        """
+        sets = [partial(self._set, key, name) for key, name in self.names.items()]
+        weights = [self.data.weights.get(key.rpartition(".")[2], 1.0) for key in self.names]
+        rows = sets[0]() if len(sets) == 1 else interleave(sets, weights, self.data.stopping_strategy)
+        return islice(rows, self.limit)
+
+    def sources(self) -> list[Source]:
+        """Every file or split, in the order they are read where sets aren't mixed."""
+        return [source for key, name in self.names.items() for source in self._sources(key, name)]
+
+    def _sources(self, key: str, name: str) -> Sequence[Source]:
+        d = self.data
+        if key in ("data.split", "data.validation_split"):
+            return [HubSplit(str(d.dataset_name), d.dataset_config_name, name, d.revision, d.streaming)]
+        return find_files(name, key, any_type=":" in d.format)
+
+    def _set(self, key: str, name: str) -> Iterator[Record]:
+        found, bad, first, sources = False, 0, "", self._sources(key, name)
+        for source in sources:
+            row: Record | BadRow | None = None
+            try:
+                for row in self._records(source):
+                    if not isinstance(row, BadRow):
+                        found = True
+                        yield row
+                    elif self.data.on_bad_row == "skip":
+                        first = str(row) if not bad else first
+                        bad += 1
+                        self.skipped[str(row)] = None
+                    else:
+                        raise row
+                if row is None:
+                    what = source if len(sources) > 1 else "the file"
+                    raise BadRow(f"{key}={name}: {what} holds no rows.")
+            except BadRow as error:
+                raise UserError(str(error)) from error
+            except OSError as error:
+                raise UserError(f"{key}: {source}: the file can't be read ({error.strerror or error}).") from error
+        if not found:
+            raise UserError(f"{key}={name}: all {bad} rows are bad. The first: {first}")
+
+    def _records(self, source: Source) -> Iterator[Record | BadRow]:
+        if ":" in self.data.format:
+            return _users(source, self.data)
+        name = self.data.format
+        if name == "auto":
+            name = self.formats.get(str(source)) or recognise(source, self.data) or ""
+            if not name:
+                return refuse_rows(source)
+            self.formats[str(source)] = name
+        rows: Iterator[Record | BadRow] = importlib.import_module(f"gemma_tune.data.{name}").read(source, self.data)
+        return rows
+
+
+def training(data: DataConfig) -> Part:
+    """The rows to train on: of `data.train_file`, of `data.train_files` mixed, or of `data.dataset_name`."""
+    if data.dataset_name:
+        return Part(data, {"data.split": data.split}, data.max_train_samples)
+    names = {key: name for key, name in data.named().items() if key.startswith("data.train_file")}
+    return Part(data, names, data.max_train_samples)
+
+
+def validation(data: DataConfig) -> Part | None:
+    """The rows of `data.validation_file` or `data.validation_split`, if there is one."""
+    if data.validation_split:
+        return Part(data, {"data.validation_split": data.validation_split})
+    return Part(data, {"data.validation_file": data.validation_file}) if data.validation_file else None
+
+
+def tests(data: DataConfig) -> dict[str, Part]:
+    """The rows of each of `data.test_files`, by its name; a bad one is never skipped, as figures are over all rows."""
+    data = replace(data, on_bad_row="error")
+    return {
+        name: Part(data, {f"data.test_files.{name}": file}, data.max_test_samples)
+        for name, file in data.test_files.items()
+        if file
+    }
+
+
+def data_files(data: DataConfig) -> list[Path]:
+    """Every file that a run with this configuration reads."""
+    parts = [training(data), *filter(None, [validation(data)]), *tests(data).values()]
+    return [source for part in parts for source in part.sources() if isinstance(source, Path)]
+
+
+def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
+    """What a reader of the user's own gives, held to what ours give."""
+    for record in load_function(data.format, "data.format")(source, data):
+        if isinstance(record, BadRow):
+            yield record
+            continue
+        if not isinstance(record, Record):
+            raise BadRow(f"{source}: data.format={data.format} gave {type(record).__name__}, not Record.")
+        if record.messages is None:
+            yield record
+            continue
+        try:
+            messages = checked_messages(record.messages, record.where)
+            yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+        except BadRow as error:
+            yield error
+
+
+def answered(part: Part, record: Record) -> Record:
+    """The test row.
+
+    Raises:
+        UserError: It is running text.
+    """
+    if record.messages is None:
+        raise UserError(f"{part}: {record.where} is running text, and there is no answer in it to compare with.")
+    return record
+
+
+def check_first_rows(data: DataConfig) -> None:
+    """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
+
+    Raises:
+        UserError: A bad row (file and line), or no rows at all.
+    """
+    for part in filter(None, (training(data), validation(data))):
+        deque(islice(part, _FIRST), maxlen=0)
+    for part in tests(data).values():
+        deque(map(partial(answered, part), islice(part, _FIRST)), maxlen=0)

@@ -1,0 +1,114 @@
+"""Which rows are trained on and which are held out, and which stand twice: found out before one of them is rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import compress, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.reading import Part
+from gemma_tune.data.records import Record
+from gemma_tune.errors import UserError
+
+Mask = NDArray[np.bool_]
+
+
+def digest(record: Record, seed: int = 0) -> int:
+    """64 bits that equal rows share, whatever the order of their fields and the blanks around their texts."""
+    said = [_trimmed(record.messages), (record.text or "").strip(), record.tools]
+    text = json.dumps(said, sort_keys=True, ensure_ascii=False)
+    key = seed.to_bytes(16, "little")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
+
+
+def _trimmed(messages: list[dict[str, Any]] | None) -> Any:
+    return [{k: v.strip() if isinstance(v, str) else v for k, v in m.items()} for m in messages or ()]
+
+
+def _digests(part: Part, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The digest of every row, and a hash of where it stands, [N] each."""
+    bar = tqdm(part, desc=f"read {part}"[:40], unit=" rows", disable=None, leave=False)
+    found = np.fromiter(((digest(r, seed), hash(r.where)) for r in bar), dtype=[("row", "u8"), ("where", "i8")])
+    return found["row"], found["where"]
+
+
+def _seen(values: NDArray[Any]) -> Mask:
+    """Those that are equal to an earlier one, [N]."""
+    order = np.argsort(values, kind="stable")
+    seen = np.zeros(len(values), dtype=np.bool_)
+    seen[order[1:]] = values[order[1:]] == values[order[:-1]]
+    return seen
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of a run, each read from its file when it is asked for.
+
+    Attributes:
+        part: All rows that may be trained on, N.
+        others: The rows of `data.validation_file`, if there is one.
+        drawn: Those of `part` that are held out, [N]: the share with the smallest digests, so that equal rows stay
+            together and a row's side doesn't hang on where it stands in its file.
+        begun_again: Those of `part` that were given before, as their set is read once more (all_exhausted), [N].
+        repeated: Those to train on that are equal to an earlier row, [N].
+        leaked: Those to train on that stand among the held-out or the test rows, too, [N].
+        limit: Held-out rows at most.
+        said_again: `file:line` of the repeated rows, once `train` has been read.
+        said_elsewhere: The same for the leaked ones.
+    """
+
+    part: Part
+    others: Part | None
+    drawn: Mask
+    begun_again: Mask
+    repeated: Mask
+    leaked: Mask
+    limit: int | None
+    said_again: list[str] = field(default_factory=list)
+    said_elsewhere: list[str] = field(default_factory=list)
+
+    def train(self) -> Iterator[Record]:
+        """The rows to train on, in the files' order."""
+        for record, drawn, again, elsewhere in zip(self.part, self.drawn, self.repeated, self.leaked, strict=True):
+            if again:
+                self.said_again.append(record.where)
+            if elsewhere:
+                self.said_elsewhere.append(record.where)
+            if not drawn:
+                yield record
+
+    def held_out(self) -> Iterator[Record]:
+        """The rows held out, in the files' order."""
+        drawn = compress(self.part, self.drawn & ~self.begun_again)
+        return islice(drawn if self.others is None else self.others, self.limit)
+
+
+def split_rows(data: DataConfig, seed: int) -> Split:
+    """Reads every row once.
+
+    Raises:
+        UserError: A bad row (file and line), a file without rows, or none left to train on.
+    """
+    part, others = reading.training(data), reading.validation(data)
+    found, where = _digests(part, seed)
+    elsewhere = [_digests(p, seed)[0] for p in (*([others] if others else []), *reading.tests(data).values())]
+
+    drawn = np.zeros(len(found), dtype=np.bool_)
+    if data.validation_split_percentage:
+        n = max(1, round(len(found) * data.validation_split_percentage / 100))
+        drawn = found <= np.partition(found, n - 1)[n - 1]
+        if drawn.all():
+            raise UserError(f"{part}: holding out {len(found)} of {len(found)} rows leaves none to train on.")
+    again = _seen(where)
+    repeated = _seen(found) & ~again & ~drawn
+    leaked = np.isin(found, np.concatenate(elsewhere or [found[:0]])) & ~again & ~drawn
+    return Split(part, others, drawn, again, repeated, leaked, data.max_eval_samples)

@@ -1,0 +1,73 @@
+"""Rows that are read and rendered while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from datasets import IterableDataset
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.dataset import Rows, render_rows
+from gemma_tune.data.records import Record
+from gemma_tune.data.split import digest
+from gemma_tune.data.storage import FEATURES
+from gemma_tune.errors import UserError
+
+_FIRST = 200  # rows that are looked at beforehand, for what the model's vocabulary must hold
+
+
+def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Rows, Rows]:
+    """The rows to train on as a stream, and those held out, which are read before.
+
+    The share held out is that of the rows whose digest is small; each row's side hangs on the row alone. Rows that
+    stand twice are not looked for.
+
+    Returns:
+        Rows to train on, of which `rendered` and `records` are the first ones and the counts those of what was read so
+        far, again and again; and the rows held out.
+
+    Raises:
+        UserError: A bad row (file and line), no rows at all, or no row left.
+    """
+    share = round(data.validation_split_percentage / 100 * 2**64)
+    part, others = reading.training(data), reading.validation(data)
+
+    def kept(held_out: bool) -> Iterator[Record]:
+        return (r for r in part if (digest(r, seed) < share) == held_out) if share else iter(() if held_out else part)
+
+    held_out_records = islice(_once(kept(True)) if others is None else others, data.max_eval_samples)
+    held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows")
+    if share and not held_out.read:
+        raise UserError(
+            f"{part}: data.validation_split_percentage={data.validation_split_percentage:g} holds none of these rows "
+            "out; raise it, or name data.validation_file."
+        )
+    first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows")
+    if not first.read:
+        raise UserError(f"{part}: no row is left to train on.")
+    train = replace(first, skipped=part.skipped, formats=part.formats)
+    if others is not None:
+        held_out.skipped, held_out.formats = others.skipped, others.formats
+
+    def rendered() -> Iterator[dict[str, list[int]]]:
+        train.begin()  # TRL looks at the first row beforehand
+        # Without an end: Transformers can't resume exactly in a second epoch of a stream
+        while True:
+            yield from (vars(row) for row in train.use(kept(False), tokenizer, max_length))
+
+    stream = IterableDataset.from_generator(rendered, features=FEATURES)
+    train.dataset = stream.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
+    return train, held_out
+
+
+def _once(records: Iterator[Record]) -> Iterator[Record]:
+    """Each row once, where a set that is mixed is begun again."""
+    seen: set[str] = set()
+    for record in records:
+        if record.where not in seen:
+            seen.add(record.where)
+            yield record

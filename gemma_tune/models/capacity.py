@@ -1,0 +1,191 @@
+"""Whether a run fits the machine's memory and its disk: held against the estimate before anything is loaded."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import Shape
+from gemma_tune.models.memory import BYTES, estimate, optimizer_bytes
+from gemma_tune.models.source import Source
+
+_GIB = 1024**3
+_CGROUP = Path("/sys/fs/cgroup")
+_SHORTEST = 256
+
+
+def free_memory(device: torch.device) -> float:
+    """GiB that this process may still take: of the GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0] / _GIB)
+    free = float(psutil.virtual_memory().available)
+    try:
+        limit, used = ((_CGROUP / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
+        cache = sum(float(stat[name]) for name in ("inactive_file", "active_file"))  # given back when it is needed
+        free = min(free, float(limit) - float(used) + cache)
+    except (OSError, ValueError, KeyError):  # no container, or `max`
+        pass
+    return free / _GIB
+
+
+def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float) -> None:
+    """Holds what no shorter rows make smaller against the memory that is free.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        mixed: Whether products run in bfloat16 over float32 weights.
+        free: GiB.
+
+    Raises:
+        UserError: Weights, gradients and the optimizer's state alone are more than there is.
+    """
+    parts = estimate(cfg, shape, mixed, longest=1)
+    paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
+    fixed = sum(parts[name] for name in ("weights", "gradients", *(() if paged else ("optimizer",))))
+    if fixed > free:
+        raise UserError(
+            f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
+            f"state need about {fixed:.1f} GiB of memory, and {free:.1f} GiB are free. "
+            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free)}"
+        )
+
+
+def memory_warning(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> str | None:
+    """What to say where the estimate is above the memory that is free; None where it isn't.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        mixed: Whether products run in bfloat16 over float32 weights.
+        longest: Tokens of the longest row, after cutting.
+        free: GiB.
+    """
+    total = estimate(cfg, shape, mixed, longest)["total"]
+    if total <= free:
+        return None
+    said = f"warning: training needs about {total:.1f} GiB of memory, and {free:.1f} GiB are free."
+    return f"{said} {_fix(cfg, shape, mixed, longest, free)}"
+
+
+def _fix(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> str:
+    ways = _ways_that_fit(cfg, shape, mixed, longest, free)
+    return f"What should fit: {' '.join(ways)}" if ways else "No setting tried here makes it fit: take a smaller model."
+
+
+def _ways_that_fit(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> list[str]:
+    """The fewest words of the command line, in the order of what they cost, with which the estimate fits; or none."""
+    tried = copy.deepcopy(cfg)
+    words: dict[str, str] = {}
+    for change in (_small_batches, _recompute, _adapters, _four_bit, _shorter):
+        for key, word in change(tried):
+            words[key] = word
+        now_mixed = mixed and tried.model.dtype == "float32"
+        if estimate(tried, shape, now_mixed, min(longest, tried.train.max_length))["total"] <= free:
+            return list(words.values())
+    return []
+
+
+_Words = Iterator[tuple[str, str]]
+
+
+def _small_batches(cfg: Config) -> _Words:
+    t = cfg.train
+    if (t.per_device_train_batch_size or 1) > 1:
+        t.gradient_accumulation_steps *= t.per_device_train_batch_size or 1
+        t.per_device_train_batch_size = 1
+        yield "batch", "train.per_device_train_batch_size=1"
+        yield "accumulation", f"train.gradient_accumulation_steps={t.gradient_accumulation_steps}"
+
+
+def _recompute(cfg: Config) -> _Words:
+    if not cfg.train.gradient_checkpointing:
+        cfg.train.gradient_checkpointing = True
+        yield "recompute", "train.gradient_checkpointing=true"
+
+
+def _adapters(cfg: Config) -> _Words:
+    if cfg.adapter.peft_type == "none":
+        cfg.adapter.peft_type, cfg.model.dtype = "lora", "bfloat16"
+        yield "recipe", "recipe=lora_sft"
+
+
+def _four_bit(cfg: Config) -> _Words:
+    if not cfg.model.load_in_4bit:
+        cfg.model.load_in_4bit = True
+        yield "recipe", "recipe=qlora_sft"
+    if cfg.model.dtype != "bfloat16":
+        cfg.model.dtype = "bfloat16"
+        yield "dtype", "model.dtype=bfloat16"
+
+
+def _shorter(cfg: Config) -> _Words:
+    if cfg.train.max_length > _SHORTEST:
+        cfg.train.max_length = _SHORTEST
+        yield "length", f"train.max_length={_SHORTEST}"
+
+
+def check_disk(cfg: Config, shape: Shape, source: Source, folder: Path) -> None:
+    """Holds what a run downloads and writes against the disks' free space.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        source: The model.
+        folder: The run folder, which need not exist.
+
+    Raises:
+        UserError: Something doesn't fit; the message says what, where, and how to do with less.
+    """
+    problems = []
+    writes = _run_bytes(cfg, shape) / _GIB
+    free = _free_disk(folder)
+    if writes > free:
+        problems.append(
+            f"output_dir={folder}: checkpoints and exports need about {writes:.1f} GiB, and {free:.1f} GiB are free; "
+            "name a folder on another disk, or keep fewer checkpoints (train.save_total_limit, train.save_steps)."
+        )
+    if source.folder is None and not _is_downloaded(source):
+        size, cache = 2 * shape.parameters / _GIB, Path(HF_HUB_CACHE)  # published in bfloat16
+        if size > (free := _free_disk(cache)):
+            problems.append(
+                f"model.model_name_or_path={source.base}: the checkpoint has about {size:.1f} GiB, and {free:.1f} GiB "
+                f"are free in {cache}; make room, or set HF_HOME to a folder on another disk."
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+def _run_bytes(cfg: Config, shape: Shape) -> float:
+    full = cfg.adapter.peft_type == "none"
+    trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
+    size = BYTES[str(cfg.model.dtype)] if full else BYTES["float32"]
+    total = 0.0 if full else trained * size
+    if cfg.train.save_steps and not cfg.train.resume_from_checkpoint:  # a resumed run has written them already
+        checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
+        # One more while the newest is written; with no limit at least that many are
+        total += checkpoint * ((cfg.train.save_total_limit or 1) + 1)
+    if cfg.export.format == "merged":
+        total += shape.parameters * BYTES[cfg.export.dtype]
+    return total
+
+
+def _free_disk(path: Path) -> float:
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free / _GIB
+
+
+def _is_downloaded(source: Source) -> bool:
+    names = ("model.safetensors", "model.safetensors.index.json")
+    found = (try_to_load_from_cache(source.base, name, revision=source.revision) for name in names)
+    return any(isinstance(path, str) for path in found)

@@ -1,0 +1,117 @@
+"""Runs that don't fit the machine are refused before anything is loaded, with settings that fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import gemma_tune
+from gemma_tune.composition import compose_config
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.models import capacity
+from gemma_tune.models.family import PUBLISHED, Shape
+from gemma_tune.models.memory import estimate
+from gemma_tune.models.source import Source
+from gemma_tune.paths import ASSETS
+
+SAMPLE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
+
+
+def composed(recipe: str, model: str, *words: str) -> tuple[Config, Shape]:
+    shape = next(s for name, s in PUBLISHED.items() if name.replace("-", "").replace("gemma3", "gemma3_") in model)
+    return compose_config(recipe, [f"model={model}", *SAMPLE, *words]), shape
+
+
+def words_of(message: str) -> tuple[str | None, list[str]]:
+    """The recipe and the other words that a message proposes."""
+    words = message.split("What should fit: ")[1].split()
+    recipe = next((w.removeprefix("recipe=") for w in words if w.startswith("recipe=")), None)
+    return recipe, [w for w in words if not w.startswith("recipe=")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "free", "expected"),
+    [
+        ("full_sft", "gemma3_4b_it", 40.0, "lora_sft"),
+        ("full_sft", "gemma3_27b_it", 24.0, "qlora_sft"),
+        ("lora_sft", "gemma3_27b_it", 24.0, "qlora_sft"),
+        ("lora_sft", "gemma3_4b_it", 6.0, "qlora_sft"),
+    ],
+)
+def test_too_large_for_the_memory(recipe: str, model: str, free: float, expected: str) -> None:
+    cfg, shape = composed(recipe, model)
+    with pytest.raises(UserError, match=rf"need about [\d.]+ GiB of memory, and {free} GiB are free") as error:
+        capacity.check_memory(cfg, shape, False, free)
+    proposed, words = words_of(str(error.value))
+    assert proposed == expected
+    # What is proposed is held against the estimate on its own
+    cfg, shape = composed(proposed, model, *words)
+    assert estimate(cfg, shape, False, cfg.train.max_length)["total"] <= free
+    capacity.check_memory(cfg, shape, False, free)
+
+
+def test_nothing_fits() -> None:
+    cfg, shape = composed("qlora_sft", "gemma3_27b_it")
+    with pytest.raises(UserError, match="No setting tried here makes it fit: take a smaller model"):
+        capacity.check_memory(cfg, shape, False, 4.0)
+
+
+def test_warning() -> None:
+    cfg, shape = composed("lora_sft", "gemma3_1b_it", "train.per_device_train_batch_size=16")
+    needs = estimate(cfg, shape, False, 1024)["total"]
+    assert capacity.memory_warning(cfg, shape, False, 1024, needs + 0.1) is None
+    said = capacity.memory_warning(cfg, shape, False, 1024, needs - 0.1)
+    assert said is not None and said.startswith("warning: training needs about")
+    recipe, words = words_of(said)
+    assert (recipe, words) == (None, ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=16"])
+    cfg, _ = composed("lora_sft", "gemma3_1b_it", *words)
+    assert capacity.memory_warning(cfg, shape, False, 1024, needs - 0.1) is None
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert 0.1 < capacity.free_memory(torch.device("cpu")) < 10_000
+
+
+def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "_free_disk", lambda path: 5.0)
+    hub = Source("google/gemma-3-4b-it", None, None, "google/gemma-3-4b-it")
+    cfg, shape = composed("lora_sft", "gemma3_4b_it")
+    with pytest.raises(UserError) as error:
+        capacity.check_disk(cfg, shape, hub, tmp_path / "run")
+    exported, downloaded = error.value.problems
+    size = 2 * shape.parameters / 1024**3
+    assert f"output_dir={tmp_path / 'run'}: checkpoints and exports need about" in exported
+    assert abs(float(re.findall(r"about ([\d.]+) GiB", exported)[0]) - size) < 0.2  # and the adapter
+    assert f"the checkpoint has about {size:.1f} GiB, and 5.0 GiB are free" in downloaded and "HF_HOME" in downloaded
+    capacity.check_disk(compose_config("lora_sft", [*SAMPLE]), PUBLISHED["gemma-3-270m"], hub, tmp_path)
+
+
+def test_checkpoints_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "_free_disk", lambda path: 20.0)
+    local = Source(str(tmp_path), None, None, str(tmp_path))
+    cfg, shape = composed("full_sft", "gemma3_1b_it")
+    capacity.check_disk(cfg, shape, local, tmp_path)
+    cfg, shape = composed("full_sft", "gemma3_1b_it", "train.save_steps=10")
+    with pytest.raises(UserError, match="keep fewer checkpoints"):
+        capacity.check_disk(cfg, shape, local, tmp_path)
+
+
+def test_a_run_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    model = tmp_path / "huge"
+    shutil.copytree(ASSETS / "tiny", model, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    config |= {"num_hidden_layers": 4000, "layer_types": ["full_attention"] * 4000, "hidden_size": 16384}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (model / "model.safetensors").write_bytes(b"never read")
+    words = [f"model.model_name_or_path={model}", *SAMPLE, "tracker=none", f"output_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"of memory, and .* are free"):
+        gemma_tune.run("full_sft", words)
+    assert not (tmp_path / "run").exists()
+    dry = gemma_tune.run("full_sft", [*words, "dry_run=true"])
+    assert dry.status == "dry_run"
