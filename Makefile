@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-gpu lint format docs figures figures-sample clean
+.PHONY: help setup run test test-gpu lint format docs figures figures-sample bench-rows bench-sft clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -46,6 +46,12 @@ figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
 
 figures-sample: .venv/.done ## Measure the sample task with each recipe, and write docs/benchmarks/sample-task.md
 	$(BIN)/python tests/sample_figures.py
+
+bench-rows: .venv/.done ## Measure ten thousand to a million rows, and write docs/benchmarks/million-rows.md
+	$(BIN)/python tests/bench_rows.py
+
+bench-sft: .venv/.done ## Compare with a plain TRL script, and write docs/benchmarks/sft-against-trl.md
+	$(BIN)/python tests/bench_sft.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
