@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gemma_tune.config import Config
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import load_rows, read_tests
+from gemma_tune.data.dataset import load_rows, notes_of, read_tests
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.capacity import free_memory, memory_warning
@@ -46,10 +46,10 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
     if cfg.data.streaming:
         train, held_out = stream_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         said = "Training rows are streamed: they are not counted beforehand."
-        return {"held_out": held_out.counts()}, [said, *train.notes("training rows"), *held_out.notes("held-out rows")]
+        return {"held_out": held_out.counts()}, [said, *notes_of(train, held_out)]
     train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
     counts = {"training": train.counts(), "held_out": held_out.counts()}
-    return counts, [*train.notes("training rows"), *held_out.notes("held-out rows")]
+    return counts, notes_of(train, held_out)
 
 
 def _size(gib: float) -> str:

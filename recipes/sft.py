@@ -8,7 +8,7 @@ from typing import Any
 from transformers import set_seed
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows, read_tests
+from gemma_tune.data.dataset import load_rows, notes_of, read_tests
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.evals.evaluation import Evaluation, evaluate
@@ -95,8 +95,8 @@ def run(cfg: Config) -> RunResult:
     # From here on the run folder is written
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
-        said = [*train.notes("training rows"), *held_out.notes("held-out rows"), *notes]
-        say_begin(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *said)
+        begun = f"{cfg.recipe}: {source.base} → {folder.path}"
+        say_begin(begun, counts.line(), *notes_of(train, held_out), *notes)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
         folder.add_inputs(source.folder, source.adapter)
@@ -158,7 +158,7 @@ def run(cfg: Config) -> RunResult:
         before.save(folder.evals, "before")
         after.save(folder.evals, "after")
         # Of a stream more is known by now
-        said = [*train.notes("training rows"), *held_out.notes("held-out rows"), *notes]
-        write_report(cfg, folder, counts.line(), before, after, [*said, *train.skipped, *held_out.skipped])
+        notes = [*notes_of(train, held_out), *notes, *train.skipped, *held_out.skipped]
+        write_report(cfg, folder, counts.line(), before, after, notes)
     say_end(folder, before, after, tracker.note)
     return result

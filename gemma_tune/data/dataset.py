@@ -128,6 +128,11 @@ class Rows:
         return found
 
 
+def notes_of(train: Rows, held_out: Rows) -> list[str]:
+    """What a person should know of the rows of a run, a line each."""
+    return [*train.notes("training rows"), *held_out.notes("held-out rows")]
+
+
 def render_rows(records: Iterable[Record], tokenizer: Any, max_length: int, name: str) -> Rows:
     """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
 

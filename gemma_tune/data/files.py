@@ -166,13 +166,11 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
         start = raw.read(2)
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise _not_utf8(start, 0, f"{path}:1")
-    # surrogateescape: bytes that are no UTF-8 are kept, and found in their row
-    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = iter(file)
-        head = next((line for line in lines if line.strip()), "")
+    with _as_text(path) as file:
+        head = next((line for line in file if line.strip()), "")
     delimiter = "\t" if ".tsv" in [s.lower() for s in path.suffixes[-2:]] else _delimiter(head)
     names: list[str] = []
-    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _as_text(path) as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         while True:
             where = f"{path}:{rows.line_num + 1}"  # the row's first line
@@ -188,6 +186,11 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
                 yield _csv_row(names, values, where)
             else:
                 names = _csv_names(values, where)
+
+
+def _as_text(path: Path) -> IO[str]:
+    """The file with its line ends; bytes that are no UTF-8 are kept as lone surrogates, and found in their row."""
+    return io.TextIOWrapper(_open(path), "utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _delimiter(head: str) -> str:
