@@ -1,6 +1,7 @@
 """`make bench-sft`: our `lora_sft` and `qlora_sft` against a plain TRL script, written to docs/benchmarks/.
 
-The same model, rows, order, steps, dtype and batch; every run is a process of its own, ours and TRL's in turn.
+The same model, rows, order, steps, dtype and batch; every run is a process of its own, and the two of a pair take turns
+of a second.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import shape_270m
 from figures import DOCS, conditions, conditions_line
+from in_turn import Turns, in_turn
 from scipy.stats import t as student
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -36,24 +37,7 @@ RECIPES = ("lora_sft", "qlora_sft")
 LEAST = 0.97
 
 
-def child(command: list[str]) -> tuple[str, float]:
-    """Runs a command; what it said, and its peak memory in MiB.
-
-    Raises:
-        RuntimeError: It failed.
-    """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)[:300]}: {err.read()[-2000:]}")
-        return out.read(), used.ru_maxrss / 1024
-
-
-def ours(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder: Path) -> dict[str, Any]:
+def ours(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder: Path) -> Turns:
     """One run of a recipe."""
     words = [f"train.{k}={v}" for k, v in training.items()]
     command = [
@@ -61,20 +45,49 @@ def ours(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder:
         f"model.model_name_or_path={model}", "model.bnb_4bit_compute_dtype=bfloat16", "model.device=cpu",
         "data=messages", f"data.train_file={rows}", f"output_dir={folder}", "train.logging_steps=1", *words,
     ]  # fmt: skip
-    _, memory = child(command)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    seconds = next(line["train_runtime"] for line in lines if "train_runtime" in line)
-    return {"seconds": seconds, "memory": memory, "losses": [line["loss"] for line in lines if "loss" in line]}
+    return Turns(
+        command, lambda said: next((line["train_runtime"] for line in logged(folder) if "train_runtime" in line), None)
+    )
 
 
-def plain(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder: Path) -> dict[str, Any]:
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl, perhaps none yet."""
+    file = folder / "metrics.jsonl"
+    text = file.read_text("utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def plain(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder: Path) -> Turns:
     """One run of the TRL script."""
     asked = {
         "model": str(model), "rows": str(rows), "output_dir": str(folder), "four_bit": recipe == "qlora_sft",
         "chat_template": training_template(), "training": training,
     }  # fmt: skip
-    said, memory = child([sys.executable, str(HERE / "plain_trl.py"), json.dumps(asked)])
-    return {**json.loads(said.splitlines()[-1]), "memory": memory}
+    return Turns(
+        [sys.executable, str(HERE / "plain_trl.py"), json.dumps(asked)], lambda said: last_line(said).get("seconds")
+    )
+
+
+def last_line(said: str) -> dict[str, Any]:
+    """The last whole line that the TRL script wrote, or nothing yet."""
+    lines = [line for line in said.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+    return json.loads(lines[-1]) if lines else {}
+
+
+def one_pair(
+    recipe: str, training: dict[str, Any], model: Path, rows: Path, folder: Path, ours_first: bool
+) -> dict[str, Any]:
+    """Ours and TRL's, in turns of a second: seconds of the training loop, peak memory and losses of each."""
+    runs = {
+        "ours": ours(recipe, training, model, rows, folder / "ours"),
+        "TRL": plain(recipe, training, model, rows, folder / "TRL"),
+    }
+    in_turn(sorted(runs.values(), key=lambda run: (run is runs["ours"]) != ours_first))
+    losses = {
+        "ours": [line["loss"] for line in logged(folder / "ours") if "loss" in line],
+        "TRL": last_line(runs["TRL"].said)["losses"],
+    }
+    return {who: {"seconds": run.seconds, "memory": run.memory, "losses": losses[who]} for who, run in runs.items()}
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -119,9 +132,8 @@ def main() -> None:
                 "per_device_train_batch_size": 2, "max_length": LENGTH, "learning_rate": 1e-3, "num_train_epochs": 1,
                 "lr_scheduler_type": "linear", "warmup_steps": 0, "optim": "adamw_torch",
             }  # fmt: skip
-            pair = {}
-            for who, run in sorted({"ours": ours, "TRL": plain}.items(), reverse=bool(n % 2)):
-                pair[who] = run(recipe, training, model, rows, Path(scratch) / f"{recipe}-{setting[:5]}-{n}-{who}")
+            folder = Path(scratch) / f"{recipe}-{setting[:5]}-{n}"
+            pair = one_pair(recipe, training, model, rows, folder, ours_first=n % 2 == 0)
             if n >= 0:
                 results.setdefault(f"{recipe}, {setting}", []).append(pair)
     report = {**conditions(), "tokens": tokens, "rows": options.rows, "results": results}
@@ -139,24 +151,26 @@ def same_losses(ours: list[float], theirs: list[float]) -> bool:
 def as_markdown(report: dict[str, Any]) -> str:
     """The table; a setting whose final losses differ has no ratio."""
     steps = len(next(iter(report["results"].values()))[0]["ours"]["losses"])
+    pairs = len(next(iter(report["results"].values())))
     lines = [
         "# Fine-tuning against a plain TRL script", "",
         f"Made by `make bench-sft` on {conditions_line(report)}", "",
         "The shape of Gemma 3 270M with random weights (`tests/shape_270m.py`), bfloat16; the first "
         f"{report['rows']} rows of GSM8K, {report['tokens']:,} tokens, in batches of 2, {steps} steps. "
-        "`tests/plain_trl.py` is the TRL script. Each run is a process of its own, ours and TRL's in turn; the time is "
-        "that of the training loop, the memory the process's peak. The losses of each pair must agree (the first to "
+        f"`tests/plain_trl.py` is the TRL script. {pairs} pairs a line; each run is a process of its own, and the two "
+        "of a pair take turns of a second, so that both meet the same machine. The time is that of the training loop "
+        "without the other's turns, the memory the process's peak. The losses of each pair must agree (the first to "
         "0.02 %, the others to 0.1 %), or there is no ratio. Over 4-bit weights TRL rounds the adapters to bfloat16, "
         "and ours stay float32.", "",
         "| recipe, setting of TRL | ours, tokens/s | TRL, tokens/s | ours / TRL (95 %) | peak memory, ours / TRL, MiB "
         "| last loss, ours / TRL |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for name, pairs in report["results"].items():
-        mean = {who: statistics.fmean(report["tokens"] / p[who]["seconds"] for p in pairs) for who in ("ours", "TRL")}
-        memory = {who: statistics.fmean(p[who]["memory"] for p in pairs) for who in ("ours", "TRL")}
-        last = {who: pairs[0][who]["losses"][-1] for who in ("ours", "TRL")}
-        ratio, low, high = interval([p["TRL"]["seconds"] / p["ours"]["seconds"] for p in pairs])
-        agree = all(same_losses(p["ours"]["losses"], p["TRL"]["losses"]) for p in pairs)
+    for name, done in report["results"].items():
+        mean = {who: statistics.fmean(report["tokens"] / p[who]["seconds"] for p in done) for who in ("ours", "TRL")}
+        memory = {who: statistics.fmean(p[who]["memory"] for p in done) for who in ("ours", "TRL")}
+        last = {who: done[0][who]["losses"][-1] for who in ("ours", "TRL")}
+        ratio, low, high = interval([p["TRL"]["seconds"] / p["ours"]["seconds"] for p in done])
+        agree = all(same_losses(p["ours"]["losses"], p["TRL"]["losses"]) for p in done)
         said = f"{ratio:.3f} ({low:.3f}–{high:.3f})" if agree else "none: the losses differ"
         lines.append(
             f"| {name} | {mean['ours']:.1f} | {mean['TRL']:.1f} | {said} "

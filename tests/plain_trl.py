@@ -44,7 +44,7 @@ def main(asked: dict[str, Any]) -> None:
     )
     seconds = trainer.train().metrics["train_runtime"]
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    print(json.dumps({"seconds": seconds, "losses": losses}))
+    print(json.dumps({"seconds": seconds, "losses": losses}), flush=True)
 
 
 if __name__ == "__main__":
