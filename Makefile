@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-gpu lint format docs figures figures-sample bench-rows bench-sft clean
+.PHONY: help setup run test test-gpu lint format docs figures figures-sample bench-rows bench-sft bench-packing clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -52,6 +52,9 @@ bench-rows: .venv/.done ## Measure ten thousand to a million rows, and write doc
 
 bench-sft: .venv/.done ## Compare with a plain TRL script, and write docs/benchmarks/sft-against-trl.md
 	$(BIN)/python tests/bench_sft.py
+
+bench-packing: .venv/.done ## Measure packed rows against padded batches, and write docs/benchmarks/packing.md
+	$(BIN)/python tests/bench_packing.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -12,7 +12,7 @@ from gemma_tune.models.source import find_source
 # Narrow models, as the embedded one is, take and need higher rates, and small batches.
 _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
 _RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
-_BATCH, _BATCH_NARROW = 8, 4
+_BATCH, _BATCH_PACKED, _BATCH_NARROW = 8, 2, 4
 _ANSWERED, _ANSWERED_NARROW = 8, 64
 
 
@@ -27,8 +27,14 @@ def fill_in(cfg: Config) -> None:
             cfg.train.learning_rate = _RATE_ALL_NARROW if narrow else _RATE_ALL
         else:
             cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS
+    if cfg.train.packing is None:
+        cfg.train.packing = not narrow
     if cfg.train.per_device_train_batch_size is None:
-        cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else _BATCH
+        several = _BATCH_PACKED if cfg.train.packing else _BATCH
+        cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else several
+    if cfg.train.train_sampling_strategy is None:
+        grouped = narrow and not cfg.train.packing and not cfg.data.streaming
+        cfg.train.train_sampling_strategy = "group_by_length" if grouped else "random"
     if cfg.eval.batch_size is None:
         cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
 

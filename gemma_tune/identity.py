@@ -7,8 +7,9 @@ from typing import Any
 
 from gemma_tune.config import Config
 
-# Keys that say how a run is carried out, and those of `recipe=chat`, not what a run is: they don't change its folder.
-OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat")
+# Keys that say how a run is carried out, and those of `recipe=chat` and `recipe=preview`, not what a run is: they don't
+# change its folder.
+OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview")
 # Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate hangs on
 # it, and the stored configuration would not repeat the run.
 RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")

@@ -101,7 +101,13 @@ def _rows_section(counts: dict[str, dict[str, int]]) -> str:
 
 
 def write_report(
-    cfg: Config, folder: RunFolder, trained: str, before: Evaluation, after: Evaluation, notes: Sequence[str] = ()
+    cfg: Config,
+    folder: RunFolder,
+    trained: str,
+    before: Evaluation,
+    after: Evaluation,
+    notes: Sequence[str] = (),
+    checks: Sequence[str] = (),
 ) -> Path:
     """Writes report.md and loss.png.
 
@@ -112,6 +118,7 @@ def write_report(
         before: The evaluation before training.
         after: The same after training.
         notes: What is to be said of the rows, a line each.
+        checks: What was checked before training, a line each.
     """
     metrics = folder.result.metrics
     sections = _evaluation_sections(before, after)
@@ -119,6 +126,8 @@ def write_report(
     if notes:
         sections["What to know of the rows"] = "\n".join(f"- {note}" for note in notes)
     sections["What was trained"] = f"{trained}."
+    if checks:
+        sections["Checked before training"] = "\n".join(f"- {line}" for line in checks)
     if "export" in metrics:
         rows = [[k.replace("_", " "), as_text(k, v)] for k, v in metrics["export"].items()]
         sections["The exported model against the trained one"] = _table(["", ""], rows)

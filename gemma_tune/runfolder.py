@@ -213,6 +213,16 @@ class RunFolder:
         self.result.seconds[step] = round(seconds, 3)
 
     @contextlib.contextmanager
+    def nothing_left(self) -> Iterator[None]:
+        """After a UserError the empty folders that the trainer makes are gone."""
+        try:
+            yield
+        except UserError:
+            if is_main_process() and self.path.exists() and not _has_files(self.path):
+                shutil.rmtree(self.path)
+            raise
+
+    @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
 

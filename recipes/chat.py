@@ -26,7 +26,7 @@ def run(cfg: Config) -> RunResult:
 
     # What is asked, as token ids; nothing of it waits for the weights
     source = find_source(cfg.model)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, cfg.model.chat_template)
     limit = load_config(source).get_text_config().max_position_embeddings
     records = read_prompts(chat)
     prompts = [ids_within(tokenizer, r.messages or [], r.tools, limit, r.where) for r in records]

@@ -8,38 +8,39 @@ from typing import Any
 from transformers import set_seed
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows, notes_of, read_tests
+from gemma_tune.data.dataset import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.stream import stream_rows
+from gemma_tune.dry_run import dry_run
 from gemma_tune.evals.evaluation import Evaluation, evaluate
 from gemma_tune.evals.held_out import held_out_loss
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
+from gemma_tune.models.checkpoint import Checkpoint
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import (
     check_vocabulary,
-    key_mapping_of,
+    family_of,
     load_base,
     load_config,
     load_tokenizer,
     pick_device,
-    shape_of,
 )
-from gemma_tune.models.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
 from gemma_tune.models.mode import training_attention
+from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import whole
-from gemma_tune.preview import preview
 from gemma_tune.report import write_report
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say_begin, say_end
 from gemma_tune.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
 from gemma_tune.train.callbacks import Report
-from gemma_tune.train.preflight import untrained_warning
+from gemma_tune.train.preflight import Looked, preflight, untrained_warning
 from gemma_tune.train.resume import find_checkpoint
 from gemma_tune.train.trainer import sft_trainer
 
@@ -53,11 +54,11 @@ def run(cfg: Config) -> RunResult:
         return folder.stored_result()
     checkpoint = None if folder.finished else find_checkpoint(cfg.train, folder)
     if cfg.dry_run:
-        return preview(cfg, folder)
+        return dry_run(cfg, folder)
 
     # What surely doesn't fit is said before a long file is read
     source, device = find_source(cfg.model), pick_device(cfg.model)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, cfg.model.chat_template)
     shape, mixed, free = shape_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
     check_memory(cfg, shape, mixed, free)
     check_disk(cfg, shape, source, folder.path)
@@ -81,13 +82,17 @@ def run(cfg: Config) -> RunResult:
         notes += [warning] if warning else []
         model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
-    key_mapping = key_mapping_of(source)
-    saver = AdapterSaver(model, with_images=key_mapping is not None)
+    saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
     held_out_figures = partial(
         held_out_loss, model, held_out.rendered, tokenizer.pad_token_id, cfg.train.per_device_eval_batch_size
     )
     arguments = sft_arguments(cfg, folder, device)
-    trainer = sft_trainer(cfg, arguments, model, tokenizer, train, held_out, held_out_figures)
+    where = partial(find_rows, cfg.data, tokenizer, cfg.train.max_length)
+    needs = estimate(cfg, shape, mixed, longest)["total"]
+    with folder.nothing_left():
+        trainer = sft_trainer(cfg, arguments, model, tokenizer, train, held_out, held_out_figures, where)
+        weighs_tokens = trainer.model_accepts_loss_kwargs
+        checks = preflight(Looked(cfg, model, tokenizer, train, counts, shape, weighs_tokens, (needs, free)))
 
     def measure(model: Any, tokenizer: Any) -> Evaluation:
         return evaluate(cfg, model, tokenizer, held_out, tests)
@@ -96,7 +101,7 @@ def run(cfg: Config) -> RunResult:
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         begun = f"{cfg.recipe}: {source.base} → {folder.path}"
-        say_begin(begun, counts.line(), *notes_of(train, held_out), *notes)
+        say_begin(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
         folder.add_inputs(source.folder, source.adapter)
@@ -130,12 +135,12 @@ def run(cfg: Config) -> RunResult:
         if cfg.export.format == "merged":
             reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
             with folder.timed("export"), whole(folder.export("merged")) as written:
-                merged.export(model, tokenizer, written, cfg.export)
+                merged.export(model, tokenizer, written, cfg.export, source)
             with folder.timed("verify"):
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
             if cfg.model.load_in_4bit:
-                gap = rounding_gap(model.get_base_model(), source, key_mapping)
+                gap = rounding_gap(model.get_base_model(), Checkpoint.of(source, family_of(source)))
                 result.metrics["export"]["four_bit_gap"] = gap
 
         # Say what happened
@@ -158,7 +163,7 @@ def run(cfg: Config) -> RunResult:
         before.save(folder.evals, "before")
         after.save(folder.evals, "after")
         # Of a stream more is known by now
-        notes = [*notes_of(train, held_out), *notes, *train.skipped, *held_out.skipped]
-        write_report(cfg, folder, counts.line(), before, after, notes)
+        notes = [*notes_of(train, held_out), *notes, *train.left_out(), *held_out.left_out()]
+        write_report(cfg, folder, counts.line(), before, after, notes, checks)
     say_end(folder, before, after, tracker.note)
     return result

@@ -44,7 +44,7 @@ PURE = (
     "quant.grid",
 )
 # Above the parts, for recipes and the command line only.
-TOP = ("", "__main__", "composition", "defaults", "launch", "preview", "report", "talk", "terminal")
+TOP = ("", "__main__", "composition", "defaults", "launch", "dry_run", "preview", "report", "talk", "terminal")
 # "Nothing up to 'the configuration has passed' imports torch."
 LIGHT = (
     *BASE, "config", "strict", "identity", "manifest", "runfolder", "", "__main__", "composition", "defaults", "launch",

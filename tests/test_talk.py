@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from gemma_tune.chat import render_prompt
+from gemma_tune.chat import STOP_TOKEN, render_prompt
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
@@ -52,8 +52,9 @@ def user(text: str) -> list[dict[str, Any]]:
 class Scripted:
     """A model that says one given text after another, a token at a time; with `interrupted` a person stops it."""
 
-    def __init__(self, tokenizer: Any, *says: str, interrupted: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, *says: str, interrupted: int | None = None, stop: str = STOP_TOKEN) -> None:
         self.tokenizer = tokenizer
+        self.stop = stop
         self.says = list(says)
         self.interrupted = interrupted
         self.asked: list[str] = []
@@ -65,7 +66,7 @@ class Scripted:
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, streamer: Any, **_: Any) -> None:
         self.asked.append(self.tokenizer.decode(input_ids[0]))
         ids = self.tokenizer(self.says.pop(0), add_special_tokens=False)["input_ids"]
-        ids = [*ids, self.tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+        ids = [*ids, self.tokenizer.convert_tokens_to_ids(self.stop)]
         streamer.put(input_ids)
         for place, token in enumerate(ids[:max_new_tokens]):
             if place == self.interrupted:

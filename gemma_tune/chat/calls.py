@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from gemma_tune.chat.forms import FORMS, ChatForm
+from gemma_tune.chat.native import NoCall, Reader
+from gemma_tune.chat.recognise import form_of
 
 _BEGIN = re.compile(r"[{\[]")
 _FENCE = re.compile(r"```[a-z_]*\s*$")
@@ -25,40 +30,138 @@ class Call:
         return f"{self.name}({said})"
 
 
+class Said(NamedTuple):
+    """What a model said.
+
+    Attributes:
+        text: The text around the calls.
+        calls: The calls in their order.
+        thinking: What it thought before.
+    """
+
+    text: str
+    calls: list[Call]
+    thinking: str = ""
+
+
 def calls_of(message: dict[str, Any]) -> list[Call]:
     """The calls of an OpenAI message, perhaps none."""
     functions = (call["function"] for call in message.get("tool_calls") or [])
     return [Call(f["name"], f["arguments"]) for f in functions]
 
 
-def as_message(answer: str) -> dict[str, Any]:
-    """What a model said as an OpenAI message, with its calls where it made some."""
-    text, calls = parse_answer(answer)
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if calls:
-        functions = ({"name": c.name, "arguments": c.arguments} for c in calls)
+def content_text(message: dict[str, Any]) -> str:
+    """A message's text for people: its parts side by side, a result that is data as JSON."""
+    content = message["content"]
+    if isinstance(content, dict):
+        return json.dumps(content, ensure_ascii=False)
+    return content if isinstance(content, str) else " ".join(part["text"] for part in content)
+
+
+def as_message(answer: str, form: ChatForm | None = None) -> dict[str, Any]:
+    """What a model said as an OpenAI message, with its calls and its thinking where there are some."""
+    said = parse_answer(answer, form)
+    message: dict[str, Any] = {"role": "assistant", "content": said.text}
+    if said.thinking:
+        message["reasoning_content"] = said.thinking
+    if said.calls:
+        functions = ({"name": c.name, "arguments": c.arguments} for c in said.calls)
         message["tool_calls"] = [{"type": "function", "function": f} for f in functions]
     return message
 
 
-def shown(answer: str) -> str:
-    """An answer for people: its text, and each call on a line of its own, `→ tool(argument=value)`."""
-    text, calls = parse_answer(answer)
-    return "\n".join([*([text] if text else []), *(f"→ {call}" for call in calls)])
+def shown(answer: str, form: ChatForm | None = None) -> str:
+    """An answer for people: thinking in brackets, its text, and each call as a line, `→ tool(argument=value)`."""
+    said = parse_answer(answer, form)
+    thinking = [f"[thinking: {said.thinking}]"] if said.thinking else []
+    return "\n".join([*thinking, *([said.text] if said.text else []), *(f"→ {call}" for call in said.calls)])
 
 
-def parse_answer(answer: str) -> tuple[str, list[Call]]:
-    """Splits an answer in Gemma 3's form into its text and its calls.
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids of an answer as text, blanks and all: without stop tokens, with the tokens that mean something.
 
-    A call is a JSON object with `name` and `parameters`; several stand in a list, or one after the other. A code fence
-    around them is passed over, since the published models like to write one. Anything that isn't whole JSON is text.
+    Those around calls, strings and thinking are kept, although most tokenizers call them special.
+    """
+    form = form_of(tokenizer)
+    kept = {tokenizer.convert_tokens_to_ids(t): t for t in form.answer_tokens}
+    stops = {tokenizer.convert_tokens_to_ids(t) for t in form.stop_tokens}  # FunctionGemma's own are not all special
+    text: list[str] = []
+    for is_kept, group in itertools.groupby((i for i in ids if i not in stops), kept.__contains__):
+        run = list(group)
+        text += [kept[i] for i in run] if is_kept else [tokenizer.decode(run, skip_special_tokens=True)]
+    return "".join(text)
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """An answer's token ids, [T], as the text that `parse_answer` reads.
 
     Args:
-        answer: The answer, decoded, without special tokens.
-
-    Returns:
-        The text around the calls, and the calls in their order.
+        tokenizer: The tokenizer, with a template that we know.
+        ids: New tokens, with or without the stop token.
     """
+    return decoded(tokenizer, ids).strip()
+
+
+def parse_answer(answer: str, form: ChatForm | None = None) -> Said:
+    """Splits an answer into its text, its calls and its thinking.
+
+    In Gemma 3's form a call is a JSON object with `name` and `parameters`; several stand in a list, or one after the
+    other. A code fence around them is passed over, since the published models like to write one. FunctionGemma and
+    Gemma 4 have tokens for calls, and Gemma 4 for thinking. Anything that isn't a whole call is text.
+
+    Args:
+        answer: The answer, as `answer_text` gives it.
+        form: Its form; None tells it by the tokens in it, which no answer of another form can hold.
+    """
+    if form is None:
+        native = (f for f in (FORMS["functiongemma"], FORMS["gemma4"]) if any(t in answer for t in f.answer_tokens))
+        form = next(native, FORMS["gemma3"])
+    if form.calls == "native":
+        return _native(answer, form)
+    return _json(answer) if form.calls else Said(answer.strip(), [])
+
+
+def _native(answer: str, form: ChatForm) -> Said:
+    thinking, answer = split_thinking(answer, form)
+    begin_token, end_token = (t for t in form.answer_tokens if "call" in t)
+    calls: list[Call] = []
+    texts: list[str] = []
+    said = end = 0
+    while (begin := answer.find(begin_token, end)) >= 0:
+        reader = Reader(answer, begin + len(begin_token), form.string_token)
+        try:
+            calls.append(Call(*reader.call(end_token)))
+        except NoCall:
+            end = begin + len(begin_token)
+            continue
+        texts.append(answer[said:begin])
+        said = end = reader.place
+    texts = [t.strip() for t in (*texts, answer[said:])]
+    return Said("\n".join(t for t in texts if t), calls, thinking)
+
+
+def split_thinking(answer: str, form: ChatForm) -> tuple[str, str]:
+    """The thinking in an answer, and the rest, with its calls as they were written.
+
+    An answer may begin within its thinking, where the prompt began it, or be cut off in it.
+    """
+    if "<|channel>" not in form.answer_tokens:
+        return "", answer.strip()
+    begin, end = "<|channel>", "<channel|>"
+    thoughts: list[str] = []
+    rest = ""
+    *closed, last = answer.split(end)
+    for part in closed:
+        before, found, thought = part.partition(begin)
+        thoughts.append(thought if found else before)
+        rest += before if found else ""
+    before, _, thought = last.partition(begin)
+    thoughts.append(thought)
+    thoughts = [t.lstrip().removeprefix("thought\n").strip() for t in thoughts]
+    return "\n".join(t for t in thoughts if t), (rest + before).strip()
+
+
+def _json(answer: str) -> Said:
     decoder, end, said = json.JSONDecoder(), 0, 0
     calls: list[Call] = []
     texts: list[str] = []
@@ -74,7 +177,7 @@ def parse_answer(answer: str) -> tuple[str, list[Call]]:
             fence = _FENCE_ENDS.match(answer, end)
             said = end = fence.end() if fence else end
     texts = [t.strip() for t in (*texts, answer[said:])]
-    return "\n".join(t for t in texts if t), calls
+    return Said("\n".join(t for t in texts if t), calls)
 
 
 def _calls(value: Any) -> list[Call]:
@@ -87,6 +190,11 @@ def _calls(value: Any) -> list[Call]:
             return []
         calls.append(Call(entry["name"], entry["parameters"]))
     return calls
+
+
+def begins_call(text: str) -> bool:
+    """Whether a text begins as a call does, in any form."""
+    return text.startswith(("{", "[", "<start_function_call>", "<|tool_call>"))
 
 
 def same_calls(made: Sequence[Call], wanted: Sequence[Call]) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.chat.template import training_template
+from gemma_tune.chat.engine import Messages, Tools, conversation_text
+from gemma_tune.chat.forms import ChatForm, Unrenderable, thinking_of
+from gemma_tune.chat.recognise import form_of
 
-Messages = list[dict[str, Any]]
-Tools = list[dict[str, Any]] | None
+__all__ = ["Messages", "Rendered", "Tools", "render_chat", "render_prompt", "render_text"]
 
 
 @dataclass(frozen=True)
@@ -34,54 +35,42 @@ class Rendered:
         return sum(label != -100 for label in self.labels[1:])
 
 
-def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, family: str = "gemma3") -> Rendered:
+def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Rendered:
     """Renders a conversation; the loss counts the assistant's tokens and the stop token, nothing else.
 
-    An answer with `"weight": 0` counts nothing.
+    What the assistant says is its text, its calls, its thinking where the form renders it, and the token it stops at.
+    Results of tools are not its own, although Gemma 4 and FunctionGemma write them into its turn. An answer with
+    `"weight": 0` counts nothing.
 
     Args:
-        tokenizer: A fast tokenizer of Transformers (the mask comes from its character offsets).
+        tokenizer: A fast tokenizer of Transformers with a chat template that we know.
         messages: OpenAI messages: `role`, `content`, and for calls `tool_calls`.
         tools: OpenAI function schemas, or None.
-        family: Which template.
+        thinking: Whether the prompt asks the model to think (Gemma 4).
 
     Raises:
+        UnknownTemplate: The tokenizer's template is none that we know.
+        Unrenderable: The form has no place for something, or a text holds a control token.
         jinja2.TemplateError: Roles that don't alternate.
     """
-    out = tokenizer.apply_chat_template(
-        messages,
-        tools=tools or None,
-        chat_template=training_template(family),
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
+    form = form_of(tokenizer)
+    text, spans = conversation_text(form, prepared(form, messages, tools), tools, thinking=thinking)
+    out = tokenizer(text, add_special_tokens=False)
     ids = list(out["input_ids"])
-    answers = [m for m in messages if m["role"] == "assistant"]
-    mask = _weighted(out["assistant_masks"], [m.get("weight", 1) for m in answers])
-    return Rendered(ids, [i if m else -100 for i, m in zip(ids, mask, strict=True)])
+    labels = [-100] * len(ids)
+    for begin, end in spans:
+        # A part begins after a special token or a line break that nothing merges with, and ends with a special token
+        first = out.char_to_token(begin)
+        after = out.char_to_token(end) if end < len(text) else len(ids)
+        labels[first:after] = ids[first:after]
+    return Rendered(ids, labels)
 
 
-def _weighted(mask: list[int], weights: list[int]) -> list[int]:
-    """The mask without the answers of weight 0: each answer is one run of ones, as turns never touch."""
-    weighted: list[int] = []
-    weight = iter(weights)
-    for is_answer, run in itertools.groupby(mask):
-        weighted += [next(weight) if is_answer else 0] * len(list(run))
-    return weighted
-
-
-def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, family: str = "gemma3") -> list[int]:
-    """Token ids up to where the model's answer begins, [T]."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages,
-        tools=tools or None,
-        chat_template=training_template(family),
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=True,
-    )["input_ids"]
-    return list(ids)
+def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> list[int]:
+    """Token ids up to where the model's answer begins, [T]; the arguments are those of `render_chat`."""
+    form = form_of(tokenizer)
+    text, _ = conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def render_text(tokenizer: Any, text: str) -> Rendered:
@@ -89,3 +78,61 @@ def render_text(tokenizer: Any, text: str) -> Rendered:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return Rendered(ids, ids.copy())
+
+
+def prepared(form: ChatForm, messages: Messages, tools: Tools = None) -> Messages:
+    """The messages as the form's template wants them: every result named, thinking under one name, no nulls.
+
+    Results are named by `tool_call_id`, by their own `name`, or, without both, in the order of the calls: Gemma 4's
+    published template names results without ids after the last call. A result that is a mapping is written as JSON
+    where the form has no other way for it.
+
+    Raises:
+        Unrenderable: The form has no place for something in the conversation.
+    """
+    form.check(messages, tools)
+    ready: Messages = []
+    asked: list[dict[str, Any]] = []
+    place = 0
+    for message in messages:
+        entry = {key: value for key, value in message.items() if value is not None}
+        if thinking := thinking_of(entry):
+            entry |= {"reasoning_content": thinking, "reasoning": thinking}
+        if form.calls == "native" and entry.get("tool_calls"):
+            entry["tool_calls"] = [_call(call, f"call_{i}") for i, call in enumerate(entry["tool_calls"])]
+            asked, place = entry["tool_calls"], 0
+        elif form.calls == "native" and entry["role"] == "tool":
+            call = _asked(entry, asked, place)
+            place += 1
+            if call:
+                entry |= {"name": call["function"]["name"], "tool_call_id": call["id"]}
+        if entry["role"] == "tool" and isinstance(entry.get("content"), dict) and not form.result_mappings:
+            entry["content"] = json.dumps(entry["content"], ensure_ascii=False)
+        ready.append(entry)
+    return ready
+
+
+def _call(call: dict[str, Any], name: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        # The OpenAI API gives them as a text that holds JSON
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise Unrenderable(f"the arguments of {function['name']} are neither a mapping nor a text that holds one.")
+    return {"type": "function", "id": call.get("id") or name, "function": {**function, "arguments": arguments}}
+
+
+def _asked(result: dict[str, Any], calls: list[dict[str, Any]], place: int) -> dict[str, Any] | None:
+    """The call that a result answers: by its id, else by its name, else by its place."""
+    wanted, name = result.get("tool_call_id"), result.get("name")
+    for call in calls:
+        if wanted and call["id"] == wanted:
+            return call
+    for call in calls:
+        if name and call["function"]["name"] == name:
+            return call
+    return None if wanted or name or place >= len(calls) else calls[place]

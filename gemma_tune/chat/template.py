@@ -6,27 +6,46 @@ import functools
 import re
 from pathlib import Path
 
-# Gemma's <eos> never stands in a chat: this is the token that ends an answer.
-STOP_TOKEN = "<end_of_turn>"
+from gemma_tune.chat.forms import FORMS, ChatForm
 
 _GENERATION_TAG = re.compile(r"\s*\{%-? *(?:end)?generation *-?%\}\s*")
 
+# Gemma 3n writes Gemma 3's turns, with tokens of its own for pictures, and sound beside them.
+_IMAGE = "{{- '<start_of_image>' -}}"
+_IMAGE_AND_AUDIO = """{{- '<image_soft_token>' -}}
+                {%- elif item['type'] == 'audio' -%}
+                    {{- '<audio_soft_token>' -}}"""
+
+
+def _form(form: str | ChatForm) -> ChatForm:
+    return FORMS[form] if isinstance(form, str) else form
+
 
 @functools.cache
-def training_template(family: str = "gemma3") -> str:
+def training_template(form: str | ChatForm = "gemma3") -> str:
     """The template with `{% generation %}` around what is trained on.
 
     Args:
-        family: Name of a file of `templates/`.
+        form: A form, or its name.
     """
-    return (Path(__file__).parent / "templates" / f"{family}.jinja").read_text(encoding="utf-8")
+    form = _form(form)
+    text = (Path(__file__).parent / "templates" / f"{form.file}.jinja").read_text(encoding="utf-8")
+    if form.name == "gemma3n":
+        text = text.replace(_IMAGE, _IMAGE_AND_AUDIO)
+    if form.revision:
+        text = f"{{%- set revision = {form.revision} -%}}\n{text}"
+    return text
 
 
 @functools.cache
-def served_template(family: str = "gemma3") -> str:
+def served_template(form: str | ChatForm = "gemma3") -> str:
     """The same template as it is saved with a model: the tag is Transformers' own, engines need not know it.
 
     It renders the same text to the byte: every tag of the file trims the blanks around it.
+
+    Args:
+        form: A form, or its name.
     """
-    body = training_template(family).partition("-#}")[2].lstrip()
-    return _GENERATION_TAG.sub("\n", body)
+    first, _, rest = training_template(form).partition("{#-")
+    body = rest.partition("-#}")[2].lstrip()
+    return first + _GENERATION_TAG.sub("\n", body)

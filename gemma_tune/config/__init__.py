@@ -14,6 +14,7 @@ from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import option
+from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.tracker import TrackerConfig
 from gemma_tune.config.train import TrainConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
+    "PreviewConfig",
     "TrackerConfig",
     "TrainConfig",
 ]
@@ -38,7 +40,9 @@ class Config:
     method: str = option("", "The file in recipes/ that runs; set by the recipe.")
     seed: int = option(42, "Seed of Python, NumPy and torch, of the data order and of the held-out share.", at_least=0)
     output_dir: str | None = option(None, "Run folder; null: runs/<recipe>-<digest of the configuration>.")
-    overwrite: bool = option(False, "Replace a run folder that holds another run, or `chat.output_file`.")
+    overwrite: bool = option(
+        False, "Replace a run folder that holds another run, or a `chat.output_file` or `preview.output_file`."
+    )
     dry_run: bool = option(False, "Stop before the first weight is loaded: check, count and estimate.")
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -47,4 +51,5 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

@@ -29,6 +29,11 @@ class ModelConfig:
         "narrower than 512 are trained with eager, which is faster there at short rows.",
         choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
+    chat_template: str | None = option(
+        None,
+        "Form of the chats: gemma, gemma3, gemma3n, functiongemma, gemma4 (the newest), or gemma4_v1 to gemma4_v5; "
+        "null: the checkpoint's own template, where it is one of them, or its family's form where it has none.",
+    )
     device: str = option("auto", "auto takes the GPU where there is one.", choices=("auto", "cpu", "cuda"))
     load_in_4bit: bool = option(False, "Quantise the linear layers with bitsandbytes while loading (QLoRA).")
     bnb_4bit_quant_type: str = option("nf4", "4-bit code of bitsandbytes.", choices=("nf4", "fp4"))

@@ -23,12 +23,24 @@ class TrainConfig:
     num_train_epochs: float = option(1.0, "Passes over the training rows; ignored where max_steps is set.", above=0)
     max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
     per_device_train_batch_size: int | None = option(
-        None, "Rows of one forward pass on one device; null: 8, or 4 for models narrower than 512.", at_least=1
+        None,
+        "Rows of one forward pass on one device; null: 8, or 2 packed ones, or 4 for models narrower than 512.",
+        at_least=1,
     )
     per_device_eval_batch_size: int = option(8, "Rows of one evaluation pass on one device.", at_least=1)
     gradient_accumulation_steps: int = option(1, "Forward passes added up before an optimizer step.", at_least=1)
     max_length: int = option(1024, "Tokens of a row, or of a packed row, at most; longer rows are cut.", at_least=8)
-    packing: bool = option(False, "Put several rows into one of max_length tokens; they don't see each other.")
+    packing: bool | None = option(
+        None,
+        "Put several rows into one of max_length tokens (the best fit); they don't see each other. null: yes, but not "
+        "for models narrower than 512, for which batches of rows of like length are faster.",
+    )
+    train_sampling_strategy: str | None = option(
+        None,
+        "Order of the rows: random, sequential, or group_by_length (batches of rows of like length, in random order: "
+        "less padding); null: random, or group_by_length for models narrower than 512.",
+        choices=("random", "sequential", "group_by_length"),
+    )
     optim: str = option("adamw_torch", "Optimizer, one of Transformers' names (8-bit and paged ones: bitsandbytes).")
     weight_decay: float = option(0.0, "Decay of the weights a step.", at_least=0)
     max_grad_norm: float = option(1.0, "Gradients longer than this are scaled down; 0: never.", at_least=0)

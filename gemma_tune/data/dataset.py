@@ -8,18 +8,33 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from jinja2 import TemplateError
 from tqdm import tqdm
 
-from gemma_tune.chat import Rendered, render_chat, render_text
+from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_text
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.storage import TokenRows
 from gemma_tune.errors import UserError
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
 _NAMED = 5
+
+
+def rendered(record: Record, tokenizer: Any) -> Rendered:
+    """A row as the model sees it, of whatever length.
+
+    Raises:
+        BadRow: The model's chats have no place for something in it.
+    """
+    if record.messages is None:
+        return render_text(tokenizer, record.text or "")
+    try:
+        return render_chat(tokenizer, record.messages, record.tools)
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
 
 
 @dataclass
@@ -32,7 +47,9 @@ class Rows:
         read: Rows read; those skipped as bad are not among them.
         cut: Rows longer than max_length, of which only the beginning is used.
         dropped: `file:line` of the rows of which cutting left no trained token.
-        skipped: What is wrong with each row that was left out (`data.on_bad_row=skip`).
+        skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
+        skip_refused: Whether rows that the model's chats have no place for are left out, too, or end the run.
+        refused: What is wrong with each of those.
         formats: The format that each file was recognised as, by its name (`data=auto`).
         repeated: `file:line` of the rows that are equal to an earlier one; None where they aren't looked for.
         leaked: `file:line` of the training rows that stand among the held-out or test rows, too; or None.
@@ -50,6 +67,8 @@ class Rows:
     cut: int = 0
     dropped: list[str] = field(default_factory=list)
     skipped: Collection[str] = ()
+    skip_refused: bool = False
+    refused: dict[str, None] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     repeated: list[str] | None = None
     leaked: list[str] | None = None
@@ -65,6 +84,10 @@ class Rows:
         """The highest token id of all rows; 0 without rows."""
         return max(self.ids, default=0)
 
+    def left_out(self) -> list[str]:
+        """What is wrong with each row that was left out."""
+        return [*self.skipped, *self.refused]
+
     def begin(self) -> None:
         """Counts from nothing."""
         self.read = self.cut = self.tokens = self.trained_tokens = self.longest = 0
@@ -74,10 +97,14 @@ class Rows:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
         for record in records:
             self.read += 1
-            if record.messages is not None:
-                row = render_chat(tokenizer, record.messages, record.tools)
-            else:
-                row = render_text(tokenizer, record.text or "")
+            try:
+                row = rendered(record, tokenizer)
+            except BadRow as error:
+                if not self.skip_refused:
+                    raise UserError(str(error)) from error
+                self.read -= 1
+                self.refused[str(error)] = None
+                continue
             if len(row.input_ids) > max_length:
                 self.cut += 1
                 row = row.cut(max_length)
@@ -102,7 +129,7 @@ class Rows:
             "rows": self.read - len(self.dropped),
             "rows_cut": self.cut,
             "rows_dropped": len(self.dropped),
-            "rows_skipped": len(self.skipped),
+            "rows_skipped": len(self.left_out()),
             **{name: len(where) for name, where in looked_for.items() if where is not None},
             "tokens": self.tokens,
             "longest_row": self.longest,
@@ -116,7 +143,7 @@ class Rows:
             first = next(file for file, its in self.formats.items() if its == kind)
             found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
         for what, where in (
-            ("bad rows were skipped", self.skipped),
+            ("bad rows were skipped", self.left_out()),
             ("rows have no trained token within train.max_length and were dropped", self.dropped),
             ("rows are equal to an earlier one", self.repeated),
             ("rows stand among the held-out or test rows, too: what is measured there was trained on", self.leaked),
@@ -133,7 +160,9 @@ def notes_of(train: Rows, held_out: Rows) -> list[str]:
     return [*train.notes("training rows"), *held_out.notes("held-out rows")]
 
 
-def render_rows(records: Iterable[Record], tokenizer: Any, max_length: int, name: str) -> Rows:
+def render_rows(
+    records: Iterable[Record], tokenizer: Any, max_length: int, name: str, skip_refused: bool = False
+) -> Rows:
     """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
 
     Args:
@@ -141,11 +170,12 @@ def render_rows(records: Iterable[Record], tokenizer: Any, max_length: int, name
         tokenizer: A fast tokenizer.
         max_length: Tokens of a row at most.
         name: What the rows are, for the progress bar and the message.
+        skip_refused: Whether rows that the model's chats have no place for are left out, or end the run.
 
     Raises:
         UserError: No row is left.
     """
-    rows = Rows()
+    rows = Rows(skip_refused=skip_refused)
     bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
     try:
         stored = TokenRows(rows.use(bar, tokenizer, max_length))
@@ -169,13 +199,37 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
         UserError: A bad row (file and line), no rows at all, or no row left.
     """
     split = split_rows(data, seed)
-    train = render_rows(split.train(), tokenizer, max_length, "training rows")
-    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows")
+    skip = data.on_bad_row == "skip"
+    train = render_rows(split.train(), tokenizer, max_length, "training rows", skip)
+    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip)
     for rows, part in ((train, split.part), (held_out, split.others)):
         if part is not None:
             rows.skipped, rows.formats = part.skipped, part.formats
     train.repeated, train.leaked = split.said_again, split.said_elsewhere
     return train, held_out
+
+
+def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
+    """Where training rows stand, by their token ids: the files are read and rendered once more, up to the last one.
+
+    Args:
+        data: Names the files.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens of a row at most.
+        wanted: Rows as token ids.
+
+    Returns:
+        `file:line` of each that is found, once for rows that are equal.
+    """
+    left, found = {tuple(ids) for ids in wanted}, []
+    for record in reading.training(data):
+        ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
+        if ids in left:
+            found.append(record.where)
+            left.remove(ids)
+        if not left:
+            break
+    return found
 
 
 def read_tests(data: DataConfig) -> dict[str, list[Record]]:

@@ -8,6 +8,10 @@ from typing import Any
 
 CONTROL_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 ROLES = ("system", "user", "assistant", "tool")
+# What newer OpenAI models, and FunctionGemma, call the system's role.
+_SYSTEM_TOO = "developer"
+# How servers call what a model thought before it spoke.
+_THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _content(content: Any, where: str, role: str, calls: bool) -> Any:
         return ""
     if content is None:
         raise BadRow(f"{where}: a message of the role {role!r} has no content.")
-    if isinstance(content, str):
+    if isinstance(content, str) or (isinstance(content, dict) and role == "tool"):
         return content
     if isinstance(content, list):
         for part in content:
@@ -111,8 +115,46 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
+def _by_id(calls: list[dict[str, Any]]) -> dict[str, str]:
+    return {c["id"]: c["function"]["name"] for c in calls if isinstance(c.get("id"), str)}
+
+
+def _answered(result: dict[str, Any], called: dict[str, str]) -> str | None:
+    """The function whose result this is, where the row says it: by the call's id, or by name."""
+    by_id, name = result.get("tool_call_id"), result.get("name")
+    found = called.get(by_id) if isinstance(by_id, str) else None
+    return found or (name if isinstance(name, str) else None)
+
+
+def _results(message: Any) -> list[Any]:
+    """The message; results in Google's form, `{"name", "response"}` or a list of them, as one message each."""
+    if not isinstance(message, dict) or message.get("role") != "tool":
+        return [message]
+    content = message.get("content")
+    entries: list[Any] = content if isinstance(content, list) else [content]
+    if not entries or not all(isinstance(e, dict) and e.keys() == {"name", "response"} for e in entries):
+        return [message]
+    return [{**message, "name": e["name"], "content": _result(e["response"])} for e in entries]
+
+
+def _result(response: Any) -> Any:
+    return response if isinstance(response, str | dict) else json.dumps(response, ensure_ascii=False)
+
+
+def _thinking(message: dict[str, Any], where: str) -> str | None:
+    found = next((message[key] for key in _THINKING if message.get(key)), None)
+    if found is None or (isinstance(found, str) and not found.strip()):
+        return None
+    if message.get("role") != "assistant" or not isinstance(found, str):
+        raise BadRow(f"{where}: thinking (reasoning_content) is a text, and in an assistant's message.")
+    return found
+
+
 def checked_messages(messages: Any, where: str, answered: bool = True) -> list[dict[str, Any]]:
-    """The conversation with every message checked, call arguments as mappings.
+    """The conversation with every message checked, call arguments as mappings, results named where the row names them.
+
+    The role `developer` is `system` under another name. Thinking is kept as `reasoning_content`. A tool's result is a
+    text, or a mapping as it came.
 
     Args:
         messages: The conversation as it was read.
@@ -127,8 +169,10 @@ def checked_messages(messages: Any, where: str, answered: bool = True) -> list[d
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{where}: the conversation isn't a list of messages.")
     clean: list[dict[str, Any]] = []
-    for i, message in enumerate(messages):
+    called: dict[str, str] = {}
+    for i, message in enumerate(entry for given in messages for entry in _results(given)):
         role = message.get("role") if isinstance(message, dict) else None
+        role = "system" if role == _SYSTEM_TOO else role
         if role not in ROLES:
             raise BadRow(f"{where}: message {i + 1} has the role {role!r}, not one of {', '.join(ROLES)}.")
         calls = message.get("tool_calls")
@@ -137,6 +181,11 @@ def checked_messages(messages: Any, where: str, answered: bool = True) -> list[d
             if role != "assistant" or not isinstance(calls, list):
                 raise BadRow(f"{where}: message {i + 1}: tool_calls must be a list, in an assistant's message.")
             entry["tool_calls"] = [_tool_call(c, where) for c in calls]
+            called = _by_id(calls)
+        if role == "tool" and (name := _answered(message, called)):
+            entry["name"] = name
+        if thinking := _thinking(message, where):
+            entry["reasoning_content"] = thinking
         if (weight := message.get("weight")) is not None:
             if role != "assistant" or weight not in (0, 1):
                 raise BadRow(f"{where}: message {i + 1}: weight is 0 or 1, and in an assistant's message.")

@@ -35,18 +35,19 @@ def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) ->
     """
     share = round(data.validation_split_percentage / 100 * 2**64)
     part, others = reading.training(data), reading.validation(data)
+    skip = data.on_bad_row == "skip"
 
     def kept(held_out: bool) -> Iterator[Record]:
         return (r for r in part if (digest(r, seed) < share) == held_out) if share else iter(() if held_out else part)
 
     held_out_records = islice(_once(kept(True)) if others is None else others, data.max_eval_samples)
-    held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows")
+    held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows", skip)
     if share and not held_out.read:
         raise UserError(
             f"{part}: data.validation_split_percentage={data.validation_split_percentage:g} holds none of these rows "
             "out; raise it, or name data.validation_file."
         )
-    first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows")
+    first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip)
     if not first.read:
         raise UserError(f"{part}: no row is left to train on.")
     train = replace(first, skipped=part.skipped, formats=part.formats)

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from gemma_tune.chat import render_chat, render_prompt, render_text
+from gemma_tune.chat.calls import answer_text, content_text
 from gemma_tune.data.records import Record
 from gemma_tune.models.mode import evaluating
 
@@ -106,8 +107,7 @@ def asked_text(tokenizer: Any, record: Record) -> str:
     """What was asked, for people: the last message before the answer, or the beginning of the text."""
     if record.messages is None:
         return str(tokenizer.decode(prompt_ids(tokenizer, record), skip_special_tokens=True))
-    content = record.prompt[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content)
+    return content_text(record.prompt[-1])
 
 
 def sample_answers(
@@ -121,7 +121,7 @@ def sample_answers(
     """Answers to the records' prompts.
 
     Returns:
-        For each record `prompt`, `wanted`, `answer` and `stopped` (yes or no).
+        For each record `prompt`, `wanted`, `answer` (as `answer_text` gives them) and `stopped` (yes or no).
     """
     prompts = [prompt_ids(tokenizer, r) for r in records]
     answers = greedy_answers(model, tokenizer, prompts, max_new_tokens, batch_size, name)
@@ -130,8 +130,8 @@ def sample_answers(
     return [
         {
             "prompt": asked_text(tokenizer, r),
-            "wanted": tokenizer.decode(w[len(p) :], skip_special_tokens=True).strip(),
-            "answer": tokenizer.decode(a, skip_special_tokens=True).strip(),
+            "wanted": answer_text(tokenizer, w[len(p) :]),
+            "answer": answer_text(tokenizer, a),
             "stopped": "yes" if a and a[-1] in stops else "no",
         }
         for r, p, a, w in zip(records, prompts, answers, whole, strict=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.export.verify import verify_written
+from gemma_tune.export.verify import ArtifactDiffers, verify_written
+from gemma_tune.models.checkpoint import Checkpoint
 from gemma_tune.models.four_bit import is_four_bit, weight_of
+from gemma_tune.models.load import family_of, load_config
+from gemma_tune.models.source import Source
 
 
 def merged_weight(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
@@ -32,7 +35,7 @@ def merged_weight(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
 
 
 def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight under its plain name, one at a time, on the CPU, rounded once: from float32 to `dtype`."""
+    """Every tensor under its plain name, one at a time, on the CPU, rounded once: from float32 to `dtype`."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     tied = base.config.get_text_config().tie_word_embeddings
     inside = "\0"  # the LoRA layer whose own parts are walked through; they are part of what was yielded
@@ -49,7 +52,39 @@ def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.
                 yield f"{name}.{own}", parameter.detach().cpu().to(dtype)
 
 
-def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> list[Path]:
+def whole_checkpoint(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """The merged tensors under the names that the checkpoint has, and all else that it holds, to the bit.
+
+    So the export has the checkpoint's tensors, no more and no less: the towers for images and audio, which are not
+    trained, fixed scales, and the keys and values of layers that share others' and never use their own.
+
+    Args:
+        tensors: Of the language part, by their names there.
+        checkpoint: What the model was loaded from.
+
+    Raises:
+        ArtifactDiffers: The checkpoint has no place for a merged tensor.
+    """
+    embedding, head = checkpoint.family.tied
+    left = set(tensors)
+    for name in checkpoint.files:
+        own = checkpoint.language.get(name, name)
+        left.discard(own)
+        if own in tensors:
+            yield name, tensors[own]
+        elif own == head:  # tied, and stored once more; one memory under two names would be written once
+            yield name, tensors[embedding].clone()
+        else:
+            yield name, checkpoint.read(name)
+    if left:
+        raise ArtifactDiffers(f"{checkpoint.folder} has no place for {len(left)} weights, for example {min(left)}.")
+
+
+# What a checkpoint says of itself beside its weights and its tokenizer: how images and audio are prepared.
+_KEPT = ("preprocessor_config.json", "processor_config.json")
+
+
+def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source) -> list[Path]:
     """Writes weights, config, generation config, tokenizer and chat template.
 
     Args:
@@ -57,22 +92,26 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> l
         tokenizer: The tokenizer with our template.
         folder: Where to write.
         options: `dtype` of the weights in the files, and `max_shard_size`.
+        source: What the model was loaded from.
 
     Returns:
         The files written.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = copy.deepcopy(base.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = dtype = getattr(torch, options.dtype)
-    config.use_cache = True  # TRL switches it off for training
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its dtype goes into config.json
-    shell.generation_config = base.generation_config
-    tensors = dict(merged_tensors(model, dtype))
-    # A copy of the mapping: save_pretrained empties the one that it is given.
-    shell.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=options.max_shard_size)
+    config, checkpoint = load_config(source), Checkpoint.of(source, family_of(source))
+    tensors = dict(merged_tensors(model, dtype := getattr(torch, options.dtype)))
+    if checkpoint.files:
+        tensors = dict(whole_checkpoint(tensors, checkpoint))
+    elif checkpoint.family.has_towers:  # their weights can't be read, so the language part goes alone
+        config = config.get_text_config()
+        config.architectures = [checkpoint.family.language_class]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    save_torch_state_dict(tensors, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
     verify_written(folder, tensors)
+    base.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for name in _KEPT:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
     return sorted(p for p in folder.iterdir() if p.is_file())

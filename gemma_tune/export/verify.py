@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import greedy_answers, prompt_ids
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.mode import evaluating
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
@@ -116,7 +118,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
     place = {"": str(device) if fits else "cpu"}
     if not fits:
         print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=reference.dtype, device_map=place)
+    model = load_exported(folder, reference.dtype, place)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kl, top1 = [], []
     for ids, expected in zip(reference.rows, reference.log_probs, strict=True):
@@ -135,6 +137,23 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
             f"same best token at {figures['top1']:.1%} of the positions."
         )
     return figures | reference.measure(model, tokenizer).figures
+
+
+def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:
+    """The exported model as anyone would load it.
+
+    Where a package is missing that its towers need (Gemma 3n's image tower wants timm), the language part of it.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place)
+    except ImportError as error:
+        print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
+    config = AutoConfig.from_pretrained(folder)
+    family = FAMILIES[config.model_type]
+    cls: Any = getattr(transformers, family.language_class)
+    return cls.from_pretrained(
+        folder, config=config.get_text_config(), key_mapping=family.key_mapping, dtype=dtype, device_map=place
+    )
 
 
 def verify_written(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -11,9 +11,14 @@ from torch import nn
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter_files import load_adapter
+from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
-from gemma_tune.models.load import key_mapping_of
+from gemma_tune.models.load import family_of
+from gemma_tune.models.shape import is_expert
 from gemma_tune.models.source import Source
+
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Counts:
         four_bit: Weights held in 4 bit.
         four_bit_layers: Linear layers held in 4 bit.
         adapted_layers: Layers with an adapter.
+        experts: Weights of fused experts, which neither adapters nor 4-bit weights reach.
+        expert_tensors: How many tensors they are.
+        expert_bits: Bits of each of these weights.
     """
 
     total: int
@@ -33,6 +41,9 @@ class Counts:
     four_bit: int
     four_bit_layers: int
     adapted_layers: int
+    experts: int = 0
+    expert_tensors: int = 0
+    expert_bits: int = 0
 
     def line(self) -> str:
         """One line for the terminal and the report."""
@@ -42,6 +53,11 @@ class Counts:
         if self.four_bit:
             parts.append(
                 f"4-bit: {self.four_bit:,} weights ({self.four_bit / self.total:.2%}) in {self.four_bit_layers} layers"
+            )
+        if self.experts and (self.adapted_layers or self.four_bit):
+            parts.append(
+                f"experts: {self.experts:,} weights ({self.experts / self.total:.2%}) in {self.expert_tensors} tensors "
+                f"stay frozen and in {self.expert_bits} bit (adapters and 4-bit weights don't reach fused experts)"
             )
         return ", ".join(parts)
 
@@ -56,7 +72,12 @@ def count(model: nn.Module) -> Counts:
         total += n
         trainable += n if p.requires_grad else 0
     adapted = sum(hasattr(m, "lora_A") for m in model.modules())
-    return Counts(total, trainable, sum(packed.values()), len(layers), adapted)
+    config = getattr(model, "config", None)
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    fused = [p for n, p in model.named_parameters() if family and is_expert(family, n)]
+    bits = max((8 * p.element_size() for p in fused), default=0)
+    experts = sum(p.numel() for p in fused)
+    return Counts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
 
 
 def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
@@ -80,12 +101,13 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
     if adapter.peft_type == "none":
         return model
     loftq = adapter.init_lora_weights == "loftq"
+    family = FAMILIES[model.config.model_type]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=adapter.target_modules,
+        target_modules=list(family.linear_layers) if adapter.target_modules == ALL_LINEAR else adapter.target_modules,
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
         init_lora_weights=True if loftq else adapter.init_lora_weights,
@@ -107,7 +129,7 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
             f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
         ) from error
     _check_reach(peft_model)
-    if loftq and not init_loftq(peft_model.get_base_model(), source, key_mapping_of(source)):
+    if loftq and not init_loftq(peft_model.get_base_model(), Checkpoint.of(source, family_of(source))):
         raise UserError(
             f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
         )

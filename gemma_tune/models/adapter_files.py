@@ -17,7 +17,7 @@ from gemma_tune.errors import UserError
 # What a stored adapter decides, and what the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
 
-# The language part of a checkpoint with an image tower: its layers' names there, and where we load it alone.
+# The language part of a checkpoint with towers: its layers' names there, and where we load it alone.
 _THERE, _ALONE = "base_model.model.model.language_model.layers.", "base_model.model.model.layers."
 
 
@@ -131,16 +131,17 @@ class AdapterSaver:
     PiSSA and OLoRA take the adapter's start out of the base's weights. An adapter saved as it stands would only fit
     that changed base, so what was learned is saved as a plain LoRA of twice the rank (PEFT's conversion).
 
-    The 4B and larger are published with an image tower, around a language part that we load alone. Their adapters are
-    saved under the names of the published model; on it, others would be passed over with no more than a warning.
+    Many checkpoints are published with towers for images or audio around the language part, which is all that we load.
+    Their adapters are saved under the names of the published model; on it, others would be passed over with no more
+    than a warning.
 
     Args:
         model: The model with its adapter, before training.
-        with_images: Whether the base is published with an image tower.
+        with_towers: Whether the base is published with towers for images or audio.
     """
 
-    def __init__(self, model: Any, with_images: bool) -> None:
-        self._with_images = with_images
+    def __init__(self, model: Any, with_towers: bool) -> None:
+        self._with_towers = with_towers
         self._start: tempfile.TemporaryDirectory[str] | None = None
         config = model.peft_config["default"] if isinstance(model, PeftModel) else None
         # A stored adapter that is continued is a plain LoRA already, whatever the configuration says of new ones.
@@ -154,7 +155,7 @@ class AdapterSaver:
         """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
         kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
         model.save_pretrained(folder, **kwargs)
-        if self._with_images:
+        if self._with_towers:
             _use_published_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all
         tokenizer.save_pretrained(folder)

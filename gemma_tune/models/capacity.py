@@ -14,8 +14,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.family import Shape
 from gemma_tune.models.memory import BYTES, estimate, optimizer_bytes
+from gemma_tune.models.shape import Shape
 from gemma_tune.models.source import Source
 
 _GIB = 1024**3
@@ -156,7 +156,10 @@ def check_disk(cfg: Config, shape: Shape, source: Source, folder: Path) -> None:
             "name a folder on another disk, or keep fewer checkpoints (train.save_total_limit, train.save_steps)."
         )
     if source.folder is None and not _is_downloaded(source):
-        size, cache = 2 * shape.parameters / _GIB, Path(HF_HUB_CACHE)  # published in bfloat16
+        size, cache = (
+            2 * (shape.parameters + shape.tower_parameters) / _GIB,
+            Path(HF_HUB_CACHE),
+        )  # published in bfloat16
         if size > (free := _free_disk(cache)):
             problems.append(
                 f"model.model_name_or_path={source.base}: the checkpoint has about {size:.1f} GiB, and {free:.1f} GiB "
@@ -176,7 +179,7 @@ def _run_bytes(cfg: Config, shape: Shape) -> float:
         # One more while the newest is written; with no limit at least that many are
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1)
     if cfg.export.format == "merged":
-        total += shape.parameters * BYTES[cfg.export.dtype]
+        total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
     return total
 
 

@@ -1,79 +1,97 @@
-"""Facts about each Gemma family, and the sizes of the published checkpoints."""
+"""What differs between the Gemma families: the one place that says it. Imports no torch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # The published checkpoints are 640 wide and more; narrower models are trained in other ways by default.
 NARROW = 512
+
+_ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# The language part's names in a checkpoint that has towers for images or audio, and where it is loaded alone. The
+# first is the form in which Gemma 3 is published.
+_LANGUAGE_PART = {
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.": "",
+}
+_TOWERS = ("vision_tower.", "audio_tower.", "multi_modal_projector.", "embed_vision.", "embed_audio.")
 
 
 @dataclass(frozen=True)
 class Family:
     """What the rest of the project must know about a family.
 
+    Sizes, softcaps, layer types, and how many layers share keys and values stand in config.json and are read there.
+
     Attributes:
-        name: Template file in chat/templates.
-        key_mapping: For checkpoints with an image tower: how the language part's keys are renamed.
+        name: As people say it.
+        form: Chat form of checkpoints that have no template of their own (the pretrained ones).
+        language_class: Transformers' class of the language part, which is what we train.
+        has_towers: Whether the checkpoint holds towers for images or audio around the language part. They are not
+            loaded; an export gets them from the checkpoint, to the bit.
+        linear_layers: Last names of the linear layers that adapters and 4-bit weights reach. Others are small (router,
+            per-layer gates) or read by name in the forward pass (AltUp's coefficients), and stay as they are.
+        norm_adds_one: Whether RMSNorm computes `(1 + w)·x` (Gemma 1 to 3) or `w·x` (3n and 4).
+        tied: Names of tensors that are one matrix.
+        attention: Attention kernels of Transformers that compute it, the default first. SDPA has no place for the
+            softcap of Gemma 2's attention.
+        experts: Where fused 3-D expert tensors stand, as a last name of their module, or None.
     """
 
     name: str
-    key_mapping: dict[str, str] | None = None
+    form: str
+    language_class: str
+    has_towers: bool = False
+    linear_layers: tuple[str, ...] = _ATTENTION_AND_MLP
+    norm_adds_one: bool = True
+    tied: tuple[str, str] = ("model.embed_tokens.weight", "lm_head.weight")
+    attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+    experts: str | None = None
+
+    @property
+    def key_mapping(self) -> dict[str, str] | None:
+        """How a checkpoint's names are changed for the language part (regular expressions), or None."""
+        return _LANGUAGE_PART if self.has_towers else None
+
+    def language_name(self, name: str) -> str:
+        """A tensor's name in the language part, from its name in the checkpoint; a tower's stays as it is."""
+        for pattern, replacement in (self.key_mapping or {}).items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def is_tower(self, name: str) -> bool:
+        """Whether a tensor of the checkpoint belongs to no language part."""
+        return self.has_towers and name.removeprefix("model.").startswith(_TOWERS)
+
+    def reaches(self, name: str) -> bool:
+        """Whether adapters and 4-bit weights reach the linear layer of this name."""
+        return name.rsplit(".", 1)[-1] in self.linear_layers
 
 
-# By `model_type` of config.json. The 4B and larger are stored with an image tower, of which nothing is loaded.
+_GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", norm_adds_one=False)
+_GEMMA4 = Family("Gemma 4", "gemma4", "Gemma4ForCausalLM", norm_adds_one=False, experts="experts")
+_GEMMA4_UNIFIED = Family("Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", norm_adds_one=False)
+
+
+def _with_towers(family: Family) -> Family:
+    return Family(**{**vars(family), "has_towers": True})
+
+
+# By `model_type` of config.json.
 FAMILIES = {
-    "gemma3_text": Family("gemma3"),
-    "gemma3": Family(
-        "gemma3",
-        {r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model.", r"^language_model\.": ""},
+    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM"),
+    "gemma2": Family(
+        "Gemma 2", "gemma", "Gemma2ForCausalLM", attention=("eager", "flash_attention_2", "flex_attention")
     ),
+    "gemma3_text": Family("Gemma 3", "gemma3", "Gemma3ForCausalLM"),
+    "gemma3": Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", has_towers=True),
+    "gemma3n_text": _GEMMA3N,
+    "gemma3n": _with_towers(_GEMMA3N),
+    "gemma4_text": _GEMMA4,
+    "gemma4": _with_towers(_GEMMA4),
+    "gemma4_unified_text": _GEMMA4_UNIFIED,
+    "gemma4_unified": _with_towers(_GEMMA4_UNIFIED),
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Gemma 3 text model, as in its config.json."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of the linear layers of all blocks: what 4-bit quantisation and all-linear adapters reach."""
-        attention = self.head_dim * self.hidden_size * 2 * (self.num_attention_heads + self.num_key_value_heads)
-        return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-
-    @property
-    def parameters(self) -> int:
-        """All weights; the head is the embedding."""
-        norms = self.num_hidden_layers * (4 * self.hidden_size + 2 * self.head_dim) + self.hidden_size
-        return self.linear_parameters + norms + self.vocab_size * self.hidden_size
-
-    def lora_parameters(self, r: int) -> int:
-        """Weights of rank-r adapters on every linear layer of the blocks: r·(in + out) each."""
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        h, m = self.hidden_size, self.intermediate_size
-        widths = (h + q) + 2 * (h + kv) + (q + h) + 2 * (h + m) + (m + h)
-        return self.num_hidden_layers * r * widths
-
-
-# From the published config.json files; used to estimate memory before anything is downloaded.
-PUBLISHED = {
-    "gemma-3-270m": Shape(640, 18, 4, 1, 256, 2048, 262144),
-    "gemma-3-1b": Shape(1152, 26, 4, 1, 256, 6912, 262144),
-    "gemma-3-4b": Shape(2560, 34, 8, 4, 256, 10240, 262208),
-    "gemma-3-12b": Shape(3840, 48, 16, 8, 256, 15360, 262208),
-    "gemma-3-27b": Shape(5376, 62, 32, 16, 128, 21504, 262208),
-}
-
-
-def published_shape(name: str) -> Shape | None:
-    """The shape of a published checkpoint by its Hub name, or None."""
-    last = name.rsplit("/", 1)[-1]
-    return next((s for key, s in PUBLISHED.items() if last == key or last.startswith(f"{key}-")), None)

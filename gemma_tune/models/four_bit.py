@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from safetensors import safe_open
 from torch import nn
 
-from gemma_tune.models.source import Source
+from gemma_tune.models.checkpoint import Checkpoint
 
 
 def is_four_bit(module: nn.Module) -> bool:
@@ -42,47 +38,40 @@ def weight_of(layer: Any) -> torch.Tensor:
     return weight.detach().float().cpu()
 
 
-def _originals(model: Any, source: Source, key_mapping: dict[str, str] | None) -> Iterator[tuple[Any, torch.Tensor]]:
+def _originals(model: Any, checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor]]:
     """Every 4-bit layer (or the LoRA layer around it) with its weight in the checkpoint, float32, [out, in].
 
     One tensor at a time is read. Nothing is yielded where the checkpoint has no safetensors files.
     """
     layers: dict[str, Any] = {n: m for n, m in model.named_modules() if is_four_bit(m)}
     layers |= {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and is_four_bit(m.get_base_layer())}
-    folder = source.folder or Path(snapshot_download(source.base, revision=source.revision, local_files_only=True))
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118 (not a mapping)
-                name = key
-                for pattern, replacement in (key_mapping or {}).items():
-                    name = re.sub(pattern, replacement, name)
-                layer = layers.get(name.removesuffix(".weight"))
-                if layer is not None:
-                    yield layer, stored.get_tensor(key).float()
+    for name, own in checkpoint.language.items():
+        layer = layers.get(own.removesuffix(".weight"))
+        if layer is not None:
+            yield layer, checkpoint.read(name).float()
 
 
-def rounding_gap(model: Any, source: Source, key_mapping: dict[str, str] | None) -> float | None:
+def rounding_gap(model: Any, checkpoint: Checkpoint) -> float | None:
     """How far the 4-bit weights are from the checkpoint's: ‖W₄ − W‖ / ‖W‖ over all 4-bit layers (Frobenius).
 
     That is what merging into the checkpoint's weights would change in silence, and what our merge keeps.
 
     Args:
         model: The model, not the PeftModel around it.
-        source: Names the checkpoint.
-        key_mapping: How the checkpoint's keys are renamed, for those with an image tower.
+        checkpoint: What the model was loaded from.
 
     Returns:
         The ratio, or None where the checkpoint has no safetensors files.
     """
     gap = norm = 0.0
-    for layer, original in _originals(model, source, key_mapping):
+    for layer, original in _originals(model, checkpoint):
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         gap += (weight_of(base) - original).square().sum().item()
         norm += original.square().sum().item()
     return (gap / norm) ** 0.5 if norm else None
 
 
-def init_loftq(model: Any, source: Source, key_mapping: dict[str, str] | None, adapter: str = "default") -> int:
+def init_loftq(model: Any, checkpoint: Checkpoint, adapter: str = "default") -> int:
     """Starts each adapter as the best rank-r image of what 4-bit rounding lost: s·B·A ≈ W − W₄.
 
     One round of LoftQ (https://arxiv.org/abs/2310.08659), in which the 4-bit weights stay as they are. PEFT's
@@ -90,15 +79,14 @@ def init_loftq(model: Any, source: Source, key_mapping: dict[str, str] | None, a
 
     Args:
         model: The model with its adapters, not the PeftModel around it.
-        source: Names the checkpoint.
-        key_mapping: How the checkpoint's keys are renamed.
+        checkpoint: What the model was loaded from.
         adapter: Name of the adapter.
 
     Returns:
         How many adapters were set; 0 where the checkpoint has no safetensors files.
     """
     done = 0
-    for layer, original in _originals(model, source, key_mapping):
+    for layer, original in _originals(model, checkpoint):
         if not isinstance(layer, LoraLayer):
             continue
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight

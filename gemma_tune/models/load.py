@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    Gemma3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from gemma_tune.chat import STOP_TOKEN, served_template
+from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
-from gemma_tune.models.family import FAMILIES, Shape
+from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.shape import empty_model
 from gemma_tune.models.source import Source
 
 
@@ -54,33 +55,41 @@ def load_config(source: Source) -> Any:
     return config
 
 
-def key_mapping_of(source: Source) -> dict[str, str] | None:
-    """How the checkpoint's keys are renamed for the language part, or None where they are its own."""
-    return FAMILIES[load_config(source).model_type].key_mapping
-
-
-def shape_of(config: Any) -> Shape:
-    """The sizes of the language part."""
-    text = config.get_text_config()
-    return Shape(**{name: getattr(text, name) for name in Shape.__dataclass_fields__})
-
-
-def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
-    """The tokenizer, with our chat template and padding on the right.
+def family_of(source: Source) -> Family:
+    """The family of a checkpoint, by its config.json.
 
     Raises:
-        UserError: Not found, or without Gemma's turn tokens.
+        UserError: As `load_config`.
     """
+    return FAMILIES[load_config(source).model_type]
+
+
+def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer, with the chat template that its model will be trained with and saved with.
+
+    Args:
+        source: The model.
+        chat_template: Name of a form (`model.chat_template`), or None to recognise the checkpoint's own template.
+
+    Raises:
+        UserError: Not found, of another family, or with a template that we don't know.
+    """
+    family = family_of(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
     except (OSError, ValueError) as error:
         raise _not_loadable(source, error) from error
-    vocabulary = tokenizer.get_vocab()
-    missing = [t for t in ("<start_of_turn>", STOP_TOKEN, "<bos>", "<eos>", "<pad>") if t not in vocabulary]
+    try:
+        form = FORMS[chat_template] if chat_template else recognise(tokenizer.chat_template, family.form)
+    except UnknownTemplate as error:
+        raise UserError(f"model.model_name_or_path={source.base}: {error}") from error
+    missing = [t for t in (*form.needed_tokens, "<bos>", "<eos>", "<pad>") if t not in tokenizer.get_vocab()]
     if missing:
-        raise UserError(f"model.model_name_or_path={source.base}: its tokenizer lacks {', '.join(missing)}.")
-    # The published template drops tools, and pretrained checkpoints have none: ours is saved with every model.
-    tokenizer.chat_template = served_template()
+        raise UserError(
+            f"model.model_name_or_path={source.base}: its tokenizer lacks {', '.join(missing)}, which chats in the "
+            f"form {form.name} are made of: it is another family's; copy its files from the published checkpoint."
+        )
+    tokenizer.chat_template = served_template(form)
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
     return tokenizer
@@ -94,57 +103,85 @@ def pick_device(model: ModelConfig) -> torch.device:
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
-    """The ids that end an answer: `<eos>`, and `<end_of_turn>`, which is what chats are trained to end with."""
-    return [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOP_TOKEN)]
+    """The ids that end an answer: `<eos>`, and the token that chats are trained to end with (`<end_of_turn>`, …)."""
+    return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens)]
 
 
-def _quantization(model: ModelConfig) -> BitsAndBytesConfig | None:
+def _quantization(model: ModelConfig, config: Any) -> BitsAndBytesConfig | None:
     if not model.load_in_4bit:
         return None
+    family, text = FAMILIES[config.model_type], config.get_text_config()
+    kept = [n for n, m in empty_model(text).named_modules() if isinstance(m, nn.Linear) and not family.reaches(n)]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=model.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=model.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, str(model.bnb_4bit_compute_dtype or model.dtype)),
+        llm_int8_skip_modules=kept,  # the name is of the 8-bit days; it holds for 4 bit, too
     )
 
 
 def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedModel:
-    """The base model on its device, in its dtype, 4-bit where asked for, with a generation config that stops.
+    """The language part on its device, in its dtype, 4-bit where asked for, with a generation config that stops.
 
     Raises:
-        UserError: Not loadable, or weights missing in the files.
+        UserError: Not loadable, weights missing in the files or too many, or stored in a quantised form.
     """
     config = load_config(source)
-    kwargs: dict[str, Any] = {
-        "dtype": getattr(torch, str(model.dtype)),
-        "attn_implementation": model.attn_implementation or "sdpa",
-        "revision": source.revision,
-        "quantization_config": _quantization(model),
-        "device_map": {"": str(pick_device(model))},
-        "output_loading_info": True,
-    }
-    auto: Any = AutoModelForCausalLM
     family = FAMILIES[config.model_type]
-    if family.key_mapping:
-        auto = Gemma3ForCausalLM
-        kwargs |= {"config": config.get_text_config(), "key_mapping": family.key_mapping}
+    if stored := getattr(config, "quantization_config", None):
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        raise UserError(
+            f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and tuning "
+            "needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true rounds that itself)."
+        )
+    attention = model.attn_implementation
+    if attention and attention not in family.attention:
+        raise UserError(
+            f"model.attn_implementation={attention} can't compute {family.name}'s attention; leave it out for "
+            f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
+        )
+    cls: Any = getattr(transformers, family.language_class)
     try:
-        loaded, info = auto.from_pretrained(source.base, **kwargs)
+        loaded, info = cls.from_pretrained(
+            source.base,
+            config=config.get_text_config(),
+            key_mapping=family.key_mapping,
+            dtype=getattr(torch, str(model.dtype)),
+            attn_implementation=attention or family.attention[0],
+            revision=source.revision,
+            quantization_config=_quantization(model, config),
+            device_map={"": str(pick_device(model))},
+            output_loading_info=True,
+        )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(source, error) from error
-    if info["missing_keys"]:
-        some = sorted(info["missing_keys"])[:3]
-        raise UserError(
-            f"model.model_name_or_path={source.base}: {len(info['missing_keys'])} weights are missing in the files "
-            f"(for example {', '.join(some)}); they would be random. Fetch the checkpoint again."
-        )
+    _check_tensors(source, family, info)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     four_bit.keep_layout(loaded)
     set_stop_tokens(loaded, tokenizer)
     return loaded
+
+
+def _check_tensors(source: Source, family: Family, info: dict[str, Any]) -> None:
+    """Raises UserError where the files lack tensors of the language part, or hold some that it has no place for."""
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not family.is_tower(f"model.{n}")]
+    for names, what, help_line in (
+        (info["missing_keys"], "are missing in the files", "they would be random. Fetch the checkpoint again."),
+        (extra, "in the files have no place in the model", "they would be lost. Hold config.json against the files."),
+        (
+            [key for key, *_ in info.get("mismatched_keys", ())],
+            "have another shape than config.json says",
+            "they would be random. Fetch the checkpoint again.",
+        ),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise UserError(
+                f"model.model_name_or_path={source.base}: {len(names)} weights {what} (for example {some}); {help_line}"
+            )
 
 
 def check_vocabulary(model: Any, ids: Iterable[int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.family import Shape
+from gemma_tune.models.shape import Shape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
@@ -50,8 +50,7 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
     tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size
-    heads = (shape.num_attention_heads * 2 + shape.num_key_value_heads * 2) * shape.head_dim
-    one_layer = (8 * shape.hidden_size + heads + 4 * shape.intermediate_size) * act
+    one_layer = shape.layer_width * act
     if cfg.train.gradient_checkpointing:
         activations = tokens * (shape.num_hidden_layers * shape.hidden_size * act + one_layer)
     else:

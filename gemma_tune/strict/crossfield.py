@@ -11,10 +11,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_tune.config import AdapterConfig, ChatConfig, Config, DataConfig, TrainConfig
+from gemma_tune.config import AdapterConfig, Config, DataConfig
 from gemma_tune.config.data import RECOGNISED
-from gemma_tune.paths import FILE_TYPES, file_type, resolve
-from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.paths import resolve
+from gemma_tune.strict.other_recipes import (
+    build_tiny_problems,
+    chat_problems,
+    no_chat,
+    no_preview,
+    preview_problems,
+)
+from gemma_tune.strict.suggest import did_you_mean, missing_path
 from gemma_tune.strict.trainer_options import enum_values
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -27,16 +34,6 @@ def looks_local(name: str) -> bool:
     if resolve(name).exists() or not _HUB_NAME.match(name):
         return True
     return Path(name).parent.is_dir()
-
-
-def missing_path(key: str, path: str, kind: str) -> str:
-    """The message for a file or folder that is not there, with the nearest name beside it."""
-    real = resolve(path)
-    if real.is_dir() and kind == "file":
-        return f"{key}={path}: this is a folder; name a file."
-    beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
-    where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
-    return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"
 
 
 def _method(cfg: Config) -> Iterator[str]:
@@ -167,6 +164,9 @@ def _train(cfg: Config) -> Iterator[str]:
     if t.max_steps == 0:
         yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
     d = cfg.data
+    if t.train_sampling_strategy == "group_by_length" and (t.packing or d.streaming):
+        other = "train.packing=true" if t.packing else "data.streaming=true"
+        yield f"train.train_sampling_strategy=group_by_length has no effect with {other}; leave it out."
     has_held_out = bool(d.validation_file or d.validation_split or d.validation_split_percentage)
     if t.eval_steps and not has_held_out:
         yield (
@@ -189,76 +189,14 @@ def _output_dir(cfg: Config) -> Iterator[str]:
         yield f"output_dir={cfg.output_dir or 'runs'}: you have no right to write in {there}; name another folder."
 
 
-def _no_chat(cfg: Config) -> Iterator[str]:
-    for key, default in vars(ChatConfig()).items():
-        if getattr(cfg.chat, key) != default:
-            yield f"chat.{key} has no effect with recipe={cfg.recipe}; use recipe=chat, or leave it out."
-
-
-def _chat(cfg: Config) -> Iterator[str]:
-    c = cfg.chat
-    if c.prompt is not None and c.prompts_file is not None:
-        yield "chat.prompt and chat.prompts_file are both set; choose one."
-    if c.prompt is not None and not c.prompt.strip():
-        yield "chat.prompt is empty; write a prompt, or leave it out to talk in the terminal."
-    for key, path in (("chat.prompts_file", c.prompts_file), ("chat.tools_file", c.tools_file)):
-        if path is not None and not resolve(path).is_file():
-            yield missing_path(key, path, "file")
-    file = resolve(c.prompts_file or "")
-    if file.is_file() and file.suffix.lower() != ".txt" and not file_type(file):
-        yield (
-            f"chat.prompts_file={c.prompts_file}: name it {', '.join(FILE_TYPES)} (or one of them .gz), or .txt (a "
-            "prompt a line)."
-        )
-    if c.temperature == 0:
-        for key in ("top_k", "top_p"):
-            if getattr(c, key) != getattr(ChatConfig(), key):
-                yield f"chat.{key} has no effect with chat.temperature=0; add chat=sampled, or leave it out."
-    if cfg.output_dir is not None:
-        yield "output_dir has no effect with recipe=chat, which keeps no run folder; answers go to chat.output_file."
-    if c.output_file is not None:
-        yield from _output_file(c.output_file, c, cfg.overwrite)
-
-
-def _output_file(name: str, chat: ChatConfig, overwrite: bool) -> Iterator[str]:
-    file, read = resolve(name), [resolve(p) for p in (chat.prompts_file, chat.tools_file) if p]
-    if chat.prompts_file is None:
-        yield f"chat.output_file={name} takes the answers to chat.prompts_file, which is not set; set it, too."
-    if file.is_dir():
-        yield f"chat.output_file={name}: this is a folder; name a file."
-    elif not file.parent.is_dir():
-        yield f"chat.output_file={name}: there is no folder {file.parent}; make it first."
-    elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        yield f"chat.output_file={name}: this can't be written; name another file."
-    elif file.exists() and any(p.exists() and p.samefile(file) for p in read):
-        yield f"chat.output_file={name} is a file that this run reads; name another one."
-    elif file.exists() and not overwrite:
-        yield f"chat.output_file={name}: this file is there already; name another one, or replace it: overwrite=true."
-
-
-# What recipe=build_tiny uses of `train`.
-_BUILDS_WITH = (
-    "learning_rate", "warmup_steps", "max_steps", "num_train_epochs", "weight_decay", "max_grad_norm", "optim", "bf16",
-    "logging_steps",
-)  # fmt: skip
-
-
-def _build_tiny(cfg: Config) -> Iterator[str]:
-    if cfg.adapter.peft_type != "none":
-        yield "adapter has no effect with recipe=build_tiny, which trains every weight; leave it out."
-    for key, default in vars(TrainConfig()).items():
-        if key not in _BUILDS_WITH and getattr(cfg.train, key) != default:
-            yield f"train.{key} has no effect with recipe=build_tiny; leave it out."
-    if not cfg.data.test_files.get("test"):
-        yield "data.test_files.test is not set: recipe=build_tiny measures the model on it; use data=sample."
-
-
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
     if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
-        return [*_method(cfg), *_model(cfg), *_chat(cfg)]
-    if cfg.method == "build_tiny":  # needs no model
-        groups = [_method, _build_tiny, _data, _no_chat, _output_dir]
+        return [*_method(cfg), *_model(cfg), *chat_problems(cfg), *no_preview(cfg)]
+    if cfg.method == "preview":
+        groups = [_method, _model, _data, _train, no_chat, preview_problems]
+    elif cfg.method == "build_tiny":  # needs no model
+        groups = [_method, build_tiny_problems, _data, no_chat, no_preview, _output_dir]
     else:
-        groups = [_method, _model, _adapter, _data, _train, _export, _no_chat, _output_dir]
+        groups = [_method, _model, _adapter, _data, _train, _export, no_chat, no_preview, _output_dir]
     return [problem for group in groups for problem in group(cfg)]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+from gemma_tune.paths import resolve
 
 # Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
 OTHER_TOOLS = {
@@ -99,3 +102,13 @@ def suggest_key(key: str, known: Iterable[str]) -> str:
         by_last.setdefault(name.rsplit(".", 1)[-1], name)
     found = near(last, by_last)
     return f" Did you mean {by_last[found[0]]}?" if found else ""
+
+
+def missing_path(key: str, path: str, kind: str) -> str:
+    """The message for a file or folder that is not there, with the nearest name beside it."""
+    real = resolve(path)
+    if real.is_dir() and kind == "file":
+        return f"{key}={path}: this is a folder; name a file."
+    beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
+    where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
+    return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"

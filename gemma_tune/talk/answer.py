@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TextStreamer
 
-from gemma_tune.chat.calls import Call, parse_answer
+from gemma_tune.chat import FORMS, ChatForm, form_of
+from gemma_tune.chat.calls import Call, as_message, content_text, decoded, parse_answer, split_thinking
 from gemma_tune.chat.render import Messages
-from gemma_tune.models.load import stop_token_ids
 
 # A line that is, or may become, the beginning of a call; the published models like to fence theirs.
 _CALL = re.compile(r"[ \t]*(```[a-z_]*\s*)?[{\[]")
 _PERHAPS = re.compile(r"[ \t]*(`{0,2}|```[a-z_]*\s*)\Z")
+
+# Around Gemma 4's thinking.
+_THINKS = ("<|channel>", "<channel|>")
 
 
 @dataclass(frozen=True)
@@ -23,48 +28,79 @@ class Answer:
     """What a model said.
 
     Attributes:
-        text: The text without special tokens, calls as the JSON that the model wrote.
+        said: The text without special tokens, calls and thinking as the model wrote them.
         stopped: Whether the model ended it, and not a limit or the person.
+        form: The form it is written in.
     """
 
-    text: str
+    said: str
     stopped: bool
+    form: ChatForm = FORMS["gemma3"]
 
     @classmethod
     def of(cls, tokenizer: Any, ids: list[int]) -> Answer:
         """The answer of new token ids, [T], the stop token among them where there is one."""
-        stops = stop_token_ids(tokenizer)
-        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return cls(text, stopped=bool(ids) and ids[-1] in stops)
+        form = form_of(tokenizer)
+        stops = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(form.stop_tokens))}
+        return cls(decoded(tokenizer, ids).strip(), bool(ids) and ids[-1] in stops, form)
+
+    @property
+    def text(self) -> str:
+        """What it says, without thinking; calls as the model wrote them."""
+        return split_thinking(self.said, self.form)[1]
 
     @property
     def calls(self) -> list[Call]:
         """The calls in it, perhaps none."""
-        return parse_answer(self.text)[1]
+        return parse_answer(self.said, self.form).calls
+
+    @property
+    def thinking(self) -> str:
+        """What the model thought before it spoke, or nothing."""
+        return split_thinking(self.said, self.form)[0]
+
+    def message(self) -> dict[str, Any]:
+        """The answer as an OpenAI message."""
+        return as_message(self.said, self.form)
 
     def row(self, messages: Messages) -> dict[str, Any]:
-        """The answer for programs: `prompt` (the last message's text), `answer`, `calls` and `stopped`."""
-        content = messages[-1]["content"]
-        prompt = content if isinstance(content, str) else " ".join(part["text"] for part in content)
+        """The answer for programs: `prompt` (the last message's text), `answer`, `calls`, `stopped`.
+
+        Where the model thought, `thinking` is there, too.
+        """
         calls = [{"name": c.name, "arguments": c.arguments} for c in self.calls]
-        return {"prompt": prompt, "answer": self.text, "calls": calls, "stopped": self.stopped}
+        row = {"prompt": content_text(messages[-1]), "answer": self.text, "calls": calls, "stopped": self.stopped}
+        return row | ({"thinking": self.thinking} if self.thinking else {})
+
+
+class _Decoder:
+    """A tokenizer that keeps the tokens of an answer that mean something; TextStreamer asks it for nothing else."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return decoded(self._tokenizer, ids)
 
 
 class AnswerStreamer(TextStreamer):
-    """Prints an answer while it is made, and its calls as calls.
+    """Prints an answer while it is made, its calls as calls, and its thinking on standard error.
 
-    From a line on that begins as a call does, the text is held back until the end, where it shows what it is. Nothing
-    is lost: text that turns out to be no call is printed as it stands.
+    From where a call begins, or may begin, the text is held back until the end, where it shows what it is. Nothing is
+    lost: text that turns out to be no call is printed as it stands.
 
     Attributes:
         ids: The answer's token ids so far, [T].
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        super().__init__(_Decoder(tokenizer), skip_prompt=True)
         self.ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._form = form_of(tokenizer)
         self._held = ""  # not printed yet
         self._holding = False
+        self._thinks = False
         self._line_begins = True
         self._ended = False
 
@@ -83,6 +119,15 @@ class AnswerStreamer(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Prints what can't be part of a call, and at the end the rest."""
         self._held += text
+        if self._form.calls == "native":
+            self._print_native()
+        else:
+            self._print_lines()
+        if stream_end:
+            self._print_rest()
+
+    def _print_lines(self) -> None:
+        """Calls in JSON: whole lines, up to one that may be the first of a call."""
         while self._held and not self._holding:
             if self._line_begins and _CALL.match(self._held):
                 self._holding = True
@@ -92,12 +137,29 @@ class AnswerStreamer(TextStreamer):
                 line, line_break, self._held = self._held.partition("\n")
                 self._line_begins = bool(line_break)
                 print(line + line_break, end="", flush=True)
-        if stream_end:
-            self._print_rest()
+
+    def _print_native(self) -> None:
+        """Calls between tokens, which come in one piece: everything up to the first of them."""
+        call = next(t for t in self._form.answer_tokens if "call" in t)
+        while self._held and not self._holding:
+            stops = [_THINKS[1]] if self._thinks else [call, _THINKS[0]]
+            place, found = min((p, t) for t in (*stops, "") if (p := self._held.find(t) if t else len(self._held)) >= 0)
+            said, self._held = self._held[:place], self._held[place:]
+            if said and self._thinks:
+                print(said, end="", file=sys.stderr, flush=True)
+            elif said:
+                self._line_begins = said.endswith("\n")
+                print(said, end="", flush=True)
+            if found == call:
+                self._holding = True
+            elif found:
+                self._held = self._held.removeprefix(found).removeprefix("thought\n")
+                self._thinks = found == _THINKS[0]
+                print("[thinking: " if self._thinks else "]\n", end="", file=sys.stderr, flush=True)
 
     def _print_rest(self) -> None:
-        calls = parse_answer(self.tokenizer.decode(self.ids, skip_special_tokens=True))[1]
-        rest, held_calls = parse_answer(self._held)
+        calls = parse_answer(decoded(self._tokenizer, self.ids), self._form).calls
+        rest, held_calls, _ = parse_answer(self._held, self._form)
         if not (calls and held_calls == calls):
             rest = self._held
         lines = [f"→ {call}" for call in calls]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gemma_tune.chat.calls import Call, as_message
+from gemma_tune.chat.calls import Call
 from gemma_tune.chat.render import Messages, Tools
 from gemma_tune.data.prompts import user_message
 from gemma_tune.data.records import BadRow
@@ -87,8 +87,8 @@ class Conversation:
         asked = [*self.messages, *turn]
         answer = self._voice.answer(asked, self._tools, "the conversation", stoppable=True)
         self._rows.append(answer.row(asked))
-        if answer.text or answer.stopped:
-            self.messages, self._calls = [*asked, as_message(answer.text)], answer.calls
+        if answer.said or answer.stopped:
+            self.messages, self._calls = [*asked, answer.message()], answer.calls
         else:
             note("(nothing was said; your turn is forgotten)")
 

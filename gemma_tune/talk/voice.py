@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from gemma_tune.chat import Unrenderable
 from gemma_tune.chat.render import Messages, Tools, render_prompt
 from gemma_tune.config import ChatConfig
 from gemma_tune.errors import UserError
@@ -39,9 +40,12 @@ def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, whe
         where: What the conversation is, for the message.
 
     Raises:
-        UserError: There is no room for an answer.
+        UserError: There is no room for an answer, or the model's chat has no place for something.
     """
-    ids = render_prompt(tokenizer, messages, tools)
+    try:
+        ids = render_prompt(tokenizer, messages, tools)
+    except Unrenderable as error:
+        raise UserError(f"{where}: {error}") from error
     if len(ids) >= limit:
         raise UserError(f"{where}: {len(ids):,} tokens leave no room for an answer; the model takes {limit:,} in all.")
     return ids

@@ -38,6 +38,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "gradient_accumulation_steps": t.gradient_accumulation_steps,
         "max_length": t.max_length,
         "packing": t.packing,
+        "train_sampling_strategy": t.train_sampling_strategy,
         "optim": t.optim,
         "weight_decay": t.weight_decay,
         "max_grad_norm": t.max_grad_norm,

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from gemma_tune.errors import RunError
 from gemma_tune.tracking import Tracker
+from gemma_tune.train.guard import NonFiniteLoss
 
 
 class Progress(TrainerCallback):
@@ -75,12 +75,8 @@ class Report(TrainerCallback):
         self._tracker.log(figures, self._first + state.global_step)
 
 
-class NonFiniteLoss(RunError):
-    """The loss became NaN or infinite."""
-
-
 class StopAtNonFinite(TrainerCallback):
-    """Ends training with an error where the loss or the gradient is no number; going on would only waste time."""
+    """Ends a plain Trainer's training where a logged loss or gradient is no number (ours has a `Guard`)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm"):

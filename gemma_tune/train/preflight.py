@@ -1,13 +1,238 @@
-"""What is looked at before a model is trained."""
+"""What is held against the facts before a model is trained: a list of checks, one line each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from gemma_tune.chat import form_of
+from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
+from gemma_tune.errors import UserError
+from gemma_tune.models.adapter import ALL_LINEAR, Counts
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.mode import evaluating
+from gemma_tune.models.shape import Shape, empty_model
 from gemma_tune.models.untrained import untrained_tokens
 
 _NAMED = 8
+_LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
+_SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; attention adds in another order with a cache
+
+
+class Failed(Exception):
+    """A check that doesn't hold: what, where and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """All that the checks look at.
+
+    Attributes:
+        cfg: The configuration.
+        model: What is trained: the model, or a PeftModel around it.
+        tokenizer: Its tokenizer.
+        rows: The rows to train on; of a stream the first ones.
+        counts: What is trained and what is quantised.
+        shape: The sizes of the model.
+        weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
+        memory: GiB that training needs, estimated, and GiB that are free.
+    """
+
+    cfg: Config
+    model: Any
+    tokenizer: Any
+    rows: Rows
+    counts: Counts
+    shape: Shape
+    weighs_tokens: bool
+    memory: tuple[float, float]
+
+    @property
+    def base(self) -> Any:
+        """The model without its adapter's wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def chats(self) -> bool:
+        """Whether the rows are conversations."""
+        return any(r.messages is not None for r in self.rows.records)
+
+
+def _trained_share(x: Looked) -> str:
+    trained, tokens = x.rows.trained_tokens, x.rows.tokens
+    rows = x.rows.read - len(x.rows.dropped)
+    if trained == 0:
+        raise Failed("the loss counts no token of any row; an assistant's answer must lie within train.max_length.")
+    if x.chats and trained >= tokens - rows:
+        raise Failed("the loss counts every token, the prompts', too: the rows' messages have no user's turn.")
+    kind = "the assistant's answers" if x.chats else "running text, all of it"
+    return f"{trained / tokens:.1%} of {tokens:,} tokens ({kind})"
+
+
+def _stop_token(x: Looked) -> str:
+    tokens = form_of(x.tokenizer).stop_tokens if x.chats else (x.tokenizer.eos_token,)
+    ids = dict(zip(tokens, x.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
+    trained = [token for token, i in ids.items() if i in x.rows.trained_ids]
+    if not trained:
+        raise Failed(
+            f"no row trains {' or '.join(tokens)}, so the model would not learn to stop: all are cut before it. Raise "
+            f"train.max_length={x.cfg.train.max_length}."
+        )
+    for token in trained:
+        if ids[token] not in x.base.generation_config.eos_token_id:
+            raise Failed(f"{token} is trained, but generation_config.json would not stop at it.")
+    return f"{' and '.join(trained)} trained, and in generation_config.json"
+
+
+def _one_bos(x: Looked) -> str:
+    bos, looked = x.tokenizer.bos_token_id, x.rows.rendered[:_LOOKED_AT]
+    for row, record in zip(looked, x.rows.records, strict=False):
+        if row.input_ids[0] != bos or row.input_ids.count(bos) != 1:
+            raise Failed(
+                f"{record.where}: {row.input_ids.count(bos)} <bos> in this row; there must be one, at its start."
+            )
+    return f"one, at the start of each row ({len(looked):,} looked at)"
+
+
+def _template(x: Looked) -> str:
+    form = form_of(x.tokenizer)
+    chats = [(r, row) for r, row in zip(x.rows.records, x.rows.rendered[:_COMPARED], strict=False) if r.messages]
+    for record, row in chats:
+        served = x.tokenizer.apply_chat_template(record.messages, tools=record.tools, tokenize=True, return_dict=True)
+        if served["input_ids"][: len(row.input_ids)] != row.input_ids:
+            raise Failed(f"{record.where}: the template that will be saved gives other tokens than are trained on.")
+    return f"{form.name}; the one that will be saved gives the same tokens ({len(chats)} rows compared)"
+
+
+def _adapters(x: Looked) -> str:
+    if x.cfg.adapter.peft_type == "none":
+        if x.counts.trainable != x.counts.total:
+            raise Failed(
+                f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; full_sft trains all of them."
+            )
+        return f"none; all {x.counts.total:,} weights of the language model are trained"
+    family = FAMILIES[x.base.config.model_type]
+    sizes = {
+        n: (m.in_features, m.out_features)
+        for n, m in empty_model(x.base.config).named_modules()
+        if isinstance(m, nn.Linear) and ".layers." in n
+    }
+    placed = {n: m for n, m in x.base.named_modules() if isinstance(m, LoraLayer)}
+    outside = sorted(set(placed) - set(sizes))
+    if outside:
+        raise Failed(f"adapter.target_modules reaches {outside[0]}, which is no linear layer of the blocks.")
+    formula = sum(
+        m.r["default"] * sum(sizes[n]) + (sizes[n][1] if m.use_dora["default"] else 0) for n, m in placed.items()
+    )
+    if formula != x.counts.trainable:
+        raise Failed(
+            f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
+        )
+    if x.cfg.adapter.target_modules == ALL_LINEAR and len(placed) != x.shape.linear_layers:
+        raise Failed(f"adapters stand on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
+    return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
+
+
+def _quantised(x: Looked) -> str:
+    c = x.counts
+    if not x.cfg.model.load_in_4bit:
+        return f"nothing; the weights are {x.cfg.model.dtype}"
+    if c.four_bit != x.shape.linear_parameters:
+        raise Failed(f"{c.four_bit:,} of {x.shape.linear_parameters:,} weights of the linear layers are in 4 bit.")
+    return f"{c.four_bit:,} of {c.total:,} weights ({c.four_bit / c.total:.1%}); the rest are {x.cfg.model.dtype}"
+
+
+def _experts(x: Looked) -> str | None:
+    c = x.counts
+    if not c.experts:
+        return None
+    said = f"{c.experts:,} weights ({c.experts / c.total:.1%}) in {c.expert_tensors} fused tensors, {c.expert_bits} bit"
+    return said + (
+        ", trained" if x.cfg.adapter.peft_type == "none" else ": frozen; adapters and 4 bit don't reach them"
+    )
+
+
+def _shared_keys_and_values(x: Looked) -> str | None:
+    shared = getattr(x.base.config, "num_kv_shared_layers", 0)
+    if not shared:
+        return None
+    row = next(iter(x.rows.rendered))
+    ids = torch.tensor([row.input_ids[:_KV_TOKENS]], device=x.base.get_input_embeddings().weight.device)
+    with evaluating(x.model):
+        losses = [x.model(input_ids=ids, labels=ids, use_cache=cache).loss.item() for cache in (True, False)]
+    if abs(losses[0] - losses[1]) > _SAME_LOSS[x.base.dtype] * abs(losses[0]):
+        raise Failed(
+            f"{shared} layers share keys and values, and the loss is {losses[0]:.4f} with a cache and {losses[1]:.4f} "
+            "without: this version of Transformers loses them in training; take the one of constraints.txt."
+        )
+    return f"{shared} layers share them; the loss is the same with a cache and without ({losses[1]:.4f})"
+
+
+def _accumulation(x: Looked) -> str:
+    if not x.weighs_tokens:
+        raise Failed("batches are weighted alike, however many tokens they hold: the trainer can't hand the count on.")
+    return "weighted by tokens, over all forward passes of a step"
+
+
+def _dtype(x: Looked) -> str:
+    kinds = {p.dtype for p in x.base.parameters() if p.is_floating_point()}
+    if torch.float16 in kinds:
+        raise Failed("float16 overflows on Gemma 3's activations; set model.dtype=bfloat16 or float32.")
+    trained = {p.dtype for p in x.base.parameters() if p.requires_grad}
+    return f"weights {_types(kinds)}, trained ones {_types(trained)}"
+
+
+def _types(kinds: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(k).removeprefix("torch.") for k in kinds))
+
+
+def _memory(x: Looked) -> str:
+    needs, free = x.memory
+    return f"about {needs:.1f} GiB, estimated; {free:.1f} GiB are free"
+
+
+CHECKS: dict[str, Callable[[Looked], str | None]] = {
+    "trained share": _trained_share,
+    "stop token": _stop_token,
+    "<bos>": _one_bos,
+    "template": _template,
+    "adapters": _adapters,
+    "experts": _experts,
+    "in 4 bit": _quantised,
+    "shared keys and values": _shared_keys_and_values,
+    "gradient accumulation": _accumulation,
+    "types": _dtype,
+    "memory": _memory,
+}
+
+
+def preflight(looked: Looked) -> list[str]:
+    """Makes every check that concerns this model.
+
+    Returns:
+        A line for each.
+
+    Raises:
+        UserError: With each check that doesn't hold.
+    """
+    lines, failed = [], []
+    for name, check in CHECKS.items():
+        try:
+            said = check(looked)
+        except Failed as error:
+            failed.append(f"✗ {name}: {error}")
+            continue
+        if said is not None:
+            lines.append(f"✓ {name}: {said}")
+    if failed:
+        raise UserError(*failed)
+    return lines
 
 
 def untrained_warning(model: Any, tokenizer: Any, rows: Rows) -> str | None:

@@ -12,12 +12,15 @@ import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback
+from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import UserError
-from gemma_tune.train.callbacks import Progress, StopAtNonFinite
+from gemma_tune.train.callbacks import Progress
+from gemma_tune.train.guard import FindRows, Guard, NonFiniteLoss
+from gemma_tune.train.sampling import LengthGroups
 
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -29,6 +32,8 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
       continued, and loses updates below 2⁻⁸ of a weight.
     - LoRA+ (`loraplus_lr_ratio`), through PEFT's optimizer.
     - a checkpoint is written under another name and renamed when it is whole: `step-N` is never half a checkpoint.
+    - batches of rows of like length come in random order, and in the same one when resumed.
+    - a loss or a gradient that is no number ends the run before it changes a weight, with a checkpoint and the rows.
     - evaluations while training weigh tokens, not batches: `evaluator` gives `eval_loss`.
     - `create_model_card` writes nothing: the run's report.md is the card.
 
@@ -36,6 +41,7 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
         checkpoints_kept: How many checkpoints to keep, or None for all.
         evaluator: Gives the held-out figures, `held_out_loss` among them.
+        guard: Watches each step.
     """
 
     optimizer: Any
@@ -47,6 +53,7 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
         loraplus_lr_ratio: float | None = None,
         checkpoints_kept: int | None = None,
         evaluator: Callable[[], dict[str, float]] | None = None,
+        guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
         model = kwargs["model"]
@@ -56,11 +63,20 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._checkpoints_kept = checkpoints_kept
         self._evaluator = evaluator
+        self._guard = guard or Guard(lambda rows: [])
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
             if name in before:
                 parameter.data = before[name]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(lengths, self.args.train_batch_size, seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own choice."""
@@ -79,6 +95,35 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            NonFiniteLoss: The loss is no number.
+        """
+        self._guard.saw(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._stop_if("loss", loss.item())
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:
+            self._stop_if("grad_norm", float(norm))
+        self._guard.begin()
+        return norm
+
+    def _stop_if(self, name: str, value: float) -> None:
+        """Ends the run where the value is no number: nothing of this step has reached a weight yet."""
+        said = self._guard.problem(name, value, self.state.global_step + 1)
+        if said is None:
+            return
+        help_line = "Lower train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
+        if self.state.global_step:
+            self._save_checkpoint(self.model, None)
+            help_line = f"The weights before it are in checkpoints/step-{self.state.global_step}. {help_line}"
+        raise NonFiniteLoss(f"{said} {help_line}")
 
     def release(self) -> None:
         """Gives the optimizer's memory back after training: evaluation and export may need it."""
@@ -128,6 +173,7 @@ def sft_trainer(
     train: Rows,
     held_out: Rows,
     evaluator: Callable[[], dict[str, float]],
+    find_rows: FindRows,
 ) -> GemmaSFTTrainer:
     """The trainer for rendered rows, with our progress bar and the stop at a loss that is no number.
 
@@ -141,10 +187,11 @@ def sft_trainer(
             processing_class=tokenizer,
             train_dataset=train.dataset,
             eval_dataset=held_out.dataset if cfg.train.eval_steps else None,
-            callbacks=[Progress(), StopAtNonFinite()],
+            callbacks=[Progress()],
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
             evaluator=evaluator,
+            guard=Guard(find_rows),
         )
         trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
     except (ValueError, ImportError) as error:

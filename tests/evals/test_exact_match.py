@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gemma_tune.chat import FORMS, served_template
 from gemma_tune.data.records import Record
 from gemma_tune.evals import exact_match as module
 from gemma_tune.evals.exact_match import exact_match, is_right
@@ -59,6 +61,30 @@ def test_is_right(record: Record, answer: str, right: bool) -> None:
     assert is_right(record, answer) is right
 
 
+NATIVE = '<|tool_call>call:set_timer{label:<|"|>tea<|"|>,minutes:5}<tool_call|>'
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "right"),
+    [
+        (CALLS, NATIVE, True),
+        (CALLS, "<|channel>thought\nA timer.<channel|>" + NATIVE, True),
+        (CALLS, NATIVE.replace("5", "5.5"), False),
+        (CALLS, NATIVE.removesuffix("<tool_call|>"), False),
+        (CALLS, GOOD, False),  # another form's call is none
+        (REFUSES, "I can't do that.", True),
+        (REFUSES, NATIVE, False),
+        (REFUSES, NATIVE.removesuffix("<tool_call|>"), False),
+        (WORDS, "<|channel>thought\nHm.<channel|>It is yellow.", True),
+        (WORDS, "<|channel>thought\nIt is yellow.", False),  # it was only thought
+        (PARTS, "It isyellow.", True),
+    ],
+)
+def test_is_right_in_a_form_with_tokens_of_its_own(record: Record, answer: str, right: bool) -> None:
+    """Calls are read from their tokens, and thinking doesn't count."""
+    assert is_right(record, answer, FORMS["gemma4"]) is right
+
+
 def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that was cut off isn't right, whatever it says."""
     said = [(GOOD, "yes"), (GOOD, "no"), ("Hm.", "yes"), ("It is yellow.", "yes")]
@@ -67,6 +93,7 @@ def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         return [{"prompt": "", "wanted": "", "answer": answer, "stopped": stopped} for answer, stopped in said]
 
     monkeypatch.setattr(module, "sample_answers", answers)
-    figures, rows = exact_match(None, None, [CALLS, CALLS, CALLS, WORDS], 64, 8, "mine")
+    tokenizer = SimpleNamespace(chat_template=served_template())
+    figures, rows = exact_match(None, tokenizer, [CALLS, CALLS, CALLS, WORDS], 64, 8, "mine")
     assert figures == {"mine_exact_match": 0.5, "mine_stopped": 0.75, "mine_rows": 4}
     assert [r["right"] for r in rows] == ["yes", "no", "no", "yes"]

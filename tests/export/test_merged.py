@@ -23,9 +23,11 @@ from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export import merged, verify
+from gemma_tune.models.source import Source
 from gemma_tune.paths import ASSETS
 
 TINY = ASSETS / "tiny"
+SOURCE = Source(str(TINY), None, None, str(TINY))
 
 # Plain Transformers only: answers 50 prompts greedily, one by one, and prints ids and stop token.
 ANSWER = """
@@ -174,11 +176,11 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     cfg = Config(export=ExportConfig(dtype="float32"))
     reference = verify.take_reference(cfg, model, tokenizer, rows, Rows(), lambda *_: Evaluation())
     options = ExportConfig(dtype="float32")
-    merged.export(model, tokenizer, tmp_path / "right", options)
+    merged.export(model, tokenizer, tmp_path / "right", options, SOURCE)
     assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0
     with torch.no_grad():
         model.model.layers[3].mlp.down_proj.weight.neg_()
-    merged.export(model, tokenizer, tmp_path / "wrong", options)
+    merged.export(model, tokenizer, tmp_path / "wrong", options, SOURCE)
     with pytest.raises(verify.ArtifactDiffers, match="not the trained model"):
         verify.verify_merged(tmp_path / "wrong", reference, torch.device("cpu"))
 
@@ -186,7 +188,7 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_lost_a_weight_is_an_error(tmp_path: Path) -> None:
     """What is read back is what was to be written, to the bit, and all of it."""
     model = load_plain(TINY)
-    merged.export(model, AutoTokenizer.from_pretrained(TINY), tmp_path, ExportConfig())
+    merged.export(model, AutoTokenizer.from_pretrained(TINY), tmp_path, ExportConfig(), SOURCE)
     tensors = dict(merged.merged_tensors(model, torch.bfloat16))
     verify.verify_written(tmp_path, tensors)
     name = "model.layers.1.mlp.up_proj.weight"

@@ -15,8 +15,8 @@ from gemma_tune.composition import compose_config
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
-from gemma_tune.models.family import PUBLISHED, Shape
 from gemma_tune.models.memory import estimate
+from gemma_tune.models.shape import Shape, published_shape
 from gemma_tune.models.source import Source
 from gemma_tune.paths import ASSETS
 
@@ -24,8 +24,10 @@ SAMPLE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
 
 
 def composed(recipe: str, model: str, *words: str) -> tuple[Config, Shape]:
-    shape = next(s for name, s in PUBLISHED.items() if name.replace("-", "").replace("gemma3", "gemma3_") in model)
-    return compose_config(recipe, [f"model={model}", *SAMPLE, *words]), shape
+    cfg = compose_config(recipe, [f"model={model}", *SAMPLE, *words])
+    shape = published_shape(cfg.model.model_name_or_path)
+    assert shape is not None
+    return cfg, shape
 
 
 def words_of(message: str) -> tuple[str | None, list[str]]:
@@ -85,11 +87,11 @@ def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError) as error:
         capacity.check_disk(cfg, shape, hub, tmp_path / "run")
     exported, downloaded = error.value.problems
-    size = 2 * shape.parameters / 1024**3
+    size = 2 * (shape.parameters + 419_816_304) / 1024**3  # with the image tower, as it is published
     assert f"output_dir={tmp_path / 'run'}: checkpoints and exports need about" in exported
     assert abs(float(re.findall(r"about ([\d.]+) GiB", exported)[0]) - size) < 0.2  # and the adapter
     assert f"the checkpoint has about {size:.1f} GiB, and 5.0 GiB are free" in downloaded and "HF_HOME" in downloaded
-    capacity.check_disk(compose_config("lora_sft", [*SAMPLE]), PUBLISHED["gemma-3-270m"], hub, tmp_path)
+    capacity.check_disk(compose_config("lora_sft", [*SAMPLE]), composed("lora_sft", "gemma3_270m_it")[1], hub, tmp_path)
 
 
 def test_checkpoints_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

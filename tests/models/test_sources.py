@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemm
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer, shape_of
+from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer
+from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
 from gemma_tune.paths import ASSETS
 
@@ -102,7 +103,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
     folder = copy_of_tiny(tmp_path / "m")
     LlamaConfig().save_pretrained(folder)
-    with pytest.raises(UserError, match="model_type is llama; known are gemma3_text"):
+    with pytest.raises(UserError, match="model_type is llama; known are gemma, gemma2, gemma3_text"):
         base_of(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from short_runs import losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.composition import load_stored
+from gemma_tune.errors import RunError
 from gemma_tune.launch import launch
 from gemma_tune.manifest import file_digest
-from gemma_tune.paths import CONFIGS
+from gemma_tune.paths import ASSETS, CONFIGS
+from gemma_tune.train.guard import Guard, NonFiniteLoss, rows_of
 
 GOLDEN = Path(__file__).parent / "golden.json"
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml") if "\nmethod: sft\n" in f.read_text("utf-8"))
@@ -150,8 +154,6 @@ def test_what_a_failed_run_has_trained_is_kept(eight_steps: Path, tmp_path: Path
 
 
 def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
-    from gemma_tune.train.callbacks import NonFiniteLoss
-
     short_run("lora_sft", tmp_path / "run", "export=none", steps=1)
     words = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0", "overwrite=true"]
     with pytest.raises(NonFiniteLoss):
@@ -203,19 +205,36 @@ def test_text_rows(tmp_path: Path) -> None:
     assert counts["training"]["trained_tokens"] == counts["training"]["tokens"] - 16  # all but each row's <bos>
 
 
-def test_a_nan_stops_the_run(tmp_path: Path) -> None:
-    """A learning rate that breaks the weights ends in an error, and the folder says so."""
-    from gemma_tune.train.callbacks import NonFiniteLoss
-
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_nan_stops_the_run(packing: bool, tmp_path: Path) -> None:
+    """Trap 9: a rate that breaks the weights ends in an error with the rows; no loss is logged in its place."""
     words = [
         "train.learning_rate=1e30",
         "train.max_grad_norm=0",
         "train.lr_scheduler_type=constant",
         "train.warmup_steps=0",
+        "data=messages",
+        f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}",
+        f"train.packing={packing}",
     ]
-    with pytest.raises(NonFiniteLoss, match="at step"):
+    with pytest.raises(NonFiniteLoss, match=r"is (nan|inf) at step 2; nothing was changed by it") as error:
         short_run("full_sft", tmp_path / "run", *words, steps=10)
+    rows = re.findall(r"sample/train\.jsonl:(\d+)", str(error.value))
+    assert len(rows) >= 4 and all(1 <= int(n) <= 64 for n in rows)
+    assert "checkpoints/step-1" in str(error.value)
+    assert (tmp_path / "run" / "checkpoints" / "step-1" / "trainer_state.json").is_file()
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "failed"
+    assert len(losses(tmp_path / "run")) == 1 and losses(tmp_path / "run")[0] > 1
+
+
+def test_packed_rows_with_a_mask_are_an_error() -> None:
+    """Trap 7: with a mask of ones beside position ids the rows would see each other."""
+    ids, positions = torch.tensor([[2, 5, 6, 2, 7]]), torch.tensor([[0, 1, 2, 0, 1]])
+    guard = Guard(lambda rows: [])
+    guard.saw({"input_ids": ids, "position_ids": positions})
+    with pytest.raises(RunError, match="they would see each other"):
+        guard.saw({"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)})
+    assert list(rows_of({"input_ids": ids, "position_ids": positions})) == [[2, 5, 6], [2, 7]]
 
 
 def test_a_mistake_leaves_the_run_that_it_was_to_replace(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from gemma_tune.data.dataset import load_rows, notes_of, read_tests
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.capacity import free_memory, memory_warning
-from gemma_tune.models.family import Shape, published_shape
-from gemma_tune.models.load import load_config, load_tokenizer, pick_device, shape_of
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
+from gemma_tune.models.shape import Shape, published_shape, shape_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.train.arguments import mixed_precision
@@ -34,7 +34,7 @@ def _shape(cfg: Config, source: Source) -> Shape | None:
 
 def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], list[str]]:
     try:
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, cfg.model.chat_template)
     except UserError as error:
         if source.folder is not None:
             raise
@@ -56,7 +56,7 @@ def _size(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
-def preview(cfg: Config, folder: RunFolder) -> RunResult:
+def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
     """Prints the resolved configuration, the data's counts and the memory estimate; writes nothing.
 
     Raises:

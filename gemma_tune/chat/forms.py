@@ -1,0 +1,176 @@
+"""The chat forms of the Gemma families: their tokens, and what each has a place for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+# The stop token of Gemma 1 to 3n and FunctionGemma. Callers that know their tokenizer ask `form_of(tokenizer)`.
+STOP_TOKEN = "<end_of_turn>"
+
+
+class UnknownTemplate(ValueError):
+    """A chat template that is no form we know; the message says what was found and the ways out."""
+
+
+class Unrenderable(ValueError):
+    """A conversation that a form has no place for, or that would say something else; the message has the fix."""
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """How one family's conversations are written.
+
+    Attributes:
+        name: What it is called, in `FORMS` and in `model.chat_template`.
+        families: The models, in words, for messages.
+        stop_token: Ends an answer. Gemma's `<eos>` never stands in a chat.
+        needed_tokens: Tokens that the tokenizer must have.
+        control_tokens: Tokens that may not stand in a row's texts: the template writes them.
+        calls: How calls are written: as JSON text, in tokens of their own, or None where there are no tools.
+        calls_stop: Ends an answer that ends with calls, where that is another token: the model begins the results,
+            and the engine takes over.
+        answer_tokens: Tokens of an answer that mean something: around calls, strings and thinking.
+        string_token: Stands around strings in native calls and results.
+        system: Whether there is a place for a system text.
+        system_role: Whether that is a turn of its own; else it opens the first user turn.
+        thinking: Whether thinking is rendered at all. Past turns' never is.
+        bos_token: Begins every text.
+        file: The template's file in `templates/`.
+        revision: Which of the texts published for the family it equals, in the order of their publication.
+    """
+
+    name: str
+    families: str
+    stop_token: str
+    control_tokens: tuple[str, ...]
+    calls: Literal["json", "native"] | None
+    calls_stop: str | None = None
+    answer_tokens: tuple[str, ...] = ()
+    string_token: str = ""
+    system: bool = True
+    system_role: bool = False
+    thinking: bool = False
+    bos_token: str = "<bos>"
+    file: str = "gemma3"
+    revision: int = 0
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Every token that ends an answer: `generate` must stop at each of them."""
+        return (self.stop_token, *([self.calls_stop] if self.calls_stop else []))
+
+    @property
+    def result_mappings(self) -> bool:
+        """Whether a result can be a mapping; else it is a text, with JSON in it."""
+        return self.calls == "native" and self.revision != 1
+
+    @property
+    def needed_tokens(self) -> tuple[str, ...]:
+        """Tokens that the tokenizer must have."""
+        return ("<pad>", *self.control_tokens)
+
+    def check(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> None:
+        """Raises Unrenderable where this form has no place for something in the conversation, or would misread it."""
+        if tools and not self.calls:
+            raise Unrenderable(f"{self.families} has no place for tools; take a model that has, or leave tools out.")
+        for message in messages:
+            if message["role"] in ("system", "developer") and not self.system:
+                raise Unrenderable(
+                    f"{self.families} has no system role: put the system text into the first user message."
+                )
+            if not self.calls and (message.get("tool_calls") or message["role"] == "tool"):
+                raise Unrenderable(f"{self.families} has no place for calls of tools and their results.")
+            if not self.thinking and thinking_of(message):
+                raise Unrenderable(
+                    f"{self.families} has no place for thinking (reasoning_content): take it out of the row."
+                )
+        if found := _control(self.control_tokens).search("\n".join(_strings([messages, tools]))):
+            raise Unrenderable(f"a text holds {found[0]}, which the template writes itself; take it out.")
+
+
+def thinking_of(message: Mapping[str, Any]) -> str:
+    """The thinking of a message, under any name that servers give it; "" without."""
+    return next((message[key] for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)), "")
+
+
+@functools.cache
+def _control(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(t) for t in tokens))
+
+
+def _strings(value: Any) -> list[str]:
+    """Every text in a JSON value, keys too."""
+    found: list[str] = []
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            found += value
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return found
+
+
+_TURNS = ("<bos>", "<eos>", "<start_of_turn>", STOP_TOKEN)
+_FUNCTIONS = (
+    "<start_function_declaration>", "<end_function_declaration>", "<start_function_call>", "<end_function_call>",
+    "<start_function_response>", "<end_function_response>", "<escape>",
+)  # fmt: skip
+_GEMMA4 = (
+    "<bos>", "<eos>", "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>",
+    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
+)  # fmt: skip
+
+
+def _gemma4(name: str, revision: int) -> ChatForm:
+    return ChatForm(
+        name,
+        "Gemma 4",
+        "<turn|>",
+        _GEMMA4,
+        "native",
+        # The text of the release closes a turn with calls like any other
+        calls_stop="<|tool_response>" if revision > 1 else None,
+        answer_tokens=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
+        string_token='<|"|>',
+        system_role=True,
+        thinking=revision > 1,
+        file="gemma4",
+        revision=revision,
+    )
+
+
+# Gemma 4's texts have the names that TRL gives its copies; they were published in the order v2, v3, v1, v4, v5.
+_ALL = (
+    ChatForm("gemma", "Gemma 1 and 2", STOP_TOKEN, _TURNS, None, system=False, file="gemma"),
+    ChatForm("gemma3", "Gemma 3", STOP_TOKEN, _TURNS, "json"),
+    ChatForm("gemma3n", "Gemma 3n", STOP_TOKEN, _TURNS, "json"),
+    ChatForm(
+        "functiongemma",
+        "FunctionGemma",
+        STOP_TOKEN,
+        (*_TURNS, *_FUNCTIONS),
+        "native",
+        calls_stop="<start_function_response>",
+        answer_tokens=("<start_function_call>", "<end_function_call>", "<escape>"),
+        string_token="<escape>",
+        system_role=True,
+        file="functiongemma",
+    ),
+    _gemma4("gemma4_v1", 3),
+    _gemma4("gemma4_v2", 1),
+    _gemma4("gemma4_v3", 2),
+    _gemma4("gemma4_v4", 4),
+    _gemma4("gemma4_v5", 5),
+)
+
+# By name. `gemma4` is the newest text.
+FORMS: Mapping[str, ChatForm] = MappingProxyType({**{f.name: f for f in _ALL}, "gemma4": _ALL[-1]})

@@ -1,0 +1,173 @@
+"""Which form a chat template is, told by its content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_tune.chat.engine import Messages, Tools, sandboxed
+from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
+from gemma_tune.chat.template import served_template
+
+# SHA-256 of the published texts without the blanks around them.
+PUBLISHED = {
+    "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6": "gemma",
+    "8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29": "gemma3",
+    "33204f1acb5bd0002713e16a593847f24ceeafe711ed88bda2a352dc996a3373": "gemma4_v1",
+    "55572b8d3c8342044e25874c73fe5234b661fa0a57a57f6ef75b58e03d7d959a": "gemma4_v2",
+    "781d10940fbc44be40064b5d43a056fc486c84ceaa55538226368b57314132bf": "gemma4_v3",
+    "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082": "gemma4_v4",
+    "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": "gemma4_v5",
+}
+
+# What is said in turns, with and without a system text; where no copy of the published text is at hand.
+_TALK: Messages = [
+    {"role": "user", "content": " Où est la gare? \n"},
+    {"role": "assistant", "content": "\nLà-bas. "},
+    {"role": "user", "content": [{"type": "text", "text": " 👍🏽 "}, {"type": "text", "text": "谢谢"}]},
+    {"role": "assistant", "content": "{{ de rien }}"},
+    {"role": "user", "content": "Bye"},
+]
+_SYSTEM: Messages = [{"role": "system", "content": "Be brief."}]
+_MEDIA: Messages = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "What is it?"}]}
+]
+_ASKED: Messages = [
+    {"role": "developer", "content": "You are a model that can do function calling with the following functions"},
+    {"role": "user", "content": "Where, and how warm?"},
+]
+_CALLED: Messages = [
+    *_ASKED,
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "find", "arguments": {"text": "gare", "n": 3, "near": True}}},
+            {"type": "function", "function": {"name": "now", "arguments": {"at": {"x": 1.5, "tags": ["a", "b"]}}}},
+        ],
+    },
+]
+_ANSWERED: Messages = [
+    *_CALLED,
+    {"role": "tool", "name": "find", "content": {"name": "find", "response": {"place": "là-bas", "metres": 20}}},
+    {"role": "tool", "name": "now", "content": {"name": "now", "response": {"open": False}}},
+    {"role": "assistant", "content": "There, and it is closed."},
+]
+_TOOLS: Tools = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find",
+            "description": "Finds a place.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "description": "What to look for", "enum": ["gare", "port"]},
+                    "n": {"type": "integer", "description": "How many"},
+                    "near": {"type": "boolean", "description": "Whether it must be near"},
+                },
+                "required": ["text"],
+            },
+        },
+    }
+]
+
+# A token that only this form's templates write: which form an unknown one is nearest to.
+_TELLING = {
+    "<|turn>": "gemma4",
+    "<start_function_call>": "functiongemma",
+    "<audio_soft_token>": "gemma3n",
+    "<start_of_image>": "gemma3",
+}
+
+Probe = tuple[Messages, Tools, bool]
+_PROBES: dict[str, list[Probe]] = {
+    "gemma3n": [
+        *((talk, None, prompt) for talk in ([*_SYSTEM, *_TALK], _TALK, _TALK[:4], _MEDIA) for prompt in (True, False)),
+        (_TALK, _TOOLS, True),
+    ],
+    "functiongemma": [
+        *((talk, None, prompt) for talk in ([*_SYSTEM, *_TALK], _TALK[:2]) for prompt in (True, False)),
+        *((talk, _TOOLS, False) for talk in (_ASKED, _CALLED, _ANSWERED, _TALK)),
+        *((talk, _TOOLS, True) for talk in (_ASKED, _ANSWERED[:5], _ANSWERED)),
+    ],
+}
+
+
+def _text(template: str, probe: Probe) -> str | None:
+    messages, tools, prompt = probe
+    try:
+        return sandboxed(template).render(
+            messages=messages, tools=tools, bos_token="<bos>", eos_token="<eos>", add_generation_prompt=prompt
+        )
+    except Exception:  # whatever a stranger's template does: it is not ours
+        return None
+
+
+def _expected(form: str, probe: Probe) -> Iterator[str | None]:
+    messages, tools, prompt = probe
+    yield _text(served_template(form), (_plain(messages), tools, prompt))
+    if form == "gemma3n":  # the published text drops tools without a word
+        yield _text(served_template(form), (messages, None, prompt))
+
+
+def _plain(messages: Messages) -> Messages:
+    """Results as our template takes them: the name beside the content."""
+    return [{**m, "content": m["content"]["response"]} if isinstance(m.get("content"), dict) else m for m in messages]
+
+
+def _says_the_same(template: str, form: str) -> bool:
+    return all(_text(template, probe) in [t for t in _expected(form, probe) if t] for probe in _PROBES[form])
+
+
+@functools.lru_cache(maxsize=64)
+def _known(template: str) -> ChatForm | None:
+    text = template.strip()
+    for form in FORMS.values():
+        if text == served_template(form).strip():
+            return form
+    if name := PUBLISHED.get(hashlib.sha256(text.encode()).hexdigest()):
+        return FORMS[name]
+    return next((FORMS[name] for name in _PROBES if _says_the_same(template, name)), None)
+
+
+def recognise(template: str | dict[str, str] | None, default: str) -> ChatForm:
+    """Which form a checkpoint's own chat template is.
+
+    Published texts are known by their digest, ours by their text. Of Gemma 3n's and FunctionGemma's no copy is at
+    hand: a template is theirs where it renders a set of conversations as ours does, to the byte.
+
+    Args:
+        template: The checkpoint's chat template, perhaps by name; None where it has none, as pretrained ones.
+        default: Name of the form of its family.
+
+    Raises:
+        UnknownTemplate: It is none of them, for example since someone added a system text of their own.
+    """
+    if isinstance(template, dict):  # several by name, as some checkpoints have them
+        template = template.get("default")
+    if template is None:
+        return FORMS[default]
+    if form := _known(template):
+        return form
+    begin = " ".join(template.split())[:60]
+    near = next((form for token, form in _TELLING.items() if token in template), default)
+    raise UnknownTemplate(
+        f"its chat template ({len(template):,} characters, it begins {begin!r}) is no published one that we know of a "
+        "Gemma, so what it writes could differ from what is trained. Use a copy of the folder without it (without "
+        "chat_template.jinja, and without chat_template in tokenizer_config.json), and the published form is taken; or "
+        f"name a form: model.chat_template={near} (known: {', '.join(FORMS)})."
+    )
+
+
+def form_of(tokenizer: Any) -> ChatForm:
+    """The form of a tokenizer's chat template, which `load_tokenizer` has set.
+
+    Raises:
+        UnknownTemplate: It has none, or none that we know.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise UnknownTemplate("the tokenizer has no chat template; set one with served_template(form).")
+    return recognise(template, "gemma3")

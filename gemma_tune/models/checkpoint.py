@@ -1,0 +1,59 @@
+"""The files of a checkpoint: which tensors they hold, and what each is in the language part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+
+from gemma_tune.models.family import Family
+from gemma_tune.models.source import Source
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder, here or in the Hub's cache.
+
+    Attributes:
+        folder: Where its files lie.
+        family: Whose names they have.
+    """
+
+    folder: Path
+    family: Family
+
+    @classmethod
+    def of(cls, source: Source, family: Family) -> Checkpoint:
+        """The checkpoint that a source names; one of the Hub must have been downloaded."""
+        if source.folder is not None:
+            return cls(source.folder, family)
+        return cls(Path(snapshot_download(source.base, revision=source.revision, local_files_only=True)), family)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor, by the tensor's name there; empty where there are no safetensors files."""
+        found = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as stored:
+                found.update(dict.fromkeys(stored.keys(), file))
+        return found
+
+    @cached_property
+    def language(self) -> dict[str, str]:
+        """The name in the language part of each tensor that is no tower's, by its name in the files."""
+        return {n: self.family.language_name(n) for n in self.files if not self.family.is_tower(n)}
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor by its name in the files, on the CPU, as it is stored."""
+        with safe_open(self.files[name], framework="pt") as stored:
+            return stored.get_tensor(name)
+
+    def language_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the language part under its name there, one at a time."""
+        for name, own in self.language.items():
+            yield own, self.read(name)

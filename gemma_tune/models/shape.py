@@ -1,0 +1,90 @@
+"""The sizes of a language model, counted on one that has no memory behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig
+
+from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.published import published
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a language part.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        num_hidden_layers: Blocks.
+        vocab_size: Rows of the embedding.
+        parameters: All weights; a tied matrix counts once.
+        linear_parameters: Weights of the linear layers that 4-bit quantisation and adapters reach.
+        expert_parameters: Weights of fused experts, which they don't reach.
+        linear_layers: How many such layers there are.
+        adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
+        layer_width: Numbers that one token leaves behind in an average block for the backward pass.
+        tower_parameters: Weights of the towers for images and audio, which are not loaded.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    parameters: int
+    linear_parameters: int
+    expert_parameters: int
+    linear_layers: int
+    adapted_widths: int
+    layer_width: int
+    tower_parameters: int = 0
+
+    def lora_parameters(self, r: int) -> int:
+        """Weights of rank-r adapters on every linear layer that they reach: r·(in + out) each."""
+        return r * self.adapted_widths
+
+
+def is_expert(family: Family, name: str) -> bool:
+    """Whether a parameter of this name is a fused expert tensor."""
+    return family.experts is not None and name.split(".")[-2:-1] == [family.experts]
+
+
+def empty_model(text_config: Any) -> Any:
+    """The language part on the meta device: every name and shape, and no memory."""
+    cls: Any = getattr(transformers, FAMILIES[text_config.model_type].language_class)
+    with torch.device("meta"):
+        return cls(text_config)
+
+
+def shape_of(config: Any, tower_parameters: int = 0) -> Shape:
+    """The sizes of the language part of a configuration, of a whole model or of the part alone."""
+    text = config.get_text_config()
+    family, model = FAMILIES[text.model_type], empty_model(text)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(n)}
+    out = sum(m.out_features for n, m in linear.items() if "_proj" in n and "mlp" not in n and "o_proj" not in n)
+    mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))
+    return Shape(
+        hidden_size=text.hidden_size,
+        num_hidden_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        parameters=sum(p.numel() for p in model.parameters()),
+        linear_parameters=sum(m.weight.numel() for m in linear.values()),
+        expert_parameters=sum(p.numel() for n, p in model.named_parameters() if is_expert(family, n)),
+        linear_layers=len(linear),
+        adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
+        layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
+        tower_parameters=tower_parameters,
+    )
+
+
+@cache
+def published_shape(name: str) -> Shape | None:
+    """The shape of a published checkpoint by its Hub name, or None: known before anything is downloaded."""
+    found = published(name)
+    if found is None:
+        return None
+    return shape_of(AutoConfig.for_model(found.model_type, **found.text), found.tower_parameters)

@@ -1,0 +1,1 @@
+"""What the model will see of the rows: in the terminal and as a page, by the functions that training takes."""

@@ -1,0 +1,173 @@
+"""The rows that are shown, with what became of each, and the lengths of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, cast
+
+import numpy as np
+
+from gemma_tune.chat import Rendered, form_of
+from gemma_tune.config import Config, DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.dataset import KEPT, Rows
+from gemma_tune.data.split import digest
+from gemma_tune.data.storage import TokenRows
+from gemma_tune.preview.figures import Batches, Lengths, ways
+from gemma_tune.preview.tokens import Texts
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row as the model sees it.
+
+    Attributes:
+        where: File and line.
+        row: Token ids and labels, after cutting: those that are trained on, unless the row is dropped.
+        length: Tokens before cutting.
+        lost: Trained tokens that cutting took.
+        dropped: Whether the row is left out, since cutting left no trained token.
+        equal_to: The earlier row that it equals, or None.
+        leaked_to: The held-out or test row that it equals, or None.
+    """
+
+    where: str
+    row: Rendered
+    length: int
+    lost: int
+    dropped: bool
+    equal_to: str | None
+    leaked_to: str | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after cutting."""
+        return len(self.row.input_ids)
+
+    @property
+    def share(self) -> float:
+        """The part of the tokens that the loss counts."""
+        return self.row.trained_tokens / self.tokens
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether tokens are left away."""
+        return self.length > self.tokens
+
+    def badges(self) -> list[str]:
+        """What a person should know of the row, in a few words each."""
+        said = {
+            f"cut: {self.tokens:,} of {self.length:,} tokens": self.is_cut,
+            "dropped: no trained token left": self.dropped,
+            f"equal to {self.equal_to}": self.equal_to,
+            f"leaked: also {self.leaked_to}": self.leaked_to,
+        }
+        return [text for text, holds in said.items() if holds]
+
+    def cut_line(self) -> str:
+        """What cutting took."""
+        left = self.length - self.tokens
+        return f"cut here at train.max_length: {left:,} tokens are left away, {self.lost:,} of them trained"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that is shown of the rows of a run.
+
+    Attributes:
+        train: The rows to train on.
+        held_out: The rows held out.
+        shown: The first rows to train on, each with what became of it.
+        lengths: Tokens of every row before cutting, [N].
+        batches: The ways to put the rows into batches, with their padding.
+        texts: What the tokens say.
+        form: The form of the chats.
+    """
+
+    train: Rows
+    held_out: Rows
+    shown: list[Shown]
+    lengths: Lengths
+    batches: list[Batches]
+    texts: Texts
+    form: str
+
+
+def look_at(cfg: Config, tokenizer: Any, train: Rows, held_out: Rows, whole: Rows) -> Seen:
+    """Gathers what is shown.
+
+    Args:
+        cfg: The configuration.
+        tokenizer: The tokenizer that has rendered the rows.
+        train: The rows to train on, as training takes them.
+        held_out: The rows held out.
+        whole: The rows to train on before cutting, those among them that were dropped for it.
+
+    Raises:
+        UserError: The held-out or test rows can't be read.
+    """
+    return Seen(
+        train,
+        held_out,
+        shown_rows(cfg.data, train, whole, cfg.train.max_length),
+        lengths_of(whole),
+        ways(cfg, lengths_of(train)),
+        Texts(tokenizer),
+        form_of(tokenizer).name,
+    )
+
+
+def lengths_of(rows: Rows) -> Lengths:
+    """Tokens of each row, [N], without reading the rows themselves."""
+    stored = cast(TokenRows, rows.rendered)
+    column: Any = stored.dataset.data.column("input_ids")
+    found = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def shown_rows(data: DataConfig, train: Rows, whole: Rows, max_length: int) -> list[Shown]:
+    """The first rows read, at most as many as `Rows.records` keeps.
+
+    Args:
+        data: Names the files in which leaked rows are looked for.
+        train: The rows as they are trained on.
+        whole: The same before cutting, those among them that were dropped for it.
+        max_length: Tokens of a row at most.
+
+    Raises:
+        UserError: The held-out or test rows can't be read.
+    """
+    dropped, repeated, leaked = (set(w or ()) for w in (train.dropped, train.repeated, train.leaked))
+    used = iter(train.rendered[:KEPT])
+    firsts: dict[int, str] = {}
+    known = _held_out(data, {digest(record) for record in whole.records if record.where in leaked})
+    found = []
+    for record, full in zip(whole.records, whole.rendered[:KEPT], strict=True):
+        key, is_dropped = digest(record), record.where in dropped
+        row = full.cut(max_length) if is_dropped else next(used)
+        found.append(
+            Shown(
+                record.where,
+                row,
+                len(full.input_ids),
+                full.trained_tokens - row.trained_tokens,
+                is_dropped,
+                firsts.get(key) if record.where in repeated else None,
+                known.get(key) if record.where in leaked else None,
+            )
+        )
+        firsts.setdefault(key, record.where)
+    return found
+
+
+def _held_out(data: DataConfig, wanted: set[int]) -> dict[int, str]:
+    """Where each of the wanted rows stands among the held-out and test rows, by its digest."""
+    if not wanted:
+        return {}
+    others = filter(None, [reading.validation(data), *reading.tests(data).values()])
+    found: dict[int, str] = {}
+    for record in chain.from_iterable(others):
+        if (key := digest(record)) in wanted:
+            found.setdefault(key, record.where)
+    return found

@@ -1,0 +1,79 @@
+"""Token ids as text that people read, each with what the loss makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from gemma_tune.chat import Rendered
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Characters that can't be seen, or that a terminal or a browser would obey.
+_UNSEEN = (
+    *range(9), *range(11, 32), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A), 0xFEFF,
+)  # fmt: skip
+_VISIBLE = {**{code: f"‹U+{code:04X}›" for code in _UNSEEN}, ord("\t"): "⇥\t", ord("\n"): "⏎\n"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token, or the tokens that spell characters byte by byte.
+
+    Attributes:
+        text: What it says, with what can't be seen made visible: ⏎ before a line break, ⇥ before a tab.
+        ids: Its token ids.
+        trained: Whether the loss counts it.
+        special: Whether it is one of the tokenizer's special tokens.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    trained: bool
+    special: bool
+
+
+class Texts:
+    """The texts of a tokenizer's tokens.
+
+    Args:
+        tokenizer: A fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._known: dict[int, str | None] = {}
+
+    def pieces(self, row: Rendered) -> list[Piece]:
+        """The row piece by piece. The first token is no trained one: nothing stands before it to predict it from."""
+        marked = enumerate(zip(row.input_ids, row.labels, strict=True))
+        tokens = [(token, place > 0 and label != -100, self._text(token)) for place, (token, label) in marked]
+        found: list[Piece] = []
+        for (is_byte, trained), run in groupby(tokens, key=lambda t: (t[2] is None, t[1])):
+            if is_byte:
+                ids = tuple(token for token, *_ in run)
+                found.append(Piece(self._decoded(ids), ids, trained, special=False))
+            else:
+                found += [Piece(text or "", (token,), trained, token in self._special) for token, _, text in run]
+        return found
+
+    def _text(self, token: int) -> str | None:
+        """The token's text, or None for a byte: only several of them are a character."""
+        if token not in self._known:
+            is_byte = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
+            self._known[token] = None if is_byte else self._decoded((token,))
+        return self._known[token]
+
+    def _decoded(self, ids: tuple[int, ...]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).translate(_VISIBLE)
+
+
+def runs(pieces: Iterable[Piece]) -> Iterator[tuple[bool, list[Piece]]]:
+    """Stretches that the loss counts, or doesn't, one after the other."""
+    for trained, run in groupby(pieces, key=lambda piece: piece.trained):
+        yield trained, list(run)

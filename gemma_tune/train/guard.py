@@ -1,0 +1,75 @@
+"""The stop at a loss or a gradient that is no number: which step, and which rows were in its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gemma_tune.errors import RunError
+
+FindRows = Callable[[list[list[int]]], list[str]]
+_NAMED = 20
+
+
+class NonFiniteLoss(RunError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Guard:
+    """Watches one optimizer step at a time.
+
+    Args:
+        find_rows: From rows as token ids to where they stand (file and line).
+    """
+
+    def __init__(self, find_rows: FindRows) -> None:
+        self._find_rows = find_rows
+        self._batches: list[dict[str, Any]] = []
+
+    def begin(self) -> None:
+        """A new optimizer step begins."""
+        self._batches = []
+
+    def saw(self, inputs: dict[str, Any]) -> None:
+        """One forward pass of this step.
+
+        Raises:
+            RunError: Packed rows come with a mask, with which they would see each other.
+        """
+        if inputs.get("attention_mask") is not None and inputs.get("position_ids") is not None:
+            starts = int((inputs["position_ids"] == 0).sum())
+            if starts > len(inputs["input_ids"]):
+                raise RunError(
+                    f"{starts} packed rows in a batch of {len(inputs['input_ids'])} have an attention mask beside "
+                    "their position ids: with it they would see each other. Leave out what makes it (train.extra)."
+                )
+        kept = ("input_ids", "attention_mask", "position_ids")
+        self._batches.append({k: v for k, v in inputs.items() if k in kept and v is not None})
+
+    def problem(self, name: str, value: float, step: int) -> str | None:
+        """What to say where the value is no number, or None.
+
+        Args:
+            name: `loss` or `grad_norm`.
+            value: Of this step.
+            step: Its number.
+        """
+        if math.isfinite(value):
+            return None
+        where = self._find_rows([row for batch in self._batches for row in rows_of(batch)])
+        more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
+        rows = f"The rows of this step: {', '.join(where[:_NAMED])}{more}." if where else ""
+        return f"{name} is {value} at step {step}; nothing was changed by it. {rows}"
+
+
+def rows_of(batch: dict[str, Any]) -> Iterator[list[int]]:
+    """The rows of a batch as token ids, without padding; packed ones apart."""
+    ids, mask, positions = (batch.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
+    assert ids is not None
+    for i, row in enumerate(ids.tolist()):
+        if positions is None:
+            yield [t for t, m in zip(row, mask[i].tolist(), strict=True) if m] if mask is not None else row
+            continue
+        starts = [n for n, p in enumerate(positions[i].tolist()) if p == 0]
+        yield from (row[a:b] for a, b in zip(starts, [*starts[1:], len(row)], strict=True))

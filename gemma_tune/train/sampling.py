@@ -1,0 +1,44 @@
+"""The order of the rows where rows of like length go together (`train.train_sampling_strategy=group_by_length`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+_BATCHES = 8  # batches' worth of rows that are sorted at once: enough for little padding, and they mix well
+
+
+class LengthGroups(Sampler[int]):
+    """Batches of rows of like length, in random order.
+
+    Transformers' `LengthGroupedSampler` gives such batches from long to short, over and over, so that what is learned
+    last are the shortest rows; and its order hangs on torch's global state, which a resumed run can't repeat. Here the
+    batches are shuffled, and the order hangs on seed and epoch alone.
+
+    Args:
+        lengths: Tokens of each row, [N].
+        batch_size: Rows of one optimizer step's forward passes.
+        seed: Of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = torch.tensor(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another pass over the rows has another order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(len(self), generator=generator)
+        parts = order.split(_BATCHES * self._batch_size)
+        batches = [b for p in parts for b in p[self._lengths[p].argsort(descending=True)].split(self._batch_size)]
+        # Only the last can be short; a short one elsewhere would mix the lengths of all that follow
+        *whole, last = batches
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator)]
+        return iter(torch.cat([*shuffled, last]).tolist())
