@@ -28,13 +28,10 @@ def fill_in(cfg: Config) -> None:
         else:
             cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS
     if cfg.train.packing is None:
-        cfg.train.packing = not narrow
+        cfg.train.packing = not narrow and cfg.train.train_sampling_strategy != "group_by_length"
     if cfg.train.per_device_train_batch_size is None:
         several = _BATCH_PACKED if cfg.train.packing else _BATCH
         cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else several
-    if cfg.train.train_sampling_strategy is None:
-        grouped = narrow and not cfg.train.packing and not cfg.data.streaming
-        cfg.train.train_sampling_strategy = "group_by_length" if grouped else "random"
     if cfg.eval.batch_size is None:
         cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
 

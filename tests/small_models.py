@@ -93,7 +93,14 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {**_GEMMA4, **_NO_PLE, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
         {"vision_config": _VISION4},
     ),
-    "gemma4_12b": ("Gemma4UnifiedForConditionalGeneration", {**_GEMMA4}, {}),
+    "gemma4_12b": (
+        "Gemma4UnifiedForConditionalGeneration",
+        {**_GEMMA4},
+        {
+            "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 64},
+            "audio_config": {"audio_embed_dim": 16},
+        },
+    ),
 }  # fmt: skip
 
 

@@ -77,17 +77,19 @@ class ChatForm:
     def check(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> None:
         """Raises Unrenderable where this form has no place for something in the conversation, or would misread it."""
         if tools and not self.calls:
-            raise Unrenderable(f"{self.families} has no place for tools; take a model that has, or leave tools out.")
+            raise Unrenderable(
+                f"there is no place for tools in {self.families}; take a model that has one, or leave tools out."
+            )
         for message in messages:
             if message["role"] in ("system", "developer") and not self.system:
                 raise Unrenderable(
-                    f"{self.families} has no system role: put the system text into the first user message."
+                    f"there is no system role in {self.families}: put the system text into the first user message."
                 )
             if not self.calls and (message.get("tool_calls") or message["role"] == "tool"):
-                raise Unrenderable(f"{self.families} has no place for calls of tools and their results.")
+                raise Unrenderable(f"there is no place for calls of tools and their results in {self.families}.")
             if not self.thinking and thinking_of(message):
                 raise Unrenderable(
-                    f"{self.families} has no place for thinking (reasoning_content): take it out of the row."
+                    f"there is no place for thinking (reasoning_content) in {self.families}: take it out of the row."
                 )
         if found := _control(self.control_tokens).search("\n".join(_strings([messages, tools]))):
             raise Unrenderable(f"a text holds {found[0]}, which the template writes itself; take it out.")

@@ -17,7 +17,7 @@ class AdapterConfig:
     lora_alpha: int = option(32, "The update is scaled by lora_alpha / r (with rsLoRA: / sqrt(r)).", at_least=1)
     lora_dropout: float = option(0.0, "Share of the adapter's inputs dropped in training.", at_least=0, at_most=0.99)
     target_modules: Any = option(
-        "all-linear", "`all-linear` (every linear layer but the head), a regular expression, or a list of names."
+        "all-linear", "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
     )
     use_dora: bool = option(False, "DoRA: learn the weight's magnitude apart from its direction.")
     use_rslora: bool = option(False, "rsLoRA: scale by lora_alpha / sqrt(r).")

@@ -33,12 +33,12 @@ class TrainConfig:
     packing: bool | None = option(
         None,
         "Put several rows into one of max_length tokens (the best fit); they don't see each other. null: yes, but not "
-        "for models narrower than 512, for which batches of rows of like length are faster.",
+        "for models narrower than 512, which learn more from many small steps, nor with group_by_length.",
     )
-    train_sampling_strategy: str | None = option(
-        None,
+    train_sampling_strategy: str = option(
+        "random",
         "Order of the rows: random, sequential, or group_by_length (batches of rows of like length, in random order: "
-        "less padding); null: random, or group_by_length for models narrower than 512.",
+        "less padding where rows aren't packed).",
         choices=("random", "sequential", "group_by_length"),
     )
     optim: str = option("adamw_torch", "Optimizer, one of Transformers' names (8-bit and paged ones: bitsandbytes).")

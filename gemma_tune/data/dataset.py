@@ -223,7 +223,10 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     """
     left, found = {tuple(ids) for ids in wanted}, []
     for record in reading.training(data):
-        ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
+        try:
+            ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
+        except BadRow:  # left out of the training, too
+            continue
         if ids in left:
             found.append(record.where)
             left.remove(ids)

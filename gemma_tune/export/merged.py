@@ -112,6 +112,6 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig, sour
     base.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for name in _KEPT:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+        if found := checkpoint.beside(name):
+            shutil.copyfile(found, folder / name)
     return sorted(p for p in folder.iterdir() if p.is_file())

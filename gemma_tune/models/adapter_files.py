@@ -171,5 +171,5 @@ def _use_published_names(folder: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     leaves = "|".join(sorted({k.split(".lora_")[0].rsplit(".", 1)[-1] for k in weights}))
     # The image tower has layers of the same names; both forms of the language part match.
-    config["target_modules"] = rf"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.({leaves})"
+    config["target_modules"] = rf"model\.(language_model\.)?layers\.\d+\.(\w+\.)*({leaves})"
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

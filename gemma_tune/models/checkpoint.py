@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 
 from gemma_tune.models.family import Family
@@ -22,17 +23,20 @@ class Checkpoint:
     Attributes:
         folder: Where its files lie.
         family: Whose names they have.
+        hub: Its name on the Hub, or None.
     """
 
     folder: Path
     family: Family
+    hub: str | None = None
 
     @classmethod
     def of(cls, source: Source, family: Family) -> Checkpoint:
         """The checkpoint that a source names; one of the Hub must have been downloaded."""
         if source.folder is not None:
             return cls(source.folder, family)
-        return cls(Path(snapshot_download(source.base, revision=source.revision, local_files_only=True)), family)
+        folder = snapshot_download(source.base, revision=source.revision, local_files_only=True)
+        return cls(Path(folder), family, source.base)
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -47,6 +51,15 @@ class Checkpoint:
     def language(self) -> dict[str, str]:
         """The name in the language part of each tensor that is no tower's, by its name in the files."""
         return {n: self.family.language_name(n) for n in self.files if not self.family.is_tower(n)}
+
+    def beside(self, name: str) -> Path | None:
+        """A file beside the weights, fetched where the checkpoint is on the Hub; None without one of this name."""
+        if self.hub is not None and not (self.folder / name).is_file():
+            try:
+                return Path(hf_hub_download(self.hub, name, revision=self.folder.name))
+            except (EntryNotFoundError, OfflineModeIsEnabled):
+                return None
+        return self.folder / name if (self.folder / name).is_file() else None
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor by its name in the files, on the CPU, as it is stored."""

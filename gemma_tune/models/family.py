@@ -17,7 +17,10 @@ _LANGUAGE_PART = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.": "",
 }
-_TOWERS = ("vision_tower.", "audio_tower.", "multi_modal_projector.", "embed_vision.", "embed_audio.")
+_TOWERS = (
+    "vision_tower.", "audio_tower.", "multi_modal_projector.", "embed_vision.", "embed_audio.",
+    "vision_embedder.",  # as Gemma 4 12B is published; Transformers renames it
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

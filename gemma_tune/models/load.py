@@ -167,7 +167,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
 
 def _check_tensors(source: Source, family: Family, info: dict[str, Any]) -> None:
     """Raises UserError where the files lack tensors of the language part, or hold some that it has no place for."""
-    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not family.is_tower(f"model.{n}")]
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n)]
     for names, what, help_line in (
         (info["missing_keys"], "are missing in the files", "they would be random. Fetch the checkpoint again."),
         (extra, "in the files have no place in the model", "they would be lost. Hold config.json against the files."),

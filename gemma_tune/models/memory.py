@@ -51,10 +51,15 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
     tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size
     one_layer = shape.layer_width * act
+    # Eager attention keeps the scores of all heads: in the model's type, and float32 for the softmax and its backward
+    scores = 0.0
+    if (cfg.model.attn_implementation or shape.attention) == "eager":
+        rows = 1 if cfg.train.packing else cfg.train.per_device_train_batch_size  # packed rows are joined to one
+        scores = rows * shape.num_attention_heads * (tokens / rows) ** 2 * (act + 8.0)
     if cfg.train.gradient_checkpointing:
-        activations = tokens * (shape.num_hidden_layers * shape.hidden_size * act + one_layer)
+        activations = tokens * (shape.num_hidden_layers * shape.hidden_size * act + one_layer) + scores
     else:
-        activations = tokens * shape.num_hidden_layers * one_layer
+        activations = shape.num_hidden_layers * (tokens * one_layer + scores)
     logits = 3 * _LOGIT_ROWS * shape.vocab_size * 4.0
     parts = {
         "weights": weights,

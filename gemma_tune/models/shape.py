@@ -28,6 +28,8 @@ class Shape:
         expert_parameters: Weights of fused experts, which they don't reach.
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
+        num_attention_heads: Heads that ask.
+        attention: The kernel that computes its attention by default.
         layer_width: Numbers that one token leaves behind in an average block for the backward pass.
         tower_parameters: Weights of the towers for images and audio, which are not loaded.
     """
@@ -41,6 +43,8 @@ class Shape:
     linear_layers: int
     adapted_widths: int
     layer_width: int
+    num_attention_heads: int
+    attention: str
     tower_parameters: int = 0
 
     def lora_parameters(self, r: int) -> int:
@@ -77,6 +81,8 @@ def shape_of(config: Any, tower_parameters: int = 0) -> Shape:
         linear_layers=len(linear),
         adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
         layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        attention=family.attention[0],
         tower_parameters=tower_parameters,
     )
 

@@ -164,9 +164,10 @@ def _train(cfg: Config) -> Iterator[str]:
     if t.max_steps == 0:
         yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
     d = cfg.data
-    if t.train_sampling_strategy == "group_by_length" and (t.packing or d.streaming):
-        other = "train.packing=true" if t.packing else "data.streaming=true"
-        yield f"train.train_sampling_strategy=group_by_length has no effect with {other}; leave it out."
+    if t.train_sampling_strategy != "random" and d.streaming:
+        yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
+    if t.train_sampling_strategy == "group_by_length" and t.packing:
+        yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
     has_held_out = bool(d.validation_file or d.validation_split or d.validation_split_percentage)
     if t.eval_steps and not has_held_out:
         yield (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gemma_tune.errors import RunError
+from gemma_tune.errors import RunError, UserError
 
 FindRows = Callable[[list[list[int]]], list[str]]
 _NAMED = 20
@@ -47,20 +46,16 @@ class Guard:
         kept = ("input_ids", "attention_mask", "position_ids")
         self._batches.append({k: v for k, v in inputs.items() if k in kept and v is not None})
 
-    def problem(self, name: str, value: float, step: int) -> str | None:
-        """What to say where the value is no number, or None.
-
-        Args:
-            name: `loss` or `grad_norm`.
-            value: Of this step.
-            step: Its number.
-        """
-        if math.isfinite(value):
-            return None
-        where = self._find_rows([row for batch in self._batches for row in rows_of(batch)])
+    def rows(self) -> str:
+        """Where the rows of this step stand, in a sentence."""
+        try:
+            where = self._find_rows([row for batch in self._batches for row in rows_of(batch)])
+        except UserError as error:  # the files have changed, or the network is gone
+            return f"Its rows can't be read again ({error})."
         more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
-        rows = f"The rows of this step: {', '.join(where[:_NAMED])}{more}." if where else ""
-        return f"{name} is {value} at step {step}; nothing was changed by it. {rows}"
+        return (
+            f"The rows of this step: {', '.join(where[:_NAMED])}{more}." if where else "Its rows were not found again."
+        )
 
 
 def rows_of(batch: dict[str, Any]) -> Iterator[list[int]]:

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from gemma_tune.chat import form_of
+from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import UserError
@@ -18,6 +19,7 @@ from gemma_tune.models.adapter import ALL_LINEAR, Counts
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.mode import evaluating
 from gemma_tune.models.shape import Shape, empty_model
+from gemma_tune.models.source import find_source
 from gemma_tune.models.untrained import untrained_tokens
 
 _NAMED = 8
@@ -79,6 +81,8 @@ def _stop_token(x: Looked) -> str:
     tokens = form_of(x.tokenizer).stop_tokens if x.chats else (x.tokenizer.eos_token,)
     ids = dict(zip(tokens, x.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
     trained = [token for token, i in ids.items() if i in x.rows.trained_ids]
+    if not trained and not x.chats:
+        return f"none: every text is cut before its {tokens[0]} (train.max_length), so the model goes on without end"
     if not trained:
         raise Failed(
             f"no row trains {' or '.join(tokens)}, so the model would not learn to stop: all are cut before it. Raise "
@@ -104,7 +108,8 @@ def _template(x: Looked) -> str:
     form = form_of(x.tokenizer)
     chats = [(r, row) for r, row in zip(x.rows.records, x.rows.rendered[:_COMPARED], strict=False) if r.messages]
     for record, row in chats:
-        served = x.tokenizer.apply_chat_template(record.messages, tools=record.tools, tokenize=True, return_dict=True)
+        messages = prepared(form, record.messages or [], record.tools)
+        served = x.tokenizer.apply_chat_template(messages, tools=record.tools, tokenize=True, return_dict=True)
         if served["input_ids"][: len(row.input_ids)] != row.input_ids:
             raise Failed(f"{record.where}: the template that will be saved gives other tokens than are trained on.")
     return f"{form.name}; the one that will be saved gives the same tokens ({len(chats)} rows compared)"
@@ -134,7 +139,8 @@ def _adapters(x: Looked) -> str:
         raise Failed(
             f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
         )
-    if x.cfg.adapter.target_modules == ALL_LINEAR and len(placed) != x.shape.linear_layers:
+    continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
+    if x.cfg.adapter.target_modules == ALL_LINEAR and not continued and len(placed) != x.shape.linear_layers:
         raise Failed(f"adapters stand on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
     return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
 
@@ -185,7 +191,9 @@ def _dtype(x: Looked) -> str:
     if torch.float16 in kinds:
         raise Failed("float16 overflows on Gemma 3's activations; set model.dtype=bfloat16 or float32.")
     trained = {p.dtype for p in x.base.parameters() if p.requires_grad}
-    return f"weights {_types(kinds)}, trained ones {_types(trained)}"
+    rounds = "; small updates are rounded away in bfloat16: model.dtype=float32 keeps them"
+    said = f"weights {_types(kinds)}, trained ones {_types(trained)}"
+    return said + (rounds if torch.bfloat16 in trained else "")
 
 
 def _types(kinds: set[torch.dtype]) -> str:

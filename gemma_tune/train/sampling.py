@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-_BATCHES = 8  # batches' worth of rows that are sorted at once: enough for little padding, and they mix well
+_BATCHES = 50  # batches' worth of rows that are sorted at once, as Transformers has it
 
 
 class LengthGroups(Sampler[int]):

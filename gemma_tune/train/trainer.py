@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -116,14 +117,17 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _stop_if(self, name: str, value: float) -> None:
         """Ends the run where the value is no number: nothing of this step has reached a weight yet."""
-        said = self._guard.problem(name, value, self.state.global_step + 1)
-        if said is None:
+        if math.isfinite(value):
             return
-        help_line = "Lower train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
-        if self.state.global_step:
+        before = self.state.global_step
+        kept = "It is the first step, so there is no checkpoint."
+        if before:
             self._save_checkpoint(self.model, None)
-            help_line = f"The weights before it are in checkpoints/step-{self.state.global_step}. {help_line}"
-        raise NonFiniteLoss(f"{said} {help_line}")
+            kept = f"The weights before it are in checkpoints/step-{before}."
+        raise NonFiniteLoss(
+            f"{name} is {value} at step {before + 1}; nothing was changed by it. {self._guard.rows()} {kept} Lower "
+            "train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
+        )
 
     def release(self) -> None:
         """Gives the optimizer's memory back after training: evaluation and export may need it."""

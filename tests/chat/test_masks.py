@@ -257,7 +257,12 @@ def test_results_are_named(name: str) -> None:
         ("gemma", {"role": "user", "content": "x"}, [CALL], "no place for tools"),
         ("gemma", {"role": "assistant", "content": "", "tool_calls": [CALL]}, None, "no place for calls"),
         ("gemma", {"role": "tool", "content": "x"}, None, "no place for calls"),
-        ("gemma3", {"role": "assistant", "content": "x", "reasoning": "y"}, None, "Gemma 3 has no place for thinking"),
+        (
+            "gemma3",
+            {"role": "assistant", "content": "x", "reasoning": "y"},
+            None,
+            "no place for thinking (reasoning_content) in Gemma 3",
+        ),
         ("gemma3", {"role": "user", "content": "a <end_of_turn>"}, None, "<end_of_turn>, which the template writes"),
         ("gemma3", {"role": "user", "content": "x"}, [{"function": {"name": "<bos>"}}], "<bos>"),
         ("functiongemma", {"role": "user", "content": [{"type": "text", "text": "<escape>"}]}, None, "<escape>"),

@@ -18,6 +18,7 @@ from short_runs import losses, short_run
 
 from gemma_tune.chat import render_chat
 from gemma_tune.config import ModelConfig
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
 
@@ -151,6 +152,36 @@ def test_adapters(recipe: str, folder: Path, rows: Path, tmp_path: Path) -> None
             base = layer.weight if recipe == "lora_sft" else stored[f"{name}.weight"] - delta
             layer.weight.copy_(base + delta)
         torch.testing.assert_close(model(input_ids=ids).logits, expected(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", small_models.MODELS)
+def test_form_of_the_norm(name: str) -> None:
+    """`(1 + w)·x` or `w·x`: with weights of zero the one gives x, the other nothing."""
+    model = small_models.build(name)
+    norm = model.get_decoder().layers[0].input_layernorm
+    with torch.no_grad():
+        norm.weight.zero_()
+        kept = bool(norm(torch.ones(1, 64)).any())
+    assert FAMILIES[model.config.model_type].norm_adds_one == kept
+
+
+def test_files_for_images_go_along(rows: Path, tmp_path: Path) -> None:
+    folder = small_models.save("gemma3", tmp_path / "model")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).write_text(json.dumps({"of": name}), encoding="utf-8")
+    words = [f"model.model_name_or_path={folder}", f"data.train_file={rows}", "data=messages", "eval=none"]
+    short_run("lora_sft", tmp_path / "run", *words, "eval.max_new_tokens=1", steps=1)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (tmp_path / "run" / "export" / "merged" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4_e2b", "gemma4_26b"])
+def test_recomputation_changes_no_gradient(name: str, rows: Path, tmp_path: Path) -> None:
+    """Layers that share keys and values, and experts, under gradient checkpointing."""
+    folder = small_models.save(name, tmp_path / name)
+    plain = gradients(folder, rows, tmp_path / "plain", *_ONE_BATCH)
+    again = gradients(folder, rows, tmp_path / "again", *_ONE_BATCH, "train.gradient_checkpointing=true")
+    assert same(again, plain) < 1e-4
 
 
 def test_experts_are_spoken_of(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

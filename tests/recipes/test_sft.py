@@ -227,6 +227,18 @@ def test_a_nan_stops_the_run(packing: bool, tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 1 and losses(tmp_path / "run")[0] > 1
 
 
+def test_the_rows_of_a_bad_step_are_looked_for_last() -> None:
+    """Files that have changed meanwhile cost the names of the rows, and nothing else."""
+
+    def gone(rows: list[list[int]]) -> list[str]:
+        raise UserError("rows.jsonl: the file can't be read")
+
+    guard = Guard(gone)
+    guard.saw({"input_ids": torch.tensor([[2, 5]])})
+    assert guard.rows() == "Its rows can't be read again (rows.jsonl: the file can't be read)."
+    assert Guard(lambda rows: []).rows() == "Its rows were not found again."
+
+
 def test_packed_rows_with_a_mask_are_an_error() -> None:
     """Trap 7: with a mask of ones beside position ids the rows would see each other."""
     ids, positions = torch.tensor([[2, 5, 6, 2, 7]]), torch.tensor([[0, 1, 2, 0, 1]])

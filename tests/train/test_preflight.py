@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import small_models
 import torch
+from forms_at_hand import tokenizer_of
 from short_runs import short_run
 
 import gemma_tune
-from gemma_tune.chat import Rendered
+from gemma_tune.chat import Rendered, form_of
 from gemma_tune.composition import compose_config
 from gemma_tune.data.dataset import Rows, render_rows
 from gemma_tune.data.records import Record
@@ -128,6 +129,52 @@ def test_4_bit_weights_that_are_none() -> None:
     assert any("✓ in 4 bit: 4,718,592 of" in line for line in preflight(x))
     with pytest.raises(UserError, match=r"0 of 4,718,592 weights of the linear layers are in 4 bit"):
         preflight(replace(x, counts=replace(x.counts, four_bit=0)))
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_v1", "gemma4_v4", "gemma4_v5", "functiongemma"])
+def test_results_without_names_or_as_data(name: str, tiny: Looked) -> None:
+    """The saved template is asked with what a server hands it: results named, and data as text where it must be."""
+    tokenizer = tokenizer_of(name)
+    asked = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
+    results = [{"role": "tool", "content": "2"}, {"role": "tool", "content": {"sum": 2}}]
+    record = Record("rows.jsonl:1", messages=[*asked, *results, CHAT[1]], tools=[TOOL])
+    rows = render_rows([record], tokenizer, 512, "rows")
+    stops = tokenizer.convert_tokens_to_ids(list(form_of(tokenizer).stop_tokens))
+    kept = tiny.base.generation_config.eos_token_id
+    tiny.base.generation_config.eos_token_id = stops
+    try:
+        lines = preflight(replace(tiny, tokenizer=tokenizer, rows=rows))
+    finally:
+        tiny.base.generation_config.eos_token_id = kept
+    assert any("the one that will be saved gives the same tokens (1 rows compared)" in line for line in lines)
+
+
+def test_text_that_never_ends(tiny: Looked) -> None:
+    """Long documents are cut before <eos>: said, and no reason to stop."""
+    rows = render_rows([Record("rows.jsonl:1", text="word " * 99)], tiny.tokenizer, 16, "rows")
+    lines = preflight(replace(tiny, rows=rows))
+    assert any(line.startswith("✓ stop token: none: every text is cut before its <eos>") for line in lines)
+
+
+def test_an_adapter_on_some_layers_is_continued(tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "first", "adapter.target_modules=[q_proj,v_proj]", "eval=none", steps=1)
+    words = [f"model.model_name_or_path={tmp_path / 'first'}", "eval=none", "export=none"]
+    assert short_run("lora_sft", tmp_path / "second", *words, steps=1).metrics["weights"]["adapted_layers"] == 12
+
+
+def test_nothing_is_sent_and_the_type_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 15: TRL's telemetry is off, and the model is trained in the type that was asked for."""
+    from trl.trainer import base_trainer
+
+    sent: list[Any] = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *a, **k: sent.append(a))
+    short_run("lora_sft", tmp_path / "run", "model.dtype=bfloat16", "eval=none", "export=none", steps=1)
+    assert not sent
+    assert "✓ types: weights bfloat16 and float32, trained ones float32" in (tmp_path / "run" / "report.md").read_text()
 
 
 class _LosesKeys(torch.nn.Module):
