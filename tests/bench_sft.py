@@ -69,8 +69,8 @@ def plain(recipe: str, training: dict[str, Any], model: Path, rows: Path, folder
 
 
 def last_line(said: str) -> dict[str, Any]:
-    """The last whole line that the TRL script wrote, or nothing yet."""
-    lines = [line for line in said.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+    """The last whole line of JSON that the TRL script wrote (TRL itself prints dicts of Python), or nothing yet."""
+    lines = [line for line in said.splitlines(keepends=True) if line.startswith('{"') and line.endswith("\n")]
     return json.loads(lines[-1]) if lines else {}
 
 
@@ -114,7 +114,7 @@ def write_rows(source: Path, target: Path, count: int, model: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=4, help="pairs of runs for each recipe and setting")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of runs for each recipe and setting, two or more")
     parser.add_argument("--rows", type=int, default=4, help="rows of GSM8K, once through")
     options = parser.parse_args()
     data = os.environ.get("GEMMA_TUNE_TEST_DATA")
@@ -136,9 +136,10 @@ def main() -> None:
             pair = one_pair(recipe, training, model, rows, folder, ours_first=n % 2 == 0)
             if n >= 0:
                 results.setdefault(f"{recipe}, {setting}", []).append(pair)
-    report = {**conditions(), "tokens": tokens, "rows": options.rows, "results": results}
-    (DOCS / "sft-against-trl.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "sft-against-trl.md").write_text(as_markdown(report), encoding="utf-8")
+            if n > 0 and all(len(done) == n + 1 for done in results.values()):  # a whole round, so that one can stop
+                report = {**conditions(), "tokens": tokens, "rows": options.rows, "results": results}
+                (DOCS / "sft-against-trl.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                (DOCS / "sft-against-trl.md").write_text(as_markdown(report), encoding="utf-8")
 
 
 def same_losses(ours: list[float], theirs: list[float]) -> bool:
