@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +64,3 @@ class Checkpoint:
         """One tensor by its name in the files, on the CPU, as it is stored."""
         with safe_open(self.files[name], framework="pt") as stored:
             return stored.get_tensor(name)
-
-    def language_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor of the language part under its name there, one at a time."""
-        for name, own in self.language.items():
-            yield own, self.read(name)

@@ -25,7 +25,6 @@ class Shape:
         vocab_size: Rows of the embedding.
         parameters: All weights; a tied matrix counts once.
         linear_parameters: Weights of the linear layers that 4-bit quantisation and adapters reach.
-        expert_parameters: Weights of fused experts, which they don't reach.
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
         num_attention_heads: Heads that ask.
@@ -39,7 +38,6 @@ class Shape:
     vocab_size: int
     parameters: int
     linear_parameters: int
-    expert_parameters: int
     linear_layers: int
     adapted_widths: int
     layer_width: int
@@ -77,7 +75,6 @@ def shape_of(config: Any, tower_parameters: int = 0) -> Shape:
         vocab_size=text.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
         linear_parameters=sum(m.weight.numel() for m in linear.values()),
-        expert_parameters=sum(p.numel() for n, p in model.named_parameters() if is_expert(family, n)),
         linear_layers=len(linear),
         adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
         layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
