@@ -38,7 +38,7 @@ LINE = json.dumps(GOOD).encode()
         ("j.csv", b"text\none\n\xe9t\xe9\n", ":3", "the bytes are not UTF-8; save the file as UTF-8"),
         ("k.parquet", b"PAR1 or not", ":row 1", "this is not Parquet"),
         ("l.jsonl.gz", LINE, "", "this is no whole gzip file"),
-        ("m.jsonl.gz", gzip.compress((LINE + b"\n") * 9)[:-12], "", "this is no whole gzip file"),
+        ("m.jsonl.gz", gzip.compress((LINE + b"\n") * 9, mtime=0)[:-12], "", "this is no whole gzip file"),
         ("n.jsonl", "\ufeff".encode("utf-16-le") + "x".encode("utf-16-le"), ":1", "this file is UTF-16"),
         ("o.jsonl", LINE + b'\n{"question": "a", "answer": "b"}', ":2", "there is no field 'messages'"),
         ("p.jsonl", b'{"question": "a", "answer": "b"}', ":1", "data.prompt_column=question data.completion_c"),
