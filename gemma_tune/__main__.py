@@ -32,6 +32,7 @@ from gemma_tune import composition
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.launch import launch
 from gemma_tune.paths import CONFIGS
+from gemma_tune.runfolder import RunResult
 from gemma_tune.strict.suggest import did_you_mean
 
 EXAMPLES = """\
@@ -112,21 +113,35 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
 def _run_jobs() -> None:
     """Lets Hydra run one job, or with --multirun several, and then says the mistakes of all of them."""
     problems: list[str] = []
+    failures: list[str] = []
 
     def job(tree: DictConfig) -> float | None:
         """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
         try:
             recipe = HydraConfig.get().runtime.choices["recipe"]
-            return launch(composition.checked(tree, recipe, "configuration")).headline_after
+            result = launch(composition.checked(tree, recipe, "configuration"))
+            failures.extend(_failures(result))
+            return result.headline_after
         except UserError as error:
             # Raised from here, Hydra would write a line of its own, and drop all but one job's mistakes.
             problems.extend(p for p in error.problems if p not in problems)
+            return None
+        except RunError as error:
+            failures.append(str(error))
             return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
     hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)()
     if problems:
         raise UserError(*problems)
+    if failures:
+        raise RunError("\n".join(failures))
+
+
+def _failures(result: RunResult) -> list[str]:
+    """What a finished run could not measure: the rest of it stands, and the exit status says so."""
+    where = f"{result.folder}: " if result.folder else ""
+    return [f"{where}{what} failed: {reason}" for what, reason in result.failures.items()]
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -143,7 +158,8 @@ def _main(argv: Sequence[str]) -> None:
         if flags or config_dirs:
             raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
         stored = Path(reruns[-1].removeprefix("rerun="))
-        launch(composition.load_stored(stored, [w for w in words if w not in reruns]))
+        if failures := _failures(launch(composition.load_stored(stored, [w for w in words if w not in reruns]))):
+            raise RunError("\n".join(failures))
         return
     if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
         composition.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer

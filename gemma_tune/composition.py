@@ -78,6 +78,16 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
         d.dataset_name = absolute(d.dataset_name)
     if ":" in cfg.data.format:
         cfg.data.format = absolute(cfg.data.format)
+    e = cfg.eval
+    e.evaluators = [absolute(name) if ":" in name else name for name in e.evaluators]
+    e.while_training = [absolute(name) if ":" in name else name for name in e.while_training]
+    e.tool_calls.questions_file = e.tool_calls.questions_file and absolute(e.tool_calls.questions_file)
+    e.tool_calls.answers_file = e.tool_calls.answers_file and absolute(e.tool_calls.answers_file)
+    e.lm_eval.include_path = e.lm_eval.include_path and absolute(e.lm_eval.include_path)
+    e.long_context.text_file = e.long_context.text_file and absolute(e.long_context.text_file)
+    if e.kl.reference and resolve(e.kl.reference).is_dir():
+        e.kl.reference = absolute(e.kl.reference)
+    cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]
     if resolve(cfg.model.model_name_or_path).is_dir():
         cfg.model.model_name_or_path = absolute(cfg.model.model_name_or_path)
     return cfg

@@ -3,43 +3,79 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from gemma_tune.config import Config
+import yaml
+
+from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
+from gemma_tune.paths import has_results, is_run_with_results, resolve
 
 # Narrow models, as the embedded one is, take and need higher rates, and small batches.
 _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
 _RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
 _BATCH, _BATCH_PACKED, _BATCH_NARROW = 8, 2, 4
 _ANSWERED, _ANSWERED_NARROW = 8, 64
+_TRAIN_NOTHING = ("chat", "evaluate", "compare")
+# So that a model of 4B doesn't answer for an hour before it is trained.
+_ANSWERS = 200
 
 
 def fill_in(cfg: Config) -> None:
-    """Sets what is null: the type of the weights, the rate, the batches, the order of the rows."""
+    """Sets what is null: the type of the weights, the rate, the batches, the order of the rows.
+
+    What has no effect stays null, so that the stored configuration passes the checks, too.
+    """
+    if cfg.method == "compare" and all(map(is_run_with_results, cfg.compare.models)):
+        return
     every_weight = cfg.adapter.peft_type == "none"
-    narrow = _width(cfg) < NARROW
+    narrow = all(_width(model) < NARROW for model in _models(cfg))
     if cfg.model.dtype is None:
-        cfg.model.dtype = "float32" if every_weight and cfg.method != "chat" else "bfloat16"
+        cfg.model.dtype = "float32" if every_weight and cfg.method not in _TRAIN_NOTHING else "bfloat16"
+    if cfg.eval.batch_size is None:
+        cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
+    if cfg.eval.max_samples is None and not narrow:
+        cfg.eval.max_samples = _ANSWERS
+    if cfg.method in _TRAIN_NOTHING:
+        return
     if cfg.train.learning_rate is None:
         if every_weight:
             cfg.train.learning_rate = _RATE_ALL_NARROW if narrow else _RATE_ALL
         else:
             cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS
+    if cfg.method == "build_tiny":  # its batches are its own
+        return
     if cfg.train.packing is None:
         cfg.train.packing = not narrow and cfg.train.train_sampling_strategy != "group_by_length"
     if cfg.train.per_device_train_batch_size is None:
         several = _BATCH_PACKED if cfg.train.packing else _BATCH
         cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else several
-    if cfg.eval.batch_size is None:
-        cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
 
 
-def _width(cfg: Config) -> int:
+def _models(cfg: Config) -> list[ModelConfig]:
+    """The models that the run is of."""
+    if cfg.method != "compare":
+        return [cfg.model]
+    return [replace(cfg.model, model_name_or_path=_measured(name)) for name in cfg.compare.models]
+
+
+def _measured(name: str) -> str:
+    """The model that a run has measured, by its config.yaml (its folder may hold none); any other name as it is."""
+    if has_results(name):
+        try:
+            stored = yaml.safe_load((resolve(name) / "config.yaml").read_text(encoding="utf-8"))
+            return str(stored["model"]["model_name_or_path"])
+        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+            pass
+    return name
+
+
+def _width(model: ModelConfig) -> int:
     """`hidden_size` of a local checkpoint; of one that isn't here, or can't be read, the width of a published one."""
     try:
-        folder = find_source(cfg.model).folder
+        folder = find_source(model).folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
         return int((config.get("text_config") or config).get("hidden_size", NARROW))
     except (UserError, OSError, ValueError, AttributeError):

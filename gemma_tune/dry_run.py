@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.table import Table
 
 from gemma_tune.config import Config
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import load_rows, notes_of, read_tests
+from gemma_tune.data.dataset import Rows, load_rows, notes_of, read_tests
+from gemma_tune.data.records import Record
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.errors import UserError
+from gemma_tune.evals.evaluation import prepare
 from gemma_tune.models.capacity import free_memory, memory_warning
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
@@ -45,22 +48,40 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         return read, [f"Tokens are not counted: {error}"]
     if cfg.data.streaming:
         train, held_out = stream_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+        _prepare(cfg, tokenizer, held_out)
         said = "Training rows are streamed: they are not counted beforehand."
         return {"held_out": held_out.counts()}, [said, *notes_of(train, held_out)]
     train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    _prepare(cfg, tokenizer, held_out)
     counts = {"training": train.counts(), "held_out": held_out.counts()}
     return counts, notes_of(train, held_out)
+
+
+def _prepare(cfg: Config, tokenizer: Any, held_out: Rows) -> None:
+    """Raises UserError for what the evaluators can't work with."""
+    prepare(cfg, tokenizer, held_out, read_tests(cfg.data) if cfg.eval.answers_tests else {})
 
 
 def _size(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
+def dry_run_of_measuring(cfg: Config, held_out: Rows, tests: Mapping[str, Sequence[Record]]) -> RunResult:
+    """Prints the resolved configuration and how many rows there are; writes nothing."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+    counts = {"held_out": held_out.counts()["rows"], **{name: len(records) for name, records in tests.items()}}
+    for name, rows in counts.items():
+        console.print(f"Rows, {name.replace('_', ' ')}: {rows:,}", markup=False)
+    console.print("No weight was loaded: dry_run=true.")
+    return RunResult(cfg.recipe, status="dry_run", metrics={"rows": counts})
+
+
 def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
     """Prints the resolved configuration, the data's counts and the memory estimate; writes nothing.
 
     Raises:
-        UserError: The data can't be used.
+        UserError: The data can't be used, or not by the evaluators.
     """
     source = find_source(cfg.model)
     shape = _shape(cfg, source)
@@ -74,7 +95,7 @@ def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
     for key in next(iter(counts.values())):
         table.add_row(key.replace("_", " "), *(f"{c[key]:,}" if key in c else "" for c in counts.values()))
     console.print(table)
-    for name, records in (read_tests(cfg.data) if cfg.eval.exact_match else {}).items():
+    for name, records in (read_tests(cfg.data) if cfg.eval.answers_tests else {}).items():
         console.print(f"Test rows {name}: {len(records):,}", markup=False)
     for note in notes:
         console.print(note, markup=False)

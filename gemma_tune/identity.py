@@ -45,4 +45,8 @@ def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
             found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]
         elif a != b:
             found.append(group)
+    if mine["train"]["metric_for_best_model"]:  # these decide which step is the best one
+        a, b = mine["train"], theirs.get("train", {})
+        found += ["train.eval_steps"] if a["eval_steps"] != b.get("eval_steps") else []
+        found += ["eval"] if mine["eval"] != theirs.get("eval") else []
     return found

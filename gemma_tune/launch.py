@@ -14,6 +14,7 @@ from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.source import find_source
 from gemma_tune.runfolder import RunResult
+from gemma_tune.strict.measuring import needs_rows
 
 
 def quiet_libraries() -> None:
@@ -33,7 +34,7 @@ def launch(cfg: Config) -> RunResult:
     if cfg.method == "chat":
         find_source(cfg.model)
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
-    else:
+    elif cfg.method != "compare" or needs_rows(cfg):
         check_first_rows(cfg.data)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.

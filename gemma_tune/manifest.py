@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -12,10 +15,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.config import Config
+
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "wandb", "hydra-core",
     "safetensors", "tokenizers",
 )  # fmt: skip
+
+
+def named_paths(cfg: Config) -> list[str]:
+    """Every file and folder that a configuration names to be read; names of the Hub are among them."""
+    e = cfg.eval
+    functions = [cfg.data.format, *e.evaluators, *e.while_training]
+    found = [
+        cfg.model.model_name_or_path,
+        *cfg.compare.models,
+        cfg.data.dataset_name,
+        *cfg.data.named().values(),
+        *(name.rpartition(":")[0] for name in functions),
+        e.kl.reference,
+        e.tool_calls.questions_file,
+        e.tool_calls.answers_file,
+        e.lm_eval.include_path,
+        e.long_context.text_file,
+    ]
+    return [name for name in found if name]
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether it, or what it came of, is an error of a full disk; libraries in C++ and Rust say so in words alone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(code) in str(seen) for code in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def file_digest(path: Path) -> str:
@@ -36,11 +72,25 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is whole or not there."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that is whole, or as it was: nothing half-written is left.
+
+    Raises:
+        OSError: It can't be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:  # Ctrl-C, too
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file as `write_whole` does."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_manifest(folder: Path, seed: int, inputs: Mapping[str, str], artifacts: Mapping[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
 # Files that hold rows; each may be gzipped (.jsonl.gz).
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def file_type(path: Path) -> str | None:
@@ -48,6 +51,32 @@ def absolute(path: str) -> str:
     if own.is_absolute() or own.exists() or not glob.has_magic(path):
         return str(own.absolute())
     return str(Path(glob.escape(str(Path.cwd())), own))
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name means a folder: an existing one, or anything that is no `owner/name` of the Hub."""
+    if resolve(name).exists() or not _HUB_NAME.match(name):
+        return True
+    return Path(name).parent.is_dir()
+
+
+def folder_status(folder: Path) -> str | None:
+    """The status in a run folder's result.json, or None where there is none."""
+    try:
+        status: str = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
+        return status
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def has_results(name: str) -> bool:
+    """Whether it is the folder of a run, perhaps an unfinished one, that has measured its model at its end."""
+    return (resolve(name) / "manifest.json").is_file() and (resolve(name) / "eval" / "after.json").is_file()
+
+
+def is_run_with_results(name: str) -> bool:
+    """Whether it is the folder of a finished run that has measured its model at its end."""
+    return has_results(name) and folder_status(resolve(name)) == "finished"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError
@@ -18,7 +20,7 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
         key: The key of the configuration, for the message.
 
     Raises:
-        UserError: No such file or function.
+        UserError: No such file or function, or a file that can't be run.
     """
     path, _, name = reference.rpartition(":")
     file = resolve(path)
@@ -29,7 +31,12 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"{key}={reference}: {file}:{error.lineno}: {error.msg}.") from error
+        where = f"{error.filename or file}:{error.lineno}"
+        raise UserError(f"{key}={reference}: {where}: {error.msg}; mend it.") from error
+    except Exception as error:  # whatever the user's file does where it is loaded
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
+        where = f"{file}:{lines[-1]}" if lines else str(file)
+        raise UserError(f"{key}={reference}: {where}: {type(error).__name__}: {error}; mend it.") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{key}={reference}: {file} has no function {name!r}.")

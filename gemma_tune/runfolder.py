@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from gemma_tune.config import Config
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.identity import as_one_run, identity, not_resumable, without_operational
-from gemma_tune.manifest import file_digest, write_json, write_manifest
-from gemma_tune.paths import resolve
+from gemma_tune.manifest import disk_is_full, file_digest, named_paths, write_json, write_manifest, write_whole
+from gemma_tune.paths import folder_status, resolve
 
 
 @dataclass
@@ -34,6 +34,7 @@ class RunResult:
         metrics: Every other figure, by name.
         artifacts: What can be taken away: name → path relative to the run folder.
         seconds: Wall seconds of each step.
+        failures: What could not be measured, by when and by what (`after: lm_eval`); the command ends with status 1.
         peak_memory_mb: MiB: the GPU's peak allocation, or the process's largest resident size without one.
         folder: The run folder.
     """
@@ -44,6 +45,7 @@ class RunResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     peak_memory_mb: float | None = None
     folder: Path | None = None
 
@@ -103,6 +105,7 @@ class RunFolder:
         self.result = RunResult(cfg.recipe, folder=path)
         self.inputs: dict[str, str] = {}
         self.training = False
+        self._replaced: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -152,8 +155,7 @@ class RunFolder:
                 f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
             )
         if cfg.overwrite:
-            used = [cfg.model.model_name_or_path, cfg.data.dataset_name, *cfg.data.named().values()]
-            if inside := [u for u in used if u and resolve(u).resolve().is_relative_to(path.resolve())]:
+            if inside := [u for u in named_paths(cfg) if resolve(u).resolve().is_relative_to(path.resolve())]:
                 raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
             _refuse_second_aside(path)
             return cls(path, cfg, finished=False)
@@ -186,6 +188,11 @@ class RunFolder:
         """The result of the finished run that this folder holds."""
         tree = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return RunResult(**tree, folder=self.path)
+
+    def stored_inputs(self) -> dict[str, str]:
+        """Path → digest of every input file of the run that this folder holds."""
+        inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+        return inputs
 
     def add_inputs(self, *paths: Path | None, whole: bool = True) -> None:
         """Notes the digest of each input file, and of every file directly in an input folder.
@@ -230,53 +237,61 @@ class RunFolder:
 
         Raises:
             UserError: The folder can't be written.
+            RunError: The disk was full.
         """
         if not is_main_process():
             yield
             return
         try:
-            replaced = self._make()
+            self._make()
             text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
-            (self.path / "config.yaml").write_text(text, encoding="utf-8")
+            write_whole(self.path / "config.yaml", text)
+            self._write_result()
+            self._write_manifest()
         except OSError as error:
+            self._undo()
             raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
-        self._write_result()
-        self._write_manifest()
         try:
             yield
+            self._write_manifest()
+            self.result.status = "finished"
+            self._write_result()
         except BaseException as error:
             for half in self.checkpoints.glob("checkpoint-*"):  # whole ones are step-N
-                shutil.rmtree(half)
+                shutil.rmtree(half, ignore_errors=True)
             if isinstance(error, UserError) and not self.training:
-                if not self.cfg.train.resume_from_checkpoint:
-                    shutil.rmtree(self.path)
-                if replaced:
-                    replaced.rename(self.path)
+                self._undo()
                 raise
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._write_result()
-            if replaced:
-                print(f"The run that was to be replaced is kept: {replaced}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # what went wrong is to be said, and not that this did, too
+                self._write_failure()
+            if self._replaced:
+                print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._how_to_go_on()) from error
+            if disk_is_full(error) and not isinstance(error, UserError | RunError):
+                go_on = f" {self._how_to_go_on()}" if self.training else ""
+                raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
             raise
-        self.result.status = "finished"
-        self._write_manifest()
-        self._write_result()
-        if replaced:
-            shutil.rmtree(replaced)
+        if self._replaced:
+            shutil.rmtree(self._replaced)
 
-    def _make(self) -> Path | None:
+    def _make(self) -> None:
         """Makes the folder; a run that is replaced stands beside it as `….replaced` until the new one is finished."""
-        replaced = None
         if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
             if _stored_config(self.path):
-                replaced = _aside(self.path)
-                self.path.rename(replaced)
+                self._replaced = self.path.rename(_aside(self.path))
             else:
                 shutil.rmtree(self.path)  # empty folders that the trainer has made
         self.path.mkdir(parents=True, exist_ok=True)
-        return replaced
+
+    def _undo(self) -> None:
+        """Everything as it was before `_make`; a run that was resumed keeps what it has."""
+        if not self.cfg.train.resume_from_checkpoint:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._replaced:
+            self._replaced.rename(self.path)
+            self._replaced = None
 
     def _how_to_go_on(self) -> str:
         if any(self.checkpoints.glob("step-*")):
@@ -286,15 +301,16 @@ class RunFolder:
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)
 
+    def _write_failure(self) -> None:
+        """The result; on a full disk its status alone, in the place that it has there."""
+        try:
+            self._write_result()
+        except OSError:
+            with (self.path / "result.json").open("r+b") as file:
+                begun = file.read()
+                file.seek(0)
+                file.write(begun.replace(b'"running"', b'"failed" ', 1))
+
     def _write_result(self) -> None:
         tree = {k: v for k, v in asdict(self.result).items() if k != "folder"}
         write_json(self.path / "result.json", tree)
-
-
-def folder_status(path: Path) -> str | None:
-    """The status in a folder's result.json, or None where there is none."""
-    try:
-        status: str = json.loads((path / "result.json").read_text(encoding="utf-8"))["status"]
-        return status
-    except (OSError, ValueError, KeyError):
-        return None

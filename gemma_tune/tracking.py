@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -13,7 +13,20 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder, is_main_process
 
-Answers = Sequence[dict[str, str]]
+Answers = Sequence[dict[str, Any]]
+
+# How our figures begin, and how W&B's do: what training says of itself, and what was measured. Of the first that fits.
+_GROUPS = {
+    "after/": "eval/",
+    "before/": "eval/before/",
+    "export/": "eval/export/",
+    "data/training/": "train/data/",
+    "data/": "eval/data/",
+    "weights/": "train/weights/",
+    "steps": "train/steps",
+    "train_": "train/",
+    "": "eval/",
+}
 
 
 class Tracker:
@@ -61,27 +74,80 @@ class Tracker:
                     run.finish(exit_code=int(failed))
                     tracker.note = f"W&B (offline): wandb sync {sync_dir}" if offline else f"W&B: {url}"
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Writes one line: `step` (optimizer steps done) and the metrics."""
+    def log(self, metrics: Mapping[str, float], step: int, group: str = "train") -> None:
+        """Writes one line: `step` (optimizer steps done) and the metrics.
+
+        Args:
+            metrics: By name; nothing is written where there are none.
+            step: Optimizer steps done.
+            group: `train`, or `eval` for what evaluators measure; W&B has `train/loss`, `eval/held_out_loss`.
+        """
+        if not metrics:
+            return
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
         if self._run is not None:
-            self._run.log({_wandb_name(k): v for k, v in metrics.items()}, step=step)
+            self._run.log({_name(k, group): v for k, v in metrics.items()}, step=step)
 
     def log_samples(self, before: Answers, after: Answers, step: int) -> None:
         """Sends a table of answers side by side to W&B, only with `tracker.log_samples=true`."""
         if self._run is not None and self._log_samples and after:
-            import wandb
+            old = {row["id"]: row for row in before}
+            rows = []
+            for row in after:
+                first = old.get(row["id"], {})
+                said = (row.get("prompt"), row.get("wanted"), first.get("answer"), row.get("answer"))
+                rows.append([*said, first.get("score"), row.get("score")])
+            columns = ["prompt", "wanted", "before", "after", "score before", "score after"]
+            self._send_table("eval/samples", columns, rows, step)
 
-            rows = [[b["prompt"], b["wanted"], b["answer"], a["answer"]] for b, a in zip(before, after, strict=True)]
-            table = wandb.Table(columns=["prompt", "wanted", "before", "after"], data=rows)
-            self._run.log({"samples": table}, step=step)
+    def log_comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sends the figures of a comparison to W&B as a table; they hold no texts.
 
-    def summary(self, figures: dict[str, Any]) -> None:
-        """The run's closing figures, for W&B's table of runs."""
+        Args:
+            rows: All with the same keys.
+        """
+        if self._run is not None and rows:
+            self._send_table("eval/comparison", list(rows[0]), [list(row.values()) for row in rows], step=0)
+
+    def _send_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """The run's closing figures, for W&B's table of runs: `eval/…` as after training, `eval/before/…`, `train/…`.
+
+        Args:
+            figures: A result's metrics, nested as they are there.
+        """
         if self._run is not None:
-            self._run.summary.update(figures)
+            self._run.summary.update(summary_names(figures))
+
+
+def _name(metric: str, group: str) -> str:
+    """Of Transformers' closing line (train_runtime, …) the group is said once; train_loss is the mean of all steps."""
+    if group == "train":
+        metric = "mean_loss" if metric == "train_loss" else metric.removeprefix("train_")
+    return f"{group}/{metric}"
+
+
+def summary_names(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a result under W&B's names, each `train/…` or `eval/…`."""
+    found = {}
+    for name, value in _flat(figures):
+        begin = next(begin for begin in _GROUPS if name.startswith(begin))
+        found[_GROUPS[begin] + name.removeprefix(begin)] = value
+    return found
+
+
+def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{inner}", v) for inner, v in _flat(value))
+        else:
+            yield name, value
 
 
 def _lines_up_to(folder: RunFolder, step: int) -> list[str]:
@@ -89,12 +155,6 @@ def _lines_up_to(folder: RunFolder, step: int) -> list[str]:
         return []
     lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-
-
-def _wandb_name(name: str) -> str:
-    if name.startswith(("eval_", "held_out_", "perplexity")):
-        return f"eval/{name.removeprefix('eval_')}"
-    return f"train/{name}"
 
 
 def _wandb_run(cfg: Config, folder: RunFolder) -> Any:

@@ -10,10 +10,11 @@ from transformers import set_seed
 
 from gemma_tune.chat import served_template
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import read_tests
-from gemma_tune.evals.exact_match import exact_match
+from gemma_tune.data.dataset import Rows, read_tests
+from gemma_tune.evals.engine import TransformersEngine
+from gemma_tune.evals.evaluation import evaluate, prepare
 from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say_begin
+from gemma_tune.terminal import say
 from gemma_tune.tiny import measure
 from gemma_tune.tiny.model import build_model, with_outliers
 from gemma_tune.tiny.pretrain import encode, pretrain, training_text, words_of
@@ -57,7 +58,7 @@ def run(cfg: Config) -> RunResult:
 
     result = folder.result
     with folder.recording(), Tracker.open(cfg, folder, None) as tracker:
-        say_begin(f"{cfg.recipe} → {folder.path}", numbers)
+        say(f"{cfg.recipe} → {folder.path}", numbers)
         before = measure.mean_loss(model, held_out, tokenizer.pad_token_id)
         with folder.timed("train"):
             steps, whole = pretrain(cfg, folder, model, text.rows, Report(tracker))
@@ -79,11 +80,11 @@ def run(cfg: Config) -> RunResult:
             model = model.float()
             figures = measure.figures(model, tokenizer, held_out, text.words | words_of(late))
             figures["least_count"] = min(text.counts[i] for i in range(len(tokenizer))) if whole else 0
-            for name, records in tests.items():
-                figures |= exact_match(model, tokenizer, records, cfg.eval.max_new_tokens, 64, name)[0]
+            answers = prepare(cfg, tokenizer, Rows(), tests)
+            figures |= evaluate(answers, TransformersEngine(model, tokenizer, batch_size=64)).figures
         result.headline = {"name": "held_out_loss", "before": before, "after": figures["held_out_loss"]}
         result.metrics |= {"after": figures, "steps": steps, "answers": measure.answers(model, tokenizer)}
-        tracker.log(figures, step=steps)
+        tracker.log(figures, step=steps, group="eval")
         measure.say(figures, result.metrics["answers"])
         print(f"Files: {folder.path / 'export' / 'tiny'}")
         measure.check(figures)

@@ -9,9 +9,8 @@ from transformers import set_seed
 
 from gemma_tune.config import Config
 from gemma_tune.data.prompts import opening, read_prompts, read_tools
-from gemma_tune.models.adapter_files import put_on
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer
+from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.runfolder import RunResult
 from gemma_tune.talk.batches import answer_file
@@ -40,10 +39,7 @@ def run(cfg: Config) -> RunResult:
     set_seed(cfg.seed)
     on_it = f", with the adapter {source.adapter}" if source.adapter else ""
     note(f"Loading {source.base}{on_it} …")
-    model = load_base(cfg.model, source, tokenizer)
-    if source.adapter is not None:
-        model = put_on(model, source.adapter)
-    model.eval()
+    model = load_model(cfg.model, source, tokenizer)
     if prompts:
         check_vocabulary(model, [max(p) for p in prompts])
 

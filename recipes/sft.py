@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from transformers import set_seed
 
@@ -12,8 +11,8 @@ from gemma_tune.data.dataset import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.dry_run import dry_run
-from gemma_tune.evals.evaluation import Evaluation, evaluate
-from gemma_tune.evals.held_out import held_out_loss
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
+from gemma_tune.evals.hooks import Measurements
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
@@ -36,9 +35,10 @@ from gemma_tune.models.source import find_source
 from gemma_tune.paths import whole
 from gemma_tune.report import write_report
 from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say_begin, say_end
+from gemma_tune.terminal import say, say_end
 from gemma_tune.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
+from gemma_tune.train.best import Ending
 from gemma_tune.train.callbacks import Report
 from gemma_tune.train.preflight import Looked, preflight, untrained_warning
 from gemma_tune.train.resume import find_checkpoint
@@ -67,7 +67,8 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         load = stream_rows if cfg.data.streaming else load_rows
         train, held_out = load(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
-        tests = read_tests(cfg.data) if cfg.eval.exact_match else {}
+        tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
+        evaluators = prepare(cfg, tokenizer, held_out, tests)
     longest = cfg.train.max_length if cfg.data.streaming else train.longest
     notes = list(filter(None, [memory_warning(cfg, shape, mixed, longest, free)]))
 
@@ -83,49 +84,53 @@ def run(cfg: Config) -> RunResult:
         model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
     saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
-    held_out_figures = partial(
-        held_out_loss, model, held_out.rendered, tokenizer.pad_token_id, cfg.train.per_device_eval_batch_size
-    )
     arguments = sft_arguments(cfg, folder, device)
     where = partial(find_rows, cfg.data, tokenizer, cfg.train.max_length)
     needs = estimate(cfg, shape, mixed, longest)["total"]
     with folder.nothing_left():
-        trainer = sft_trainer(cfg, arguments, model, tokenizer, train, held_out, held_out_figures, where)
+        trainer = sft_trainer(cfg, arguments, model, tokenizer, train, where)
         weighs_tokens = trainer.model_accepts_loss_kwargs
         checks = preflight(Looked(cfg, model, tokenizer, train, counts, shape, weighs_tokens, (needs, free)))
 
-    def measure(model: Any, tokenizer: Any) -> Evaluation:
-        return evaluate(cfg, model, tokenizer, held_out, tests)
-
     # From here on the run folder is written
     result = folder.result
+    measurements = Measurements(cfg, evaluators, held_out, result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         begun = f"{cfg.recipe}: {source.base} → {folder.path}"
-        say_begin(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)
+        say(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
         folder.add_inputs(source.folder, source.adapter)
         folder.add_inputs(*data_files(cfg.data), whole=not cfg.data.streaming)
+        folder.add_inputs(*files_of(cfg))
         if cfg.data.dataset_name:
             folder.inputs[cfg.data.dataset_name] = f"revision {cfg.data.revision or 'main'}"
 
-        with folder.timed("evaluate"):
-            before = measure(model, tokenizer)
+        before = Evaluation()
+        if cfg.eval.before:
+            with folder.timed("evaluate"):
+                before = measurements.at("before", model, tokenizer)
+        before.save(folder.evals, "before")
         if not checkpoint:
-            tracker.log(before.figures, step=0)
+            tracker.log(before.figures, step=0, group="eval")
 
         trainer.add_callback(Report(tracker))
+        kernel = base.config._attn_implementation
+        trainer.measure = partial(measurements.at_step, model, tokenizer, tracker, kernel=kernel)
         folder.training = True
         with folder.timed("train"), training_attention(base, cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
-        steps = trainer.state.global_step
+        result.failures |= trainer.passed_over
+        ending = Ending.of(cfg.train, trainer.state)
+        say(*ending.lines)
         trainer.release()
 
         with folder.timed("evaluate"):
-            after = measure(model, tokenizer)
-        tracker.log(after.figures, step=steps)
-        tracker.log_samples(before.answers, after.answers, step=steps)
+            after = measurements.at("after", model, tokenizer)
+        after.save(folder.evals, "after")
+        tracker.log(after.figures, step=ending.kept, group="eval")
+        tracker.log_samples(before.answers, after.answers, step=ending.steps)
 
         # Keep the adapter, export, and load the export as anyone would
         if cfg.adapter.peft_type != "none":
@@ -133,6 +138,7 @@ def run(cfg: Config) -> RunResult:
                 saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.format == "merged":
+            measure = partial(measurements.at, "export")
             reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
             with folder.timed("export"), whole(folder.export("merged")) as written:
                 merged.export(model, tokenizer, written, cfg.export, source)
@@ -148,22 +154,20 @@ def run(cfg: Config) -> RunResult:
         name, (first, last) = "train_loss", (losses[0], losses[-1])
         if before.headline:
             name = before.headline
-            first, last = before.figures[name], after.figures[name]
+            first, last = before.figures[name], after.figures.get(name)
         result.headline = {"name": name, "before": first, "after": last}
         result.metrics |= {
             "before": before.figures,
             "after": after.figures,
-            "steps": steps,
+            **ending.figures,
             "train_loss_first": losses[0],
             "train_loss_last": losses[-1],
             "data": {"training": train.counts(), "held_out": held_out.counts()},
             "weights": vars(counts),
         }
         tracker.summary(result.metrics)
-        before.save(folder.evals, "before")
-        after.save(folder.evals, "after")
         # Of a stream more is known by now
         notes = [*notes_of(train, held_out), *notes, *train.left_out(), *held_out.left_out()]
-        write_report(cfg, folder, counts.line(), before, after, notes, checks)
+        write_report(cfg, folder, ". ".join([counts.line(), *ending.lines]), before, after, notes, checks)
     say_end(folder, before, after, tracker.note)
     return result

@@ -17,7 +17,7 @@ SHORT = [
     "train.per_device_train_batch_size=4",
     "data.max_train_samples=64",
     "data.max_eval_samples=8",
-    "eval.exact_match=false",
+    "eval.evaluators=[held_out_loss]",
     "eval.num_samples=2",
     "eval.max_new_tokens=16",
 ]

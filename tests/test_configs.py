@@ -26,6 +26,11 @@ NEEDS = {
     "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
     **{f"data/{name}": [ROWS] for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")},
     "data/text": [ROWS],
+    "eval/kl": ["eval.kl.reference=assets://tiny"],
+    "eval/tool_calls": [
+        f"eval.tool_calls.{key}=assets://sample/test.jsonl" for key in ("questions_file", "answers_file")
+    ],
+    "recipe/compare": ["compare.models=[google/gemma-3-1b-it,google/gemma-3-270m-it]"],
 }
 
 
@@ -66,9 +71,9 @@ def test_needs_are_needed() -> None:
     """An entry that nothing asks for any more would hide a change; each option alone is refused."""
     for name, words in NEEDS.items():
         group, option = name.split("/")
-        kept = [] if group == "adapter" else ["data.train_file="]
+        kept = ["data.train_file="] if group == "data" else []
         with pytest.raises(UserError):
-            compose_config("lora_sft", [f"{group}={option}", *kept])
+            compose_config(*((option,) if group == "recipe" else ("lora_sft", [f"{group}={option}", *kept])))
         assert words
 
 

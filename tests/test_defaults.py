@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.composition import compose_config
+from gemma_tune.composition import compose_config, load_stored
+from gemma_tune.runfolder import RunFolder
 
 GROUPED = "train.train_sampling_strategy=group_by_length"
 MINE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
@@ -73,3 +74,38 @@ def test_a_broken_config_is_no_crash(tmp_path: Path) -> None:
     folder = folder_of_width(tmp_path / "model", 256)
     (folder / "config.json").write_text("[", encoding="utf-8")
     assert compose_config("lora_sft", [f"model.model_name_or_path={folder}", *MINE]).train.learning_rate == 2e-4
+
+
+def test_compared_models_count_and_not_the_default_one(tmp_path: Path) -> None:
+    """Narrow ones are asked all rows, in large batches, only where all are narrow."""
+    one, two = (folder_of_width(tmp_path / name, 256) for name in ("one", "two"))
+    wide = folder_of_width(tmp_path / "wide", 1152)
+    asked = {}
+    for other in (two, wide):
+        cfg = compose_config("compare", [f"compare.models=[{one},{other}]"])
+        asked[other.name] = (cfg.eval.batch_size, cfg.eval.max_samples)
+    assert asked == {"two": (64, None), "wide": (8, 200)}
+
+
+def test_a_run_that_was_measured_counts_as_its_model(tmp_path: Path) -> None:
+    """Its folder may hold no model, and the rows are to be the same."""
+    one = folder_of_width(tmp_path / "one", 256)
+    for width, expected in ((256, (64, None)), (1152, (8, 200))):
+        model, run = folder_of_width(tmp_path / f"of {width}", width), tmp_path / f"run {width}"
+        (run / "eval").mkdir(parents=True)
+        (run / "config.yaml").write_text(json.dumps({"model": {"model_name_or_path": str(model)}}), encoding="utf-8")
+        for name, text in (("manifest.json", "{}"), ("result.json", '{"status": "finished"}')):
+            (run / name).write_text(text, encoding="utf-8")
+        (run / "eval" / "after.json").write_text("{}", encoding="utf-8")
+        cfg = compose_config("compare", [f'compare.models=["{run}",{one}]'])
+        assert (cfg.eval.batch_size, cfg.eval.max_samples) == expected
+
+
+@pytest.mark.parametrize("recipe", ["evaluate", "build_tiny", "full_sft", "qlora_sft"])
+def test_what_is_filled_in_can_be_repeated(recipe: str, folder: Path) -> None:
+    """The stored configuration passes the checks: nothing was set that has no effect."""
+    cfg = compose_config(recipe, ["output_dir=run"])
+    with RunFolder.open(cfg).recording():
+        pass
+    again = load_stored(folder / "run", ["output_dir=run"])
+    assert (again.model, again.eval, again.train) == (cfg.model, cfg.eval, cfg.train)

@@ -49,7 +49,7 @@ def test_while_training(tmp_path: Path) -> None:
     assert "gemma_tune: interrupted." in done.stderr and "resume_from_checkpoint=latest goes on" in done.stderr
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "interrupted"
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "result.json", "manifest.json", "metrics.jsonl", "checkpoints",
+        "config.yaml", "result.json", "manifest.json", "metrics.jsonl", "checkpoints", "eval",
     }  # fmt: skip
     for step in checkpoints.iterdir():  # each is whole
         assert step.name.startswith("step-")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ import yaml
 
 from gemma_tune.composition import compose_config, load_stored
 from gemma_tune.config import Config
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.identity import identity
-from gemma_tune.manifest import file_digest
-from gemma_tune.runfolder import RunFolder, folder_of, folder_status
+from gemma_tune.manifest import file_digest, write_json
+from gemma_tune.paths import folder_status
+from gemma_tune.runfolder import RunFolder, folder_of
 
 WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
 
@@ -124,7 +128,7 @@ def test_finished_run_is_recognised(cfg: Config) -> None:
     stored = second.stored_result()
     assert (stored.status, stored.headline_after, stored.folder) == ("finished", 1.0, first.path)
     assert read(first.path / "result.json").keys() == {
-        "recipe", "status", "headline", "metrics", "artifacts", "seconds", "peak_memory_mb",
+        "recipe", "status", "headline", "metrics", "artifacts", "seconds", "failures", "peak_memory_mb",
     }  # fmt: skip
 
 
@@ -261,3 +265,108 @@ def test_overwriting_what_the_run_needs_is_refused(cfg: Config) -> None:
     data = replace(cfg.data, test_files={"mine": "out/t.jsonl"})
     with pytest.raises(UserError, match=r"overwrite=true would delete out/t\.jsonl"):
         RunFolder.open(replace(cfg, output_dir="out", overwrite=True, data=data))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "eval.kl.reference=out/x", "eval.tool_calls.questions_file=out/x", "eval.tool_calls.answers_file=out/x",
+        "eval.lm_eval.include_path=out/x", "eval.long_context.text_file=out/x", "compare.models=out/x",
+        "eval.evaluators=out/x:f", "eval.while_training=out/x:f", "data.format=out/x:f",
+    ],
+)  # fmt: skip
+def test_overwriting_what_is_measured_with_is_refused(cfg: Config, word: str) -> None:
+    finish(replace(cfg, output_dir="out"))
+    Path("out/x").touch()
+    needy = deepcopy(replace(cfg, output_dir="out", overwrite=True))
+    key, _, value = word.partition("=")
+    *groups, last = key.split(".")
+    part: Any = needy
+    for group in groups:
+        part = getattr(part, group)
+    setattr(part, last, [value] if isinstance(getattr(part, last), list) else value)
+    with pytest.raises(UserError, match="overwrite=true would delete out/x"):
+        RunFolder.open(needy)
+
+
+# A full disk
+
+
+@pytest.fixture
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_nothing_half_written_is_left(full: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file stays as it was."""
+    file = Path("result.json")
+    write_json(file, {"a": 1})
+    fill_up(monkeypatch, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(file, {"a": 2})
+    assert read(file) == {"a": 1} and [p.name for p in Path.cwd().iterdir()] == ["result.json"]
+
+
+def fill_up(monkeypatch: pytest.MonkeyPatch, full: OSError) -> None:
+    """From now on files are begun, and the disk is full."""
+
+    def write_text(path: Path, text: str, **_: Any) -> None:
+        path.touch()
+        raise full
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
+def in_words() -> BaseException:
+    return RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def behind_another() -> BaseException:
+    try:
+        try:
+            raise OSError(errno.EDQUOT, "quota")
+        except OSError as error:
+            raise RuntimeError("PytorchStreamWriter failed") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("make", [in_words, behind_another])
+def test_a_full_disk_is_no_crash(cfg: Config, make: Callable[[], BaseException]) -> None:
+    folder = RunFolder.open(cfg)
+    with pytest.raises(RunError, match=rf"{folder.path}: the disk is full; make room"), folder.recording():
+        raise make()
+    assert folder_status(folder.path) == "failed"
+    with pytest.raises(ValueError, match=r"^x$"), RunFolder.open(replace(cfg, seed=3)).recording():
+        raise ValueError("x")
+
+
+def test_a_full_disk_while_the_result_is_written(cfg: Config, full: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result that was begun takes the status, and nothing more has room."""
+    folder = RunFolder.open(cfg)
+    with pytest.raises(RunError, match="the disk is full"), folder.recording():
+        fill_up(monkeypatch, full)
+    assert folder_status(folder.path) == "failed" and not list(folder.path.glob("*.partial"))
+
+
+def test_an_error_is_said_though_the_disk_is_full(cfg: Config, full: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.open(cfg)
+    with pytest.raises(ValueError, match="the first error"), folder.recording():
+        fill_up(monkeypatch, full)
+        raise ValueError("the first error")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_disk_that_is_full_from_the_start(
+    cfg: Config, full: OSError, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """No folder is left, and the run that was to be replaced stands where it stood."""
+    if there:
+        finish(replace(cfg, output_dir="out", seed=7))
+    folder = RunFolder.open(replace(cfg, output_dir="out", overwrite=True))
+    with monkeypatch.context() as until:
+        fill_up(until, full)
+        with pytest.raises(UserError, match=r"out: the folder can't be written \(No space left"), folder.recording():
+            raise AssertionError("nothing is run")
+    assert [p.name for p in Path.cwd().iterdir()] == (["out"] if there else [])
+    assert not there or yaml.safe_load(Path("out/config.yaml").read_text("utf-8"))["seed"] == 7

@@ -18,7 +18,7 @@ from gemma_tune.chat import STOP_TOKEN, render_prompt
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
-from gemma_tune.evals.samples import greedy_answers
+from gemma_tune.evals.generate import greedy_answers
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.talk.answer import Answer, AnswerStreamer

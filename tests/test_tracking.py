@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
-from short_runs import losses, short_run
+from short_runs import losses, metrics, short_run
 from wandb.proto.wandb_internal_pb2 import Record
 
+from gemma_tune.composition import compose_config
+from gemma_tune.runfolder import RunFolder
+from gemma_tune.tracking import Tracker, summary_names
+
 SECRET = "5ec4e7" + "0123456789abcdef" * 2 + "77"  # as long as a key of W&B's
+WHEN = ("before", "after")
 OFFLINE = ["tracker=wandb", "tracker.mode=offline"]
 
 
@@ -37,6 +42,11 @@ def wandb_records(folder: Path) -> Iterator[Record]:
             record.ParseFromString(entry)
             yield record
             entry = b""
+
+
+def keys_of(record: Record) -> list[str]:
+    """The names that a record of the history has."""
+    return [item.key or "/".join(item.nested_key) for item in record.history.item]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,43 @@ def test_the_file_holds_configuration_and_losses(offline_run: Path) -> None:
         if record.history.item
     ]
     assert [line["train/loss"] for line in logged if "train/loss" in line] == losses(offline_run)
-    assert any("eval/held_out_loss" in line for line in logged)
+    measured = [line["held_out_loss"] for line in metrics(offline_run) if "held_out_loss" in line]
+    assert [line["eval/held_out_loss"] for line in logged if "eval/held_out_loss" in line] == measured
+    assert {"train/runtime", "train/mean_loss", "train/grad_norm"} <= {key for line in logged for key in line}
+
+
+def test_names_are_of_one_scheme(offline_run: Path) -> None:
+    """History and summary: train/… and eval/…, beside W&B's own that begin with an underscore."""
+    keys, summary = set(), {}
+    for record in wandb_records(offline_run):
+        keys |= set(keys_of(record))
+        for item in record.summary.update:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    assert len(keys) > 10 and len(summary) > 30
+    assert [key for key in (*keys, *summary) if not key.startswith(("train/", "eval/", "_"))] == []
+    assert not [key for key in keys if key.startswith(("train/train_", "eval/eval_"))]
+    stored = json.loads((offline_run / "result.json").read_text("utf-8"))["metrics"]
+    for name in ("held_out_loss", "perplexity"):
+        assert summary[f"eval/{name}"] == stored["after"][name] != stored["before"][name]
+        assert summary[f"eval/before/{name}"] == stored["before"][name]
+        assert summary[f"eval/export/{name}"] == stored["export"][name]
+    assert summary["train/loss"] == summary["train/loss_last"] == losses(offline_run)[-1]
+    assert summary["train/loss_first"] == losses(offline_run)[0] and summary["train/steps"] == 3
+    assert summary["train/data/tokens"] == stored["data"]["training"]["tokens"]
+    assert summary["eval/data/held_out/tokens"] == stored["data"]["held_out"]["tokens"]
+    assert summary["train/weights/trainable"] == stored["weights"]["trainable"]
+
+
+def test_every_figure_has_a_name_of_its_own() -> None:
+    figures = {
+        "before": {"x": 1}, "after": {"x": 2, "before_x": 3}, "export": {"x": 4}, "steps": 5, "train_loss_last": 6,
+        "data": {"training": {"x": 7}, "held_out": {"x": 8}}, "weights": {"x": 9},
+        "test_accuracy": {"model/a": {"x": 10}},
+    }  # fmt: skip
+    assert summary_names(figures) == {
+        "eval/before/x": 1, "eval/x": 2, "eval/before_x": 3, "eval/export/x": 4, "train/steps": 5, "train/loss_last": 6,
+        "train/data/x": 7, "eval/data/held_out/x": 8, "train/weights/x": 9, "eval/test_accuracy/model/a/x": 10,
+    }  # fmt: skip
 
 
 def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -> None:
@@ -72,7 +118,27 @@ def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -
     short_run("lora_sft", tmp_path / "run", *OFFLINE, "tracker.log_samples=true", steps=1)
     (table,) = (tmp_path / "run").rglob("*.table.json")
     found = json.loads(table.read_text("utf-8"))
-    assert found["columns"] == ["prompt", "wanted", "before", "after"] and len(found["data"]) == 2
+    assert found["columns"] == ["prompt", "wanted", "before", "after", "score before", "score after"]
+    assert len(found["data"]) == 2
+    before, after = (json.loads((tmp_path / "run" / "eval" / f"{w}.json").read_text())["answers"] for w in WHEN)
+    for row, old, new in zip(found["data"], before, after, strict=True):
+        assert row == [new["prompt"], new["wanted"], old["answer"], new["answer"], old.get("score"), new.get("score")]
+    assert any(key.startswith("eval/samples") for record in wandb_records(tmp_path / "run") for key in keys_of(record))
+
+
+def test_a_comparison_as_a_table(tmp_path: Path) -> None:
+    cfg = compose_config("lora_sft", [*OFFLINE, f"output_dir={tmp_path / 'run'}"])
+    folder = RunFolder.open(cfg)
+    rows = [
+        {"figure": "x", "model": "a", "mean": 0.5, "p_value": None},
+        {"figure": "x", "model": "b", "mean": 1, "p_value": 0.25},
+    ]
+    with folder.recording(), Tracker.open(cfg, folder) as tracker:
+        tracker.log_comparison(rows)
+    (table,) = (tmp_path / "run").rglob("*.table.json")
+    found = json.loads(table.read_text("utf-8"))
+    assert found["columns"] == ["figure", "model", "mean", "p_value"]
+    assert found["data"] == [["x", "a", 0.5, None], ["x", "b", 1, 0.25]]
 
 
 def test_no_key_reaches_a_file(offline_run: Path) -> None:

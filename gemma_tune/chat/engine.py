@@ -77,7 +77,7 @@ def sandboxed(template: str) -> Template:
 def conversation_text(
     form: ChatForm, messages: Messages, tools: Tools = None, prompt: bool = False, thinking: bool = False
 ) -> tuple[str, list[Span]]:
-    """A conversation as the form writes it.
+    """A conversation as the form writes it; its last answer stands behind the prompt that it was given to.
 
     Args:
         form: The form.
@@ -98,6 +98,7 @@ def conversation_text(
         tools=tools or None,
         bos_token=form.bos_token,
         add_generation_prompt=prompt,
+        as_generated=not prompt,
         enable_thinking=thinking,
     )
     pieces: list[str] = []

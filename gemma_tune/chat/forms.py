@@ -39,6 +39,8 @@ class ChatForm:
         system: Whether there is a place for a system text.
         system_role: Whether that is a turn of its own; else it opens the first user turn.
         thinking: Whether thinking is rendered at all. Past turns' never is.
+        closes_thinking: Whether a prompt that doesn't ask for thinking begins the answer with an empty one, which the
+            history lacks.
         bos_token: Begins every text.
         file: The template's file in `templates/`.
         revision: Which of the texts published for the family it equals, in the order of their publication.
@@ -55,6 +57,7 @@ class ChatForm:
     system: bool = True
     system_role: bool = False
     thinking: bool = False
+    closes_thinking: bool = False
     bos_token: str = "<bos>"
     file: str = "gemma3"
     revision: int = 0
@@ -132,10 +135,10 @@ _GEMMA4 = (
 )  # fmt: skip
 
 
-def _gemma4(name: str, revision: int) -> ChatForm:
+def _gemma4(name: str, revision: int, large: bool = False) -> ChatForm:
     return ChatForm(
         name,
-        "Gemma 4",
+        "Gemma 4 12B and larger" if large else "Gemma 4",
         "<turn|>",
         _GEMMA4,
         "native",
@@ -145,12 +148,14 @@ def _gemma4(name: str, revision: int) -> ChatForm:
         string_token='<|"|>',
         system_role=True,
         thinking=revision > 1,
+        closes_thinking=large,
         file="gemma4",
         revision=revision,
     )
 
 
-# Gemma 4's texts have the names that TRL gives its copies; they were published in the order v2, v3, v1, v4, v5.
+# Gemma 4's texts have the names that TRL gives its copies; they were published in the order v2, v3, v1, v4, v5. 12B,
+# 26B-A4B and 31B share a text of their own each time; of their first one no copy is at hand.
 _ALL = (
     ChatForm("gemma", "Gemma 1 and 2", STOP_TOKEN, _TURNS, None, system=False, file="gemma"),
     ChatForm("gemma3", "Gemma 3", STOP_TOKEN, _TURNS, "json"),
@@ -172,7 +177,14 @@ _ALL = (
     _gemma4("gemma4_v3", 2),
     _gemma4("gemma4_v4", 4),
     _gemma4("gemma4_v5", 5),
+    _gemma4("gemma4_large_v1", 3, large=True),
+    _gemma4("gemma4_large_v3", 2, large=True),
+    _gemma4("gemma4_large_v4", 4, large=True),
+    _gemma4("gemma4_large_v5", 5, large=True),
 )
+_NAMED = {form.name: form for form in _ALL}
 
-# By name. `gemma4` is the newest text.
-FORMS: Mapping[str, ChatForm] = MappingProxyType({**{f.name: f for f in _ALL}, "gemma4": _ALL[-1]})
+# By name. `gemma4` and `gemma4_large` are the newest texts.
+FORMS: Mapping[str, ChatForm] = MappingProxyType(
+    {**_NAMED, "gemma4": _NAMED["gemma4_v5"], "gemma4_large": _NAMED["gemma4_large_v5"]}
+)

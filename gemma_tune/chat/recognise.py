@@ -20,6 +20,10 @@ PUBLISHED = {
     "781d10940fbc44be40064b5d43a056fc486c84ceaa55538226368b57314132bf": "gemma4_v3",
     "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082": "gemma4_v4",
     "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": "gemma4_v5",
+    "94899c0f917d93f6fe81c95744d1e8ddab2d21d39228d2e4aec1fb2a25bff413": "gemma4_large_v1",
+    "1d35a24a2a63cc600c0cab43628a6df4cd3318e959b03307cf5f9f7e29ecf783": "gemma4_large_v3",
+    "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0": "gemma4_large_v4",
+    "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": "gemma4_large_v5",
 }
 
 # What is said in turns, with and without a system text; where no copy of the published text is at hand.
@@ -73,8 +77,9 @@ _TOOLS: Tools = [
     }
 ]
 
-# A token that only this form's templates write: which form an unknown one is nearest to.
+# What only this form's templates write: which form an unknown one is nearest to; the first that is found.
 _TELLING = {
+    r"<|channel>thought\n<channel|>": "gemma4_large",
     "<|turn>": "gemma4",
     "<start_function_call>": "functiongemma",
     "<audio_soft_token>": "gemma3n",

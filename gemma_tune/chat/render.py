@@ -10,7 +10,7 @@ from gemma_tune.chat.engine import Messages, Tools, conversation_text
 from gemma_tune.chat.forms import ChatForm, Unrenderable, thinking_of
 from gemma_tune.chat.recognise import form_of
 
-__all__ = ["Messages", "Rendered", "Tools", "render_chat", "render_prompt", "render_text"]
+__all__ = ["Messages", "Rendered", "Tools", "answers_apart", "render_chat", "render_prompt", "render_text"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
 
     What the assistant says is its text, its calls, its thinking where the form renders it, and the token it stops at.
     Results of tools are not its own, although Gemma 4 and FunctionGemma write them into its turn. An answer with
-    `"weight": 0` counts nothing.
+    `"weight": 0` counts nothing. Up to the last answer the row is that answer's prompt, as `render_prompt` gives it;
+    earlier answers stand as history (see `answers_apart`).
 
     Args:
         tokenizer: A fast tokenizer of Transformers with a chat template that we know.
@@ -71,6 +72,32 @@ def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, think
     form = form_of(tokenizer)
     text, _ = conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def answers_apart(tokenizer: Any, messages: Messages) -> list[Messages]:
+    """The conversation as rows in which each answer that counts stands behind the prompt that a server gives it.
+
+    That is the conversation itself, but for Gemma 4 12B and larger: their prompts end with an empty thinking, which an
+    answer loses once it is history. So each answer that begins a turn gets a row that ends with it, and those that go
+    on after results, where the prompt has none, share one; the others weigh 0 there.
+
+    Args:
+        tokenizer: A tokenizer with a chat template that we know.
+        messages: OpenAI messages.
+
+    Returns:
+        The rows, in the order of the answers that they end with.
+    """
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
+    if not form_of(tokenizer).closes_thinking or not answers:
+        return [messages]
+    going_on = [i for i in answers if i and messages[i - 1]["role"] == "tool"]
+    parts = [[i] for i in answers if i not in going_on] + ([going_on] if going_on else [])
+    rows = []
+    for part in sorted(parts, key=max):
+        upto = enumerate(messages[: max(part) + 1])
+        rows.append([m | {"weight": 0} if m["role"] == "assistant" and i not in part else m for i, m in upto])
+    return rows
 
 
 def render_text(tokenizer: Any, text: str) -> Rendered:

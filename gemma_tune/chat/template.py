@@ -33,7 +33,8 @@ def training_template(form: str | ChatForm = "gemma3") -> str:
     if form.name == "gemma3n":
         text = text.replace(_IMAGE, _IMAGE_AND_AUDIO)
     if form.revision:
-        text = f"{{%- set revision = {form.revision} -%}}\n{text}"
+        closes = str(form.closes_thinking).lower()
+        text = f"{{%- set revision = {form.revision} -%}}\n{{%- set closes_thinking = {closes} -%}}\n{text}"
     return text
 
 

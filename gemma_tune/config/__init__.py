@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gemma_tune.config.adapter import AdapterConfig
 from gemma_tune.config.chat import ChatConfig
+from gemma_tune.config.compare import CompareConfig
 from gemma_tune.config.data import DataConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
@@ -21,6 +22,7 @@ from gemma_tune.config.train import TrainConfig
 __all__ = [
     "AdapterConfig",
     "ChatConfig",
+    "CompareConfig",
     "Config",
     "DataConfig",
     "EvalConfig",
@@ -52,4 +54,5 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

@@ -71,7 +71,6 @@ class DataConfig:
     )
     max_train_samples: int | None = option(None, "Use only the first so many rows.", at_least=1)
     max_eval_samples: int | None = option(None, "Evaluate on only the first so many held-out rows.", at_least=1)
-    max_test_samples: int | None = option(None, "Answer only the first so many rows of each test file.", at_least=1)
     messages_column: str = option("messages", "messages: the field with the conversation.")
     tools_column: str = option("tools", "messages: the field with the tools; rows may lack it.")
     prompt_column: str | None = option(None, "columns: the field with the user's side.")

@@ -31,8 +31,9 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None,
-        "Form of the chats: gemma, gemma3, gemma3n, functiongemma, gemma4 (the newest), or gemma4_v1 to gemma4_v5; "
-        "null: the checkpoint's own template, where it is one of them, or its family's form where it has none.",
+        "Form of the chats: gemma, gemma3, gemma3n, functiongemma, gemma4 and gemma4_large (the newest), gemma4_v1 to "
+        "gemma4_v5, or gemma4_large_v1 and v3 to v5 (12B and larger); null: the checkpoint's own template, where it is "
+        "one of them, or its family's form where it has none.",
     )
     device: str = option("auto", "auto takes the GPU where there is one.", choices=("auto", "cpu", "cuda"))
     load_in_4bit: bool = option(False, "Quantise the linear layers with bitsandbytes while loading (QLoRA).")

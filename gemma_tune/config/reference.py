@@ -16,6 +16,8 @@ def _type(kind: Any) -> str:
         return " or ".join(_type(a) for a in arguments if a is not type(None)) + " or null"
     if typing.get_origin(kind) is dict:
         return "mapping"
+    if typing.get_origin(kind) is list:
+        return f"list of {_type(arguments[0])}"
     return {int: "int", float: "float", bool: "bool", str: "str"}.get(kind, "any")
 
 
@@ -45,7 +47,6 @@ def _table(cls: type, prefix: str) -> list[str]:
 
 def markdown() -> str:
     """The whole page."""
-    hints = typing.get_type_hints(Config)
     lines = [
         "# Configuration",
         "",
@@ -54,12 +55,19 @@ def markdown() -> str:
         "",
         *_table(Config, ""),
     ]
-    for f in dataclasses.fields(Config):
-        kind = hints[f.name]
-        if dataclasses.is_dataclass(kind):
-            note = (typing.cast(type, kind).__doc__ or "").strip()
-            lines += [f"## {f.name}", "", note, "", *_table(typing.cast(type, kind), f"{f.name}.")]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_sections(Config, "", "##")])
+
+
+def _sections(cls: type, prefix: str, mark: str) -> list[str]:
+    """The tables of what has keys of its own below it, each under a heading."""
+    hints = typing.get_type_hints(cls)
+    lines = []
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            kind, name = typing.cast(type, hints[f.name]), f"{prefix}{f.name}"
+            lines += [f"{mark} {name}", "", (kind.__doc__ or "").strip(), "", *_table(kind, f"{name}.")]
+            lines += _sections(kind, f"{name}.", mark + "#")
+    return lines
 
 
 if __name__ == "__main__":

@@ -52,12 +52,26 @@ class TrainConfig:
     )
     logging_steps: int = option(1, "Optimizer steps between two lines of metrics.jsonl.", at_least=1)
     eval_steps: int | None = option(
-        None, "Optimizer steps between two evaluations on the held-out rows while training; null: none.", at_least=1
+        None, "Optimizer steps between two evaluations while training (`eval.while_training`); null: none.", at_least=1
+    )
+    metric_for_best_model: str | None = option(
+        None,
+        "The figure of those evaluations (`held_out_loss`, `test_exact_match`, …) by which the best step is kept; its "
+        "weights are loaded at the end, evaluated and exported. null: the last step's.",
+    )
+    greater_is_better: bool | None = option(
+        None, "Whether a greater figure is better; null: yes, but not where its name ends in loss, perplexity or kl."
+    )
+    early_stopping_patience: int | None = option(
+        None, "Evaluations in a row that bring no better figure before training stops; null: it never does.", at_least=1
+    )
+    early_stopping_threshold: float = option(
+        0.0, "By how much more a figure must be better to count as such for the patience.", at_least=0
     )
     save_steps: int | None = option(
-        None, "Optimizer steps between two checkpoints; null: none but the last one's weights.", at_least=1
+        None, "Optimizer steps between two checkpoints; null: none but the best step's, where one is kept.", at_least=1
     )
-    save_total_limit: int | None = option(2, "Checkpoints kept, the newest ones; null: all.", at_least=1)
+    save_total_limit: int | None = option(2, "Checkpoints kept, the newest ones and the best; null: all.", at_least=1)
     resume_from_checkpoint: str | None = option(
         None, "Folder of a checkpoint, or `latest`: the newest one of the run folder."
     )

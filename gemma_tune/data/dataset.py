@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateError
 from tqdm import tqdm
 
-from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_text
+from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
@@ -37,6 +37,13 @@ def rendered(record: Record, tokenizer: Any) -> Rendered:
         raise BadRow(f"{record.where}: {error}") from error
 
 
+def parts(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
+    """The records; where answers need prompts of their own, one for each (see `answers_apart`)."""
+    for record in records:
+        rows = [None] if record.messages is None else answers_apart(tokenizer, record.messages)
+        yield from (record if m is record.messages else replace(record, messages=m) for m in rows)
+
+
 @dataclass
 class Rows:
     """Rendered rows and what became of the rows read.
@@ -44,7 +51,7 @@ class Rows:
     Attributes:
         records: The first `KEPT` rows that are used, as read.
         rendered: All rows that are used, as token ids and labels.
-        read: Rows read; those skipped as bad are not among them.
+        read: Rows read, each answer apart where a form wants that; those skipped as bad are not among them.
         cut: Rows longer than max_length, of which only the beginning is used.
         dropped: `file:line` of the rows of which cutting left no trained token.
         skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
@@ -95,7 +102,7 @@ class Rows:
 
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
-        for record in records:
+        for record in parts(records, tokenizer):
             self.read += 1
             try:
                 row = rendered(record, tokenizer)
@@ -209,6 +216,23 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
     return train, held_out
 
 
+def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> Rows:
+    """The rendered rows held out, perhaps none; those to train on are read only where a share of them is held out.
+
+    Raises:
+        UserError: As `load_rows`.
+    """
+    part = reading.validation(data)
+    if data.validation_split_percentage:
+        records = split_rows(data, seed).held_out()
+    else:
+        records = islice(part or (), data.max_eval_samples)
+    rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip")
+    if part is not None:
+        rows.skipped, rows.formats = part.skipped, part.formats
+    return rows
+
+
 def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
     """Where training rows stand, by their token ids: the files are read and rendered once more, up to the last one.
 
@@ -222,7 +246,7 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
         `file:line` of each that is found, once for rows that are equal.
     """
     left, found = {tuple(ids) for ids in wanted}, []
-    for record in reading.training(data):
+    for record in parts(reading.training(data), tokenizer):
         try:
             ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
         except BadRow:  # left out of the training, too

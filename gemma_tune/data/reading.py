@@ -121,16 +121,20 @@ def validation(data: DataConfig) -> Part | None:
 def tests(data: DataConfig) -> dict[str, Part]:
     """The rows of each of `data.test_files`, by its name; a bad one is never skipped, as figures are over all rows."""
     data = replace(data, on_bad_row="error")
-    return {
-        name: Part(data, {f"data.test_files.{name}": file}, data.max_test_samples)
-        for name, file in data.test_files.items()
-        if file
-    }
+    return {name: Part(data, {f"data.test_files.{name}": file}) for name, file in data.test_files.items() if file}
 
 
 def data_files(data: DataConfig) -> list[Path]:
     """Every file that a run with this configuration reads."""
-    parts = [training(data), *filter(None, [validation(data)]), *tests(data).values()]
+    return [*_paths([training(data)]), *measured_files(data)]
+
+
+def measured_files(data: DataConfig) -> list[Path]:
+    """Every file with held-out or test rows."""
+    return _paths([*filter(None, [validation(data)]), *tests(data).values()])
+
+
+def _paths(parts: Sequence[Part]) -> list[Path]:
     return [source for part in parts for source in part.sources() if isinstance(source, Path)]
 
 
@@ -169,7 +173,8 @@ def check_first_rows(data: DataConfig) -> None:
     Raises:
         UserError: A bad row (file and line), or no rows at all.
     """
-    for part in filter(None, (training(data), validation(data))):
+    trained = training(data)
+    for part in filter(None, (trained if trained.names else None, validation(data))):
         deque(islice(part, _FIRST), maxlen=0)
     for part in tests(data).values():
         deque(map(partial(answered, part), islice(part, _FIRST)), maxlen=0)

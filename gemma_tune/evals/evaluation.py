@@ -1,22 +1,31 @@
-"""What is measured before and after training: the evaluators of `eval=…`, together."""
+"""What is measured at one time: the evaluators of `eval=…`, together."""
 
 from __future__ import annotations
 
-import json
+import importlib
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.config.eval import EVALUATORS
 from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import Record
-from gemma_tune.evals.exact_match import exact_match
-from gemma_tune.evals.held_out import held_out_loss
+from gemma_tune.errors import RunError
+from gemma_tune.evals import kl, lm_eval_tasks, own
+from gemma_tune.evals.engine import Engine
+from gemma_tune.evals.outcome import Evaluator, Inputs, Row, lower_is_better
 from gemma_tune.evals.samples import sample_answers
+from gemma_tune.manifest import write_json
+from gemma_tune.paths import resolve
 
-# The figure that a run is judged by, where there are test rows: the exact match on the first file's rows.
-HEADLINE = "exact_match"
+_SHARES = (
+    "exact_match", "_number", "_regex", "stopped", "_accuracy", "agreement", "_acc", "_acc_norm", "top1",
+    "same_answers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,60 +34,180 @@ class Evaluation:
 
     Attributes:
         figures: By name.
-        answers: A few to read, each with `prompt`, `wanted`, `answer` and `stopped` (and `right` for test rows).
-        tests: Every answer to the rows of each test file.
+        rows: Every row of the tests behind a figure, by the figure's name; see `Row`.
+        answers: A few to read, each with `prompt`, `wanted`, `answer` and `stopped`.
+        failures: What went wrong, by the evaluator's name (its figures are missing), or by the name of a figure that is
+            no number (it is missing).
+        not_finite: The latter figures' names.
+        lower_is_better: The figures that are the better the lower they are, sorted.
+        conditions: What the figures hang on beside the model and the rows, by the key of the configuration.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
-    answers: list[dict[str, str]] = field(default_factory=list)
-    tests: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    answers: list[Row] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+    lower_is_better: list[str] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> str | None:
-        """The name of the first figure to look at: exact match where there are test rows, else the held-out loss."""
-        named = [n for n in self.figures if n.endswith(f"_{HEADLINE}")]
-        return named[0] if named else next(iter(self.figures), None)
+        """The name of the first figure to look at: that of the first test, else the held-out loss, else any."""
+        tests = [name for name in self.rows if name != "held_out_loss"]
+        return next(iter([*tests, *self.figures]), None)
 
     def save(self, folder: Path, when: str) -> None:
-        """Writes `eval/<when>.json`."""
-        folder.mkdir(exist_ok=True)
-        text = json.dumps(vars(self), indent=2, ensure_ascii=False)
-        (folder / f"{when}.json").write_text(text + "\n", encoding="utf-8")
+        """Writes `eval/<when>.json`.
+
+        Raises:
+            RunError: It can't be written; nothing half-written is left.
+        """
+        file = folder / f"{when}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, vars(self))
+        except OSError as error:
+            raise RunError(f"{file}: the results can't be written ({error.strerror}).") from error
 
 
 def as_text(name: str, value: float | None) -> str:
     """A figure for people: shares as percent, counts whole, all else with four digits; a dash for what is unknown."""
     if value is None:
         return "–"
-    if name.endswith((f"_{HEADLINE}", "_stopped")):
+    if name.endswith(_SHARES):
         return f"{value:.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def evaluate(
-    cfg: Config, model: Any, tokenizer: Any, held_out: Rows, tests: Mapping[str, Sequence[Record]]
-) -> Evaluation:
-    """Runs the evaluators; leaves model and random state as they were.
+def prepare(cfg: Config, tokenizer: Any, held_out: Rows, tests: Mapping[str, Sequence[Record]]) -> dict[str, Evaluator]:
+    """The evaluators that a run needs, by name.
 
     Args:
-        cfg: `eval`, and the batch size.
-        model: The model, or a PeftModel around it.
-        tokenizer: Its tokenizer.
+        cfg: `eval`, and whether anything is measured while training.
+        tokenizer: The model's tokenizer.
         held_out: Held-out rows, perhaps none.
         tests: Test rows by name, perhaps none.
+
+    Raises:
+        UserError: Settings or files that an evaluator can't work with.
+    """
+    inputs = Inputs(cfg, tokenizer, held_out, tests)
+    return {name: _prepared(name, inputs) for name in names_of(cfg)}
+
+
+def names_of(cfg: Config) -> list[str]:
+    """The evaluators that a run with this configuration needs."""
+    return list(dict.fromkeys([*cfg.eval.evaluators, *(cfg.eval.while_training if cfg.train.eval_steps else ())]))
+
+
+def _prepared(name: str, inputs: Inputs) -> Evaluator:
+    if name in EVALUATORS:
+        evaluator: Evaluator = importlib.import_module(f"gemma_tune.evals.{name}").prepare(inputs)
+        return evaluator
+    return own.prepare(name, inputs)
+
+
+def files_of(cfg: Config) -> list[Path]:
+    """The files that the evaluators of a run read beside those of `data`, and the folders of another model's weights.
+
+    Raises:
+        UserError: As `prepare`.
+    """
+    names, e = names_of(cfg), cfg.eval
+    found = [resolve(name.rpartition(":")[0]) for name in names if ":" in name]
+    if "tool_calls" in names:
+        found += [resolve(str(e.tool_calls.questions_file)), resolve(str(e.tool_calls.answers_file))]
+    if "long_context" in names and e.long_context.text_file:
+        found.append(resolve(e.long_context.text_file))
+    if "lm_eval" in names and e.lm_eval.include_path:
+        found += lm_eval_tasks.files_of(resolve(e.lm_eval.include_path))
+    if "kl" in names:
+        _, source = kl.reference_of(cfg)
+        found += [path for path in (source.folder, source.adapter) if path]
+    return found
+
+
+def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | None = None) -> Evaluation:
+    """Runs evaluators one after the other; one that fails is noted, and the others go on.
+
+    A figure that is NaN or infinite, or has such a row, is noted and left out, too.
+
+    Args:
+        evaluators: By name.
+        engine: What they ask.
+        limit: Rows that each answers at most.
     """
     figures: dict[str, float] = {}
-    if cfg.eval.held_out_loss and held_out.rendered:
-        batch_size = cfg.train.per_device_eval_batch_size
-        figures |= held_out_loss(model, held_out.rendered, tokenizer.pad_token_id, batch_size)
-    answered: dict[str, list[dict[str, str]]] = {}
-    for name, records in tests.items() if cfg.eval.exact_match else ():
-        found, answered[name] = exact_match(
-            model, tokenizer, records, cfg.eval.max_new_tokens, cfg.eval.batch_size or 1, name
-        )
-        figures |= found
+    rows: dict[str, list[Row]] = {}
+    failures: dict[str, str] = {}
+    lower: set[str] = set()
+    not_finite: list[str] = []
+    for name, evaluator in evaluators.items():
+        try:
+            outcome = evaluator(engine, limit)
+        except Exception as error:
+            failures[name] = _failed(f"the evaluator {name}", error)
+            continue
+        for figure, value in outcome.figures.items():
+            scores = [row["score"] for row in outcome.rows.get(figure, ())]
+            if strange := [v for v in (value, *scores) if not math.isfinite(v)]:
+                failures[figure] = f"{'it' if strange[0] is value else 'the score of a row'} is {strange[0]}, no number"
+                not_finite.append(figure)
+                print(f"warning: {figure} is left out: {failures[figure]}", file=sys.stderr)
+                continue
+            figures[figure] = value
+            if figure in outcome.rows:
+                rows[figure] = outcome.rows[figure]
+            if figure in outcome.lower_is_better or lower_is_better(figure):
+                lower.add(figure)
+    return Evaluation(figures, rows, failures=failures, not_finite=not_finite, lower_is_better=sorted(lower))
+
+
+def _failed(what: str, error: Exception) -> str:
+    """Warns of something that failed, and gives the reason."""
+    said = " ".join(str(error).split())[:500] or type(error).__name__
+    reason = f"{type(error).__name__}: {said}"
+    print(f"warning: {what} failed, and the run goes on: {reason}", file=sys.stderr)
+    return reason
+
+
+def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: Rows) -> Evaluation:
+    """The same with a few answers to read: of a test's rows, or else to held-out prompts; without, where that fails."""
+    n = cfg.eval.num_samples
+    answered = [rows for rows in evaluation.rows.values() if rows and "answer" in rows[0]]
     if answered:
-        shown = next(iter(answered.values()))[: cfg.eval.num_samples]
-    else:
-        shown = sample_answers(model, tokenizer, held_out.records[: cfg.eval.num_samples], cfg.eval.max_new_tokens)
-    return Evaluation(figures, shown, answered)
+        return replace(evaluation, answers=answered[0][:n])
+    try:
+        answers = sample_answers(engine, held_out.records[:n], cfg.eval.max_new_tokens)
+    except Exception as error:
+        return replace(evaluation, failures=evaluation.failures | {"samples": _failed("answering samples", error)})
+    return replace(evaluation, answers=answers)
+
+
+def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
+    """What the figures of these evaluators hang on beside the model and the rows, by the key of the configuration."""
+    e, chosen = cfg.eval, set(names)
+    found: dict[str, Any] = {"model.dtype": cfg.model.dtype, "model.load_in_4bit": cfg.model.load_in_4bit}
+    if chosen & {"held_out_loss", "kl"}:
+        found["train.max_length"] = cfg.train.max_length
+    if chosen & {"answers", "tool_calls"}:
+        found["eval.max_new_tokens"] = e.max_new_tokens
+    if "answers" in chosen:
+        found["eval.answers.match"] = e.answers.match
+        if e.answers.match == "regex":
+            found["eval.answers.regex"] = e.answers.regex
+    if "kl" in chosen:
+        found["eval.kl.reference"] = e.kl.reference
+    if "lm_eval" in chosen:
+        found["eval.lm_eval.num_fewshot"] = e.lm_eval.num_fewshot
+        found["eval.lm_eval.apply_chat_template"] = e.lm_eval.apply_chat_template
+    if "long_context" in chosen:
+        found["eval.long_context.max_new_tokens"] = e.long_context.max_new_tokens
+    return found
+
+
+def side_by_side(before: Evaluation, after: Evaluation) -> list[tuple[str, Row]]:
+    """The answer before (empty where there was none) and the row after, of the answers to read."""
+    said = {row["id"]: row["answer"] for row in before.answers}
+    return [(said.get(row["id"], ""), row) for row in after.answers]

@@ -17,7 +17,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.evals.samples import greedy_answers, prompt_ids
+from gemma_tune.evals.generate import greedy_answers
+from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.mode import evaluating
 
@@ -105,9 +106,10 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         device: Where to load it if it fits beside the trained one; else on the CPU.
 
     Returns:
-        `mean_kl` (nats a position), `top1` (share of positions with the same best token), `same_answers` (share of
-        greedy answers equal to the last token), `stopped` (share that end with a stop token), and what the run's own
-        evaluation says of the export: rounding to `export.dtype` can eat small updates.
+        `export_kl` (nats a position), `export_top1` (share of positions with the same best token),
+        `export_same_answers` (share of greedy answers equal to the last token), `export_stopped` (share that end with
+        a stop token), and what the run's own evaluation says of the export (rounding to `export.dtype` can eat small
+        updates), under its own names; one of the former names has `measured_` before it there.
 
     Raises:
         ArtifactDiffers: The mean KL is above what rounding to `export.dtype` can explain.
@@ -125,18 +127,20 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         found = _log_probs(model, ids)
         kl.append((expected.exp() * (expected - found)).sum(-1))
         top1.append((expected.argmax(-1) == found.argmax(-1)).float())
-    figures = {"mean_kl": torch.cat(kl).mean().item(), "top1": torch.cat(top1).mean().item()}
+    figures = {"export_kl": torch.cat(kl).mean().item(), "export_top1": torch.cat(top1).mean().item()}
     answers = greedy_answers(model, tokenizer, reference.prompts, reference.max_new_tokens)
     stops = set(model.generation_config.eos_token_id)
     if answers:
-        figures["same_answers"] = sum(a == b for a, b in zip(answers, reference.answers, strict=True)) / len(answers)
-        figures["stopped"] = sum(bool(a) and a[-1] in stops for a in answers) / len(answers)
-    if figures["mean_kl"] > reference.max_kl:
+        same = [a == b for a, b in zip(answers, reference.answers, strict=True)]
+        figures["export_same_answers"] = sum(same) / len(answers)
+        figures["export_stopped"] = sum(bool(a) and a[-1] in stops for a in answers) / len(answers)
+    if figures["export_kl"] > reference.max_kl:
         raise ArtifactDiffers(
-            f"{folder}: not the trained model: KL {figures['mean_kl']:.2e} (at most {reference.max_kl:g}), "
-            f"same best token at {figures['top1']:.1%} of the positions."
+            f"{folder}: not the trained model: KL {figures['export_kl']:.2e} (at most {reference.max_kl:g}), "
+            f"same best token at {figures['export_top1']:.1%} of the positions."
         )
-    return figures | reference.measure(model, tokenizer).figures
+    measured = reference.measure(model, tokenizer).figures  # a test may be called `export`
+    return figures | {f"measured_{n}" if n in figures else n: value for n, value in measured.items()}
 
 
 def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:

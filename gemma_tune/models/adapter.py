@@ -80,13 +80,14 @@ def count(model: nn.Module) -> Counts:
     return Counts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
 
 
-def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
+def attach(model: Any, adapter: AdapterConfig, source: Source, layer: type[nn.Module] | None = None) -> Any:
     """The model with what is to be trained set trainable.
 
     Args:
         model: The loaded base.
         adapter: `peft_type=none` trains every weight.
         source: Names the adapter to continue from, and where LoftQ finds the 16-bit weights.
+        layer: The class of the adapted layers, in place of PEFT's own.
 
     Returns:
         The model itself, or a PeftModel around it.
@@ -113,6 +114,8 @@ def attach(model: Any, adapter: AdapterConfig, source: Source) -> Any:
         init_lora_weights=True if loftq else adapter.init_lora_weights,
         revision=source.revision,  # the saved adapter names the base that it was trained on
     )
+    if layer is not None:
+        config._register_custom_module({nn.Linear: layer})
     leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
     if isinstance(adapter.target_modules, list):
         # PEFT passes over a name that matches nothing, as long as another one does.

@@ -174,10 +174,12 @@ def _run_bytes(cfg: Config, shape: Shape) -> float:
     trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
     size = BYTES[str(cfg.model.dtype)] if full else BYTES["float32"]
     total = 0.0 if full else trained * size
-    if cfg.train.save_steps and not cfg.train.resume_from_checkpoint:  # a resumed run has written them already
+    best = cfg.train.metric_for_best_model is not None
+    # A resumed run has written them already
+    if (cfg.train.save_steps or best) and not cfg.train.resume_from_checkpoint:
         checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
         # One more while the newest is written; with no limit at least that many are
-        total += checkpoint * ((cfg.train.save_total_limit or 1) + 1)
+        total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
     if cfg.export.format == "merged":
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
     return total

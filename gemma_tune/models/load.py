@@ -21,6 +21,7 @@ from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_t
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
+from gemma_tune.models.adapter_files import put_on
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.shape import empty_model
 from gemma_tune.models.source import Source
@@ -163,6 +164,16 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
     four_bit.keep_layout(loaded)
     set_stop_tokens(loaded, tokenizer)
     return loaded
+
+
+def load_model(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+    """The language part with its adapter on it, where there is one, to be used and not trained.
+
+    Raises:
+        UserError: As `load_base`, or an adapter that doesn't fit.
+    """
+    loaded = load_base(model, source, tokenizer)
+    return put_on(loaded, source.adapter) if source.adapter is not None else loaded.eval()
 
 
 def _check_tensors(source: Source, family: Family, info: dict[str, Any]) -> None:

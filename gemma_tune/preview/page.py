@@ -11,6 +11,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.preview import PAGE_MARK
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import UserError
+from gemma_tune.page import document
 from gemma_tune.paths import resolve
 from gemma_tune.preview.chart import length_chart
 from gemma_tune.preview.figures import histogram, percentiles
@@ -20,8 +21,6 @@ from gemma_tune.preview.tokens import Piece, Texts, runs
 _OPEN = 3  # rows that are unfolded from the start
 _LISTED = 1000  # places that a list names
 _TOKENS = 4000  # of a row that is longer, the middle is left out: a browser must draw all rows
-# Nothing is loaded and nothing is run, whatever the rows hold
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_page(cfg: Config, seen: Seen) -> Path | None:
@@ -34,10 +33,11 @@ def write_page(cfg: Config, seen: Seen) -> Path | None:
         return None
     file = resolve(cfg.preview.output_file).absolute()
     part = file.with_name(f"{file.name}.part")
+    lines = document("What the model will see", PAGE_MARK, Path(__file__).parent / "page.css", _body(cfg, seen))
     try:
         # Whole or not at all; file names need not be UTF-8
         with part.open("w", encoding="utf-8", errors="backslashreplace") as out:
-            out.writelines(f"{line}\n" for line in _page(cfg, seen))
+            out.writelines(f"{line}\n" for line in lines)
         part.replace(file)
     except OSError as error:
         raise UserError(
@@ -48,16 +48,9 @@ def write_page(cfg: Config, seen: Seen) -> Path | None:
     return file
 
 
-def _page(cfg: Config, seen: Seen) -> Iterator[str]:
+def _body(cfg: Config, seen: Seen) -> Iterator[str]:
     files = ", ".join(f"<code>{escape(n)}</code>" for n in _sources(cfg))
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     shown = seen.shown[: cfg.preview.rows]
-    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
-    yield PAGE_MARK
-    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>What the model will see</title>\n<style>\n{css}</style>\n</head>\n<body>\n<header>"
-    yield "<h1>What the model will see</h1>"
     yield (
         f'<p class="quiet">{files}, for <code>{escape(cfg.model.model_name_or_path)}</code> in the form of '
         f"{escape(seen.form)}, rows of at most {cfg.train.max_length:,} tokens (train.max_length)</p>"
@@ -79,7 +72,7 @@ def _page(cfg: Config, seen: Seen) -> Iterator[str]:
     yield "<li class=quiet>a token’s id stands in its tooltip</li></ul>"
     for number, row in enumerate(shown, start=1):
         yield _row(number, row, seen.texts)
-    yield "</main>\n</body>\n</html>"
+    yield "</main>"
 
 
 def _sources(cfg: Config) -> list[str]:

@@ -9,14 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from gemma_tune.chat import Rendered
+from gemma_tune.page import VISIBLE
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# Characters that can't be seen, or that a terminal or a browser would obey.
-_UNSEEN = (
-    *range(9), *range(11, 32), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),
-    *range(0x2066, 0x206A), 0xFEFF,
-)  # fmt: skip
-_VISIBLE = {**{code: f"‹U+{code:04X}›" for code in _UNSEEN}, ord("\t"): "⇥\t", ord("\n"): "⏎\n"}
+_VISIBLE = {**VISIBLE, ord("\t"): "⇥\t", ord("\n"): "⏎\n"}
 
 
 @dataclass(frozen=True)

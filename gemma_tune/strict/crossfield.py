@@ -11,29 +11,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_tune.config import AdapterConfig, Config, DataConfig
+from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
-from gemma_tune.paths import resolve
+from gemma_tune.paths import looks_local, resolve
+from gemma_tune.strict.evaluators import evaluator_problems
+from gemma_tune.strict.measuring import compare_problems, evaluate_problems, holds_out, needs_rows
 from gemma_tune.strict.other_recipes import (
     build_tiny_problems,
     chat_problems,
-    no_chat,
-    no_preview,
+    no_other,
     preview_problems,
 )
 from gemma_tune.strict.suggest import did_you_mean, missing_path
 from gemma_tune.strict.trainer_options import enum_values
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
 FORMATS = ("auto", *RECOGNISED)
-
-
-def looks_local(name: str) -> bool:
-    """Whether a model's name means a folder: an existing one, or anything that is no `owner/name` of the Hub."""
-    if resolve(name).exists() or not _HUB_NAME.match(name):
-        return True
-    return Path(name).parent.is_dir()
 
 
 def _method(cfg: Config) -> Iterator[str]:
@@ -99,7 +92,7 @@ def _data(cfg: Config) -> Iterator[str]:
             f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, FORMATS)}"
         )
-    yield from _sets(d)
+    yield from _sets(d, trains=cfg.method not in ("evaluate", "compare") or d.validation_split_percentage > 0)
     named = d.named()
     for key, path in named.items():
         if not resolve(path).exists() and not glob.has_magic(path):
@@ -134,12 +127,12 @@ def _data(cfg: Config) -> Iterator[str]:
                 yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
 
 
-def _sets(d: DataConfig) -> Iterator[str]:
+def _sets(d: DataConfig, trains: bool) -> Iterator[str]:
     """What is trained on is named once."""
     several = {k: v for k, v in d.train_files.items() if v}
     if sum(map(bool, (d.train_file, several, d.dataset_name))) > 1:
         yield "data.train_file, data.train_files, data.dataset_name: set one of them; the sample's go with data=auto."
-    if not d.train_file and not several and not d.dataset_name:
+    if trains and not d.train_file and not several and not d.dataset_name:
         yield "data.train_file is empty: name the file to train on."
     if not d.dataset_name:
         for key in ("dataset_config_name", "split", "validation_split", "revision"):
@@ -168,18 +161,56 @@ def _train(cfg: Config) -> Iterator[str]:
         yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
     if t.train_sampling_strategy == "group_by_length" and t.packing:
         yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
-    has_held_out = bool(d.validation_file or d.validation_split or d.validation_split_percentage)
-    if t.eval_steps and not has_held_out:
+    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl"} & set(cfg.eval.while_training):
         yield (
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "
             "data.validation_split_percentage."
+        )
+    if t.eval_steps and not cfg.eval.while_training:
+        yield "train.eval_steps is set, but eval.while_training names no evaluator; name one, or leave eval_steps out."
+    yield from _best(cfg)
+
+
+def _best(cfg: Config) -> Iterator[str]:
+    """The figure that decides on the best step, where its name can be told before it is measured."""
+    t, e, metric = cfg.train, cfg.eval, cfg.train.metric_for_best_model
+    if metric is None:
+        for key in ("greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
+            if getattr(t, key) != getattr(TrainConfig(), key):
+                yield f"train.{key} has no effect without train.metric_for_best_model; set it, too, or leave this out."
+        if t.lr_scheduler_type == "reduce_lr_on_plateau":
+            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a figure: set train.metric_for_best_model."
+        return
+    if not t.eval_steps:
+        yield f"train.metric_for_best_model={metric}: nothing is measured while training; set train.eval_steps, too."
+    if t.early_stopping_threshold and t.early_stopping_patience is None:
+        yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
+    tests = [name for name, file in cfg.data.test_files.items() if file]
+    figures = {
+        "held_out_loss": ["held_out_loss", "perplexity"],
+        "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
+    }
+    for evaluator, names in figures.items():
+        if metric in names and evaluator not in e.while_training:
+            yield (
+                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.while_training, too "
+                f"(eval.while_training=[{','.join([*e.while_training, evaluator])}])."
+            )
+            return
+    given = [name for evaluator in e.while_training for name in figures.get(evaluator, ())]
+    if metric not in given and set(e.while_training) <= set(figures):  # other evaluators may give any name
+        known = [name for names in figures.values() for name in names]
+        yield (
+            f"train.metric_for_best_model={metric}: no evaluator of eval.while_training gives it; they give "
+            f"{', '.join(given) or 'nothing'}.{did_you_mean(metric, known)}"
         )
 
 
 def _export(cfg: Config) -> Iterator[str]:
     if not re.fullmatch(r"\d+([KMGT]i?B)", cfg.export.max_shard_size):
         yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
-    if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not cfg.train.save_steps:
+    kept = cfg.train.save_steps or cfg.train.metric_for_best_model
+    if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not kept:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
 
 
@@ -192,12 +223,17 @@ def _output_dir(cfg: Config) -> Iterator[str]:
 
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
+    groups = [_method, no_other]
     if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
-        return [*_method(cfg), *_model(cfg), *chat_problems(cfg), *no_preview(cfg)]
-    if cfg.method == "preview":
-        groups = [_method, _model, _data, _train, no_chat, preview_problems]
+        groups += [_model, chat_problems]
+    elif cfg.method == "preview":
+        groups += [_model, _data, _train, preview_problems]
     elif cfg.method == "build_tiny":  # needs no model
-        groups = [_method, build_tiny_problems, _data, no_chat, no_preview, _output_dir]
+        groups += [build_tiny_problems, _data, _output_dir]
+    elif cfg.method == "evaluate":
+        groups += [_model, evaluate_problems, _data, evaluator_problems, _output_dir]
+    elif cfg.method == "compare":
+        groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:
-        groups = [_method, _model, _adapter, _data, _train, _export, no_chat, no_preview, _output_dir]
+        groups += [_model, _adapter, _data, _train, evaluator_problems, _export, _output_dir]
     return [problem for group in groups for problem in group(cfg)]

@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from gemma_tune.config import ChatConfig, Config, PreviewConfig, TrainConfig
+from gemma_tune.config import ChatConfig, CompareConfig, Config, PreviewConfig, TrainConfig
 from gemma_tune.config.preview import PAGE_MARK
 from gemma_tune.paths import FILE_TYPES, file_type, resolve
 from gemma_tune.strict.suggest import missing_path
 
 
-def no_chat(cfg: Config) -> Iterator[str]:
-    """What is set of a chat where nobody talks."""
-    for key, default in vars(ChatConfig()).items():
-        if getattr(cfg.chat, key) != default:
-            yield f"chat.{key} has no effect with recipe={cfg.recipe}; use recipe=chat, or leave it out."
-
-
-def no_preview(cfg: Config) -> Iterator[str]:
-    """What is set of a preview where there is none."""
-    for key, default in vars(PreviewConfig()).items():
-        if getattr(cfg.preview, key) != default:
-            yield f"preview.{key} has no effect with recipe={cfg.recipe}; use recipe=preview, or leave it out."
+def no_other(cfg: Config) -> Iterator[str]:
+    """What is set of a group that only another recipe uses."""
+    for group, defaults in (("chat", ChatConfig()), ("preview", PreviewConfig()), ("compare", CompareConfig())):
+        for key, default in vars(defaults).items() if group != cfg.method else ():
+            if getattr(getattr(cfg, group), key) != default:
+                yield f"{group}.{key} has no effect with recipe={cfg.recipe}; use recipe={group}, or leave it out."
 
 
 def chat_problems(cfg: Config) -> Iterator[str]:

@@ -39,6 +39,8 @@ OTHER_TOOLS = {
     "input_column": "data.prompt_column",
     "output_column": "data.completion_column",
     "max_samples": "data.max_train_samples",
+    "max_test_samples": "eval.max_samples",
+    "max_predict_samples": "eval.max_samples",
     "micro_batch_size": "train.per_device_train_batch_size",
     "batch_size": "train.per_device_train_batch_size",
     "sequence_len": "train.max_length",

@@ -13,6 +13,8 @@ from gemma_tune.strict.suggest import OTHER_TOOLS, did_you_mean
 
 # Options of the trainer that another key of ours already decides, or that can't be left to the user.
 DECIDED = {
+    "load_best_model_at_end": "set train.metric_for_best_model",
+    "restore_callback_states_from_checkpoint": "it is set where train.early_stopping_patience is",
     "output_dir": "set output_dir (without train.)",
     "seed": "set seed (without train.)",
     "data_seed": "set seed (without train.)",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gemma_tune.config import ChatConfig
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
-from gemma_tune.evals.samples import answer_batch
+from gemma_tune.evals.generate import answer_batch
 from gemma_tune.paths import resolve
 from gemma_tune.talk.answer import Answer
 from gemma_tune.talk.voice import note, sampling_of

@@ -12,7 +12,7 @@ from gemma_tune.chat import Unrenderable
 from gemma_tune.chat.render import Messages, Tools, render_prompt
 from gemma_tune.config import ChatConfig
 from gemma_tune.errors import UserError
-from gemma_tune.evals.samples import GREEDY
+from gemma_tune.evals.generate import GREEDY
 from gemma_tune.models.load import check_vocabulary
 from gemma_tune.talk.answer import Answer, AnswerStreamer
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.errors import RunError
-from gemma_tune.evals.held_out import held_out_loss
-from gemma_tune.evals.samples import greedy_answers
+from gemma_tune.evals.engine import row_losses
+from gemma_tune.evals.generate import greedy_answers
 from gemma_tune.models.mode import evaluating
 from gemma_tune.tiny import sums as arithmetic
 from gemma_tune.tiny import text
@@ -170,7 +170,9 @@ def _batches(rows: list[list[int]]) -> list[list[list[int]]]:
 
 def mean_loss(model: Any, rows: list[list[int]], pad_id: int) -> float:
     """Nats a token, over all tokens of the rows."""
-    return held_out_loss(model, [Rendered(row, row) for row in rows], pad_id, batch_size=16)["held_out_loss"]
+    rendered = [Rendered(row, row) for row in rows]
+    losses = row_losses(model, rendered, pad_id, 16, "held-out loss")
+    return sum(losses) / sum(row.trained_tokens for row in rendered)
 
 
 def q4_0(weight: torch.Tensor) -> torch.Tensor:

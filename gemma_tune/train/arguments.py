@@ -10,6 +10,7 @@ from trl import SFTConfig
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
+from gemma_tune.train.best import best_arguments
 
 
 def mixed_precision(cfg: Config, device: torch.device) -> bool:
@@ -57,6 +58,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "dataloader_pin_memory": device.type != "cpu",
         "report_to": "none",  # the tracker's callback reports
         "disable_tqdm": True,  # the progress callback draws the bar
+        **best_arguments(t),
     }
     if not t.packing and not cfg.data.streaming and not t.extra.get("shuffle_dataset"):
         # The rows are rendered and cut already; TRL would copy them all, one by one

@@ -109,7 +109,9 @@ def _template(x: Looked) -> str:
     chats = [(r, row) for r, row in zip(x.rows.records, x.rows.rendered[:_COMPARED], strict=False) if r.messages]
     for record, row in chats:
         messages = prepared(form, record.messages or [], record.tools)
-        served = x.tokenizer.apply_chat_template(messages, tools=record.tools, tokenize=True, return_dict=True)
+        served = x.tokenizer.apply_chat_template(
+            messages, tools=record.tools, tokenize=True, return_dict=True, as_generated=True
+        )
         if served["input_ids"][: len(row.input_ids)] != row.input_ids:
             raise Failed(f"{record.where}: the template that will be saved gives other tokens than are trained on.")
     return f"{form.name}; the one that will be saved gives the same tokens ({len(chats)} rows compared)"

@@ -24,12 +24,13 @@ class Checkpoint:
 
 
 def _is_at_the_end(path: Path) -> bool:
-    """Whether nothing is left to train: Transformers would take one step too many and say nothing."""
+    """Whether nothing is left to train (the last step, or an early stop): Transformers would train on in silence."""
     try:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # the check for what is missing answers that
-    return bool(state["global_step"] >= state["max_steps"])
+    stopped = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {}).get("should_training_stop")
+    return bool(state["global_step"] >= state["max_steps"] or stopped)
 
 
 def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
@@ -80,4 +81,10 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
             "where it stopped; name another checkpoint."
         )
     state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state.get("best_global_step")
+    if train.metric_for_best_model and best and not (path.parent / f"step-{best}").is_dir():
+        raise UserError(
+            f"train.resume_from_checkpoint={path}: the best step so far was {best}, and {path.parent / f'step-{best}'} "
+            "is gone; name an earlier checkpoint, or begin anew with overwrite=true."
+        )
     return Checkpoint(path, int(state["global_step"]))

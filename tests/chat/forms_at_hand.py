@@ -19,8 +19,12 @@ from gemma_tune.chat import FORMS, ChatForm, served_template
 from gemma_tune.chat.engine import Tools
 from gemma_tune.paths import ASSETS
 
-NAMES = [name for name in FORMS if name != "gemma4"]
+NAMES = [name for name, form in FORMS.items() if form.name == name]
 GEMMA4 = [name for name in NAMES if name.startswith("gemma4_")]
+LARGE = [name for name in GEMMA4 if name.startswith("gemma4_large_")]
+
+# What the prompts of 12B, 26B-A4B and 31B end with where nobody asks for thinking.
+EMPTY_THINKING = "<|channel>thought\n<channel|>"
 
 each_form = pytest.mark.parametrize("name", NAMES)
 
@@ -61,13 +65,32 @@ def chats_of(name: str) -> list[Chat]:
     return conversations(form=FORMS[name])
 
 
+_CLOSED = r"""        {%- if not enable_thinking | default(false) -%}
+            {{- '<|channel>thought\n<channel|>' -}}
+        {%- endif -%}
+"""
+
+
 @functools.cache
 def published(name: str) -> str:
-    """A published template, from TRL's copy."""
+    """A published template, from TRL's copy.
+
+    Of Gemma 4 it has E2B's. That of 12B, 26B-A4B and 31B has three lines more in its last block: `test_recognise.py`
+    holds the sum against the digests of the files.
+    """
     trl = find_spec("trl")
     assert trl and trl.origin
-    file = "gemma4" if name == "gemma4_v1" else name
-    return (Path(trl.origin).parent / "chat_templates" / f"{file}.jinja").read_text(encoding="utf-8")
+    small = name.replace("_large", "")
+    file = "gemma4" if small == "gemma4_v1" else small
+    text = (Path(trl.origin).parent / "chat_templates" / f"{file}.jinja").read_text(encoding="utf-8")
+    if small == name:
+        return text
+    begin, model, end = text.rpartition("        {{- '<|turn>model\\n' -}}\n")
+    closed = _CLOSED
+    if name == "gemma4_large_v5":  # and one empty line
+        closed = closed.replace(" | default(false)", "")
+        begin = begin.replace("role + '\\n' }}\n", "role + '\\n' }}\n\n")
+    return begin + model + closed + end
 
 
 def text_of(
@@ -95,6 +118,20 @@ def _engine(name: str) -> Template:
 def engine_text(name: str, messages: list[Message], tools: Tools = None, prompt: bool = False) -> str:
     """The text as an engine renders the template that is saved: plain Jinja that knows no {% generation %}."""
     return _engine(name).render(messages=messages, tools=tools, bos_token="<bos>", add_generation_prompt=prompt)
+
+
+def row_text(name: str, messages: list[Message], tools: Tools = None) -> str:
+    """What is trained on: the prompt of the last answer, as an engine renders it, and what the whole has behind it."""
+    whole = engine_text(name, messages, tools)
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
+    if name not in LARGE or last is None:
+        return whole
+    prompt = engine_text(name, messages[:last], tools, prompt=True)
+    history = prompt.removesuffix(EMPTY_THINKING)
+    if history == prompt or (is_rendered(FORMS[name], messages, last) and "reasoning_content" in messages[last]):
+        return whole
+    assert whole.startswith(history)
+    return prompt + whole[len(history) :]
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

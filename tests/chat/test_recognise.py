@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
-from forms_at_hand import GEMMA4, NAMES, each_form, published
+from forms_at_hand import GEMMA4, LARGE, NAMES, each_form, published
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_template
@@ -52,6 +53,25 @@ def test_published(name: str) -> None:
     assert recognise({"default": published(name), "rag": "other"}, "gemma") is FORMS[name]
 
 
+# chat_template.jinja of google/gemma-4-31B-it, which 12B and 26B-A4B have, too: bytes and SHA-256 as they are pinned in
+# public (v1, v4 and v5 of the file itself, as it was on 2026-04-30, 2026-05-28 and 2026-07-21; v3 of its copies in
+# mlx-community/gemma-4-26b-a4b-it-4bit and unsloth/gemma-4-31b-it-MLX-8bit). The texts of v3 and v5 can be read in
+# github.com/ollama/ollama, model/renderers/testdata/gemma4_31b_chat_template.jinja2, at 8d0dcf4 and 0f5944a.
+LARGE_FILES = {
+    "gemma4_large_v1": (16934, "94899c0f917d93f6fe81c95744d1e8ddab2d21d39228d2e4aec1fb2a25bff413"),
+    "gemma4_large_v3": (16448, "85a08664d16d8f3be4416c92427b3ac10df1024ac566cc0b4bc3bab409393f98"),
+    "gemma4_large_v4": (17466, "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0"),
+    "gemma4_large_v5": (18683, "ae53464bf3be25802b3a5b37def7fd89667067d7577049b3b2d74c4d8de4c6d4"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_texts_of_the_larger_ones_are_the_files(name: str) -> None:
+    """Made of TRL's copies of E2B's, they have the digests of the published files."""
+    text = published(name).strip() + ("\n" if name in ("gemma4_large_v3", "gemma4_large_v5") else "")
+    assert (len(text.encode()), hashlib.sha256(text.encode()).hexdigest()) == LARGE_FILES[name]
+
+
 @pytest.mark.parametrize(("name", "template"), [("gemma3n", GEMMA3N), ("functiongemma", FUNCTIONGEMMA)])
 def test_by_what_it_renders(name: str, template: str) -> None:
     assert template != served_template(name)
@@ -61,7 +81,7 @@ def test_by_what_it_renders(name: str, template: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_none_is_the_familys(name: str) -> None:
     assert recognise(None, name) is FORMS[name]
-    assert FORMS["gemma4"] is FORMS["gemma4_v5"]
+    assert FORMS["gemma4"] is FORMS["gemma4_v5"] and FORMS["gemma4_large"] is FORMS["gemma4_large_v5"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +96,13 @@ def test_none_is_the_familys(name: str) -> None:
         (published("gemma4_v5").replace("<|think|>\\n", "<|think|>"), "gemma4"),
         (
             published("gemma4_v5").replace("'<|turn>model\\n'", "'<|turn>model\\n<|channel>thought\\n<channel|>'"),
-            "gemma4",
+            "gemma4_large",
+        ),
+        (published("gemma4_large_v5").replace("if not enable_thinking", "if enable_thinking"), "gemma4_large"),
+        # What the first text of 12B and larger may have been; no copy is at hand
+        (
+            published("gemma4_v2").replace("'<|turn>model\\n'", "'<|turn>model\\n<|channel>thought\\n<channel|>'"),
+            "gemma4_large",
         ),
         (served_template("gemma3").replace("MUST", "must"), "gemma3"),
         (GEMMA3N.replace("set first = ''", "set first = 'You are a pirate. '"), "gemma3"),

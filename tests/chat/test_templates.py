@@ -29,7 +29,12 @@ def test_text_is_the_published_one(name: str) -> None:
         if chat.tools and form.calls == "json":
             continue
         messages = prepared(form, chat.messages, chat.tools)
-        for more in ({}, {"add_generation_prompt": True}, {"add_generation_prompt": True, "enable_thinking": True}):
+        for more in (
+            {},
+            {"add_generation_prompt": True},
+            {"add_generation_prompt": True, "enable_thinking": False},
+            {"add_generation_prompt": True, "enable_thinking": True},
+        ):
             if form.calls == "native" or "enable_thinking" not in more:
                 right = rendered(published(name), messages, chat.tools, **more)
                 assert rendered(served_template(name), messages, chat.tools, **more) == right, chat.name
@@ -154,6 +159,7 @@ def test_the_tags_work_for_transformers(name: str) -> None:
             prepared(form, chat.messages, chat.tools),
             tools=chat.tools,
             chat_template=training_template(name),
+            as_generated=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
         )

@@ -174,10 +174,15 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
     rows = render_rows([Record("here", messages=chat)], tokenizer, 64, "rows")
     cfg = Config(export=ExportConfig(dtype="float32"))
-    reference = verify.take_reference(cfg, model, tokenizer, rows, Rows(), lambda *_: Evaluation())
+    measured = Evaluation({"export_stopped": 0.25, "mean_kl": 3.0})  # the run's own, of a test called `export`
+    reference = verify.take_reference(cfg, model, tokenizer, rows, Rows(), lambda *_: measured)
+    said = float(reference.answers[0][-1] in model.generation_config.eos_token_id)
     options = ExportConfig(dtype="float32")
     merged.export(model, tokenizer, tmp_path / "right", options, SOURCE)
-    assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu"))["top1"] == 1.0
+    assert verify.verify_merged(tmp_path / "right", reference, torch.device("cpu")) == {
+        "export_kl": pytest.approx(0, abs=1e-6), "export_top1": 1.0, "export_same_answers": 1.0, "export_stopped": said,
+        "measured_export_stopped": 0.25, "mean_kl": 3.0,
+    }  # fmt: skip
     with torch.no_grad():
         model.model.layers[3].mlp.down_proj.weight.neg_()
     merged.export(model, tokenizer, tmp_path / "wrong", options, SOURCE)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.chat import Rendered
 from gemma_tune.composition import compose_config
-from gemma_tune.evals.held_out import held_out_loss
+from gemma_tune.evals.engine import row_losses
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -86,7 +86,7 @@ def test_evaluation_leaves_the_gradients_of_four_bit_layers() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     row = Rendered(list(range(2, 40)), list(range(2, 40)))
-    held_out_loss(model, [row], pad_id=0, batch_size=1)
+    row_losses(model, [row], 0, 1, "")
 
     plain = attached("lora_sft", "adapter.r=4")
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_evaluation_leaves_the_gradients_of_four_bit_layers() -> None:
 def test_evaluation_leaves_mode_and_random_state() -> None:
     model = attached("full_sft").train()
     state = torch.get_rng_state()
-    held_out_loss(model, [Rendered([2, 5, 6], [-100, 5, 6])], pad_id=0, batch_size=1)
+    row_losses(model, [Rendered([2, 5, 6], [-100, 5, 6])], 0, 1, "")
     assert model.training and torch.equal(state, torch.get_rng_state())
 
 
@@ -119,15 +119,12 @@ def test_held_out_loss_against_transformers() -> None:
     model = attached("full_sft")
     plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     rows = [Rendered(ids, [-100] * 3 + ids[3:]) for ids in ([2, *range(20, 20 + n)] for n in (9, 30, 17))]
-    total = tokens = 0.0
+    wanted = []
     for row in rows:
-        n = len(row.labels) - 3
         with torch.no_grad():
             out = plain(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]))
-        total, tokens = total + out.loss.item() * n, tokens + n
-    figures = held_out_loss(model, rows, pad_id=0, batch_size=2)
-    assert figures["held_out_loss"] == pytest.approx(total / tokens, rel=1e-6)
-    assert figures["held_out_tokens"] == tokens
+        wanted.append(out.loss.item() * row.trained_tokens)
+    assert row_losses(model, rows, 0, 2, "") == pytest.approx(wanted, rel=1e-6)
 
 
 def test_loftq_starts_nearer_to_the_checkpoint() -> None:

@@ -14,7 +14,7 @@ from gemma_tune.tiny.measure import LIMITS, TooWeak
 
 def test_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["data.max_train_samples=300", "train.max_steps=2", "train.warmup_steps=0", "data.max_test_samples=8"]
+    words = ["data.max_train_samples=300", "train.max_steps=2", "train.warmup_steps=0", "eval.max_samples=8"]
     with pytest.raises(TooWeak, match="unseen spans copied right"):
         gemma_tune.run("build_tiny", [*words, f"output_dir={tmp_path / 'run'}"])
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))

@@ -124,6 +124,17 @@ def test_resume_ends_where_one_run_ends(eight_steps: Path, tmp_path: Path) -> No
     assert "resume_from_checkpoint: null" in (begun / "config.yaml").read_text("utf-8")  # a rerun is one run
 
 
+def test_a_resumed_run_saves_as_it_is_set_now(eight_steps: Path, tmp_path: Path) -> None:
+    """Transformers would take the steps between two checkpoints from the checkpoint."""
+    begun = tmp_path / "begun"
+    shutil.copytree(eight_steps, begun)
+    shutil.rmtree(begun / "checkpoints" / "step-8")
+    (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
+    words = [*RESUMING, "train.save_steps=3", "train.resume_from_checkpoint=latest", "export=none"]
+    short_run("lora_sft", begun, *words, steps=8)
+    assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == ["step-4", "step-6", "step-8"]
+
+
 def test_nothing_left_to_resume(eight_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Transformers would take one step too many and change the weights."""
     before = file_digest(eight_steps / "adapter" / "adapter_model.safetensors")
@@ -183,8 +194,11 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
 def test_evaluations_while_training(tmp_path: Path) -> None:
     """The same quantity as before and after: at the last step the figures are equal."""
     result = short_run("lora_sft", tmp_path / "run", "train.eval_steps=2", steps=4)
-    found = {line["step"]: line["eval_loss"] for line in metrics(tmp_path / "run") if "eval_loss" in line}
-    assert list(found) == [2, 4] and found[4] == pytest.approx(result.headline["after"], rel=1e-6)
+    found = [(line["step"], line["held_out_loss"]) for line in metrics(tmp_path / "run") if "held_out_loss" in line]
+    assert [step for step, _ in found] == [0, 2, 4, 4]
+    assert found[0][1] == result.metrics["before"]["held_out_loss"] == result.headline["before"]
+    assert found[2][1] == pytest.approx(result.metrics["after"]["held_out_loss"], rel=1e-6)
+    assert found[0][1] > found[1][1] != found[2][1]
 
 
 def test_logging_less_often_than_the_run_is_long(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gemma_tune.composition import compose_config
 from gemma_tune.data.dataset import read_tests
 from gemma_tune.launch import launch
 
-TESTED = ["eval.exact_match=true", "eval.max_new_tokens=8", "data.max_test_samples=3"]
+TESTED = ["eval.evaluators=[held_out_loss,answers]", "eval.max_new_tokens=8", "eval.max_samples=3"]
 SMALL = ["data.max_train_samples=4", "data.max_eval_samples=2", "train.per_device_train_batch_size=1"]
 
 
@@ -26,10 +26,14 @@ def test_a_run_with_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert figures["test_rows"] == figures["new_phrasings_rows"] == 3
     for when in ("before", "after"):
         stored = json.loads((folder / "eval" / f"{when}.json").read_text("utf-8"))
-        assert {name: len(rows) for name, rows in stored["tests"].items()} == {"test": 3, "new_phrasings": 3}
-        wrong = [row for rows in stored["tests"].values() for row in rows if row["stopped"] == "no" == row["right"]]
-        assert wrong == [r for rows in stored["tests"].values() for r in rows if r["stopped"] == "no"]
-        assert stored["answers"] == stored["tests"]["test"][:2]
+        tests = {name: rows for name, rows in stored["rows"].items() if name != "held_out_loss"}
+        named = {"test_exact_match": 3, "new_phrasings_exact_match": 3}
+        assert {name: len(rows) for name, rows in tests.items()} == named
+        assert not [row for rows in tests.values() for row in rows if row["score"] and not row["stopped"]]
+        assert stored["answers"] == tests["test_exact_match"][:2]
+        kept = stored["rows"]["held_out_loss"]
+        mean = sum(row["score"] * row["weight"] for row in kept) / sum(row["weight"] for row in kept)
+        assert mean == pytest.approx(stored["figures"]["held_out_loss"], rel=1e-9)
     said, report = capsys.readouterr().out, (folder / "report.md").read_text("utf-8")
     assert "test exact match" in said and "new phrasings exact match" in said and "%" in said
     assert "→ " in said  # the wanted calls, as calls

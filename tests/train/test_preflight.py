@@ -135,7 +135,7 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma4_v1", "gemma4_v4", "gemma4_v5", "functiongemma"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_v1", "gemma4_v4", "gemma4_v5", "gemma4_large_v5", "functiongemma"])
 def test_results_without_names_or_as_data(name: str, tiny: Looked) -> None:
     """The saved template is asked with what a server hands it: results named, and data as text where it must be."""
     tokenizer = tokenizer_of(name)
@@ -150,7 +150,8 @@ def test_results_without_names_or_as_data(name: str, tiny: Looked) -> None:
         lines = preflight(replace(tiny, tokenizer=tokenizer, rows=rows))
     finally:
         tiny.base.generation_config.eos_token_id = kept
-    assert any("the one that will be saved gives the same tokens (1 rows compared)" in line for line in lines)
+    rows_compared = 2 if "large" in name else 1  # each answer behind a prompt of its own
+    assert any(f"gives the same tokens ({rows_compared} rows compared)" in line for line in lines)
 
 
 def test_text_that_never_ends(tiny: Looked) -> None:
@@ -207,7 +208,7 @@ def test_a_failed_check_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_the_report_has_the_checks(tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "run", "eval=none", "export=none", steps=1)
-    assert "- ✓ stop token: <end_of_turn> trained" in (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert r"- ✓ stop token: \<end_of_turn\> trained" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

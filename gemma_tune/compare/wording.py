@@ -1,0 +1,153 @@
+"""Figures, intervals and verdicts in words, for the page and the Markdown text alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gemma_tune.chat.calls import shown
+from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, Standing
+from gemma_tune.evals.statistics import Interval
+
+_METHODS = (
+    "Each model is held against the first one, row by row. Right and wrong answers: Wilson’s interval of the share, "
+    "McNemar’s exact test, and Bonett and Price’s interval of the difference. Other scores: Student’s t interval of "
+    "the mean and the paired t-test, weighted by tokens where rows have them. p is two-sided; where there is more than "
+    "one test, Holm’s correction keeps the chance of any false verdict at {alpha}; a figure that is a part of another "
+    "one is not tested again. Not told apart doesn’t mean equal: the interval says how far apart they may be."
+)
+
+
+def percent(share: float) -> str:
+    """A share without needless digits: 95%, 99.9%."""
+    return f"{100 * share:.10g}%"
+
+
+def methods(comparison: Comparison) -> str:
+    """How it was computed."""
+    return _METHODS.format(alpha=percent(1 - comparison.level))
+
+
+def head(comparison: Comparison) -> list[str]:
+    """What stands in the columns of the table, from the model on."""
+    interval = f"({percent(comparison.level)} interval)"
+    tests = sum(s.test is not None for f in comparison.figures if not f.part_of for s in f.standings)
+    p = "p, corrected" if tests > 1 else "p"
+    return ["model", f"mean {interval}", f"difference {interval}", "verdict", p, "rows better / worse / same"]
+
+
+def p_text(p_value: float) -> str:
+    """A p value of two digits."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
+
+
+class Wording:
+    """One figure in words: shares as percent, differences of shares in points, with as many digits as are sure.
+
+    Args:
+        figure: The figure.
+    """
+
+    def __init__(self, figure: ComparedFigure) -> None:
+        self.figure = figure
+        self._decimals = 1 if figure.binary else _decimals(figure)
+
+    def value(self, value: float | None, sign: str = "") -> str:
+        """A value without its unit; `sign` as in a format."""
+        if value is None:
+            return "–"
+        number = 100 * value if self.figure.binary else value
+        text = f"{number:{sign},.{self._decimals}f}" if number else "0"
+        return text.replace("-", "−") if text.strip("+-0.,") else text.lstrip("+-")
+
+    def mean(self, interval: Interval) -> str:
+        """The mean, with its unit."""
+        return self.value(interval.mean) + ("%" if self.figure.binary else "")
+
+    def span(self, interval: Interval, sign: str = "") -> str:
+        """From where to where it may lie; a dash where that can't be said."""
+        if interval.low is None or interval.high is None:
+            return "–"
+        return f"{self.value(interval.low, sign)} to {self.value(interval.high, sign)}"
+
+    def difference(self, interval: Interval) -> str:
+        """A difference with its sign and its unit."""
+        return self.value(interval.mean, "+") + (" points" if self.figure.binary else "")
+
+    def score(self, score: float) -> str:
+        """A row's score."""
+        if self.figure.binary:
+            return "right" if score else "wrong"
+        return f"{score:,.4g}".replace("-", "−")
+
+    def cells(self, standing: Standing) -> list[tuple[str, str]]:
+        """A row of the table, from the mean on, as `head` names its columns: what stands there, and its interval."""
+        mean = (self.mean(standing.mean), self.span(standing.mean))
+        if standing.test is None:
+            return [mean, *[("", "")] * 4]
+        d = standing.test.difference
+        rows = f"{standing.wins:,} / {standing.losses:,} / {standing.ties:,}"
+        p = "–" if self.figure.part_of else p_text(standing.p_corrected)
+        said = (standing.verdict, p, rows)
+        return [mean, (self.difference(d), self.span(d, "+")), *((text, "") for text in said)]
+
+    def sentence(self, standing: Standing, level: float) -> str:
+        """What a model is against the first one."""
+        first, test = self.figure.standings[0], standing.test
+        if test is None:
+            return ""
+        begin = f"{standing.model} is {standing.verdict} than {first.model}"
+        if standing.verdict.startswith("not"):
+            begin = f"{standing.model} and {first.model} are {standing.verdict}"
+        apart = f"{percent(level)} interval {self.span(test.difference, '+')}"
+        values = (
+            f"{self.mean(standing.mean)} against {self.mean(first.mean)}, a difference of "
+            f"{self.difference(test.difference)}"
+        )
+        if self.figure.part_of:
+            return f"{begin}, as the rows are a part of {self.figure.part_of}: {values} ({apart})."
+        p = f"p {p_text(test.p_value)}" if test.p_value < 0.001 else f"p = {p_text(test.p_value)}"
+        if p_text(standing.p_corrected) != p_text(test.p_value):
+            p += f", corrected {p_text(standing.p_corrected)}"
+        return f"{begin}: {values} ({apart}; {test.method}: {p})."
+
+
+def facts(figure: ComparedFigure) -> str:
+    """How many rows, and which way is better."""
+    rows = f"{figure.count:,} rows" if figure.count > 1 else "1 row"
+    part = f"; a part of {figure.part_of}" if figure.part_of else ""
+    return f"{rows}; {'lower' if figure.lower_is_better else 'higher'} is better{part}"
+
+
+def groups(figure: ComparedFigure, most: int) -> Iterator[tuple[str, str, list[DifferingRow]]]:
+    """The groups of differing rows: title, how many of how many, and the first of them, `most` in all groups."""
+    found = figure.groups()
+    for title, rows in found:
+        part = rows[: max(most // len(found), 1)]
+        some = f"the first {len(part):,} of {len(rows):,}" if len(part) < len(rows) else f"{len(rows):,}"
+        yield title, some, part
+
+
+def answers(row: DifferingRow) -> list[str | None]:
+    """Each model's answer for people, with calls as calls; None where it isn't kept."""
+    return [None if one.get("answer") is None else shown(str(one["answer"])) for one in row.rows]
+
+
+def wanted(row: DifferingRow) -> str | None:
+    """What the row wants, for people."""
+    text = row.text("wanted")
+    return None if text is None else shown(text)
+
+
+def plain(value: float | None) -> str:
+    """A figure without rows."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _decimals(figure: ComparedFigure) -> int:
+    """So many that the narrowest interval has two digits."""
+    intervals = [i for s in figure.standings for i in (s.mean, s.test and s.test.difference) if i]
+    widths = [i.high - i.low for i in intervals if i.low is not None and i.high is not None and i.high > i.low]
+    return min(max(1 - math.floor(math.log10(min(widths) / 2)), 0), 9) if widths else 4

@@ -1,0 +1,263 @@
+"""Rows of the Berkeley Function-Calling Leaderboard (BFCL), read as they are, and whether an answer is right.
+
+A question's file has lines `{"id", "question": [[messages]], "function": [functions]}`, that of the answers
+`{"id", "ground_truth": [{name: {argument: [allowed values]}}]}`. An id begins with its category. The rules of what is
+right are those of `bfcl_rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.chat.calls import Call
+from gemma_tune.data.files import read_file
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.errors import UserError
+from gemma_tune.evals.bfcl_rules import (
+    TYPES,
+    Allowed,
+    Function,
+    Verdict,
+    check_calls,
+    element_type,
+    stands_for_variable,
+)
+
+# The Python categories of one turn whose ground truth is calls; v3 called the first one `simple`.
+CATEGORIES = (
+    "simple_python", "simple", "multiple", "parallel", "parallel_multiple",
+    "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple",
+)  # fmt: skip
+# JSON Schema's names of the leaderboard's types. An `any` is checked as a text.
+_JSON_SCHEMA = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
+_TYPE_NAMES = {*_JSON_SCHEMA, "string", "integer", "boolean", "array", "object", "number", "null"}
+
+
+@dataclass(frozen=True)
+class BfclRow:
+    """One question.
+
+    Attributes:
+        id: Its id in both files.
+        category: One of `CATEGORIES`, as the id says it.
+        where: File and line of the question.
+        messages: The question.
+        tools: The functions in the OpenAI form, with JSON Schema's names of types.
+        functions: The functions as the file has them.
+        ground_truth: The wanted calls: each a name, and the values that its arguments may have.
+    """
+
+    id: str
+    category: str
+    where: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    functions: list[Function]
+    ground_truth: list[tuple[str, Allowed]]
+
+    def gold(self, optional: bool = False) -> list[Call]:
+        """Calls that are right: of each argument the first allowed value.
+
+        A handful of the leaderboard's live rows have no right answer at all; there these aren't right either.
+
+        Args:
+            optional: Whether arguments that may be left out are given where a value is allowed.
+        """
+        return [_gold(_function(self.functions, name), allowed, optional) for name, allowed in self.ground_truth]
+
+    @property
+    def record(self) -> Record:
+        """The question as a record, with the gold calls as its answer."""
+        functions = ({"name": c.name, "arguments": c.arguments} for c in self.gold())
+        calls = [{"type": "function", "function": f} for f in functions]
+        answer = {"role": "assistant", "content": "", "tool_calls": calls}
+        return Record(self.where, checked_messages([*self.messages, answer], self.where), tools=self.tools)
+
+
+def check(made: Sequence[Call], row: BfclRow) -> Verdict:
+    """Whether the calls of an answer are right, as the leaderboard's checker says it for the row's category."""
+    return check_calls(made, row.functions, row.ground_truth, "parallel" in row.category)
+
+
+def read_bfcl(questions: Path, answers: Path) -> list[BfclRow]:
+    """The rows of two files, in the order of the questions.
+
+    Args:
+        questions: The leaderboard's file of a category, such as `BFCL_v4_multiple.json`; one may hold several.
+        answers: Its ground truth (`possible_answer/…`).
+
+    Raises:
+        UserError: A file can't be read, a row can't be used (file and line), or a question or an answer has no
+            counterpart.
+    """
+    try:
+        asked, known = _by_id(questions), _by_id(answers)
+        for own, other, what, file in ((asked, known, "answer", answers), (known, asked, "question", questions)):
+            if lacking := [i for i in own if i not in other]:
+                more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+                raise BadRow(
+                    f"{own[lacking[0]][0]}: {lacking[0]}{more} has no {what} in {file}; name the two files of one "
+                    "category."
+                )
+        return [_row(name, where, row, *known[name]) for name, (where, row) in asked.items()]
+    except BadRow as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename}: the file can't be read ({error.strerror or error}).") from error
+
+
+def _by_id(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The lines of a file by their ids, with where they stand."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for found in read_file(path):
+        if isinstance(found, BadRow):
+            raise found
+        where, row = found
+        name = row.get("id")
+        if not isinstance(name, str):
+            raise BadRow(f"{where}: there is no id (a text) as in the leaderboard's files.")
+        category = name.rpartition("_")[0]
+        if category not in CATEGORIES:
+            raise BadRow(
+                f"{where}: {name!r} is of no category that is supported; those are the Python ones of a single turn: "
+                f"{', '.join(CATEGORIES)}, with `_` and a number behind it."
+            )
+        if name in rows:
+            raise BadRow(f"{where}: {name} stands in {rows[name][0]} already; keep one of them.")
+        rows[name] = where, row
+    if not rows:
+        raise BadRow(f"{path}: the file holds no rows.")
+    return rows
+
+
+def _row(name: str, where: str, row: dict[str, Any], answer_where: str, answer: dict[str, Any]) -> BfclRow:
+    turns = row.get("question")
+    if not isinstance(turns, list) or not all(isinstance(turn, list) for turn in turns) or not turns:
+        raise BadRow(f"{where}: there is no question, a list of turns that are lists of messages.")
+    if len(turns) > 1:
+        raise BadRow(f"{where}: the question has {len(turns)} turns; only questions of a single turn are supported.")
+    functions = row.get("function")
+    if not isinstance(functions, list) or not functions:
+        raise BadRow(f"{where}: function is no list of functions.")
+    for function in functions:
+        _check_function(function, where)
+    category = name.rpartition("_")[0]
+    tools = [{"type": "function", "function": _json_schema(f, where)} for f in functions]
+    wanted = _wanted(answer.get("ground_truth"), functions, answer_where)
+    if len(wanted) != 1 and "parallel" not in category:
+        raise BadRow(f"{answer_where}: {name} wants {len(wanted)} calls, and {category} means one.")
+    found = BfclRow(
+        id=name,
+        category=category,
+        where=where,
+        messages=checked_messages(turns[0], where, answered=False),
+        tools=checked_tools(tools, where) or [],
+        functions=functions,
+        ground_truth=wanted,
+    )
+    _ = found.record  # what a record refuses
+    return found
+
+
+def _check_function(function: Any, where: str) -> None:
+    parameters = function.get("parameters") if isinstance(function, dict) else None
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if parameters is None or not isinstance(properties, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{where}: a function isn't {{'name', 'parameters': {{'type', 'properties', 'required'}}}}.")
+    required = parameters.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(r, str) for r in required):
+        raise BadRow(f"{where}: {function['name']}: required is no list of names.")
+
+
+def _json_schema(function: Function, where: str) -> dict[str, Any]:
+    """A function with JSON Schema's names of types; `format` still tells floats, as in the leaderboard's own tools."""
+
+    def renamed(schema: Any, name: str) -> dict[str, Any]:
+        kind = schema.get("type") if isinstance(schema, dict) else None
+        if not isinstance(kind, str) or kind not in _TYPE_NAMES:
+            raise BadRow(
+                f"{where}: {function['name']}: the type of {name} is {kind!r}, not one of "
+                f"{', '.join(sorted(_TYPE_NAMES))}."
+            )
+        new: dict[str, Any] = {**schema, "type": _JSON_SCHEMA.get(kind, kind)}
+        if kind == "float":
+            new["format"] = "float"
+        if isinstance(schema.get("properties"), dict):
+            new["properties"] = {k: renamed(v, k) for k, v in schema["properties"].items()}
+        for key in ("items", "additionalProperties"):
+            if isinstance(schema.get(key), dict):
+                new[key] = renamed(schema[key], f"{name}'s {key}")
+        return new
+
+    return {**function, "parameters": renamed(function["parameters"], "parameters")}
+
+
+def _function(functions: Sequence[Function], name: str) -> Function:
+    return next(f for f in functions if f["name"] == name)
+
+
+def _wanted(truth: Any, functions: Sequence[Function], where: str) -> list[tuple[str, Allowed]]:
+    """The ground truth, checked so far that every answer can be held against it."""
+    if not isinstance(truth, list) or not truth or not all(isinstance(c, dict) and len(c) == 1 for c in truth):
+        raise BadRow(f"{where}: ground_truth is no list of calls, each {{name: {{argument: [allowed values]}}}}.")
+    calls = [(name, allowed) for call in truth for name, allowed in call.items()]
+    for name, allowed in calls:
+        if name not in (f["name"] for f in functions):
+            raise BadRow(f"{where}: {name} is none of the question's functions.")
+        if not isinstance(allowed, dict):
+            raise BadRow(f"{where}: {name}: this is no mapping of arguments to allowed values.")
+        # A few rows of the leaderboard list arguments that the function lacks; no call with one is right
+        properties = _function(functions, name)["parameters"]["properties"]
+        for argument, options in allowed.items():
+            if not isinstance(options, list):
+                raise BadRow(f"{where}: {name}: the allowed values of {argument} are no list.")
+            if argument in properties:
+                _check_options(properties[argument], options, f"{where}: {name}: {argument}")
+    return calls
+
+
+def _check_options(schema: Any, options: Sequence[Any], what: str) -> None:
+    kind = schema["type"]
+    items = schema.get("items")
+    for said in (kind, *([items.get("type") if isinstance(items, dict) else None] if TYPES.get(kind) is list else [])):
+        if said not in TYPES:
+            raise BadRow(f"{what} is checked by its type, and {said!r} is none of {', '.join(TYPES)}.")
+    if stands_for_variable(schema, options):
+        return
+    given = [o for o in options if o != ""]
+    if TYPES[kind] is list and not all(isinstance(o, list) for o in given):
+        raise BadRow(f"{what}: some allowed values are lists, and some are not.")
+    entries: list[Any] = given if kind == "dict" else []
+    if element_type(schema) is dict:
+        entries = [e for o in given for e in o]
+    if not all(isinstance(e, dict) and all(isinstance(v, list) for v in e.values()) for e in entries):
+        raise BadRow(f"{what}: an allowed mapping is not {{key: [allowed values]}}.")
+
+
+def _gold(function: Function, allowed: Allowed, optional: bool) -> Call:
+    parameters = function["parameters"]
+    arguments: dict[str, Any] = {}
+    for name, options in allowed.items():
+        required = name in parameters.get("required", ())
+        values = [o for o in options if o != ""] or (list(options) if required else [])
+        left_out = "" in options and not optional and not required
+        if values and name in parameters["properties"] and not left_out:
+            arguments[name] = _value(values[0], parameters["properties"][name], optional)
+    return Call(function["name"], arguments)
+
+
+def _value(option: Any, schema: Mapping[str, Any], optional: bool) -> Any:
+    """An allowed value as a call has it: mappings hold, to each key, a list of what is allowed."""
+
+    def mapping(entry: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        given = {k: [v for v in values if v != ""] for k, values in entry.items() if optional or "" not in values}
+        return {k: values[0] for k, values in given.items() if values}
+
+    if schema["type"] == "dict" and isinstance(option, dict):
+        return mapping(option)
+    if element_type(schema) is dict and isinstance(option, list):
+        return [mapping(e) for e in option]
+    return option

@@ -1,0 +1,231 @@
+"""When calls are right by the rules of the Berkeley Function-Calling Leaderboard (BFCL), for its Python categories.
+
+The rules are those of BFCL v4: `bfcl_eval/eval_checker/ast_eval/ast_checker.py` in github.com/ShishirPatil/gorilla,
+described in gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboard.html. In short:
+
+- Names must be equal, dots and all. The leaderboard turns dots into underscores only for models whose interface can't
+  write dots (`underscore_to_dot`), and no Gemma is one: its calls are text.
+- No required argument is missing, and none is given that the function or the ground truth doesn't list.
+- Types are exact, except that an integer does for a `float`. It doesn't inside a list, and `true` is no integer.
+  The elements of an `array` or `tuple` are checked one level deep, unless the argument may be left out.
+- Where the first allowed value is of another type than the function says, it stands for a variable (`"my_data"` for
+  an array): then that type is right too, and values must be equal as they are.
+- Texts are compared without case, spaces and `,./-_*^`, and with both quotes alike: directly, in a list, and as a
+  mapping's values; not deeper. The order counts in lists, not in mappings.
+- An allowed value `""` means that the argument may be left out; an empty text, or an empty list, does as well.
+- Parallel calls may come in any order. Each wanted call takes the first of the calls left that is right.
+
+Where ours depart: where the leaderboard's checker would stop with an exception (a list of texts where a list of
+mappings is wanted, an integer too large for a float), ours says that the call is wrong. Calls come as data here, so
+that what its decoder says of text that holds no call is `wrong_count`. No category of another language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gemma_tune.chat.calls import Call
+
+# The leaderboard's names of errors, without the name of the function that says it (`simple_function_checker:…`).
+Kind = Literal[
+    "", "wrong_count", "wrong_func_name", "missing_required", "missing_optional", "unexpected_param",
+    "type_error:simple", "type_error:nested", "value_error:string", "value_error:list/tuple", "value_error:dict_key",
+    "value_error:dict_value", "value_error:list_dict_count", "value_error:others", "unclear", "cannot_find_match",
+]  # fmt: skip
+
+# The leaderboard's types of parameters, and what a value of each is in JSON.
+TYPES: dict[str, type] = {
+    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
+    "any": str,
+}  # fmt: skip
+
+Function = Mapping[str, Any]  # `name`, and `parameters` with `properties` and `required`, in the leaderboard's types
+Allowed = Mapping[str, Sequence[Any]]  # the values that each argument may have
+
+_LONGEST = 200  # characters of a value in a message
+_SAME = str.maketrans({"'": '"', **dict.fromkeys(" ,./-_*^", "")})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of an answer.
+
+    Attributes:
+        right: Whether it is right.
+        kind: The first error's name; empty where it is right.
+        message: The same for people.
+    """
+
+    right: bool
+    kind: Kind = ""
+    message: str = ""
+
+
+RIGHT = Verdict(True)
+
+
+def _wrong(kind: Kind, message: str) -> Verdict:
+    return Verdict(False, kind, message)
+
+
+def check_calls(
+    made: Sequence[Call], functions: Sequence[Function], wanted: Sequence[tuple[str, Allowed]], parallel: bool
+) -> Verdict:
+    """Whether calls are what a row wants.
+
+    Args:
+        made: The calls of an answer.
+        functions: The functions of the row; they hold every wanted name.
+        wanted: The wanted calls: each a name, and the values that its arguments may have.
+        parallel: Whether the row is of a parallel category; otherwise one call is wanted.
+    """
+    if len(made) != len(wanted):
+        return _wrong("wrong_count", f"calls made: {len(made)}, not {len(wanted)}")
+    by_name = {f["name"]: f for f in reversed(functions)}
+    if not parallel:
+        ((name, allowed),) = wanted
+        return check_call(made[0], by_name[name], allowed)
+    left = list(made)
+    for number, (name, allowed) in enumerate(wanted, start=1):
+        verdicts = [check_call(call, by_name[name], allowed) for call in left]
+        match = next((i for i, verdict in enumerate(verdicts) if verdict.right), None)
+        if match is None:
+            # Of calls of this name the errors say more
+            near = next((v for v, call in zip(verdicts, left, strict=True) if call.name == name), verdicts[0])
+            return _wrong("cannot_find_match", f"no call is wanted call {number}, {name} ({near.message})")
+        del left[match]
+    return RIGHT
+
+
+def check_call(made: Call, function: Function, allowed: Allowed) -> Verdict:
+    """Whether a call is the wanted one.
+
+    Args:
+        made: The call.
+        function: The function that is wanted.
+        allowed: The values that its arguments may have.
+    """
+    if made.name != function["name"]:
+        return _wrong("wrong_func_name", f"{made.name} was called, not {function['name']}")
+    parameters = function["parameters"]
+    for name in parameters.get("required", ()):
+        if name not in made.arguments:
+            return _wrong("missing_required", f"{name} is required and missing")
+    for name, value in made.arguments.items():
+        if name not in parameters["properties"] or name not in allowed:
+            return _wrong("unexpected_param", f"{name} is not wanted")
+        verdict = _argument(name, value, parameters["properties"][name], allowed[name])
+        if not verdict.right:
+            return verdict
+    for name, options in allowed.items():
+        if name not in made.arguments and "" not in options:
+            return _wrong("missing_optional", f"{name} is missing, and must be given here")
+    return RIGHT
+
+
+def element_type(schema: Mapping[str, Any]) -> type | None:
+    """What a list's elements must be by its schema in the leaderboard's types; None where it is no list."""
+    return TYPES[schema["items"]["type"]] if TYPES[schema["type"]] is list else None
+
+
+def stands_for_variable(schema: Mapping[str, Any], options: Sequence[Any]) -> bool:
+    """Whether the allowed values are of another type than a parameter's, so that they name a variable."""
+    return _first_type(options) not in (None, TYPES[schema["type"]])
+
+
+def _first_type(options: Sequence[Any]) -> type | None:
+    return next((type(o) for o in options if o != ""), None)
+
+
+def _argument(name: str, value: Any, schema: Mapping[str, Any], options: Sequence[Any]) -> Verdict:
+    expected, element = TYPES[schema["type"]], element_type(schema)
+    if expected is float and type(value) is int:
+        value = _as_float(value)
+    said = f"{name}={_shown(value)}"
+    as_said = type(value) is expected
+    if not as_said and type(value) is not _first_type(options):
+        return _wrong("type_error:simple", f"{said} is {type(value).__name__}, not {schema['type']}")
+    if as_said and element and not options:
+        return _wrong("type_error:simple", f"{said}: nothing is allowed")
+    if as_said and element and not any(_elements_fit(value, element, o) for o in options):
+        return _wrong("type_error:nested", f"an element of {said} is not {schema['items']['type']}")
+    wanted = f"not {_shown(*options)}"
+    if stands_for_variable(schema, options):
+        return RIGHT if value in options else _wrong("value_error:others", f"{said}, {wanted}")
+    if expected is dict:
+        return _mapping(name, value, options)
+    if element is dict:
+        return _mappings(name, value, options)
+    if expected is str:
+        texts = [_plain(o) for o in options if isinstance(o, str)]
+        return RIGHT if _plain(value) in texts else _wrong("value_error:string", f"{said}, {wanted}")
+    if expected is list:
+        found = [_plain(e) for e in value] in [[_plain(e) for e in o] for o in options]  # "" is the empty list here
+        return RIGHT if found else _wrong("value_error:list/tuple", f"{said}, {wanted}")
+    return RIGHT if value in options else _wrong("value_error:others", f"{said}, {wanted}")
+
+
+def _shown(*values: Any) -> str:
+    """Values for people, cut where they are long."""
+    text = " or ".join(map(repr, values))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _as_float(value: int) -> int | float:
+    try:
+        return float(value)
+    except OverflowError:  # as it is, it is no float
+        return value
+
+
+def _elements_fit(value: list[Any], element: type, option: Any) -> bool:
+    if not isinstance(option, list):
+        return True
+    first = _first_type(option)
+    return all(type(v) is element or type(v) is first for v in value)
+
+
+def _plain(value: Any) -> Any:
+    """A text without what doesn't count in it; anything else as it is."""
+    return value.translate(_SAME).lower() if isinstance(value, str) else value
+
+
+def _mapping(name: str, value: Any, options: Sequence[Any]) -> Verdict:
+    """Whether one of the options holds a mapping: to each key the values that it may have."""
+    verdict = _wrong("unclear", f"{name}={_shown(value)}: no mapping is wanted")
+    for option in options:
+        if isinstance(option, dict):
+            verdict = _entries(name, value, option)
+            if verdict.right:
+                return verdict
+    return verdict
+
+
+def _entries(name: str, value: Any, option: Allowed) -> Verdict:
+    if not isinstance(value, dict):
+        return _wrong("type_error:nested", f"{_shown(value)} in {name} is no mapping")
+    if missing := [key for key, values in option.items() if key not in value and "" not in values]:
+        return _wrong("value_error:dict_key", f"{name} lacks {', '.join(missing)}")
+    for key, entry in value.items():
+        if key not in option:
+            return _wrong("value_error:dict_key", f"{name} holds {key}, which is not wanted")
+        if _plain(entry) not in [_plain(v) for v in option[key]]:
+            said = f"{name}: {key} is {_shown(entry)}, not {_shown(*option[key])}"
+            return _wrong("value_error:dict_value", said)
+    return RIGHT
+
+
+def _mappings(name: str, value: list[Any], options: Sequence[Any]) -> Verdict:
+    """Whether a list of mappings is one of the options, in its order."""
+    verdict = _wrong("unclear", f"{name}={_shown(value)}: no mappings are wanted")
+    for option in options:
+        if len(value) != len(option):
+            verdict = _wrong("value_error:list_dict_count", f"{name} holds {len(value)} mappings, not {len(option)}")
+            continue
+        verdicts = (_mapping(name, entry, [wanted]) for entry, wanted in zip(value, option, strict=True))
+        verdict = next((v for v in verdicts if not v.right), RIGHT)
+        if verdict.right:
+            return verdict
+    return verdict

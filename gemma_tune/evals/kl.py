@@ -1,0 +1,117 @@
+"""How far a model is from another one, token by token, on the held-out rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.evals.engine import Engine, TransformersEngine
+from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row
+from gemma_tune.evals.samples import asked_text, row_ids
+from gemma_tune.models.load import load_model, load_tokenizer
+from gemma_tune.models.source import Source, find_source
+
+# Positions whose probabilities stand in memory in float64 at once: 256 × 262,144 × 8 bytes = 512 MiB each.
+_POSITIONS = 256
+
+
+def divergence(reference: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(reference ‖ found) in nats, and whether the best token is the same, at each position.
+
+    Args:
+        reference: Log-probabilities, [T, V].
+        found: Log-probabilities, [T, V].
+
+    Returns:
+        float64 [T] and bool [T].
+
+    Raises:
+        ValueError: A log-probability is NaN.
+    """
+    for whose, log_probs in (("the reference", reference), ("the model", found)):
+        if log_probs.isnan().any():
+            raise ValueError(f"{whose} gives NaN as a log-probability")
+    kl = []
+    for p, q in zip(reference.split(_POSITIONS), found.split(_POSITIONS), strict=True):
+        p = p.double()
+        gap = p.exp() * (p - q)
+        kl.append(torch.where(p == -torch.inf, 0.0, gap).sum(-1))
+    return torch.cat(kl), reference.argmax(-1) == found.argmax(-1)
+
+
+def reference_of(cfg: Config) -> tuple[ModelConfig, Source]:
+    """The other model, as `model` with its name; `model.revision` is the model's own.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    other = replace(cfg.model, model_name_or_path=str(cfg.eval.kl.reference), revision=None)
+    with _as_reference():
+        return other, find_source(other)
+
+
+@contextlib.contextmanager
+def _as_reference() -> Iterator[None]:
+    """What is wrong with the reference is said of its own key."""
+    try:
+        yield
+    except UserError as error:
+        said = [p.replace("model.model_name_or_path", "eval.kl.reference") for p in error.problems]
+        raise UserError(*said) from error
+
+
+def _loaded(other: ModelConfig, source: Source, tokenizer: Any) -> Any:
+    with _as_reference():
+        return load_model(other, source, tokenizer)
+
+
+def prepare(inputs: Inputs) -> Evaluator:
+    """Kullback-Leibler divergence from `eval.kl.reference`'s probabilities to the model's, where the loss counts.
+
+    Returns:
+        An evaluator that gives `mean_kl` (nats a token), `top1_agreement` (share of positions with the same best
+        token) and `kl_tokens`.
+
+    Raises:
+        UserError: No rows are held out, or the reference can't be used or has another tokenizer.
+    """
+    cfg = inputs.cfg
+    other, source = reference_of(cfg)
+    with _as_reference():
+        tokenizer = load_tokenizer(source, other.chat_template)
+    if tokenizer.get_vocab() != inputs.tokenizer.get_vocab():
+        raise UserError(f"eval.kl.reference={cfg.eval.kl.reference}: its tokenizer is another one; so are its tokens.")
+    records = inputs.held_out.records[: cfg.eval.kl.max_samples]
+    rows = inputs.held_out.rendered[: len(records)]
+    if not rows:
+        raise UserError("eval.evaluators: kl compares on held-out rows, and there are none; set data.validation_file.")
+    ids, prompts = row_ids(records), [asked_text(inputs.tokenizer, r) for r in records]
+
+    def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
+        chosen = rows[:limit]
+        reference = TransformersEngine(_loaded(other, source, tokenizer), tokenizer)
+        asked = [row.input_ids for row in chosen]
+        pairs = zip(reference.log_probs(asked, "reference"), engine.log_probs(asked, "kl"), strict=True)
+        kl_rows: list[Row] = []
+        agreement: list[Row] = []
+        for (theirs, ours), row, name, prompt in zip(pairs, chosen, ids, prompts, strict=False):
+            counts = torch.tensor(row.labels[1:]) != -100
+            kl, same = divergence(theirs[:-1][counts], ours[:-1][counts])
+            shared = {"id": name, "weight": int(counts.sum()), "prompt": prompt}
+            kl_rows.append({**shared, "score": kl.mean().item()})
+            agreement.append({**shared, "score": same.double().mean().item()})
+        tokens = sum(row["weight"] for row in kl_rows)
+        figures = {
+            "mean_kl": sum(row["score"] * row["weight"] for row in kl_rows) / tokens,
+            "top1_agreement": sum(row["score"] * row["weight"] for row in agreement) / tokens,
+            "kl_tokens": tokens,
+        }
+        return Outcome(figures, {"mean_kl": kl_rows, "top1_agreement": agreement})
+
+    return evaluate

@@ -1,0 +1,116 @@
+"""lm-evaluation-harness on any engine: token ids go in, log-probabilities and greedy answers come out.
+
+It is apart from `lm_eval.py` because its class needs the package, which is an extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from gemma_tune.evals.engine import Engine
+
+# A text with its context, their token ids, and those of what is scored.
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+class EngineLM(TemplateLM):
+    """An engine as lm-eval asks a model; texts become token ids as in its class for Transformers.
+
+    Args:
+        engine: The engine. It answers greedily: a task that samples is refused.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+        self.tokenizer = engine.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id of `<eos>`."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without a context stands behind: `<bos>`."""
+        return int(self.tokenizer.bos_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the tokenizer."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text; with one `<bos>`, where nothing else is asked for."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self.tokenizer.bos_token)
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a chat."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats, and whether it is the greedy continuation, of each request's last ids."""
+        rows: dict[tuple[int, ...], list[int]] = {}  # choices of one token share a row
+        for place, (_text, context, wanted) in enumerate(requests):
+            rows.setdefault(tuple((context + wanted)[-self.engine.max_length - 1 : -1]), []).append(place)
+        found = [(0.0, False)] * len(requests)
+        asked = self.engine.log_probs([list(row) for row in rows], "log-likelihoods")
+        for places, log_probs in zip(rows.values(), asked, strict=True):
+            for place in places:
+                ids = torch.tensor(requests[place][2])
+                last = log_probs[-len(ids) :]  # [C, V]
+                likelihood = last.gather(1, ids[:, None]).sum()
+                found[place] = float(likelihood), bool((last.argmax(-1) == ids).all())
+        return found
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each text as a whole; one that is too long, in pieces."""
+        pieces: list[Request] = []
+        owners: list[int] = []
+        for place, (text,) in enumerate(request.args for request in requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.engine.max_length, context_len=1
+            )
+            for context, wanted in map(make_disjoint_window, windows):
+                pieces.append((("", text), context, wanted))
+                owners.append(place)
+        totals = [0.0] * len(requests)
+        for place, (likelihood, _) in zip(owners, self._loglikelihood_tokens(pieces), strict=True):
+            totals[place] += likelihood
+        return totals
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Greedy answers, each up to the first of its stop sequences."""
+        texts = [""] * len(requests)
+        by_length: dict[int, list[tuple[int, str, list[str]]]] = {}
+        for place, (context, settings) in enumerate(request.args for request in requests):
+            wanted = normalize_gen_kwargs(settings, 256)
+            if wanted["do_sample"]:
+                raise NotImplementedError(f"the task samples its answers, and {type(self.engine).__name__} doesn't")
+            stops = handle_stop_sequences(wanted["until"], self.tokenizer.eos_token)
+            by_length.setdefault(wanted["max_gen_toks"], []).append((place, context, stops))
+        for tokens, asked in by_length.items():
+            room = self.engine.max_length - tokens
+            if room < 1:
+                raise ValueError(f"the task wants answers of {tokens} tokens; the model's texts have {room + tokens}")
+            prompts = [self.tok_encode(context)[-room:] for _, context, _ in asked]
+            answers = self.engine.answers(prompts, tokens, "answers")
+            for (place, _, stops), ids in zip(asked, answers, strict=True):
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                texts[place] = postprocess_generated_text(text, stops, None)
+        return texts

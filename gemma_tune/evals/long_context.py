@@ -1,0 +1,96 @@
+"""Finding what stands in a long text: needles, keys, chains of variables, at any length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gemma_tune.chat import render_prompt
+from gemma_tune.chat.calls import answer_text
+from gemma_tune.evals.engine import Engine
+from gemma_tune.evals.haystack import HaystackRow, make_rows, score
+from gemma_tune.evals.haystack_facts import Difficulty
+from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.paths import resolve
+
+# A prompt is long, and read by nobody: the question stands at its end.
+_SHOWN = 300
+
+
+def prepare(inputs: Inputs) -> Evaluator:
+    """Rows in the manner of RULER (arXiv:2404.06654), answered greedily; see `haystack.make_rows`.
+
+    Returns:
+        An evaluator that gives, for each kind and length, `<kind>_<length>_accuracy`, the share of what was hidden that
+        the answers name; `long_context_stopped`, the share of answers that ended by themselves; and
+        `long_context_rows_beyond`, those longer than the model's own `max_position_embeddings`: they are asked, and
+        what they show is how far it carries. Under a limit every kind and length has an equal share of the rows, one at
+        least, from all depths.
+
+    Raises:
+        UserError: A length that is too short for its kind.
+    """
+    cfg, tokenizer = inputs.cfg.eval.long_context, inputs.tokenizer
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    template = len(render_prompt(tokenizer, [{"role": "user", "content": "."}])) - count(".")
+    rows = make_rows(
+        cfg.kinds,
+        cfg.lengths,
+        cfg.num_samples,
+        inputs.cfg.seed,
+        count,
+        template + cfg.max_new_tokens,
+        Difficulty(cfg.distractor_keys, cfg.values, cfg.queries, cfg.hops, cfg.chains),
+        resolve(cfg.text_file) if cfg.text_file else None,
+    )
+
+    def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
+        asked = rows if limit is None else equal_shares(rows, limit)
+        prompts = [render_prompt(tokenizer, row.messages) for row in asked]
+        answers = engine.answers(prompts, cfg.max_new_tokens, "long context")
+        cells: dict[str, list[Row]] = {}
+        for row, ids in zip(asked, answers, strict=True):
+            answer = answer_text(tokenizer, ids)
+            cells.setdefault(f"{row.kind}_{row.length}_accuracy", []).append(
+                {
+                    "id": row.id,
+                    "prompt": row.messages[-1]["content"][-_SHOWN:],
+                    "wanted": ", ".join(row.wanted),
+                    "answer": answer,
+                    "stopped": bool(ids) and ids[-1] in engine.stops,
+                    "score": score(row, answer),
+                    "depth": row.depth,
+                }
+            )
+        figures: dict[str, float] = {name: mean(found) for name, found in cells.items()}
+        stopped = [row["stopped"] for found in cells.values() for row in found]
+        figures["long_context_stopped"] = sum(stopped) / len(stopped)
+        if beyond := sum(row.length > engine.max_length for row in asked):
+            figures["long_context_rows_beyond"] = beyond
+        return Outcome(figures, cells)
+
+    return evaluate
+
+
+def equal_shares(rows: Sequence[HaystackRow], limit: int) -> list[HaystackRow]:
+    """As many rows of each kind and length, one at least, spread over its depths; in their order.
+
+    Args:
+        rows: The rows by kind, then length, then depth.
+        limit: Rows together, where there are not more kinds and lengths.
+    """
+    cells: dict[tuple[str, int], list[HaystackRow]] = {}
+    for row in rows:
+        cells.setdefault((row.kind, row.length), []).append(row)
+    share = max(1, limit // len(cells))
+    return [row for cell in cells.values() for row in _spread(cell, share)]
+
+
+def _spread(cell: list[HaystackRow], n: int) -> list[HaystackRow]:
+    """So many of the rows, the first and the last among them; the middle one where it is one."""
+    if n >= len(cell):
+        return cell
+    last = len(cell) - 1
+    return [cell[round(i * last / (n - 1))] for i in range(n)] if n > 1 else [cell[last // 2]]

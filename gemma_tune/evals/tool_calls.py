@@ -1,0 +1,65 @@
+"""Function calls to questions in the format of the Berkeley Function-Calling Leaderboard, scored by its rules."""
+
+from __future__ import annotations
+
+from gemma_tune.chat import form_of, render_prompt
+from gemma_tune.chat.calls import answer_text, content_text, parse_answer
+from gemma_tune.errors import UserError
+from gemma_tune.evals.bfcl import check, read_bfcl
+from gemma_tune.evals.engine import Engine
+from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.paths import resolve
+
+
+def prepare(inputs: Inputs) -> Evaluator:
+    """Answers every question greedily; one that was cut off isn't right.
+
+    Returns:
+        An evaluator that gives `tool_calls_accuracy`, the same for each category where there are several,
+        `tool_calls_stopped` (shares of 1) and `tool_calls_rows`. A wrong row's `kind` is the leaderboard's name of
+        what is wrong (`cut_off` where the answer has no end), and its `error` says it in words; both are empty in a
+        right one.
+
+    Raises:
+        UserError: A bad file (and line), or a model whose chats have no calls.
+    """
+    cfg, tokenizer, form = inputs.cfg.eval, inputs.tokenizer, form_of(inputs.tokenizer)
+    if not form.calls:
+        raise UserError(
+            f"eval.evaluators: tool_calls: chats in the form {form.name} have no calls; name another model."
+        )
+    rows = read_bfcl(resolve(str(cfg.tool_calls.questions_file)), resolve(str(cfg.tool_calls.answers_file)))
+    rows = rows[: cfg.max_samples]
+    prompts = [render_prompt(tokenizer, row.messages, row.tools) for row in rows]
+
+    def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
+        answers = engine.answers(prompts[:limit], cfg.max_new_tokens, "tool calls")
+        scored: list[Row] = []
+        by_category: dict[str, list[Row]] = {}
+        for row, ids in zip(rows, answers, strict=False):
+            answer = answer_text(tokenizer, ids)
+            stopped = bool(ids) and ids[-1] in engine.stops
+            verdict = check(parse_answer(answer, form).calls, row)
+            scored.append(
+                {
+                    "id": row.id,
+                    "prompt": content_text(row.messages[-1]),
+                    "wanted": "\n".join(f"→ {call}" for call in row.gold()),
+                    "answer": answer,
+                    "stopped": stopped,
+                    "score": float(verdict.right and stopped),
+                    "kind": verdict.kind if stopped else "cut_off",
+                    "error": verdict.message if stopped else "it was cut off",
+                }
+            )
+            by_category.setdefault(f"tool_calls_{row.category}_accuracy", []).append(scored[-1])
+        several = by_category if len(by_category) > 1 else {}
+        figures = {
+            "tool_calls_accuracy": mean(scored),
+            **{name: mean(part) for name, part in several.items()},
+            "tool_calls_stopped": sum(row["stopped"] for row in scored) / len(scored),
+            "tool_calls_rows": len(scored),
+        }
+        return Outcome(figures, {"tool_calls_accuracy": scored, **several})
+
+    return evaluate

@@ -1,0 +1,60 @@
+"""report.md and report.html: what was done, from what, how well, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma_tune.config import Config
+from gemma_tune.errors import RunError
+from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.page import VISIBLE
+from gemma_tune.report.curves import read_panels
+from gemma_tune.report.html import html
+from gemma_tune.report.markdown import markdown
+from gemma_tune.report.picture import draw
+from gemma_tune.report.sections import PICTURE, Told, sections
+from gemma_tune.runfolder import RunFolder
+
+
+def write_report(
+    cfg: Config,
+    folder: RunFolder,
+    trained: str,
+    before: Evaluation,
+    after: Evaluation,
+    notes: Sequence[str] = (),
+    checks: Sequence[str] = (),
+) -> Path:
+    """Writes report.md with loss.png, and report.html.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder, with its result.
+        trained: What was trained, in one line.
+        before: The evaluation before training; empty where there was none.
+        after: The same after training.
+        notes: What is to be said of the rows, a line each.
+        checks: What was checked before training, a line each.
+
+    Returns:
+        Where report.md is.
+
+    Raises:
+        RunError: A file can't be written.
+    """
+    panels = read_panels(folder.metrics)
+    told = Told(cfg, folder, trained, before, after, panels, notes, checks)
+    title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(told)
+    try:
+        if panels:
+            draw(panels, folder.path / PICTURE)
+        for file, lines in (
+            (folder.report, markdown(title, parts)),
+            (folder.report.with_suffix(".html"), html(title, parts)),
+        ):
+            # A file's name may hold bytes that are no UTF-8
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RunError(f"{folder.report}: the report can't be written ({error.strerror or error}).") from error
+    return folder.report

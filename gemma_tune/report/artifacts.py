@@ -1,0 +1,140 @@
+"""What a run leaves for others: how large it is, and how to use it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from gemma_tune.report.blocks import Block, Code, Mono, Table, Text
+from gemma_tune.runfolder import RunFolder
+
+# The types in which a number is a weight; numbers of others may hold several.
+_ONE_EACH = ("F64", "F32", "F16", "BF16")
+
+_MERGED = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "Hello!"}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
+
+_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = {folder!r}
+model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")  # the base, with the adapter on it
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an artifact is.
+
+    Attributes:
+        total: Bytes of all its files.
+        stored: Bytes of the weights among them.
+        weights: How many weights they are; None where they are packed, or of a format that doesn't say it.
+    """
+
+    total: int
+    stored: int
+    weights: int | None
+
+
+def size_of(artifact: Path) -> Size:
+    """Counts bytes and weights of a file, or of a folder with everything in it."""
+    files = [p for p in artifact.rglob("*") if p.is_file()] if artifact.is_dir() else [artifact]
+    stored, counts = 0, list[int | None]()
+    for file in files:
+        if file.suffix == ".safetensors":
+            bits, weights = _tensors(file)
+            stored, counts = stored + bits // 8, [*counts, weights]
+        elif file.suffix == ".gguf":
+            stored, counts = stored + file.stat().st_size, [*counts, None]
+    known = [n for n in counts if n is not None]
+    whole = bool(counts) and len(known) == len(counts)
+    return Size(sum(f.stat().st_size for f in files), stored, sum(known) if whole else None)
+
+
+def _tensors(file: Path) -> tuple[int, int | None]:
+    """Bits of a file's tensors, and how many weights they are, where each number is one."""
+    bits, weights, packed = 0, 0, False
+    with safe_open(file, framework="numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (it isn't a dictionary)
+            tensor = tensors.get_slice(name)
+            kind, count = str(tensor.get_dtype()), math.prod(tensor.get_shape())
+            size = re.search(r"\d+", kind)  # BF16, I32, F8_E4M3; none in BOOL
+            bits += count * int(size[0] if size else 8)
+            weights += count
+            packed |= kind not in _ONE_EACH
+    return bits, None if packed else weights
+
+
+def bytes_text(count: float) -> str:
+    """Bytes for people, as disks are sold: 1 MB is a million."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
+    """A row an artifact: where it is, its bytes, the bits of a weight, and how large it is against bfloat16.
+
+    Args:
+        folder: The run folder, with its result.
+        counts: What was counted of the model (`Counts`), where it was.
+    """
+    rows = []
+    model = (counts["total"] - (counts["trainable"] if counts["adapted_layers"] else 0)) if counts else 0
+    for name, path in folder.result.artifacts.items():
+        size = size_of(folder.path / path)
+        weights = size.weights or model
+        # An adapter is held against the model that it stands on, a whole model against itself
+        whole = max(model, size.weights or 0)
+        rows.append(
+            [
+                name,
+                Mono(path),
+                bytes_text(size.total),
+                f"{size.weights:,}" if size.weights else "–",
+                f"{8 * size.stored / weights:.2f}" if size.stored and weights else "–",
+                f"{size.stored / (2 * whole):.1%}" if size.stored and whole else "–",
+            ]
+        )
+    if not rows:
+        return []
+    head = ["what", "where", "size", "weights", "bits a weight", "of the model in bfloat16"]
+    return [Table(head, rows)]
+
+
+def how_to_use(folder: RunFolder) -> list[Block]:
+    """Lines to copy, for each artifact that can be loaded."""
+    artifacts, blocks = folder.result.artifacts, list[Block]()
+    if "merged" in artifacts:
+        blocks += [
+            Text("The merged model, with Transformers; this run loaded it so:"),
+            Code(_MERGED.format(folder=str(folder.path / artifacts["merged"])), "python"),
+        ]
+    if "adapter" in artifacts:
+        blocks += [
+            Text("The adapter, on its base model, with PEFT:"),
+            Code(_ADAPTER.format(folder=str(folder.path / artifacts["adapter"])), "python"),
+        ]
+    if blocks:
+        named = shlex.quote(f"model.model_name_or_path={folder.path}")
+        lines = [f"python -m gemma_tune recipe={recipe} {named}" for recipe in ("chat", "evaluate")]
+        blocks += [Text("Talk to it, or measure it on the same rows or others:"), Code("\n".join(lines), "bash")]
+    return blocks

@@ -1,0 +1,179 @@
+"""The figures before and after: each with its interval, and what has changed, on the same rows, with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from gemma_tune.compare.comparison import (
+    LEVEL,
+    ComparedFigure,
+    Measured,
+    Standing,
+    compare,
+    lower_is_better,
+)
+from gemma_tune.compare.wording import Wording
+from gemma_tune.evals.evaluation import Evaluation, as_text
+from gemma_tune.evals.outcome import Row
+from gemma_tune.evals.statistics import Interval, interval, is_binary
+
+BEFORE, AFTER = "before", "after"
+
+
+class Said(NamedTuple):
+    """A value in words, and from where to where it may lie (empty where that isn't known)."""
+
+    value: str = "–"
+    span: str = ""
+
+    def line(self, between: str = " ") -> str:
+        """Both in one text: `93.5% (89.2–96.2)`."""
+        return f"{self.value}{between}({self.span})" if self.span else self.value
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure before and after.
+
+    Attributes:
+        name: Its name.
+        before: Its value before training.
+        after: Its value after.
+        difference: What has changed; None where the rows weren't the same, or there are none.
+        standing: Its scores after, held against those before; None as with `difference`.
+        figure: What its rows say; None where it has none.
+        part: Rows that were kept, where the value is that of more rows; else 0.
+    """
+
+    name: str
+    before: Said
+    after: Said
+    difference: Said | None = None
+    standing: Standing | None = None
+    figure: ComparedFigure | None = None
+    part: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, `not told apart`, or nothing."""
+        return self.standing.verdict if self.standing else ""
+
+    @property
+    def moved(self) -> str:
+        """Rows that got better, got worse and stayed as they were."""
+        return f"{self.standing.wins:,} / {self.standing.losses:,} / {self.standing.ties:,}" if self.standing else ""
+
+
+def changes(before: Evaluation, after: Evaluation) -> list[Change]:
+    """Every figure of both, in their order.
+
+    Args:
+        before: The evaluation before training, perhaps empty.
+        after: The one after.
+    """
+    figures = _with_rows(before, after)
+    names = dict.fromkeys([*before.figures, *after.figures])
+    return [_change(name, before.figures.get(name), after.figures.get(name), figures.get(name)) for name in names]
+
+
+def headline(head: Mapping[str, Any]) -> list[Change]:
+    """A result's `headline` alone, where no evaluation has its figure; nothing where there is none."""
+    if "name" not in head:
+        return []
+    before, after = (Said(as_text(head["name"], head.get(when))) for when in (BEFORE, AFTER))
+    return [Change(head["name"], before, after)]
+
+
+def is_share(figure: ComparedFigure) -> bool:
+    """Whether its values are said in percent: shares of right answers, and means of shares."""
+    return figure.binary or as_text(figure.name, 0.5).endswith("%")
+
+
+def moved_line(change: Change) -> str | None:
+    """`test_exact_match: 12 rows became right, 3 became wrong`; None where rows don't say that."""
+    if change.standing is None or change.figure is None or change.figure.lower_is_better:
+        return None
+    better, worse = ("became right", "became wrong") if change.figure.binary else ("got better", "got worse")
+    wins, losses, ties = change.standing.wins, change.standing.losses, change.standing.ties
+    return f"{change.name}: {wins:,} of {wins + losses + ties:,} rows {better}, {losses:,} {worse}"
+
+
+def _with_rows(before: Evaluation, after: Evaluation) -> dict[str, ComparedFigure]:
+    """The figures whose rows can be counted, by name; with both standings where the rows are the same."""
+    old = {name: rows for name, rows in before.rows.items() if _countable(rows)}
+    new = {name: rows for name, rows in after.rows.items() if _countable(rows)}
+    paired = [name for name, rows in new.items() if name in old and _tokens(old[name]) == _tokens(rows)]
+    found = {name: _alone(name, AFTER, rows) for name, rows in new.items() if name not in paired}
+    found |= {name: _alone(name, BEFORE, rows) for name, rows in old.items() if name not in new}
+    if paired:
+        both = [
+            Measured(name, evaluation.figures, {f: rows[f] for f in paired}, evaluation.lower_is_better)
+            for name, evaluation, rows in ((BEFORE, before, old), (AFTER, after, new))
+        ]
+        found |= {figure.name: figure for figure in compare(both).figures}
+    return found
+
+
+def _countable(rows: Sequence[Row]) -> bool:
+    """Whether each row has an id of its own and a number as its score; an evaluator of the user's may lack them."""
+    scores = [row.get("score") for row in rows]
+    numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+    return bool(rows) and numbers and len({row.get("id") for row in rows}) == len(rows)
+
+
+def _tokens(rows: Sequence[Row]) -> dict[str, float]:
+    return {row["id"]: row.get("weight", 1) for row in rows}
+
+
+def _alone(name: str, when: str, rows: Sequence[Row]) -> ComparedFigure:
+    """A figure that was measured once, or on other rows the second time."""
+    scores, weights = [row["score"] for row in rows], [row.get("weight", 1) for row in rows]
+    lower = lower_is_better(name)
+    binary = not lower and is_binary(scores)
+    standing = Standing(when, interval(scores, weights, LEVEL, binary))
+    return ComparedFigure(name, lower, binary, len(rows), [standing], [])
+
+
+def _wording(figure: ComparedFigure) -> Wording:
+    """How its values are said."""
+    return Wording(replace(figure, binary=is_share(figure)))
+
+
+def _change(name: str, before: float | None, after: float | None, figure: ComparedFigure | None) -> Change:
+    if figure is None:
+        return Change(name, Said(as_text(name, before)), Said(as_text(name, after)))
+    standings = {standing.model: standing for standing in figure.standings}
+    old, new = (_said(figure, standings.get(w), v) for w, v in ((BEFORE, before), (AFTER, after)))
+    last = figure.standings[-1]
+    value = before if last.model == BEFORE else after
+    part = 0 if value is None or _is_mean(value, last.mean) else figure.count
+    if last.test is None:
+        return Change(name, old, new, figure=figure, part=part)
+    words, apart = _wording(figure), last.test.difference
+    difference = Said(words.difference(apart), _span(words, apart, "+"))
+    return Change(name, old, new, difference, last, figure, part)
+
+
+def _said(figure: ComparedFigure, standing: Standing | None, value: float | None) -> Said:
+    if standing is None or value is None:
+        return Said(as_text(figure.name, value))
+    said = as_text(figure.name, value)
+    if figure.binary and not said.endswith("%"):  # a figure of the user's, whose name doesn't say what it is
+        said = f"{value:.1%}"
+    return Said(said, _span(_wording(figure), standing.mean))
+
+
+def _is_mean(value: float, of_rows: Interval) -> bool:
+    return of_rows.mean is not None and math.isclose(value, of_rows.mean, rel_tol=1e-4, abs_tol=1e-6)
+
+
+def _span(words: Wording, at: Interval, sign: str = "") -> str:
+    """`89.2–96.2`; where a sign could be taken for a dash, `−1.5 to +4.0`."""
+    if at.low is None or at.high is None:
+        return ""
+    if sign or at.low < 0:
+        return words.span(at, sign)
+    return f"{words.value(at.low)}–{words.value(at.high)}"

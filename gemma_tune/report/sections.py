@@ -1,0 +1,272 @@
+"""The report of a run, section by section: what, from what, how well, what it took, and how to use it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_tune.compare.chart import Dot, interval_chart
+from gemma_tune.config import Config
+from gemma_tune.evals.evaluation import Evaluation, as_text
+from gemma_tune.report.answers import moved_rows, sample_rows
+from gemma_tune.report.artifacts import how_to_use, sizes
+from gemma_tune.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Curves,
+    Dots,
+    Headline,
+    Listing,
+    Mono,
+    Samples,
+    Section,
+    Table,
+    Text,
+)
+from gemma_tune.report.curves import Panel
+from gemma_tune.report.figures import BEFORE, Change, changes, headline, is_share
+from gemma_tune.runfolder import RunFolder
+
+PICTURE = "loss.png"
+
+_INTERVALS = (
+    "Beside a value stands its 95% interval over the rows: Wilson’s for right and wrong answers, Student’s t for other "
+    "scores."
+)
+_DIFFERENCES = (
+    "A difference pairs each row with itself; it is better or worse where the test (McNemar’s exact one, or the paired "
+    "t-test) gives p < 0.05, with Holm’s correction over all figures. Not told apart doesn’t mean equal."
+)
+_TERMS = (
+    "Versions, seed and the digests of every input and artifact stand in manifest.json. The weights are under Gemma's "
+    "licence where they come from a Gemma checkpoint: https://ai.google.dev/gemma/terms"
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a report is made from.
+
+    Attributes:
+        cfg: The configuration.
+        folder: The run folder, with its result.
+        trained: What was trained, in one line.
+        before: The evaluation before training, perhaps empty.
+        after: The one after.
+        panels: The values of metrics.jsonl.
+        notes: What is to be said of the rows, a line each.
+        checks: What was checked before training, a line each.
+    """
+
+    cfg: Config
+    folder: RunFolder
+    trained: str
+    before: Evaluation
+    after: Evaluation
+    panels: Sequence[Panel] = ()
+    notes: Sequence[str] = ()
+    checks: Sequence[str] = ()
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The result's figures."""
+        return self.folder.result.metrics
+
+
+def sections(told: Told) -> list[Section]:
+    """All sections that have something to say, in the order of the report."""
+    figures = changes(told.before, told.after)
+    result = told.folder.result
+    failures = [f"{where}: {reason}" for where, reason in result.failures.items()]
+    once = not told.before.figures
+    samples = sample_rows(told.before, told.after)
+    found = [
+        Section("", _headline(told, figures)),
+        Section("What could not be measured", [Listing(failures, "bad")] if failures else []),
+        Section("Figures" if once else "Before and after", _figures(figures, once)),
+        Section("Losses and figures over the steps", _curves(told)),
+        Section("Answers", [Samples(samples, open=2)] if samples else []),
+        Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),
+        Section("From what", _inputs(told)),
+        Section("Rows and tokens", _row_counts(told.metrics.get("data", {}))),
+        Section("What to know of the rows", [Listing(told.notes)] if told.notes else []),
+        Section("What was trained", _trained(told)),
+        Section("Checked before training", [Listing(told.checks)] if told.checks else []),
+        Section("The exported model against the trained one", _export(told)),
+        Section("What it took", _took(told)),
+        Section("What is here", sizes(told.folder, told.metrics.get("weights"))),
+        Section("How to use it", how_to_use(told.folder)),
+        Section("How to repeat it", _repeat(told)),
+    ]
+    return [section for section in found if section.blocks]
+
+
+def _headline(told: Told, figures: Sequence[Change]) -> list[Block]:
+    head = told.folder.result.headline
+    found = [change for change in (*figures, *headline(head)) if change.name == head.get("name")]
+    blocks: list[Block] = []
+    for change in found[:1]:
+        note = ""
+        if change.difference:
+            note = f"{change.difference.line()}: {change.verdict}, on {_rows(change)}"
+        elif change.figure:
+            note = f"on {_rows(change)}"
+        values = [said for said in (change.before, change.after) if said.value != "–"]
+        blocks.append(Headline(change.name, values, note, change.verdict))
+    if "steps" in told.metrics:
+        said = f"{told.metrics['steps']:,} optimizer steps on {', '.join(_trained_on(told.cfg))}"
+        blocks.append(Text(said, "quiet"))
+    return blocks
+
+
+def _trained_on(cfg: Config) -> list[str]:
+    if cfg.data.dataset_name:
+        return [cfg.data.dataset_name]
+    return [name for key, name in cfg.data.named().items() if key.startswith("data.train_file")]
+
+
+def _rows(change: Change) -> str:
+    count = change.figure.count if change.figure else 0
+    return f"{count:,} rows" if count != 1 else "1 row"
+
+
+def _figures(figures: Sequence[Change], once: bool) -> list[Block]:
+    if not figures:
+        return []
+    counted = [change for change in figures if change.figure]
+    blocks: list[Block] = []
+    if once:
+        blocks.append(Table(["", "value"], [[c.name, c.after] for c in figures]))
+    else:
+        head = ["", "before", "after", "difference", "", "rows better / worse / same"]
+        rows: list[list[Cell]] = [[c.name, c.before, c.after, c.difference or "", c.verdict, c.moved] for c in figures]
+        kinds = [c.verdict if c.verdict in ("better", "worse") else "" for c in figures]
+        if not any(c.standing for c in figures):
+            head, rows = head[:3], [row[:3] for row in rows]
+        blocks.append(Table(head, rows, kinds))
+    charts = {c.name: _chart(c) for c in counted}
+    parts = [
+        f"{c.name} is that of all rows; its interval and its difference are those of the first {c.part:,}, which were "
+        "kept."
+        for c in counted
+        if c.part
+    ]
+    if charts:
+        blocks += [Dots(charts), Text(_INTERVALS, "quiet")]
+    if any(change.standing for change in figures):
+        blocks.append(Text(_DIFFERENCES, "quiet"))
+    return [*blocks, *(Text(part, "quiet") for part in parts)]
+
+
+def _chart(change: Change) -> str:
+    """Where the figure stood and stands, each with its interval."""
+    figure = change.figure
+    assert figure is not None  # asked for those alone
+    share = is_share(figure)
+    dots = []
+    for standing in figure.standings:
+        said = change.before if standing.model == BEFORE else change.after
+        kind = change.verdict if standing.test and change.verdict in ("better", "worse") else ""
+        dots.append(Dot(standing.model, standing.mean, said.line(), kind))
+
+    def tick(value: float, decimals: int) -> str:
+        if share:
+            return f"{100 * value:.{max(decimals - 2, 0)}f}%".replace("-", "−")
+        return f"{value:,.{decimals}f}".replace("-", "−")
+
+    caption = "← better" if figure.lower_is_better else "better →"
+    return interval_chart(dots, change.name, caption, tick, around_zero=False)
+
+
+def _curves(told: Told) -> list[Block]:
+    if not told.panels:
+        return []
+    few = [name for name in told.cfg.eval.while_training if name != "held_out_loss"]
+    blocks: list[Block] = [Curves(told.panels, PICTURE)]
+    if few and told.cfg.train.eval_steps:
+        most = told.cfg.eval.max_samples_while_training
+        said = f"While training, {', '.join(few)} took the first {most:,} rows at most; before and after, all."
+        blocks.append(Text(said, "quiet"))
+    return blocks
+
+
+def _inputs(told: Told) -> list[Block]:
+    files = told.folder.inputs.items()
+    rows: list[list[Cell]] = [[Mono(path), Mono(said[:16]) if len(said) == 64 else said] for path, said in files]
+    cfg = told.cfg
+    names = {key.removeprefix("data."): name for key, name in cfg.data.named().items()}
+    if "steps" not in told.metrics:
+        names = {key: name for key, name in names.items() if not key.startswith("train_file")}
+    if cfg.data.dataset_name:
+        names["data set"] = cfg.data.dataset_name
+    named = {"model": cfg.model.model_name_or_path, **names}
+    blocks: list[Block] = [_pairs({key: Mono(name) for key, name in named.items()})]
+    return [*blocks, Table(["file", "SHA-256, its first digits"], rows, texts=True)] if rows else blocks
+
+
+def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
+    if not counts:
+        return []
+    names = dict.fromkeys(name for part in counts.values() for name in part)
+    rows = [[n.replace("_", " "), *(f"{part[n]:,}" if n in part else "" for part in counts.values())] for n in names]
+    return [Table(["", *(part.replace("_", " ") for part in counts)], rows)]
+
+
+def _trained(told: Told) -> list[Block]:
+    blocks: list[Block] = [Text(f"{told.trained}.")]
+    if "steps" not in told.metrics:
+        return blocks
+    cfg, t = told.cfg, told.cfg.train
+    rows = f"{t.per_device_train_batch_size} rows"
+    if t.gradient_accumulation_steps > 1:
+        rows += f" × {t.gradient_accumulation_steps} passes"
+    adapter = "none: every weight was trained"
+    if cfg.adapter.peft_type != "none":
+        kinds = {"DoRA": cfg.adapter.use_dora, "rsLoRA": cfg.adapter.use_rslora, "LoRA": True}
+        kind = next(name for name, chosen in kinds.items() if chosen)
+        adapter = f"{kind}, r = {cfg.adapter.r}, lora_alpha = {cfg.adapter.lora_alpha}"
+    first, last = told.metrics["train_loss_first"], told.metrics["train_loss_last"]
+    facts = {
+        "adapter": adapter,
+        "weights in memory": f"{cfg.model.dtype}{', linear layers in 4 bit' if cfg.model.load_in_4bit else ''}",
+        "optimizer steps": f"{told.metrics['steps']:,}",
+        "batch": f"{rows}, packed into {t.max_length:,} tokens" if t.packing else rows,
+        "longest row": f"{t.max_length:,} tokens",
+        "learning rate": f"{t.learning_rate:g} at most, {t.lr_scheduler_type}" if t.learning_rate else "",
+        "optimizer": t.optim,
+        "loss of the first and of the last logged step": f"{first:.4g}, {last:.4g}",
+        "seed": str(cfg.seed),
+    }
+    return [*blocks, _pairs({name: said for name, said in facts.items() if said})]
+
+
+def _export(told: Told) -> list[Block]:
+    measured = told.metrics.get("export")
+    if not measured:
+        return []
+    rows = [
+        [name.replace("_", " "), as_text(name, told.after.figures.get(name)), as_text(name, value)]
+        for name, value in measured.items()
+    ]
+    return [Table(["", "trained", "exported"], rows)]
+
+
+def _took(told: Told) -> list[Block]:
+    result = told.folder.result
+    rows = [[step, f"{seconds:,.1f} s"] for step, seconds in result.seconds.items()]
+    rows.append(["together", f"{sum(result.seconds.values()):,.1f} s"])
+    if result.peak_memory_mb is not None:
+        rows.append(["peak memory", f"{result.peak_memory_mb:,.0f} MiB"])
+    return [Table(["", ""], rows)]
+
+
+def _repeat(told: Told) -> list[Block]:
+    path = shlex.quote(f"rerun={told.folder.path / 'config.yaml'}")
+    return [Code(f"python -m gemma_tune {path} output_dir=another_folder", "bash"), Text(_TERMS, "quiet")]
+
+
+def _pairs(facts: Mapping[str, str]) -> Table:
+    return Table(["", ""], [[name, said] for name, said in facts.items()], texts=True)

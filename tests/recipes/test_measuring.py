@@ -1,0 +1,97 @@
+"""What is said, before anything runs, of measurements that would not be made; and what `recipe=evaluate` hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gemma_tune
+from gemma_tune import UserError
+from gemma_tune.composition import compose_config
+from gemma_tune.paths import looks_local
+from gemma_tune.tracking import Tracker
+
+NO_ROWS = ["data=auto"]
+HELD_OUT = ["data=auto", "data.validation_file=assets://sample/validation.jsonl"]
+TESTS = ["data=auto", "data.test_files.test=assets://sample/test.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (NO_ROWS, "data.validation_file or data.test_files.mine"),
+        ([*NO_ROWS, "eval.evaluators=[answers]"], "data.test_files.mine"),
+        ([*NO_ROWS, "eval.evaluators=[held_out_loss]"], "data.validation_file"),
+        ([*HELD_OUT, "eval.evaluators=[answers]"], "data.test_files.mine"),
+        ([*TESTS, "eval.evaluators=[kl]", "eval.kl.reference=assets://tiny"], "data.validation_file"),
+        ([*TESTS, "data.test_files.test=null"], "data.validation_file or data.test_files.mine"),
+    ],
+)
+def test_nothing_would_be_measured(words: list[str], keys: str) -> None:
+    with pytest.raises(UserError) as error:
+        compose_config("evaluate", words)
+    assert "nothing would be measured" in str(error.value) and str(error.value).endswith(f"set {keys}.")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        HELD_OUT,
+        TESTS,
+        [*NO_ROWS, "eval=long_context"],
+        ["data=auto", "data.train_file=assets://sample/train.jsonl", "data.validation_split_percentage=5"],
+        [*HELD_OUT, "eval.evaluators=[]"],
+    ],
+)
+def test_something_would_be_measured(words: list[str]) -> None:
+    """By one evaluator of those that are asked, or a few answers to read."""
+    assert compose_config("evaluate", words)
+
+
+def test_no_evaluator_and_no_row_to_answer() -> None:
+    with pytest.raises(UserError, match="nothing to measure"):
+        compose_config("evaluate", [*TESTS, "eval.evaluators=[]"])
+
+
+@pytest.mark.parametrize("key", ["while_training=[answers]", "max_samples_while_training=3", "before=false"])
+def test_settings_of_training_have_no_effect(key: str) -> None:
+    name = f"eval.{key.split('=')[0]} has no effect"
+    with pytest.raises(UserError, match=f"{name} with recipe=evaluate"):
+        compose_config("evaluate", [f"eval.{key}"])
+    if key.startswith("before"):
+        assert compose_config("lora_sft", [f"eval.{key}"])
+        return
+    with pytest.raises(UserError, match=f"{name} without train.eval_steps"):
+        compose_config("lora_sft", [f"eval.{key}"])
+    assert compose_config("lora_sft", [f"eval.{key}", "train.eval_steps=1"])
+
+
+def test_folders_that_are_not_there(folder: Path) -> None:
+    """`runs/typo` is no name of the Hub where there is a folder runs."""
+    (folder / "runs" / "first").mkdir(parents=True)
+    assert looks_local("runs/frist") and not looks_local("owner/name")
+    for recipe, words in (
+        ("compare", ["compare.models=[owner/name,runs/frist]"]),
+        ("evaluate", ["eval=kl", "eval.kl.reference=runs/frist"]),
+        ("evaluate", ["model.model_name_or_path=runs/frist"]),
+    ):
+        with pytest.raises(UserError, match=r"runs/frist: there is no such .*folder\. Did you mean runs/first\?"):
+            compose_config(recipe, words)
+
+
+def test_answers_are_sent_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker is given them as a training run gives its own; whatever it does, the results are written by then."""
+    sent: list[tuple[Any, ...]] = []
+
+    def log_samples(tracker: Tracker, before: Sequence[Any], after: Sequence[Any], step: int) -> None:
+        assert (tmp_path / "run" / "eval" / "after.json").is_file()
+        sent.append((list(before), [row["id"] for row in after], step))
+
+    monkeypatch.setattr(Tracker, "log_samples", log_samples)
+    words = ["eval.max_samples=3", "eval.max_new_tokens=4", "eval.num_samples=2", "eval.evaluators=[answers]"]
+    gemma_tune.run("evaluate", [f"output_dir={tmp_path / 'run'}", "tracker=none", *words])
+    [(before, after, step)] = sent
+    assert (before, len(after), step) == ([], 2, 0)

@@ -1,0 +1,314 @@
+"""report.md and report.html: the same facts in the same order, whatever the texts hold and however a run went."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from safetensors.numpy import save_file
+
+from gemma_tune.composition import compose_config
+from gemma_tune.errors import RunError
+from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.report import write_report
+from gemma_tune.report.artifacts import bytes_text, size_of
+from gemma_tune.report.html import PAGE_MARK
+from gemma_tune.runfolder import RunFolder
+from gemma_tune.terminal import say_end
+
+EVIL = (
+    "</pre></details><script>alert(1)</script><b>bold</b> &amp; `code` ```\n# no title\n| a | b |\n"
+    "[x](http://x) ![y](http://y) *star* _line_ \u202eabc\x1b[31m $a$ ~~no~~"
+)
+SEEN = EVIL.replace("\u202e", "‹U+202E›").replace("\x1b", "‹U+001B›")
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its tags, its texts, and the texts below each heading."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.source = file.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+        self.pres: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        self.text = " ".join(self.text.split())
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "wbr"):
+            self._open.append(tag)
+        if tag in ("h2", "pre"):
+            (self.headings if tag == "h2" else self.pres).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data if data.startswith("_") or self.text.endswith("_") else f" {data}"
+        for tag, texts in (("h2", self.headings), ("pre", self.pres)):
+            if tag in self._open:
+                texts[-1] += data
+
+
+def answers(scores: list[float], text: str) -> list[dict[str, Any]]:
+    return [
+        {"id": f"q{n}", "score": s, "prompt": f"Ask {n} {text}", "wanted": f"want {n}", "answer": f"say {n} {s} {text}",
+         "stopped": n != 1}
+        for n, s in enumerate(scores)
+    ]  # fmt: skip
+
+
+def measured(scores: list[float], loss: float, text: str = "") -> Evaluation:
+    rows = {"test_exact_match": answers(scores, text)}
+    figures = {"held_out_loss": loss, "test_exact_match": sum(scores) / len(scores), "test_rows": len(scores)}
+    return Evaluation(figures, rows, rows["test_exact_match"][:2])
+
+
+BEFORE = [0.0] * 6 + [1.0] * 6
+AFTER = [1.0] * 6 + [1.0] * 5 + [0.0]
+
+
+def reported(tmp_path: Path, recipe: str = "lora_sft", before: Any = None, after: Any = None, **more: Any) -> RunFolder:
+    """A folder as a run leaves it, with its report."""
+    folder = tmp_path / "a run's folder"
+    cfg = compose_config(recipe, ["model=tiny"])
+    run = RunFolder(folder, cfg, finished=False)
+    for name, tensors in (
+        ("adapter", {"a": np.zeros((4, 25), np.float32)}),
+        ("export/merged", {"w": np.zeros((10, 50), np.float16), "b": np.zeros(500, np.float16)}),
+    ):
+        (folder / name).mkdir(parents=True)
+        save_file(tensors, folder / name / "model.safetensors")
+        run.result.artifacts[name.rpartition("/")[2]] = name
+    lines = [{"step": n, "loss": 3.5 / n, "epoch": 0.1} for n in range(1, 31)]
+    lines = [{"step": 0, "held_out_loss": 3.25}, *lines, {"step": 30, "held_out_loss": 1.75}]
+    run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    before = measured(BEFORE, 3.25) if before is None else before
+    after = measured(AFTER, 1.75) if after is None else after
+    counts = {"rows_read": 1234, "rows": 1230, "tokens": 56789}
+    run.inputs = {str(tmp_path / "rows_of_mine.jsonl"): "0123456789abcdef" * 4}
+    run.result.headline = {"name": "test_exact_match", "before": 0.5, "after": 11 / 12}
+    run.result.metrics = {
+        "steps": 30, "train_loss_first": 3.5, "train_loss_last": 0.117, "data": {"training": counts},
+        "weights": {"total": 1100, "trainable": 100, "adapted_layers": 7},
+        "export": {"export_kl": 0.0123, "held_out_loss": 1.76},
+    }  # fmt: skip
+    run.result.seconds, run.result.peak_memory_mb = {"load": 1.5, "train": 1200.25}, 4321.0
+    for key, value in more.items():
+        setattr(run.result, key, value)
+    write_report(
+        cfg, run, "trained: 100 of 1,100 weights", before, after, ["a note on rows"], ["✓ stop: <eos> trained"]
+    )
+    return run
+
+
+def tokens_of(file: Path) -> list[Token]:
+    parsed = MarkdownIt("commonmark").enable("table").parse(file.read_text(encoding="utf-8"))
+    return [t for token in parsed for t in (token, *(token.children or ()))]
+
+
+def texts_of(tokens: list[Token]) -> list[str]:
+    return [t.content for t in tokens if t.type in ("text", "code_inline", "fence")]
+
+
+def test_both_say_the_same_in_the_same_order(tmp_path: Path) -> None:
+    run = reported(tmp_path)
+    page, tokens = Page(run.report.with_suffix(".html")), tokens_of(run.report)
+    titles = [tokens[n + 1].content for n, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
+    assert titles == page.headings and titles == [
+        "Before and after", "Losses and figures over the steps", "Answers", "Rows that changed", "From what",
+        "Rows and tokens", "What to know of the rows", "What was trained", "Checked before training",
+        "The exported model against the trained one", "What it took", "What is here", "How to use it",
+        "How to repeat it",
+    ]  # fmt: skip
+    for text in texts_of(tokens):
+        if text in ("prompt", "wanted", "before", "after", "–", "-") or "over the optimizer steps" in text:
+            continue  # the page says these beside each answer, or draws them
+        for word in re.findall(r"[^\s()]*\d[^\s()]*", text.replace("⏎", " ")):
+            assert word in page.text, text
+
+
+def test_the_figures(tmp_path: Path) -> None:
+    """6 and 11 of 12: Wilson; Bonett and Price's 5/14 ± 1.96 √((9/14 - (5/14)²) / 14); McNemar's p = 2 · 8/2^7."""
+    run = reported(tmp_path)
+    text, page = run.report.read_text("utf-8"), Page(run.report.with_suffix(".html"))
+    assert "**test_exact_match: 50.0% (25.4–74.6) → 91.7% (64.6–98.5)**" in text
+    assert "+41.7 points (−1.9 to +73.3): not told apart, on 12 rows" in text
+    assert "+41.7 points (−1.9 to +73.3): not told apart, on 12 rows" in page.text
+    assert "| 6 / 1 / 5 |" in text and "6 / 1 / 5" in page.text
+    assert "test_exact_match: 6 of 12 rows became right, 1 became wrong." in text
+    assert "Became right, 5 of 6:" in text and "Became wrong:" in text
+    assert "| 1,234 |" in text and "4,321 MiB" in text and "| together | 1,201.8 s |" in text
+    assert "| export kl | – | 0.0123 |" in text and "| held out loss | 1.75 | 1.76 |" in text
+    assert "0123456789abcdef" in text and "rows_of_mine.jsonl" in text
+    assert "| adapter | `adapter` |" in text and "| 100 | 32.00 | 20.0% |" in text  # 400 of 2 · 1000 bytes
+    assert "| 1,000 | 16.00 | 100.0% |" in text
+    assert "✓ Ask" not in text and "✗ say 0 0.0" in text and "✓ say 0 1.0" in text and "(cut off)" in text
+    assert "after, right, cut off" in page.text and "before, wrong" in page.text
+    # The intervals are drawn, and the curves
+    assert "before 50.0% (25.4–74.6); after 91.7% (64.6–98.5)" in page.source
+    assert page.source.count('class="plot"') == 2 and (run.path / "loss.png").stat().st_size > 5000
+    assert "training, running mean" in page.text
+
+
+def test_nothing_is_loaded_or_run(tmp_path: Path) -> None:
+    run = reported(tmp_path)
+    page = Page(run.report.with_suffix(".html"))
+    assert PAGE_MARK in page.source and "default-src 'none'; style-src 'unsafe-inline'" in page.source
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "a", "image"})
+    for _, attributes in page.tags:
+        assert not {"src", "srcset", "href", "xlink:href", "onclick", "onload"} & set(attributes)
+    style = page.source[page.source.index("<style>") : page.source.index("</style>")]
+    assert "prefers-color-scheme: dark" in style and "url(" not in style and "@import" not in style
+    used = set(re.findall(r"var\((--[a-z-]+)\)", style))
+    assert used and all(f"{name}:" in style for name in used)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    classes = {name for _, a in page.tags for name in (a.get("class") or "").split()}
+    plain = {
+        "texts",
+        "answers",
+        "headline",
+        "values",
+        "charts",
+        "curves",
+        "plot",
+        "names",
+        "code",
+        "row",
+        "ask",
+        "sign",
+    }
+    assert classes >= plain and all(f".{name}" in style for name in plain)
+
+
+def test_texts_stay_texts(tmp_path: Path) -> None:
+    """Whatever models, rows, files and evaluators say."""
+    run = reported(
+        tmp_path, before=measured(BEFORE, 3.0, EVIL), after=measured(AFTER, 1.5, EVIL),
+        failures={f"after: {EVIL}": EVIL},
+    )  # fmt: skip
+    page, tokens = Page(run.report.with_suffix(".html")), tokens_of(run.report)
+    assert "script" not in {tag for tag, _ in page.tags} and "\u202e" not in page.source and "\x1b" not in page.source
+    assert [pre.strip("\n") for pre in page.pres].count(f"Ask 0 {SEEN}") == 2  # a sample, and a row that changed
+    assert not {t.type for t in tokens} & {"html_block", "html_inline", "link_open"}
+    assert [t.attrs["src"] for t in tokens if t.type == "image"] == ["loss.png"]
+    assert len([t for t in tokens if t.type == "heading_open"]) == 1 + len(page.headings)
+    shown = " ".join(SEEN.replace("\n", "⏎").split())
+    cells = ["".join(c.content for c in t.children or ()) for t in tokens if t.type == "inline"]
+    assert f"Ask 0 {shown}" in cells and f"✓ say 0 1.0 {shown}" in cells and f"after: {shown}: {shown}" in cells
+    assert "✓ stop: <eos> trained" in cells
+
+
+def test_failures_stand_at_the_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = reported(tmp_path, failures={"after: lm_eval": "OSError: no such task", "step 5: answers": "ValueError: x"})
+    page, text = Page(run.report.with_suffix(".html")), run.report.read_text("utf-8")
+    assert page.headings[0] == "What could not be measured" and ("ul", {"class": "bad"}) in page.tags
+    assert "- after: lm\\_eval: OSError" not in text and "- after: lm_eval: OSError: no such task" in text
+    assert "step 5: answers: ValueError: x" in page.text
+    say_end(run, measured(BEFORE, 3.25), measured(AFTER, 1.75), None)
+    assert "not measured: after: lm_eval: OSError: no such task" in capsys.readouterr().out
+
+
+def test_a_measurement_alone(tmp_path: Path) -> None:
+    """As `recipe=evaluate` leaves it: no training, no artifacts, one value a figure."""
+    run = reported(tmp_path / "whole")
+    metrics = {"after": {}, "data": {"held_out": {"rows": 3}}}
+    headline = {"name": "test_exact_match", "after": 11 / 12}
+    more = {"metrics": metrics, "artifacts": {}, "headline": headline, "peak_memory_mb": None}
+    run = reported(tmp_path, "evaluate", before=Evaluation(), after=measured(AFTER, 1.75), **more)
+    text = run.report.read_text("utf-8")
+    assert "**test_exact_match: 91.7% (64.6–98.5)**" in text and "## Figures" in text
+    assert "Before and after" not in text and "How to use" not in text and "optimizer steps |" not in text
+    assert "| prompt | wanted | answer |" in text and "train.jsonl" not in text and "difference" not in text
+
+
+def test_nothing_was_measured(tmp_path: Path) -> None:
+    """eval=none: the training loss is the headline."""
+    headline = {"name": "train_loss", "before": 3.5, "after": 0.117}
+    run = reported(tmp_path, before=Evaluation(), after=Evaluation(), headline=headline)
+    page, text = Page(run.report.with_suffix(".html")), run.report.read_text("utf-8")
+    assert "**train_loss: 3.5 → 0.117**" in text and "3.5" in page.text and "Figures" not in page.headings
+
+
+def test_an_unwritable_folder_is_said(tmp_path: Path) -> None:
+    run = reported(tmp_path)
+    run.report.unlink()
+    run.report.mkdir()
+    with pytest.raises(RunError, match=r"report.md: the report can't be written"):
+        write_report(run.cfg, run, "", Evaluation(), Evaluation())
+
+
+def test_the_lines_to_copy(tmp_path: Path) -> None:
+    """Paths with blanks and quotes survive Python and the shell."""
+    run = reported(tmp_path)
+    fences = [t for t in tokens_of(run.report) if t.type == "fence"]
+    folders = [
+        node.value.value
+        for fence in fences
+        if fence.info == "python"
+        for node in ast.walk(ast.parse(fence.content))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    ]
+    assert folders == [str(run.path / "export" / "merged"), str(run.path / "adapter")]
+    words = [shlex.split(line) for fence in fences if fence.info == "bash" for line in fence.content.splitlines()]
+    assert ["python", "-m", "gemma_tune", "recipe=chat", f"model.model_name_or_path={run.path}"] in words
+    assert ["python", "-m", "gemma_tune", f"rerun={run.path / 'config.yaml'}", "output_dir=another_folder"] in words
+    assert [t.strip("\n") for t in Page(run.report.with_suffix(".html")).pres if "import" in t] == [
+        fence.content.strip("\n") for fence in fences if fence.info == "python"
+    ]
+
+
+def test_sizes(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    size = size_of(tmp_path)
+    assert (size.stored, size.weights) == (3 * 5 * 4 + 7 * 2, 22)
+    assert size.total == 2 + (tmp_path / "model.safetensors").stat().st_size
+    save_file({"packed": np.zeros((4, 8), np.int32), "scale": np.zeros(4, np.float16)}, tmp_path / "packed.safetensors")
+    size = size_of(tmp_path / "packed.safetensors")
+    assert (size.stored, size.weights) == (4 * 8 * 4 + 8, None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" * 10)
+    assert (size_of(tmp_path / "model.gguf").stored, size_of(tmp_path / "model.gguf").weights) == (40, None)
+    for count, said in ((0, "0 B"), (999, "999 B"), (1000, "1 kB"), (10_300_000, "10.3 MB"), (2.5e12, "2.5 TB")):
+        assert bytes_text(count) == said
+
+
+def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = reported(tmp_path)
+    before, after = measured(BEFORE, 3.25, "\x1b[31m"), measured(AFTER, 1.75, "\x1b[31m")
+    monkeypatch.setenv("COLUMNS", "110")
+    say_end(run, before, after, "W&B: here")
+    said = capsys.readouterr().out
+    assert re.search(
+        r"test exact match +50\.0% \(25\.4–74\.6\) +91\.7% \(64\.6–98\.5\) +\+41\.7 \(−1\.9 to \+73\.3\)", said
+    )
+    assert "test_exact_match: 6 of 12 rows became right, 1 became wrong" in said and "W&B: here" in said
+    assert "report.html" in said and "\x1b[31m" not in said and "‹U+001B›" in said
+    monkeypatch.setenv("COLUMNS", "70")
+    say_end(run, before, after, None)
+    said = capsys.readouterr().out
+    assert re.search(
+        r"test exact match +50\.0% +91\.7% +\+41\.7 *\n +\(25\.4–74\.6\) +\(64\.6–98\.5\) +\(−1\.9 to", said
+    )
+    say_end(run, Evaluation(), Evaluation(), None)
+    assert re.search(r"test exact match +0\.5|test exact match +50", capsys.readouterr().out)
