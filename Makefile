@@ -17,7 +17,7 @@ setup: .venv/.done ## Make .venv with everything in it
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf]'
 	@touch $@
 
 run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three minutes

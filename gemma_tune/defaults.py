@@ -18,7 +18,10 @@ _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
 _RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
 _BATCH, _BATCH_PACKED, _BATCH_NARROW = 8, 2, 4
 _ANSWERED, _ANSWERED_NARROW = 8, 64
-_TRAIN_NOTHING = ("chat", "evaluate", "compare")
+_TRAIN_NOTHING = ("chat", "evaluate", "compare", "export")
+_IN_FLOAT32 = ("qat", "export")
+_RATE_GRID, _RATE_GRID_NARROW = 1e-5, 1e-4
+_RATE_GRID_ADAPTERS, _RATE_GRID_ADAPTERS_NARROW = 1e-4, 1e-3
 # So that a model of 4B doesn't answer for an hour before it is trained.
 _ANSWERS = 200
 
@@ -33,7 +36,8 @@ def fill_in(cfg: Config) -> None:
     every_weight = cfg.adapter.peft_type == "none"
     narrow = all(_width(model) < NARROW for model in _models(cfg))
     if cfg.model.dtype is None:
-        cfg.model.dtype = "float32" if every_weight and cfg.method not in _TRAIN_NOTHING else "bfloat16"
+        trains_all = every_weight and cfg.method not in _TRAIN_NOTHING
+        cfg.model.dtype = "float32" if trains_all or cfg.method in _IN_FLOAT32 else "bfloat16"
     if cfg.eval.batch_size is None:
         cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
     if cfg.eval.max_samples is None and not narrow:
@@ -41,7 +45,11 @@ def fill_in(cfg: Config) -> None:
     if cfg.method in _TRAIN_NOTHING:
         return
     if cfg.train.learning_rate is None:
-        if every_weight:
+        if cfg.method == "qat" and every_weight:
+            cfg.train.learning_rate = _RATE_GRID_NARROW if narrow else _RATE_GRID
+        elif cfg.method == "qat":
+            cfg.train.learning_rate = _RATE_GRID_ADAPTERS_NARROW if narrow else _RATE_GRID_ADAPTERS
+        elif every_weight:
             cfg.train.learning_rate = _RATE_ALL_NARROW if narrow else _RATE_ALL
         else:
             cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS

@@ -137,7 +137,7 @@ def run(cfg: Config) -> RunResult:
             with whole(folder.adapter) as written:
                 saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
-        if cfg.export.format == "merged":
+        if "merged" in cfg.export.formats:
             measure = partial(measurements.at, "export")
             reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
             with folder.timed("export"), whole(folder.export("merged")) as written:

@@ -55,8 +55,8 @@ def with_adapter(model: Any, layer: type[nn.Module] | None) -> Any:
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
     if layer is not None:
         config._register_custom_module({nn.Linear: layer})
-    adapted = get_peft_model(model, config)
     torch.manual_seed(2)
+    adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

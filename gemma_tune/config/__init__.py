@@ -16,6 +16,7 @@ from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import option
 from gemma_tune.config.preview import PreviewConfig
+from gemma_tune.config.quant import QuantConfig
 from gemma_tune.config.tracker import TrackerConfig
 from gemma_tune.config.train import TrainConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "ExportConfig",
     "ModelConfig",
     "PreviewConfig",
+    "QuantConfig",
     "TrackerConfig",
     "TrainConfig",
 ]
@@ -50,6 +52,7 @@ class Config:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)

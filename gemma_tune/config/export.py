@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from gemma_tune.config.option import option
 
+FORMATS = ("merged", "gguf", "w4a16")
+
 
 @dataclass
 class ExportConfig:
     """Names are those of `save_pretrained`, where it has one."""
 
-    format: str = option("merged", "merged: a plain Transformers folder.", choices=("none", "merged"))
+    formats: list[str] = option(
+        ["merged"],
+        "What is written: merged (a plain Transformers folder), and of models on a grid gguf (llama.cpp, Ollama) and "
+        "w4a16 (vLLM, compressed-tensors).",
+    )
     dtype: str = option("bfloat16", "Type of the exported weights.", choices=("bfloat16", "float32"))
     max_shard_size: str = option("5GB", "Largest file of the exported weights.")

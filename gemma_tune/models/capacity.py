@@ -180,7 +180,7 @@ def _run_bytes(cfg: Config, shape: Shape) -> float:
         checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
         # One more while the newest is written; with no limit at least that many are
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
-    if cfg.export.format == "merged":
+    if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
     return total
 

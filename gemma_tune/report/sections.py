@@ -96,6 +96,8 @@ def sections(told: Told) -> list[Section]:
         Section("What was trained", _trained(told)),
         Section("Checked before training", [Listing(told.checks)] if told.checks else []),
         Section("The exported model against the trained one", _export(told)),
+        Section("What the grid costs, and what training took back", _recovered(told)),
+        Section("The files against what was trained", _verified(told)),
         Section("What it took", _took(told)),
         Section("What is here", sizes(told.folder, told.metrics.get("weights"))),
         Section("How to use it", how_to_use(told.folder)),
@@ -252,6 +254,19 @@ def _export(told: Told) -> list[Block]:
         for name, value in measured.items()
     ]
     return [Table(["", "trained", "exported"], rows)]
+
+
+def _verified(told: Told) -> list[Block]:
+    """What was written on a grid, against what was trained."""
+    lines = told.metrics.get("verify", [])
+    rows = [[line["name"], line["must"], line["found"], line["verdict"]] for line in lines]
+    return [Table(["", "must", "found", ""], rows)] if rows else []
+
+
+def _recovered(told: Told) -> list[Block]:
+    """What the grid costs, and what training took back."""
+    quality = told.metrics.get("quality")
+    return [_pairs({name.replace("_", " "): f"{value:.4g}" for name, value in quality.items()})] if quality else []
 
 
 def _took(told: Told) -> list[Block]:

@@ -15,7 +15,8 @@ from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
 from gemma_tune.paths import looks_local, resolve
 from gemma_tune.strict.evaluators import evaluator_problems
-from gemma_tune.strict.measuring import compare_problems, evaluate_problems, holds_out, needs_rows
+from gemma_tune.strict.grid import grid_problems
+from gemma_tune.strict.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.strict.other_recipes import (
     build_tiny_problems,
     chat_problems,
@@ -92,7 +93,7 @@ def _data(cfg: Config) -> Iterator[str]:
             f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, FORMATS)}"
         )
-    yield from _sets(d, trains=cfg.method not in ("evaluate", "compare") or d.validation_split_percentage > 0)
+    yield from _sets(d, trains=cfg.method not in ("evaluate", "compare", "export") or d.validation_split_percentage > 0)
     named = d.named()
     for key, path in named.items():
         if not resolve(path).exists() and not glob.has_magic(path):
@@ -210,7 +211,7 @@ def _export(cfg: Config) -> Iterator[str]:
     if not re.fullmatch(r"\d+([KMGT]i?B)", cfg.export.max_shard_size):
         yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
     kept = cfg.train.save_steps or cfg.train.metric_for_best_model
-    if cfg.export.format == "none" and cfg.adapter.peft_type == "none" and not kept:
+    if not cfg.export.formats and cfg.adapter.peft_type == "none" and not kept:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
 
 
@@ -230,10 +231,12 @@ def cross_problems(cfg: Config) -> list[str]:
         groups += [_model, _data, _train, preview_problems]
     elif cfg.method == "build_tiny":  # needs no model
         groups += [build_tiny_problems, _data, _output_dir]
+    elif cfg.method == "export":
+        groups += [_model, export_problems, _data, grid_problems, _output_dir]
     elif cfg.method == "evaluate":
         groups += [_model, evaluate_problems, _data, evaluator_problems, _output_dir]
     elif cfg.method == "compare":
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:
-        groups += [_model, _adapter, _data, _train, evaluator_problems, _export, _output_dir]
+        groups += [_model, _adapter, _data, _train, evaluator_problems, grid_problems, _export, _output_dir]
     return [problem for group in groups for problem in group(cfg)]

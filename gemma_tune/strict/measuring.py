@@ -26,6 +26,11 @@ def evaluate_problems(cfg: Config) -> Iterator[str]:
     yield from _measures_nothing(cfg)
 
 
+def export_problems(cfg: Config) -> Iterator[str]:
+    """What `recipe=export` can't do."""
+    yield from _trains_nothing(cfg)
+
+
 def compare_problems(cfg: Config) -> Iterator[str]:
     """What `recipe=compare` can't do."""
     yield from _trains_nothing(cfg)

@@ -119,6 +119,9 @@ def _template(x: Looked) -> str:
 
 def _adapters(x: Looked) -> str:
     if x.cfg.adapter.peft_type == "none":
+        kept = x.model.get_input_embeddings().weight.numel() if x.cfg.method == "qat" else 0
+        if x.counts.trainable == x.counts.total - kept and kept:  # an embedding that is served in 16 bit
+            return f"none; {x.counts.trainable:,} weights are trained, all but the embedding"
         if x.counts.trainable != x.counts.total:
             raise Failed(
                 f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; full_sft trains all of them."

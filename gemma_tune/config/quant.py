@@ -1,0 +1,38 @@
+"""`quant=…`: the int4 grid that a model is trained for and exported on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemma_tune.config.option import option
+
+
+@dataclass
+class QuantConfig:
+    """docs/int4.md explains the grids."""
+
+    grid: str = option(
+        "none",
+        "Grid of the projections: q4_0 (scales of 5 bits: the same numbers in every file), q4_0_fp16 (llama.cpp's own "
+        "rule), q3_0 (3 bit, for trying).",
+        choices=("none", "q4_0", "q4_0_fp16", "q3_0"),
+    )
+    embedding: str = option(
+        "none", "Grid of the embedding and the head tied to it; none: 16 bit.", choices=("none", "q8_0", "q4_0")
+    )
+    cross_entropy: float = option(
+        0.0, "Share of cross-entropy in the loss; the rest is KL to the unquantised model.", at_least=0, at_most=1
+    )
+    teacher: str = option(
+        "cache",
+        "cache: the unquantised model's probabilities are computed once and kept on disk; live: at every step, by a "
+        "second copy of the model.",
+        choices=("cache", "live"),
+    )
+    teacher_top_k: int = option(64, "Probabilities kept a token, the largest ones; 6 bytes each.", at_least=1)
+    max_kl_samples: int = option(
+        64, "Held-out rows on which the distance from the unquantised model is measured.", at_least=1
+    )
+    teacher_folder: str | None = option(
+        None, "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder."
+    )

@@ -1,0 +1,210 @@
+"""`export=gguf`: one file for llama.cpp, Ollama and LM Studio, with the codes of the training forward in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    MODEL_ARCH,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    get_tensor_name_map,
+    size_label,
+)
+
+from gemma_tune.export.gguf_metadata import add_metadata
+from gemma_tune.export.gguf_tokenizer import add_tokenizer
+from gemma_tune.quant.grid import Encoded, Grid
+from gemma_tune.quant.plan import KEPT_16, Plan
+
+# By names of the language part, as Transformers has them. Values may be made when they are asked for: each is asked
+# for once, and let go when it is written.
+Tensors = Mapping[str, torch.Tensor | Encoded]
+
+_DENSE = {
+    torch.float32: GGMLQuantizationType.F32,
+    torch.float16: GGMLQuantizationType.F16,
+    torch.bfloat16: GGMLQuantizationType.BF16,
+}
+_FILE_TYPES = {
+    GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
+    GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
+    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
+    GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+    GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+def export(
+    weights: Tensors,
+    config: Any,
+    tokenizer: Any,
+    generation_config: Any,
+    types: Plan | torch.dtype,
+    file: Path,
+    *,
+    name: str,
+    license: str | None = None,
+    sixteen: torch.dtype = torch.bfloat16,
+) -> Path:
+    """Writes a complete GGUF file of a Gemma 3 language model, a tensor at a time.
+
+    Args:
+        weights: Every tensor of the language part: codes and scales of those that the plan has on a grid, floats of
+            the others. Of a tied head and embedding there is the embedding.
+        config: The model's configuration; of one with images its language part's is taken.
+        tokenizer: The tokenizer with the chat template that the model is served with.
+        generation_config: Stop tokens, and how answers are sampled.
+        types: The plan that the codes are of; or one float type for all but the norms, which are float32 always.
+        file: Where to write; it has this name once it is whole.
+        name: Of the model, for people.
+        license: Its licence, by the name that the Hub has for it.
+        sixteen: What the plan's 16 bit are.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: llama.cpp has no place for something in the configuration or the tokenizer.
+        ValueError: Tensors are missing, of another shape, or not as the plan says.
+    """
+    config = config.get_text_config()
+    shapes = dict(_shapes(config))
+    kinds = {n: _kind(n, types, sixteen) for n in shapes}
+    if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, "lm_head.weight"}):
+        raise ValueError(f"not the tensors of this model: {strange[:5]}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    writer = GGUFWriter(part, "gemma3")
+    try:
+        _describe(writer, shapes, kinds, name, license)
+        add_metadata(writer, config, generation_config)
+        stops = generation_config.eos_token_id
+        add_tokenizer(writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops)
+        names = get_tensor_name_map(MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+        for own, shape in shapes.items():
+            block, size = GGML_QUANT_SIZES[kinds[own]]
+            stored = names.get_name(own, try_suffixes=(".weight",))
+            n_bytes = int(np.prod(shape)) // block * size
+            writer.add_tensor_info(str(stored), shape, np.dtype(np.float32), n_bytes, raw_dtype=kinds[own])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for own, shape in shapes.items():
+            writer.write_tensor_data(_data(own, weights[own], shape, kinds[own]))
+        writer.close()
+        os.replace(part, file)
+    except BaseException:  # Ctrl-C, too
+        writer.close()
+        part.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _describe(
+    writer: GGUFWriter,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, GGMLQuantizationType],
+    name: str,
+    license: str | None,
+) -> None:
+    sizes = {n: int(np.prod(shape)) for n, shape in shapes.items()}
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_size_label(size_label(sum(sizes.values()), sum(sizes.values()), 0, 0))
+    if license:
+        writer.add_license(license)
+    # What the file is called after: the type of the projections
+    writer.add_file_type(_FILE_TYPES[kinds["model.layers.0.mlp.up_proj.weight"]])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+
+
+def _shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor of a Gemma 3 language part with its shape, in the order of the file."""
+    hidden, width, head = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    for i in range(config.num_hidden_layers):
+        for last, shape in {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "self_attn.q_norm": (head,),
+            "self_attn.k_norm": (head,),
+            "post_attention_layernorm": (hidden,),
+            "pre_feedforward_layernorm": (hidden,),
+            "mlp.gate_proj": (width, hidden),
+            "mlp.up_proj": (width, hidden),
+            "mlp.down_proj": (hidden, width),
+            "post_feedforward_layernorm": (hidden,),
+        }.items():
+            yield f"model.layers.{i}.{last}.weight", shape
+    yield "model.norm.weight", (hidden,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)
+
+
+def _is_norm(name: str) -> bool:
+    return name.removesuffix(".weight").endswith("norm")
+
+
+def _kind(name: str, types: Plan | torch.dtype, sixteen: torch.dtype) -> GGMLQuantizationType:
+    if _is_norm(name):
+        return GGMLQuantizationType.F32
+    if isinstance(types, torch.dtype):
+        return _DENSE[types]
+    if grid := types.grids.get(name):
+        return grid_type(grid)
+    return _DENSE[sixteen if types.kept[name] == KEPT_16 else torch.float32]
+
+
+def grid_type(grid: Grid) -> GGMLQuantizationType:
+    """The type whose blocks hold a grid's codes as they are."""
+    return GGMLQuantizationType.Q4_0 if grid.bits <= 4 else GGMLQuantizationType.Q8_0
+
+
+def _data(
+    name: str, weight: torch.Tensor | Encoded, shape: tuple[int, ...], kind: GGMLQuantizationType
+) -> np.ndarray[Any, Any]:
+    """A tensor's bytes."""
+    on_grid = kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
+    if on_grid != isinstance(weight, Encoded):
+        raise ValueError(f"{name}: the file has it as {kind.name}, and it was given as {type(weight).__name__}")
+    found = tuple((weight.codes if isinstance(weight, Encoded) else weight).shape)
+    if found != shape:
+        raise ValueError(f"{name}: its shape is {found}, and the configuration says {shape}")
+    if isinstance(weight, Encoded):
+        return _blocks(name, weight, kind)
+    weight = weight.detach().cpu()
+    if _is_norm(name):
+        weight = 1.0 + weight.float()  # llama.cpp multiplies by what is stored
+    weight = weight.to(next(dtype for dtype, dense in _DENSE.items() if dense == kind)).contiguous()
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{name}: {kind.name} can't hold its weights: infinity or NaN")
+    bits: np.ndarray[Any, Any] = (weight.view(torch.int16) if kind == GGMLQuantizationType.BF16 else weight).numpy()
+    return bits
+
+
+def _blocks(name: str, encoded: Encoded, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """Blocks of 32 codes behind a float16 scale; of Q4_0 byte j holds the codes j (low) and j + 16 (high), plus 8."""
+    codes = encoded.codes.cpu().unflatten(-1, (-1, GGML_QUANT_SIZES[kind][0])).numpy()
+    exact = encoded.scales.cpu()
+    scales = exact.half()
+    lowest, highest = (-8, 7) if kind == GGMLQuantizationType.Q4_0 else (-127, 127)
+    if not torch.equal(scales.float(), exact) or codes.min() < lowest or codes.max() > highest:
+        raise ValueError(f"{name}: {kind.name} can't hold its codes and scales")
+    if kind == GGMLQuantizationType.Q4_0:
+        nibbles = (codes + 8).astype(np.uint8)
+        codes = nibbles[..., :16] | nibbles[..., 16:] << 4
+    bits = scales.unsqueeze(-1).view(torch.uint8).numpy()
+    return np.concatenate([bits, codes.view(np.uint8)], axis=-1)

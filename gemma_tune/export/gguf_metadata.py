@@ -1,0 +1,83 @@
+"""What a GGUF file says of a Gemma 3 model beside its tensors: shape, attention, rotary embedding, sampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gguf import GGUFWriter, RopeScalingType
+
+from gemma_tune.errors import UserError
+
+# llama.cpp knows the 27B by its number of layers, and scales its queries by the width of a head's share.
+_LAYERS_27B = 62
+
+
+def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
+    """Writes the shape of the model, and how answers are sampled by default.
+
+    Args:
+        writer: Of the file.
+        config: Of the language part (`gemma3_text`).
+        generation: The generation config.
+
+    Raises:
+        UserError: llama.cpp computes something else than this configuration asks for.
+    """
+    check(config)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    full, local = (config.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
+    writer.add_rope_freq_base(full["rope_theta"])
+    writer.add_rope_freq_base_swa(local["rope_theta"])
+    if full["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(full["factor"])
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(_period(config.layer_types))
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if generation.do_sample:
+        writer.add_sampling_temp(1.0 if generation.temperature is None else generation.temperature)
+        if generation.top_k is not None:
+            writer.add_sampling_top_k(generation.top_k)
+        if generation.top_p is not None:
+            writer.add_sampling_top_p(generation.top_p)
+
+
+def check(config: Any) -> None:
+    """Raises UserError where llama.cpp computes something else than this configuration asks for."""
+    if config.model_type != "gemma3_text":
+        raise UserError(f"export=gguf is made for Gemma 3 today, and this model is {config.model_type}.")
+    large = config.num_hidden_layers == _LAYERS_27B
+    width = config.hidden_size // config.num_attention_heads if large else config.head_dim
+    full, local = (config.rope_parameters[kind]["rope_type"] for kind in ("full_attention", "sliding_attention"))
+    fits = {
+        "query_pre_attn_scalar": math.isclose(config.query_pre_attn_scalar, width),
+        "hidden_activation": config.hidden_activation == "gelu_pytorch_tanh",
+        "attention_bias": not config.attention_bias,
+        "attn_logit_softcapping": not config.attn_logit_softcapping,
+        "use_bidirectional_attention": not config.use_bidirectional_attention,
+        "rope_parameters": full in ("default", "linear") and local == "default",
+        "layer_types": _period(config.layer_types) > 1,
+    }
+    if refused := [f"{key}={getattr(config, key)!r}" for key, ok in fits.items() if not ok]:
+        raise UserError(
+            f"config.json: llama.cpp computes Gemma 3 otherwise than {', '.join(refused)} asks for, so no GGUF file "
+            "can hold this model; take export=merged."
+        )
+
+
+def _period(layer_types: list[str]) -> int:
+    """Every so many layers one has full attention, the last of each group; 0 where they stand in another order."""
+    full = [i for i, kind in enumerate(layer_types) if kind == "full_attention"]
+    period = full[0] + 1 if full else len(layer_types) + 1
+    return period if full == list(range(period - 1, len(layer_types), period)) else 0

@@ -1,0 +1,226 @@
+"""The check of an int4 export: what was written is, code for code, what the training forward used.
+
+docs/int4.md has the table; a line of it that fails raises `ArtifactDiffers`, which names the tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_tune.export.closeness import Closeness
+from gemma_tune.export.grid_files import Stored
+from gemma_tune.export.trained import Trained, decoded, weights_of
+from gemma_tune.export.verify import ArtifactDiffers, load_exported
+from gemma_tune.models.mode import evaluating
+from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.plan import Plan
+
+OK, WARN, FAIL, UNVERIFIED = "ok", "warn", "fail", "unverified"
+
+_MOST_KL, _MOST_LOGIT, POSITIONS = 1e-6, 1e-5, 512
+# llama.cpp rounds activations to 8 bit in its Q4_0 kernels: that line finds gross errors only.
+_WARN_KL, _FAIL_KL, _WARN_TOP1, _FAIL_TOP1 = 5e-4, 1e-2, 0.98, 0.90
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        name: What was checked.
+        must: What it must show.
+        found: What it showed.
+        verdict: `ok`, `warn`, `fail`, or `unverified` where it could not be checked.
+        problem: What is wrong, with the first tensor that is.
+    """
+
+    name: str
+    must: str
+    found: str
+    verdict: str
+    problem: str = ""
+
+
+def raise_failed(lines: Iterable[Line]) -> None:
+    """Raises `ArtifactDiffers` where a line failed, with what is wrong."""
+    if failed := [line for line in lines if line.verdict == FAIL]:
+        raise ArtifactDiffers(
+            "\n".join(f"{x.name}: must be {x.must}, found {x.found}. {x.problem}".rstrip() for x in failed)
+        )
+
+
+def forward_line(model: Any, trained: Trained, plan: Plan) -> Line:
+    """The weights that the forward computes with, against what the exporters are given: a model on its grid."""
+    tally = _Tally()
+    like = torch.empty(0, dtype=torch.float32)
+    with evaluating(model):
+        for name, weight, layer in weights_of(model):
+            used = weight.float() if layer is None else layer.forward_weight(like)
+            tally.add(_unlike(name, decoded(name, trained, plan), used.cpu()))
+    return tally.line("weights of the training forward", "those that are exported, to the bit")
+
+
+def stored_lines(what: str, stored: Iterable[tuple[str, Stored]], trained: Trained, plan: Plan) -> list[Line]:
+    """Holds a file against the trained model, tensor by tensor.
+
+    Args:
+        what: The format's name, for people.
+        stored: `read_folder` or `read_gguf`.
+        trained: Every tensor of the language part.
+        plan: Its plan.
+    """
+    codes, values, again = _Tally(), _Tally(), _Tally()
+    left = set(trained)
+    try:
+        for name, tensor in stored:
+            if name == "lm_head.weight" and name not in trained:  # tied, and stored once more
+                name = "model.embed_tokens.weight"
+            if name not in trained:
+                values.add(f"{name}: the trained model has no such tensor.")
+                continue
+            left.discard(name)
+            expected = trained[name]
+            values.add(_unlike(name, decoded(name, trained, plan) + tensor.added, tensor.values))
+            if isinstance(expected, Encoded) and tensor.encoded is not None:
+                codes.add(_other_codes(name, expected, tensor.encoded))
+                if tensor.same_again is not None and plan.grids[name].name.startswith("q4_0"):
+                    again.add("" if tensor.same_again else f"{name}: other bytes.")
+    except ArtifactDiffers as error:
+        values.add(str(error))
+    else:
+        for name in sorted(left):
+            values.add(f"{name}: it is not there.")
+    lines = [values.line(f"{what}: decoded weights", "those of the training forward, to the bit")]
+    if codes.total:
+        lines.insert(0, codes.line(f"{what}: codes and scales", "those of the training forward, 100 %"))
+    if again.total:
+        lines.append(again.line(f"{what}: re-quantised naively", "the same bytes"))
+    return lines
+
+
+class _Tally:
+    """Counts tensors, and keeps the first problem."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.problems: list[str] = []
+
+    def add(self, problem: str) -> None:
+        """One tensor, with what is wrong with it, or nothing."""
+        self.total += 1
+        self.problems += [problem] if problem else []
+
+    def line(self, name: str, must: str) -> Line:
+        """The line of the table."""
+        good = self.total - len(self.problems)
+        found = f"{good} of {self.total} tensors ({good / max(self.total, 1):.0%})"
+        return Line(name, must, found, FAIL if self.problems or not self.total else OK, "".join(self.problems[:1]))
+
+
+def _other_shape(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
+    if expected.shape == found.shape:
+        return ""
+    return f"{name}: its shape is {tuple(found.shape)}, and {tuple(expected.shape)} was trained."
+
+
+def _unlike(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
+    if problem := _other_shape(name, expected, found):
+        return problem
+    differ = int((expected != found).sum())
+    return f"{name}: {differ:,} of {expected.numel():,} weights differ." if differ else ""
+
+
+def _other_codes(name: str, expected: Encoded, found: Encoded) -> str:
+    if problem := _other_shape(name, expected.codes, found.codes):
+        return problem
+    codes, scales = (int((a != b).sum()) for a, b in zip(expected, found, strict=True))
+    total = expected.codes.numel()
+    return f"{name}: {codes:,} of {total:,} codes and {scales:,} scales differ." if codes or scales else ""
+
+
+def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequence[int]]) -> Line:
+    """Loads a folder with plain Transformers in float32 and compares logits with the trained model's own.
+
+    Args:
+        what: The format's name, for people.
+        folder: The folder.
+        model: The trained model.
+        rows: Token ids.
+    """
+    device = model.get_input_embeddings().weight.device
+    loaded = load_exported(folder, torch.float32, {"": str(device)})
+    worst, positions = torch.zeros((), device=device), 0
+    with in_float32(model), evaluating(model), evaluating(loaded):
+        for row in rows:
+            ids = torch.tensor([row], device=device)
+            difference = model(input_ids=ids).logits - loaded(input_ids=ids).logits
+            worst = torch.maximum(worst, difference.abs().max())  # keeps NaN
+            positions += len(row)
+    return Line(
+        f"{what} in Transformers, float32",
+        f"the trained model's logits within {_MOST_LOGIT:g}",
+        f"{worst.item():.2g} at {positions} positions",
+        OK if worst.item() <= _MOST_LOGIT else FAIL,
+    )
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """The model with every weight in float32, as the exports are compared; afterwards as it was."""
+    kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
+    embedding = model.get_input_embeddings()
+    scale = embedding.embed_scale.data
+    try:
+        if kept:
+            # bfloat16 has rounded it, too
+            embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        embedding.embed_scale.data = scale
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def exact_line(name: str, found: Closeness) -> Line:
+    """Of an engine that computes in float32: the control, and the same codes decoded into a float32 file."""
+    good = found.mean_kl <= _MOST_KL and not found.apart
+    return Line(
+        name,
+        f"KL at most {_MOST_KL:g}, the same best token beyond margins of 0.001",
+        _figures(found),
+        _at_least_ok(found) if good else FAIL,
+    )
+
+
+def gross_line(name: str, found: Closeness) -> Line:
+    """Of an engine that rounds activations, too."""
+    verdict = _at_least_ok(found)
+    if not found.mean_kl <= _WARN_KL or found.top1 < _WARN_TOP1:
+        verdict = WARN
+    if not found.mean_kl <= _FAIL_KL or found.top1 < _FAIL_TOP1:
+        verdict = FAIL
+    return Line(
+        name,
+        f"KL at most {_WARN_KL:g}, the same best token at {_WARN_TOP1:.0%} (fails at {_FAIL_KL:g}, {_FAIL_TOP1:.0%})",
+        _figures(found),
+        verdict,
+    )
+
+
+def _at_least_ok(found: Closeness) -> str:
+    return OK if found.positions >= POSITIONS else WARN
+
+
+def _figures(found: Closeness) -> str:
+    figures = f"KL {found.mean_kl:.2g}, the same best token at {found.top1:.2%} of {found.positions} positions"
+    if found.close:
+        figures += f" ({found.close} closer than the margin)"
+    return figures if found.positions >= POSITIONS else f"{figures}, fewer than {POSITIONS}"

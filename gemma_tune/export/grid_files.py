@@ -1,0 +1,154 @@
+"""Reads what the exporters wrote, a tensor at a time, with the formats' own libraries and none of our writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from compressed_tensors.quantization import QuantizationConfig
+from gguf import GGMLQuantizationType, GGUFReader
+from safetensors import SafetensorError, safe_open
+
+from gemma_tune.export.verify import ArtifactDiffers
+from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.quant.grid import Encoded
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file has it.
+
+    Attributes:
+        values: The numbers it stands for, float32.
+        encoded: Its codes and scales, or None where it is dense.
+        same_again: Whether the format's own library, given the values, quantises them to the same bytes; None where
+            the format doesn't quantise.
+        added: What the format adds to the weights (1 to a norm of Gemma 3 in GGUF).
+    """
+
+    values: torch.Tensor
+    encoded: Encoded | None = None
+    same_again: bool | None = None
+    added: float = 0.0
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, Stored]]:
+    """The language part of a Transformers folder, dense or packed, by its names there.
+
+    Raises:
+        ArtifactDiffers: A file that is no whole safetensors file, or a packed tensor without its parts.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = FAMILIES[config["model_type"]]
+    packing = _Packing(config) if "quantization_config" in config else None
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                yield from _tensors(stored, family, packing)
+        except SafetensorError as error:
+            raise ArtifactDiffers(f"{file}: {_cut(file) or f'it can not be read ({error}).'}") from error
+
+
+def _tensors(stored: Any, family: Family, packing: _Packing | None) -> Iterator[tuple[str, Stored]]:
+    for name in stored.keys():  # noqa: SIM118 (not a mapping)
+        if family.is_tower(name) or name.endswith(("_scale", "_shape")):
+            continue
+        own = family.language_name(name)
+        if not name.endswith("_packed"):
+            yield own, Stored(stored.get_tensor(name).float())
+            continue
+        own, stem = own.removesuffix("_packed"), name.removesuffix("_packed")
+        if packing is None:
+            raise ArtifactDiffers(f"{own}: it is packed, and config.json doesn't say how.")
+        yield own, packing.unpacked(own, *(stored.get_tensor(stem + end) for end in ("_packed", "_scale", "_shape")))
+
+
+class _Packing:
+    """How config.json says that weights are packed."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        (self.scheme,) = QuantizationConfig.model_validate(config["quantization_config"]).config_groups.values()
+        self.dtype = getattr(torch, config["dtype"])
+
+    def unpacked(self, name: str, packed: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> Stored:
+        """Decoded as Transformers does it, in the type that the folder names."""
+        bits = self.scheme.weights.num_bits
+        width = packed.shape[1] * 32 // bits
+        if shape.tolist() != [packed.shape[0], width] or scale.shape[1] * self.scheme.weights.group_size != width:
+            raise ArtifactDiffers(
+                f"{name}: its shape is said to be {tuple(shape.tolist())}, and it is packed as {tuple(packed.shape)} "
+                f"with scales {tuple(scale.shape)}."
+            )
+        parts = {"weight_packed": packed, "weight_scale": scale.to(self.dtype), "weight_shape": shape}
+        values = PackedQuantizationCompressor.decompress(parts, self.scheme)["weight"].float()
+        return Stored(values, Encoded(unpack_from_int32(packed, bits, torch.Size(shape.tolist())), scale.float()))
+
+
+def _cut(file: Path) -> str | None:
+    """Of a safetensors file that ends too early, which tensor is the first that it lacks bytes of."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:start])
+    except ValueError:
+        return None
+    ends = sorted((t["data_offsets"][1], name) for name, t in header.items() if name != "__metadata__")
+    lost = [name for end, name in ends if start + end > len(content)]
+    return f"it ends before {lost[0]} does ({len(lost)} tensors are cut off)." if lost else None
+
+
+class _WholeReader(GGUFReader):
+    """GGUF's reader; one that names the tensor where the file ends too early."""
+
+    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+        for field in fields:
+            _, name, _, dims, kind, offset = field.parts
+            block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind[0])]
+            if start_offs + int(offset[0]) + int(np.prod(dims)) // block * size > len(self.data):
+                raise ValueError(f"it ends before {bytes(name).decode()} does")
+        super()._build_tensors(start_offs, fields)
+
+
+def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a GGUF file of a Gemma 3, by their names in the language part where they have one there.
+
+    Args:
+        file: The file.
+        names: The language part's names.
+
+    Raises:
+        ArtifactDiffers: It is no whole GGUF file.
+    """
+    layers = 1 + max(int(n.split(".")[2]) for n in names if n.startswith("model.layers."))
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, layers)
+    own_names = {known.get_name(n, try_suffixes=(".weight",)): n for n in names}
+    try:
+        tensors = _WholeReader(file).tensors
+    except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError) as error:
+        raise ArtifactDiffers(f"{file}: it can't be read: {error}.") from error
+    for tensor in tensors:
+        yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor)
+
+
+def _from_gguf(tensor: Any) -> Stored:
+    kind, data = tensor.tensor_type, tensor.data
+    values = torch.from_numpy(np.array(gguf.quants.dequantize(data, kind), dtype=np.float32))
+    if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
+        return Stored(values, added=1.0 if "norm" in tensor.name else 0.0)
+    _, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.array(data).reshape(-1, size)
+    scales = torch.from_numpy(blocks[:, :2].copy().view(np.float16).astype(np.float32)).view(values.shape[0], -1)
+    codes = torch.from_numpy(blocks[:, 2:].copy())
+    if kind == GGMLQuantizationType.Q4_0:
+        codes = torch.cat([codes & 15, codes >> 4], dim=-1).to(torch.int8) - 8
+    codes = codes.view(torch.int8).view(values.shape[0], -1)
+    again = np.array_equal(gguf.quants.quantize(values.numpy(), kind), data)
+    return Stored(values, Encoded(codes, scales), again)

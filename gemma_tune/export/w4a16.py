@@ -1,0 +1,135 @@
+"""`export=w4a16`: int4 weights in blocks of 32 for vLLM and Transformers, in the format of compressed-tensors.
+
+https://docs.vllm.ai/en/latest/features/quantization/llm_compressor/int4.html, with blocks of 32 in place of 128.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import compressed_tensors
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.config import CompressionFormat
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    QuantizationStrategy,
+    QuantizationType,
+)
+
+from gemma_tune.config import ExportConfig
+from gemma_tune.errors import UserError
+from gemma_tune.export.dense import narrowest, write_folder
+from gemma_tune.export.trained import Trained, decoded
+from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.load import family_of
+from gemma_tune.models.source import Source
+from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.plan import Plan
+
+BITS, BLOCK = 4, 32
+
+
+def export(
+    trained: Trained, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
+) -> list[Path]:
+    """Writes the codes as they are, 8 in an int32, their scales, and every other tensor dense.
+
+    Weights that fit bfloat16 have bfloat16 scales. Those of llama.cpp's own rule don't: their scales are float16, and
+    the folder says that the model computes in float32, since bfloat16 would move them by up to 0.8 %.
+
+    Args:
+        trained: Every tensor of the language part (`trained_tensors`).
+        plan: The plan that its codes are of.
+        model: The trained model, or a PeftModel around it: its generation config.
+        tokenizer: The tokenizer with our template.
+        folder: Where to write.
+        options: `max_shard_size`.
+        source: What the model was loaded from.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: A grid whose codes have more than 4 bits, or whose blocks are no 32 wide.
+    """
+    packed = {name: tensor for name, tensor in trained.items() if isinstance(tensor, Encoded) and _is_projection(name)}
+    for name in packed:
+        grid = plan.grids[name]
+        if grid.bits > BITS or grid.block != BLOCK:
+            raise UserError(
+                f"export.formats: w4a16 holds codes of {BITS} bits in blocks of {BLOCK}, and {name} is on the grid "
+                f"{grid.name}: set quant.grid=q4_0, or leave w4a16 out."
+            )
+    narrow = all(narrowest(decoded(name, trained, plan)).dtype == torch.bfloat16 for name in plan.grids)
+    if not narrow:
+        print(
+            "w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which moves these weights by "
+            "up to 0.8 %; with quant.grid=q4_0 it serves what was trained.",
+            file=sys.stderr,
+        )
+    parts = {name: _parts(encoded, torch.bfloat16 if narrow else torch.float16) for name, encoded in packed.items()}
+    tensors = {n: parts[n]["_packed"] if n in parts else narrowest(decoded(n, trained, plan)) for n in trained}
+    return write_folder(
+        tensors,
+        torch.bfloat16 if narrow else torch.float32,
+        quantization_config(Checkpoint.of(source, family_of(source))),
+        model,
+        tokenizer,
+        folder,
+        options,
+        source,
+        parts,
+    )
+
+
+def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What config.json says of the weights, with all keys that llm-compressor writes."""
+    towers = [name for name in checkpoint.files if checkpoint.family.is_tower(name)]
+    described = QuantizationConfig(
+        config_groups={
+            "group_0": QuantizationScheme(
+                targets=["Linear"],
+                weights=QuantizationArgs(
+                    num_bits=BITS,
+                    type=QuantizationType.INT,
+                    symmetric=True,
+                    strategy=QuantizationStrategy.GROUP,
+                    group_size=BLOCK,
+                    dynamic=False,
+                ),
+                format=CompressionFormat.pack_quantized,
+            )
+        },
+        format=CompressionFormat.pack_quantized.value,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=_ignored(towers),
+    ).model_dump(mode="json")
+    return {"version": compressed_tensors.__version__, "sparsity_config": {}, "transform_config": {}, **described}
+
+
+def _ignored(towers: Iterable[str]) -> list[str]:
+    """Linear layers that stay dense. vLLM and Transformers put other words before a part's name."""
+    parts = sorted({name.removeprefix("model.").split(".")[0] for name in towers})
+    return ["lm_head" if not parts else "re:.*lm_head$", *(rf"re:.*{re.escape(part)}\." for part in parts)]
+
+
+def _is_projection(name: str) -> bool:
+    """Not the embedding and not the head, which are dense in this format."""
+    return ".layers." in name
+
+
+def _parts(encoded: Encoded, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
+    """One layer's tensors, by the ends of their names behind `.weight`."""
+    return {
+        "_packed": pack_to_int32(encoded.codes, BITS),
+        "_scale": encoded.scales.to(dtype),
+        "_shape": torch.tensor(encoded.codes.shape),
+    }

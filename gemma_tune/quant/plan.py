@@ -1,0 +1,106 @@
+"""Which tensor becomes what: the projections on the grid, the embedding as asked for, norms in float32."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.quant.grid import GRIDS, Grid
+
+KEPT_16, KEPT_32 = "16 bit", "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each tensor of a language part becomes.
+
+    Attributes:
+        grids: The grid of each tensor that is on one, by its name in the language part; of a tied head and embedding
+            there is one tensor, `model.embed_tokens.weight`.
+        kept: Of every other tensor `16 bit` or `float32`.
+        sizes: Weights of every tensor.
+    """
+
+    grids: Mapping[str, Grid]
+    kept: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+    def lines(self) -> list[str]:
+        """What becomes of what, a line a kind, for people."""
+        found: Counter[tuple[str, str]] = Counter()
+        weights: Counter[tuple[str, str]] = Counter()
+        for name in self.sizes:
+            what = self.grids[name].name if name in self.grids else self.kept[name]
+            kind = ".".join(part for part in name.split(".") if not part.isdigit())
+            found[kind, what] += 1
+            weights[kind, what] += self.sizes[name]
+        return [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
+
+    @property
+    def name(self) -> str:
+        """What the file is called: the grid of most of its weights."""
+        sizes: Counter[str] = Counter()
+        for tensor, grid in self.grids.items():
+            sizes[grid.name] += self.sizes[tensor]
+        return sizes.most_common(1)[0][0]
+
+    def as_dict(self) -> dict[str, str]:
+        """Tensor → what it becomes, for `quant_plan.json`."""
+        return {name: self.grids[name].name if name in self.grids else self.kept[name] for name in self.sizes}
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all weights."""
+        bits = {KEPT_16: 16.0, KEPT_32: 32.0}
+        total = sum(
+            n * (self.grids[name].bits_per_weight if name in self.grids else bits[self.kept[name]])
+            for name, n in self.sizes.items()
+        )
+        return total / sum(self.sizes.values())
+
+
+def plan_of(model: Any, grid: str, embedding: str | None) -> Plan:
+    """The plan of a language part.
+
+    Args:
+        model: The model without an adapter.
+        grid: Grid of the projections, a name of `GRIDS`.
+        embedding: Grid of the embedding (and the head tied to it); None keeps it in 16 bit.
+
+    Raises:
+        UserError: A width that is no multiple of the block, or a tensor that has no place in the plan.
+    """
+    family = FAMILIES[model.config.model_type]
+    grids: dict[str, Grid] = {}
+    kept: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    problems = []
+    reached = (name for name, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(name))
+    linear = {f"{name}.weight" for name in reached}
+    for name, parameter in model.named_parameters():  # a tied pair is named once
+        sizes[name] = parameter.numel()
+        if name in linear:
+            grids[name] = GRIDS[grid]
+        elif name == "model.embed_tokens.weight" or name == "lm_head.weight":
+            if embedding is None:
+                kept[name] = KEPT_16
+            else:
+                grids[name] = GRIDS[embedding]
+        elif parameter.ndim == 1 and "norm" in name:
+            kept[name] = KEPT_32
+        else:
+            problems.append(f"{name}: no plan says what this tensor becomes; int4 export is made for Gemma 3 today.")
+        if name in grids and parameter.shape[-1] % grids[name].block:
+            problems.append(
+                f"{name}: its width {parameter.shape[-1]} is no multiple of {grids[name].block}, so it can't be on the "
+                f"grid {grids[name].name}."
+            )
+    if problems:
+        raise UserError(*problems[:5])
+    return Plan(grids, kept, sizes)

@@ -1,0 +1,94 @@
+"""Training on the grid: the model's probabilities are drawn to those of the unquantised one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gemma_tune.chat import Rendered
+from gemma_tune.quant.fake import rounded_once
+from gemma_tune.quant.teacher import Logits, Targets, summed_divergence, summed_loss, top_targets
+from gemma_tune.train.trainer import GemmaSFTTrainer
+
+
+def head_of(base: Any) -> Logits:
+    """Hidden states to logits in float32, with the softcap of those families that have one."""
+    cap = base.config.get_text_config().final_logit_softcapping
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        found = base.lm_head(hidden).float()
+        return found if cap is None else torch.tanh(found / cap) * cap
+
+    return logits
+
+
+def trained_states(base: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states before each trained token, [N, H], and these tokens, [N]."""
+    given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+    hidden = base.model(**given, use_cache=False).last_hidden_state[:, :-1]
+    labels = inputs["labels"][:, 1:]
+    return hidden[labels != -100], labels[labels != -100]
+
+
+def targets_of(base: Any, row: Rendered, k: int) -> Targets:
+    """What a model says before each trained token of a row: its K largest probabilities."""
+    device = base.get_input_embeddings().weight.device
+    inputs = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
+    with torch.no_grad():
+        hidden, _ = trained_states(base, {name: value.to(device) for name, value in inputs.items()})
+        found = top_targets(hidden, head_of(base), k)
+    return Targets(found.ids.cpu(), found.log_probs.cpu())
+
+
+def rows_in(inputs: dict[str, Any]) -> list[Rendered]:
+    """The rows of a batch, in its order: without padding, and where rows were packed, each by itself."""
+    found = []
+    for i, ids in enumerate(inputs["input_ids"]):
+        labels = inputs["labels"][i]
+        if "position_ids" in inputs:
+            positions = inputs["position_ids"][i]
+            starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
+            # Padding at the end has the position 0, too, a token at a time
+            cuts = [(a, b) for a, b in itertools.pairwise(starts) if b > a]
+            found += [Rendered(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in cuts]
+        else:
+            n = int(inputs["attention_mask"][i].sum()) if "attention_mask" in inputs else len(ids)
+            found.append(Rendered(ids[:n].tolist(), labels[:n].tolist()))
+    return found
+
+
+class GridTrainer(GemmaSFTTrainer):
+    """GemmaSFTTrainer with KL to the unquantised model in place of cross-entropy.
+
+    Args:
+        teacher: Gives the targets of a row.
+        cross_entropy: Share of cross-entropy in the loss.
+    """
+
+    def __init__(
+        self, *args: Any, teacher: Callable[[Rendered], Targets], cross_entropy: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._teacher, self._cross_entropy = teacher, cross_entropy
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Nats a trained token of all forward passes of the step."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with rounded_once(base):
+            hidden, labels = trained_states(base, inputs)
+            logits = head_of(base)
+            total = hidden.new_zeros((), dtype=torch.float32)
+            if self._cross_entropy < 1:
+                found = [self._teacher(row) for row in rows_in(inputs) if row.trained_tokens]
+                targets = Targets(*(torch.cat(part).to(hidden.device) for part in zip(*found, strict=True)))
+                total = total + (1 - self._cross_entropy) * summed_divergence(hidden, logits, targets)
+            if self._cross_entropy > 0:
+                total = total + self._cross_entropy * summed_loss(hidden, logits, labels)
+        count = len(labels) if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+        return (loss, None) if return_outputs else loss

@@ -1,0 +1,54 @@
+"""Checks of `quant=…` and of what is exported on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gemma_tune.config import Config, QuantConfig
+from gemma_tune.config.export import FORMATS
+from gemma_tune.strict.suggest import did_you_mean
+
+_ON_GRID = ("qat", "export")
+
+
+def grid_problems(cfg: Config) -> Iterator[str]:
+    """What a run on a grid can't do, and what has no effect without one."""
+    q, a = cfg.quant, cfg.adapter
+    for name in cfg.export.formats:
+        if name not in FORMATS:
+            yield f"export.formats: there is no {name}; there are {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
+    if cfg.method not in _ON_GRID:
+        for key, default in vars(QuantConfig()).items():
+            if getattr(q, key) != default:
+                yield f"quant.{key} has no effect with recipe={cfg.recipe}; use recipe=qat or recipe=export."
+        for name in cfg.export.formats:
+            if name in FORMATS and name != "merged":
+                yield (
+                    f"export.formats={name} is written of models on a grid: use recipe=qat, or afterwards "
+                    "recipe=export model.model_name_or_path=RUN."
+                )
+        return
+    if q.grid == "none":
+        yield f"quant=none with recipe={cfg.recipe}: choose a grid, for example quant=q4_0."
+    if q.grid == "q3_0" and set(cfg.export.formats) - {"merged"}:
+        yield "quant.grid=q3_0 has no file format but merged; add export=merged."
+    if q.grid == "q4_0_fp16" and q.embedding != "none":
+        yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding's grids are those of q4_0; use quant.grid=q4_0."
+    if cfg.model.load_in_4bit:
+        yield f"model.load_in_4bit=true with recipe={cfg.recipe}: the grid rounds full weights; leave it out."
+    if cfg.method == "export":
+        for key, default in vars(QuantConfig()).items():
+            if key not in ("grid", "embedding") and getattr(q, key) != default:
+                yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."
+        if not cfg.export.formats:
+            yield "export.formats is empty, so there is nothing to do; choose export=int4, gguf, w4a16 or merged."
+        return
+    for key, value, wanted in (("lora_dropout", a.lora_dropout, 0.0), ("use_dora", a.use_dora, False)):
+        if a.peft_type != "none" and value != wanted:
+            yield f"adapter.{key}={value} with recipe=qat: the adapter is inside the quantiser; set it to {wanted}."
+    if a.peft_type != "none" and str(a.init_lora_weights).startswith(("pissa", "olora", "loftq")):
+        yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
+    if cfg.data.streaming:
+        yield "data.streaming=true with recipe=qat: what the teacher says is kept a row; leave it out."
+    if q.teacher == "live" and q.teacher_folder:
+        yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."

@@ -1,0 +1,149 @@
+"""Layers on the grid: what they compute, what they share, and that the adapter is inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from gemma_tune import UserError
+from gemma_tune.paths import ASSETS
+from gemma_tune.quant.fake import GridEmbedding, GridLinear, GridLora, layers_of, off_grid, put_on_grid, rounded_once
+from gemma_tune.quant.grid import GRIDS
+from gemma_tune.quant.plan import plan_of
+
+IDS = torch.tensor([[2, 100, 200, 300, 400, 500]])
+PROJECTIONS = 42  # six layers of seven
+
+
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32).eval()
+
+
+def on_grid(embedding: str | None = "q4_0") -> Any:
+    found = model()
+    put_on_grid(found, plan_of(found, "q4_0", embedding))
+    return found
+
+
+def logits(m: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = m(input_ids=IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("embedding", [None, "q8_0", "q4_0"])
+def test_the_forward_is_that_of_the_rounded_weights(embedding: str | None) -> None:
+    """Against plain Transformers with decode(encode(w)) written into its weights: to the bit."""
+    plain, ours = model(), on_grid(embedding)
+    plan = plan_of(plain, "q4_0", embedding)
+    assert len(plan.grids) == PROJECTIONS + (embedding is not None)
+    with torch.no_grad():
+        for name, grid in plan.grids.items():
+            weight = plain.get_parameter(name)
+            weight.copy_(grid.decode(grid.encode(weight)))
+    assert torch.equal(logits(plain), logits(ours))
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight
+
+
+def test_off_the_grid_it_is_the_model() -> None:
+    ours = on_grid()
+    with off_grid(ours):
+        assert torch.equal(logits(ours), logits(model()))
+    assert not torch.equal(logits(ours), logits(model()))
+
+
+def test_a_changed_weight_is_seen() -> None:
+    """In evaluation a layer is rounded once; not when its weight has changed since."""
+    ours = on_grid()
+    first = logits(ours)
+    with torch.no_grad():
+        ours.model.layers[2].mlp.up_proj.weight.add_(0.1)
+    assert not torch.equal(first, logits(ours))
+
+
+def test_head_and_embedding_stay_one() -> None:
+    ours = on_grid().train()
+    assert isinstance(ours.model.embed_tokens, GridEmbedding) and isinstance(ours.lm_head, GridLinear)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    assert len(layers_of(ours)) == PROJECTIONS + 1
+    alone, shared = [], []
+    for found, sharing in ((alone, False), (shared, True)):
+        ours.zero_grad()
+        if sharing:
+            with rounded_once(ours):
+                ours(input_ids=IDS, labels=IDS).loss.backward()
+        else:
+            ours(input_ids=IDS, labels=IDS).loss.backward()
+        found += [p.grad.clone() for p in ours.parameters()]
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(alone, shared, strict=True))
+    assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in alone)
+
+
+def adapted(rank: int = 4) -> Any:
+    base = model()
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    config._register_custom_module({nn.Linear: GridLora})
+    found = get_peft_model(base, config)
+    put_on_grid(found, plan_of_base())
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    return found
+
+
+def plan_of_base() -> Any:
+    return plan_of(model(), "q4_0", None)
+
+
+def test_the_adapter_is_inside_the_quantiser() -> None:
+    """round(W + s·B·A), by plain Transformers with that sum rounded into its weights; not round(W) + s·B·A."""
+    ours, plain = adapted(), model()
+    grid = GRIDS["q4_0"]
+    with torch.no_grad():
+        for name in plan_of_base().grids:
+            layer = ours.get_base_model().get_submodule(name.removesuffix(".weight"))
+            weight = plain.get_parameter(name).clone()
+            if isinstance(layer, GridLora):
+                weight += 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            plain.get_parameter(name).copy_(grid.decode(grid.encode(weight)))
+    assert torch.allclose(logits(ours), logits(plain), rtol=0, atol=2e-4)
+    agree = (layers_of(ours)["model.layers.0.self_attn.q_proj.weight"].forward_weight(torch.zeros(1))
+             == plain.model.layers[0].self_attn.q_proj.weight).float().mean()  # fmt: skip
+    assert agree > 0.999
+
+
+def test_what_is_trained_of_an_adapter() -> None:
+    ours = adapted().train()
+    ours(input_ids=IDS, labels=IDS).loss.backward()
+    trained = {n for n, p in ours.named_parameters() if p.grad is not None}
+    assert len(trained) == 2 * 12 and all("lora_" in n for n in trained)
+    assert len(layers_of(ours)) == PROJECTIONS
+
+
+def test_a_width_that_is_no_multiple_of_the_block() -> None:
+    found = model()
+    found.model.layers[1].mlp.up_proj = nn.Linear(40, 8, bias=False)
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight: its width 40 is no multiple of 32"):
+        plan_of(found, "q4_0", None)
+
+
+def test_a_tensor_that_nobody_planned() -> None:
+    found = model()
+    found.model.layers[1].extra = nn.Linear(32, 32, bias=False)
+    with pytest.raises(UserError, match=r"layers.1.extra.weight: no plan says what this tensor becomes"):
+        plan_of(found, "q4_0", None)
+
+
+def test_the_plan_in_words() -> None:
+    plan = plan_of(model(), "q4_0", "q8_0")
+    lines = plan.lines()
+    assert any(line.startswith("q4_0: model.layers.self_attn.q_proj.weight (6 × ") for line in lines)
+    assert any(line.startswith("q8_0: model.embed_tokens.weight (1 × ") for line in lines)
+    assert plan.as_dict()["model.norm.weight"] == "float32"
+    bits = sum(n * {"q4_0": 4.5, "q8_0": 8.5, "float32": 32.0}[plan.as_dict()[name]] for name, n in plan.sizes.items())
+    assert plan.bits_per_weight == pytest.approx(bits / sum(plan.sizes.values()))

@@ -1,0 +1,92 @@
+"""`recipe=qat` and `recipe=export`: from a model to files that were read back and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from short_runs import losses, short_run
+
+import gemma_tune
+from gemma_tune import UserError
+from gemma_tune.composition import compose_config
+from gemma_tune.paths import ASSETS
+
+SMALL = ["data.max_train_samples=8", "data.max_eval_samples=6", "quant.max_kl_samples=3", "eval.num_samples=0",
+         "train.per_device_train_batch_size=2"]  # fmt: skip
+HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
+
+
+def lines_of(folder: Path) -> dict[str, str]:
+    verify = json.loads((folder / "result.json").read_text("utf-8"))["metrics"]["verify"]
+    return {line["name"]: line["verdict"] for line in verify}
+
+
+@pytest.mark.parametrize(("adapter", "embedding"), [("none", "q4_0"), ("lora", "none")])
+def test_trained_and_written(adapter: str, embedding: str, tmp_path: Path) -> None:
+    """Every line of the check; and in adapter mode the adapter inside the quantiser."""
+    folder = tmp_path / "run"
+    words = [f"adapter={adapter}", f"quant.embedding={embedding}", "train.learning_rate=1e-3"]
+    result = short_run("qat", folder, *SMALL, *words, steps=2)
+    assert result.status == "finished" and set(result.artifacts) >= {"gguf", "w4a16", "merged"}
+    verdicts = lines_of(folder)
+    assert len(verdicts) == 12 and "fail" not in verdicts.values(), verdicts
+    if HAS_LLAMA_CPP:
+        assert "unverified" not in verdicts.values(), verdicts
+    quality = result.metrics["quality"]
+    assert quality["plain_kl"] > 0 and quality["trained_kl"] > 0 and "recovered_kl_low" in quality
+    plan = json.loads((folder / "quant_plan.json").read_text("utf-8"))
+    assert plan["model.layers.0.mlp.up_proj.weight"] == "q4_0"
+    assert plan["model.embed_tokens.weight"] == ("16 bit" if embedding == "none" else embedding)
+    assert (folder / "teacher" / "index.jsonl").is_file()
+    report = (folder / "report.md").read_text("utf-8")
+    assert "gguf: codes and scales" in report and "trained kl" in report
+
+
+def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
+    """The cache keeps float16: the losses are those of a live teacher within its rounding."""
+    for name in ("cache", "live"):
+        short_run("qat", tmp_path / name, *SMALL, f"quant.teacher={name}", "export=merged", steps=2)
+    assert losses(tmp_path / "cache") == pytest.approx(losses(tmp_path / "live"), rel=2e-2, abs=2e-5)
+
+
+def test_a_model_as_it_is(tmp_path: Path) -> None:
+    """Post-training quantisation, with llama.cpp's own grid."""
+    words = [
+        "quant=q4_0_fp16",
+        "export.formats=[w4a16,merged]",
+        "data.max_eval_samples=6",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    result = gemma_tune.run("export", words)
+    assert set(result.artifacts) == {"w4a16", "merged"}
+    assert set(lines_of(tmp_path / "run").values()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        ("qat", ["quant=none"], "quant=none with recipe=qat: choose a grid"),
+        ("qat", ["quant=q3_0"], "q3_0 has no file format but merged"),
+        ("qat", ["model.load_in_4bit=true", "adapter=lora"], "the grid rounds full weights"),
+        ("qat", ["adapter=dora"], "adapter.use_dora=True with recipe=qat"),
+        ("qat", ["adapter=lora", "adapter.lora_dropout=0.1"], "the adapter is inside the quantiser"),
+        ("lora_sft", ["quant=q4_0"], "quant.grid has no effect with recipe=lora_sft"),
+        ("lora_sft", ["export=gguf"], "is written of models on a grid"),
+        ("lora_sft", ["export.formats=[mergd]"], "Did you mean merged"),
+        ("export", ["export=none"], "nothing to do"),
+        ("export", ["train.learning_rate=1"], "train.learning_rate has no effect"),
+    ],
+)
+def test_mistakes(recipe: str, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose_config(recipe, words)
+
+
+def test_the_default_rates() -> None:
+    rates = [compose_config("qat", w).train.learning_rate for w in ([], ["adapter=lora"])]
+    assert rates == [1e-4, 1e-3]
+    assert compose_config("qat", ["adapter=lora"]).model.dtype == "float32"
+    assert (ASSETS / "tiny").is_dir()
