@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-gpu lint format docs figures figures-sample bench-rows bench-sft bench-packing clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample bench-rows bench-sft bench-packing clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -23,8 +23,11 @@ setup: .venv/.done ## Make .venv with everything in it
 run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three minutes
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
-test: .venv/.done ## Run every test that needs no GPU and no network
-	$(PYTEST) -n 2 --dist loadfile -m 'not gpu' tests
+test: .venv/.done ## Run every test that needs no GPU and no network, but for the slow ones
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not slow' tests
+
+test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, the best checkpoint, build_tiny
+	$(PYTEST) -n 2 --dist loadfile -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
 	$(PYTEST) -m gpu tests

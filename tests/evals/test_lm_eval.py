@@ -29,6 +29,8 @@ from gemma_tune.evals.outcome import Inputs, Outcome, mean
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 
+pytestmark = pytest.mark.slow  # `make test-slow`: together they take minutes
+
 TASKS = ("own_group", "own_say", "own_text")
 SETTINGS = {"plain": [], "chat": ["eval.lm_eval.apply_chat_template=true", "eval.lm_eval.num_fewshot=2"]}
 BATCH = 3

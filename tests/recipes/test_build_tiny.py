@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gemma_tune
 from gemma_tune.tiny.measure import LIMITS, TooWeak
 
+pytestmark = pytest.mark.slow  # `make test-slow`: together they take minutes
+
 
 def test_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)

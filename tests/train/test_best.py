@@ -12,6 +12,8 @@ from gemma_tune.config import TrainConfig
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.train.best import Ending, greater_is_better, why_not_best
 
+pytestmark = pytest.mark.slow  # `make test-slow`: together they take minutes
+
 
 @pytest.mark.parametrize(
     ("metric", "greater"),
