@@ -26,7 +26,7 @@ run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, i
 test: .venv/.done ## Run every test that needs no GPU and no network, but for the slow ones
 	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not slow' tests
 
-test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, the best checkpoint, build_tiny
+test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, long runs and texts, build_tiny
 	$(PYTEST) -n 2 --dist loadfile -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU

@@ -122,6 +122,7 @@ def adapter_answers(folder: Path, four_bit: bool, questions: Path) -> list[list[
     ],
     ids=["lora", "qlora", "dora", "qlora-dora"],
 )
+@pytest.mark.slow
 def test_merged_float32_answers_as_the_adapter(
     recipe: str, overrides: list[str], steps: int, bare_python: Path, questions: Path, tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ def test_a_file_that_lost_a_weight_is_an_error(tmp_path: Path) -> None:
         verify.verify_written(tmp_path, tensors | {"extra": tensors[name]})
 
 
+@pytest.mark.slow
 def test_continuing(tmp_path: Path) -> None:
     """A run folder, an adapter and a merged model can be trained on; another shape of adapter is refused."""
     first = tmp_path / "first"

@@ -138,6 +138,7 @@ def test_tool_calls(tmp_path: Path) -> None:
     assert [row["kind"] for row in rows] == ["wrong_count" if row["stopped"] else "cut_off" for row in rows]
 
 
+@pytest.mark.slow
 def test_long_texts(tmp_path: Path) -> None:
     """8,192 tokens go through the embedded model; that it was made for fewer is counted."""
     words = ["eval=long_context", "eval.long_context.lengths=[1024,8192]", "eval.long_context.num_samples=1"]
