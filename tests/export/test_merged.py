@@ -139,6 +139,7 @@ def test_merged_float32_answers_as_the_adapter(
         assert 0.05 < result.metrics["export"]["four_bit_gap"] < 0.15  # NF4 is about 14 % from these weights
 
 
+@pytest.mark.slow
 def test_full_merged_in_bfloat16(bare_python: Path, questions: Path, tmp_path: Path) -> None:
     """The default export of full fine-tuning: loads, stops, and the head stays the embedding."""
     short_run("full_sft", tmp_path / "run", *LONGER, f"data.train_file={repeated(tmp_path)}", steps=30)

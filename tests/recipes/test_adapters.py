@@ -42,6 +42,7 @@ def test_saved_adapter_is_the_trained_one(recipe: str, adapter: str, tmp_path: P
     assert (found - plain).abs().max() > 0.05  # the adapter does something
 
 
+@pytest.mark.slow
 def test_a_chain_of_pissa_runs_keeps_what_was_learned(tmp_path: Path) -> None:
     """A continued PiSSA adapter is a plain LoRA of twice the rank; nothing is subtracted a second time."""
     short_run("lora_sft", tmp_path / "one", "adapter=pissa", "adapter.r=4", "adapter.lora_alpha=8", steps=6)
@@ -126,6 +127,7 @@ def test_options_of_one_gpu_that_a_cpu_has(words: list[str], tmp_path: Path) -> 
     assert len(losses(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_checkpointing_moves_no_loss(tmp_path: Path) -> None:
     for name in ("false", "true"):
         short_run("lora_sft", tmp_path / name, *QUICK, f"train.gradient_checkpointing={name}")
