@@ -85,6 +85,7 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     e.tool_calls.answers_file = e.tool_calls.answers_file and absolute(e.tool_calls.answers_file)
     e.lm_eval.include_path = e.lm_eval.include_path and absolute(e.lm_eval.include_path)
     e.long_context.text_file = e.long_context.text_file and absolute(e.long_context.text_file)
+    cfg.quant.teacher_folder = cfg.quant.teacher_folder and absolute(cfg.quant.teacher_folder)
     if e.kl.reference and resolve(e.kl.reference).is_dir():
         e.kl.reference = absolute(e.kl.reference)
     cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]

@@ -38,6 +38,7 @@ def named_paths(cfg: Config) -> list[str]:
         e.tool_calls.answers_file,
         e.lm_eval.include_path,
         e.long_context.text_file,
+        cfg.quant.teacher_folder,
     ]
     return [name for name in found if name]
 

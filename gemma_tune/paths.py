@@ -20,6 +20,8 @@ def _shipped(inside_wheel: str, in_checkout: str) -> Path:
 
 CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
+# Where runs stand that were given no folder of their own
+RUNS = "runs"
 # Files that hold rows; each may be gzipped (.jsonl.gz).
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -54,10 +56,10 @@ def absolute(path: str) -> str:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a model's name means a folder: an existing one, or anything that is no `owner/name` of the Hub."""
+    """Whether a model's name means a folder: an existing one, one of `runs/`, or anything that is no `owner/name`."""
     if resolve(name).exists() or not _HUB_NAME.match(name):
         return True
-    return Path(name).parent.is_dir()
+    return Path(name).parent.is_dir() or Path(name).parts[0] == RUNS
 
 
 def folder_status(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.identity import as_one_run, identity, not_resumable, without_operational
 from gemma_tune.manifest import disk_is_full, file_digest, named_paths, write_json, write_manifest, write_whole
-from gemma_tune.paths import folder_status, resolve
+from gemma_tune.paths import RUNS, folder_status, resolve
 
 
 @dataclass
@@ -92,7 +92,7 @@ def folder_of(cfg: Config) -> Path:
     if cfg.output_dir:
         return Path(cfg.output_dir).expanduser()
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / f"{cfg.recipe}-{digest}"
+    return Path(RUNS) / f"{cfg.recipe}-{digest}"
 
 
 class RunFolder:

@@ -133,6 +133,17 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Text("The adapter, on its base model, with PEFT:"),
             Code(_ADAPTER.format(folder=str(folder.path / artifacts["adapter"])), "python"),
         ]
+    if "gguf" in artifacts:
+        place = folder.path / artifacts["gguf"]
+        file = next(place.glob("*.gguf"))
+        run = [f"llama-cli -m {shlex.quote(str(file))}", f"ollama create {file.stem} -f {place / 'Modelfile'}"]
+        blocks += [
+            Text("The GGUF file, with llama.cpp, where this run checked it, or Ollama:"),
+            Code("\n".join(run), "bash"),
+        ]
+    if "w4a16" in artifacts:
+        served = f"vllm serve {shlex.quote(str(folder.path / artifacts['w4a16']))}"
+        blocks += [Text("The int4 folder, with vLLM; this run loaded it with Transformers:"), Code(served, "bash")]
     if blocks:
         named = shlex.quote(f"model.model_name_or_path={folder.path}")
         lines = [f"python -m gemma_tune recipe={recipe} {named}" for recipe in ("chat", "evaluate")]

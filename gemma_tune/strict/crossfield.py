@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
-from gemma_tune.paths import looks_local, resolve
+from gemma_tune.paths import RUNS, looks_local, resolve
 from gemma_tune.strict.evaluators import evaluator_problems
 from gemma_tune.strict.grid import grid_problems
 from gemma_tune.strict.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
@@ -216,10 +216,10 @@ def _export(cfg: Config) -> Iterator[str]:
 
 
 def _output_dir(cfg: Config) -> Iterator[str]:
-    folder = Path(cfg.output_dir or "runs").expanduser().absolute()
+    folder = Path(cfg.output_dir or RUNS).expanduser().absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
     if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
-        yield f"output_dir={cfg.output_dir or 'runs'}: you have no right to write in {there}; name another folder."
+        yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."
 
 
 def cross_problems(cfg: Config) -> list[str]:

@@ -48,6 +48,8 @@ def grid_problems(cfg: Config) -> Iterator[str]:
             yield f"adapter.{key}={value} with recipe=qat: the adapter is inside the quantiser; set it to {wanted}."
     if a.peft_type != "none" and str(a.init_lora_weights).startswith(("pissa", "olora", "loftq")):
         yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
+    if not cfg.eval.before:
+        yield "eval.before=false has no effect with recipe=qat: what the grid costs is measured before; leave it out."
     if cfg.data.streaming:
         yield "data.streaming=true with recipe=qat: what the teacher says is kept a row; leave it out."
     if q.teacher == "live" and q.teacher_folder:

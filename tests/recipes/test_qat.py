@@ -43,6 +43,7 @@ def test_trained_and_written(adapter: str, embedding: str, tmp_path: Path) -> No
     assert (folder / "teacher" / "index.jsonl").is_file()
     report = (folder / "report.md").read_text("utf-8")
     assert "gguf: codes and scales" in report and "trained kl" in report
+    assert "llama-cli -m " in report and "vllm serve " in report
 
 
 def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
@@ -73,6 +74,8 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
         ("qat", ["model.load_in_4bit=true", "adapter=lora"], "the grid rounds full weights"),
         ("qat", ["adapter=dora"], "adapter.use_dora=True with recipe=qat"),
         ("qat", ["adapter=lora", "adapter.lora_dropout=0.1"], "the adapter is inside the quantiser"),
+        ("qat", ["eval.before=false"], "eval.before=false has no effect with recipe=qat"),
+        ("qat", ["model.model_name_or_path=runs/nope"], "there is no such"),
         ("lora_sft", ["quant=q4_0"], "quant.grid has no effect with recipe=lora_sft"),
         ("lora_sft", ["export=gguf"], "is written of models on a grid"),
         ("lora_sft", ["export.formats=[mergd]"], "Did you mean merged"),
