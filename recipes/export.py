@@ -34,7 +34,7 @@ def run(cfg: Config) -> RunResult:
     reset_peak(device)
     with folder.timed("load"):
         model = load_start(cfg.model, source, tokenizer).eval()
-        plan = plan_of(model, cfg.quant.grid, None if cfg.quant.embedding == "none" else cfg.quant.embedding)
+        plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
         put_on_grid(model, plan)
     with folder.recording():
         say(f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines())

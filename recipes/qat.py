@@ -72,9 +72,9 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("load"):
         base = load_start(cfg.model, source, tokenizer)
         check_vocabulary(base, [train.highest_id, held_out.highest_id])
-        plan = plan_of(base, cfg.quant.grid, None if cfg.quant.embedding == "none" else cfg.quant.embedding)
+        plan = plan_of(base, cfg.quant.grid, cfg.quant.embedding_grid)
         unquantised = copy.deepcopy(base).eval() if cfg.quant.teacher == "live" else None
-        weights = digest_of(base)
+        weights = digest_of(base) if cfg.quant.keeps_targets else ""  # as they are before an adapter is attached
         model = adapters.attach(base, cfg.adapter, replace(source, adapter=None), layer=GridLora)
         put_on_grid(model, plan)
     counts = adapters.count(model)
@@ -93,9 +93,11 @@ def run(cfg: Config) -> RunResult:
         trainer = sft_trainer(
             cfg, arguments, model, tokenizer, train, where, GridTrainer, teacher=teacher, cross_entropy=mix
         )
-        needs = estimate(cfg, shape, mixed, train.longest)["total"]
-        looked = Looked(cfg, model, tokenizer, train, counts, shape, trainer.model_accepts_loss_kwargs, (needs, free))
-        checks = preflight(looked)
+        memory = (estimate(cfg, shape, mixed, train.longest)["total"], free)
+        weighs_tokens = trainer.model_accepts_loss_kwargs
+        checks = preflight(
+            Looked(cfg, model, tokenizer, train, counts, shape, weighs_tokens, memory, frozen=plan.frozen)
+        )
 
     result = folder.result
     measurements = Measurements(cfg, evaluators, held_out, result)
@@ -109,14 +111,16 @@ def run(cfg: Config) -> RunResult:
         rows = list(held_out.rendered[: cfg.quant.max_kl_samples])
         with folder.timed("teacher"), off_grid(model), evaluating(model):
             said = held_out_targets(base, rows)
-            if cfg.quant.teacher == "cache" and mix < 1:
+            if cfg.quant.keeps_targets:
                 place = Path(cfg.quant.teacher_folder or folder.path / "teacher").expanduser()
                 cache = TeacherCache(place, cfg.quant.teacher_top_k, weights, digest_of_vocabulary(tokenizer))
                 fill(cache, train.rendered, lambda row: targets_of(base, row, cfg.quant.teacher_top_k))
         with folder.timed("evaluate"):
             with off_grid(model):
                 full = measurements.at("unquantised", model, tokenizer)
+            full.save(folder.evals, "unquantised")
             before = measurements.at("before", model, tokenizer)
+            before.save(folder.evals, "before")
             plain = row_divergences(base, rows, said)
         tracker.log({f"unquantised_{k}": v for k, v in full.figures.items()}, step=0, group="eval")
         tracker.log(before.figures, step=0, group="eval")
@@ -136,12 +140,10 @@ def run(cfg: Config) -> RunResult:
 
         with folder.timed("evaluate"):
             after = measurements.at("after", model, tokenizer)
+            after.save(folder.evals, "after")
             trained = row_divergences(base, rows, said)
         tracker.log(after.figures, step=ending.kept, group="eval")
         tracker.log_samples(before.answers, after.answers, step=ending.steps)
-        full.save(folder.evals, "unquantised")
-        before.save(folder.evals, "before")
-        after.save(folder.evals, "after")
 
         if cfg.adapter.peft_type != "none":
             with whole(folder.adapter) as written:

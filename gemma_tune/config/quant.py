@@ -36,3 +36,13 @@ class QuantConfig:
     teacher_folder: str | None = option(
         None, "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder."
     )
+
+    @property
+    def embedding_grid(self) -> str | None:
+        """The grid of the embedding, or None where it is kept in 16 bit."""
+        return None if self.embedding == "none" else self.embedding
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether the unquantised model's probabilities are kept on disk: a loss of cross-entropy alone needs none."""
+        return self.teacher == "cache" and self.cross_entropy < 1

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.evals.generate import greedy_answers
+from gemma_tune.models.language import head_of, language_part
 from gemma_tune.models.mode import evaluating
 
 # Logits of so many positions stand in memory at once: 256 × 262,144 × 4 bytes = 256 MiB.
@@ -87,7 +88,7 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
         batch_size: Rows of one forward pass; rows of like length go together.
         name: What the progress bar says.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = language_part(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))  # little padding
     found = [0.0] * len(rows)
     with evaluating(model):
@@ -113,12 +114,8 @@ def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[flo
     counts = targets != -100
     rows = counts.nonzero()[:, 0].cpu()  # [N]
     hidden, targets = hidden.last_hidden_state[:, :-1][counts], targets[counts]  # [N, H], [N]
-    cap = base.config.get_text_config().final_logit_softcapping
-    losses = []
+    logits, losses = head_of(base), []
     for h, t in zip(hidden.split(_POSITIONS), targets.split(_POSITIONS), strict=True):
-        logits = base.lm_head(h).float()
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        losses.append(functional.cross_entropy(logits, t, reduction="none").double().cpu())
+        losses.append(functional.cross_entropy(logits(h), t, reduction="none").double().cpu())
     sums = torch.zeros(len(batch), dtype=torch.float64)
     return list(sums.index_add(0, rows, torch.cat(losses)).tolist())

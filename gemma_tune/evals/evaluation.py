@@ -205,9 +205,3 @@ def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
     if "long_context" in chosen:
         found["eval.long_context.max_new_tokens"] = e.long_context.max_new_tokens
     return found
-
-
-def side_by_side(before: Evaluation, after: Evaluation) -> list[tuple[str, Row]]:
-    """The answer before (empty where there was none) and the row after, of the answers to read."""
-    said = {row["id"]: row["answer"] for row in before.answers}
-    return [(said.get(row["id"], ""), row) for row in after.answers]

@@ -11,6 +11,7 @@ from gemma_tune.data.dataset import Rows
 from gemma_tune.evals.engine import TransformersEngine
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, with_samples
 from gemma_tune.evals.outcome import Evaluator
+from gemma_tune.models.language import language_part
 from gemma_tune.models.mode import attention, evaluating
 from gemma_tune.runfolder import RunResult
 from gemma_tune.tracking import Tracker
@@ -61,7 +62,7 @@ class Measurements:
             The figures; those that are no number as NaN.
         """
         chosen = {name: self._evaluators[name] for name in self._cfg.eval.while_training}
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = language_part(model)
         with attention(base, kernel or base.config._attn_implementation):
             found = evaluate(chosen, self._engine(model, tokenizer), self._cfg.eval.max_samples_while_training)
         self._note(f"step {step}", found)

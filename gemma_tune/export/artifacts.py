@@ -65,7 +65,10 @@ def export_all(
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         with folder.timed("export"), whole(folder.export(name)) as written:
-            _write(cfg, written, model, tokenizer, source, plan, trained)
+            if name == "gguf":
+                _write_gguf(Path(cfg.model.model_name_or_path).name, written, model, tokenizer, plan, trained)
+            else:
+                _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
         with folder.timed("verify"):
             lines += _check(name, folder, model, tokenizer, plan, trained, ids)
@@ -85,15 +88,8 @@ def some_rows(parts: Sequence[Rows]) -> list[list[int]]:
     return found
 
 
-def _write(
-    cfg: Config, written: Path, model: Any, tokenizer: Any, source: Source, plan: Plan, trained: Trained
-) -> None:
-    name = written.name.removesuffix(".part")
-    if name != "gguf":
-        _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
-        return
+def _write_gguf(title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: Trained) -> None:
     written.mkdir(parents=True)
-    title = Path(cfg.model.model_name_or_path).name
     config, generation = model.config.get_text_config(), model.generation_config
     file = gguf.export(trained, config, tokenizer, generation, plan, written / f"{title}-{plan.name}.gguf", name=title)
     text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
@@ -115,7 +111,9 @@ def _check(
 
 
 def say_lines(lines: Sequence[Line]) -> None:
-    """Prints the table of the check."""
+    """Prints the table of the check; nothing where nothing was written."""
+    if not lines:
+        return
     table = Table(title="What was written against what was trained", title_justify="left")
     for name in ("", "must", "found", ""):
         table.add_column(name)

@@ -12,6 +12,7 @@ import torch
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.merged import merged_tensors
+from gemma_tune.models.language import language_part
 from gemma_tune.quant.fake import OnGrid, layers_of
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
 from gemma_tune.quant.plan import KEPT_16, Plan
@@ -101,7 +102,7 @@ def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor, OnGrid | None]]:
         for name, weight in merged_tensors(model, torch.float32):
             yield name, weight, None
         return
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = language_part(model)
     inside = "\0"  # the layer on the grid whose parts are walked through
     for name, module in base.named_modules():
         if name.startswith(inside):

@@ -16,11 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import RunError
+from gemma_tune.evals.engine import TransformersEngine
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.evals.generate import greedy_answers
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.mode import evaluating
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
@@ -60,13 +59,6 @@ class Reference:
     max_kl: float
 
 
-def _log_probs(model: Any, ids: list[int]) -> torch.Tensor:
-    device = model.get_input_embeddings().weight.device
-    with evaluating(model):
-        logits = model(input_ids=torch.tensor([ids], device=device)).logits[0]
-    return logits.float().log_softmax(-1).cpu()
-
-
 def take_reference(
     cfg: Config, model: Any, tokenizer: Any, train: Rows, held_out: Rows, measure: Callable[[Any, Any], Evaluation]
 ) -> Reference:
@@ -85,11 +77,12 @@ def take_reference(
     ids = [r.input_ids[:_TOKENS] for r in rows.rendered[:_ROWS]]
     prompts = [prompt_ids(tokenizer, r) for r in rows.records[:_ROWS]]
     prompts = [p for p in prompts if len(p) <= cfg.train.max_length]
+    engine = TransformersEngine(model, tokenizer)
     return Reference(
         ids,
-        [_log_probs(model, i) for i in ids],
+        list(engine.log_probs(ids, "reference")),
         prompts,
-        greedy_answers(model, tokenizer, prompts, cfg.eval.max_new_tokens),
+        engine.answers(prompts, cfg.eval.max_new_tokens, "reference"),
         cfg.eval.max_new_tokens,
         measure,
         dtype,
@@ -122,18 +115,17 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
     model = load_exported(folder, reference.dtype, place)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = TransformersEngine(model, tokenizer)
     kl, top1 = [], []
-    for ids, expected in zip(reference.rows, reference.log_probs, strict=True):
-        found = _log_probs(model, ids)
+    for found, expected in zip(engine.log_probs(reference.rows, "export"), reference.log_probs, strict=True):
         kl.append((expected.exp() * (expected - found)).sum(-1))
         top1.append((expected.argmax(-1) == found.argmax(-1)).float())
     figures = {"export_kl": torch.cat(kl).mean().item(), "export_top1": torch.cat(top1).mean().item()}
-    answers = greedy_answers(model, tokenizer, reference.prompts, reference.max_new_tokens)
-    stops = set(model.generation_config.eos_token_id)
+    answers = engine.answers(reference.prompts, reference.max_new_tokens, "export")
     if answers:
         same = [a == b for a, b in zip(answers, reference.answers, strict=True)]
         figures["export_same_answers"] = sum(same) / len(answers)
-        figures["export_stopped"] = sum(bool(a) and a[-1] in stops for a in answers) / len(answers)
+        figures["export_stopped"] = sum(bool(a) and a[-1] in engine.stops for a in answers) / len(answers)
     if figures["export_kl"] > reference.max_kl:
         raise ArtifactDiffers(
             f"{folder}: not the trained model: KL {figures['export_kl']:.2e} (at most {reference.max_kl:g}), "

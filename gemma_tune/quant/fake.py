@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
 
+from gemma_tune.models.language import language_part
 from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.plan import KEPT_16, Plan
 
@@ -110,7 +111,7 @@ class GridLora(OnGrid, LoraLinear):
 
 def layers_of(model: nn.Module) -> dict[str, OnGrid]:
     """The layers on the grid by the name of their weight in the language part; a tied head is left out."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = language_part(model)
     found: dict[str, OnGrid] = {}
     seen: set[int] = set()
     for name, module in base.named_modules():
@@ -131,7 +132,7 @@ def put_on_grid(model: Any, plan: Plan) -> None:
         model: The model, or a PeftModel around it.
         plan: Which weight is on which grid.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = language_part(model)
     for name, kept in plan.kept.items():
         if kept == KEPT_16:
             parameter = base.get_parameter(name)

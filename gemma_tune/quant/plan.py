@@ -43,6 +43,11 @@ class Plan:
         return [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
 
     @property
+    def frozen(self) -> int:
+        """Weights that are kept in 16 bit and so are not trained."""
+        return sum(self.sizes[tensor] for tensor, kept in self.kept.items() if kept == KEPT_16)
+
+    @property
     def name(self) -> str:
         """What the file is called: the grid of most of its weights."""
         sizes: Counter[str] = Counter()

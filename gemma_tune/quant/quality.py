@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.models.language import head_of
 from gemma_tune.models.mode import evaluating
-from gemma_tune.quant.teacher import Targets, divergence
-from gemma_tune.quant.trainer import head_of, targets_of, trained_states
+from gemma_tune.quant.teacher import Targets, summed_divergence
+from gemma_tune.quant.trainer import targets_of, trained_states
 
 Row = dict[str, Any]
 # Whole distributions of small vocabularies; of Gemma's own the largest probabilities and all others as one.
@@ -45,8 +46,8 @@ def row_divergences(base: Any, rows: Sequence[Rendered], targets: Sequence[Targe
         for row, wanted in zip(rows, targets, strict=True):
             inputs = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
             hidden, _ = trained_states(base, {name: value.to(device) for name, value in inputs.items()})
-            kl = divergence(head_of(base)(hidden), Targets(wanted.ids.to(device), wanted.log_probs.to(device)))
-            found.append(kl.double().sum().item())
+            targets = Targets(wanted.ids.to(device), wanted.log_probs.to(device))
+            found.append(summed_divergence(hidden, head_of(base), targets).item())
     return found
 
 

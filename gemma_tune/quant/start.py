@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import ModelConfig
@@ -36,8 +35,3 @@ def load_start(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
     for parameter in loaded.parameters():
         parameter.requires_grad_(True)
     return loaded.train()
-
-
-def base_folder(source: Source) -> Path | None:
-    """The folder of the full weights, or None where they are the Hub's."""
-    return Path(source.base) if Path(source.base).is_dir() else None

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.errors import UserError
+from gemma_tune.models.language import Logits
 
 _POSITIONS = 256  # logits of so many positions stand in memory at once
 
@@ -30,9 +31,6 @@ class Targets(NamedTuple):
 
     ids: torch.Tensor
     log_probs: torch.Tensor
-
-
-Logits = Callable[[torch.Tensor], torch.Tensor]  # [N, H] → [N, V]
 
 
 def divergence(logits: torch.Tensor, targets: Targets) -> torch.Tensor:

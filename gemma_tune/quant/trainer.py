@@ -9,20 +9,10 @@ from typing import Any
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.models.language import head_of, language_part
 from gemma_tune.quant.fake import rounded_once
-from gemma_tune.quant.teacher import Logits, Targets, summed_divergence, summed_loss, top_targets
+from gemma_tune.quant.teacher import Targets, summed_divergence, summed_loss, top_targets
 from gemma_tune.train.trainer import GemmaSFTTrainer
-
-
-def head_of(base: Any) -> Logits:
-    """Hidden states to logits in float32, with the softcap of those families that have one."""
-    cap = base.config.get_text_config().final_logit_softcapping
-
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        found = base.lm_head(hidden).float()
-        return found if cap is None else torch.tanh(found / cap) * cap
-
-    return logits
 
 
 def trained_states(base: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +68,7 @@ class GridTrainer(GemmaSFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Nats a trained token of all forward passes of the step."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = language_part(model)
         with rounded_once(base):
             hidden, labels = trained_states(base, inputs)
             logits = head_of(base)

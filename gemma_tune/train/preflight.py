@@ -17,6 +17,7 @@ from gemma_tune.data.dataset import Rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import ALL_LINEAR, Counts
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.language import language_part
 from gemma_tune.models.mode import evaluating
 from gemma_tune.models.shape import Shape, empty_model
 from gemma_tune.models.source import find_source
@@ -44,6 +45,7 @@ class Looked:
         shape: The sizes of the model.
         weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
         memory: GiB that training needs, estimated, and GiB that are free.
+        frozen: Weights that are meant to stay as they are where all others are trained.
     """
 
     cfg: Config
@@ -54,11 +56,12 @@ class Looked:
     shape: Shape
     weighs_tokens: bool
     memory: tuple[float, float]
+    frozen: int = 0
 
     @property
     def base(self) -> Any:
         """The model without its adapter's wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return language_part(self.model)
 
     @property
     def chats(self) -> bool:
@@ -119,13 +122,12 @@ def _template(x: Looked) -> str:
 
 def _adapters(x: Looked) -> str:
     if x.cfg.adapter.peft_type == "none":
-        kept = x.model.get_input_embeddings().weight.numel() if x.cfg.method == "qat" else 0
-        if x.counts.trainable == x.counts.total - kept and kept:  # an embedding that is served in 16 bit
-            return f"none; {x.counts.trainable:,} weights are trained, all but the embedding"
-        if x.counts.trainable != x.counts.total:
+        if x.counts.trainable != x.counts.total - x.frozen:
             raise Failed(
                 f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; full_sft trains all of them."
             )
+        if x.frozen:
+            return f"none; all weights of the language model are trained but for {x.frozen:,} that are kept as they are"
         return f"none; all {x.counts.total:,} weights of the language model are trained"
     family = FAMILIES[x.base.config.model_type]
     sizes = {
