@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
 from transformers import set_seed
 
 from gemma_tune.chat import Rendered
@@ -75,7 +76,7 @@ def run(cfg: Config) -> RunResult:
         plan = plan_of(base, cfg.quant.grid, cfg.quant.embedding_grid)
         unquantised = copy.deepcopy(base).eval() if cfg.quant.teacher == "live" else None
         weights = digest_of(base) if cfg.quant.keeps_targets else ""  # as they are before an adapter is attached
-        model = adapters.attach(base, cfg.adapter, replace(source, adapter=None), layer=GridLora)
+        model = adapters.attach(base, cfg.adapter, replace(source, adapter=None), layers={nn.Linear: GridLora})
         put_on_grid(model, plan)
     counts = adapters.count(model)
 

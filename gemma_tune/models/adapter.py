@@ -15,6 +15,7 @@ from gemma_tune.models.checkpoint import Checkpoint
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
 from gemma_tune.models.load import family_of
+from gemma_tune.models.lora import JOINED, Layers
 from gemma_tune.models.shape import is_expert
 from gemma_tune.models.source import Source
 
@@ -80,14 +81,14 @@ def count(model: nn.Module) -> Counts:
     return Counts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
 
 
-def attach(model: Any, adapter: AdapterConfig, source: Source, layer: type[nn.Module] | None = None) -> Any:
+def attach(model: Any, adapter: AdapterConfig, source: Source, layers: Layers = JOINED) -> Any:
     """The model with what is to be trained set trainable.
 
     Args:
         model: The loaded base.
         adapter: `peft_type=none` trains every weight.
         source: Names the adapter to continue from, and where LoftQ finds the 16-bit weights.
-        layer: The class of the adapted layers, in place of PEFT's own.
+        layers: What stands in place of PEFT's own adapted layers, by the class of the layer adapted.
 
     Returns:
         The model itself, or a PeftModel around it.
@@ -114,8 +115,7 @@ def attach(model: Any, adapter: AdapterConfig, source: Source, layer: type[nn.Mo
         init_lora_weights=True if loftq else adapter.init_lora_weights,
         revision=source.revision,  # the saved adapter names the base that it was trained on
     )
-    if layer is not None:
-        config._register_custom_module({nn.Linear: layer})
+    config._register_custom_module(layers)
     leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
     if isinstance(adapter.target_modules, list):
         # PEFT passes over a name that matches nothing, as long as another one does.

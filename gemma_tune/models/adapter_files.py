@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.lora import JOINED
 
 # What a stored adapter decides, and what the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
@@ -113,6 +114,7 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
 
 def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
     """A PeftModel with the weights of the folder's file; every one of them must have its place."""
+    config._register_custom_module(JOINED)
     peft_model = get_peft_model(model, config)
     try:
         weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}

@@ -12,6 +12,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.train.best import best_arguments
 
+_PAD_TO = 32  # tokens
+
 
 def mixed_precision(cfg: Config, device: torch.device) -> bool:
     """Whether the products run in bfloat16 over float32 weights (`train.bf16`, null: where a GPU has it)."""
@@ -39,6 +41,8 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "gradient_accumulation_steps": t.gradient_accumulation_steps,
         "max_length": t.max_length,
         "packing": t.packing,
+        # Batches of ever new lengths make a CPU build ever new kernels and scatter its memory
+        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else _PAD_TO,
         "train_sampling_strategy": t.train_sampling_strategy,
         "optim": t.optim,
         "weight_decay": t.weight_decay,

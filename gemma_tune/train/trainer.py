@@ -25,6 +25,7 @@ from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import Progress
 from gemma_tune.train.guard import FindRows, Guard, NonFiniteLoss
 from gemma_tune.train.sampling import LengthGroups
+from gemma_tune.train.scored import only_trained
 
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -115,6 +116,16 @@ class GemmaSFTTrainer(SFTTrainer):  # type: ignore[misc]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._stop_if("loss", loss.item())
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss, with the head for trained tokens alone where TRL would score them all."""
+        plain = self.compute_loss_func is None and self.label_smoother is None and not return_outputs
+        if not plain or self.accelerator.device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with only_trained(self.model, inputs) as trained:
+            return super().compute_loss(model, trained, False, num_items_in_batch)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
