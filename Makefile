@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample bench-rows bench-sft bench-packing clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -50,6 +50,12 @@ figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
 figures-sample: .venv/.done ## Measure the sample task with each recipe, and write docs/benchmarks/sample-task.md
 	$(BIN)/python tests/sample_figures.py
 
+figures-qat: .venv/.done ## Measure what training on the grid takes back, and write docs/benchmarks/qat-quality.md
+	$(BIN)/python tests/qat_quality.py
+
+picture: .venv/.done ## Draw docs/int4-grid.png
+	$(BIN)/python tests/grid_picture.py
+
 bench-rows: .venv/.done ## Measure ten thousand to a million rows, and write docs/benchmarks/million-rows.md
 	$(BIN)/python tests/bench_rows.py
 
@@ -58,6 +64,9 @@ bench-sft: .venv/.done ## Compare with a plain TRL script, and write docs/benchm
 
 bench-packing: .venv/.done ## Measure packed rows against padded batches, and write docs/benchmarks/packing.md
 	$(BIN)/python tests/bench_packing.py
+
+bench-qat: .venv/.done ## Measure a step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_qat.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import strict
 from gemma_tune.config import Config
+from gemma_tune.config.model import is_gguf
 from gemma_tune.defaults import fill_in
 from gemma_tune.errors import UserError
 from gemma_tune.paths import CONFIGS, absolute, resolve
@@ -89,8 +90,11 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     if e.kl.reference and resolve(e.kl.reference).is_dir():
         e.kl.reference = absolute(e.kl.reference)
     cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]
-    if resolve(cfg.model.model_name_or_path).is_dir():
-        cfg.model.model_name_or_path = absolute(cfg.model.model_name_or_path)
+    m = cfg.model
+    if is_gguf(m.model_name_or_path) or resolve(m.model_name_or_path).is_dir():
+        m.model_name_or_path = absolute(m.model_name_or_path)
+    if m.tokenizer_name_or_path and resolve(m.tokenizer_name_or_path).is_dir():
+        m.tokenizer_name_or_path = absolute(m.tokenizer_name_or_path)
     return cfg
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import yaml
 
 from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
@@ -35,7 +36,8 @@ def fill_in(cfg: Config) -> None:
         return
     every_weight = cfg.adapter.peft_type == "none"
     narrow = all(_width(model) < NARROW for model in _models(cfg))
-    if cfg.model.dtype is None:
+    in_llama_cpp = is_gguf(cfg.model.model_name_or_path) and "kl" not in cfg.eval.evaluators
+    if cfg.model.dtype is None and not in_llama_cpp:
         trains_all = every_weight and cfg.method not in _TRAIN_NOTHING
         cfg.model.dtype = "float32" if trains_all or cfg.method in _IN_FLOAT32 else "bfloat16"
     if cfg.eval.batch_size is None:
@@ -83,7 +85,12 @@ def _measured(name: str) -> str:
 def _width(model: ModelConfig) -> int:
     """`hidden_size` of a local checkpoint; of one that isn't here, or can't be read, the width of a published one."""
     try:
-        folder = find_source(model).folder
+        source = find_source(model)
+        if source.gguf is not None:
+            from gemma_tune.models.gguf_header import read_header
+
+            return read_header(source.gguf).width
+        folder = source.folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
         return int((config.get("text_config") or config).get("hidden_size", NARROW))
     except (UserError, OSError, ValueError, AttributeError):

@@ -29,6 +29,7 @@ def named_paths(cfg: Config) -> list[str]:
     functions = [cfg.data.format, *e.evaluators, *e.while_training]
     found = [
         cfg.model.model_name_or_path,
+        cfg.model.tokenizer_name_or_path,
         *cfg.compare.models,
         cfg.data.dataset_name,
         *cfg.data.named().values(),

@@ -1,6 +1,8 @@
-"""Measuring a model as it is: a checkpoint, an adapter, merged weights, or a run folder."""
+"""Measuring a model as it is: a checkpoint, an adapter, merged or int4 weights, a run folder, or a GGUF file."""
 
 from __future__ import annotations
+
+import contextlib
 
 from transformers import set_seed
 
@@ -10,8 +12,9 @@ from gemma_tune.data.reading import measured_files
 from gemma_tune.dry_run import dry_run_of_measuring
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
 from gemma_tune.evals.hooks import Measurements
+from gemma_tune.evals.opening import check_evaluators, open_engine
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.models.load import check_vocabulary, load_model, load_tokenizer, pick_device
+from gemma_tune.models.load import load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
@@ -31,6 +34,7 @@ def run(cfg: Config) -> RunResult:
     # What is asked; nothing of it waits for the weights
     source, device = find_source(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
+    check_evaluators(cfg, source, tokenizer)
     with folder.timed("data"):
         held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
@@ -44,18 +48,17 @@ def run(cfg: Config) -> RunResult:
         on_it = f" with the adapter {source.adapter}" if source.adapter else ""
         notes = held_out.notes("held-out rows")
         say(f"{cfg.recipe}: {source.base}{on_it} → {folder.path}", *notes)
-        folder.add_inputs(source.folder, source.adapter)
-        folder.add_inputs(*measured_files(cfg.data), *files_of(cfg))
+        folder.add_inputs(*source.inputs, *measured_files(cfg.data), *files_of(cfg))
         set_seed(cfg.seed)
         reset_peak(device)
-        with folder.timed("load"):
-            model = load_model(cfg.model, source, tokenizer)
-            check_vocabulary(model, [held_out.highest_id])
-
-        with folder.timed("evaluate"):
-            found = measurements.at("evaluate", model, tokenizer)
+        with contextlib.ExitStack() as stack:
+            with folder.timed("load"):
+                engine = stack.enter_context(open_engine(cfg, source, tokenizer, held_out.highest_id))
+            with folder.timed("evaluate"):
+                found = measurements.of("evaluate", engine)
         found.save(folder.evals, "after")
-        result.peak_memory_mb = peak_memory_mb(device)
+        if source.gguf is None:  # llama.cpp is a process of its own
+            result.peak_memory_mb = peak_memory_mb(device)
         tracker.log(found.figures, step=0, group="eval")
         tracker.log_samples([], found.answers, step=0)
 

@@ -6,9 +6,11 @@ from gemma_tune.config import Config
 from gemma_tune.data.dataset import load_held_out
 from gemma_tune.dry_run import dry_run_of_measuring
 from gemma_tune.export.artifacts import export_all, say_lines
+from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.models.load import load_tokenizer, pick_device
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.shape import shape_of
 from gemma_tune.quant.fake import put_on_grid
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.start import load_start, start_of
@@ -24,6 +26,9 @@ def run(cfg: Config) -> RunResult:
         print(f"This run is done already: see {folder.path}, or repeat it with overwrite=true.")
         return folder.stored_result()
     source, device = start_of(cfg.model), pick_device(cfg.model)
+    shape = shape_of(load_config(source))
+    check_weights(cfg, shape, free_memory(device))
+    check_disk(cfg, shape, source, folder.path)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     with folder.timed("data"):
         held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
@@ -38,7 +43,7 @@ def run(cfg: Config) -> RunResult:
         put_on_grid(model, plan)
     with folder.recording():
         say(f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines())
-        folder.add_inputs(source.folder, source.adapter)
+        folder.add_inputs(*source.inputs)
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [held_out])
         result.peak_memory_mb = peak_memory_mb(device)
         result.metrics["bits_per_weight"] = plan.bits_per_weight

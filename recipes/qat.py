@@ -27,13 +27,14 @@ from gemma_tune.models.load import check_vocabulary, family_of, load_config, loa
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
 from gemma_tune.models.mode import evaluating, training_attention
 from gemma_tune.models.shape import shape_of
+from gemma_tune.models.source import PLAN
 from gemma_tune.paths import whole
 from gemma_tune.quant.fake import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.quality import held_out_targets, quality_figures, row_divergences
 from gemma_tune.quant.start import load_start, start_of
-from gemma_tune.quant.teacher import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill
-from gemma_tune.quant.trainer import GridTrainer, targets_of
+from gemma_tune.quant.teacher import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill_in_batches
+from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
 from gemma_tune.report import write_report
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say, say_end
@@ -104,9 +105,9 @@ def run(cfg: Config) -> RunResult:
     measurements = Measurements(cfg, evaluators, held_out, result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         say(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *plan.lines(), *checks)
-        folder.add_inputs(source.folder, source.adapter)
+        folder.add_inputs(*source.inputs)
         folder.add_inputs(*data_files(cfg.data), *files_of(cfg))
-        write_json(folder.path / "quant_plan.json", plan.as_dict())
+        write_json(folder.path / PLAN, plan.as_dict())
 
         # What the unquantised model says, and what plain quantisation costs
         rows = list(held_out.rendered[: cfg.quant.max_kl_samples])
@@ -115,7 +116,9 @@ def run(cfg: Config) -> RunResult:
             if cfg.quant.keeps_targets:
                 place = Path(cfg.quant.teacher_folder or folder.path / "teacher").expanduser()
                 cache = TeacherCache(place, cfg.quant.teacher_top_k, weights, digest_of_vocabulary(tokenizer))
-                fill(cache, train.rendered, lambda row: targets_of(base, row, cfg.quant.teacher_top_k))
+                fill_in_batches(
+                    cache, train.rendered, lambda rows: targets_of_rows(base, rows, cfg.quant.teacher_top_k)
+                )
         with folder.timed("evaluate"):
             with off_grid(model):
                 full = measurements.at("unquantised", model, tokenizer)

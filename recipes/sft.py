@@ -100,7 +100,7 @@ def run(cfg: Config) -> RunResult:
         say(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
-        folder.add_inputs(source.folder, source.adapter)
+        folder.add_inputs(*source.inputs)
         folder.add_inputs(*data_files(cfg.data), whole=not cfg.data.streaming)
         folder.add_inputs(*files_of(cfg))
         if cfg.data.dataset_name:

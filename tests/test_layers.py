@@ -48,6 +48,8 @@ TOP = (
     "", "__main__", "compare", "composition", "defaults", "launch", "dry_run", "page", "preview", "report", "talk",
     "terminal",
 )  # fmt: skip
+# Recipes that are a sequence of others.
+COMPOSED = ("recipes.tune_to_int4",)
 # "Nothing up to 'the configuration has passed' imports torch."
 LIGHT = (
     *BASE, "config", "strict", "identity", "manifest", "runfolder", "", "__main__", "composition", "defaults", "launch",
@@ -106,6 +108,8 @@ def may_import(importer: str, target: str) -> bool:
         return own or belongs(target, ("config",)) or (belongs(importer, ("strict",)) and belongs(target, ("strict",)))
     if belongs(importer, TOP):
         return not belongs(target, ("recipes",))
+    if belongs(importer, COMPOSED) and belongs(target, ("recipes",)):
+        return not belongs(target, COMPOSED)
     if belongs(importer, ("recipes",)):
         return not belongs(target, ("", "__main__", "composition", "launch", "recipes"))
     return belongs(target, ORDER) and (belongs(target, PURE) or place(target) <= place(importer))
@@ -125,7 +129,7 @@ def test_the_rule_refuses() -> None:
         ("paths", "config"), ("config", "strict"), ("chat.render", "models.load"), ("data.records", "data.dataset"),
         ("models.load", "train.trainer"), ("data.dataset", "evals.samples"), ("train.trainer", "report"),
         ("runfolder", "tracking"), ("evals.samples", "recipes.sft"), ("composition", "recipes.sft"),
-        ("recipes.sft", "launch"),
+        ("recipes.sft", "launch"), ("recipes.sft", "recipes.qat"),
     ]:  # fmt: skip
         assert not may_import(importer, target), (importer, target)
 

@@ -94,7 +94,7 @@ def measure(asked: Asked, number: int, folder: RunFolder) -> Measured:
         RunError: It can't be loaded; what was measured of the models before it is kept.
     """
     cfg, name = asked.cfg, asked.name
-    folder.add_inputs(asked.source.folder, asked.source.adapter)
+    folder.add_inputs(*asked.source.inputs)
     set_seed(cfg.seed)
     try:
         model = load_model(cfg.model, asked.source, asked.tokenizer)

@@ -12,22 +12,23 @@ from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
 
 
-def results_file(run: str) -> Path:
-    """The file with what a run has measured at its end."""
-    return resolve(run) / "eval" / "after.json"
+def results_file(run: str, when: str = "after") -> Path:
+    """The file with what a run has measured, at its end or at another time."""
+    return resolve(run) / "eval" / f"{when}.json"
 
 
-def stored_results(name: str, run: str) -> Measured:
-    """What a run has measured at its end.
+def stored_results(name: str, run: str, when: str = "after") -> Measured:
+    """What a run has measured.
 
     Args:
         name: What it is called in the comparison.
         run: Its folder.
+        when: after, at its end; or before.
 
     Raises:
         UserError: The file can't be read, or lacks something.
     """
-    file = results_file(run)
+    file = results_file(run, when)
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         reason = next(_reasons(tree), None)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config.option import option
+from gemma_tune.paths import resolve
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name means a GGUF file, which llama.cpp runs: `recipe=evaluate` takes one."""
+    return name.lower().endswith(".gguf") and not resolve(name).is_dir()
 
 
 @dataclass
@@ -14,7 +20,12 @@ class ModelConfig:
     model_name_or_path: str = option(
         "",
         "A name on the Hugging Face Hub, a local model folder, a PEFT adapter folder, or a run folder of ours "
-        "(the last two are continued from).",
+        "(the last two are continued from). recipe=evaluate takes a GGUF file, too.",
+    )
+    tokenizer_name_or_path: str | None = option(
+        None,
+        "Folder or Hub name of the tokenizer; null: that beside the weights, and of a GGUF file that beside it or in "
+        "the run folder that holds it.",
     )
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
     dtype: str | None = option(

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gemma_tune.config.option import option
+
+
+@dataclass
+class SecondTrainConfig:
+    """The training on the grid that follows the tuning in `recipe=tune_to_int4`; all else is as in `train`."""
+
+    peft_type: str | None = option(
+        None,
+        "none trains every weight, lora an adapter inside the quantiser, with `adapter`'s rank; null: as `adapter`.",
+        choices=("none", "lora"),
+    )
+    learning_rate: float | None = option(None, "Peak learning rate; null: as recipe=qat has it.", above=0)
+    num_train_epochs: float = option(0.5, "Passes over the training rows; ignored where max_steps is set.", above=0)
+    max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
 
 
 @dataclass
@@ -36,6 +50,7 @@ class QuantConfig:
     teacher_folder: str | None = option(
         None, "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder."
     )
+    train: SecondTrainConfig = field(default_factory=SecondTrainConfig)
 
     @property
     def embedding_grid(self) -> str | None:

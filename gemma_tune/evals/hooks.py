@@ -1,15 +1,17 @@
-"""The evaluations of a run that trains: before, every N steps, at the end, and of what it exports."""
+"""The evaluations of a run: before, every N steps, at the end, of what it exports; and of any engine."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
-from gemma_tune.evals.engine import TransformersEngine
+from gemma_tune.evals.engine import Engine, TransformersEngine
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, with_samples
+from gemma_tune.evals.opening import transformers_engine
 from gemma_tune.evals.outcome import Evaluator
 from gemma_tune.models.language import language_part
 from gemma_tune.models.mode import attention, evaluating
@@ -38,13 +40,25 @@ class Measurements:
             model: The model, or a PeftModel around it.
             tokenizer: Its tokenizer.
         """
-        cfg, engine = self._cfg, self._engine(model, tokenizer)
+        return self.of(when, transformers_engine(self._cfg, model, tokenizer))
+
+    def of(self, when: str, engine: Engine) -> Evaluation:
+        """The same of any engine (`open_engine`).
+
+        Args:
+            when: As for `at`.
+            engine: What is asked.
+        """
+        cfg, loaded = self._cfg, engine.model if isinstance(engine, TransformersEngine) else None
         chosen = {name: self._evaluators[name] for name in cfg.eval.evaluators}
-        with evaluating(model):
+        with contextlib.nullcontext() if loaded is None else evaluating(loaded):
             found = with_samples(evaluate(chosen, engine), engine, cfg, self._held_out)
         self._note(when, found)
         failed = found.failures.keys() - {*found.not_finite}
-        return replace(found, conditions=conditions_of(cfg, [n for n in chosen if n not in failed]))
+        conditions = conditions_of(cfg, [n for n in chosen if n not in failed])
+        if loaded is None:  # a file has its own types
+            conditions = {key: value for key, value in conditions.items() if not key.startswith("model.")}
+        return replace(found, conditions=conditions)
 
     def at_step(
         self, model: Any, tokenizer: Any, tracker: Tracker, step: int, kernel: str | None = None
@@ -64,14 +78,12 @@ class Measurements:
         chosen = {name: self._evaluators[name] for name in self._cfg.eval.while_training}
         base = language_part(model)
         with attention(base, kernel or base.config._attn_implementation):
-            found = evaluate(chosen, self._engine(model, tokenizer), self._cfg.eval.max_samples_while_training)
+            found = evaluate(
+                chosen, transformers_engine(self._cfg, model, tokenizer), self._cfg.eval.max_samples_while_training
+            )
         self._note(f"step {step}", found)
         tracker.log(found.figures, step, group="eval")
         return found.figures | dict.fromkeys(found.not_finite, math.nan)
-
-    def _engine(self, model: Any, tokenizer: Any) -> TransformersEngine:
-        cfg = self._cfg
-        return TransformersEngine(model, tokenizer, cfg.train.per_device_eval_batch_size, cfg.eval.batch_size or 1)
 
     def _note(self, when: str, found: Evaluation) -> None:
         self._result.failures |= {f"{when}: {name}": reason for name, reason in found.failures.items()}

@@ -51,7 +51,9 @@ def reference_of(cfg: Config) -> tuple[ModelConfig, Source]:
     Raises:
         UserError: There is no such model.
     """
-    other = replace(cfg.model, model_name_or_path=str(cfg.eval.kl.reference), revision=None)
+    other = replace(
+        cfg.model, model_name_or_path=str(cfg.eval.kl.reference), revision=None, tokenizer_name_or_path=None
+    )
     with _as_reference():
         return other, find_source(other)
 

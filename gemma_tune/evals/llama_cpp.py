@@ -29,7 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Of a larger vocabulary the log-probabilities of one position are JSON of megabytes, and take seconds.
-_WHOLE_VOCABULARY = 32_768
+WHOLE_VOCABULARY = 32_768
 # What is asked for first where a token's probability is not given with it
 _MANY = 1024
 # A probability that float32 can't hold is given as the smallest float
@@ -85,7 +85,7 @@ class LlamaCppEngine:
         # The server needs room for a token behind the prompt, and caps what the model wasn't made for
         room = self._server.request("GET", "/props")["default_generation_settings"]["n_ctx"]
         self.max_length: int = min(max_length, room - 1)
-        self._vocabulary: int = self._server.request("GET", "/v1/models")["data"][0]["meta"]["n_vocab"]
+        self.vocabulary: int = self._server.request("GET", "/v1/models")["data"][0]["meta"]["n_vocab"]
 
     def __enter__(self) -> LlamaCppEngine:
         return self
@@ -130,13 +130,13 @@ class LlamaCppEngine:
         Raises:
             RunError: The vocabulary is too large for it; ask for `top_log_probs` or `likelihoods`.
         """
-        if self._vocabulary > _WHOLE_VOCABULARY:
+        if self.vocabulary > WHOLE_VOCABULARY:
             raise RunError(
-                f"llama.cpp gives log-probabilities as JSON, which would be {self._vocabulary * 99 / 1e6:.0f} MB for "
-                f"each token of a vocabulary of {self._vocabulary:,}: they are not asked for all at once."
+                f"llama.cpp gives log-probabilities as JSON, which would be {self.vocabulary * 99 / 1e6:.0f} MB for "
+                f"each token of a vocabulary of {self.vocabulary:,}: they are not asked for all at once."
             )
-        for ids, log_probs in self.top_log_probs(rows, self._vocabulary, name):
-            whole = torch.full((len(ids), self._vocabulary), _LOWEST).scatter_(1, ids, log_probs)
+        for ids, log_probs in self.top_log_probs(rows, self.vocabulary, name):
+            whole = torch.full((len(ids), self.vocabulary), _LOWEST).scatter_(1, ids, log_probs)
             yield whole.log_softmax(-1)
 
     def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[Best]:
@@ -220,7 +220,7 @@ class LlamaCppEngine:
         """A token's log-probability after a prompt, and the best token there."""
         if found := self._ask(slot, prompt, 1, token):
             return max(found["logprob"], _LOWEST), found["top_logprobs"][0]["id"]
-        for k in (_MANY, self._vocabulary):
+        for k in (_MANY, self.vocabulary):
             found = self._ask(slot, prompt, k, self.tokenizer.bos_token_id)
             top = found["top_logprobs"] if found else []
             for entry in top:

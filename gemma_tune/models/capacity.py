@@ -21,6 +21,7 @@ from gemma_tune.models.source import Source
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _SHORTEST = 256
+_INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
 
 def free_memory(device: torch.device) -> float:
@@ -58,6 +59,20 @@ def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float) -> None:
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
             f"state need about {fixed:.1f} GiB of memory, and {free:.1f} GiB are free. "
             f"{_fix(cfg, shape, mixed, cfg.train.max_length, free)}"
+        )
+
+
+def check_weights(cfg: Config, shape: Shape, free: float) -> None:
+    """Holds the weights alone, float32, against the memory that is free (GiB), where nothing is trained.
+
+    Raises:
+        UserError: They are more than there is.
+    """
+    needed = shape.parameters * BYTES["float32"] / _GIB
+    if needed > free:
+        raise UserError(
+            f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights in float32 need about {needed:.1f} "
+            f"GiB of memory, and {free:.1f} GiB are free; use a machine with more, or a smaller model."
         )
 
 
@@ -182,6 +197,11 @@ def _run_bytes(cfg: Config, shape: Shape) -> float:
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
+    in_int4 = {"gguf", "w4a16"} & set(cfg.export.formats)
+    rest = shape.parameters - shape.linear_parameters
+    total += len(in_int4) * (shape.linear_parameters * _INT4 + rest * BYTES["bfloat16"])
+    if "gguf" in in_int4:  # it is checked with a float32 file beside it
+        total += shape.parameters * BYTES["float32"]
     return total
 
 

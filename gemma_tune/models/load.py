@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    CompressedTensorsConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -23,6 +24,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
 from gemma_tune.models.adapter_files import put_on
 from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.gguf_header import read_header
 from gemma_tune.models.shape import empty_model
 from gemma_tune.models.source import Source
 
@@ -57,12 +59,18 @@ def load_config(source: Source) -> Any:
 
 
 def family_of(source: Source) -> Family:
-    """The family of a checkpoint, by its config.json.
+    """The family of a checkpoint, by its config.json, or of a GGUF file, by what it says of itself.
 
     Raises:
-        UserError: As `load_config`.
+        UserError: As `load_config`, or it is no GGUF file.
     """
-    return FAMILIES[load_config(source).model_type]
+    if source.gguf is None:
+        return FAMILIES[load_config(source).model_type]
+    architecture = read_header(source.gguf).architecture
+    family = FAMILIES.get(f"{architecture}_text", FAMILIES.get(architecture))
+    if family is None:
+        raise UserError(f"model.model_name_or_path={source.base}: its architecture is {architecture}, no Gemma's.")
+    return family
 
 
 def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -76,18 +84,25 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         UserError: Not found, of another family, or with a template that we don't know.
     """
     family = family_of(source)
+    beside = source.tokenizer in (source.base, str(source.adapter))
+    said = f"model.model_name_or_path={source.base}" if beside else f"model.tokenizer_name_or_path={source.tokenizer}"
+    revision = source.revision if source.tokenizer == source.base else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=revision)
     except (OSError, ValueError) as error:
-        raise _not_loadable(source, error) from error
+        if beside:
+            raise _not_loadable(source, error) from error
+        raise UserError(
+            f"{said}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})."
+        ) from error
     try:
         form = FORMS[chat_template] if chat_template else recognise(tokenizer.chat_template, family.form)
     except UnknownTemplate as error:
-        raise UserError(f"model.model_name_or_path={source.base}: {error}") from error
+        raise UserError(f"{said}: {error}") from error
     missing = [t for t in (*form.needed_tokens, "<bos>", "<eos>", "<pad>") if t not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
-            f"model.model_name_or_path={source.base}: its tokenizer lacks {', '.join(missing)}, which chats in the "
+            f"{said}: its tokenizer lacks {', '.join(missing)}, which chats in the "
             f"form {form.name} are made of: it is another family's; copy its files from the published checkpoint."
         )
     tokenizer.chat_template = served_template(form)
@@ -108,7 +123,10 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
     return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens)]
 
 
-def _quantization(model: ModelConfig, config: Any) -> BitsAndBytesConfig | None:
+def _quantization(model: ModelConfig, config: Any) -> BitsAndBytesConfig | CompressedTensorsConfig | None:
+    if getattr(config, "quantization_config", None):
+        # Else it is the first forward of the whole that decodes them, and losses ask the parts
+        return CompressedTensorsConfig(dequantize=True)
     if not model.load_in_4bit:
         return None
     family, text = FAMILIES[config.model_type], config.get_text_config()
@@ -122,20 +140,41 @@ def _quantization(model: ModelConfig, config: Any) -> BitsAndBytesConfig | None:
     )
 
 
-def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedModel:
+def _check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
+    """Raises UserError for weights that are stored quantised, but for packed ones that are only measured."""
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    said = f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and"
+    if not packed or source.adapter is not None:
+        raise UserError(
+            f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "
+            "rounds that itself)."
+        )
+    if method != "compressed-tensors":
+        raise UserError(f"{said} only those of compressed-tensors are measured; name what it was made from.")
+    if model.load_in_4bit:
+        raise UserError(f"{said} model.load_in_4bit=true can't round them again; leave it out.")
+    if config.get_text_config().dtype == torch.float32 and model.dtype != "float32":
+        raise UserError(f"{said} model.dtype={model.dtype} can't hold their scales; set model.dtype=float32.")
+
+
+def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> PreTrainedModel:
     """The language part on its device, in its dtype, 4-bit where asked for, with a generation config that stops.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        tokenizer: Its tokenizer.
+        packed: Whether weights that are stored in 4 bit are good enough (compressed-tensors: `export=w4a16`).
 
     Raises:
         UserError: Not loadable, weights missing in the files or too many, or stored in a quantised form.
     """
     config = load_config(source)
     family = FAMILIES[config.model_type]
+    text = config.get_text_config()
     if stored := getattr(config, "quantization_config", None):
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-        raise UserError(
-            f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and tuning "
-            "needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true rounds that itself)."
-        )
+        _check_stored(model, source, config, stored, packed)
+        text.quantization_config = stored
     attention = model.attn_implementation
     if attention and attention not in family.attention:
         raise UserError(
@@ -146,7 +185,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
     try:
         loaded, info = cls.from_pretrained(
             source.base,
-            config=config.get_text_config(),
+            config=text,
             key_mapping=family.key_mapping,
             dtype=getattr(torch, str(model.dtype)),
             attn_implementation=attention or family.attention[0],
@@ -166,13 +205,19 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedM
     return loaded
 
 
-def load_model(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> Any:
     """The language part with its adapter on it, where there is one, to be used and not trained.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        tokenizer: Its tokenizer.
+        packed: See `load_base`.
 
     Raises:
         UserError: As `load_base`, or an adapter that doesn't fit.
     """
-    loaded = load_base(model, source, tokenizer)
+    loaded = load_base(model, source, tokenizer, packed)
     return put_on(loaded, source.adapter) if source.adapter is not None else loaded.eval()
 
 
@@ -200,7 +245,12 @@ def check_vocabulary(model: Any, ids: Iterable[int]) -> None:
 
     The tokenizer as a whole may be larger: those of the 270M and 1B carry image tokens that these models lack.
     """
-    rows, highest = model.get_input_embeddings().num_embeddings, max(ids)
+    check_rows(model.get_input_embeddings().num_embeddings, ids)
+
+
+def check_rows(rows: int, ids: Iterable[int]) -> None:
+    """The same by the embedding's number of rows."""
+    highest = max(ids)
     if highest >= rows:
         raise UserError(
             f"model.model_name_or_path: the rows hold token id {highest}, and the embedding has only {rows} rows; "

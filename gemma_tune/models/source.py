@@ -1,14 +1,20 @@
-"""What `model.model_name_or_path` names: a checkpoint, an adapter on one, or a run folder of ours."""
+"""What `model.model_name_or_path` names: a checkpoint, an adapter on one, a run folder of ours, or a GGUF file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import ModelConfig
+from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+PLAN = "quant_plan.json"  # what a run on a grid leaves in its folder
+# Where a run keeps a tokenizer
+_IN_RUNS = ("adapter", "export/merged", "export/w4a16")
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class Source:
     """Where the weights and the tokenizer come from.
 
     Attributes:
-        base: Model folder, or a name on the Hub.
+        base: Model folder, a name on the Hub, or a GGUF file.
         revision: Revision on the Hub.
         adapter: PEFT adapter folder to continue from.
         tokenizer: Folder or name of the tokenizer.
@@ -32,6 +38,20 @@ class Source:
         """The base as a local folder, or None where it is on the Hub."""
         return Path(self.base) if Path(self.base).is_dir() else None
 
+    @property
+    def gguf(self) -> Path | None:
+        """The base as a GGUF file, or None where it is a checkpoint."""
+        return Path(self.base) if is_gguf(self.base) else None
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The local files and folders that are read: weights, adapter, and the tokenizer's files elsewhere."""
+        found = [path for path in (self.gguf, self.folder, self.adapter) if path]
+        tokenizer = Path(self.tokenizer)
+        if tokenizer.is_dir() and tokenizer not in found:
+            found += [tokenizer / file for file in _TOKENIZER_FILES if (tokenizer / file).is_file()]
+        return found
+
 
 def find_source(model: ModelConfig) -> Source:
     """Looks at what the name means.
@@ -40,12 +60,58 @@ def find_source(model: ModelConfig) -> Source:
         UserError: A folder without weights or tokenizer, a run folder without a trained model, or an adapter whose
             base isn't there.
     """
+    other = model.tokenizer_name_or_path
+    if other is not None and resolve(other).is_dir():
+        found = _tokenizer_in(resolve(other))
+        if found is None:
+            raise UserError(
+                f"model.tokenizer_name_or_path={other}: this folder has no tokenizer (tokenizer.json); name another."
+            )
+        other = str(found)
+    if is_gguf(model.model_name_or_path):
+        return _source_of_gguf(model.model_name_or_path, other)
+    source = _source_of_weights(model, tokenizer_beside=other is None)
+    return source if other is None else replace(source, tokenizer=other)
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
+    """The folder, or the one in it where it is a run's, that holds a tokenizer; None without one."""
+    runs = _IN_RUNS if (folder / "manifest.json").is_file() else ()
+    places = [folder, *(folder / name for name in runs)]
+    return next((p for p in places if any((p / file).is_file() for file in _TOKENIZER_FILES[:2])), None)
+
+
+def _source_of_gguf(name: str, tokenizer: str | None) -> Source:
+    file = resolve(name)
+    if not file.is_file():
+        raise UserError(f"model.model_name_or_path={name}: there is no such file.")
+    if tokenizer is None:  # a run has it as export/gguf/NAME.gguf
+        places = [file.absolute().parent, *file.absolute().parents[2:3]]
+        found = next((place for place in map(_tokenizer_in, places) if place), None)
+        if found is None:
+            raise UserError(
+                f"model.model_name_or_path={name}: there is no tokenizer beside this file (tokenizer.json); name the "
+                "folder of the checkpoint that it was made from: model.tokenizer_name_or_path=FOLDER."
+            )
+        tokenizer = str(found)
+    return Source(str(file), None, None, tokenizer)
+
+
+def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
     name = model.model_name_or_path
     path = resolve(name)
     if not path.is_dir():
         return Source(name, model.revision, None, name)
+    if (path / "int4" / PLAN).is_file():  # a run of recipe=tune_to_int4
+        path = path / "int4"
     if (path / "result.json").is_file() and (path / "manifest.json").is_file():
-        if (path / "adapter" / "adapter_config.json").is_file():
+        on_grid = (path / PLAN).is_file()
+        if on_grid and not (path / "export" / "merged" / "config.json").is_file():
+            raise UserError(
+                f"model.model_name_or_path={name}: the weights of this run stand on an int4 grid, of which its adapter "
+                f"alone knows nothing; name one of its exports ({path / 'export'}/…)."
+            )
+        if not on_grid and (path / "adapter" / "adapter_config.json").is_file():
             path = path / "adapter"
         elif (path / "export" / "merged" / "config.json").is_file():
             path = path / "export" / "merged"
@@ -70,7 +136,7 @@ def find_source(model: ModelConfig) -> Source:
         raise UserError(f"model.model_name_or_path={name}: this folder has no config.json; name a model's folder.")
     if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
         raise UserError(f"model.model_name_or_path={name}: this folder has no weights (*.safetensors).")
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+    if tokenizer_beside and not any((path / file).is_file() for file in _TOKENIZER_FILES[:2]):
         raise UserError(
             f"model.model_name_or_path={name}: this folder has no tokenizer (tokenizer.json); copy it and "
             "tokenizer_config.json from the published checkpoint."

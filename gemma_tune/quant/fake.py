@@ -7,7 +7,7 @@ what is written.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,43 @@ class GridLora(OnGrid, LoraLinear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The product with the rounded sum; dropout would stand between what is trained and what is served."""
-        return functional.linear(x, self.forward_weight(x), self.get_base_layer().bias)
+        bias = self.get_base_layer().bias
+        if self.off or not torch.is_grad_enabled():
+            return functional.linear(x, self.forward_weight(x), bias)
+        kind = x.device.type
+        x = x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
+        with torch.no_grad():
+            weight = self.grid.rounded(self.float_weight()).to(x.dtype)
+        self._kept = None
+        scales = [self.scaling[name] for name in self.active_adapters]
+        factors = [f[name].weight for name in self.active_adapters for f in (self.lora_A, self.lora_B)]
+        product: torch.Tensor = _AdapterInside.apply(x, weight, scales, *factors)
+        return product if bias is None else product + bias
+
+
+class _AdapterInside(torch.autograd.Function):
+    """x · weightᵀ, where weight = round(W + s·B·A), with the gradients of x · (W + s·B·A)ᵀ for A and B.
+
+    They come from the factors, as without a grid: autograd would compute that of the whole sum, [out, in], first.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, scales: Sequence[float], *factors: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, *factors)
+        ctx.scales = scales
+        return functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, *factors = ctx.saved_tensors
+        rows, given = x.flatten(0, -2), gradient.flatten(0, -2)
+        found: list[torch.Tensor | None] = []
+        for scale, a, b in zip(ctx.scales, factors[::2], factors[1::2], strict=True):
+            a, b = a.to(x.dtype), b.to(x.dtype)
+            found += [scale * (given @ b).T @ rows, scale * given.T @ (rows @ a.T)]
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, *found
 
 
 def layers_of(model: nn.Module) -> dict[str, OnGrid]:

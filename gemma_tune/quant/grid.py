@@ -6,6 +6,7 @@ in float32. Imports no other part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 
 # Scales that float16 holds with 5 significant bits begin here; and no weight may leave float16.
 _LEAST, _FLOAT16_MOST = 2.0**-20, 65504.0
+# Weights that a CPU rounds at once: these and their codes, 2 MiB, stay in its cache
+_IN_CACHE = 1 << 18
 
 
 class NotOnGrid(ValueError):
@@ -65,10 +68,11 @@ class Grid:
         Raises:
             NotOnGrid: N is no multiple of `block`; NaN or infinity; a scale that float16 can't hold.
         """
-        codes, scales = self._encode(weight)
+        codes = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        scales = torch.cat([scale for _, scale in self._encoded(weight, codes)]).view(*weight.shape[:-1], -1)
         if (scales.abs() > _FLOAT16_MOST / (2 ** (self.bits - 1) - self.from_zero)).any():
             raise NotOnGrid(f"its largest weight is {weight.abs().max().item():.3g}, and the scale leaves float16")
-        return Encoded(codes.flatten(-2).to(torch.int8), torch.where(scales == 0, -0.0, scales).squeeze(-1))
+        return Encoded(codes.to(torch.int8), torch.where(scales == 0, -0.0, scales))
 
     def decode(self, encoded: Encoded) -> torch.Tensor:
         """The weights that codes and scales stand for, float32, [..., N]."""
@@ -81,48 +85,58 @@ class Grid:
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """decode(encode(weight)) without a gradient and without a look at what float16 holds: the training forward."""
-        codes, scales = self._encode(weight.detach())
-        return codes.mul_(scales).add_(0.0).flatten(-2)
+        found = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        for codes, scale in self._encoded(weight, found):
+            codes.mul_(scale).add_(0.0)
+        return found
 
-    def _encode(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes as float32, [..., N / block, block], and scales, [..., N / block, 1]."""
+    def _encoded(self, weight: torch.Tensor, found: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Writes codes into `found`, [..., N]; gives some blocks of it at a time, [n, block], with scales, [n, 1]."""
         if weight.shape[-1] % self.block:
             raise NotOnGrid(f"its width, {weight.shape[-1]}, is no multiple of {self.block}")
-        blocks = weight.detach().float().unflatten(-1, (-1, self.block))
+        blocks = weight.detach().reshape(-1, self.block)
+        count = _IN_CACHE // self.block if weight.device.type == "cpu" else max(1, len(blocks))
+        for part, codes in zip(blocks.split(count), found.view(-1, self.block).split(count), strict=True):
+            yield codes, self._encode(part.float(), codes)
+
+    def _encode(self, blocks: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Writes the codes of blocks, [n, block], and returns their scales, [n, 1]; all in place, for speed."""
         exact = self._scale(blocks)
         if not torch.isfinite(exact).all():
             raise NotOnGrid("it holds NaN or infinity")
         scale = self._rounded_scale(exact)
         lowest, highest = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         if self.from_zero:
-            codes = (blocks / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-highest, highest)
+            torch.div(blocks, torch.where(scale == 0, 1.0, scale), out=codes)
+            codes.round_().clamp_(-highest, highest)
+            return scale
+        # llama.cpp's rule is a product with the reciprocal of the scale before it was rounded
+        if self.scale_bits is None:
+            torch.mul(blocks, torch.where(scale == 0, 0.0, 1.0 / exact), out=codes)
         else:
-            # llama.cpp's rule is a product with the reciprocal of the scale before it was rounded
-            if self.scale_bits is None:
-                codes = blocks * torch.where(scale == 0, 0.0, 1.0 / exact)
-            else:
-                codes = blocks / torch.where(scale == 0, torch.inf, scale)
-            codes = codes.add_(0.5 - lowest).trunc_().clamp_(0, highest - lowest).add_(lowest)
-        return codes, scale
+            torch.div(blocks, torch.where(scale == 0, torch.inf, scale), out=codes)
+        codes.add_(0.5 - lowest).trunc_().clamp_(0, highest - lowest).add_(lowest)
+        return scale
 
     def _scale(self, blocks: torch.Tensor) -> torch.Tensor:
         high, low = blocks.amax(-1, keepdim=True), blocks.amin(-1, keepdim=True)
         if self.from_zero:
             return torch.maximum(high, -low) / (2 ** (self.bits - 1) - 1)
         extreme = torch.where(high > -low, high, low)
-        tied = (high == -low) & (high != 0)
+        tied = ((high == -low) & (high != 0)).squeeze(-1)
         if tied.any():  # the first one counts, whatever its sign
-            first = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-            extreme = torch.where(tied, first, extreme)
+            some = blocks[tied]
+            extreme[tied] = some.gather(-1, some.abs().argmax(-1, keepdim=True))
         return extreme / -(2.0 ** (self.bits - 1))
 
     def _rounded_scale(self, scale: torch.Tensor) -> torch.Tensor:
         if self.scale_bits is None:
             return scale.half().float()
-        mantissa, exponent = torch.frexp(scale)  # mantissa within [0.5, 1): so many bits are whole numbers of 2^-bits
-        steps = 2.0**self.scale_bits
-        whole = (mantissa * steps).ceil() if self.from_zero else (mantissa * steps).round()
-        rounded = torch.ldexp(whole / steps, exponent)
+        # On the bits of a float32: a mantissa that is rounded up to 2 carries into the exponent, as it must
+        dropped = 24 - self.scale_bits
+        bits = scale.view(torch.int32)
+        to_even = (bits >> dropped & 1) + (2 ** (dropped - 1) - 1)
+        rounded = (bits + (2**dropped - 1 if self.from_zero else to_even) & -(2**dropped)).view(torch.float32)
         return torch.where(rounded.abs() < _LEAST, 0.0, rounded)
 
 

@@ -19,6 +19,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.language import Logits
 
 _POSITIONS = 256  # logits of so many positions stand in memory at once
+_BATCH = 4096  # tokens that the teacher reads at once, padding included
 
 
 class Targets(NamedTuple):
@@ -85,9 +86,13 @@ def row_key(ids: Sequence[int]) -> str:
 
 def top_targets(hidden: torch.Tensor, logits: Logits, k: int) -> Targets:
     """The K largest probabilities at N positions, [N, H]."""
+    parts = []
     with torch.no_grad():
-        found = [logits(h).float().log_softmax(-1).topk(k, dim=-1) for h in hidden.split(_POSITIONS)]
-    return Targets(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
+        for h in hidden.split(_POSITIONS):
+            found = logits(h).float()
+            top = found.topk(k, dim=-1)
+            parts.append(Targets(top.indices, top.values - found.logsumexp(-1, keepdim=True)))
+    return Targets(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class TeacherCache:
@@ -175,17 +180,26 @@ class TeacherCache:
         return 6.0 * self.k
 
 
-def fill(cache: TeacherCache, rows: Iterable[Rendered], targets: Callable[[Rendered], Targets]) -> int:
-    """Computes what the cache lacks; returns how many rows that were.
+def fill_in_batches(
+    cache: TeacherCache, rows: Iterable[Rendered], targets: Callable[[Sequence[Rendered]], Sequence[Targets]]
+) -> int:
+    """Computes what the cache lacks, the longest rows first; returns how many rows that were.
 
     Args:
         cache: The cache.
         rows: The rows that it must hold.
-        targets: Gives a row's targets.
+        targets: Gives the targets of some rows of like length.
     """
-    missing = cache.missing(rows)
-    for row in tqdm(missing, desc="teacher", unit=" rows", disable=None, leave=False):
-        cache.add(row, targets(row))
+    missing = sorted(cache.missing(rows), key=lambda row: -len(row.input_ids))
+    with tqdm(total=len(missing), desc="teacher", unit=" rows", disable=None, leave=False) as bar:
+        start = 0
+        while start < len(missing):
+            count = max(1, _BATCH // len(missing[start].input_ids))
+            batch = missing[start : start + count]
+            for row, found in zip(batch, targets(batch), strict=True):
+                cache.add(row, found)
+            start += count
+            bar.update(len(batch))
     return len(missing)
 
 

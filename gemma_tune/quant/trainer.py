@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,24 @@ def trained_states(base: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
 
 def targets_of(base: Any, row: Rendered, k: int) -> Targets:
     """What a model says before each trained token of a row: its K largest probabilities."""
+    return targets_of_rows(base, [row], k)[0]
+
+
+def targets_of_rows(base: Any, rows: Sequence[Rendered], k: int) -> list[Targets]:
+    """The same of several rows at once; rows of like length leave little padding."""
     device = base.get_input_embeddings().weight.device
-    inputs = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
+    longest = max(len(row.input_ids) for row in rows)
+    inputs = {
+        "input_ids": [row.input_ids + [0] * (longest - len(row.input_ids)) for row in rows],
+        "labels": [row.labels + [-100] * (longest - len(row.labels)) for row in rows],
+    }
+    if any(len(row.input_ids) < longest for row in rows):
+        inputs["attention_mask"] = [[int(i < len(row.input_ids)) for i in range(longest)] for row in rows]
     with torch.no_grad():
-        hidden, _ = trained_states(base, {name: value.to(device) for name, value in inputs.items()})
+        hidden, _ = trained_states(base, {name: torch.tensor(value, device=device) for name, value in inputs.items()})
         found = top_targets(hidden, head_of(base), k)
-    return Targets(found.ids.cpu(), found.log_probs.cpu())
+    parts = [part.cpu().split([row.trained_tokens for row in rows]) for part in found]
+    return [Targets(*part) for part in zip(*parts, strict=True)]
 
 
 def rows_in(inputs: dict[str, Any]) -> list[Rendered]:
@@ -64,21 +76,25 @@ class GridTrainer(GemmaSFTTrainer):
         super().__init__(*args, **kwargs)
         self._teacher, self._cross_entropy = teacher, cross_entropy
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; the head's logits are computed again in the backward pass."""
+        with rounded_once(language_part(model)):
+            return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Nats a trained token of all forward passes of the step."""
         base = language_part(model)
-        with rounded_once(base):
-            hidden, labels = trained_states(base, inputs)
-            logits = head_of(base)
-            total = hidden.new_zeros((), dtype=torch.float32)
-            if self._cross_entropy < 1:
-                found = [self._teacher(row) for row in rows_in(inputs) if row.trained_tokens]
-                targets = Targets(*(torch.cat(part).to(hidden.device) for part in zip(*found, strict=True)))
-                total = total + (1 - self._cross_entropy) * summed_divergence(hidden, logits, targets)
-            if self._cross_entropy > 0:
-                total = total + self._cross_entropy * summed_loss(hidden, logits, labels)
+        hidden, labels = trained_states(base, inputs)
+        logits = head_of(base)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        if self._cross_entropy < 1:
+            found = [self._teacher(row) for row in rows_in(inputs) if row.trained_tokens]
+            targets = Targets(*(torch.cat(part).to(hidden.device) for part in zip(*found, strict=True)))
+            total = total + (1 - self._cross_entropy) * summed_divergence(hidden, logits, targets)
+        if self._cross_entropy > 0:
+            total = total + self._cross_entropy * summed_loss(hidden, logits, labels)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         return (loss, None) if return_outputs else loss

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
+from gemma_tune.config.model import is_gguf
 from gemma_tune.paths import RUNS, looks_local, resolve
 from gemma_tune.strict.evaluators import evaluator_problems
+from gemma_tune.strict.gguf import gguf_problems
 from gemma_tune.strict.grid import grid_problems
 from gemma_tune.strict.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.strict.other_recipes import (
@@ -43,9 +45,14 @@ def _model(cfg: Config) -> Iterator[str]:
     name = cfg.model.model_name_or_path
     if not name:
         yield "model.model_name_or_path is empty: choose model=… or name a folder."
+    elif is_gguf(name):
+        yield from gguf_problems(cfg)
     elif looks_local(name) and not resolve(name).is_dir():
         kind = "model folder, and it is no `owner/name` of the Hub" if "/" not in name else "model folder"
         yield missing_path("model.model_name_or_path", name, kind)
+    other = cfg.model.tokenizer_name_or_path
+    if other is not None and looks_local(other) and not resolve(other).is_dir():
+        yield missing_path("model.tokenizer_name_or_path", other, "folder")
 
 
 def _adapter(cfg: Config) -> Iterator[str]:

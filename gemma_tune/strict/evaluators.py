@@ -8,6 +8,7 @@ from typing import Any
 
 from gemma_tune.config import Config, EvalConfig
 from gemma_tune.config.eval import EVALUATORS, LONG_CONTEXT_KINDS
+from gemma_tune.config.model import is_gguf
 from gemma_tune.paths import looks_local, resolve
 from gemma_tune.strict.suggest import did_you_mean, missing_path
 
@@ -37,7 +38,9 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
         yield from _files(e.tool_calls)
     if "kl" in used and not e.kl.reference:
         yield "eval.kl.reference is not set: name the model to compare with (a folder, a run folder, or a Hub name)."
-    if e.kl.reference and looks_local(e.kl.reference) and not resolve(e.kl.reference).is_dir():
+    if e.kl.reference and is_gguf(e.kl.reference):
+        yield f"eval.kl.reference={e.kl.reference}: Transformers loads the reference; name a checkpoint, no GGUF file."
+    elif e.kl.reference and looks_local(e.kl.reference) and not resolve(e.kl.reference).is_dir():
         yield missing_path("eval.kl.reference", e.kl.reference, "folder")
     if "lm_eval" in used and not e.lm_eval.tasks:
         yield "eval.lm_eval.tasks is empty: name tasks, for example eval.lm_eval.tasks=[hellaswag]."

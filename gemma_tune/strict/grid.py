@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import FORMATS
+from gemma_tune.config.quant import SecondTrainConfig
 from gemma_tune.strict.suggest import did_you_mean
 
-_ON_GRID = ("qat", "export")
+_ON_GRID = ("qat", "export", "tune_to_int4")
 
 
 def grid_problems(cfg: Config) -> Iterator[str]:
@@ -34,11 +35,18 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
     if q.grid == "q4_0_fp16" and q.embedding != "none":
         yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding's grids are those of q4_0; use quant.grid=q4_0."
+    if cfg.method == "tune_to_int4":
+        yield from _tune_to_int4_problems(cfg)
+        return
+    if q.train != SecondTrainConfig():
+        yield f"quant.train has no effect with recipe={cfg.recipe}; use train, or recipe=tune_to_int4."
+    if q.grid == "q4_0_fp16" and cfg.model.dtype == "bfloat16":
+        yield "quant.grid=q4_0_fp16 with model.dtype=bfloat16, which can't hold its values; leave model.dtype out."
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: the grid rounds full weights; leave it out."
     if cfg.method == "export":
         for key, default in vars(QuantConfig()).items():
-            if key not in ("grid", "embedding") and getattr(q, key) != default:
+            if key not in ("grid", "embedding", "train") and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."
         if not cfg.export.formats:
             yield "export.formats is empty, so there is nothing to do; choose export=int4, gguf, w4a16 or merged."
@@ -54,3 +62,20 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "data.streaming=true with recipe=qat: what the teacher says is kept a row; leave it out."
     if q.teacher == "live" and q.teacher_folder:
         yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
+
+
+def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:
+    """What `recipe=tune_to_int4` can't do beside what its two trainings can't."""
+    if "gguf" not in cfg.export.formats:
+        yield "export.formats lacks gguf, which recipe=tune_to_int4 measures in the end; add it, or use recipe=qat."
+    if cfg.quant.train.max_steps == 0:
+        yield "quant.train.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
+    if cfg.data.streaming:
+        yield "data.streaming=true with recipe=tune_to_int4: what the teacher says is kept a row; leave it out."
+    if not cfg.eval.before:
+        yield "eval.before=false has no effect with recipe=tune_to_int4: its table begins with the base; leave it out."
+    if cfg.train.resume_from_checkpoint:
+        yield (
+            "train.resume_from_checkpoint with recipe=tune_to_int4: resume the tuning with its own recipe, then use "
+            "recipe=qat model.model_name_or_path=RUN."
+        )

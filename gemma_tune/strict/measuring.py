@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from gemma_tune.config.model import is_gguf
 from gemma_tune.paths import folder_status, has_results, is_run_with_results, looks_local, resolve
 from gemma_tune.strict.suggest import missing_path
 
@@ -46,7 +47,9 @@ def compare_problems(cfg: Config) -> Iterator[str]:
         if count > 1:
             yield f"compare.names: {name} stands there {count} times; give each model a name of its own."
     for model in models:
-        if looks_local(model) and not resolve(model).is_dir():
+        if is_gguf(model):
+            yield f"compare.models: {model} is a GGUF file: measure it with recipe=evaluate, and name that run."
+        elif looks_local(model) and not resolve(model).is_dir():
             yield missing_path("compare.models", model, "folder")
         elif has_results(model) and not is_run_with_results(model):
             yield (

@@ -117,3 +117,23 @@ def test_a_run_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     dry = gemma_tune.run("full_sft", [*words, "dry_run=true"])
     assert dry.status == "dry_run"
+
+
+def test_int4_files_count_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bits of each weight by hand: 4.5 on the grid, 16 beside it, 32 in the file that the GGUF is checked with."""
+    cfg, shape = composed("export", "gemma3_270m_it", "export.formats=[gguf,w4a16]")
+    beside = shape.parameters - shape.linear_parameters
+    needed = 2 * (shape.linear_parameters * 4.5 / 8 + beside * 2) + shape.parameters * 4
+    local = Source(str(ASSETS / "tiny"), None, None, str(ASSETS / "tiny"))
+    monkeypatch.setattr(capacity, "_free_disk", lambda path: needed * 1.001 / 1024**3)
+    capacity.check_disk(cfg, shape, local, tmp_path)
+    monkeypatch.setattr(capacity, "_free_disk", lambda path: needed * 0.999 / 1024**3)
+    with pytest.raises(UserError, match="exports need about"):
+        capacity.check_disk(cfg, shape, local, tmp_path)
+
+
+def test_weights_alone_must_fit() -> None:
+    cfg, shape = composed("export", "gemma3_4b_it")
+    capacity.check_weights(cfg, shape, shape.parameters * 4.01 / 1024**3)
+    with pytest.raises(UserError, match="in float32 need about"):
+        capacity.check_weights(cfg, shape, shape.parameters * 3.99 / 1024**3)

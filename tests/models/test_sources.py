@@ -142,3 +142,17 @@ def test_the_template_is_ours_and_generation_stops() -> None:
 def test_shape() -> None:
     shape = shape_of(load_config(find_source(model_config(TINY))))
     assert shape.parameters == sum(p.numel() for p in base_of(TINY).parameters())
+
+
+@pytest.mark.parametrize("within", ["", "int4"])
+def test_a_run_on_a_grid_is_never_taken_off_it(within: str, tmp_path: Path) -> None:
+    """Its adapter belongs inside the quantiser; the exported weights are what was trained."""
+    run = tmp_path / within
+    for file in ("result.json", "manifest.json", "quant_plan.json", "adapter/adapter_config.json"):
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_text("{}", encoding="utf-8")
+    model = ModelConfig(model_name_or_path=str(tmp_path))
+    with pytest.raises(UserError, match="name one of its exports"):
+        find_source(model)
+    shutil.copytree(TINY, run / "export" / "merged")
+    assert find_source(model).folder == run / "export" / "merged"

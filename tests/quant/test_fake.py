@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
@@ -123,6 +124,26 @@ def test_what_is_trained_of_an_adapter() -> None:
     trained = {n for n, p in ours.named_parameters() if p.grad is not None}
     assert len(trained) == 2 * 12 and all("lora_" in n for n in trained)
     assert len(layers_of(ours)) == PROJECTIONS
+
+
+def test_gradients_of_an_adapter() -> None:
+    """Those that autograd finds through the whole sum; and in bfloat16 the same within its rounding."""
+    layer = layers_of(adapted().train())["model.layers.0.self_attn.q_proj.weight"]
+    assert isinstance(layer, GridLora)
+    found = []
+    for way in ("ours", "autograd", "autocast"):
+        x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            by_hand = functional.linear(x, layer.grid.fake(layer.float_weight()))
+            y = by_hand if way == "autograd" else layer(x)
+        seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
+        wanted = (x, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        found.append([y, *torch.autograd.grad(y, wanted, seed.to(y.dtype))])
+    ours, reference, narrow = found
+    assert torch.equal(ours[0], reference[0]) and narrow[0].dtype == torch.bfloat16
+    for a, b, c in zip(ours, reference, narrow, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+        assert a.norm() > 0 and (c.float() - b).norm() < 0.02 * b.norm()
 
 
 def test_a_width_that_is_no_multiple_of_the_block() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf.quants import quantize
 
-from gemma_tune.quant.grid import GRIDS, Encoded, Grid, NotOnGrid
+from gemma_tune.quant.grid import _IN_CACHE, GRIDS, Encoded, Grid, NotOnGrid
 
 KINDS = ("normal", "heavy", "tiny", "huge", "zero", "tied", "tied_negative", "sparse", "one", "subnormal")
 
@@ -115,6 +115,46 @@ def test_the_first_of_two_extremes_counts() -> None:
     w[0, 4], w[0, 9] = 3.0, -3.0
     w[1, 4], w[1, 9] = -3.0, 3.0
     assert GRIDS["q4_0"].encode(w).scales.sign().tolist() == [[-1.0], [1.0]]
+
+
+def written_out(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales by the rule of docs/int4.md, a block after the other, for grids with scales of 5 bits."""
+    codes, scales = [], []
+    for block in w.reshape(-1, 32):
+        m = block[np.argmax(np.abs(block))]
+        mantissa, exponent = np.frexp(np.float32(m / -np.float32(2 ** (bits - 1))))
+        d = np.float32(np.ldexp(np.rint(mantissa * np.float32(32)) / np.float32(32), exponent))
+        d = d if abs(d) >= 2.0**-20 else np.float32(0)
+        half = np.float32(2 ** (bits - 1) + 0.5)
+        steps = np.trunc(block / d + half) if d else np.full(32, 2 ** (bits - 1))
+        codes.append(np.clip(steps, 0, 2**bits - 1) - 2 ** (bits - 1))
+        scales.append(d or np.float32(-0.0))
+    return np.stack(codes).reshape(w.shape), np.array(scales, dtype=np.float32).reshape(w.shape[0], -1)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("q4_0", 4), ("q3_0", 3)])
+def test_against_the_rule_written_out(name: str, bits: int) -> None:
+    for kind, w in cases():
+        codes, scales = written_out(w.numpy(), bits)
+        encoded = GRIDS[name].encode(w)
+        assert np.array_equal(encoded.codes.numpy(), codes), kind
+        assert np.array_equal(encoded.scales.numpy().view(np.int32), scales.view(np.int32)), kind
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_more_than_is_rounded_at_once(name: str) -> None:
+    """Blocks don't know of each other: many experts' matrices at once, of another layout in memory, and row by row."""
+    w = torch.randn(3, 96, 1100, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    assert w.numel() > _IN_CACHE and not w.is_contiguous()
+    grid = GRIDS[name]
+    whole = grid.encode(w)
+    assert whole.codes.shape == w.shape and whole.scales.shape == (3, 1100, 3)
+    for i in range(3):
+        for rows in (slice(0, 1), slice(400, 700), slice(1099, 1100)):
+            part = grid.encode(w[i, rows])
+            assert torch.equal(whole.codes[i, rows], part.codes) and torch.equal(whole.scales[i, rows], part.scales)
+    assert torch.equal(grid.rounded(w), grid.decode(whole))
+    assert torch.equal(grid.rounded(w.bfloat16()), grid.rounded(w.bfloat16().float()))
 
 
 @pytest.mark.parametrize(("name", "error"), [("q4_0", 0.0863), ("q4_0_fp16", 0.0861)])

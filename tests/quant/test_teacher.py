@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
 from gemma_tune.chat import Rendered
+from gemma_tune.paths import ASSETS
 from gemma_tune.quant.quality import recovered
-from gemma_tune.quant.teacher import Targets, TeacherCache, divergence, fill, summed_divergence, summed_loss
-from gemma_tune.quant.trainer import rows_in
+from gemma_tune.quant.teacher import Targets, TeacherCache, divergence, fill_in_batches, summed_divergence, summed_loss
+from gemma_tune.quant.trainer import rows_in, targets_of, targets_of_rows
 
 ROWS = [Rendered(list(range(n)), [-100, *range(1, n)]) for n in (4, 7, 5)]
 
 
-def made(row: Rendered) -> Targets:
+def made(rows: Sequence[Rendered]) -> list[Targets]:
+    return [one(row) for row in rows]
+
+
+def one(row: Rendered) -> Targets:
     rng = torch.Generator().manual_seed(len(row.input_ids))
     found = torch.randn(row.trained_tokens, 50, generator=rng).log_softmax(-1).topk(8)
     return Targets(found.indices, found.values)
@@ -60,17 +67,58 @@ def test_sums_over_many_positions() -> None:
 
 def test_the_cache(tmp_path: Path) -> None:
     cache = TeacherCache(tmp_path / "t", 8, "m", "v")
-    assert fill(cache, ROWS[:2], made) == 2 and fill(cache, ROWS, made) == 1
+    assert fill_in_batches(cache, ROWS[:2], made) == 2 and fill_in_batches(cache, ROWS, made) == 1
     again = TeacherCache(tmp_path / "t", 8, "m", "v")
     assert not again.missing(ROWS)
     for row in ROWS:
-        wanted, found = made(row), again.get(row.input_ids)
+        wanted, found = one(row), again.get(row.input_ids)
         assert torch.equal(found.ids, wanted.ids)
         assert torch.allclose(found.log_probs, wanted.log_probs, atol=5e-3)
     size = sum((tmp_path / "t" / n).stat().st_size for n in ("ids.bin", "log_probs.bin"))
     assert size == sum(r.trained_tokens for r in ROWS) * again.bytes_per_token
     with pytest.raises(KeyError):
         again.get([9, 9, 9])
+
+
+def test_rows_together_and_each_by_itself() -> None:
+    """Padding changes nothing, whatever a row's length, and how much of it is trained.
+
+    In float64, so that 1e-5 holds of log-probabilities far down, too; in float32 it holds of probabilities.
+    """
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float64).eval()
+    rng = torch.Generator().manual_seed(0)
+    rows = []
+    for n, trained in ((3, 1), (40, 39), (17, 0), (33, 12), (40, 20), (9, 8)):
+        ids = torch.randint(10, 1500, (n,), generator=rng).tolist()
+        rows.append(Rendered(ids, [-100] * (n - trained) + ids[n - trained :]))
+    for row, found in zip(rows, targets_of_rows(model, rows, 64), strict=True):
+        alone = targets_of(model, row, 64)
+        assert found.ids.shape == (row.trained_tokens, 64)
+        assert torch.allclose(found.log_probs, alone.log_probs, rtol=0, atol=1e-5)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        reference = logits.log_softmax(-1)[torch.tensor(row.labels[1:]) != -100]
+        assert torch.allclose(found.log_probs.double(), reference.gather(-1, found.ids), rtol=0, atol=1e-5)
+        assert torch.allclose(found.log_probs.double(), reference.topk(64).values, rtol=0, atol=1e-5)
+    model.float()
+    for row, found in zip(rows, targets_of_rows(model, rows, 64), strict=True):
+        assert torch.allclose(found.log_probs.exp(), targets_of(model, row, 64).log_probs.exp(), rtol=0, atol=1e-5)
+
+
+def test_batches_of_rows_of_like_length(tmp_path: Path) -> None:
+    """The longest ones first, as many as a batch holds, each once; a row longer than a batch goes alone."""
+    lengths = [5, 5000, 1000, 30, 1100, 1200, 5, 1300]
+    rows = [Rendered([i] * n, [-100] * (n - 1) + [i]) for i, n in enumerate(lengths)]
+    seen: list[list[int]] = []
+
+    def targets(batch: Sequence[Rendered]) -> list[Targets]:
+        seen.append([len(row.input_ids) for row in batch])
+        return made(batch)
+
+    cache = TeacherCache(tmp_path / "t", 8, "m", "v")
+    assert fill_in_batches(cache, rows, targets) == len(rows)
+    assert seen == [[5000], [1300, 1200, 1100], [1000, 30, 5, 5]]
+    assert not cache.missing(rows)
 
 
 def test_64_probabilities_take_at_most_400_bytes(tmp_path: Path) -> None:
@@ -80,14 +128,14 @@ def test_64_probabilities_take_at_most_400_bytes(tmp_path: Path) -> None:
 def test_a_kill_while_writing(tmp_path: Path) -> None:
     """What stands behind the last whole line of the index is written again."""
     cache = TeacherCache(tmp_path / "t", 8, "m", "v")
-    fill(cache, ROWS[:2], made)
+    fill_in_batches(cache, ROWS[:2], made)
     for name in ("ids.bin", "log_probs.bin", "index.jsonl"):
         with (tmp_path / "t" / name).open("ab") as f:
             f.write(b"[half")
     again = TeacherCache(tmp_path / "t", 8, "m", "v")
-    assert fill(again, ROWS, made) == 1
+    assert fill_in_batches(again, ROWS, made) == 1
     for row in ROWS:
-        assert torch.equal(again.get(row.input_ids).ids, made(row).ids)
+        assert torch.equal(again.get(row.input_ids).ids, one(row).ids)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +153,7 @@ def test_a_cache_of_something_else(tmp_path: Path, k: int, model: str, tokenizer
 
 
 def test_a_cache_that_was_cut(tmp_path: Path) -> None:
-    fill(TeacherCache(tmp_path / "t", 8, "m", "v"), ROWS, made)
+    fill_in_batches(TeacherCache(tmp_path / "t", 8, "m", "v"), ROWS, made)
     with (tmp_path / "t" / "ids.bin").open("r+b") as f:
         f.truncate(10)
     with pytest.raises(UserError, match=r"ids\.bin is cut off"):

@@ -12,7 +12,6 @@ from short_runs import losses, short_run
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.composition import compose_config
-from gemma_tune.paths import ASSETS
 
 SMALL = ["data.max_train_samples=8", "data.max_eval_samples=6", "quant.max_kl_samples=3", "eval.num_samples=0",
          "train.per_device_train_batch_size=2"]  # fmt: skip
@@ -70,6 +69,7 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
     ("recipe", "words", "message"),
     [
         ("qat", ["quant=none"], "quant=none with recipe=qat: choose a grid"),
+        ("qat", ["quant=q4_0_fp16", "model.dtype=bfloat16"], "can't hold its values"),
         ("qat", ["quant=q3_0"], "q3_0 has no file format but merged"),
         ("qat", ["model.load_in_4bit=true", "adapter=lora"], "the grid rounds full weights"),
         ("qat", ["adapter=dora"], "adapter.use_dora=True with recipe=qat"),
@@ -92,4 +92,3 @@ def test_the_default_rates() -> None:
     rates = [compose_config("qat", w).train.learning_rate for w in ([], ["adapter=lora"])]
     assert rates == [1e-4, 1e-3]
     assert compose_config("qat", ["adapter=lora"]).model.dtype == "float32"
-    assert (ASSETS / "tiny").is_dir()

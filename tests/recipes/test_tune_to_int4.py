@@ -1,0 +1,78 @@
+"""recipe=tune_to_int4: both trainings, the files, and one table that ends with the GGUF in llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_tune.composition import compose_config
+from gemma_tune.errors import UserError
+from gemma_tune.launch import run
+
+pytest.importorskip("xllamacpp")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    words = [
+        f"output_dir={folder}", "tracker=none", "train.max_steps=3", "quant.train.max_steps=2", "eval.max_samples=4",
+        "data.max_train_samples=12", "data.max_eval_samples=3", "eval.max_new_tokens=24", "quant.max_kl_samples=3",
+        "export=gguf", "adapter.r=4",
+    ]  # fmt: skip
+    return folder, run("tune_to_int4", words)
+
+
+def test_everything_is_there_and_verified(done: tuple[Path, Any]) -> None:
+    folder, result = done
+    assert result.status == "finished" and not result.failures
+    assert all((folder / path).exists() for path in result.artifacts.values())
+    assert {"tuned/merged", "int4/gguf", "comparison"} <= result.artifacts.keys()
+    assert {line["verdict"] for line in result.metrics["int4"]["verify"]} <= {"ok", "warn"}
+    assert result.headline["name"] == "test_exact_match"
+
+
+def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
+    folder, _ = done
+    rows = [
+        json.loads((folder / file).read_text("utf-8"))["rows"]["test_exact_match"]
+        for file in ("tuned/eval/before.json", "tuned/eval/after.json", "int4/eval/after.json", "eval/after.json")
+    ]
+    assert len({tuple(row["id"] for row in part) for part in rows}) == 1
+    text = (folder / "comparison.md").read_text("utf-8")
+    assert all(name in text for name in ("base", "tuned", "int4, trained", "GGUF in llama.cpp"))
+
+
+def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
+    """Its config.yaml repeats it: it passes every check."""
+    folder, _ = done
+    from gemma_tune.composition import load_stored
+
+    first, second = (load_stored(folder / name, [f"output_dir={folder}/x"]) for name in ("tuned", "int4"))
+    assert (first.recipe, second.recipe) == ("lora_sft", "qat")
+    assert second.model.model_name_or_path == str(folder / "tuned")
+    assert second.model.dtype == "float32" and second.train.max_steps == 2 and second.quant.grid == "q4_0"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export=merged"], "export.formats lacks gguf"),
+        (["quant=none"], "choose a grid"),
+        (["eval.before=false"], "begins with the base"),
+        (["quant.train.max_steps=0"], "would train nothing"),
+        (["train.resume_from_checkpoint=latest"], "recipe=qat"),
+        (["data.streaming=true", "train.max_steps=5"], "kept a row"),
+    ],
+)
+def test_refused(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose_config("tune_to_int4", words)
+
+
+def test_its_training_keys_belong_to_it() -> None:
+    with pytest.raises(UserError, match=r"quant\.train has no effect"):
+        compose_config("qat", ["quant.train.max_steps=5"])
