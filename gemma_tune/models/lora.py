@@ -26,10 +26,11 @@ class _LowRank(torch.autograd.Function):  # type: ignore[misc]
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
         low, high = a.to(y.dtype), (b * scaling).to(y.dtype)
-        between = rows @ low.T
-        ctx.save_for_backward(rows, between, low, high)
         ctx.scaling, ctx.types = scaling, (x.dtype, a.dtype, b.dtype)
-        return torch.addmm(y.reshape(-1, y.shape[-1]), between, high.T).view(y.shape)
+        with torch.autocast(x.device.type, enabled=False):  # 4-bit layers give float32 under it, and so does this
+            between = rows @ low.T
+            ctx.save_for_backward(rows, between, low, high)
+            return torch.addmm(y.reshape(-1, y.shape[-1]), between, high.T).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -29,10 +29,16 @@ def model_with(base: nn.Linear, joined: bool, **options: Any) -> Any:
     return model
 
 
-def outcome(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def autocast(model: Any, x: torch.Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(x)
+
+
+def outcome(forward: Any, x: torch.Tensor, model: Any = None) -> dict[str, torch.Tensor]:
     """The output, and the gradients of its product with fixed numbers."""
+    model = forward if model is None else model
     x = x.clone().requires_grad_()
-    y = model(x)
+    y = forward(x)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.dtype))
     layer = model.base_model.model[0]
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -93,13 +99,13 @@ def test_bfloat16_is_as_near_to_the_formula_as_its_type_allows(x: torch.Tensor, 
         assert error(value, exact[name]) < 2**-7, name
 
 
-def test_under_autocast(x: torch.Tensor) -> None:
-    """Products in bfloat16 over float32 weights, as `train.bf16` asks for."""
-    model = model_with(base_of("float32"), joined=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = outcome(model, x)
+@pytest.mark.parametrize("kind", ["float32", "4 bit"])
+def test_under_autocast(x: torch.Tensor, kind: str) -> None:
+    """Products in bfloat16 over float32 weights, as `train.bf16` asks for; the forward alone is under it."""
+    model = model_with(base_of(kind), joined=True)
+    found = outcome(lambda given: autocast(model, given), x, model)
     exact = by_formula(model, x)
-    assert found["y"].dtype == torch.bfloat16 and found["x"].dtype == torch.float32
+    assert found["x"].dtype == found["A"].dtype == torch.float32
     for name, value in found.items():
         assert error(value, exact[name]) < 2**-6, name
 

@@ -249,7 +249,7 @@ def loaded(path: Path, four_bit: bool = False) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_an_adapter_stands_on_its_base(trained: Path, four_bit: bool) -> None:
-    """Over 16-bit and over 4-bit weights the logits are those that PEFT itself gives."""
+    """Over whole and over 4-bit weights the logits are those that PEFT's own layers give, but for the order of sums."""
     before, model = loaded(trained, four_bit)
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     config = ModelConfig(model_name_or_path=str(TINY), dtype="float32", device="cpu", load_in_4bit=four_bit)
@@ -258,7 +258,7 @@ def test_an_adapter_stands_on_its_base(trained: Path, four_bit: bool) -> None:
     plain = PeftModel.from_pretrained(base, str(trained / "adapter")).eval()
     with torch.no_grad():
         found = model(input_ids=IDS).logits
-        assert torch.equal(found, plain(input_ids=IDS).logits)
+        torch.testing.assert_close(found, plain(input_ids=IDS).logits, rtol=0, atol=1e-4)
     assert (found - before).abs().max() > 0.05
 
 
