@@ -176,7 +176,8 @@ class RunFolder:
             raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
         status = folder_status(path)
         folder = cls(path, cfg, finished=status == "finished")
-        held = [p.name for p in (folder.checkpoints, folder.adapter, path / "export") if _has_files(p)]
+        places = (folder.checkpoints, folder.adapter, *(path / name for name in ("export", "tuned", "int4")))
+        held = [p.name for p in places if _has_files(p)]
         if status == "running" or (status != "finished" and held):
             what = f"has {', '.join(held)}" if held else "may still be running"
             raise UserError(f"output_dir={path}: this run was begun and {what}; {ways}.")

@@ -16,15 +16,18 @@ from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, 
 from gemma_tune.data.dataset import load_held_out, read_tests
 from gemma_tune.data.reading import data_files
 from gemma_tune.defaults import fill_in
-from gemma_tune.errors import RunError
-from gemma_tune.evals.evaluation import Evaluation, prepare
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
 from gemma_tune.evals.hooks import Measurements
 from gemma_tune.evals.opening import open_engine
-from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.capacity import check_disk, check_memory, free_memory
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
+from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
 from gemma_tune.recipes import qat, sft
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say
+from gemma_tune.train.arguments import mixed_precision
 
 TUNED, ON_GRID = "tuned", "int4"
 
@@ -39,10 +42,16 @@ def run(cfg: Config) -> RunResult:
         first: RunResult = sft.run(tuning(cfg, folder.path))
         return first
 
+    # The second training needs more memory than the first, and is refused before it
+    source, device, second = find_source(cfg.model), pick_device(cfg.model), training_on_grid(cfg, folder.path)
+    shape = shape_of(load_config(source))
+    check_memory(second, shape, mixed_precision(second, device), free_memory(device))
+    check_disk(second, shape, source, folder.path)
+
     result = folder.result
     tuned, on_grid = folder.path / TUNED, folder.path / ON_GRID
     with folder.recording():
-        folder.add_inputs(find_source(cfg.model).folder, *data_files(cfg.data))
+        folder.add_inputs(*source.inputs, *data_files(cfg.data), *files_of(cfg))
         say("1 of 3: tuning")
         with folder.timed("tune"):
             _take(result, TUNED, sft.run(tuning(cfg, folder.path)))
@@ -51,8 +60,9 @@ def run(cfg: Config) -> RunResult:
         try:
             with folder.timed("quantize"):
                 _take(result, ON_GRID, qat.run(training_on_grid(cfg, folder.path)))
-        except RunError as error:
-            raise RunError(f"{error} The tuned model is whole: recipe=qat takes it from {tuned}.") from error
+        except (RunError, UserError) as error:
+            kept = f"The tuned model is whole: recipe=qat model.model_name_or_path={tuned} goes on from it."
+            raise type(error)(f"{error} {kept}") from error
 
         say("", "3 of 3: the GGUF in llama.cpp")
         served = cfg_of_served(cfg, next((on_grid / "export" / "gguf").glob("*.gguf")), tuned)
@@ -67,9 +77,9 @@ def run(cfg: Config) -> RunResult:
             Measured("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better),
         ]
         comparison = compare([models[1], models[0], *models[2:]])
-        (folder.path / "comparison.md").write_text(markdown(comparison), encoding="utf-8")
-        (folder.path / "comparison.html").write_text(page(comparison), encoding="utf-8")
-        result.artifacts |= {"comparison": "comparison.html"}
+        folder.report.write_text(markdown(comparison), encoding="utf-8")
+        folder.report.with_suffix(".html").write_text(page(comparison), encoding="utf-8")
+        result.artifacts |= {"report": "report.md", "page": "report.html"}
         name = found.headline
         if name:
             result.headline = {"name": name, "before": models[0].figures.get(name), "after": found.figures[name]}

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from gemma_tune.export.llama_lines import llama_lines
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.trained import Trained, trained_tensors
 from gemma_tune.models.source import Source
-from gemma_tune.paths import whole
+from gemma_tune.paths import resolve, whole
 from gemma_tune.quant.plan import Plan
 from gemma_tune.runfolder import RunFolder, is_main_process
 
@@ -66,7 +67,7 @@ def export_all(
     for name in formats:
         with folder.timed("export"), whole(folder.export(name)) as written:
             if name == "gguf":
-                _write_gguf(Path(cfg.model.model_name_or_path).name, written, model, tokenizer, plan, trained)
+                _write_gguf(title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
             else:
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
@@ -75,6 +76,18 @@ def export_all(
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
+
+
+def title_of(name: str) -> str:
+    """What a model is called: the name of the checkpoint that its runs began with."""
+    path = resolve(name)
+    if path.parent.name == "export":
+        path = path.parent.parent
+    try:
+        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        return title_of(str(tree["model"]["model_name_or_path"]))
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return path.name
 
 
 def some_rows(parts: Sequence[Rows]) -> list[list[int]]:

@@ -11,7 +11,7 @@ import torch
 
 from gemma_tune.errors import RunError
 from gemma_tune.evals.engine import TransformersEngine
-from gemma_tune.evals.llama_cpp import LlamaCppEngine
+from gemma_tune.evals.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.export import gguf
 from gemma_tune.export.closeness import Closeness, compare
 from gemma_tune.export.grid_check import UNVERIFIED, Line, exact_line, gross_line, in_float32
@@ -91,5 +91,5 @@ def engine_closeness(engine: LlamaCppEngine, ours: TransformersEngine, rows: Seq
 def _line(name: str, judged: Callable[[str, Closeness], Line], run: Callable[[], Closeness]) -> Line:
     try:
         return judged(name, run())
-    except RunError as error:  # not there, died, or refused to answer
+    except EngineUnavailable as error:
         return Line(name, "run in llama.cpp", "not run", UNVERIFIED, str(error))

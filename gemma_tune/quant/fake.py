@@ -43,6 +43,7 @@ class OnGrid:
         if self.off:
             return self.float_weight().to(like.dtype)
         if self.shared is not None:
+            self._kept = None  # some optimizers change weights without counting it as a version
             return self.shared.to(like.dtype)
         if torch.is_grad_enabled():
             self._kept = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
@@ -35,6 +36,8 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
     if q.grid == "q4_0_fp16" and q.embedding != "none":
         yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding's grids are those of q4_0; use quant.grid=q4_0."
+    if q.teacher == "live" and q.teacher_folder:
+        yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
     if cfg.method == "tune_to_int4":
         yield from _tune_to_int4_problems(cfg)
         return
@@ -60,14 +63,16 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "eval.before=false has no effect with recipe=qat: what the grid costs is measured before; leave it out."
     if cfg.data.streaming:
         yield "data.streaming=true with recipe=qat: what the teacher says is kept a row; leave it out."
-    if q.teacher == "live" and q.teacher_folder:
-        yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
 
 
 def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:
     """What `recipe=tune_to_int4` can't do beside what its two trainings can't."""
     if "gguf" not in cfg.export.formats:
         yield "export.formats lacks gguf, which recipe=tune_to_int4 measures in the end; add it, or use recipe=qat."
+    if importlib.util.find_spec("xllamacpp") is None:
+        yield "recipe=tune_to_int4 measures in llama.cpp, which isn't there: pip install 'gemma_tune[gguf]' brings it."
+    if "kl" in cfg.eval.evaluators:
+        yield "eval.evaluators: kl with recipe=tune_to_int4 has one reference for four models; measure it by itself."
     if cfg.quant.train.max_steps == 0:
         yield "quant.train.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
     if cfg.data.streaming:

@@ -30,9 +30,10 @@ def test_everything_is_there_and_verified(done: tuple[Path, Any]) -> None:
     folder, result = done
     assert result.status == "finished" and not result.failures
     assert all((folder / path).exists() for path in result.artifacts.values())
-    assert {"tuned/merged", "int4/gguf", "comparison"} <= result.artifacts.keys()
+    assert {"tuned/merged", "int4/gguf", "report"} <= result.artifacts.keys()
     assert {line["verdict"] for line in result.metrics["int4"]["verify"]} <= {"ok", "warn"}
     assert result.headline["name"] == "test_exact_match"
+    assert [file.name for file in (folder / "int4/export/gguf").glob("*.gguf")] == ["tiny-q4_0.gguf"]
 
 
 def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
@@ -42,7 +43,7 @@ def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
         for file in ("tuned/eval/before.json", "tuned/eval/after.json", "int4/eval/after.json", "eval/after.json")
     ]
     assert len({tuple(row["id"] for row in part) for part in rows}) == 1
-    text = (folder / "comparison.md").read_text("utf-8")
+    text = (folder / "report.md").read_text("utf-8")
     assert all(name in text for name in ("base", "tuned", "int4, trained", "GGUF in llama.cpp"))
 
 
@@ -62,6 +63,7 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     [
         (["export=merged"], "export.formats lacks gguf"),
         (["quant=none"], "choose a grid"),
+        (["eval.evaluators=[answers,kl]", "eval.kl.reference=assets://tiny"], "one reference for four models"),
         (["eval.before=false"], "begins with the base"),
         (["quant.train.max_steps=0"], "would train nothing"),
         (["train.resume_from_checkpoint=latest"], "recipe=qat"),
