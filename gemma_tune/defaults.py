@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import yaml
-
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import has_results, is_run_with_results, resolve
+from gemma_tune.paths import has_results, is_run_with_results, model_of_run, resolve
 
 # Narrow models, as the embedded one is, take and need higher rates, and small batches.
 _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
@@ -73,13 +71,8 @@ def _models(cfg: Config) -> list[ModelConfig]:
 
 def _measured(name: str) -> str:
     """The model that a run has measured, by its config.yaml (its folder may hold none); any other name as it is."""
-    if has_results(name):
-        try:
-            stored = yaml.safe_load((resolve(name) / "config.yaml").read_text(encoding="utf-8"))
-            return str(stored["model"]["model_name_or_path"])
-        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
-            pass
-    return name
+    stored = model_of_run(resolve(name)) if has_results(name) else None
+    return name if stored is None else stored
 
 
 def _width(model: ModelConfig) -> int:

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -74,6 +76,15 @@ def folder_status(folder: Path) -> str | None:
 def has_results(name: str) -> bool:
     """Whether it is the folder of a run, perhaps an unfinished one, that has measured its model at its end."""
     return (resolve(name) / "manifest.json").is_file() and (resolve(name) / "eval" / "after.json").is_file()
+
+
+def model_of_run(folder: Path) -> str | None:
+    """The model that a run was of, by the config.yaml in its folder; None where there is none."""
+    try:
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return str(stored["model"]["model_name_or_path"])
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        return None
 
 
 def is_run_with_results(name: str) -> bool:

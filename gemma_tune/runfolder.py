@@ -176,7 +176,8 @@ class RunFolder:
             raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
         status = folder_status(path)
         folder = cls(path, cfg, finished=status == "finished")
-        places = (folder.checkpoints, folder.adapter, *(path / name for name in ("export", "tuned", "int4")))
+        runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
+        places = (folder.checkpoints, folder.adapter, path / "export", *runs_within)
         held = [p.name for p in places if _has_files(p)]
         if status == "running" or (status != "finished" and held):
             what = f"has {', '.join(held)}" if held else "may still be running"

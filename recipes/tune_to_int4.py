@@ -23,13 +23,13 @@ from gemma_tune.evals.opening import open_engine
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.shape import shape_of
-from gemma_tune.models.source import find_source
+from gemma_tune.models.source import ON_GRID, find_source
 from gemma_tune.recipes import qat, sft
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say
 from gemma_tune.train.arguments import mixed_precision
 
-TUNED, ON_GRID = "tuned", "int4"
+TUNED = "tuned"  # the first training, a run folder in this one; the second is ON_GRID
 
 
 def run(cfg: Config) -> RunResult:
@@ -59,7 +59,7 @@ def run(cfg: Config) -> RunResult:
         say("", "2 of 3: training on the grid")
         try:
             with folder.timed("quantize"):
-                _take(result, ON_GRID, qat.run(training_on_grid(cfg, folder.path)))
+                _take(result, ON_GRID, qat.run(second))
         except (RunError, UserError) as error:
             kept = f"The tuned model is whole: recipe=qat model.model_name_or_path={tuned} goes on from it."
             raise type(error)(f"{error} {kept}") from error
@@ -93,8 +93,8 @@ def run(cfg: Config) -> RunResult:
 
 def tuning(cfg: Config, path: Path) -> Config:
     """The configuration of the first training, which is a run of its own."""
-    kinds = {True: "qlora_sft", False: "lora_sft"}
-    recipe = "full_sft" if cfg.adapter.peft_type == "none" else kinds[cfg.model.load_in_4bit]
+    adapted = "qlora_sft" if cfg.model.load_in_4bit else "lora_sft"
+    recipe = "full_sft" if cfg.adapter.peft_type == "none" else adapted
     return replace(
         cfg,
         recipe=recipe,
@@ -131,12 +131,13 @@ def training_on_grid(cfg: Config, path: Path) -> Config:
         method="qat",
         output_dir=str(path / ON_GRID),
         tracker=_tracker(cfg, path, ON_GRID),
-        model=replace(cfg.model, model_name_or_path=str(path / TUNED), revision=None, load_in_4bit=False, dtype=None),
+        model=replace(cfg.model, load_in_4bit=False, dtype=None),
         adapter=adapter,
         train=train,
         quant=replace(cfg.quant, train=QuantConfig().train),
     )
-    fill_in(found)
+    fill_in(found)  # by the width of the base, which is that of the tuned model
+    found.model.model_name_or_path, found.model.revision = str(path / TUNED), None
     return found
 
 

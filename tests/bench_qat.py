@@ -23,7 +23,7 @@ import shape_270m
 import torch
 from bench_sft import interval
 from datasets import Dataset
-from figures import DOCS, conditions, conditions_line
+from figures import DOCS, conditions, conditions_line, table
 from peft import LoraConfig, get_peft_model
 from qat_torchao import torchao, torchao_text
 from safetensors import safe_open
@@ -52,10 +52,6 @@ TEACHER_ROWS = {"270M shape": 24, "tiny": 200}
 # glibc gives freed memory back at once; a virtual machine can take longer to get it anew than the rounding takes
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 WEIGHTS = {"merged": "*.safetensors", "gguf": "*.gguf", "w4a16": "*.safetensors"}
-
-
-def table(head: list[str], lines: list[str]) -> str:
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines])
 
 
 # What a step costs

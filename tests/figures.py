@@ -46,6 +46,11 @@ def conditions_line(report: dict[str, Any]) -> str:
     return f"{report['date']}: {report['machine']}; {versions}."
 
 
+def table(head: list[str], rows: list[str]) -> str:
+    """A Markdown table of rows that are lines already."""
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *rows])
+
+
 def run(recipe: str, folder: Path, *words: str) -> dict[str, Any]:
     """One run in a process of its own; returns its result.json and losses."""
     command = [sys.executable, "-m", "gemma_tune", f"recipe={recipe}", *COMMON, *words, f"output_dir={folder}"]

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from figures import DOCS, conditions, conditions_line
+from figures import DOCS, conditions, conditions_line, table
 
 SEEDS = (42, 1, 2)
 # By name: the words beside recipe=qat, and its seeds.
@@ -82,9 +82,7 @@ def main() -> None:
         "rounding to the same grid costs, with its 95 % interval over the rows; of perplexity it says something only "
         "where that cost is larger than its own interval.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *map(row, runs),
+        table(head, [*map(row, runs)]),
         "",
         "To hold: all weights at least 54 % of the KL, an adapter at least 40 %; the GGUF within 1 point of the "
         "unquantised model.",

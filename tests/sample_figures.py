@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from figures import DOCS, conditions, conditions_line
+from figures import DOCS, conditions, conditions_line, table
 
 SEEDS = {"qlora_sft": (42, 1, 2), "lora_sft": (42,), "full_sft": (42,)}
 NAMES = {"test": "test", "new_phrasings": "new phrasings"}
@@ -60,9 +60,7 @@ def main() -> None:
         "(`export/merged`), loaded again, on the same test rows, and the share of its answers there that end by "
         "themselves.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *map(row, runs),
+        table(head, [*map(row, runs)]),
         "",
     ]
     (DOCS / "sample-task.md").write_text("\n".join(lines), encoding="utf-8")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.evals.generate import greedy_answers
-from gemma_tune.models.language import head_of, language_part
+from gemma_tune.models.language import head_of, language_part, padded
 from gemma_tune.models.mode import evaluating
 
 # Logits of so many positions stand in memory at once: 256 × 262,144 × 4 bytes = 256 MiB.
@@ -101,16 +101,9 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
 
 
 def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:
-    width = max(len(r.input_ids) for r in batch)
-    input_ids = torch.full((len(batch), width), pad_id)
-    labels = torch.full((len(batch), width), -100)
-    mask = torch.zeros((len(batch), width), dtype=torch.long)
-    for i, row in enumerate(batch):
-        n = len(row.input_ids)
-        input_ids[i, :n], labels[i, :n], mask[i, :n] = torch.tensor(row.input_ids), torch.tensor(row.labels), 1
-    device = base.get_input_embeddings().weight.device
-    hidden = base.model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    targets = labels[:, 1:].to(device)
+    inputs = padded(base, batch, pad_id)
+    targets = inputs.pop("labels")[:, 1:]
+    hidden = base.model(**inputs, use_cache=False)
     counts = targets != -100
     rows = counts.nonzero()[:, 0].cpu()  # [N]
     hidden, targets = hidden.last_hidden_state[:, :-1][counts], targets[counts]  # [N, H], [N]

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +30,7 @@ from gemma_tune.export.llama_lines import llama_lines
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.trained import Trained, trained_tensors
 from gemma_tune.models.source import Source
-from gemma_tune.paths import resolve, whole
+from gemma_tune.paths import model_of_run, resolve, whole
 from gemma_tune.quant.plan import Plan
 from gemma_tune.runfolder import RunFolder, is_main_process
 
@@ -83,11 +82,8 @@ def title_of(name: str) -> str:
     path = resolve(name)
     if path.parent.name == "export":
         path = path.parent.parent
-    try:
-        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        return title_of(str(tree["model"]["model_name_or_path"]))
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
-        return path.name
+    before = model_of_run(path)
+    return path.name if before is None else title_of(before)
 
 
 def some_rows(parts: Sequence[Rows]) -> list[list[int]]:

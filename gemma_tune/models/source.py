@@ -13,6 +13,7 @@ from gemma_tune.paths import resolve
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PLAN = "quant_plan.json"  # what a run on a grid leaves in its folder
+ON_GRID = "int4"  # the run on a grid in a folder of recipe=tune_to_int4
 # Where a run keeps a tokenizer
 _IN_RUNS = ("adapter", "export/merged", "export/w4a16")
 
@@ -102,8 +103,8 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
     path = resolve(name)
     if not path.is_dir():
         return Source(name, model.revision, None, name)
-    if (path / "int4" / PLAN).is_file():  # a run of recipe=tune_to_int4
-        path = path / "int4"
+    if (path / ON_GRID / PLAN).is_file():
+        path = path / ON_GRID
     if (path / "result.json").is_file() and (path / "manifest.json").is_file():
         on_grid = (path / PLAN).is_file()
         if on_grid and not (path / "export" / "merged" / "config.json").is_file():

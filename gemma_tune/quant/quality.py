@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from gemma_tune.chat import Rendered
-from gemma_tune.models.language import head_of
+from gemma_tune.models.language import head_of, padded
 from gemma_tune.models.mode import evaluating
 from gemma_tune.quant.teacher import Targets, summed_divergence
 from gemma_tune.quant.trainer import targets_of, trained_states
@@ -40,14 +39,12 @@ def row_divergences(base: Any, rows: Sequence[Rendered], targets: Sequence[Targe
         rows: Rendered rows.
         targets: What the unquantised model says of them.
     """
-    device = base.get_input_embeddings().weight.device
     found = []
     with evaluating(base):
         for row, wanted in zip(rows, targets, strict=True):
-            inputs = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
-            hidden, _ = trained_states(base, {name: value.to(device) for name, value in inputs.items()})
-            targets = Targets(wanted.ids.to(device), wanted.log_probs.to(device))
-            found.append(summed_divergence(hidden, head_of(base), targets).item())
+            hidden, _ = trained_states(base, padded(base, [row]))
+            here = Targets(wanted.ids.to(hidden.device), wanted.log_probs.to(hidden.device))
+            found.append(summed_divergence(hidden, head_of(base), here).item())
     return found
 
 

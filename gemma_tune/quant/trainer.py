@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gemma_tune.chat import Rendered
-from gemma_tune.models.language import head_of, language_part
+from gemma_tune.models.language import head_of, language_part, padded
 from gemma_tune.quant.fake import rounded_once
 from gemma_tune.quant.teacher import Targets, summed_divergence, summed_loss, top_targets
 from gemma_tune.train.trainer import GemmaSFTTrainer
@@ -30,16 +30,8 @@ def targets_of(base: Any, row: Rendered, k: int) -> Targets:
 
 def targets_of_rows(base: Any, rows: Sequence[Rendered], k: int) -> list[Targets]:
     """The same of several rows at once; rows of like length leave little padding."""
-    device = base.get_input_embeddings().weight.device
-    longest = max(len(row.input_ids) for row in rows)
-    inputs = {
-        "input_ids": [row.input_ids + [0] * (longest - len(row.input_ids)) for row in rows],
-        "labels": [row.labels + [-100] * (longest - len(row.labels)) for row in rows],
-    }
-    if any(len(row.input_ids) < longest for row in rows):
-        inputs["attention_mask"] = [[int(i < len(row.input_ids)) for i in range(longest)] for row in rows]
     with torch.no_grad():
-        hidden, _ = trained_states(base, {name: torch.tensor(value, device=device) for name, value in inputs.items()})
+        hidden, _ = trained_states(base, padded(base, rows))
         found = top_targets(hidden, head_of(base), k)
     parts = [part.cpu().split([row.trained_tokens for row in rows]) for part in found]
     return [Targets(*part) for part in zip(*parts, strict=True)]
