@@ -67,18 +67,21 @@ TITLE_WORDS = {
     "a": words(
         """
         Lazy Hidden Wooden Young Sleeping Distant Crystal Velvet Crooked Warm Early Late Gentle Wide Brown Grey Purple
-        Secret Copper Foreign Heavy Tall Sunny
+        Secret Copper Foreign Heavy Tall Sunny Rough Round Merry Mellow Handsome Happy Careful Calm
         """
     ),
     "n": words(
         """
         Harbor Valley Candle Lantern Meadow Engine Kingdom Whisper Feather Island Mountain Pilot Garden Village Thunder
         Sailor Ribbon Ocean Tower Market Tiger Circle Station Marble Dream Letter Brother Winter Evening Door Heart
+        Robin Rocket Rose Roof Harvest Hammer Castle Canyon Carnival Legend Lesson Mother Monkey Tomorrow Pilgrim
+        Valentine
         """
     ),
     "p": words(
         """
-        Paris Madrid Vienna Oslo Tokyo Dublin Athens Havana Naples Boston Anna Peter Prague
+        Paris Madrid Vienna Oslo Tokyo Dublin Athens Havana Naples Boston Anna Peter Prague Romania Rotterdam Harlem
+        Canada Cardiff Marseille Monaco Toledo Valencia Leipzig
         """
     ),
     "c": words(
@@ -87,6 +90,9 @@ TITLE_WORDS = {
         """
     ),
 }
+# Share of them in which two words begin with the same two letters. A model that copies by what came after the last such
+# token goes round in a circle there: "Road to Road to …" for "Road to Rome".
+ALIKE = 0.35
 TEXT_ENDS = [
     "will be late", "will be home at {clock}", "can not come on {day}", "need {count} more {item}", "forgot the {item}",
     "leave on {day}", "wait at the {door} door", "am in the {room} now", "will bring {item} and {item}",
@@ -105,8 +111,13 @@ def texts(rng: random.Random) -> str:
 
 
 def composed_title(rng: random.Random) -> str:
-    """A song title put together of words."""
-    return re.sub(r"\{(\w)\}", lambda key: rng.choice(TITLE_WORDS[key[1]]), rng.choice(TITLE_FORMS))
+    """A song title put together of words, of which two begin alike in a good part of the titles."""
+    alike = rng.random() < ALIKE
+    while True:
+        title = re.sub(r"\{(\w)\}", lambda key: rng.choice(TITLE_WORDS[key[1]]), rng.choice(TITLE_FORMS))
+        capitals = set(re.findall(r"[A-Z]\w+", title.removeprefix("The ")))
+        if not alike or len({word[:2] for word in capitals}) < len(capitals):
+            return title
 
 
 def clock(rng: random.Random) -> str:
