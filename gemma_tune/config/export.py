@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gemma_tune.config.option import option
 
-FORMATS = ("merged", "gguf", "w4a16")
+FORMATS = ("merged", "gguf", "w4a16", "gguf_f32", "gguf_f16", "gguf_bf16")
 
 
 @dataclass
@@ -15,8 +15,9 @@ class ExportConfig:
 
     formats: list[str] = option(
         ["merged"],
-        "What is written: merged (a plain Transformers folder), and of models on a grid gguf (llama.cpp, Ollama) and "
-        "w4a16 (vLLM, compressed-tensors).",
+        "What is written: merged (a plain Transformers folder), and of models on a grid gguf (llama.cpp, Ollama), "
+        "w4a16 (vLLM, compressed-tensors), and as a control the same numbers in wider types: gguf_f32, gguf_f16, "
+        "gguf_bf16.",
     )
     dtype: str = option("bfloat16", "Type of the exported weights.", choices=("bfloat16", "float32"))
     max_shard_size: str = option("5GB", "Largest file of the exported weights.")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,14 +27,16 @@ from gemma_tune.export.grid_check import (
     transformers_line,
 )
 from gemma_tune.export.grid_files import read_folder, read_gguf
-from gemma_tune.export.llama_lines import llama_lines
+from gemma_tune.export.llama_lines import llama_lines, wide_line
 from gemma_tune.export.ollama import modelfile
-from gemma_tune.export.trained import Trained, trained_tensors
+from gemma_tune.export.trained import Decoded, Trained, trained_tensors
 from gemma_tune.models.source import Source
 from gemma_tune.paths import model_of_run, resolve, whole
 from gemma_tune.quant.plan import Plan
 from gemma_tune.runfolder import RunFolder, is_main_process
 
+# The control: the numbers of the grid in types that hold them without it.
+_WIDE = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
 _FOLDERS = {"merged": dense.export, "w4a16": w4a16.export}
 
 
@@ -65,8 +68,8 @@ def export_all(
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         with folder.timed("export"), whole(folder.export(name)) as written:
-            if name == "gguf":
-                _write_gguf(title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
+            if name.startswith("gguf"):
+                _write_gguf(name, title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
             else:
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
@@ -97,10 +100,15 @@ def some_rows(parts: Sequence[Rows]) -> list[list[int]]:
     return found
 
 
-def _write_gguf(title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: Trained) -> None:
+def _write_gguf(name: str, title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: Trained) -> None:
     written.mkdir(parents=True)
     config, generation = model.config.get_text_config(), model.generation_config
-    file = gguf.export(trained, config, tokenizer, generation, plan, written / f"{title}-{plan.name}.gguf", name=title)
+    wide = _WIDE.get(name)
+    weights = Decoded(trained, plan) if wide else trained
+    kind = name.removeprefix("gguf_") if wide else plan.name
+    file = gguf.export(
+        weights, config, tokenizer, generation, wide or plan, written / f"{title}-{kind}.gguf", name=title
+    )
     text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
     (written / "Modelfile").write_text(text, encoding="utf-8")
 
@@ -109,9 +117,12 @@ def _check(
     name: str, folder: RunFolder, model: Any, tokenizer: Any, plan: Plan, trained: Trained, ids: list[list[int]]
 ) -> list[Line]:
     place = folder.export(name)
-    if name == "gguf":
+    if name.startswith("gguf"):
         file = next(place.glob("*.gguf"))
-        lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan)
+        matrices = torch.float16 if name == "gguf_f16" else torch.float32
+        lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
+        if name in _WIDE:
+            return [*lines, wide_line(name, file, model, tokenizer, ids, exact=_WIDE[name] == torch.float32)]
         return [*lines, *llama_lines(file, model, tokenizer, trained, plan, ids)]
     return [
         *stored_lines(name, read_folder(place), trained, plan),

@@ -66,7 +66,13 @@ def forward_line(model: Any, trained: Trained, plan: Plan) -> Line:
     return tally.line("weights of the training forward", "those that are exported, to the bit")
 
 
-def stored_lines(what: str, stored: Iterable[tuple[str, Stored]], trained: Trained, plan: Plan) -> list[Line]:
+def stored_lines(
+    what: str,
+    stored: Iterable[tuple[str, Stored]],
+    trained: Trained,
+    plan: Plan,
+    matrices: torch.dtype = torch.float32,
+) -> list[Line]:
     """Holds a file against the trained model, tensor by tensor.
 
     Args:
@@ -74,6 +80,8 @@ def stored_lines(what: str, stored: Iterable[tuple[str, Stored]], trained: Train
         stored: `read_folder` or `read_gguf`.
         trained: Every tensor of the language part.
         plan: Its plan.
+        matrices: The type that the file has its matrices in, where it isn't one that holds all of them: float16 rounds
+            what is below 6e-8.
     """
     codes, values, again = _Tally(), _Tally(), _Tally()
     left = set(trained)
@@ -86,7 +94,9 @@ def stored_lines(what: str, stored: Iterable[tuple[str, Stored]], trained: Train
                 continue
             left.discard(name)
             expected = trained[name]
-            values.add(_unlike(name, decoded(name, trained, plan) + tensor.added, tensor.values))
+            wanted = decoded(name, trained, plan)
+            wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
+            values.add(_unlike(name, wanted + tensor.added, tensor.values))
             if isinstance(expected, Encoded) and tensor.encoded is not None:
                 codes.add(_other_codes(name, expected, tensor.encoded))
                 if tensor.same_again is not None and plan.grids[name].name.startswith("q4_0"):

@@ -49,14 +49,9 @@ def llama_lines(
         The lines of the control, the exact and the gross comparison. Where llama.cpp isn't there or has died, a line
         says `unverified` and why.
     """
-    ours = TransformersEngine(model, tokenizer)
 
     def closeness(path: Path, exact: bool) -> Closeness:
-        longest = max(len(row) for row in rows)
-        with LlamaCppEngine(
-            path, tokenizer, ours.stops, max_length=longest + 1, exact=exact, threads=threads
-        ) as engine:
-            return engine_closeness(engine, ours, rows)
+        return _closeness(path, model, tokenizer, rows, exact, threads)
 
     def in_a_float32_file(tensors: Mapping[str, torch.Tensor]) -> Closeness:
         config, generation = model.config.get_text_config(), model.generation_config
@@ -73,6 +68,32 @@ def llama_lines(
             _line(EXACT, exact_line, lambda: in_a_float32_file(Decoded(trained, plan))),
             _line(GROSS, gross_line, lambda: closeness(file, exact=False)),
         ]
+
+
+def wide_line(name: str, file: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool) -> Line:
+    """Runs a GGUF file without blocks: exactly, of float32, and as any GGUF file of the narrower types.
+
+    Args:
+        name: The format's name, for people.
+        file: The exported file.
+        model: The trained model on its grid; it is not changed.
+        tokenizer: Its tokenizer.
+        rows: Token ids; together at least 512 positions.
+        exact: Whether the file is float32.
+    """
+    judged = exact_line if exact else gross_line
+    with in_float32(model):
+        return _line(
+            f"{name} in llama.cpp", judged, lambda: _closeness(file, model, tokenizer, rows, exact, threads=None)
+        )
+
+
+def _closeness(
+    path: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool, threads: int | None
+) -> Closeness:
+    ours, longest = TransformersEngine(model, tokenizer), max(len(row) for row in rows)
+    with LlamaCppEngine(path, tokenizer, ours.stops, max_length=longest + 1, exact=exact, threads=threads) as engine:
+        return engine_closeness(engine, ours, rows)
 
 
 def engine_closeness(engine: LlamaCppEngine, ours: TransformersEngine, rows: Sequence[Sequence[int]]) -> Closeness:

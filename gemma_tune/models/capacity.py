@@ -202,7 +202,8 @@ def _run_bytes(cfg: Config, shape: Shape) -> float:
     total += len(in_int4) * (shape.linear_parameters * _INT4 + rest * BYTES["bfloat16"])
     if "gguf" in in_int4:  # it is checked with a float32 file beside it
         total += shape.parameters * BYTES["float32"]
-    return total
+    wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0}
+    return total + shape.parameters * sum(wide.get(name, 0.0) for name in cfg.export.formats)
 
 
 def _free_disk(path: Path) -> float:

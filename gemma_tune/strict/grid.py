@@ -36,6 +36,8 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
     if q.grid == "q4_0_fp16" and q.embedding != "none":
         yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding's grids are those of q4_0; use quant.grid=q4_0."
+    if q.grid == "q4_0_fp16" and "gguf_bf16" in cfg.export.formats:
+        yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
     if q.teacher == "live" and q.teacher_folder:
         yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
     if cfg.method == "tune_to_int4":

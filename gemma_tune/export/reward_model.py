@@ -1,0 +1,88 @@
+"""A trained reward model as a plain Transformers folder: written, and loaded again as anyone would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gemma_tune.config import ExportConfig
+from gemma_tune.data.pairs import Pairs
+from gemma_tune.evals.reward_scores import score_pairs
+from gemma_tune.export.merged import merged_tensors
+from gemma_tune.export.verify import ArtifactDiffers, verify_written
+from gemma_tune.models.classifier import scores
+from gemma_tune.models.language import language_part
+
+NAME = "reward_model"
+_ROWS = 8  # pairs
+# Of the largest score: the weights are held to the bit elsewhere, this finds a head that is read at another place.
+_EXACT, _ROUNDED = 1e-4, 0.1
+
+
+def _tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor under its plain name; of the head, which PEFT keeps twice, the trained one."""
+    for name, tensor in merged_tensors(model, dtype):
+        if ".original_module." not in name:
+            yield name.replace(".modules_to_save.default.", "."), tensor
+
+
+def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> None:
+    """Writes weights with the adapter in them, config, and tokenizer with chat template.
+
+    Args:
+        model: The trained model, or a PeftModel around it; it is not changed.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+        options: `dtype` and `max_shard_size`.
+
+    Raises:
+        ArtifactDiffers: What was written isn't what was to be written.
+    """
+    dtype, base = getattr(torch, options.dtype), language_part(model)
+    tensors = dict(_tensors(model, dtype))
+    config = type(base.config).from_dict(base.config.to_dict())
+    config.architectures, config.dtype = [type(base).__name__], dtype
+    config.save_pretrained(folder)
+    save_torch_state_dict(tensors, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
+    verify_written(folder, tensors)
+    tokenizer.save_pretrained(folder)
+
+
+def verify(
+    folder: Path, model: Any, options: ExportConfig, train: Pairs, held_out: Pairs, batch_size: int
+) -> dict[str, float]:
+    """Loads the folder with plain Transformers, and compares scores; measures the held-out pairs with it.
+
+    Args:
+        folder: What `export` has written.
+        model: The trained model.
+        options: `dtype` of the files.
+        train: The pairs trained on.
+        held_out: The pairs held out, perhaps none.
+        batch_size: Conversations of one forward pass.
+
+    Returns:
+        `export_score_difference` (the largest of a few conversations), and the figures of `score_pairs`.
+
+    Raises:
+        ArtifactDiffers: Scores differ by more than rounding can explain.
+    """
+    weight = model.get_input_embeddings().weight
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=weight.dtype, device_map={"": str(weight.device)}
+    )
+    part = held_out if held_out.records else train
+    looked = part.for_reward[:_ROWS]
+    rows = [*looked["chosen_ids"], *looked["rejected_ids"]]
+    ours, theirs = (scores(m, rows, tokenizer.pad_token_id, batch_size) for m in (model, loaded))
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    exact = weight.dtype == torch.float32 and options.dtype == "float32"
+    if difference > (_EXACT if exact else _ROUNDED) * max(1.0, *map(abs, ours)):
+        raise ArtifactDiffers(f"{folder}: not the trained model: a score differs by {difference:.3g}.")
+    return {"export_score_difference": difference, **score_pairs(loaded, tokenizer, held_out, batch_size).figures}
