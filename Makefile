@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-rl figures-rl clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -17,7 +17,7 @@ setup: .venv/.done ## Make .venv with everything in it
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf,rl]'
 	@touch $@
 
 run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three minutes
@@ -53,6 +53,9 @@ figures-sample: .venv/.done ## Measure the sample task with each recipe, and wri
 figures-qat: .venv/.done ## Measure what training on the grid takes back, and write docs/benchmarks/qat-quality.md
 	$(BIN)/python tests/qat_quality.py
 
+figures-rl: .venv/.done ## Measure what rewards and preferences teach the embedded model, and write docs/benchmarks/rl-accuracy.md
+	$(BIN)/python tests/rl_figures.py
+
 picture: .venv/.done ## Draw docs/int4-grid.png
 	$(BIN)/python tests/grid_picture.py
 
@@ -67,6 +70,9 @@ bench-packing: .venv/.done ## Measure packed rows against padded batches, and wr
 
 bench-qat: .venv/.done ## Measure a step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_qat.py
+
+bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_rl.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

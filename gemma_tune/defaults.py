@@ -16,11 +16,22 @@ from gemma_tune.paths import has_results, is_run_with_results, model_of_run, res
 _RATE_ADAPTERS, _RATE_ADAPTERS_NARROW = 2e-4, 8e-3
 _RATE_ALL, _RATE_ALL_NARROW = 2e-5, 2e-3
 _BATCH, _BATCH_PACKED, _BATCH_NARROW = 8, 2, 4
+# On the grid the gradient is noisier: batches of 4 took back half of what batches of 8 do.
+_BATCH_GRID_NARROW = 8
 _ANSWERED, _ANSWERED_NARROW = 8, 64
 _TRAIN_NOTHING = ("chat", "evaluate", "compare", "export")
 _IN_FLOAT32 = ("qat", "export")
 _RATE_GRID, _RATE_GRID_NARROW = 1e-5, 1e-4
 _RATE_GRID_ADAPTERS, _RATE_GRID_ADAPTERS_NARROW = 1e-4, 1e-3
+# By method: every weight, wide and narrow; adapters, wide and narrow.
+_RATES = {
+    "rl": ((1e-6, 2e-4), (1e-5, 2e-3)),
+    "dpo": ((1e-6, 5e-4), (1e-5, 2e-3)),
+    "reward_model": ((1e-5, 3e-4), (1e-4, 2e-3)),
+}
+# Completions, or pairs, of one forward pass: wide and narrow.
+_FEW = {"rl": (8, 256), "dpo": (8, 4), "reward_model": (8, 4)}
+_COMPLETION_TOKENS, _COMPLETION_TOKENS_NARROW = 256, 32
 # So that a model of 4B doesn't answer for an hour before it is trained.
 _ANSWERS = 200
 
@@ -40,13 +51,17 @@ def fill_in(cfg: Config) -> None:
         cfg.model.dtype = "float32" if trains_all or cfg.method in _IN_FLOAT32 else "bfloat16"
     if cfg.eval.batch_size is None:
         cfg.eval.batch_size = _ANSWERED_NARROW if narrow else _ANSWERED
-    if cfg.eval.max_samples is None and not narrow:
+    if cfg.eval.max_samples is None and not narrow and cfg.method != "rl":  # which is measured on all rows
         cfg.eval.max_samples = _ANSWERS
+    if cfg.method == "rl" and cfg.train.max_completion_length is None:
+        cfg.train.max_completion_length = _COMPLETION_TOKENS_NARROW if narrow else _COMPLETION_TOKENS
     if cfg.method in _TRAIN_NOTHING:
         return
     if cfg.train.learning_rate is None:
         if cfg.method == "qat" and every_weight:
             cfg.train.learning_rate = _RATE_GRID_NARROW if narrow else _RATE_GRID
+        elif cfg.method in _RATES:
+            cfg.train.learning_rate = _RATES[cfg.method][not every_weight][narrow]
         elif cfg.method == "qat":
             cfg.train.learning_rate = _RATE_GRID_ADAPTERS_NARROW if narrow else _RATE_GRID_ADAPTERS
         elif every_weight:
@@ -55,11 +70,21 @@ def fill_in(cfg: Config) -> None:
             cfg.train.learning_rate = _RATE_ADAPTERS_NARROW if narrow else _RATE_ADAPTERS
     if cfg.method == "build_tiny":  # its batches are its own
         return
+    if cfg.method in ("rl", "dpo", "reward_model"):  # nothing is packed
+        if cfg.train.per_device_train_batch_size is None:
+            several, group = _FEW[cfg.method][narrow], cfg.train.num_generations if cfg.method == "rl" else 1
+            cfg.train.per_device_train_batch_size = max(several // group, 1) * group
+        return
     if cfg.train.packing is None:
         cfg.train.packing = not narrow and cfg.train.train_sampling_strategy != "group_by_length"
+    several = _BATCH_PACKED if cfg.train.packing else _BATCH
+    on_grid = _BATCH_GRID_NARROW if narrow else several
+    second = cfg.quant.train
+    if cfg.method == "tune_to_int4" and second.per_device_train_batch_size is None:
+        second.per_device_train_batch_size = cfg.train.per_device_train_batch_size or on_grid
     if cfg.train.per_device_train_batch_size is None:
-        several = _BATCH_PACKED if cfg.train.packing else _BATCH
-        cfg.train.per_device_train_batch_size = _BATCH_NARROW if narrow else several
+        tuned = _BATCH_NARROW if narrow else several
+        cfg.train.per_device_train_batch_size = on_grid if cfg.method == "qat" else tuned
 
 
 def _models(cfg: Config) -> list[ModelConfig]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
+from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import Rows, load_rows, notes_of, read_tests
+from gemma_tune.data.dataset import Rows, load_rows, notes_of, read_prompts, read_tests
+from gemma_tune.data.pairs import load_pairs
 from gemma_tune.data.records import Record
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.errors import UserError
@@ -22,6 +25,7 @@ from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
 from gemma_tune.models.shape import Shape, published_shape, shape_of
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.rl.tasks import Tasks
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.train.arguments import mixed_precision
 
@@ -46,6 +50,19 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
         return read, [f"Tokens are not counted: {error}"]
+    if cfg.method == "rl":
+        records, prompts = read_prompts(cfg.data, read_tests(cfg.data))
+        tasks = Tasks(records, tokenizer, sys.maxsize)
+        _prepare(cfg, tokenizer, Rows())
+        longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
+        return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")
+    if cfg.method in ("dpo", "reward_model"):
+        whole = cfg.method == "reward_model"
+        pairs, others = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, whole)
+        _prepare(cfg, tokenizer, others)
+        counts = {"training": pairs.counts(), "held_out": others.counts()}
+        counts["training"]["longest_row"] *= 2  # both answers of a pair stand in a batch
+        return counts, notes_of(pairs, others)
     if cfg.data.streaming:
         train, held_out = stream_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         _prepare(cfg, tokenizer, held_out)
@@ -59,6 +76,8 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
 
 def _prepare(cfg: Config, tokenizer: Any, held_out: Rows) -> None:
     """Raises UserError for what the evaluators can't work with."""
+    if cfg.reward.model.weight:  # would be loaded
+        cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
     prepare(cfg, tokenizer, held_out, read_tests(cfg.data) if cfg.eval.answers_tests else {})
 
 

@@ -102,6 +102,17 @@ class Tracker:
             columns = ["prompt", "wanted", "before", "after", "score before", "score after"]
             self._send_table("eval/samples", columns, rows, step)
 
+    def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Sends completions with their rewards to W&B as a table, only with `tracker.log_samples=true`.
+
+        Args:
+            rows: All with the same keys.
+            step: Optimizer steps done.
+        """
+        if self._run is not None and self._log_samples and rows:
+            columns = [name for name in rows[0] if name != "failed"]
+            self._send_table("train/completions", columns, [[row[name] for name in columns] for row in rows], step)
+
     def log_comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Sends the figures of a comparison to W&B as a table; they hold no texts.
 

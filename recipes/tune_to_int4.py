@@ -117,6 +117,7 @@ def training_on_grid(cfg: Config, path: Path) -> Config:
     train = replace(
         cfg.train,
         learning_rate=second.learning_rate,
+        per_device_train_batch_size=second.per_device_train_batch_size,
         num_train_epochs=second.num_train_epochs,
         max_steps=second.max_steps,
         eval_steps=None,

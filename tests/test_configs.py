@@ -31,6 +31,10 @@ NEEDS = {
         f"eval.tool_calls.{key}=assets://sample/test.jsonl" for key in ("questions_file", "answers_file")
     ],
     "quant/q3_0": ["export=merged"],
+    "data/preference": ["data.train_file=assets://preferences/train.jsonl"],
+    "data/reasoning_gym": ["train.max_steps=5", "reward=reasoning_gym"],
+    "reward/reasoning_gym": ["data=reasoning_gym", "train.max_steps=5"],
+    "reward/model": ["reward.model.model_name_or_path=google/gemma-3-1b-it"],
     "recipe/compare": ["compare.models=[google/gemma-3-1b-it,google/gemma-3-270m-it]"],
 }
 
@@ -64,6 +68,10 @@ def test_composes(file: Path) -> None:
     recipe = {"recipe": option, "chat": "chat"}.get(group, "lora_sft")
     if (group == "quant" and option != "none") or (group == "export" and option not in ("none", "merged")):
         recipe = "qat"  # only a run on a grid has them
+    if (group == "reward" and option != "none") or option in ("rewards", "reasoning_gym"):
+        recipe = "grpo"
+    if group == "data" and option.startswith("preference"):
+        recipe = "dpo"
     cfg = compose_config(recipe, needs if group == "recipe" else [f"{group}={option}", *needs])
     assert cfg.recipe == recipe
     said = {key: value for key, value in values_of(file).items() if value is not None}  # null is filled in

@@ -45,6 +45,21 @@ def test_the_embedded_model(recipe: str, rate: float) -> None:
     assert (cfg.train.packing, cfg.train.per_device_train_batch_size) == (False, 4)
 
 
+def test_batches_on_the_grid() -> None:
+    assert compose_config("qat").train.per_device_train_batch_size == 8
+    wide = ["model=gemma3_1b_it", *MINE]
+    assert compose_config("qat", wide).train.per_device_train_batch_size == 2
+    cases: list[tuple[list[str], tuple[int, int]]] = [
+        ([], (4, 8)),
+        (wide, (2, 2)),
+        (["train.per_device_train_batch_size=1"], (1, 1)),
+        (["quant.train.per_device_train_batch_size=3"], (4, 3)),
+    ]
+    for words, sizes in cases:
+        cfg = compose_config("tune_to_int4", words)
+        assert (cfg.train.per_device_train_batch_size, cfg.quant.train.per_device_train_batch_size) == sizes
+
+
 @pytest.mark.parametrize(("width", "rate"), [(256, 8e-3), (511, 8e-3), (512, 2e-4), (2560, 2e-4)])
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_folder_counts_and_not_the_option(tmp_path: Path, width: int, rate: float, nested: bool) -> None:

@@ -40,6 +40,7 @@ PURE = (
     "data.alpaca",
     "data.sharegpt",
     "data.prompt_completion",
+    "data.preference",
     "rewards",
     "quant.grid",
 )

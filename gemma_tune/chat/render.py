@@ -69,9 +69,13 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
 
 def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> list[int]:
     """Token ids up to where the model's answer begins, [T]; the arguments are those of `render_chat`."""
+    return list(tokenizer(prompt_text(tokenizer, messages, tools, thinking), add_special_tokens=False)["input_ids"])
+
+
+def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> str:
+    """The same as text, with `<bos>` in it."""
     form = form_of(tokenizer)
-    text, _ = conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)[0]
 
 
 def answers_apart(tokenizer: Any, messages: Messages) -> list[Messages]:

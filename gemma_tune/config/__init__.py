@@ -17,6 +17,7 @@ from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import option
 from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.quant import QuantConfig
+from gemma_tune.config.reward import RewardConfig
 from gemma_tune.config.tracker import TrackerConfig
 from gemma_tune.config.train import TrainConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "PreviewConfig",
     "QuantConfig",
+    "RewardConfig",
     "TrackerConfig",
     "TrainConfig",
 ]
@@ -51,6 +53,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gemma_tune.config.option import option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
-RECOGNISED = ("columns", "messages", "sharegpt", "prompt_completion", "alpaca", "text")
+RECOGNISED = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text")
 
 
 @dataclass
@@ -16,8 +17,8 @@ class DataConfig:
 
     format: str = option(
         "auto",
-        "messages, columns, text, alpaca, sharegpt or prompt_completion; auto: recognised by the first row's fields, "
-        "for each file; or a reader of yours: `path/to/file.py:function`.",
+        "messages, columns, text, alpaca, sharegpt, prompt_completion or preference; auto: recognised by the first "
+        "row's fields, for each file; or a reader of yours: `path/to/file.py:function`.",
     )
     train_file: str = option(
         "",
@@ -44,6 +45,13 @@ class DataConfig:
     split: str = option("train", "Its split of the rows to train on; a part of one is `train[:10%]`.")
     validation_split: str | None = option(None, "Its split of the rows held out.")
     revision: str | None = option(None, "Its branch, tag or commit.")
+    generator: str | None = option(
+        None, "RL: generator of reasoning-gym to train on, in place of a file, for example `chain_sum`."
+    )
+    generator_options: dict[str, Any] = option(
+        {}, "Its options by their names there, most of them for the difficulty: `data.generator_options.max_terms=3`."
+    )
+    generator_seed: int = option(0, "Seed of its first task; each task has one of its own.", at_least=0)
     streaming: bool = option(
         False,
         "Read the rows to train on while training, in place of before it; needs `train.max_steps`. They are shuffled "

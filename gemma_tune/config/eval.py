@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gemma_tune.config.option import option
 
 # gemma_tune/evals/<name>.py each.
-EVALUATORS = ("held_out_loss", "answers", "tool_calls", "kl", "lm_eval", "long_context")
+EVALUATORS = ("held_out_loss", "answers", "preference", "rewards", "tool_calls", "kl", "lm_eval", "long_context")
 LONG_CONTEXT_KINDS = ("needle", "multi_key", "multi_value", "multi_query", "variable_tracking")
 _LOWER_IS_BETTER = re.compile(r"(^|_)(loss|perplexity|kl|bits_per_byte|brier_score)$")
 
@@ -90,7 +90,8 @@ class EvalConfig:
     evaluators: list[str] = option(
         ["held_out_loss", "answers"],
         "What is measured before and after training, or by `recipe=evaluate`: held_out_loss (and perplexity), answers "
-        "(to `data.test_files`), tool_calls, kl, lm_eval, long_context, or `path/to/file.py:function` of yours.",
+        "(to `data.test_files`), rewards (of such answers, by `reward`), preference (of held-out pairs), tool_calls, "
+        "kl, lm_eval, long_context, or `path/to/file.py:function` of yours.",
     )
     before: bool = option(True, "Measure before training, too.")
     while_training: list[str] = option(
@@ -115,7 +116,9 @@ class EvalConfig:
     batch_size: int | None = option(
         None, "Prompts answered at once; null: 8, or 64 for models narrower than 512.", at_least=1
     )
-    max_new_tokens: int = option(64, "Tokens of such an answer at most.", at_least=1)
+    max_new_tokens: int = option(
+        64, "Tokens of such an answer at most; where rewards train, `train.max_completion_length` holds.", at_least=1
+    )
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     tool_calls: ToolCallsConfig = field(default_factory=ToolCallsConfig)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -125,4 +128,4 @@ class EvalConfig:
     @property
     def answers_tests(self) -> bool:
         """Whether the rows of `data.test_files` are read: for `answers`, and for functions of the user's."""
-        return any(name == "answers" or ":" in name for name in (*self.evaluators, *self.while_training))
+        return any(name in ("answers", "rewards") or ":" in name for name in (*self.evaluators, *self.while_training))

@@ -17,6 +17,9 @@ class SecondTrainConfig:
         choices=("none", "lora"),
     )
     learning_rate: float | None = option(None, "Peak learning rate; null: as recipe=qat has it.", above=0)
+    per_device_train_batch_size: int | None = option(
+        None, "Rows of one forward pass; null: as `train` has it where that is set, else as recipe=qat.", at_least=1
+    )
     num_train_epochs: float = option(0.5, "Passes over the training rows; ignored where max_steps is set.", above=0)
     max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.config.option import option
 
+# TRL's dataclass of options behind each recipe that trains, by its method; that of `rl` hangs on `train.algorithm`.
+TRAINERS = {
+    "sft": "SFTConfig", "qat": "SFTConfig", "tune_to_int4": "SFTConfig", "dpo": "DPOConfig",
+    "reward_model": "RewardConfig", "grpo": "GRPOConfig", "rloo": "RLOOConfig",
+}  # fmt: skip
+
 
 @dataclass
 class TrainConfig:
-    """Names are those of TRL's `SFTConfig` and Transformers' `TrainingArguments`."""
+    """Names are those of TRL's and Transformers' own options."""
 
     learning_rate: float | None = option(
         None,
         "Peak learning rate; null: 2e-4 for adapters, 2e-5 where every weight is trained; for models narrower than "
-        "512, as the embedded one is, 8e-3 and 2e-3.",
+        "512, as the embedded one is, 8e-3 and 2e-3; lower ones on the grid, with preferences and with rewards.",
         above=0,
     )
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
@@ -24,7 +31,8 @@ class TrainConfig:
     max_steps: int = option(-1, "Optimizer steps in all; -1: by num_train_epochs.", at_least=-1)
     per_device_train_batch_size: int | None = option(
         None,
-        "Rows of one forward pass on one device; null: 8, or 2 packed ones, or 4 for models narrower than 512.",
+        "Rows of one forward pass on one device; null: 8, or 2 packed ones, or 4 for models narrower than 512 (on "
+        "the grid 8, completions 256).",
         at_least=1,
     )
     per_device_eval_batch_size: int = option(8, "Rows of one evaluation pass on one device.", at_least=1)
@@ -40,6 +48,44 @@ class TrainConfig:
         "Order of the rows: random, sequential, or group_by_length (batches of rows of like length, in random order: "
         "less padding where rows aren't packed).",
         choices=("random", "sequential", "group_by_length"),
+    )
+    loss_type: str | None = option(
+        None, "SFT, DPO, GRPO: the loss, one of TRL's names; null: as the recipe has it, else TRL's default."
+    )
+    beta: float | None = option(
+        None,
+        "DPO: strength of the pull to the reference; RL: weight of the KL to the model as it began (0: none, and no "
+        "second copy of it). null: TRL's default.",
+        at_least=0,
+    )
+    algorithm: str = option(
+        "grpo", "RL: grpo (TRL's GRPOTrainer, for its variants, too) or rloo (RLOOTrainer).", choices=("grpo", "rloo")
+    )
+    num_generations: int = option(8, "RL: completions of each prompt.", at_least=2)
+    max_completion_length: int | None = option(
+        None, "RL: tokens of a completion at most; null: 256, or 32 for models narrower than 512.", at_least=1
+    )
+    temperature: float = option(1.0, "RL: temperature that completions are sampled at.", above=0)
+    num_iterations: int = option(1, "RL: updates for each completion (μ).", at_least=1)
+    steps_per_generation: int | None = option(
+        None,
+        "RL: forward passes that one generation of completions is divided among; null: gradient_accumulation_steps.",
+        at_least=1,
+    )
+    epsilon: float = option(0.2, "RL: by how much a ratio may fall below 1, and rise above it.", above=0)
+    epsilon_high: float | None = option(None, "RL: by how much it may rise, where that is another value.", above=0)
+    scale_rewards: str = option(
+        "group",
+        "GRPO: what advantages are divided by: the spread in a prompt's group, in the batch, or nothing.",
+        choices=("group", "batch", "none"),
+    )
+    importance_sampling_level: str = option(
+        "token", "GRPO: whether ratios are of tokens or of whole completions.", choices=("token", "sequence")
+    )
+    mask_truncated_completions: bool = option(False, "RL: leave completions that were cut off out of the loss.")
+    use_vllm: bool = option(False, "RL: let vLLM write the completions, in place of Transformers.")
+    vllm_mode: str = option(
+        "colocate", "vLLM in this process, or a server (`trl vllm-serve`).", choices=("colocate", "server")
     )
     optim: str = option("adamw_torch", "Optimizer, one of Transformers' names (8-bit and paged ones: bitsandbytes).")
     weight_decay: float = option(0.0, "Decay of the weights a step.", at_least=0)
@@ -76,3 +122,17 @@ class TrainConfig:
         None, "Folder of a checkpoint, or `latest`: the newest one of the run folder."
     )
     extra: dict[str, Any] = option({}, "Any other option of the trainer's own dataclass, by its name there.")
+
+    @property
+    def passes_per_generation(self) -> int:
+        """RL: forward passes that one generation of completions is divided among."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
+    def generation_period(self) -> int:
+        """RL: optimizer steps from one generation of completions to the next that begins with a step.
+
+        Only there a run can be resumed exactly: the completions at hand are in no checkpoint.
+        """
+        passes = math.lcm(self.passes_per_generation * self.num_iterations, self.gradient_accumulation_steps)
+        return passes // self.gradient_accumulation_steps

@@ -43,6 +43,6 @@ def refuse_rows(source: Source) -> Iterator[BadRow]:
         prompt, completion = next((p for p in _PAIRS if set(p) <= set(fields)), ("…", "…"))
         yield BadRow(
             f"{where}: the fields {', '.join(fields) or '(none)'} are those of no known format (messages; "
-            "conversations; prompt and completion; instruction and output; text). For a question and its answer: "
-            f"data=columns data.prompt_column={prompt} data.completion_column={completion}."
+            "conversations; prompt and completion; chosen and rejected; instruction and output; text). For a question "
+            f"and its answer: data=columns data.prompt_column={prompt} data.completion_column={completion}."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
 from gemma_tune.config import DataConfig
-from gemma_tune.data import reading
+from gemma_tune.data import gym, reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.storage import TokenRows
@@ -91,6 +92,11 @@ class Rows:
         """The highest token id of all rows; 0 without rows."""
         return max(self.ids, default=0)
 
+    @property
+    def why_dropped(self) -> str:
+        """What is said of the rows that were dropped."""
+        return "rows have no trained token within train.max_length and were dropped"
+
     def left_out(self) -> list[str]:
         """What is wrong with each row that was left out."""
         return [*self.skipped, *self.refused]
@@ -151,7 +157,7 @@ class Rows:
             found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
         for what, where in (
             ("bad rows were skipped", self.left_out()),
-            ("rows have no trained token within train.max_length and were dropped", self.dropped),
+            (self.why_dropped, self.dropped),
             ("rows are equal to an earlier one", self.repeated),
             ("rows stand among the held-out or test rows, too: what is measured there was trained on", self.leaked),
         ):
@@ -259,10 +265,35 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     return found
 
 
+def read_prompts(data: DataConfig, tests: Mapping[str, Sequence[Record]]) -> tuple[Sequence[Record], Rows]:
+    """The rows that a model trained with rewards is asked: those to train on, all of them, unrendered.
+
+    Args:
+        data: Names the files, or a generator of tasks.
+        tests: The test rows; prompts that stand among them, too, are noted as leaked.
+
+    Returns:
+        The rows, and what became of them.
+
+    Raises:
+        UserError: A bad row (file and line), or no rows at all.
+    """
+    if data.generator:
+        tasks = gym.training_tasks(data)
+        return tasks, Rows(read=len(tasks))
+    part = reading.training(data)
+    records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
+    held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
+    leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
+    return records, Rows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
+
+
 def read_tests(data: DataConfig) -> dict[str, list[Record]]:
     """The test rows of each file, by the file's name in `data.test_files`.
 
     Raises:
         UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
     """
+    if data.generator:
+        return {"test": gym.held_out_tasks(data)}
     return {name: [reading.answered(part, record) for record in part] for name, part in reading.tests(data).items()}

@@ -23,16 +23,21 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """
 
     def record(where: str, row: dict[str, Any]) -> Record:
-        asked = _messages(field(row, "prompt", where), "user", "prompt", where)
+        asked = as_messages(field(row, "prompt", where), "user", "prompt", where)
         asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
-        answered = _messages(field(row, "completion", where), "assistant", "completion", where)
+        answered = as_messages(field(row, "completion", where), "assistant", "completion", where)
         messages = checked_messages([*asked, *answered], where)
         return Record(where, messages=messages, tools=checked_tools(row.get("tools"), where))
 
     return each(source, record)
 
 
-def _messages(value: Any, role: str, name: str, where: str) -> list[dict[str, Any]]:
+def as_messages(value: Any, role: str, name: str, where: str) -> list[dict[str, Any]]:
+    """A field that is a text or a list of messages, as messages: a text is one of `role`.
+
+    Raises:
+        BadRow: It is neither, or empty; the message calls it `name`.
+    """
     if isinstance(value, str):
         value = _list_in_a_cell(value)
     if isinstance(value, str):

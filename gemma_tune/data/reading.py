@@ -15,6 +15,7 @@ from gemma_tune.data.auto import recognise, refuse_rows
 from gemma_tune.data.files import find_files
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
+from gemma_tune.data.preference import pair
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
@@ -151,7 +152,11 @@ def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             continue
         try:
             messages = checked_messages(record.messages, record.where)
-            yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+            if record.rejected is None:
+                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+            else:
+                other = [*record.prompt, *record.rejected]
+                yield pair(record.where, messages, other, checked_tools(record.tools, record.where))
         except BadRow as error:
             yield error
 
@@ -173,6 +178,11 @@ def check_first_rows(data: DataConfig) -> None:
     Raises:
         UserError: A bad row (file and line), or no rows at all.
     """
+    if data.generator:
+        from gemma_tune.data.gym import GymTasks  # reasoning-gym takes a second
+
+        GymTasks(data, data.generator_seed, 1)[0]
+        return
     trained = training(data)
     for part in filter(None, (trained if trained.names else None, validation(data))):
         deque(islice(part, _FIRST), maxlen=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 CONTROL_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
@@ -23,25 +23,29 @@ class Record:
             `"weight": 0` (as in OpenAI's fine-tuning) is not trained on.
         text: Running text, or None for a conversation.
         tools: Function schemas in the OpenAI form, or None.
+        rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
         where: File and line, for messages to the user.
+        row: The row as it stood in the file, where a format of ours read it; rewards look at it.
     """
 
     where: str
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
+    rejected: list[dict[str, Any]] | None = None
+    row: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
             raise BadRow(f"{self.where}: a record has either messages or text.")
         try:
-            json.dumps([self.messages, self.text, self.tools], ensure_ascii=False).encode()
+            json.dumps([self.messages, self.text, self.tools, self.rejected], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):x}"
             raise BadRow(f"{self.where}: {half} stands without the other half of its character.") from error
         except TypeError as error:
             raise BadRow(f"{self.where}: a value is none that JSON knows ({error}).") from error
-        for message in self.messages or ():
+        for message in [*(self.messages or ()), *(self.rejected or ())]:
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
             for part in parts:
@@ -54,6 +58,18 @@ class Record:
         messages = self.messages or []
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
         return messages[:last]
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The conversation's last answer, a message; None where there is none."""
+        messages, last = self.messages or [], len(self.prompt)
+        return messages[last] if last < len(messages) else None
+
+    @property
+    def answer(self) -> str:
+        """The text of the last answer; empty where there is none."""
+        content = (self.wanted or {}).get("content") or ""
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class BadRow(ValueError):

@@ -33,7 +33,9 @@ def each(source: Source, record: Callable[[str, dict[str, Any]], Record]) -> Ite
             yield row
             continue
         try:
-            yield record(*row)
+            made = record(*row)
+            made.row.update(row[1])
+            yield made
         except BadRow as error:
             yield error
 

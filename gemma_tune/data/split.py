@@ -25,6 +25,8 @@ Mask = NDArray[np.bool_]
 def digest(record: Record, seed: int = 0) -> int:
     """64 bits that equal rows share, whatever the order of their fields and the blanks around their texts."""
     said = [_trimmed(record.messages), (record.text or "").strip(), record.tools]
+    if record.rejected is not None:
+        said.append(_trimmed(record.rejected))
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     key = seed.to_bytes(16, "little")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")

@@ -21,10 +21,12 @@ from gemma_tune.evals.outcome import Evaluator, Inputs, Row, lower_is_better
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.manifest import write_json
 from gemma_tune.paths import resolve
+from gemma_tune.rl.rewards import files_of_rewards
 
 _SHARES = (
-    "exact_match", "_number", "_regex", "stopped", "_accuracy", "agreement", "_acc", "_acc_norm", "top1",
-    "same_answers",
+    "exact_match", "_number", "_regex", "stopped", "_accuracy", "_accuracy_per_token", "agreement", "_acc", "_acc_norm",
+    "top1", "same_answers", "_math", "_exact", "_format", "_code", "_tool_call", "_json_schema", "_reasoning_gym",
+    "_failed",
 )  # fmt: skip
 
 
@@ -122,6 +124,8 @@ def files_of(cfg: Config) -> list[Path]:
         found.append(resolve(e.long_context.text_file))
     if "lm_eval" in names and e.lm_eval.include_path:
         found += lm_eval_tasks.files_of(resolve(e.lm_eval.include_path))
+    if "rewards" in names:
+        found += files_of_rewards(cfg)
     if "kl" in names:
         _, source = kl.reference_of(cfg)
         found += [path for path in (source.folder, source.adapter) if path]
@@ -189,10 +193,13 @@ def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
     """What the figures of these evaluators hang on beside the model and the rows, by the key of the configuration."""
     e, chosen = cfg.eval, set(names)
     found: dict[str, Any] = {"model.dtype": cfg.model.dtype, "model.load_in_4bit": cfg.model.load_in_4bit}
-    if chosen & {"held_out_loss", "kl"}:
+    if chosen & {"held_out_loss", "kl", "preference"}:
         found["train.max_length"] = cfg.train.max_length
     if chosen & {"answers", "tool_calls"}:
         found["eval.max_new_tokens"] = e.max_new_tokens
+    if "rewards" in chosen:
+        longest = cfg.train.max_completion_length if cfg.method == "rl" else None
+        found["eval.max_new_tokens"] = longest or e.max_new_tokens
     if "answers" in chosen:
         found["eval.answers.match"] = e.answers.match
         if e.answers.match == "regex":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,9 @@ def count(model: nn.Module) -> Counts:
     return Counts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
 
 
-def attach(model: Any, adapter: AdapterConfig, source: Source, layers: Layers = JOINED) -> Any:
+def attach(
+    model: Any, adapter: AdapterConfig, source: Source, layers: Layers = JOINED, trained_whole: Sequence[str] = ()
+) -> Any:
     """The model with what is to be trained set trainable.
 
     Args:
@@ -89,6 +92,7 @@ def attach(model: Any, adapter: AdapterConfig, source: Source, layers: Layers = 
         adapter: `peft_type=none` trains every weight.
         source: Names the adapter to continue from, and where LoftQ finds the 16-bit weights.
         layers: What stands in place of PEFT's own adapted layers, by the class of the layer adapted.
+        trained_whole: Layers that are trained themselves and saved with the adapter: the head of a classifier.
 
     Returns:
         The model itself, or a PeftModel around it.
@@ -105,7 +109,8 @@ def attach(model: Any, adapter: AdapterConfig, source: Source, layers: Layers = 
     loftq = adapter.init_lora_weights == "loftq"
     family = FAMILIES[model.config.model_type]
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if trained_whole else "CAUSAL_LM",
+        modules_to_save=list(trained_whole) or None,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
@@ -116,7 +121,8 @@ def attach(model: Any, adapter: AdapterConfig, source: Source, layers: Layers = 
         revision=source.revision,  # the saved adapter names the base that it was trained on
     )
     config._register_custom_module(layers)
-    leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
+    leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+    leaves = [leaf for leaf in leaves if leaf not in ("lm_head", *trained_whole)]
     if isinstance(adapter.target_modules, list):
         # PEFT passes over a name that matches nothing, as long as another one does.
         names = [n for n, _ in model.named_modules()]

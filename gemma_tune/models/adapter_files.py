@@ -161,7 +161,8 @@ class AdapterSaver:
             _use_published_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all
         tokenizer.save_pretrained(folder)
-        model.get_base_model().generation_config.save_pretrained(folder)
+        if generation := getattr(model.get_base_model(), "generation_config", None):  # a classifier has none
+            generation.save_pretrained(folder)
         if self._start:
             self._start.cleanup()
 

@@ -36,6 +36,17 @@ folder = {folder!r}
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")  # the base, with the adapter on it
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
+_REWARD_MODEL = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = {folder!r}
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+chat = [{{"role": "user", "content": "Hello!"}}, {{"role": "assistant", "content": "Hello there."}}]
+# The score is read at the answer's stop token, so what the template writes after it is taken off
+text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()
+print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())"""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -123,6 +134,15 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
 def how_to_use(folder: RunFolder) -> list[Block]:
     """Lines to copy, for each artifact that can be loaded."""
     artifacts, blocks = folder.result.artifacts, list[Block]()
+    if "reward_model" in artifacts:
+        place = folder.path / artifacts["reward_model"]
+        named = shlex.quote(f"reward.model.model_name_or_path={folder.path}")
+        return [
+            Text("The reward model, with Transformers; this run loaded it so:"),
+            Code(_REWARD_MODEL.format(folder=str(place)), "python"),
+            Text("As a reward:"),
+            Code(f"python -m gemma_tune recipe=grpo reward.model.weight=1 {named}", "bash"),
+        ]
     if "merged" in artifacts:
         blocks += [
             Text("The merged model, with Transformers; this run loaded it so:"),

@@ -15,7 +15,9 @@ from gemma_tune.evals.evaluation import as_text
 _FEW = 20  # losses up to which a running mean says no more than they do
 _DRAWN = 800  # points of a line at most: of more, the lowest and the highest of each stretch
 _COUNTS = ("_rows", "_tokens", "_left_out")  # how figures end that are no curve
-_OF_TRAINING = {"grad_norm": "gradient norm", "learning_rate": "learning rate"}
+_OF_TRAINING = {
+    "completions/mean_length": "tokens of a completion", "grad_norm": "gradient norm", "learning_rate": "learning rate",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,21 @@ def read_panels(metrics: Path) -> list[Panel]:
     losses, held_out = _points(training.get("loss", {})), _points(measured.get("held_out_loss", {}))
     panels = []
     if losses:
-        panels.append(Panel("loss, nats a token", [*_training(losses), *_dots("held out", held_out)]))
+        title = "loss" if "reward" in training else "loss, nats a token"
+        panels.append(Panel(title, [*_training(losses), *_dots("held out", held_out)]))
     for name, values in measured.items():
         if name != "step" and len(values) > 1 and not _is_count(name, list(values.values())):
             share = as_text(name, 0.5).endswith("%")
             points = [(step, 100 * value if share else value) for step, value in _points(values)]
             panels.append(Panel(name, _dots(name, points), "%" * share))
+    if rewards := _points(training.get("reward", {})):
+        panels.insert(0, Panel("mean reward", _training(rewards)))
     for name, title in _OF_TRAINING.items():
         if losses and (points := _points(training.get(name, {}))):
+            panels.append(Panel(title, [Series(title, thinned(points), "line")]))
+    for name, values in training.items():
+        if name.startswith("rewards/") and name.endswith("/mean") and (points := _points(values)):
+            title = f"reward: {name.split('/')[1]}, its mean"
             panels.append(Panel(title, [Series(title, thinned(points), "line")]))
     return panels
 

@@ -28,6 +28,7 @@ from gemma_tune.report.blocks import (
 )
 from gemma_tune.report.curves import Panel
 from gemma_tune.report.figures import BEFORE, Change, changes, headline, is_share
+from gemma_tune.rl.samples import first_and_last, read
 from gemma_tune.runfolder import RunFolder
 
 PICTURE = "loss.png"
@@ -89,6 +90,7 @@ def sections(told: Told) -> list[Section]:
         Section("Figures" if once else "Before and after", _figures(figures, once)),
         Section("Losses and figures over the steps", _curves(told)),
         Section("Answers", [Samples(samples, open=2)] if samples else []),
+        Section("Completions while training", _completions(told)),
         Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),
         Section("From what", _inputs(told)),
         Section("Rows and tokens", _row_counts(told.metrics.get("data", {}))),
@@ -217,6 +219,24 @@ def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
     return [Table(["", *(part.replace("_", " ") for part in counts)], rows)]
 
 
+def _completions(told: Told) -> list[Block]:
+    """Some of what the model said while it was trained with rewards, with each reward beside it."""
+    rows = first_and_last(read(told.folder.evals / "completions.jsonl"))
+    if not rows:
+        return []
+    rewards = [name for name in rows[0] if name.startswith("reward.")]
+    head = ["step", "prompt", "completion", *(name.removeprefix("reward.") for name in rewards), "sum"]
+    cells = [
+        [f"{row['step']:,}", row["prompt"], row["completion"] + ("" if row["stopped"] else " …")]
+        + ["–" if row[name] is None else f"{row[name]:.3g}" for name in (*rewards, "reward")]
+        for row in rows
+    ]
+    return [
+        Text("Of the first and of the last generation; more in eval/completions.jsonl.", "quiet"),
+        Table(head, cells, texts=True),
+    ]
+
+
 def _trained(told: Told) -> list[Block]:
     blocks: list[Block] = [Text(f"{told.trained}.")]
     if "steps" not in told.metrics:
@@ -230,16 +250,20 @@ def _trained(told: Told) -> list[Block]:
         kinds = {"DoRA": cfg.adapter.use_dora, "rsLoRA": cfg.adapter.use_rslora, "LoRA": True}
         kind = next(name for name, chosen in kinds.items() if chosen)
         adapter = f"{kind}, r = {cfg.adapter.r}, lora_alpha = {cfg.adapter.lora_alpha}"
-    first, last = told.metrics["train_loss_first"], told.metrics["train_loss_last"]
+    losses = [f"{told.metrics[n]:.4g}" for n in ("train_loss_first", "train_loss_last") if n in told.metrics]
+    rewards = [f"{told.metrics[n]:.4g}" for n in ("reward_first", "reward_last") if n in told.metrics]
     facts = {
         "adapter": adapter,
         "weights in memory": f"{cfg.model.dtype}{', linear layers in 4 bit' if cfg.model.load_in_4bit else ''}",
         "optimizer steps": f"{told.metrics['steps']:,}",
         "batch": f"{rows}, packed into {t.max_length:,} tokens" if t.packing else rows,
-        "longest row": f"{t.max_length:,} tokens",
+        "longest row": "" if rewards else f"{t.max_length:,} tokens",
+        "longest completion": f"{t.max_completion_length:,} tokens" if rewards else "",
+        "completions of a prompt": str(t.num_generations) if rewards else "",
         "learning rate": f"{t.learning_rate:g} at most, {t.lr_scheduler_type}" if t.learning_rate else "",
         "optimizer": t.optim,
-        "loss of the first and of the last logged step": f"{first:.4g}, {last:.4g}",
+        "loss of the first and of the last logged step": ", ".join(losses),
+        "mean reward of the first and of the last fifth of the steps": ", ".join(rewards),
         "seed": str(cfg.seed),
     }
     return [*blocks, _pairs({name: said for name, said in facts.items() if said})]

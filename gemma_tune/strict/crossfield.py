@@ -25,8 +25,9 @@ from gemma_tune.strict.other_recipes import (
     no_other,
     preview_problems,
 )
+from gemma_tune.strict.rewards import no_generator, preference_problems, reward_problems, rl_problems
 from gemma_tune.strict.suggest import did_you_mean, missing_path
-from gemma_tune.strict.trainer_options import enum_values
+from gemma_tune.strict.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
 FORMATS = ("auto", *RECOGNISED)
@@ -138,9 +139,16 @@ def _data(cfg: Config) -> Iterator[str]:
 def _sets(d: DataConfig, trains: bool) -> Iterator[str]:
     """What is trained on is named once."""
     several = {k: v for k, v in d.train_files.items() if v}
-    if sum(map(bool, (d.train_file, several, d.dataset_name))) > 1:
-        yield "data.train_file, data.train_files, data.dataset_name: set one of them; the sample's go with data=auto."
-    if trains and not d.train_file and not several and not d.dataset_name:
+    if sum(map(bool, (d.train_file, several, d.dataset_name, d.generator))) > 1:
+        yield (
+            "data.train_file, data.train_files, data.dataset_name, data.generator: set one of them; the sample's go "
+            "with data=auto."
+        )
+    if not d.generator:
+        for key in ("generator_options", "generator_seed"):
+            if getattr(d, key) != getattr(DataConfig(), key):
+                yield f"data.{key} has no effect without data.generator; set it, too, or leave this out."
+    if trains and not d.train_file and not several and not d.dataset_name and not d.generator:
         yield "data.train_file is empty: name the file to train on."
     if not d.dataset_name:
         for key in ("dataset_config_name", "split", "validation_split", "revision"):
@@ -169,7 +177,7 @@ def _train(cfg: Config) -> Iterator[str]:
         yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
     if t.train_sampling_strategy == "group_by_length" and t.packing:
         yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
-    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl"} & set(cfg.eval.while_training):
+    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl", "preference"} & set(cfg.eval.while_training):
         yield (
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "
             "data.validation_split_percentage."
@@ -193,9 +201,15 @@ def _best(cfg: Config) -> Iterator[str]:
         yield f"train.metric_for_best_model={metric}: nothing is measured while training; set train.eval_steps, too."
     if t.early_stopping_threshold and t.early_stopping_patience is None:
         yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
+    if cfg.method == "reward_model":  # its figures are its own
+        return
     tests = [name for name, file in cfg.data.test_files.items() if file]
     figures = {
         "held_out_loss": ["held_out_loss", "perplexity"],
+        "rewards": [f"{name}_{kind}" for name in tests for kind in (*cfg.reward.weighted(), "stopped")],
+        "preference": [
+            f"preference_{name}" for name in ("accuracy", "accuracy_per_token", "margin", "chosen_loss", "pairs")
+        ],
         "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
     }
     for evaluator, names in figures.items():
@@ -231,7 +245,7 @@ def _output_dir(cfg: Config) -> Iterator[str]:
 
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
-    groups = [_method, no_other]
+    groups = [_method, no_other, reward_problems, no_generator]
     if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
         groups += [_model, chat_problems]
     elif cfg.method == "preview":
@@ -245,5 +259,7 @@ def cross_problems(cfg: Config) -> list[str]:
     elif cfg.method == "compare":
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:
-        groups += [_model, _adapter, _data, _train, evaluator_problems, grid_problems, _export, _output_dir]
+        groups += [_model, _adapter, _data, _train, trainer_problems, evaluator_problems, grid_problems, _export]
+        own = {"rl": rl_problems, "dpo": preference_problems, "reward_model": preference_problems}.get(cfg.method)
+        groups += [*([own] if own else []), _output_dir]
     return [problem for group in groups for problem in group(cfg)]

@@ -63,6 +63,8 @@ def _while_training(cfg: Config) -> Iterator[str]:
     if trains and cfg.train.eval_steps:
         return
     for key in keys:
+        if cfg.method == "rl" and key == "while_training":  # configs/eval/rewards.yaml names what it would be
+            continue
         if getattr(cfg.eval, key) != getattr(EvalConfig(), key):
             if trains:
                 yield f"eval.{key} has no effect without train.eval_steps; set it, too, or leave this out."

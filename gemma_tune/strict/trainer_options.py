@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.config import TrainConfig
+from gemma_tune.config import Config, TrainConfig
+from gemma_tune.config.train import TRAINERS
 from gemma_tune.strict.suggest import OTHER_TOOLS, did_you_mean
 
 # Options of the trainer that another key of ours already decides, or that can't be left to the user.
@@ -29,6 +31,17 @@ DECIDED = {
     "eval_strategy": "set train.eval_steps",
     "logging_strategy": "set train.logging_steps",
     "model_init_kwargs": "set the keys of model",
+    "reward_weights": "set the weights of reward",
+    "chat_template_kwargs": "prompts are rendered before the trainer sees them",
+    "log_completions": "completions are kept in eval/completions.jsonl",
+    "ref_model": "the reference is the model as it began",
+    "generation_batch_size": "set train.steps_per_generation",
+    "sync_ref_model": "the reference is the model as it began",
+    "ref_model_mixup_alpha": "the reference is the model as it began",
+    "ref_model_sync_steps": "the reference is the model as it began",
+    "precompute_ref_log_probs": "the reference is always asked before training",
+    "precompute_ref_batch_size": "it is train.per_device_train_batch_size",
+    "truncation_mode": "answers are cut at their end",
     "dataset_text_field": "set data.text_column",
     "dataset_kwargs": "rows are rendered and masked before the trainer sees them",
     "dataset_num_proc": "rows are rendered and masked before the trainer sees them",
@@ -46,6 +59,9 @@ DECIDED = {
     "push_to_hub": "upload export/ yourself when you have looked at it",
     "padding_free": "set train.packing",
 }
+
+# Keys of ours in `train` that are no option of TRL's.
+_OURS = ("extra", "early_stopping_patience", "early_stopping_threshold")
 
 # Types that can be held against a value here; any other one is left to the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -73,14 +89,42 @@ def _package(name: str) -> Path:
 
 
 @functools.cache
-def sft_options() -> dict[str, str]:
-    """Names and type annotations of every field of TRL's SFTConfig and of the classes it inherits from."""
+def trainer_options(name: str = "SFTConfig") -> dict[str, str]:
+    """Names and type annotations of every field of one of TRL's dataclasses and of the classes it inherits from."""
     trl, transformers = _package("trl"), _package("transformers")
     return {
         **_class_fields(transformers / "training_args.py", "TrainingArguments"),
         **_class_fields(trl / "trainer" / "base_config.py", "_BaseConfig"),
-        **_class_fields(trl / "trainer" / "sft_config.py", "SFTConfig"),
+        **_class_fields(trl / "trainer" / f"{name.removesuffix('Config').lower()}_config.py", name),
     }
+
+
+@functools.cache
+def _every_option() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in TRAINERS.values():
+        found = trainer_options(name) | found
+    return found
+
+
+def trainer_of(cfg: Config) -> str:
+    """TRL's dataclass of options behind a recipe; SFT's where it trains nothing."""
+    return TRAINERS.get(cfg.train.algorithm if cfg.method == "rl" else cfg.method, "SFTConfig")
+
+
+def trainer_problems(cfg: Config) -> Iterator[str]:
+    """Options that the trainer behind the recipe doesn't have."""
+    name = trainer_of(cfg)
+    options, default = trainer_options(name), TrainConfig()
+    for key, value in vars(cfg.train).items():
+        ours = key in _OURS or (key == "algorithm" and cfg.method == "rl")
+        if value != getattr(default, key) and not ours and key not in options:
+            yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
+    for key, value in cfg.train.extra.items():
+        if key not in options and key in _every_option():
+            yield f"train.extra.{key}: TRL's {name} has no such option.{did_you_mean(key, options)}"
+        elif key in options and (problem := _type_problem(key, value, options)):
+            yield problem
 
 
 @functools.cache
@@ -95,8 +139,8 @@ def enum_values(name: str) -> tuple[str, ...]:
     return ()
 
 
-def _type_problem(name: str, value: Any) -> str | None:
-    annotation = sft_options()[name]
+def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
+    annotation = options[name]
     kinds = [kind.strip() for kind in annotation.split("|")]
     if not set(kinds) <= set(_PLAIN) or (isinstance(value, str) and "${" in value):
         return None
@@ -114,9 +158,9 @@ def problems_of_extra(extra: dict[str, Any]) -> list[str]:
             found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
         elif name in DECIDED:
             found.append(f"train.extra.{name} can't be set there: {DECIDED[name]}.")
-        elif name not in sft_options():
-            hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, sft_options())
-            found.append(f"train.extra.{name}: TRL's SFTConfig has no such option.{hint}")
-        elif problem := _type_problem(name, value):
+        elif name not in _every_option():
+            hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, _every_option())
+            found.append(f"train.extra.{name}: no trainer of TRL's has such an option.{hint}")
+        elif problem := _type_problem(name, value, _every_option()):
             found.append(problem)
     return found

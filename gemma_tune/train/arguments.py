@@ -1,8 +1,8 @@
-"""From our configuration to TRL's SFTConfig."""
+"""From our configuration to the options of TRL's trainers."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from trl import SFTConfig
@@ -14,6 +14,8 @@ from gemma_tune.train.best import best_arguments
 
 _PAD_TO = 32  # tokens
 
+T = TypeVar("T")
+
 
 def mixed_precision(cfg: Config, device: torch.device) -> bool:
     """Whether the products run in bfloat16 over float32 weights (`train.bf16`, null: where a GPU has it)."""
@@ -23,13 +25,37 @@ def mixed_precision(cfg: Config, device: torch.device) -> bool:
 
 
 def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTConfig:
-    """The trainer's arguments; `train.extra` goes in as it is.
+    """SFTTrainer's arguments; see `arguments`."""
+    t = cfg.train
+    own: dict[str, Any] = {
+        "max_length": t.max_length,
+        "packing": t.packing,
+        # Batches of ever new lengths make a CPU build ever new kernels and scatter its memory
+        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else _PAD_TO,
+    }
+    if t.loss_type is not None:
+        own["loss_type"] = t.loss_type
+    if not t.packing and not cfg.data.streaming and not t.extra.get("shuffle_dataset"):
+        # The rows are rendered and cut already; TRL would copy them all, one by one
+        own["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    return arguments(SFTConfig, cfg, folder, device, own)
+
+
+def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.device, own: dict[str, Any]) -> T:
+    """A trainer's arguments; `train.extra` goes in as it is.
+
+    Args:
+        kind: TRL's dataclass.
+        cfg: The configuration.
+        folder: The run folder.
+        device: Where it is trained.
+        own: What this kind of trainer takes besides those that all of them take.
 
     Raises:
-        UserError: The trainer's own dataclass refuses a value of `train.extra`.
+        UserError: The dataclass refuses a value.
     """
     t = cfg.train
-    arguments: dict[str, Any] = {
+    common: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
         "learning_rate": t.learning_rate,
         "lr_scheduler_type": t.lr_scheduler_type,
@@ -39,10 +65,6 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "per_device_train_batch_size": t.per_device_train_batch_size,
         "per_device_eval_batch_size": t.per_device_eval_batch_size,
         "gradient_accumulation_steps": t.gradient_accumulation_steps,
-        "max_length": t.max_length,
-        "packing": t.packing,
-        # Batches of ever new lengths make a CPU build ever new kernels and scatter its memory
-        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else _PAD_TO,
         "train_sampling_strategy": t.train_sampling_strategy,
         "optim": t.optim,
         "weight_decay": t.weight_decay,
@@ -64,10 +86,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "disable_tqdm": True,  # the progress callback draws the bar
         **best_arguments(t),
     }
-    if not t.packing and not cfg.data.streaming and not t.extra.get("shuffle_dataset"):
-        # The rows are rendered and cut already; TRL would copy them all, one by one
-        arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
     try:
-        return SFTConfig(**(arguments | t.extra))
+        return kind(**(common | own | t.extra))
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"train: {str(error).splitlines()[0]}") from error

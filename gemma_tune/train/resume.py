@@ -9,7 +9,7 @@ from pathlib import Path
 from gemma_tune.config import TrainConfig
 from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
-from gemma_tune.train.trainer import checkpoints
+from gemma_tune.train.safe import checkpoints
 
 # Without any one of these Transformers resumes in silence and ends elsewhere.
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -33,12 +33,14 @@ def _is_at_the_end(path: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"] or stopped)
 
 
-def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
+def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> Checkpoint | None:
     """The checkpoint to resume from, or None where none is asked for.
 
     Args:
         train: `resume_from_checkpoint` names a checkpoint's folder, or `latest`: the newest one with steps left.
         folder: The run's folder.
+        period: Steps from one checkpoint that training can go on from exactly to the next. One between them is what a
+            run leaves that was stopped by its loss; `latest` passes over it.
 
     Raises:
         UserError: There is none, it isn't whole, or nothing is left to train.
@@ -48,7 +50,7 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
         return None
     if name == "latest":
         every = checkpoints(folder.checkpoints)
-        found = [c for c in every if not _is_at_the_end(c)]
+        found = [c for c in every if not _is_at_the_end(c) and int(c.name.removeprefix("step-")) % period == 0]
         if every and not found:
             raise UserError(
                 f"train.resume_from_checkpoint=latest: {every[-1]} is at the last step, so nothing is left to train; "
@@ -87,4 +89,10 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder) -> Checkpoint | None:
             f"train.resume_from_checkpoint={path}: the best step so far was {best}, and {path.parent / f'step-{best}'} "
             "is gone; name an earlier checkpoint, or begin anew with overwrite=true."
         )
-    return Checkpoint(path, int(state["global_step"]))
+    step = int(state["global_step"])
+    if step % period:
+        raise UserError(
+            f"train.resume_from_checkpoint={path}: completions are written every {period} steps, and those at hand at "
+            f"step {step} are in no checkpoint; name one at a multiple of {period}."
+        )
+    return Checkpoint(path, step)

@@ -55,6 +55,7 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     first, second = (load_stored(folder / name, [f"output_dir={folder}/x"]) for name in ("tuned", "int4"))
     assert (first.recipe, second.recipe) == ("lora_sft", "qat")
     assert second.model.model_name_or_path == str(folder / "tuned")
+    assert (first.train.per_device_train_batch_size, second.train.per_device_train_batch_size) == (4, 8)
     assert second.model.dtype == "float32" and second.train.max_steps == 2 and second.quant.grid == "q4_0"
 
 

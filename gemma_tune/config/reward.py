@@ -1,0 +1,168 @@
+"""`reward=…`: what completions are rewarded for, and with which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gemma_tune.config.option import option
+
+# gemma_tune/rewards/<name>.py each, but for `model`, which is gemma_tune/rl/reward_model.py. What says whether
+# an answer is right comes first: the first one that is used is the figure of a run.
+REWARDS = (
+    "math", "exact", "tool_call", "code", "reasoning_gym", "json_schema", "model", "format", "language", "length",
+    "repetition",
+)  # fmt: skip
+_WEIGHT = "Weight in the sum; 0: not used."
+
+
+@dataclass
+class MathReward:
+    """1 where the answer is the row's, as a number or a formula, else 0."""
+
+    weight: float = option(0.0, _WEIGHT)
+    formats: list[str] = option(
+        ["boxed", "answer", "hashes", "plain"],
+        "Where the answer is looked for, the first that is there: boxed (`\\boxed{…}`), answer (`<answer>…</answer>`), "
+        "hashes (`#### …`), plain (behind `answer is` or the like, else the last number).",
+    )
+
+
+@dataclass
+class ExactReward:
+    """1 where the words are the row's, else 0."""
+
+    weight: float = option(0.0, _WEIGHT)
+    ignore_case: bool = option(False, "Whether capitals count as small letters.")
+
+
+@dataclass
+class FormatReward:
+    """1 where the completion has the form, else 0."""
+
+    weight: float = option(0.0, _WEIGHT)
+    form: str = option(
+        "tags",
+        "tags: `reward.format.tags`, one after the other, each once, nothing around them; thinking: Gemma 4's thinking "
+        "channel, then an answer; regex: all of it matches `reward.format.regex`.",
+        choices=("tags", "thinking", "regex"),
+    )
+    tags: list[str] = option(["think", "answer"], "tags: their names in their order.")
+    regex: str | None = option(None, "regex: the pattern; a dot matches line breaks, too.")
+
+
+@dataclass
+class LengthReward:
+    """1 between two lengths, falling to 0 over a margin on either side."""
+
+    weight: float = option(0.0, _WEIGHT)
+    min_tokens: int = option(0, "Tokens at least.", at_least=0)
+    max_tokens: int | None = option(None, "Tokens at most; null: no limit.", at_least=1)
+    margin: int = option(16, "Tokens outside of it over which the reward falls to 0.", at_least=0)
+
+
+@dataclass
+class RepetitionReward:
+    """0 without repetition, down to -1: minus the share of n-grams of words that stood before."""
+
+    weight: float = option(0.0, _WEIGHT)
+    ngram_size: int = option(3, "Words of an n-gram.", at_least=1)
+
+
+@dataclass
+class LanguageReward:
+    """How surely the completion is in the language wanted, from 0 to 1 (lingua)."""
+
+    weight: float = option(0.0, _WEIGHT)
+    language: str | None = option(
+        None, "ISO 639-1 code, for example `de`; null: the row's field `language`, else the prompt's own language."
+    )
+
+
+@dataclass
+class JsonSchemaReward:
+    """1 where the completion is JSON that satisfies the schema, 0.2 where it is other JSON, else 0."""
+
+    weight: float = option(0.0, _WEIGHT)
+    schema_file: str | None = option(None, "File with the JSON schema; null: the row's field `schema`.")
+
+
+@dataclass
+class ToolCallReward:
+    """1 where the calls are the row's (name and arguments as data), else 0."""
+
+    weight: float = option(0.0, _WEIGHT)
+    partial: bool = option(
+        False, "Whether a call of the right tool earns a half for its name, and the rest by the share of arguments."
+    )
+
+
+@dataclass
+class CodeReward:
+    """Share of the row's tests that the completion's code passes, in a sandbox (bubblewrap) without a network."""
+
+    weight: float = option(0.0, _WEIGHT)
+    timeout: float = option(5.0, "Seconds of one test at most; a completion's failed tests take 3 times that.", above=0)
+    memory_mb: int = option(512, "MiB of memory of one test at most.", at_least=64)
+    processes: int = option(
+        16, "Threads at most; other processes are refused, so that `memory_mb` bounds all of it.", at_least=1
+    )
+    file_mb: int = option(16, "MiB that the code may write, in all, in memory.", at_least=1)
+    max_tests: int | None = option(None, "Tests of a row at most, the first ones; null: all.", at_least=1)
+
+
+@dataclass
+class ReasoningGymReward:
+    """The score of reasoning-gym's own verifier, from 0 to 1 (`data=reasoning_gym`)."""
+
+    weight: float = option(0.0, _WEIGHT)
+
+
+@dataclass
+class ModelReward:
+    """The score of a reward model, as it gives it."""
+
+    weight: float = option(0.0, _WEIGHT)
+    model_name_or_path: str | None = option(
+        None, "A run folder of `recipe=reward_model`, or a checkpoint for sequence classification with one label."
+    )
+    batch_size: int = option(8, "Completions scored at once.", at_least=1)
+
+
+@dataclass
+class RewardConfig:
+    """Rewards by their weights: `reward.math.weight=1.0 reward.format.weight=0.2`."""
+
+    math: MathReward = field(default_factory=MathReward)
+    exact: ExactReward = field(default_factory=ExactReward)
+    format: FormatReward = field(default_factory=FormatReward)
+    length: LengthReward = field(default_factory=LengthReward)
+    repetition: RepetitionReward = field(default_factory=RepetitionReward)
+    language: LanguageReward = field(default_factory=LanguageReward)
+    json_schema: JsonSchemaReward = field(default_factory=JsonSchemaReward)
+    tool_call: ToolCallReward = field(default_factory=ToolCallReward)
+    code: CodeReward = field(default_factory=CodeReward)
+    reasoning_gym: ReasoningGymReward = field(default_factory=ReasoningGymReward)
+    model: ModelReward = field(default_factory=ModelReward)
+    functions: dict[str, str] = option(
+        {}, "Rewards of yours by name: `reward.functions.polite=my.py:polite`, a function (completions, records)."
+    )
+    weights: dict[str, float] = option({}, "Weights of `reward.functions`; 1 where it is not named.")
+    timeout: float = option(
+        20.0,
+        "Seconds that a reward may take for a batch, and, where it took longer, for one completion; code and model "
+        "have no such limit.",
+        above=0,
+    )
+    max_failure_share: float = option(
+        0.1,
+        "Share of completions that a reward may fail on (an error, a time-out, no number), of the last 256; above it "
+        "the run stops.",
+        at_least=0,
+        at_most=1,
+    )
+
+    def weighted(self) -> dict[str, float]:
+        """The weights of the rewards that are used, by name, ours first."""
+        ours = {name: float(getattr(self, name).weight) for name in REWARDS}
+        yours = {name: float(self.weights.get(name, 1.0)) for name in self.functions}
+        return {name: weight for name, weight in (ours | yours).items() if weight}

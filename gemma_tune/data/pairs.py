@@ -1,0 +1,233 @@
+"""Preference pairs as token ids: rendered by our templates, cut, counted, and stored as TRL's trainers take them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from jinja2 import TemplateError
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
+from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.dataset import KEPT, Rows
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.split import split_rows
+from gemma_tune.errors import UserError
+
+_IDS = List(Value("int32"))
+# TRL's columns: DPO joins the prompt to each answer, the reward trainer takes whole conversations.
+_FOR_DPO = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS})
+_FOR_REWARD = Features({"chosen_ids": _IDS, "rejected_ids": _IDS})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt.
+
+    Attributes:
+        prompt: Token ids up to where an answer begins, `<bos>` first, [P].
+        chosen: Those of the better answer, its stop token at the end, [C].
+        rejected: Those of the worse one, [R].
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    def cut(self, max_length: int) -> Pair:
+        """The same within `max_length` tokens: the prompt stays as far as it fits, and answers lose their end."""
+        left = max(0, max_length - len(self.prompt))
+        return Pair(self.prompt[:max_length], self.chosen[:left], self.rejected[:left])
+
+    @property
+    def sides(self) -> tuple[Rendered, Rendered]:
+        """Both conversations with labels on the answer alone, the chosen one first."""
+        return _row(self.prompt, self.chosen), _row(self.prompt, self.rejected)
+
+
+def _row(prompt: list[int], answer: list[int]) -> Rendered:
+    return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
+
+
+def rendered_pair(record: Record, tokenizer: Any) -> Pair:
+    """A pair as the model sees it, of whatever length.
+
+    Raises:
+        BadRow: The record has no rejected answer, the model's chats have no place for something in it, or they write
+            both answers alike.
+    """
+    if record.messages is None or record.rejected is None:
+        raise BadRow(f"{record.where}: this row is no pair of answers; preferences need chosen and rejected.")
+    try:
+        prompt = render_prompt(tokenizer, record.prompt, record.tools)
+        chosen, rejected = (
+            _answer(render_chat(tokenizer, [*record.prompt, *answer], record.tools), len(prompt))
+            for answer in (record.messages[len(record.prompt) :], record.rejected)
+        )
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
+    if chosen == rejected:
+        raise BadRow(f"{record.where}: the model's template writes chosen and rejected alike; nothing is to prefer.")
+    return Pair(prompt, chosen, rejected)
+
+
+def _answer(row: Rendered, begin: int) -> list[int]:
+    """What the model says, with the token that it stops at, and without what the template writes after it."""
+    end = max(i for i, label in enumerate(row.labels) if label != -100) + 1
+    return row.input_ids[begin:end]
+
+
+class Side(Sequence[Rendered]):
+    """The chosen conversations of a stored set as rows."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._dataset[index]
+        return _row(row["prompt_ids"], row["chosen_ids"])
+
+
+@dataclass
+class Pairs(Rows):
+    """`Rows` of pairs: `rendered` are the chosen conversations, and tokens are counted of both sides.
+
+    Attributes:
+        whole: Whether pairs longer than max_length are dropped in place of cut: a reward model reads its score at the
+            end of the answer.
+        for_reward: `dataset` as the reward trainer takes it: conversations, where DPO has the prompt apart.
+    """
+
+    whole: bool = False
+    for_reward: Any = None
+    _folder: Any = field(default=None, repr=False)
+
+    def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
+        """Renders pairs, cuts or drops those longer than `max_length`, and counts."""
+        for record in records:
+            self.read += 1
+            try:
+                pair = rendered_pair(record, tokenizer)
+            except BadRow as error:
+                if not self.skip_refused:
+                    raise UserError(str(error)) from error
+                self.read -= 1
+                self.refused[str(error)] = None
+                continue
+            if pair.longest > max_length:
+                if self.whole:
+                    self.dropped.append(record.where)
+                    continue
+                self.cut += 1
+                pair = pair.cut(max_length)
+            if pair.chosen == pair.rejected:  # what they differ in was cut, or the prompt alone fills the row
+                self.cut -= 1
+                self.dropped.append(record.where)
+                continue
+            if len(self.records) < KEPT:
+                self.records.append(record)
+            for side in pair.sides:
+                self.tokens += len(side.input_ids)
+                self.trained_tokens += side.trained_tokens
+                self.ids.update(side.input_ids)
+            self.trained_ids.update(pair.chosen, pair.rejected)
+            self.longest = max(self.longest, pair.longest)
+            yield pair
+
+    def store(self, pairs: Iterable[Pair]) -> None:
+        """Writes the pairs to Arrow files, so that their number doesn't show in memory."""
+        self._folder = tempfile.TemporaryDirectory(prefix="gemma_tune-")  # goes with this object
+        files = [str(Path(self._folder.name) / f"{name}.arrow") for name in ("pairs", "conversations")]
+        with (
+            ArrowWriter(path=files[0], features=_FOR_DPO, writer_batch_size=1000) as parts,
+            ArrowWriter(path=files[1], features=_FOR_REWARD, writer_batch_size=1000) as conversations,
+        ):
+            for pair in pairs:
+                chosen, rejected = pair.sides
+                ids = {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
+                parts.write(ids)
+                conversations.write({"chosen_ids": chosen.input_ids, "rejected_ids": rejected.input_ids})
+            parts.finalize()
+            conversations.finalize()
+        self.dataset, self.for_reward = map(Dataset.from_file, files)
+        self.rendered = Side(self.dataset)
+
+    @property
+    def why_dropped(self) -> str:
+        """See `Rows`."""
+        if self.whole:
+            return "pairs are longer than train.max_length and were dropped"
+        return "pairs don't differ within train.max_length and were dropped"
+
+
+def load_pairs(
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, whole: bool = False
+) -> tuple[Pairs, Pairs]:
+    """The rendered pairs to train on and those held out (perhaps none).
+
+    Pairs longer than `max_length` keep their prompt, and both answers are cut at their end, as in TRL; those whose
+    answers don't differ within it are dropped.
+
+    Args:
+        data: Names the files.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens of a prompt and an answer at most.
+        seed: Draws those held out.
+        whole: Whether longer pairs are dropped and none is cut.
+
+    Raises:
+        UserError: A bad row (file and line), no rows at all, or no row left.
+    """
+    if data.streaming:
+        raise UserError("data.streaming=true: pairs are read before training; leave it out.")
+    split = split_rows(data, seed)
+    found = []
+    for name, records, part in (
+        ("training rows", split.train(), split.part),
+        ("held-out rows", split.held_out(), split.others),
+    ):
+        pairs = Pairs(skip_refused=data.on_bad_row == "skip", whole=whole)
+        bar = tqdm(records, desc=f"render {name}", unit=" pairs", disable=None, leave=False)
+        pairs.store(pairs.pairs(bar, tokenizer, max_length))
+        if pairs.read and not len(pairs.rendered):
+            raise UserError(f"{name}: none of {pairs.read} pairs fits into train.max_length={max_length}; raise it.")
+        if part is not None:
+            pairs.skipped, pairs.formats = part.skipped, part.formats
+        found.append(pairs)
+    train, held_out = found
+    train.repeated, train.leaked = split.said_again, split.said_elsewhere
+    return train, held_out
+
+
+def find_pairs(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
+    """Where training pairs stand, by the token ids of either side; as `find_rows`."""
+    left, found = {tuple(ids) for ids in wanted}, []
+    for record in reading.training(data):
+        try:
+            sides = rendered_pair(record, tokenizer).cut(max_length).sides
+        except BadRow:  # left out of the training, too
+            continue
+        keys = {tuple(side.input_ids) for side in sides}
+        if keys & left:
+            found.append(record.where)
+            left -= keys
+        if not left:
+            break
+    return found

@@ -1,0 +1,62 @@
+"""Greedy answers to test rows, scored by each reward apart: what training with rewards is measured by."""
+
+from __future__ import annotations
+
+from gemma_tune.evals.engine import Engine
+from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
+from gemma_tune.models.load import pick_device
+from gemma_tune.rl.rewards import scorer_of
+from gemma_tune.rl.tasks import said, task_of
+
+
+def prepare(inputs: Inputs) -> Evaluator:
+    """Answers every test row greedily, and scores the answers by every reward of `reward`.
+
+    Returns:
+        An evaluator that gives, for each of `data.test_files` and each reward, `<name>_<reward>` (the mean of its
+        scores; rows it says nothing of don't count), and for each test `<name>_stopped` and `<name>_rows`.
+
+    Raises:
+        UserError: A reward that can't work.
+    """
+    cfg = inputs.cfg
+    scorer = scorer_of(cfg, pick_device(cfg.model))
+    tests = {name: records[: cfg.eval.max_samples] for name, records in inputs.tests.items()}
+    in_training = cfg.train.max_completion_length if cfg.method == "rl" else None
+    longest = in_training or cfg.eval.max_new_tokens
+
+    def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
+        figures: dict[str, float] = {}
+        rows: dict[str, list[Row]] = {}
+        for test, every in tests.items():
+            records = every[:limit]
+            prompts = [prompt_ids(engine.tokenizer, r) for r in records]
+            answers = [
+                said(engine.tokenizer, a, engine.stops) for a in engine.answers(prompts, longest, f"{test}: rewards")
+            ]
+            scores = scorer.score(answers, [task_of(r) for r in records])
+            for name in scorer.weights:
+                scored = [
+                    {
+                        "id": place,
+                        "prompt": asked_text(engine.tokenizer, record),
+                        "wanted": record.answer,
+                        "answer": str(answer),
+                        "stopped": answer.stopped,
+                        "score": value,
+                    }
+                    for place, record, answer, value in zip(
+                        row_ids(records), records, answers, scores.values[name], strict=True
+                    )
+                    if value is not None
+                ]
+                if scored:
+                    figures[f"{test}_{name}"], rows[f"{test}_{name}"] = mean(scored), scored
+                if scores.failed[name]:
+                    figures[f"{test}_{name}_failed"] = scores.share_failed(name)
+            figures[f"{test}_stopped"] = sum(a.stopped for a in answers) / len(answers)
+            figures[f"{test}_rows"] = len(answers)
+        return Outcome(figures, rows)
+
+    return evaluate

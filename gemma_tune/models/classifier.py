@@ -1,0 +1,131 @@
+"""A language model with a head that gives one number for a conversation: a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from gemma_tune.chat import Rendered
+from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.language import language_part, padded
+from gemma_tune.models.load import check_vocabulary, load_config, pick_device, stop_token_ids
+from gemma_tune.models.mode import evaluating
+from gemma_tune.models.source import Source
+
+HEAD = "score"
+# Transformers' classes, by the `model_type` of the language part; it has none for Gemma 3n and Gemma 4.
+_CLASSES = {
+    "gemma": "GemmaForSequenceClassification",
+    "gemma2": "Gemma2ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
+}
+
+
+class Head(nn.Linear):  # type: ignore[misc]
+    """The head in float32, whatever the model's type is: small updates of bfloat16 weights would be rounded away."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores, float32, [..., 1]."""
+        weight: torch.Tensor = self.weight
+        return nn.functional.linear(hidden.to(weight.dtype), weight)
+
+
+def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedModel:
+    """The language part of a checkpoint under a new head with one label, whose padding id is set.
+
+    The class reads the score at the last token that isn't padding, by `config.pad_token_id`. The head begins as
+    Transformers begins it: small and random, by torch's generator.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: A family that has no such class, an adapter, 4-bit weights, or weights that don't fit.
+    """
+    config = load_config(source)
+    family, text = FAMILIES[config.model_type], config.get_text_config()
+    if text.model_type not in _CLASSES:
+        raise UserError(
+            f"model.model_name_or_path={source.base}: Transformers has no class for sequence classification of "
+            f"{family.name}; reward models can be made of {', '.join(FAMILIES[k].name for k in _CLASSES)}."
+        )
+    if source.adapter is not None:
+        raise UserError(
+            f"model.model_name_or_path: {source.adapter} is an adapter, and a reward model begins with whole weights; "
+            "name merged ones, as in the run folder's export/merged."
+        )
+    if model.load_in_4bit:
+        raise UserError("model.load_in_4bit=true: a reward model is trained on 16-bit or 32-bit weights; leave it out.")
+    text.num_labels, text.pad_token_id = 1, tokenizer.pad_token_id
+    cls: Any = getattr(transformers, _CLASSES[text.model_type])
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is no news
+    try:
+        loaded, info = cls.from_pretrained(
+            source.base,
+            config=text,
+            key_mapping=family.key_mapping,
+            dtype=getattr(torch, str(model.dtype)),
+            attn_implementation=model.attn_implementation or family.attention[0],
+            revision=source.revision,
+            device_map={"": str(pick_device(model))},
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}).") from error
+    finally:
+        logging.set_verbosity(loud)
+    lost = [n for n in info["missing_keys"] if n != f"{HEAD}.weight"]
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not n.startswith("lm_head.")]
+    if lost or extra:
+        raise UserError(
+            f"model.model_name_or_path={source.base}: {len(lost)} weights are missing in the files and {len(extra)} "
+            f"have no place in the model (for example {[*lost, *extra][0]}); fetch the checkpoint again."
+        )
+    check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.pad_token_id])
+    float32_head(loaded)
+    return loaded
+
+
+def float32_head(model: Any) -> None:
+    """Puts a `Head` in the place of a classifier's own, with its weights."""
+    begun = model.score.weight.detach()
+    model.score = Head(*reversed(begun.shape), bias=False, device=begun.device)
+    model.score.weight.data.copy_(begun)
+
+
+def scores(model: Any, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> list[float]:
+    """The score of each conversation, in the rows' order.
+
+    Args:
+        model: A classifier with one label, or a PeftModel around it.
+        rows: Token ids, their stop token at the end.
+        pad_id: Token id to pad with, on the right.
+        batch_size: Rows of one forward pass; rows of like length go together.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = [0.0] * len(rows)
+    base = language_part(model)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            inputs = padded(base, [Rendered(list(rows[i]), [-100] * len(rows[i])) for i in places], pad_id)
+            del inputs["labels"]
+            logits = base(**inputs, use_cache=False).logits
+            for place, score in zip(places, logits[:, 0].float().tolist(), strict=True):
+                found[place] = score
+    return found

@@ -1,0 +1,1 @@
+"""Rewards, a file each: `prepare(options)` gives a function of completions and records."""

@@ -1,0 +1,206 @@
+"""The share of a row's tests that a completion's code passes, run in a sandbox (sandbox.py).
+
+A row has a field `tests`, a list or a JSON text with one, of two kinds:
+
+- `{"input": …, "output": …}`: a program, its standard input and output. Lines are compared, without blanks at their
+  ends and without empty lines at the end; the program must end with status 0.
+- `{"args": […], "kwargs": {…}, "result": …}`: a function, named by the row's `entry_point` or the test's own. Its
+  result is compared as JSON: 20 is 20.0 and isn't true, a tuple is a list, floats may differ by 1e-9 of their size.
+
+Each test runs in a sandbox of its own, which only that test's input enters. What is expected never does: results come
+back through a pipe and are compared out here. A program can write to that pipe what it likes, and past the driver, but
+it doesn't know what would be right.
+
+Time: a test takes `timeout` at most, and what is left of a completion's tests counts as failed once failed ones have
+taken twice that, two time-outs for example. So a completion takes 3 × `timeout` where nothing passes, and at most
+tests × `timeout` where all pass just in time, besides the starts (0.05 s each). A batch has a worker for each CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import textwrap
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemma_tune.config.reward import CodeReward
+from gemma_tune.rewards.base import Completion, Reward, Task
+from gemma_tune.rewards.sandbox import Limits, Outcome, Sandbox
+from gemma_tune.rewards.sandbox_setup import find_sandbox
+
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+_PYTHON = ("python", "python3", "py")
+# Times `timeout` that the failed tests of a completion may take
+_LOST = 2
+# Bytes that are read beyond the length of what is expected, and how many times that length: JSON may escape.
+_MORE_OUTPUT, _TIMES_OUTPUT = 1 << 16, 8
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One test.
+
+    Attributes:
+        expected: A program's output, or a call's result.
+        stdin: A program's input.
+        call: What is called, for the driver; None: a program.
+    """
+
+    expected: Any
+    stdin: str = ""
+    call: dict[str, Any] | None = field(default=None)
+
+
+def prepare(options: CodeReward) -> Reward:
+    """The reward.
+
+    Args:
+        options: Limits of the sandbox.
+
+    Returns:
+        Scores from 0 to 1 for a batch; 0 where the code doesn't compile or the completion was cut off. It raises
+        ValueError for a row without proper tests, and SandboxError where the sandbox no longer starts.
+
+    Raises:
+        UserError: There is no sandbox on this machine.
+    """
+    sandbox = find_sandbox()
+
+    def scores(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:
+        tests = [_tests_of(record)[: options.max_tests] for record in records]
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="code") as pool:
+            pairs = list(zip(completions, tests, strict=True))
+            return list(pool.map(lambda pair: _share(sandbox, options, *pair), pairs))
+
+    return scores
+
+
+def code_of(text: str) -> str:
+    """The code in an answer: its last block of Python, else its last block of any name, else all of it.
+
+    A block that isn't closed goes on to the end.
+    """
+    blocks: list[tuple[str, str]] = []
+    lines: list[str] = []
+    fence, name = "", ""
+    for line in text.split("\n"):
+        found = _FENCE.match(line)
+        if not fence and found:
+            fence, name, lines = found[1], found[2].lower(), []
+        elif fence and found and not found[2] and found[1].startswith(fence):
+            blocks.append((name, "\n".join(lines)))
+            fence = ""
+        elif fence:
+            lines.append(line)
+    if fence:
+        blocks.append((name, "\n".join(lines)))
+    python = [code for name, code in blocks if name in _PYTHON]
+    # A block in a list is indented.
+    return textwrap.dedent((python or [code for _, code in blocks] or [text])[-1])
+
+
+def same_lines(found: str, expected: str) -> bool:
+    """Whether two outputs have the same lines, but for blanks at the ends of lines and empty lines at the end."""
+    return _lines(found) == _lines(expected)
+
+
+def same_json(found: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal: 20 is 20.0 and isn't true; floats may differ by 1e-9 of their size."""
+    if isinstance(found, bool) or isinstance(expected, bool):
+        return found is expected
+    if isinstance(found, int | float) and isinstance(expected, int | float):
+        return _same_number(found, expected)
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(same_json, found, expected))
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same_json(found[key], expected[key]) for key in expected)
+    return type(found) is type(expected) and bool(found == expected)
+
+
+def _same_number(found: float, expected: float) -> bool:
+    if found == expected or (found != found and expected != expected):
+        return True
+    if isinstance(found, int) and isinstance(expected, int):
+        return False
+    try:
+        return math.isclose(found, expected, rel_tol=_TOLERANCE)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _lines(text: str) -> list[str]:
+    return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n").split("\n")
+
+
+def _share(sandbox: Sandbox, options: CodeReward, completion: Completion, tests: Sequence[_Test]) -> float:
+    """The share of tests passed."""
+    code = code_of(completion.text)
+    if not completion.stopped or not code.strip():
+        return 0.0
+    passed, lost = 0, 0.0
+    for test in tests:
+        length = len(json.dumps(test.expected))
+        limits = Limits(
+            seconds=options.timeout,
+            memory_mb=options.memory_mb,
+            threads=options.processes,
+            file_mb=options.file_mb,
+            output=_MORE_OUTPUT + _TIMES_OUTPUT * length,
+        )
+        outcome = sandbox.run(code, limits, test.stdin, test.call)
+        if not outcome.compiled:
+            return 0.0
+        if _passes(outcome, test):
+            passed += 1
+        else:
+            lost += outcome.seconds
+        if lost >= _LOST * options.timeout:
+            break
+    return passed / len(tests)
+
+
+def _passes(outcome: Outcome, test: _Test) -> bool:
+    if outcome.status != 0:
+        return False
+    try:
+        text = outcome.output.decode()
+        return same_json(json.loads(text), test.expected) if test.call else same_lines(text, test.expected)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, or JSON that is too deep
+        return False
+
+
+def _tests_of(record: Task) -> list[_Test]:
+    """The row's tests.
+
+    Raises:
+        ValueError: It has none, or one that isn't of either kind; names file and line.
+    """
+    tests = record.row.get("tests")
+    try:
+        tests = json.loads(tests) if isinstance(tests, str) else tests
+    except ValueError as error:
+        raise ValueError(f"{record.where}: `tests` is a text that isn't JSON ({error}).") from error
+    if not isinstance(tests, list) or not tests:
+        raise ValueError(f"{record.where}: reward.code needs a field `tests`, a list of tests, and there is none.")
+    return [_test(test, record.row, f"{record.where}: test {number}") for number, test in enumerate(tests, 1)]
+
+
+def _test(test: Any, row: dict[str, Any], where: str) -> _Test:
+    if isinstance(test, dict) and "result" in test:
+        name = test.get("entry_point") or row.get("entry_point")
+        args, kwargs = test.get("args") or [], test.get("kwargs") or {}
+        if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ValueError(
+                f"{where} has a `result`: it needs `args` (a list), `kwargs` (an object), and the function's name as "
+                "`entry_point`, in it or in the row."
+            )
+        return _Test(test["result"], call={"entry_point": name, "args": args, "kwargs": kwargs})
+    if isinstance(test, dict) and isinstance(test.get("output"), str) and isinstance(test.get("input", ""), str):
+        return _Test(test["output"], stdin=test.get("input", ""))
+    raise ValueError(f"{where} has neither `input` and `output`, as texts, nor `args` and `result`.")

@@ -1,0 +1,1 @@
+"""What rewards add to training: the tasks, the scoring, the trainers."""

@@ -1,0 +1,129 @@
+"""The score of a reward model: of a run of `recipe=reward_model`, or any classifier with one label.
+
+It may be gamed by whatever its pairs had in common beside what was meant, length above all: look at the completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from gemma_tune.chat import UnknownTemplate, Unrenderable, form_of, render_chat, render_prompt
+from gemma_tune.config.reward import ModelReward
+from gemma_tune.errors import UserError
+from gemma_tune.models.classifier import HEAD, float32_head, scores
+from gemma_tune.paths import resolve
+from gemma_tune.rewards.base import Completion, Reward, Task
+
+# Where a run of `recipe=reward_model` keeps what it exports.
+_IN_RUN = ("export", "reward_model")
+_KEY = "reward.model.model_name_or_path"
+
+_Render = Callable[[Task, Completion], list[int]]
+
+
+def prepare(options: ModelReward, device: torch.device) -> Reward:
+    """Loads the reward model.
+
+    Completions are scored as the last answer of their prompt in the reward model's own chat form, up to and with its
+    stop token, whether they stopped or were cut off. What a completion says can't make it fail: text that the form has
+    no place for is scored as plain tokens.
+
+    Args:
+        options: The model's name and how many completions are scored at once.
+        device: Where to load it.
+
+    Raises:
+        UserError: It can't be loaded, or is no classifier with one label.
+    """
+    model, tokenizer = _load(options, device)
+    render = _renderer(tokenizer)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    pad = int(model.config.get_text_config().pad_token_id)
+
+    def score(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:
+        rows = [render(task, said)[-limit:] for said, task in zip(completions, records, strict=True)]
+        return list(scores(model, rows, pad, options.batch_size))
+
+    return score
+
+
+def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
+    name = options.model_name_or_path
+    if not name:
+        raise UserError(f"{_KEY} is not set: name a run folder of recipe=reward_model, or a checkpoint with one label.")
+    place = resolve(name)
+    if place.joinpath(*_IN_RUN, "config.json").is_file():
+        place = place.joinpath(*_IN_RUN)
+    elif (place / "result.json").is_file():
+        raise UserError(f"{_KEY}={name}: this run has no export/reward_model; name a run of recipe=reward_model.")
+    source = str(place) if place.is_dir() else name
+    try:
+        config = AutoConfig.from_pretrained(source)
+        classes = config.architectures or []
+        if config.num_labels != 1 or not any("SequenceClassification" in c for c in classes):
+            raise UserError(
+                f"{_KEY}={name}: this is {', '.join(classes) or 'a model'} with {config.num_labels} labels, no "
+                "classifier with one; make one with recipe=reward_model, and name its run folder."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype="auto", device_map={"": str(device)}, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{_KEY}={name}: it can't be loaded ({str(error).strip().splitlines()[0]}).") from error
+    if lost := sorted(info["missing_keys"]):
+        raise UserError(f"{_KEY}={name}: {len(lost)} weights are missing in its files, for example {lost[0]}.")
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:  # the class would read every score at the row's last padding
+        text.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if getattr(model, HEAD, None) is not None:  # scores in bfloat16 have three digits
+        float32_head(model)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _renderer(tokenizer: Any) -> _Render:
+    """From a prompt and what was said to the token ids that are scored."""
+    try:
+        stop = tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens[0])
+    except UnknownTemplate:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{_KEY}: its tokenizer has no chat template, so a prompt can't be written for it."
+            ) from None
+        return lambda task, said: _by_template(tokenizer, task, said)
+
+    def ours(task: Task, said: Completion) -> list[int]:
+        prompt, tools = list(task.prompt), list(task.tools) or None
+        try:
+            row = render_chat(tokenizer, [*prompt, _message(said)], tools)
+            end = max(i for i, label in enumerate(row.labels) if label != -100) + 1
+            return row.input_ids[:end]
+        except (Unrenderable, TemplateError, ValueError, TypeError):  # the last: half a character, which has no bytes
+            whole = said.encode(errors="replace").decode()
+            text = tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return [*render_prompt(tokenizer, prompt, tools), *text, stop]
+
+    return ours
+
+
+def _message(said: Completion) -> dict[str, Any]:
+    """What was said as an assistant's message."""
+    message: dict[str, Any] = {"role": "assistant", "content": said.text}
+    if said.thinking:
+        message["reasoning_content"] = said.thinking
+    if said.calls:
+        functions = [{"name": name, "arguments": arguments} for name, arguments in said.calls]
+        message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+    return message
+
+
+def _by_template(tokenizer: Any, task: Task, said: Completion) -> list[int]:
+    """With the template of a reward model that is no Gemma."""
+    messages = [*task.prompt, {"role": "assistant", "content": said.text or str(said)}]
+    ids = tokenizer.apply_chat_template(messages, tools=list(task.tools) or None, tokenize=True, return_dict=True)
+    return list(ids["input_ids"])

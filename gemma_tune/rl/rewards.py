@@ -1,0 +1,65 @@
+"""The rewards of a configuration, ready to score."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gemma_tune.config import Config
+from gemma_tune.config.reward import ModelReward
+from gemma_tune.paths import resolve
+from gemma_tune.plugins import load_function
+from gemma_tune.rewards.base import Reward
+from gemma_tune.rl.scoring import Scorer, Weighted
+
+_OWN_LIMITS = ("code", "model")
+
+
+def scorer_of(cfg: Config, device: torch.device) -> Scorer:
+    """The rewards of `reward`, with their weights.
+
+    Args:
+        cfg: The configuration.
+        device: Where a reward model works.
+
+    Raises:
+        UserError: A reward that can't work: a missing package or sandbox, a file or a function that isn't there.
+    """
+    found = []
+    for name, weight in cfg.reward.weighted().items():
+        found.append(Weighted(name, _prepared(name, cfg, device), weight, limited=name not in _OWN_LIMITS))
+    return Scorer(found, cfg.reward.timeout, cfg.reward.max_failure_share)
+
+
+def _prepared(name: str, cfg: Config, device: torch.device) -> Reward:
+    if name in cfg.reward.functions:
+        function: Reward = load_function(cfg.reward.functions[name], f"reward.functions.{name}")
+        return function
+    options = getattr(cfg.reward, name)
+    if name == "model":
+        return _model(options.model_name_or_path, options.batch_size, device)
+    reward: Reward = importlib.import_module(f"gemma_tune.rewards.{name}").prepare(options)
+    return reward
+
+
+@functools.lru_cache(maxsize=1)
+def _model(name: str, batch_size: int, device: torch.device) -> Reward:
+    """One reward model for training and for evaluations."""
+    prepare: Callable[..., Reward] = importlib.import_module("gemma_tune.rl.reward_model").prepare
+    return prepare(ModelReward(model_name_or_path=name, batch_size=batch_size), device)
+
+
+def files_of_rewards(cfg: Config) -> list[Path]:
+    """The files that the rewards of a run hang on, and the folder of a reward model that is here."""
+    found = [resolve(reference.rpartition(":")[0]) for reference in cfg.reward.functions.values()]
+    if cfg.reward.json_schema.weight and cfg.reward.json_schema.schema_file:
+        found.append(resolve(cfg.reward.json_schema.schema_file))
+    folder = resolve(str(cfg.reward.model.model_name_or_path))
+    if cfg.reward.model.weight and folder.is_dir():
+        weights = folder / "export" / "reward_model"
+        found.append(weights if weights.is_dir() else folder)
+    return found

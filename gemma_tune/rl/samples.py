@@ -1,0 +1,68 @@
+"""A few completions of each generation, with every reward beside them, kept to be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.runfolder import is_main_process
+
+_KEPT, _SHOWN = 8, 4  # of one generation: in the file, and in tables
+
+
+class Samples:
+    """Writes `eval/completions.jsonl`, a completion a line.
+
+    Args:
+        file: Where they go.
+        rewards: The rewards' names.
+    """
+
+    def __init__(self, file: Path, rewards: Sequence[str]) -> None:
+        self._file, self.rewards = file, rewards
+
+    def begin(self, resumed_step: int | None) -> None:
+        """Begins the file anew, or, of a resumed run, without what is done again.
+
+        Args:
+            resumed_step: The step that the run is resumed from, or None.
+        """
+        if not is_main_process():
+            return
+        kept = [] if resumed_step is None else [row for row in read(self._file) if row["step"] < resumed_step]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+    def add(self, completions: Sequence[dict[str, Any]]) -> None:
+        """Keeps the first few of a generation."""
+        if is_main_process():
+            with self._file.open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, completions[:_KEPT]))
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Those for tables; see `first_and_last`."""
+        return first_and_last(read(self._file))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The completions of a file, none where there is none; a last line that was cut off is passed over."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def first_and_last(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few completions of the first generation, and of the last."""
+    if not rows:
+        return []
+    first = [row for row in rows if row["step"] == rows[0]["step"]][:_SHOWN]
+    last = [row for row in rows if row["step"] == rows[-1]["step"]][:_SHOWN]
+    return first if rows[0]["step"] == rows[-1]["step"] else [*first, *last]
+
+
+def _line(row: dict[str, Any]) -> str:
+    # A model may say half of a surrogate pair
+    return json.dumps(row, ensure_ascii=True) + "\n"

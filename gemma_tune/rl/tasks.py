@@ -1,0 +1,115 @@
+"""What the model is asked, and what it said, as rewards see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import TemplateError
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered, Unrenderable, form_of
+from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
+from gemma_tune.chat.render import prompt_text
+from gemma_tune.data.dataset import Rows
+from gemma_tune.data.records import Record
+from gemma_tune.errors import UserError
+from gemma_tune.rewards.base import Completion, Task
+
+_LOOKED_AT, _MADE = 10_000, 100  # prompts that are rendered before training; and of those that are made when asked for
+
+
+def task_of(record: Record) -> Task:
+    """A row as a reward sees it."""
+    calls = [(call.name, call.arguments) for call in calls_of(record.wanted or {})]
+    return Task(record.where, record.prompt, record.answer, calls, record.tools or (), record.row)
+
+
+def said(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> Completion:
+    """A completion as a reward sees it.
+
+    Args:
+        tokenizer: The tokenizer, with a template that we know.
+        ids: New tokens, with the stop token where it ended by itself.
+        stops: The ids that end an answer.
+    """
+    text = answer_text(tokenizer, ids)
+    found = parse_answer(text, form_of(tokenizer))
+    return Completion(
+        text,
+        tokens=len(ids),
+        stopped=bool(ids) and ids[-1] in stops,
+        text=found.text,
+        thinking=found.thinking,
+        calls=[(call.name, call.arguments) for call in found.calls],
+    )
+
+
+class Tasks:
+    """The rows that completions are asked for.
+
+    Args:
+        records: The rows, at hand or made when they are asked for.
+        tokenizer: The tokenizer, with a template that we know.
+        longest: Tokens of a prompt at most.
+
+    Raises:
+        UserError: A row that isn't a conversation, has no place in the model's chats, or is too long.
+    """
+
+    def __init__(self, records: Sequence[Record], tokenizer: Any, longest: int) -> None:
+        self._records, self._tokenizer, self._longest = records, tokenizer, longest
+        self.looked_at = min(len(records), _LOOKED_AT if isinstance(records, list) else _MADE)
+        self.longest_prompt = self.highest_id = 0
+        for i in tqdm(range(self.looked_at), "prompts", disable=None, leave=False):
+            ids = self._ids(i)
+            self.longest_prompt, self.highest_id = max(self.longest_prompt, len(ids)), max(self.highest_id, *ids)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: int) -> Task:
+        return task_of(self._records[place])
+
+    def where(self, place: int) -> str:
+        """File and line of a row."""
+        return self._records[place].where
+
+    def prompt(self, place: int) -> str:
+        """The prompt as the text that the model is given, `<bos>` and all.
+
+        Raises:
+            UserError: The model's chats have no place for something in it.
+        """
+        record = self._records[place]
+        if record.messages is None:
+            raise UserError(f"{record.where} is running text, and there is nothing in it to answer.")
+        try:
+            return prompt_text(self._tokenizer, record.prompt, record.tools)
+        except (Unrenderable, TemplateError) as error:
+            raise UserError(f"{record.where}: {error}") from error
+
+    def rows(self, count: int) -> Rows:
+        """The first prompts as rows, for checks of the model and of what is exported."""
+        places = range(min(count, self.looked_at))
+        rendered = [Rendered(ids, ids) for ids in map(self._ids, places)]
+        return Rows(records=[self._records[i] for i in places], rendered=rendered, read=len(rendered))
+
+    def _ids(self, place: int) -> list[int]:
+        ids: list[int] = self._tokenizer(self.prompt(place), add_special_tokens=False)["input_ids"]
+        if len(ids) > self._longest:
+            raise UserError(
+                f"{self.where(place)}: the prompt has {len(ids):,} tokens, and the model holds {self._longest:,} "
+                "beside a completion; shorten it, or lower train.max_completion_length."
+            )
+        return ids
+
+    @property
+    def dataset(self) -> Dataset:
+        """The rows as a trainer of TRL's takes them: `prompt` as text, and `row`, the row's place."""
+
+        def rendered(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
+
+        return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)

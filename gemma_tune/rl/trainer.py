@@ -1,0 +1,222 @@
+"""TRL's GRPOTrainer and RLOOTrainer with our prompts, our rewards under guard, and what each part of a step takes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.utils import gather, gather_object
+from transformers import TrainerCallback
+from trl import GRPOTrainer, RLOOTrainer
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.rl.scoring import Scorer, weighted_sum
+from gemma_tune.rl.tasks import Tasks, said
+from gemma_tune.train.guard import Guard
+from gemma_tune.train.safe import SafeTrainer, build
+
+# What a step is made of: completions, their log-probabilities, their rewards, and the update.
+PARTS = ("generate", "score", "reward", "update")
+Sample = dict[str, Any]
+
+
+class TaskGuard(Guard):
+    """Knows the rows of a step by their places."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__(lambda rows: [])
+        self._tasks = tasks
+        self._places: dict[int, None] = {}
+
+    def begin(self) -> None:
+        """A new optimizer step begins."""
+        self._places = {}
+
+    def saw(self, inputs: Any) -> None:
+        """One forward pass of this step."""
+        self._places |= dict.fromkeys(row["row"] for row in inputs)
+
+    def rows(self) -> str:
+        """Where the rows of this step stand, in a sentence."""
+        return f"The rows of this step: {', '.join(self._tasks.where(i) for i in islice(self._places, 20))}."
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Times the optimizer, which works outside of a trainer's `training_step`."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._begun = seconds, 0.0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._seconds["update"] += time.perf_counter() - self._begun
+
+
+class RewardedTrainer(SafeTrainer):
+    """Stands before GRPOTrainer or RLOOTrainer, and:
+
+    - what `SafeTrainer` adds.
+    - prompts are tokenised as they were rendered: TRL would put a second `<bos>` before them.
+    - rewards see completions with the tokens that mean something, and the row; a completion that a reward failed on is
+      left out of its group, where TRL would take the failed reward as 0.
+    - every step logs, beside TRL's own figures, `rewards/<name>/failed` (a share), the seconds of each part
+      (`time/generate`, …) and `tokens_per_second` (of completions).
+    - completions are handed to `keep`, with each reward beside them.
+
+    Args:
+        scorer: The rewards.
+        tasks: The rows.
+        keep: Takes the completions of one generation.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        scorer: Scorer,
+        tasks: Tasks,
+        keep: Callable[[Sequence[Sample]], None] = lambda samples: None,
+        **kwargs: Any,
+    ) -> None:
+        self._scorer, self._tasks, self._keep = scorer, tasks, keep
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._tokens, self._steps_logged = 0, -1
+        super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
+        self.add_callback(Clock(self._seconds))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - begun
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        done = super()._init_training_state(*args, **kwargs)
+        self._first_step = self.state.global_step
+        return done
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass, with the generation before it where it is due."""
+        others = sum(self._seconds.values())
+        begun = time.perf_counter()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._seconds["update"] += time.perf_counter() - begun - (sum(self._seconds.values()) - others)
+        return loss
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed("generate"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        others = sum(self._seconds.values())
+        begun = time.perf_counter()
+        found = super()._generate_and_score_completions(inputs)
+        self._seconds["score"] += time.perf_counter() - begun - (sum(self._seconds.values()) - others)
+        return found
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """The scores of all processes' completions, [N, rewards]; a row of NaN where one failed."""
+        with self._timed("reward"):
+            stops = frozenset(self.eos_token_ids)
+            tasks = [self._tasks[row["row"]] for row in inputs]
+            answers = [said(self.processing_class, ids, stops) for ids in completion_ids_list]
+            self._tokens += sum(map(len, completion_ids_list))
+            scores = self._scorer.score(answers, tasks)
+            names = list(self._scorer.weights)
+            rows = [{name: scores.values[name][i] for name in names} for i in range(len(answers))]
+            for name in names:
+                self._metrics["train"][f"rewards/{name}/failed"].append(scores.share_failed(name))
+            self._keep(
+                gather_object(
+                    [
+                        {
+                            "step": self.state.global_step,
+                            "where": task.where,
+                            "prompt": task.prompt[-1].get("content", "") if task.prompt else "",
+                            "completion": str(answer),
+                            "stopped": answer.stopped,
+                            **{f"reward.{name}": value for name, value in row.items()},
+                            "reward": weighted_sum(row, self._scorer.weights) if scores.complete(i) else None,
+                            "failed": {name: why[i] for name, why in scores.failed.items() if i in why},
+                        }
+                        for i, (task, answer, row) in enumerate(zip(tasks, answers, rows, strict=True))
+                    ]
+                )
+            )
+            values = [
+                [float("nan") if row[name] is None or not scores.complete(i) else row[name] for name in names]
+                for i, row in enumerate(rows)
+            ]
+            return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's figures, and what the parts of a step took since the last line, in seconds a step."""
+        if "loss" in logs and self.state.global_step > self._steps_logged:
+            steps = self.state.global_step - max(self._steps_logged, self._first_step)
+            logs |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
+            logs["tokens_per_second"] = self._tokens / max(sum(self._seconds.values()), 1e-9)
+            self._seconds.clear()
+            self._tokens, self._steps_logged = 0, self.state.global_step
+        super().log(logs, start_time)
+
+
+class GemmaGRPOTrainer(RewardedTrainer, GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer, with what `RewardedTrainer` adds."""
+
+
+class GemmaRLOOTrainer(RewardedTrainer, RLOOTrainer):  # type: ignore[misc]
+    """RLOOTrainer, with what `RewardedTrainer` adds."""
+
+
+def rl_trainer(
+    cfg: Config,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    tasks: Tasks,
+    scorer: Scorer,
+    keep: Callable[[Sequence[Sample]], None] = lambda samples: None,
+) -> RewardedTrainer:
+    """The trainer for `train.algorithm`.
+
+    Args:
+        cfg: The configuration.
+        args: GRPOConfig or RLOOConfig.
+        model: What is trained.
+        tokenizer: Its tokenizer.
+        tasks: The rows.
+        scorer: The rewards.
+        keep: Takes the completions of one generation.
+
+    Raises:
+        UserError: As `build`, or there are too few prompts for one generation.
+    """
+    prompts = args.generation_batch_size // args.num_generations
+    if len(tasks) < prompts:
+        raise UserError(
+            f"data.train_file: a generation takes {prompts} prompts (per_device_train_batch_size × "
+            f"steps_per_generation / num_generations), and there are {len(tasks)}; lower the first."
+        )
+    kind = GemmaGRPOTrainer if cfg.train.algorithm == "grpo" else GemmaRLOOTrainer
+    guard = TaskGuard(tasks)
+    return build(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """What stands for a reward in TRL's list, which takes its name and weight from there."""
+
+    def reward(**given: Mapping[str, Any]) -> Any:
+        raise NotImplementedError(f"{name} is scored by RewardedTrainer")
+
+    reward.__name__ = name
+    return reward

@@ -1,0 +1,139 @@
+"""TRL's DPOTrainer on pairs that are rendered already, with the model as it began for its reference."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from trl import DPOConfig, DPOTrainer
+
+from gemma_tune.config import Config
+from gemma_tune.data.pairs import Pairs, find_pairs
+from gemma_tune.errors import UserError
+from gemma_tune.runfolder import RunFolder
+from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.train.arguments import arguments
+from gemma_tune.train.guard import Guard
+from gemma_tune.train.preflight import CHECKS
+from gemma_tune.train.safe import SafeTrainer, build
+
+# Batches of ever new lengths make a CPU build ever new kernels and scatter its memory.
+PAD_TO = 32  # tokens
+# The name that TRL gives to the copy of an adapter that is its reference.
+_REFERENCE = "ref"
+# TRL's losses; `sft` is the plain loss of the chosen answer, to be added to another.
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+# Each pair counts the same, however many tokens it has.
+WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
+
+
+class GemmaDPOTrainer(SafeTrainer, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer, and what `SafeTrainer` says; besides:
+
+    - rows come as token ids, rendered by our templates.
+    - the reference is the model as it is before the first step, whatever that is: its log-probabilities of every answer
+      are taken once, before training. So no second model is held in memory, and none is loaded by the name in the
+      config, which need not be what was loaded.
+    - with an adapter that is the base without it, but for those that don't begin at nothing: one that is continued,
+      PiSSA, OLoRA and LoftQ. TRL takes a copy of the adapter for them; it would be initialised like the first one, and
+      with PiSSA and OLoRA that changes the base once more. It is made of zeros here, filled, and removed again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+        init = config.init_lora_weights if config else None
+        if config:
+            config.init_lora_weights = True
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            if config:
+                config.init_lora_weights = init
+                if _REFERENCE in model.peft_config:
+                    model.delete_adapter(_REFERENCE)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The rows as they are."""
+        return dataset
+
+
+def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOConfig:
+    """DPOTrainer's arguments; see `arguments`.
+
+    Raises:
+        UserError: As there, or a loss that TRL doesn't know, which it would say in the first step.
+    """
+    t = cfg.train
+    losses = [name.strip() for name in (t.loss_type or LOSSES[0]).split(",")]
+    for name in losses:
+        if name not in LOSSES:
+            raise UserError(
+                f"train.loss_type={name}: no loss of DPO; there are {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}"
+            )
+    own: dict[str, Any] = {
+        "loss_type": losses,  # several are added up, with train.extra.loss_weights
+        "max_length": t.max_length,
+        "pad_to_multiple_of": PAD_TO,
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": t.per_device_train_batch_size,
+        # TRL switches every dropout off, the adapter's, too; one that was asked for stays
+        "disable_dropout": cfg.adapter.lora_dropout == 0,
+    }
+    if t.beta is not None:
+        own["beta"] = t.beta
+    return arguments(DPOConfig, cfg, folder, device, own)
+
+
+def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train: Pairs) -> GemmaDPOTrainer:
+    """The trainer for rendered pairs, which has asked the reference already.
+
+    Raises:
+        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
+    """
+    guard = Guard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
+    with _no_bar_in_files():
+        trainer = build(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
+    if len(trainer.get_train_dataloader()) == 0:
+        raise UserError(
+            f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} pairs: they are fewer than a batch."
+        )
+    return trainer
+
+
+@contextlib.contextmanager
+def _no_bar_in_files() -> Iterator[None]:
+    """TRL's bar of the reference only where there is a terminal; the variable is the one switch that it has."""
+    said = os.environ.get("TQDM_DISABLE")
+    if said is None and not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if said is None:
+            os.environ.pop("TQDM_DISABLE", None)
+
+
+def likelihood_warning(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """What to say where the chosen answers have become less likely; None where they haven't, or it isn't measured.
+
+    DPO's loss looks at the difference alone: it falls, too, where both answers fall and the rejected one faster.
+    """
+    name = "preference_chosen_loss"
+    if after.get(name, 0.0) <= before.get(name, math.inf):
+        return None
+    return (
+        f"warning: the chosen answers of the held-out pairs have become less likely ({name} {before[name]:.4g} before, "
+        f"{after[name]:.4g} after), the rejected ones still more so. Where answers get worse: a lower "
+        "train.learning_rate, a higher train.beta, or train.loss_type=sigmoid,sft."
+    )

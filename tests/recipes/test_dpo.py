@@ -1,0 +1,121 @@
+"""`recipe=dpo` on the embedded model: every weight, adapters, 4 bit; what it leaves; resumed to the last digit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_runs import losses, metrics, short_run
+
+import gemma_tune
+from gemma_tune.errors import UserError
+
+MODES = {
+    "full": [],
+    "lora": ["adapter=lora"],
+    "qlora": ["adapter=lora", "model.load_in_4bit=true"],
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Short pairs of which the longer answer is the better one, as words of the command line."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [
+        {"prompt": f"What is {n} plus 5?", "chosen": f"That makes {n + 5}.", "rejected": f"I say {n} and no more."}
+        for n in range(20, 44)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["data=preference", f"data.train_file={file}", "data.validation_split_percentage=33"]
+
+
+def dpo(folder: Path, pairs: list[str], *words: str, steps: int = 3) -> gemma_tune.RunResult:
+    return short_run(
+        "dpo", folder, "eval.evaluators=[preference]", "train.max_grad_norm=0", *pairs, *words, steps=steps
+    )
+
+
+@pytest.fixture(scope="module", params=MODES)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs: list[str]) -> Any:
+    folder = tmp_path_factory.mktemp("dpo") / request.param
+    return request.param, folder, dpo(folder, pairs, *MODES[request.param])
+
+
+def test_first_loss_is_that_of_no_difference(run: Any) -> None:
+    """Policy and reference are one model before the first step: -log sigmoid(0)."""
+    _, folder, _ = run
+    assert losses(folder)[0] == pytest.approx(0.693147, abs=1e-3)
+    assert losses(folder)[-1] < 0.69
+    first = metrics(folder)[1]
+    assert {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"} <= first.keys()
+
+
+def test_run_folder(run: Any) -> None:
+    mode, folder, result = run
+    stored = json.loads((folder / "result.json").read_text("utf-8"))
+    assert stored["status"] == result.status == "finished" and stored["headline"]["name"] == "preference_accuracy"
+    assert stored["metrics"]["after"]["preference_margin"] > stored["metrics"]["before"]["preference_margin"]
+    assert stored["metrics"]["data"]["training"]["rows"] == 16 and stored["metrics"]["after"]["preference_pairs"] == 8
+    expected = {"merged": "export/merged"} | ({} if mode == "full" else {"adapter": "adapter"})
+    assert stored["artifacts"] == expected
+    assert stored["metrics"]["export"]["export_kl"] < 0.1
+    assert ("four_bit_gap" in stored["metrics"]["export"]) == (mode == "qlora")
+    report = (folder / "report.md").read_text("utf-8")
+    assert "preference_accuracy" in report and "pairs.jsonl" in report
+    if mode != "full":
+        names = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert names and not any(".ref." in name for name in names)
+        assert all(t.dtype == torch.float32 for t in names.values())
+
+
+def test_the_run_can_be_gone_on_from(run: Any, pairs: list[str], tmp_path: Path) -> None:
+    """A continued adapter is its own reference: the first loss is that of no difference again."""
+    mode, folder, _ = run
+    words = [*MODES[mode], f"model.model_name_or_path={folder}", "eval=none", "eval.num_samples=0", "export=none"]
+    dpo(tmp_path / "on", pairs, *words, "eval.evaluators=[]", "train.save_steps=1", steps=1)
+    assert losses(tmp_path / "on")[0] == pytest.approx(0.693147, abs=1e-3)
+
+
+SMALL = ["adapter=lora", "eval.evaluators=[]", "eval.num_samples=0", "export=none", "train.save_steps=2"]
+
+
+def test_resume_ends_where_one_run_ends(pairs: list[str], tmp_path: Path) -> None:
+    """Four steps, and two with two more: the same losses and the same adapter, to the bit."""
+    whole, begun = tmp_path / "whole", tmp_path / "begun"
+    dpo(whole, pairs, *SMALL, steps=4)
+    shutil.copytree(whole, begun)
+    shutil.rmtree(begun / "checkpoints" / "step-4")
+    shutil.rmtree(begun / "adapter")
+    (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
+    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
+    dpo(begun, pairs, *SMALL, "train.resume_from_checkpoint=latest", steps=4)
+    assert losses(begun) == losses(whole) and len(losses(whole)) == 4
+    one, other = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, begun))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_evaluations_while_training_change_nothing(pairs: list[str], tmp_path: Path) -> None:
+    words = [*SMALL, "train.eval_steps=1", "eval.while_training=[preference]", "eval.evaluators=[preference]"]
+    dpo(tmp_path / "with", pairs, *words, steps=2)
+    dpo(tmp_path / "without", pairs, *SMALL, steps=2)
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    measured = [line["preference_accuracy"] for line in metrics(tmp_path / "with") if "preference_accuracy" in line]
+    assert len(measured) == 4  # before, twice, after
+
+
+def test_dry_run_reads_the_pairs(pairs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = dpo(tmp_path / "run", pairs, "dry_run=true")
+    assert result.status == "dry_run" and not (tmp_path / "run").exists()
+    assert "Nothing was trained" in capsys.readouterr().out
+
+
+def test_rows_that_are_no_pairs_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sample/train\.jsonl:1: this row is no pair of answers"):
+        short_run("dpo", tmp_path / "run", "data=sample", "eval.evaluators=[preference]")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,208 @@
+"""Training with rewards: each recipe for a few steps, resuming, what is kept to be read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from short_runs import metrics
+from transformers import AutoModelForCausalLM
+
+import gemma_tune
+from gemma_tune.composition import compose_config
+from gemma_tune.errors import RunError, UserError
+
+SHORT = [
+    "model.dtype=float32", "tracker=none", "train.per_device_train_batch_size=8", "train.num_generations=4",
+    "train.max_completion_length=12", "train.learning_rate=1e-4", "data.max_train_samples=32", "eval.max_samples=8",
+]  # fmt: skip
+
+
+def run(recipe: str, folder: Path, *words: str, steps: int = 2) -> gemma_tune.RunResult:
+    every = {w.split("=", 1)[0]: w for w in [*SHORT, f"train.max_steps={steps}", f"output_dir={folder}", *words]}
+    return gemma_tune.run(recipe, list(every.values()))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, gemma_tune.RunResult]:
+    """Three steps with two rewards, measured while training, too."""
+    folder = tmp_path_factory.mktemp("rl") / "run"
+    words = ["reward=math_format", "train.eval_steps=2", "eval.while_training=[rewards]", "export.dtype=float32"]
+    return folder, run("grpo", folder, *words, steps=3)
+
+
+def test_each_reward_is_shown_apart_before_and_after(done: tuple[Path, Any]) -> None:
+    folder, result = done
+    assert result.status == "finished" and not result.failures
+    for when in ("before", "after"):
+        assert {"test_math", "test_format", "test_stopped", "test_rows"} <= result.metrics[when].keys()
+        stored = json.loads((folder / "eval" / f"{when}.json").read_text("utf-8"))
+        assert len(stored["rows"]["test_math"]) == 8 and stored["conditions"]["eval.max_new_tokens"] == 12
+    assert result.headline["name"] == "test_math"
+    # The exported model answers as the trained one
+    assert result.metrics["export"]["test_math"] == result.metrics["after"]["test_math"]
+
+
+def test_every_step_says_what_it_took_and_what_was_rewarded(done: tuple[Path, Any]) -> None:
+    folder, _ = done
+    steps = [line for line in metrics(folder) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    for name in ("math", "format"):
+        assert all({f"rewards/{name}/{part}" for part in ("mean", "std", "failed")} <= line.keys() for line in steps)
+    assert all(line["time/generate"] > 0 and line["tokens_per_second"] > 0 for line in steps)
+    assert {line["step"] for line in metrics(folder) if "test_math" in line} == {0, 2, 3}
+
+
+def test_completions_are_kept_to_be_read(done: tuple[Path, Any]) -> None:
+    folder, _ = done
+    rows = [json.loads(line) for line in (folder / "eval/completions.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
+    assert {"where", "prompt", "completion", "stopped", "reward.math", "reward.format", "reward"} <= rows[0].keys()
+    assert rows[0]["where"].rpartition(":")[0].endswith("train.jsonl")
+    assert all(row["reward"] == pytest.approx(row["reward.math"] + 0.2 * row["reward.format"]) for row in rows)
+    report = (folder / "report.md").read_text("utf-8")
+    assert "Completions while training" in report and "mean reward of the first and of the last fifth" in report
+
+
+@pytest.mark.parametrize("recipe", ["dapo", "dr_grpo", "gspo", "rloo"])
+def test_every_variant_runs(recipe: str, tmp_path: Path) -> None:
+    result = run(recipe, tmp_path / "run", "export=none", "train.save_steps=4", steps=4)
+    assert result.status == "finished" and result.metrics["steps"] == 4
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_adapters(four_bit: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["adapter=lora", "adapter.r=4", "train.learning_rate=1e-2", "train.beta=0.04"]
+    words += ["model.load_in_4bit=true", "model.dtype=bfloat16"] if four_bit else []
+    result = run("grpo", folder, *words, steps=3)
+    assert {"adapter", "merged", "completions"} <= result.artifacts.keys()
+    lines = [line for line in metrics(folder) if "loss" in line]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and lines[-1]["kl"] > lines[0]["kl"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder / "export/merged", dtype=torch.float32).state_dict())
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "gspo"])
+def test_a_resumed_run_ends_where_one_run_ends(recipe: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = ["train.save_steps=4", "train.save_total_limit=null", "export.dtype=float32"]
+    run(recipe, whole, *words, steps=8)
+    run(recipe, broken, *words, steps=8)
+    shutil.rmtree(broken / "export")
+    shutil.rmtree(broken / "checkpoints/step-8")
+    state = json.loads((broken / "result.json").read_text("utf-8"))
+    (broken / "result.json").write_text(json.dumps({**state, "status": "failed"}), encoding="utf-8")
+    run(recipe, broken, *words, "train.resume_from_checkpoint=latest", steps=8)
+    first, second = weights(whole), weights(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (whole / "eval/completions.jsonl").read_text() == (broken / "eval/completions.jsonl").read_text()
+    losses = [[line["loss"] for line in metrics(f) if "loss" in line] for f in (whole, broken)]
+    assert losses[0] == losses[1]
+
+
+def test_periods() -> None:
+    words = ["train.gradient_accumulation_steps=2", "train.steps_per_generation=3", "train.num_iterations=2"]
+    assert compose_config("grpo", [*words, "train.num_generations=2"]).train.generation_period == 3
+    assert compose_config("grpo").train.generation_period == 1
+    assert compose_config("gspo").train.generation_period == 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        ("gspo", ["train.save_steps=6"], r"save_steps=6: .*every 4 steps.* multiple of 4: 4, 8, 12"),
+        ("gspo", ["train.eval_steps=6", "train.metric_for_best_model=test_math", "eval.while_training=[rewards]"],
+         r"eval_steps=6: .* multiple of 4"),
+        ("grpo", ["train.num_generations=7", "train.per_device_train_batch_size=8"], "no multiple"),
+        ("grpo", ["reward=none"], "no reward has a weight"),
+        ("grpo", ["data.test_files.test=null"], r"data\.test_files.*eval=none"),
+        ("grpo", ["reward.formatt.weight=1"], "reward.format"),
+        ("grpo", ["reward.length.max_tokens=5"], "reward.length has no effect without a weight"),
+        ("grpo", ["reward.functions.mine=nowhere.py:f"], "nowhere.py"),
+        ("grpo", ["reward.functions.math=nowhere.py:f"], "; not "),
+        ("grpo", ["reward.weights.mine=2"], "no reward.functions.mine"),
+        ("grpo", ["reward.weights.math=2"], "set reward.math.weight"),
+        ("grpo", ["reward=model"], "reward.model.model_name_or_path is not set"),
+        ("grpo", ["train.use_vllm=true"], "vLLM is not installed"),
+        ("grpo", ["train.packing=true"], "train.packing has no effect"),
+        ("rloo", ["train.scale_rewards=none"], "RLOOConfig has no such option"),
+        ("rloo", ["train.extra.top_entropy_quantile=0.5"], "RLOOConfig has no such option"),
+        ("grpo", ["train.extra.reward_weights=[1]"], "set the weights of reward"),
+        ("lora_sft", ["reward=math"], "reward has no effect with recipe=lora_sft"),
+        ("lora_sft", ["train.num_generations=4"], "SFTConfig has no such option"),
+        ("grpo", ["data=reasoning_gym"], "set train.max_steps"),
+        ("lora_sft", ["data=reasoning_gym"], "its tasks are for rewards"),
+        ("grpo", ["data.streaming=true", "train.max_steps=5"], "data.streaming=true has no effect"),
+    ],
+)  # fmt: skip
+def test_refused(recipe: str, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose_config(recipe, words)
+
+
+def test_a_reward_that_fails_ends_the_run(tmp_path: Path) -> None:
+    """With the reward, the row and the cause; and what was measured before it is kept."""
+    (tmp_path / "mine.py").write_text("def broken(completions, records):\n    return [1 / 0 for _ in completions]\n")
+    folder = tmp_path / "run"
+    words = ["reward=none", f"reward.functions.broken={tmp_path}/mine.py:broken", "eval.before=false"]
+    with pytest.raises(RunError, match=r"reward\.broken failed on 8 of .*train\.jsonl:\d+: ZeroDivisionError"):
+        run("grpo", folder, *words)
+    assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "failed"
+
+
+def test_a_function_of_the_users_in_ten_lines(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, records):\n"
+        "    return [1.0 if c.tokens < 8 and c.stopped and r.answer else 0.0 for c, r in zip(completions, records)]\n"
+    )
+    words = [f"reward.functions.short={tmp_path}/mine.py:short", "reward.weights.short=0.5"]
+    result = run("grpo", tmp_path / "run", *words, steps=1)
+    assert {"test_math", "test_short"} <= result.metrics["after"].keys()
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))
+    assert any("mine.py" in name for name in manifest["inputs"])
+
+
+def test_tasks_without_end(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    words = [
+        "data=reasoning_gym", "reward=reasoning_gym", "data.generator_options.max_terms=2", "data.max_eval_samples=4",
+        "data.max_train_samples=null",
+    ]  # fmt: skip
+    result = run("grpo", tmp_path / "run", *words)
+    assert result.metrics["after"]["test_rows"] == 4 and result.metrics["data"]["training"]["rows"] == 2**20
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.generator=chain_summ"], r"no such generator\. Did you mean chain_sum"),
+        (["data.generator_options.terms=3"], "unexpected keyword argument 'terms'; its options: min_terms"),
+        (["data.generator_options.min_terms=-1"], "min_terms must be positive"),
+    ],
+)
+def test_generators_that_cannot_be(words: list[str], said: str, tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UserError, match=said):
+        run("grpo", tmp_path / "run", "data=reasoning_gym", "reward=reasoning_gym", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "What is 1 plus 1?", "answer": "two"}\n' * 4)
+    words = ["data=columns", "data.prompt_column=question", "data.completion_column=answer"]
+    words += [f"data.train_file={tmp_path}/rows.jsonl", "eval=none"]
+    with pytest.raises(RunError, match=r"reward\.math failed .*rows\.jsonl:\d+.*needs one"):
+        run("grpo", tmp_path / "run", *words)
+
+
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("grpo", tmp_path / "run", "dry_run=true")
+    assert re.search(r"rows +│ +32 ", capsys.readouterr().out) and not (tmp_path / "run").exists()

@@ -1,0 +1,192 @@
+"""The code reward: what scores, what doesn't, and code that attacks it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from gemma_tune.config.reward import CodeReward
+from gemma_tune.rewards.base import Completion, Reward, Task
+from gemma_tune.rewards.code import code_of, prepare, same_json, same_lines
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
+)
+DOUBLE = [{"args": [x], "result": 2 * x} for x in (3, -1)]
+ECHO = [{"input": "a\nb\n", "output": "a\nb\n"}]
+
+
+@pytest.fixture(scope="module")
+def reward() -> Reward:
+    return prepare(CodeReward(timeout=1.0, memory_mb=256, processes=4, file_mb=4))
+
+
+def task(tests: Any, entry_point: str | None = "f") -> Task:
+    return Task("rows.jsonl:7", row={"tests": tests, "entry_point": entry_point})
+
+
+def score(reward: Reward, code: str, tests: Any, **said: Any) -> float | None:
+    """The score of one completion."""
+    return reward([Completion(f"So:\n```python\n{code}\n```\n", **said)], [task(tests)])[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "share"),
+    [
+        ("def f(x): return 2 * x", 1.0),
+        ("def f(x): return 2 * x if x > 0 else 0", 0.5),
+        ("def f(x): return x", 0.0),
+        ("def f(x): return 2.0 * x", 1.0),
+        ("def f(x): return [2 * x]", 0.0),
+        ("def g(x): return 2 * x", 0.0),
+        ("def f(x): return 2 * x\nraise ValueError", 0.0),
+        ("def f(x):\n    print('debug')\n    return 2 * x", 1.0),
+        ("def f(x) return 2 * x", 0.0),
+        ("import sys\ndef f(x): return 2 * x\nsys.exit(0)", 0.0),
+        ("import os\ndef f(x): os._exit(0)", 0.0),
+        ("def f(x): return f(x)", 0.0),
+        ("def f(x): return {2 * x}", 0.0),
+        ("from __future__ import annotations\nimport math\ndef f(x: int): return math.prod([2, x])", 1.0),
+    ],
+)  # fmt: skip
+def test_functions_score_by_the_share_of_tests_passed(reward: Reward, code: str, share: float) -> None:
+    assert score(reward, code, DOUBLE) == share
+
+
+@pytest.mark.parametrize(
+    ("code", "result", "share"),
+    [
+        ("def f(): return 1, (2, 3)", [1, [2, 3]], 1.0),
+        ("def f(): return True", 1, 0.0),
+        ("def f(): return None", None, 1.0),
+        ("def f(): return 'ünï\\n\\u2028💡'", "ünï\n\u2028💡", 1.0),
+        ("def f(): return 0.1 + 0.2", 0.3, 1.0),
+        ("def f(): return {1: 'a'}", {"1": "a"}, 1.0),
+        ("def f(): return 10 ** 400", 10**400, 1.0),
+        ("def f(): return 10 ** 400", 1.5, 0.0),
+        ("def f(): return 'x' * (1 << 20)", "x", 0.0),
+        ("def f(): return 'x' * (1 << 20)", "x" * (1 << 20), 1.0),
+        ("x = []\nfor _ in range(100): x = [x]\ndef f(): return x", [[]], 0.0),
+    ],
+)
+def test_results_are_compared_as_json(reward: Reward, code: str, result: Any, share: float) -> None:
+    assert score(reward, code, [{"args": [], "result": result}]) == share
+
+
+@pytest.mark.parametrize(
+    ("code", "share"),
+    [
+        ("import sys\nprint(sys.stdin.read(), end='')", 1.0),
+        ("print(input())\nprint(input() + '  ')\nprint()", 1.0),
+        ("print(open(0).read())\nexit()", 1.0),
+        ("print('a b')", 0.0),
+        ("print('a')\nprint()\nprint('b')", 0.0),
+        ("print(' a')\nprint('b')", 0.0),
+        ("print('a')\nprint('b')\nraise ValueError", 0.0),
+        ("import sys\nprint('a')\nprint('b')\nsys.exit(3)", 0.0),
+        ("import sys\nprint('a', file=sys.stderr)\nprint('a')\nprint('b')", 1.0),
+        ("import sys\nsys.stdout.buffer.write(b'\\xff')", 0.0),
+    ],
+)
+def test_programs_score_by_their_output(reward: Reward, code: str, share: float) -> None:
+    assert score(reward, code, ECHO) == share
+
+
+def test_tests_may_be_a_text_and_name_their_own_function(reward: Reward) -> None:
+    own = [{"args": [1], "kwargs": {"y": 2}, "result": 3, "entry_point": "add"}]
+    assert score(reward, "def add(x, y): return x + y", json.dumps(own)) == 1.0
+
+
+def test_only_the_first_tests_count_where_that_is_set() -> None:
+    code = "def f(x): return 6"
+    assert score(prepare(CodeReward(max_tests=1)), code, DOUBLE) == 1.0
+    assert score(prepare(CodeReward()), code, DOUBLE) == 0.5
+
+
+def test_an_answer_cut_off_scores_nothing(reward: Reward) -> None:
+    assert score(reward, "def f(x): return 2 * x", DOUBLE, stopped=False) == 0.0
+
+
+def test_thinking_is_no_answer(reward: Reward) -> None:
+    said = Completion("```python\ndef f(x): return 2 * x\n```", text="I don't know.")
+    assert reward([said], [task(DOUBLE)]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("print(1)", "print(1)"),
+        ("```python\na\n```\nthen\n```Python\nb\n\nc\n```\nso\n```\nd\n```", "b\n\nc"),
+        ("```\na\n```\n```text\nb\n```", "b"),
+        ("```py\na", "a"),
+        ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y"),
+        ("````python\na = '''\n```\n'''\n````", "a = '''\n```\n'''"),
+        ("~~~python\na\n~~~", "a"),
+        ("Use ```x``` inline:\n```python\na\n```", "a"),
+        ("", ""),
+    ],
+)
+def test_the_code_is_the_last_block_of_python(text: str, code: str) -> None:
+    assert code_of(text) == code
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        (20, 20.0, True), (True, 1, False), (0, False, False), (1, "1", False), (None, 0, False), ([1], [1, 2], False),
+        (1.0, 1.0 + 1e-10, True), (1.0, 1.0 + 1e-8, False), (10**20, 10**20 + 1, False),
+        (float("nan"), float("nan"), True),
+        ({"a": 1, "b": [True]}, {"b": [True], "a": 1}, True), ({"a": 1}, {"a": 1, "b": 2}, False), ([True], [1], False),
+        (float("inf"), 10**400, False), ([], {}, False), ("é", "e\u0301", False),
+    ],
+)  # fmt: skip
+def test_json_values_are_the_same(found: Any, expected: Any, same: bool) -> None:
+    assert same_json(found, expected) is same and same_json(expected, found) is same
+
+
+def test_lines_are_the_same_but_for_blanks_at_the_end() -> None:
+    assert same_lines("a \r\nb\n\n\n", "a\nb")
+    assert not same_lines("a\n\nb", "a\nb")
+    assert not same_lines("a\x0bb", "a\nb")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "needs a field `tests`"),
+        ({"tests": []}, "needs a field `tests`"),
+        ({"tests": "[1"}, "isn't JSON"),
+        ({"tests": [{"input": "a", "output": "b"}, {"input": "a"}]}, "test 2 has neither"),
+        ({"tests": [{"args": [], "result": 1}]}, "test 1 has a `result`: .*`entry_point`"),
+        ({"tests": [{"args": 3, "result": 1}], "entry_point": "f"}, r"`args` \(a list\)"),
+    ],
+)
+def test_a_row_without_proper_tests_is_named(reward: Reward, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^rows\.jsonl:7: .*{message}"):
+        reward([Completion("x")], [Task("rows.jsonl:7", row=row)])
+
+
+def test_time_outs_end_a_completion() -> None:
+    """With 50 tests that each run into their time-out, or just not, it is over after two or three."""
+    reward = prepare(CodeReward(timeout=0.5))
+    tests = [{"args": [i], "result": i} for i in range(50)]
+    began = time.monotonic()
+    assert score(reward, "import time\ndef f(x):\n    while x: time.sleep(1000)\n    return x", tests) == 1 / 50
+    assert score(reward, "import time\ndef f(x): time.sleep(0.4)", tests) == 0.0
+    assert time.monotonic() - began < 15
+
+
+def test_a_batch_is_scored_in_order_beside_each_other(reward: Reward) -> None:
+    answers = [Completion(f"def f(x): return {k} * x") for k in (2, 1, 2, 0, 2, 3)]
+    assert reward(answers, [task(DOUBLE)] * 6) == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert [t for t in threading.enumerate() if t.name.startswith("code")] == []
+    assert reward([], []) == []
+
+
+def test_little_memory_and_one_thread_are_enough() -> None:
+    assert score(prepare(CodeReward(memory_mb=64, processes=1, file_mb=1)), "def f(x): return 2 * x", DOUBLE) == 1.0

@@ -1,0 +1,94 @@
+"""What our trainers add to TRL's: prompts as they were rendered, failed rewards left out, and what a step takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rl_models import made, spelled
+
+from gemma_tune.chat import render_prompt
+from gemma_tune.rewards.base import each
+from gemma_tune.rl.scoring import Weighted
+
+WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
+
+
+def test_the_model_is_asked_as_it_will_be_served(tmp_path: Path) -> None:
+    """One <bos>, the user's turn, and the model's turn begun."""
+    trainer = made("grpo", tmp_path / "run", *WORDS)
+    generated = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    asked = [
+        ids[mask.bool()].tolist() for ids, mask in zip(generated["prompt_ids"], generated["prompt_mask"], strict=True)
+    ]
+    tokenizer = trainer.processing_class
+    wanted = {tuple(render_prompt(tokenizer, list(trainer._tasks[i].prompt))) for i in range(16)}
+    assert set(map(tuple, asked)) <= wanted
+    assert all(ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id for ids in asked)
+
+
+def test_a_completion_that_a_reward_failed_on_is_out_of_its_group(tmp_path: Path) -> None:
+    """TRL would take the failed reward as 0, and hold the others against it."""
+    calls = iter(range(1000))
+    sometimes = each(lambda c, r: [1.0, 2.0, None, "x"][next(calls) % 4])  # type: ignore[list-item,return-value]
+    samples: list[Any] = []
+    trainer = made(
+        "grpo",
+        tmp_path / "run",
+        *WORDS,
+        rewards=[Weighted("spelled", lambda c, r: [1.0] * len(c), 1.0), Weighted("sometimes", sometimes, 0.5)],
+        samples=samples,
+    )
+    generated = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    # sums 1.5, 2 and 1 (the third says nothing of it); the fourth failed
+    group = np.array([1.5, 2.0, 1.0])
+    wanted = [*((group - group.mean()) / (group.std(ddof=1) + 1e-4)), 0.0]
+    np.testing.assert_allclose(generated["advantages"].numpy(), wanted * 2, atol=1e-5)
+    assert [row["reward"] for row in samples[:4]] == [1.5, 2.0, 1.0, None]
+    assert samples[3]["failed"] == {"sometimes": "gave 'x', no number"} and samples[3]["reward.sometimes"] is None
+    assert trainer._metrics["train"]["rewards/sometimes/failed"] == [0.25]
+    assert trainer._metrics["train"]["rewards/spelled/failed"] == [0.0]
+
+
+def test_two_steps_log_what_each_part_takes(tmp_path: Path) -> None:
+    trainer = made("grpo", tmp_path / "run", *WORDS, "train.learning_rate=1e-4")
+    trainer.train()
+    first, second = [line for line in trainer.state.log_history if "loss" in line]
+    for line in (first, second):
+        assert {"rewards/spelled/mean", "rewards/spelled/std", "rewards/spelled/failed", "reward"} <= line.keys()
+        parts = [line[f"time/{part}"] for part in ("generate", "score", "reward", "update")]
+        assert min(parts) >= 0 and line["time/generate"] > 0 and line["time/update"] > 0
+        assert sum(parts) == pytest.approx(line["step_time"], rel=0.5)
+        assert line["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "rloo"])
+def test_adapters_over_four_bits_stay_float32(recipe: str, tmp_path: Path) -> None:
+    trainer = made(recipe, tmp_path / "run", *WORDS, "adapter=lora", "model.load_in_4bit=true", "model.dtype=bfloat16")
+    trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+
+
+def test_a_reward_sees_calls_and_the_row(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def look(completions: Any, records: Any) -> list[float]:
+        seen.extend(zip(completions, records, strict=True))
+        return spelled(completions, records)
+
+    trainer = made(
+        "grpo",
+        tmp_path / "run",
+        *WORDS,
+        "data=sample",
+        "train.max_completion_length=24",
+        rewards=[Weighted("look", look, 1.0)],
+    )
+    trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    completion, task = seen[0]
+    assert task.tools and task.row["messages"] and "train.jsonl:" in task.where
+    assert isinstance(completion.calls, tuple) and completion.tokens > 0
+    assert "<end_of_turn>" not in completion
