@@ -48,6 +48,7 @@ def ours(attention: str, folder: Path) -> Turns:
         sys.executable, "-m", "gemma_tune", "recipe=grpo", "tracker=none", "eval=none", "export=none", "reward=none",
         f"reward.functions.right={folder}/mine.py:right", f"output_dir={folder}/run", "train.save_steps=12",
         f"model.attn_implementation={attention}", "train.lr_scheduler_type=linear", "train.warmup_steps=0",
+        "train.bf16=false",
         "model.device=cpu", f"seed={TRAINING['seed']}", *words,
     ]  # fmt: skip
 

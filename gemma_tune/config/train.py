@@ -94,7 +94,9 @@ class TrainConfig:
         False, "Recompute activations in the backward pass: much less memory, about a third more time."
     )
     bf16: bool | None = option(
-        None, "Products in bfloat16 over float32 weights; null: where a GPU has it and the weights are float32."
+        None,
+        "Products in bfloat16 over float32 weights; null: where the weights are float32 and a GPU has "
+        "it, or, with rewards, a CPU.",
     )
     logging_steps: int = option(1, "Optimizer steps between two lines of metrics.jsonl.", at_least=1)
     eval_steps: int | None = option(

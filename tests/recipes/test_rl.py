@@ -18,7 +18,8 @@ from gemma_tune.composition import compose_config
 from gemma_tune.errors import RunError, UserError
 
 SHORT = [
-    "model.dtype=float32", "tracker=none", "train.per_device_train_batch_size=8", "train.num_generations=4",
+    "model.dtype=float32", "train.bf16=false", "tracker=none", "train.per_device_train_batch_size=8",
+    "train.num_generations=4",
     "train.max_completion_length=12", "train.learning_rate=1e-4", "data.max_train_samples=32", "eval.max_samples=8",
 ]  # fmt: skip
 

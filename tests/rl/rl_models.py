@@ -32,7 +32,7 @@ def made(
     recipe: str, folder: Path, *words: str, rewards: Sequence[Weighted] = (), samples: list[Any] | None = None
 ) -> RewardedTrainer:
     """The trainer of a recipe, ready for a step; `samples` takes what it keeps."""
-    few = ["model.dtype=float32", "tracker=none", "data.max_train_samples=16", "train.max_steps=2"]
+    few = ["model.dtype=float32", "train.bf16=false", "tracker=none", "data.max_train_samples=16", "train.max_steps=2"]
     cfg = compose_config(recipe, [*few, f"output_dir={folder}", *words])
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source)
