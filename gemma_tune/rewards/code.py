@@ -1,5 +1,8 @@
 """The share of a row's tests that a completion's code passes, run in a sandbox (sandbox.py).
 
+May be gamed: code that answers always the same earns the share of tests that this happens to fit, and code that knows
+a row's tests by heart all of them; give rows several tests with different results.
+
 A row has a field `tests`, a list or a JSON text with one, of two kinds:
 
 - `{"input": …, "output": …}`: a program, its standard input and output. Lines are compared, without blanks at their
@@ -13,7 +16,9 @@ it doesn't know what would be right.
 
 Time: a test takes `timeout` at most, and what is left of a completion's tests counts as failed once failed ones have
 taken twice that, two time-outs for example. So a completion takes 3 × `timeout` where nothing passes, and at most
-tests × `timeout` where all pass just in time, besides the starts (0.05 s each). A batch has a worker for each CPU.
+tests × `timeout` where all pass just in time, besides the starts (0.05 s each). A batch has a worker for each CPU that
+this process may use, or for its share of them where a launcher says how many processes are on this machine
+(LOCAL_WORLD_SIZE). An interrupt ends a batch after the tests that run at that moment.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import math
 import os
 import re
 import textwrap
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,7 +39,8 @@ from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.sandbox import Limits, Outcome, Sandbox
 from gemma_tune.rewards.sandbox_setup import find_sandbox
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+# Nothing is given back: a long line of marks is looked at once.
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
 _PYTHON = ("python", "python3", "py")
 # Times `timeout` that the failed tests of a completion may take
 _LOST = 2
@@ -74,11 +81,23 @@ def prepare(options: CodeReward) -> Reward:
 
     def scores(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:
         tests = [_tests_of(record)[: options.max_tests] for record in records]
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="code") as pool:
+        stop = threading.Event()
+        with ThreadPoolExecutor(_workers(), thread_name_prefix="code") as pool:
             pairs = list(zip(completions, tests, strict=True))
-            return list(pool.map(lambda pair: _share(sandbox, options, *pair), pairs))
+            try:
+                return list(pool.map(lambda pair: _share(sandbox, options, pair[0], pair[1], stop), pairs))
+            except BaseException:  # an interrupt, too: the pool waits for what runs
+                stop.set()
+                raise
 
     return scores
+
+
+def _workers() -> int:
+    """This process's share of the CPUs that it may use, at least one."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cpus // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def code_of(text: str) -> str:
@@ -138,13 +157,17 @@ def _lines(text: str) -> list[str]:
     return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n").split("\n")
 
 
-def _share(sandbox: Sandbox, options: CodeReward, completion: Completion, tests: Sequence[_Test]) -> float:
-    """The share of tests passed."""
+def _share(
+    sandbox: Sandbox, options: CodeReward, completion: Completion, tests: Sequence[_Test], stop: threading.Event
+) -> float:
+    """The share of tests passed; those behind a `stop` aren't run."""
     code = code_of(completion.text)
     if not completion.stopped or not code.strip():
         return 0.0
     passed, lost = 0, 0.0
     for test in tests:
+        if stop.is_set():
+            break
         length = len(json.dumps(test.expected))
         limits = Limits(
             seconds=options.timeout,

@@ -1,4 +1,4 @@
-r"""Finding the answer in what a model said (`\boxed{…}`, `<answer>…</answer>`, `#### …`, plain words), and its number.
+r"""Finding the answer in what a model said (`\boxed{…}`, `<answer>…</answer>`, `#### …`, plain words).
 
 Every text here may be long and hostile: each search passes over it once, and looks ahead a bounded way.
 """
@@ -8,16 +8,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 
-# Commands that hold words or letters; the braces' content is what they say.
-TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|bm)\s*\{([^{}]*)\}")
-# Words that are part of a formula.
-FUNCTIONS = (
-    "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln",
-    "exp", "pi", "abs", "min", "max", "inf", "mod",
-)  # fmt: skip
+from gemma_tune.rewards.number import FUNCTIONS, SHORT_UNITS, TEXT, number, same_number
+
 _BRACE = re.compile(r"(?P<boxed>\\f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 _HEADING = re.compile(r"\d{1,3}[.):]\s+[A-Za-z]")
@@ -41,30 +34,33 @@ _NUMBER = re.compile(
 )
 # GSM8K's notes of what a calculator said: `48+24=<<48+24=72>>72`
 _CALCULATED = re.compile(r"<<[^<>\n]{0,200}>>")
-_LISTED = re.compile(r"[\s,;|/&]*(?:(?:and|or)\s+)?", re.IGNORECASE)
-_EITHER = re.compile(r"[0-9.}%]\s*(?:or|and/or|\\text\{\s*or\s*\})\s*[-$€£\\]?\s*[0-9.]", re.IGNORECASE)
+# What stands between two numbers of a row: `, `, ` or maybe `, ` dollars and `, `$, $`, `\), \(`, `$ or $x = `
+_BETWEEN = re.compile(
+    r"(?:\\?[$%)\]}]|[*`.]){0,4}(?:\s{0,3}(?P<unit>[A-Za-z]{1,30})(?:\s[A-Za-z]{1,30}){0,2}?)??"
+    r"(?P<mark>[\s,;|/&(]{0,150})(?:(?P<or>and/or|or)\b|(?P<and>and)\b)?[\s,]{0,3}"
+    r"(?:(?:maybe|perhaps|possibly|probably|either|else|even|also|rather|about)\s{1,3}){0,3}"
+    r"(?:[A-Za-z]\s?=\s?|\\?[$(\[{]|[*`]|\\boxed|\\[dt]?frac|[-+\N{MINUS SIGN}]){0,5}",
+    re.IGNORECASE,
+)
+_FIRST_WORD = re.compile(r"(?:\\?[$%)\]}]|[*`]){0,4}\s{0,3}([A-Za-z]{1,30})")
+_NOTHING_SAID = re.compile(
+    r"[\s*`$(\[\\]*+(?:(?:maybe|perhaps|possibly|probably|either|both|one|of|about)\s++)*+[$(\[\\]*", re.I
+)
+_NOT = re.compile(r"\bnot\b|n['\u2019]t\b", re.IGNORECASE)
+# How far a number may stand from the next of its row
+_NEAR = 200
+# The letter of a choice
+OPTION = re.compile(r"(?:(?:option|choice|letter)\s{1,3})?\(?([A-Za-z])\)?", re.IGNORECASE)
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
+# A word of two letters before a letter or a number, or behind a letter: `So 12`, `x is -3`, and not `Ax + By`.
+_SHORT_WORD = re.compile(
+    r"(?<![A-Za-z\\])(?![A-Z]{2})(?:[A-Za-z]{2}(?=\s{1,9}(?:[-+\N{MINUS SIGN}]?[$€£¥₹]?[A-Za-z0-9.]|\\[dt]?frac))"
+    r"|(?<=[A-Za-z]\s)[A-Za-z]{2}(?![A-Za-z]))"
+)
+# They join formulas.
+_JOINING = ("and", "or", "to")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _UNITS_BEHIND = re.compile(r"(?<=[\d)}\]])(?:\s{1,3}[A-Za-z]{2,30}){1,4}$")
-_SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SHORT_UNITS = (
-    "m g s h l L N J W V mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl ms hr hrs Hz kW kB MB GB TB Pa st nd rd th"
-)
-_NO_UNITS = {*FUNCTIONS, "or", "and", "to", "than", "times", "plus", "minus", "over", "choose", "not", "if", "divided"}
-_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))\s*(?:\{\s*(-?[0-9.,]+)\s*\}|([0-9]))")
-_DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?:[ ][0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-_WHOLE = re.compile(
-    rf"""(?P<sign>[-+])?\s*(?:(?:US|CA|AU)?[$€£¥₹]|USD|EUR|GBP|Rs\.?)?\s*(?P<inner>[-+])?
-    (?:(?P<whole>[0-9]+)\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+)
-      |(?P<left>{_DECIMAL})\s*/\s*(?P<right>-?{_DECIMAL})
-      |(?P<decimal>{_DECIMAL})
-       (?:[eE](?P<e>[-+]?[0-9]{{1,4}})|\s*\*\s*10\s*\^\s*\{{?\s*(?P<exponent>[-+]?[0-9]{{1,4}})\s*\}}?)?
-      |10\s*\^\s*\{{?\s*(?P<power>[-+]?[0-9]{{1,4}})\s*\}}?)
-    (?:\s*(?P<scale>{"|".join(_SCALES)})\b)?
-    \s*(?P<percent>%|percent\b|per\ cent\b)?
-    \s*(?P<unit>[$€£¥₹]|\^\s*(?:\\circ|\{{\s*\\circ\s*\}})\s*[CF]?|[A-Za-z].*)?""",
-    re.VERBOSE,
-)
-_UNIT = re.compile(r"([A-Za-z]+)\.?(?:\s*\^\s*\{?-?[23]\}?|[23])?(?:\s*/\s*|\s+|$)")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
@@ -100,11 +96,20 @@ def hashes(text: str, accepted: Callable[[str], bool] = bool) -> str | None:
 
 
 def is_formula(text: str) -> bool:
-    """Whether it is short and has no words in it but the names of functions."""
+    """Whether it is short and has no words in it but the names of functions, `and` and `or`."""
     if not 0 < len(text) <= 400:
         return False
     bare = re.sub(r"\\(?:begin|end)\{\w+\}", " ", TEXT.sub(" ", text))
-    return all(word.lower() in FUNCTIONS or len(word) == 2 for word in _WORD.findall(bare))
+    if any(len(word) > 2 and word.lower() not in (*FUNCTIONS, *_JOINING) for word in _WORD.findall(bare)):
+        return False
+    return not any(map(_is_prose, _SHORT_WORD.finditer(bare)))
+
+
+def _is_prose(found: re.Match[str]) -> bool:
+    """Whether a word of two letters is neither a function nor a unit behind its number."""
+    word = found.group()
+    unit = word in SHORT_UNITS and re.search(r"[0-9]\s{0,3}$", found.string[max(0, found.start() - 4) : found.start()])
+    return word.lower() not in (*FUNCTIONS, *_JOINING) and not unit
 
 
 def _is_value(text: str) -> bool:
@@ -115,57 +120,109 @@ def _in_formula(found: re.Match[str]) -> str:
     return next(group for group in found.groups() if group is not None).strip()
 
 
+def _joined(text: str, left: re.Match[str], right: re.Match[str]) -> bool:
+    """Whether two numbers are of one row: `16, 17`, `16 dollars or 17`; not `12 cats, 3 dogs`, nor `1/2 or 0.5`."""
+    found = _BETWEEN.fullmatch(text, left.end(), right.start()) if right.start() - left.end() <= _NEAR else None
+    if not found or not (found["or"] or found["and"] or found["mark"]):
+        return False
+    a, b = number(left.group()), number(right.group())
+    if a and b and same_number(a, b):
+        return False
+    if found["or"] or not found["unit"]:
+        return True
+    behind = _FIRST_WORD.match(text, right.end())
+    same_unit = not behind or behind[1].casefold() == found["unit"].casefold()
+    return same_unit and bool(found["and"] or found["mark"].strip())
+
+
+def _of_a_row(text: str, start: int, end: int) -> bool:
+    """Whether a number before or behind what stands there is of one row with it."""
+    inside = list(_NUMBER.finditer(text, start, end))
+    if not inside:
+        return False
+    before = deque(_NUMBER.finditer(text, max(0, start - _NEAR), start), maxlen=1)
+    behind = _NUMBER.search(text, end, end + _NEAR)
+    return any(_joined(text, number_, inside[0]) for number_ in before) or bool(
+        behind and _joined(text, inside[-1], behind)
+    )
+
+
 def _said(rest: str) -> str | None:
-    """The answer at the beginning of what stands behind `the answer is`; None where there is nothing like one."""
+    """The answer at the beginning of what stands behind `the answer is`; None where there is nothing like one.
+
+    Empty where what stands there is no answer: one of a row of numbers, or what the answer is not.
+    """
     formula = _FORMULA.match(rest)
     if formula:
-        return _in_formula(formula)
+        return "" if _of_a_row(rest, *formula.span()) else _in_formula(formula)
     sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" \t*_`\"',;:")
-    if not re.search(r"[0-9\\$]", sentence) and not re.fullmatch(r"\(?[A-Za-z]\)?", sentence):
-        return None
+    letter = OPTION.fullmatch(sentence)
+    if letter or not re.search(r"[0-9\\$]", sentence):
+        return letter[1] if letter else None
     if number(sentence):
         return sentence
     bare = _UNITS_BEHIND.sub("", sentence)
-    if is_formula(bare) or _EITHER.search(sentence):
+    if is_formula(bare):
         return bare
-    numbers = list(_NUMBER.finditer(sentence.rpartition("=")[2] or sentence))
+    part = sentence.rpartition("=")[2] or sentence
+    numbers = list(_NUMBER.finditer(part))
     begins = numbers and ("=" in sentence or numbers[0].start() == 0)
     chosen = numbers[0 if begins else -1] if numbers else None
     within = _FORMULA.search(sentence)
     if within and (chosen is None or not begins):
-        return _in_formula(within)
-    return chosen.group() if chosen else None
+        chosen, part = within, sentence
+    if chosen is None:
+        return None
+    if _NOT.search(part, 0, chosen.start()) or _of_a_row(part, *chosen.span()):
+        return ""
+    return _in_formula(chosen) if chosen is within else chosen.group()
 
 
 def plain(text: str) -> str | None:
     """The answer in words without a mark-up: behind the last `the answer is` (or the like), else the last number.
 
     A text that is nothing but a number or a formula is the answer itself. The last number is the formula in which it
-    stands, where that is between dollars. A bare row of three numbers or more, and `4 or 5`, are no answer.
+    stands, where that is between dollars.
+
+    No answer (empty) is one number of a row: behind `the answer is`, or where a row is all that is said, of two joined
+    by a comma, `and` or `or`; elsewhere of three, or of two with `or`. Nor is one behind `not`. Other words between
+    hide a row (`16, if not 17`), and so do different units (`16 dollars, 17 cents`).
     """
-    text = _CALCULATED.sub("", text)
     for mark in reversed(deque(_MARK.finditer(text), maxlen=20)):
         said = _said(text[mark.end() : mark.end() + 1000])
         if said is not None:
             return said
     whole = text.strip().strip("*`")
     alone = _FORMULA.fullmatch(whole.rstrip("."))
-    if alone or is_formula(whole):
-        return _in_formula(alone) if alone else whole.rstrip(".")
-    numbers = deque(_NUMBER.finditer(text), maxlen=3)
+    letter = OPTION.fullmatch(whole.rstrip("."))
+    if alone or letter or is_formula(whole):
+        return _in_formula(alone) if alone else letter[1] if letter else whole.rstrip(".")
+    numbers = list(deque(_NUMBER.finditer(text), maxlen=3))
     if not numbers:
         return None
     last = numbers[-1]
-    between = [text[a.end() : b.start()] for a, b in zip(list(numbers), list(numbers)[1:], strict=False)]
-    if len(between) == 2 and all(map(_LISTED.fullmatch, between)):
-        return None
+    if _is_refused(text, numbers):
+        return ""
     tail = max(0, len(text) - 2000)
     for formula in _FORMULA.finditer(text, tail):
         if formula.start() <= last.start() < formula.end():
             return _in_formula(formula)
-    if _EITHER.search(text[max(0, last.start() - 30) : last.end()]):
-        return None
     return last.group()
+
+
+def _is_refused(text: str, numbers: Sequence[re.Match[str]]) -> bool:
+    """Whether the last of a text's last three numbers is one of a row, or what the answer is not."""
+    last = numbers[-1]
+    before = text[max(0, last.start() - 30) : last.start()]
+    if re.search(rf"(?:{_NOT.pattern})\s{{1,3}}[$(\[\\]{{0,2}}$", before, re.IGNORECASE):
+        return True
+    if len(numbers) == 1 or not _joined(text, numbers[-2], last):
+        return False
+    if re.search(r"\bor\b", text[numbers[-2].end() : last.start()], re.IGNORECASE):
+        return True
+    if len(numbers) == 2:
+        return _NOTHING_SAID.fullmatch(text, 0, numbers[0].start()) is not None
+    return _joined(text, numbers[-3], numbers[-2])
 
 
 # The formats of `reward.math.formats`.
@@ -179,102 +236,9 @@ FORMATS: dict[str, Callable[[str], str | None]] = {
 
 def find(text: str, formats: Sequence[str]) -> str | None:
     """The answer in a text by the first of `FORMATS` that is there; None where there is none, or an empty one."""
+    text = _CALCULATED.sub("", text)
     for name in formats:
         found = FORMATS[name](text)
         if found is not None:
             return found.strip() or None
     return None
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number as it was written.
-
-    Attributes:
-        value: It, exactly; of `50%`, 50, of `5 million`, 5.
-        digits: Significant digits where it was written as a decimal; 0 for a fraction.
-        places: Digits behind the point.
-        factor: What is written behind it: 1/100 for per cent, a million, else 1.
-    """
-
-    value: Fraction
-    digits: int
-    places: int
-    factor: Fraction = Fraction(1)
-
-
-def _bare(text: str) -> str:
-    """A number's text without the marks of LaTeX around and in it."""
-    text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\*\*|`", "", text.replace("{,}", ","))
-    text = TEXT.sub(r" \1 ", text).replace(r"\$", "$").replace(r"\%", "%").replace("~", " ")
-    text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "*", text)
-    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
-    text = re.sub(r"^\s*-\s*(?=[0-9])", "-", text)
-    return text.strip()
-
-
-def _is_unit(text: str) -> bool:
-    """Whether it is up to five words that stand behind a number as its unit: `apples`, `km/h`, `cm^2`."""
-    position, words = 0, 0
-    while position < len(text):
-        word = _UNIT.match(text, position)
-        if not word or words == 5:
-            return False
-        if word[1].lower() in _NO_UNITS or (len(word[1]) < 3 and word[1] not in _SHORT_UNITS.split()):
-            return False
-        position, words = word.end(), words + 1
-    return True
-
-
-def number(text: str) -> Number | None:
-    """Reads a plain number, with its separators, currency, per cent sign, scale (`million`) and unit; else None."""
-    found = _WHOLE.fullmatch(_bare(text)) if len(text) <= 200 else None
-    if not found or not (found["unit"] is None or not found["unit"][0].isalpha() or _is_unit(found["unit"])):
-        return None
-
-    def exact(written: str) -> Fraction:
-        return Fraction(written.replace(",", "").replace(" ", ""))
-
-    digits = places = 0
-    try:
-        if found["whole"]:
-            value = int(found["whole"]) + Fraction(int(found["top"]), int(found["bottom"]))
-        elif found["left"]:
-            value = exact(found["left"]) / exact(found["right"])
-        elif found["power"]:
-            value = Fraction(10) ** int(found["power"])
-        else:
-            exponent = int(found["e"] or found["exponent"] or 0)
-            value = exact(found["decimal"]) * Fraction(10) ** exponent
-            written = found["decimal"].rpartition(".")[2] if "." in found["decimal"] else ""
-            places = len(written) - exponent
-            digits = len(re.sub(r"[^0-9]", "", found["decimal"]).lstrip("0")) if written else 0
-    except (ValueError, ZeroDivisionError):
-        return None
-    negative = (found["sign"] == "-") != (found["inner"] == "-")
-    factor = Fraction(_SCALES.get(found["scale"] or "", 1)) / (100 if found["percent"] else 1)
-    return Number(-value if negative else value, digits, places, factor)
-
-
-def _endless(value: Fraction) -> bool:
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest != 1
-
-
-def same_number(a: Number, b: Number) -> bool:
-    """Whether two numbers are equal, as the docstring of `gemma_tune.rewards.math` has it."""
-
-    def equal(x: Fraction, y: Fraction) -> bool:
-        if x == y:
-            return True
-        decimal, other = (a, y) if a.digits else (b, x)
-        return decimal.digits >= 6 and _endless(other) and 2 * abs(x - y) * Fraction(10) ** decimal.places <= 1
-
-    if a.factor != b.factor and a.value * a.factor == b.value * b.factor:
-        return True
-    if a.factor != b.factor and 1 not in (a.factor, b.factor):
-        return False
-    return equal(a.value, b.value)

@@ -10,7 +10,11 @@ What counts as equal, beside what math-verify finds so:
 - `50%` is both `0.5` and `50`, `5 million` both `5000000` and `5`: what is asked for stands in the question.
 - `x = 5` is `5`, and isn't `y = 5`.
 
-A row of numbers is never right for one of them. Calculus (sums, integrals, limits) isn't worked out.
+- `(C)`, `option C` and `C. 12` are `C`, and the last is `12`, too.
+
+Bases, times and dates (`12_5`, `10:30`, `2020-01-01`) are right where they are spelt as the row's. Calculus (sums,
+integrals, limits) isn't worked out. A row of numbers isn't right for one of them, nor `not 5` for `5`, as far as
+`extract.plain` sees it: of `He has 3 and 4` the last counts, and a row may hide between other words.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from typing import Any
 from gemma_tune.config.reward import MathReward
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Reward, Task, each
-from gemma_tune.rewards.extract import FORMATS, FUNCTIONS, TEXT, boxed, find, is_formula, number, plain, same_number
+from gemma_tune.rewards.extract import FORMATS, OPTION, boxed, find, is_formula, plain
+from gemma_tune.rewards.number import FUNCTIONS, TEXT, number, same_number
 
 # An answer that is longer is none; nor is one nested deeper (math-verify's parser takes seconds for it).
 _LONGEST, _DEEPEST, _NODES = 300, 8, 300
@@ -49,6 +54,10 @@ _SIGNS = str.maketrans(
 )  # fmt: skip
 # What a value is given to: `x`, `x_1`, `f(x)`, `\theta`; the left side of another equation isn't left out.
 _VARIABLE = re.compile(r"\\?[A-Za-z]+'?(?:_\{?\w{1,9}\}?)?(?:\([a-z]\))?")
+# An option and what it says: `C. 12`, `(C) 12`
+_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s))\s*(\S.*)")
+# Math-verify takes them for products, quotients and differences.
+_NO_FORMULA = re.compile(r"[0-9]\s{0,9}[)}]?_|[0-9]\s{0,9}:\s{0,9}[0-9]|[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 
 
@@ -61,10 +70,10 @@ def _depth(text: str) -> int:
 
 
 def _readable(text: str) -> bool:
-    """Whether math-verify may read it: short, flat, no words, no calculus, no row of numbers (it adds `1 2 3` up)."""
+    """Whether math-verify may read it: short, flat, no words, calculus, dates; no row of numbers (it adds them up)."""
     if len(text) > _LONGEST or _depth(text) > _DEEPEST or re.search(r"(?<![_^0-9])[0-9]+\s+[0-9]", text):
         return False
-    if not all(map(_COMMANDS.fullmatch, re.findall(r"\\([A-Za-z]+)", text))):
+    if _NO_FORMULA.search(text) or not all(map(_COMMANDS.fullmatch, re.findall(r"\\([A-Za-z]+)", text))):
         return False
     if "binom" in text and (len(re.findall("[0-9]", text)) > 6 or re.search(r"[\^!*]", text)):
         return False  # the parser computes them
@@ -164,37 +173,52 @@ def _sides(text: str) -> tuple[str, str]:
     return parts[0].strip(), parts[-1].strip()
 
 
+def _spoken(text: str) -> str:
+    """It as it is said: without braces and commands that only set letters, nor marks around the letter of a choice."""
+    text = " ".join(TEXT.sub(r" \1 ", text).replace("\\ ", " ").split())
+    text = re.sub(r"_\{(\w{1,9})\}", r"_\1", re.sub(r"\s{0,9}:\s{0,9}", ":", text))
+    letter = OPTION.fullmatch(text)
+    return letter[1] if letter else text
+
+
 def same(wanted: str, given: str) -> bool:
     """Whether two answers, as `find` gives them, are equal."""
     w, g = _tidy(wanted), _tidy(given)
     if len(given) > 2 * _LONGEST or not g:
         return False
-    spoken = [" ".join(TEXT.sub(r" \1 ", text).split()) for text in (w, g)]
+    spoken = [_spoken(w), _spoken(g)]
     if spoken[0] == spoken[1]:
         return True
     if all(re.fullmatch(r"[^\W\d_]{2,}(?: [^\W\d_]+)*", text) for text in spoken):
         return spoken[0].casefold() == spoken[1].casefold()
+    choices = [_CHOICE.fullmatch(text) for text in spoken]
+    if choices[0] is None and choices[1]:
+        return same(w, choices[1][1 if OPTION.fullmatch(spoken[0]) else 2])
+    if choices[0]:
+        options = choices[1].groups() if choices[1] else (g, g)
+        alike = [same(a, b) for a, b in zip(choices[0].groups(), options, strict=True)]
+        return all(alike) if choices[1] else any(alike)
     (wanted_name, wanted_side), (given_name, given_side) = _sides(w), _sides(g)
     if not wanted_name or _VARIABLE.fullmatch(wanted_name):
         a, b = number(wanted_side), number(given_side)
         if a and b:
             named = bool(wanted_name and given_name)
             return same_number(a, b) and (not named or wanted_name == given_name)
-    if not is_formula(g) and (said := plain(g)) and said != g:
-        return same(w, said)
+    if not is_formula(g) and (said := plain(g)) is not None and said != g:
+        return bool(said) and same(w, said)
     return _verified(w, g)
 
 
 @lru_cache(maxsize=4096)
-def _wanted(answer: str, formats: tuple[str, ...]) -> str | None:
-    return find(answer, formats) or find(answer, tuple(FORMATS))
+def _wanted(answer: str) -> str | None:
+    return find(answer, tuple(FORMATS))
 
 
 def prepare(options: MathReward) -> Reward:
     r"""1 where the answer is the row's, else 0.
 
     Nothing found is 0, and so is a completion that was cut off, whatever it says. The row's own answer is looked for by
-    the same formats (`… #### 72`), or is one itself (`72`, `\frac{1}{2}`).
+    all formats (`… #### 72`), whatever `formats` is, or is one itself (`72`, `\frac{1}{2}`).
 
     Raises:
         UserError: math-verify is missing, or a format that isn't one.
@@ -212,7 +236,7 @@ def prepare(options: MathReward) -> Reward:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each timer that is off
 
     def score(completion: Completion, record: Task) -> float:
-        wanted = _wanted(record.answer, formats)
+        wanted = _wanted(record.answer)
         if wanted is None:
             has = "an answer without a number or a formula" if record.answer.strip() else "no answer"
             raise ValueError(f"{record.where}: the row has {has}, and reward.math needs one; mend the row.")

@@ -4,7 +4,10 @@ The namespaces keep the code apart from the machine; this closes what they and t
 
 - Other processes. Limits on memory count for one process each; where there is only one, they bound all of it. Threads
   are let through: they share its memory.
-- Memory that no limit of a process counts: memfd, System V shared memory, message queues, buffers of sockets.
+- Memory that no limit of a process counts: memfd, System V shared memory, message queues, and larger buffers of
+  sockets. Socket pairs are let through (asyncio needs one) with buffers as they are, and so are pipes: the number of
+  descriptors bounds both.
+- Writing out all that the machine has in its caches (sync): others would wait for it.
 - The sockets, namespaces and mounts themselves, other processes' memory, keys, and calls that have no use in a
   solution and a history of holes in the kernel.
 
@@ -29,6 +32,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "vfork": (58, None),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180),
+    "setsockopt": (54, 208), "sync": (162, 81), "syncfs": (306, 267),
     "socket": (41, 198), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429),
     "fsopen": (430, 430), "fsmount": (432, 432), "mount_setattr": (442, 442),

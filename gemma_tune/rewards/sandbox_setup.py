@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from gemma_tune.errors import UserError
@@ -20,7 +21,7 @@ def find_sandbox() -> Sandbox:
     """The sandbox of this machine, after a trial.
 
     The interpreter is the one that runs this, without its packages, or the system's python3 where that one lies in a
-    folder that only its owner may enter.
+    folder that only its owner may enter; where this is another version of Python, stderr says so once.
 
     Raises:
         UserError: There is none, or it doesn't work; says how to mend it.
@@ -35,6 +36,7 @@ def find_sandbox() -> Sandbox:
             found = sandbox.run(_TRIAL, Limits(START, 512, 4, 1, MIB), call=call)
             # With another libpython than here it would be another interpreter on this one's library.
             if found.status == 0 and version in (None, found.output.decode()):
+                _say_version(json.loads(found.output))
                 return sandbox
             problem = f"{python} doesn't work in it"
         except SandboxError as error:
@@ -46,6 +48,18 @@ def find_sandbox() -> Sandbox:
         "systempaths=unconfined), or leave reward.code.weight at 0. An interpreter that lies in root's home needs "
         "/usr/bin/python3 beside it."
     )
+
+
+@cache
+def _say_version(version: str) -> None:
+    """Says once which Python it is, where it isn't of this one's major and minor version."""
+    found, own = version.split(".")[:2], [str(part) for part in sys.version_info[:2]]
+    if found != own:
+        print(
+            f"reward.code: solutions run in Python {'.'.join(found)}, and this in {'.'.join(own)}, whose folder "
+            f"({sys.base_prefix}) the sandbox can't use.",
+            file=sys.stderr,
+        )
 
 
 def _start_of_command() -> list[str]:

@@ -1,38 +1,28 @@
-"""The code reward: what scores, what doesn't, and code that attacks it."""
+"""The code reward: what scores and what doesn't, how code is found, and that time and interrupts end a batch."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 import threading
-import time
 from typing import Any
 
 import pytest
+from sandboxed import DOUBLE, ECHO, needs_bwrap, score, task
 
 from gemma_tune.config.reward import CodeReward
+from gemma_tune.rewards import code as module
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.code import code_of, prepare, same_json, same_lines
+from gemma_tune.rewards.sandbox import Outcome
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
-)
-DOUBLE = [{"args": [x], "result": 2 * x} for x in (3, -1)]
-ECHO = [{"input": "a\nb\n", "output": "a\nb\n"}]
+pytestmark = needs_bwrap
 
 
 @pytest.fixture(scope="module")
 def reward() -> Reward:
     return prepare(CodeReward(timeout=1.0, memory_mb=256, processes=4, file_mb=4))
-
-
-def task(tests: Any, entry_point: str | None = "f") -> Task:
-    return Task("rows.jsonl:7", row={"tests": tests, "entry_point": entry_point})
-
-
-def score(reward: Reward, code: str, tests: Any, **said: Any) -> float | None:
-    """The score of one completion."""
-    return reward([Completion(f"So:\n```python\n{code}\n```\n", **said)], [task(tests)])[0]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +126,21 @@ def test_the_code_is_the_last_block_of_python(text: str, code: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "~" * 50_000 + "`",
+        "`" * 50_000 + "x`",
+        " " * 50_000 + "```" + " " * 50_000 + "`",
+        "```a" * 20_000,
+        "```\n" * 20_000,
+    ],
+)
+def test_a_long_line_of_marks_is_looked_at_once(text: str) -> None:
+    """A search that tries each way to part it would take hours."""
+    code_of(text)
+
+
+@pytest.mark.parametrize(
     ("found", "expected", "same"),
     [
         (20, 20.0, True), (True, 1, False), (0, False, False), (1, "1", False), (None, 0, False), ([1], [1, 2], False),
@@ -172,13 +177,12 @@ def test_a_row_without_proper_tests_is_named(reward: Reward, row: dict[str, Any]
 
 
 def test_time_outs_end_a_completion() -> None:
-    """With 50 tests that each run into their time-out, or just not, it is over after two or three."""
-    reward = prepare(CodeReward(timeout=0.5))
-    tests = [{"args": [i], "result": i} for i in range(50)]
-    began = time.monotonic()
+    """Of 50 tests, all but the first and the last run into their time-out: the last isn't run any more."""
+    reward = prepare(CodeReward(timeout=0.3))
+    tests = [{"args": [i], "result": i} for i in [*range(49), 0]]
     assert score(reward, "import time\ndef f(x):\n    while x: time.sleep(1000)\n    return x", tests) == 1 / 50
-    assert score(reward, "import time\ndef f(x): time.sleep(0.4)", tests) == 0.0
-    assert time.monotonic() - began < 15
+    slow = "import time\ndef f(x):\n    if x: time.sleep(0.2)\n    return 0"
+    assert score(reward, slow, tests) == 1 / 50
 
 
 def test_a_batch_is_scored_in_order_beside_each_other(reward: Reward) -> None:
@@ -190,3 +194,38 @@ def test_a_batch_is_scored_in_order_beside_each_other(reward: Reward) -> None:
 
 def test_little_memory_and_one_thread_are_enough() -> None:
     assert score(prepare(CodeReward(memory_mb=64, processes=1, file_mb=1)), "def f(x): return 2 * x", DOUBLE) == 1.0
+
+
+class _Counted:
+    """Stands for the sandbox: each run passes; the fourth one interrupts the main thread, as Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, *_: Any) -> Outcome:
+        self.runs += 1
+        if self.runs == 4:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        threading.Event().wait(0.02)
+        return Outcome(b"1", 0, compiled=True, timed_out=False, seconds=0.02)
+
+
+def test_an_interrupt_ends_a_batch_and_not_all_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = _Counted()
+    monkeypatch.setattr(module, "find_sandbox", lambda: counted)
+    rows = [task([{"args": [], "result": 1}] * 100)] * 4
+    with pytest.raises(KeyboardInterrupt):
+        prepare(CodeReward(max_tests=100))([Completion("x")] * 4, rows)
+    assert 4 <= counted.runs < 50
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(None, 6), ("1", 6), ("4", 1), ("100", 1)])
+def test_processes_share_the_cpus(monkeypatch: pytest.MonkeyPatch, processes: str | None, workers: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert module._workers() == workers
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert module._workers() == workers

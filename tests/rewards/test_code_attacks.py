@@ -6,37 +6,22 @@ What the sandbox itself holds back is seen in test_sandbox*.py.
 from __future__ import annotations
 
 import secrets
-import shutil
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sandboxed import DOUBLE, ECHO, needs_bwrap, score, task
 
 from gemma_tune.config.reward import CodeReward
 from gemma_tune.rewards import code as checker
-from gemma_tune.rewards.base import Completion, Reward, Task
+from gemma_tune.rewards.base import Completion, Reward
 from gemma_tune.rewards.code import prepare
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
-)
-DOUBLE = [{"args": [x], "result": 2 * x} for x in (3, -1)]
-ECHO = [{"input": "a\nb\n", "output": "a\nb\n"}]
+pytestmark = needs_bwrap
 
 
 @pytest.fixture(scope="module")
 def reward() -> Reward:
     return prepare(CodeReward(timeout=1.0, memory_mb=256, processes=4, file_mb=4))
-
-
-def task(tests: Any) -> Task:
-    return Task("rows.jsonl:7", row={"tests": tests, "entry_point": "f"})
-
-
-def score(reward: Reward, code: str, tests: Any) -> float | None:
-    """The score of one completion."""
-    return reward([Completion(code)], [task(tests)])[0]
 
 
 ATTACKS = {
@@ -62,26 +47,27 @@ ATTACKS = {
 
 
 KINDS = {"program": ECHO, "function": DOUBLE[:1]}
+# They take all their time, before a function is called.
+SLOW = ("sleep", "stopped", "deaf", "empty files")
 GOOD = "def f(x): return 2 * x\nif __name__ == '__main__':\n    for _ in 'ab': print(input())"
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def attacked(request: pytest.FixtureRequest, reward: Reward) -> tuple[dict[str, float | None], list[float | None]]:
+def attacked(request: pytest.FixtureRequest) -> tuple[dict[str, float | None], list[float | None]]:
     """The scores of all attacks in one batch, and of right answers among them."""
-    answers = [Completion(code) for attack in ATTACKS.values() for code in (attack, GOOD)]
-    began = time.monotonic()
+    attacks = {name: code for name, code in ATTACKS.items() if request.param == "program" or name not in SLOW}
+    reward = prepare(CodeReward(timeout=0.5, memory_mb=256, processes=4, file_mb=4))
+    answers = [Completion(code) for attack in attacks.values() for code in (attack, GOOD)]
     scores = reward(answers, [task(KINDS[request.param])] * len(answers))
-    assert time.monotonic() - began < 120, "each has a second"
-    return dict(zip(ATTACKS, scores[::2], strict=True)), list(scores[1::2])
+    return dict(zip(attacks, scores[::2], strict=True)), list(scores[1::2])
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_score_nothing(attacked: tuple[dict[str, float | None], list[float | None]], attack: str) -> None:
-    assert attacked[0][attack] == 0.0
+def test_attacks_score_nothing(attacked: tuple[dict[str, float | None], list[float | None]]) -> None:
+    assert attacked[0] == dict.fromkeys(attacked[0], 0.0)
 
 
 def test_answers_beside_attacks_are_not_hurt(attacked: tuple[dict[str, float | None], list[float | None]]) -> None:
-    assert attacked[1] == [1.0] * len(ATTACKS)
+    assert attacked[1] == [1.0] * len(attacked[0])
 
 
 # Looks for `KEY-` and digits wherever it can: its own memory, the driver's variables, other processes, files.

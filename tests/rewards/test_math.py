@@ -160,7 +160,16 @@ CASES: dict[str, tuple[str, str, bool]] = {
     "letter_wrong": ("B", r"\boxed{C}", False),
     "word": (r"\boxed{\text{yes}}", r"\boxed{Yes}", True),
     "word_wrong": (r"\boxed{\text{yes}}", r"\boxed{no}", False),
-    "time": (r"\boxed{3:30}", r"\boxed{3:30}", True),
+    # nothing to be computed with
+    "time": ("3:30", r"\boxed{3 : 30}", True),
+    "time_of_its_quotient": ("1/3", r"\boxed{10:30}", False),
+    "time_of_another": ("10:30", r"\boxed{20:60}", False),
+    "base": ("12_5", r"\boxed{12_{5}}", True),
+    "base_of_another": ("12_5", r"\boxed{12_6}", False),
+    "base_in_braces_of_another": ("12_{10}", r"\boxed{12_{16}}", False),
+    "date": ("2020-01-01", r"\boxed{2020-01-01}", True),
+    "date_of_its_difference": ("2018", r"\boxed{2020-01-01}", False),
+    "date_of_another": ("2020-01-02", r"\boxed{2020-02-01}", False),
     # many for one
     "row_of_numbers": ("5", "1 2 3 4 5", False),
     "row_of_numbers_boxed": ("5", r"\boxed{1 2 3 4 5}", False),
@@ -196,6 +205,10 @@ DIFFERENT = {
     "it reads the e as Euler's, and units and pi as products of letters": ["scientific", "unit_speed", "pi_word"],
     "it leaves out `million`": ["million"],
     "it doesn't know `**`": ["stars"],
+    "it divides times, subtracts dates and leaves out bases": [
+        "time_of_its_quotient", "time_of_another", "base_of_another", "base_in_braces_of_another",
+        "date_of_its_difference", "date_of_another",
+    ],
     "it takes the last of a row, or its sum": [
         "row_of_numbers", "row_summed_by_math_verify", "row_with_commas", "row_with_and", "row_of_lines_boxed",
         "row_of_bars_boxed", "row_of_ands_boxed", "row_by_lines", "either_plain",
@@ -288,6 +301,8 @@ LONG = [
     "1,111" * 40_000, " " * 200_000, "-" * 200_000, "1/" * 100_000, "a" * 200_000, "1\n" * 100_000, "=" * 200_000,
     "\\boxed{" * 28_000, "{" * 200_000,
     r"\frac" * 40_000, "\\" * 200_000, "$1$ " * 50_000, r"\boxed{5}" * 22_000, "answer: 1 or 2 " * 13_000,
+    "is it " * 33_000, "16 dollars or " * 14_000, "a b c d " * 25_000, "1 " + " " * 200_000 + "or 2", "not " * 50_000,
+    "answer is not " * 14_000, "1, maybe " * 22_000, "C. " * 66_000, "1_" * 100_000, "1:" * 100_000, "<<1" * 66_000,
 ]  # fmt: skip
 _CHILD = r"""
 import sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@lru_cache
 def entry_of(name: str) -> dict[str, Any]:
     made: dict[str, Any] = factory.create_dataset(name, seed=3, size=2)[0]
     return made

@@ -4,55 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 import pytest
+from sandboxed import LIMITS, SHORT, needs_bwrap, printed, watched
 
-from gemma_tune.rewards.sandbox import Limits, Outcome, Sandbox, SandboxError
+from gemma_tune.rewards.sandbox import Sandbox, SandboxError
 from gemma_tune.rewards.sandbox_setup import find_sandbox
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
-)
-LIMITS = Limits(seconds=5.0, memory_mb=256, threads=4, file_mb=4, output=1 << 16)
-SHORT = dataclasses.replace(LIMITS, seconds=1.0)
+pytestmark = needs_bwrap
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
     return find_sandbox()
-
-
-@contextmanager
-def watched() -> Iterator[set[psutil.Process]]:
-    """The processes below this one that there were meanwhile."""
-    seen: set[psutil.Process] = set()
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.01):
-            seen.update(psutil.Process().children(recursive=True))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
-
-
-def printed(outcome: Outcome) -> str:
-    assert outcome.status == 0
-    return outcome.output.decode().strip()
 
 
 def test_a_program_gets_its_input_and_gives_its_output(sandbox: Sandbox) -> None:
@@ -132,6 +101,12 @@ def test_it_ends_with_the_process_that_started_it(sandbox: Sandbox) -> None:
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert psutil.wait_procs(inside, timeout=20)[1] == []
+
+
+def test_an_interrupt_of_the_terminal_does_not_reach_it(sandbox: Sandbox) -> None:
+    """It goes to the group of processes in the foreground: this one's."""
+    with sandbox._started(4) as process:
+        assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
 
 
 def test_a_sandbox_that_no_longer_starts_is_no_answer(sandbox: Sandbox) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
 import pytest
+from sandboxed import LIMITS
 
 from gemma_tune.errors import UserError
 from gemma_tune.rewards import sandbox_filter
-from gemma_tune.rewards.sandbox import Limits, Sandbox
+from gemma_tune.rewards.sandbox import Sandbox
 from gemma_tune.rewards.sandbox_filter import syscall_filter
 from gemma_tune.rewards.sandbox_setup import find_sandbox
-
-LIMITS = Limits(seconds=5.0, memory_mb=256, threads=4, file_mb=4, output=1 << 16)
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,28 @@ def sandbox() -> Sandbox:
 
 
 @pytest.mark.parametrize(
-    "call", ["unshare(0x10000000)", "setns(0, 0)", "mount(0, 0, 0, 0, 0)", "ptrace(16, 1, 0, 0)", "syscall(425, 8, 0)"]
-)
+    "call",
+    [
+        "unshare(0x10000000)", "setns(0, 0)", "mount(0, 0, 0, 0, 0)", "ptrace(16, 1, 0, 0)", "syscall(425, 8, 0)",
+        "syncfs(0)", "setsockopt(0, 1, 7, 0, 0)",
+    ],
+)  # fmt: skip
 def test_calls_that_lead_to_the_kernel_are_refused(sandbox: Sandbox, call: str) -> None:
     code = f"import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nprint(c.{call}, ctypes.get_errno())"
     assert sandbox.run(code, LIMITS).output == b"-1 1\n"
+
+
+def test_sync_does_nothing(sandbox: Sandbox) -> None:
+    """`sync` returns nothing: only the call itself says that it was refused."""
+    number = sandbox_filter._REFUSED["sync"][platform.machine() == "aarch64"]
+    code = f"import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nprint(c.syscall({number}), ctypes.get_errno())"
+    assert sandbox.run(code, LIMITS).output == b"-1 1\n"
+
+
+def test_asyncio_works_all_the_same(sandbox: Sandbox) -> None:
+    """Its loop needs a pair of sockets."""
+    code = "import asyncio\nasync def f(): await asyncio.sleep(0); return 5\nprint(asyncio.run(f()))"
+    assert sandbox.run(code, LIMITS).output == b"5\n"
 
 
 def test_the_filter_knows_two_machines() -> None:

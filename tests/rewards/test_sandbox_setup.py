@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sandboxed import needs_bwrap
 
 from gemma_tune.errors import UserError
+from gemma_tune.rewards import sandbox_setup
 from gemma_tune.rewards.sandbox_setup import find_sandbox
-
-needs_bwrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
-)
 
 
 @pytest.fixture
@@ -43,6 +41,27 @@ def test_it_works_for_an_ordinary_user() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.stdout, done.returncode) == ("[1.0]\n", 0), done.stderr
+
+
+@needs_bwrap
+@pytest.mark.parametrize("other", [True, False])
+def test_another_version_of_python_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], other: bool
+) -> None:
+    """The system's own stands in where this one's can't be run by others."""
+    python = Path("/usr/bin/python3").resolve()
+    if not python.is_file():
+        pytest.skip("there is no /usr/bin/python3")
+    code = "import sys; print(*sys.version_info[:2], sep='.')"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setattr(sandbox_setup, "_interpreters", lambda: iter([(python, None)]))
+    monkeypatch.setattr(sys, "version_info", (2, 7) if other else tuple(map(int, found.split("."))))
+    sandbox_setup._say_version.cache_clear()
+    for _ in range(2):
+        find_sandbox()
+    said = capsys.readouterr().err
+    assert said.count(f"solutions run in Python {found}, and this in 2.7") == other
+    assert bool(said) == other
 
 
 def test_without_bubblewrap_it_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
