@@ -94,7 +94,7 @@ MISTAKES = {
     ),
     "one folder for many jobs": (["-m", "seed=1,2", "output_dir=x"], ["every job needs a folder of its own"]),
     # options of the trainer
-    "train.extra typo": (["train.extra.adam_bta2=0.9"], ["TRL's SFTConfig", "Did you mean adam_beta2?"]),
+    "train.extra typo": (["train.extra.adam_bta2=0.9"], ["no trainer of TRL's", "Did you mean adam_beta2?"]),
     "train.extra of another tool": (["train.extra.max_seq_length=9"], ["Did you mean train.max_length?"]),
     "train.extra named here": (["train.extra.learning_rate=1"], ["set train.learning_rate"]),
     "train.extra decided": (["train.extra.fp16=true"], ["train.extra.fp16", "float16 overflows"]),

@@ -72,6 +72,7 @@ def test_an_adapter_its_merged_weights_and_the_run(trained: Path, tmp_path: Path
             assert a["id"] == b["id"] and a["score"] == pytest.approx(b["score"], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_answers_in_batches_and_one_by_one() -> None:
     """Padding and neighbours change no greedy answer."""
     cfg = compose_config("evaluate", [*MEASURED, "eval.max_samples=40"])

@@ -162,3 +162,29 @@ def test_four_bit_is_refused(pairs: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load_in_4bit"):
         train_one(tmp_path / "run", pairs, "adapter=lora", "model.load_in_4bit=true")
     assert not (tmp_path / "run").exists()
+
+
+def test_grpo_goes_on_with_it(run: Any, tmp_path: Path) -> None:
+    """The run folder is the reward: each completion's score is what the exported model gives it."""
+    mode, folder, _ = run
+    if mode != "full":
+        pytest.skip("once is enough")
+    words = [
+        "tracker=none", "model.dtype=float32", "train.bf16=false", "reward=model", "export=none", "train.save_steps=2",
+        f"reward.model.model_name_or_path={folder}", "train.per_device_train_batch_size=8", "train.num_generations=4",
+        "train.max_completion_length=8", "train.max_steps=2", "data.max_train_samples=8", "eval.max_samples=4",
+        f"output_dir={tmp_path}/run",
+    ]  # fmt: skip
+    result = gemma_tune.run("grpo", words)
+    assert result.status == "finished" and {"test_model", "test_stopped"} <= result.metrics["after"].keys()
+    rows = [json.loads(line) for line in (tmp_path / "run/eval/completions.jsonl").read_text("utf-8").splitlines()]
+    assert len({row["reward.model"] for row in rows}) > 1 and all(not row["failed"] for row in rows)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "export/reward_model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export/reward_model")
+    row = next(row for row in rows if row["stopped"])
+    said = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    ids = render_chat(tokenizer, said).input_ids
+    ids = ids[: len(ids) - ids[::-1].index(tokenizer.convert_tokens_to_ids("<end_of_turn>"))]
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor([ids])).logits.item()
+    assert row["reward.model"] == pytest.approx(wanted, abs=1e-3)

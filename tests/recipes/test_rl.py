@@ -91,7 +91,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder / "export/merged", dtype=torch.float32).state_dict())
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "gspo"])
+@pytest.mark.parametrize("recipe", ["grpo", pytest.param("gspo", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_one_run_ends(recipe: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["train.save_steps=4", "train.save_total_limit=null", "export.dtype=float32"]

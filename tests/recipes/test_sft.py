@@ -297,4 +297,4 @@ def test_python_entry(tmp_path: Path) -> None:
     result = gemma_tune.run("qlora_sft", overrides=[*words, "train.extra.neftune_noise_alpha=5"])
     assert result.status == "finished" and result.folder == tmp_path / "run"
     with pytest.raises(UserError, match=r"^train: "):
-        gemma_tune.run("qlora_sft", overrides=[*words, "overwrite=true", "train.extra.loss_type=sum"])
+        gemma_tune.run("qlora_sft", overrides=[*words, "overwrite=true", "train.loss_type=sum"])

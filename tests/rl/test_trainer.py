@@ -84,6 +84,7 @@ def test_a_reward_sees_calls_and_the_row(tmp_path: Path) -> None:
         tmp_path / "run",
         *WORDS,
         "data=sample",
+        "data.validation_file=null",
         "train.max_completion_length=24",
         rewards=[Weighted("look", look, 1.0)],
     )
