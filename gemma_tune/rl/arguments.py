@@ -11,8 +11,6 @@ from gemma_tune.config import Config
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.train.arguments import arguments
 
-# As for rows (`train/arguments.py`), but completions are short, and most of a longer padding would be for nothing.
-_PAD_TO = 8
 _ONLY_GRPO = ("loss_type", "scale_rewards", "importance_sampling_level")
 _BOTH = (
     "num_generations", "max_completion_length", "temperature", "num_iterations", "steps_per_generation", "epsilon",
@@ -31,7 +29,6 @@ def rl_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> GRPOCo
     own: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     own |= {
         "reward_weights": list(cfg.reward.weighted().values()),
-        "pad_to_multiple_of": _PAD_TO if grpo and device.type == "cpu" else None,
         "log_completions": False,  # would print tables between the bar's lines; ours are in eval/completions.jsonl
     }
     return arguments(GRPOConfig if grpo else RLOOConfig, cfg, folder, device, own)
