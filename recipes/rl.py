@@ -33,7 +33,7 @@ from gemma_tune.models.source import find_source
 from gemma_tune.paths import whole
 from gemma_tune.report import write_report
 from gemma_tune.rl.arguments import rl_arguments
-from gemma_tune.rl.rewards import files_of_rewards, scorer_of
+from gemma_tune.rl.rewards import scorer_of
 from gemma_tune.rl.samples import Samples
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.rl.trainer import rl_trainer
@@ -83,7 +83,7 @@ def run(cfg: Config) -> RunResult:
     counts = adapters.count(model)
     saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
     needs = estimate(cfg, shape, mixed, tasks.longest_prompt + (cfg.train.max_completion_length or 0))["total"]
-    samples = Samples(folder.evals / "completions.jsonl", list(scorer.weights))
+    samples = Samples(folder.evals / "completions.jsonl")
     with folder.nothing_left():
         arguments = rl_arguments(cfg, folder, device)
         trainer = rl_trainer(cfg, arguments, model, tokenizer, tasks, scorer, samples.add)
@@ -104,7 +104,7 @@ def run(cfg: Config) -> RunResult:
         say(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *notes, *checks)
         if source.folder is None:
             folder.inputs[source.base] = f"commit {model.config._commit_hash}"
-        folder.add_inputs(*source.inputs, *data_files(cfg.data), *files_of(cfg), *files_of_rewards(cfg))
+        folder.add_inputs(*source.inputs, *data_files(cfg.data), *files_of(cfg))
 
         before = Evaluation()
         if cfg.eval.before:
@@ -135,7 +135,8 @@ def run(cfg: Config) -> RunResult:
         tracker.log(after.figures, step=ending.kept, group="eval")
         tracker.log_samples(before.answers, after.answers, step=ending.steps)
         tracker.log_completions(samples.shown(), step=ending.steps)
-        notes += watch.warnings(after)
+        warnings = watch.warnings(after)
+        notes += warnings
         result.artifacts["completions"] = "eval/completions.jsonl"
 
         # Keep the adapter, export, and load the export as anyone would
@@ -165,6 +166,6 @@ def run(cfg: Config) -> RunResult:
         }
         tracker.summary(result.metrics)
         write_report(cfg, folder, ". ".join([counts.line(), *ending.lines]), before, after, notes, checks)
-    say(*watch.warnings(after))
+    say(*warnings)
     say_end(folder, before, after, tracker.note)
     return result

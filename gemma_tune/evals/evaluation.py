@@ -124,7 +124,7 @@ def files_of(cfg: Config) -> list[Path]:
         found.append(resolve(e.long_context.text_file))
     if "lm_eval" in names and e.lm_eval.include_path:
         found += lm_eval_tasks.files_of(resolve(e.lm_eval.include_path))
-    if "rewards" in names:
+    if "rewards" in names or cfg.method == "rl":
         found += files_of_rewards(cfg)
     if "kl" in names:
         _, source = kl.reference_of(cfg)

@@ -17,11 +17,10 @@ class Samples:
 
     Args:
         file: Where they go.
-        rewards: The rewards' names.
     """
 
-    def __init__(self, file: Path, rewards: Sequence[str]) -> None:
-        self._file, self.rewards = file, rewards
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
     def begin(self, resumed_step: int | None) -> None:
         """Begins the file anew, or, of a resumed run, without what is done again.

@@ -87,7 +87,7 @@ class RewardedTrainer(SafeTrainer):
     ) -> None:
         self._scorer, self._tasks, self._keep = scorer, tasks, keep
         self._seconds: dict[str, float] = defaultdict(float)
-        self._tokens, self._steps_logged = 0, -1
+        self._tokens = self._steps_logged = 0
         super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
         self.add_callback(Clock(self._seconds))
 
@@ -99,7 +99,7 @@ class RewardedTrainer(SafeTrainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         done = super()._init_training_state(*args, **kwargs)
-        self._first_step = self.state.global_step
+        self._steps_logged = self.state.global_step
         return done
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -162,7 +162,7 @@ class RewardedTrainer(SafeTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's figures, and what the parts of a step took since the last line, in seconds a step."""
         if "loss" in logs and self.state.global_step > self._steps_logged:
-            steps = self.state.global_step - max(self._steps_logged, self._first_step)
+            steps = self.state.global_step - self._steps_logged
             logs |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
             logs["tokens_per_second"] = self._tokens / max(sum(self._seconds.values()), 1e-9)
             self._seconds.clear()

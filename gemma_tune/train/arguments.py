@@ -12,7 +12,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.train.best import best_arguments
 
-_PAD_TO = 32  # tokens
+PAD_TO = 32  # tokens
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "max_length": t.max_length,
         "packing": t.packing,
         # Batches of ever new lengths make a CPU build ever new kernels and scatter its memory
-        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else _PAD_TO,
+        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else PAD_TO,
     }
     if t.loss_type is not None:
         own["loss_type"] = t.loss_type

@@ -19,13 +19,11 @@ from gemma_tune.data.pairs import Pairs, find_pairs
 from gemma_tune.errors import UserError
 from gemma_tune.runfolder import RunFolder
 from gemma_tune.strict.suggest import did_you_mean
-from gemma_tune.train.arguments import arguments
+from gemma_tune.train.arguments import PAD_TO, arguments
 from gemma_tune.train.guard import Guard
 from gemma_tune.train.preflight import CHECKS
 from gemma_tune.train.safe import SafeTrainer, build
 
-# Batches of ever new lengths make a CPU build ever new kernels and scatter its memory.
-PAD_TO = 32  # tokens
 # The name that TRL gives to the copy of an adapter that is its reference.
 _REFERENCE = "ref"
 # TRL's losses; `sft` is the plain loss of the chosen answer, to be added to another.

@@ -15,8 +15,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD
 from gemma_tune.models.language import language_part
 from gemma_tune.runfolder import RunFolder
-from gemma_tune.train.arguments import arguments
-from gemma_tune.train.dpo import PAD_TO
+from gemma_tune.train.arguments import PAD_TO, arguments
 from gemma_tune.train.guard import Guard
 from gemma_tune.train.safe import SafeTrainer, build
 
