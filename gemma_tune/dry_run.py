@@ -25,6 +25,7 @@ from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
 from gemma_tune.models.shape import Shape, published_shape, shape_of
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.rl.rewards import size_of_reward_model
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.train.arguments import mixed_precision
@@ -126,11 +127,12 @@ def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
         longest = cfg.train.max_length if cfg.data.streaming else longest
         device = pick_device(cfg.model)
         mixed = mixed_precision(cfg, device)
-        parts = estimate(cfg, shape, mixed, longest)
+        beside = size_of_reward_model(cfg)
+        parts = estimate(cfg, shape, mixed, longest, beside)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
         console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
-        if warning := memory_warning(cfg, shape, mixed, longest, free_memory(device)):
+        if warning := memory_warning(cfg, shape, mixed, longest, free_memory(device), beside):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
     return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

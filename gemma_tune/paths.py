@@ -24,6 +24,8 @@ CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
 # Where runs stand that were given no folder of their own
 RUNS = "runs"
+# What a run of recipe=reward_model exports
+REWARD_MODEL = "export/reward_model"
 # Files that hold rows; each may be gzipped (.jsonl.gz).
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -55,6 +57,13 @@ def absolute(path: str) -> str:
     if own.is_absolute() or own.exists() or not glob.has_magic(path):
         return str(own.absolute())
     return str(Path(glob.escape(str(Path.cwd())), own))
+
+
+def reward_model_of(name: str) -> Path:
+    """What a run folder of `recipe=reward_model` holds for others; any other name as a path."""
+    place = resolve(name)
+    exported = place / REWARD_MODEL
+    return exported if exported.is_dir() else place
 
 
 def looks_local(name: str) -> bool:

@@ -22,7 +22,7 @@ from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
 from gemma_tune.models.mode import training_attention
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import whole
+from gemma_tune.paths import REWARD_MODEL, whole
 from gemma_tune.report import write_report
 from gemma_tune.runfolder import RunFolder, RunResult
 from gemma_tune.terminal import say, say_end
@@ -117,13 +117,13 @@ def run(cfg: Config) -> RunResult:
                 saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.formats:
-            place = folder.export(reward_model.NAME)
+            place = folder.path / REWARD_MODEL
             with folder.timed("export"), whole(place) as written:
                 reward_model.export(model, tokenizer, written, cfg.export)
             with folder.timed("verify"):
                 measured = reward_model.verify(place, model, cfg.export, train, held_out, batch)
             result.metrics["export"] = measured
-            result.artifacts[reward_model.NAME] = f"export/{reward_model.NAME}"
+            result.artifacts["reward_model"] = REWARD_MODEL
 
         # Say what happened
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

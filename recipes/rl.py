@@ -16,7 +16,7 @@ from gemma_tune.evals.watch import Watch
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
-from gemma_tune.models.capacity import check_disk, check_memory, free_memory
+from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import (
     check_vocabulary,
@@ -33,7 +33,7 @@ from gemma_tune.models.source import find_source
 from gemma_tune.paths import whole
 from gemma_tune.report import write_report
 from gemma_tune.rl.arguments import rl_arguments
-from gemma_tune.rl.rewards import scorer_of
+from gemma_tune.rl.rewards import scorer_of, size_of_reward_model
 from gemma_tune.rl.samples import Samples
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.rl.trainer import rl_trainer
@@ -62,15 +62,16 @@ def run(cfg: Config) -> RunResult:
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     config = load_config(source)
     shape, mixed, free = shape_of(config), mixed_precision(cfg, device), free_memory(device)
-    check_memory(cfg, shape, mixed, free)
+    beside = size_of_reward_model(cfg)
+    check_memory(cfg, shape, mixed, free, beside)
     check_disk(cfg, shape, source, folder.path)
 
     # Prompts, and the rewards that will judge the completions
     with folder.timed("data"):
-        longest = config.get_text_config().max_position_embeddings - (cfg.train.max_completion_length or 0)
+        room = config.get_text_config().max_position_embeddings - (cfg.train.max_completion_length or 0)
         tests = read_tests(cfg.data)
         records, prompts = read_prompts(cfg.data, tests)
-        tasks = Tasks(records, tokenizer, longest)
+        tasks = Tasks(records, tokenizer, room)
         evaluators = prepare(cfg, tokenizer, Rows(), tests)
         scorer = scorer_of(cfg, device)
 
@@ -82,7 +83,8 @@ def run(cfg: Config) -> RunResult:
         model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
     saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
-    needs = estimate(cfg, shape, mixed, tasks.longest_prompt + (cfg.train.max_completion_length or 0))["total"]
+    longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
+    needs = estimate(cfg, shape, mixed, longest, beside)["total"]
     samples = Samples(folder.evals / "completions.jsonl")
     with folder.nothing_left():
         arguments = rl_arguments(cfg, folder, device)
@@ -97,6 +99,7 @@ def run(cfg: Config) -> RunResult:
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         mixture = ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
         notes = [
+            *filter(None, [memory_warning(cfg, shape, mixed, longest, free, beside)]),
             *prompts.notes("prompts"),
             f"reward: {mixture}",
             f"prompts: {len(tasks):,}, of {tasks.longest_prompt:,} tokens at most",

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import gemma_tune
 
+GOLDEN = Path(__file__).parent / "recipes" / "golden.json"
 # Small enough for a few seconds, large enough to show a wrong number.
 SHORT = [
     "model=tiny",
     "model.dtype=float32",
     "tracker=none",
     "train.learning_rate=1e-3",
-    "train.per_device_train_batch_size=4",
+    "train.per_device_train_batch_size=2",
     "data.max_train_samples=64",
-    "data.max_eval_samples=8",
+    "data.max_eval_samples=4",
     "eval.evaluators=[held_out_loss]",
-    "eval.num_samples=2",
-    "eval.max_new_tokens=16",
+    "eval.num_samples=1",
+    "eval.max_new_tokens=8",
 ]
 
 
@@ -37,3 +41,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[float]:
     """The training losses, step by step."""
     return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def hold_to_golden(name: str, folder: Path) -> None:
+    """Refactoring moves no loss. `GEMMA_TUNE_WRITE_GOLDEN=1` writes the file anew, to be read before it is committed.
+
+    The tolerance is for other processors' order of summation, nothing else.
+    """
+    if os.environ.get("GEMMA_TUNE_WRITE_GOLDEN"):
+        golden = {**json.loads(GOLDEN.read_text("utf-8")), name: losses(folder)}
+        GOLDEN.write_text(json.dumps(golden, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    assert losses(folder) == pytest.approx(json.loads(GOLDEN.read_text("utf-8"))[name], rel=1e-4)

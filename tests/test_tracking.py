@@ -115,7 +115,7 @@ def test_every_figure_has_a_name_of_its_own() -> None:
 
 def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -> None:
     assert not list(offline_run.rglob("*.table.json"))
-    short_run("lora_sft", tmp_path / "run", *OFFLINE, "tracker.log_samples=true", steps=1)
+    short_run("lora_sft", tmp_path / "run", *OFFLINE, "tracker.log_samples=true", "eval.num_samples=2", steps=1)
     (table,) = (tmp_path / "run").rglob("*.table.json")
     found = json.loads(table.read_text("utf-8"))
     assert found["columns"] == ["prompt", "wanted", "before", "after", "score before", "score after"]

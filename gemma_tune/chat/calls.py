@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gemma_tune.chat.forms import FORMS, ChatForm
 from gemma_tune.chat.native import NoCall, Reader
 from gemma_tune.chat.recognise import form_of
+from gemma_tune.same_json import same_json
 
 _BEGIN = re.compile(r"[{\[]")
 _FENCE = re.compile(r"```[a-z_]*\s*$")
@@ -201,20 +202,9 @@ def same_calls(made: Sequence[Call], wanted: Sequence[Call]) -> bool:
     """Whether the same calls were made, in any order: names and arguments equal as JSON data."""
     left = list(made)
     for call in wanted:
-        same = (i for i, c in enumerate(left) if c.name == call.name and same_data(c.arguments, call.arguments))
+        same = (i for i, c in enumerate(left) if c.name == call.name and same_json(c.arguments, call.arguments))
         match = next(same, None)
         if match is None:
             return False
         del left[match]
     return not left
-
-
-def same_data(a: Any, b: Any) -> bool:
-    """JSON equality: 20 equals 20.0, but true isn't 1; the order of keys doesn't count."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same_data(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same_data, a, b))
-    return bool(a == b)

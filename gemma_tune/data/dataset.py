@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from gemma_tune.errors import UserError
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
 _NAMED = 5
+T = TypeVar("T")
 
 
 def rendered(record: Record, tokenizer: Any) -> Rendered:
@@ -108,31 +109,40 @@ class Rows:
 
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
-        for record in parts(records, tokenizer):
+        for record, row in self.render_each(parts(records, tokenizer), lambda r: rendered(r, tokenizer)):
+            if len(row.input_ids) > max_length:
+                self.cut += 1
+                row = row.cut(max_length)
+            if row.trained_tokens == 0:
+                self.dropped.append(record.where)
+                continue
+            self.add(record, row)
+            yield row
+
+    def render_each(self, records: Iterable[Record], render: Callable[[Record], T]) -> Iterator[tuple[Record, T]]:
+        """Counts records and renders them; what can't be is refused and passed over, or ends the reading."""
+        for record in records:
             self.read += 1
             try:
-                row = rendered(record, tokenizer)
+                seen = render(record)
             except BadRow as error:
                 if not self.skip_refused:
                     raise UserError(str(error)) from error
                 self.read -= 1
                 self.refused[str(error)] = None
                 continue
-            if len(row.input_ids) > max_length:
-                self.cut += 1
-                row = row.cut(max_length)
-            trained = row.trained_tokens
-            if trained == 0:
-                self.dropped.append(record.where)
-                continue
-            if len(self.records) < KEPT:
-                self.records.append(record)
+            yield record, seen
+
+    def add(self, record: Record, *rows: Rendered) -> None:
+        """Counts what is used of a record."""
+        if len(self.records) < KEPT:
+            self.records.append(record)
+        for row in rows:
             self.tokens += len(row.input_ids)
-            self.trained_tokens += trained
+            self.trained_tokens += row.trained_tokens
             self.longest = max(self.longest, len(row.input_ids))
             self.ids.update(row.input_ids)
             self.trained_ids.update(i for i in row.labels if i >= 0)
-            yield row
 
     def counts(self) -> dict[str, int]:
         """Rows and tokens, as the report gives them. Tokens are those of the rows used, after cutting."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import KEPT, Rows
+from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
 from gemma_tune.errors import UserError
@@ -121,16 +121,7 @@ class Pairs(Rows):
 
     def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
         """Renders pairs, cuts or drops those longer than `max_length`, and counts."""
-        for record in records:
-            self.read += 1
-            try:
-                pair = rendered_pair(record, tokenizer)
-            except BadRow as error:
-                if not self.skip_refused:
-                    raise UserError(str(error)) from error
-                self.read -= 1
-                self.refused[str(error)] = None
-                continue
+        for record, pair in self.render_each(records, lambda r: rendered_pair(r, tokenizer)):
             if pair.longest > max_length:
                 if self.whole:
                     self.dropped.append(record.where)
@@ -141,14 +132,7 @@ class Pairs(Rows):
                 self.cut -= 1
                 self.dropped.append(record.where)
                 continue
-            if len(self.records) < KEPT:
-                self.records.append(record)
-            for side in pair.sides:
-                self.tokens += len(side.input_ids)
-                self.trained_tokens += side.trained_tokens
-                self.ids.update(side.input_ids)
-            self.trained_ids.update(pair.chosen, pair.rejected)
-            self.longest = max(self.longest, pair.longest)
+            self.add(record, *pair.sides)
             yield pair
 
     def store(self, pairs: Iterable[Pair]) -> None:

@@ -18,7 +18,6 @@ from gemma_tune.export.verify import ArtifactDiffers, verify_written
 from gemma_tune.models.classifier import scores
 from gemma_tune.models.language import language_part
 
-NAME = "reward_model"
 _ROWS = 8  # pairs
 # Of the largest score: the weights are held to the bit elsewhere, this finds a head that is read at another place.
 _EXACT, _ROUNDED = 1e-4, 0.1

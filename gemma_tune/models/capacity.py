@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from gemma_tune.models.source import Source
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _SHORTEST = 256
+_ROWS = {"dpo": 2, "reward_model": 2}  # rows of a pair, by method
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
 
@@ -39,7 +40,7 @@ def free_memory(device: torch.device) -> float:
     return free / _GIB
 
 
-def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float) -> None:
+def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float, beside: float = 0.0) -> None:
     """Holds what no shorter rows make smaller against the memory that is free.
 
     Args:
@@ -47,18 +48,20 @@ def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float) -> None:
         shape: The model's sizes.
         mixed: Whether products run in bfloat16 over float32 weights.
         free: GiB.
+        beside: GiB of a model that scores the trained one.
 
     Raises:
         UserError: Weights, gradients and the optimizer's state alone are more than there is.
     """
-    parts = estimate(cfg, shape, mixed, longest=1)
+    parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
-    fixed = sum(parts[name] for name in ("weights", "gradients", *(() if paged else ("optimizer",))))
+    names = ("weights", "gradients", "reference", "reward model", *(() if paged else ("optimizer",)))
+    fixed = sum(parts.get(name, 0.0) for name in names)
     if fixed > free:
         raise UserError(
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
-            f"state need about {fixed:.1f} GiB of memory, and {free:.1f} GiB are free. "
-            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free)}"
+            f"state{_others(parts)} need about {fixed:.1f} GiB of memory, and {free:.1f} GiB are free. "
+            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside)}"
         )
 
 
@@ -76,7 +79,16 @@ def check_weights(cfg: Config, shape: Shape, free: float) -> None:
         )
 
 
-def memory_warning(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> str | None:
+def _others(parts: Mapping[str, float]) -> str:
+    """The models beside the trained one, in words."""
+    return "".join(
+        f", with the {name} of {parts[name]:.1f} GiB," for name in ("reference", "reward model") if name in parts
+    )
+
+
+def memory_warning(
+    cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float = 0.0
+) -> str | None:
     """What to say where the estimate is above the memory that is free; None where it isn't.
 
     Args:
@@ -85,20 +97,21 @@ def memory_warning(cfg: Config, shape: Shape, mixed: bool, longest: int, free: f
         mixed: Whether products run in bfloat16 over float32 weights.
         longest: Tokens of the longest row, after cutting.
         free: GiB.
+        beside: GiB of a model that scores the trained one.
     """
-    total = estimate(cfg, shape, mixed, longest)["total"]
+    total = estimate(cfg, shape, mixed, longest, beside)["total"]
     if total <= free:
         return None
     said = f"warning: training needs about {total:.1f} GiB of memory, and {free:.1f} GiB are free."
-    return f"{said} {_fix(cfg, shape, mixed, longest, free)}"
+    return f"{said} {_fix(cfg, shape, mixed, longest, free, beside)}"
 
 
-def _fix(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> str:
-    ways = _ways_that_fit(cfg, shape, mixed, longest, free)
+def _fix(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float) -> str:
+    ways = _ways_that_fit(cfg, shape, mixed, longest, free, beside)
     return f"What should fit: {' '.join(ways)}" if ways else "No setting tried here makes it fit: take a smaller model."
 
 
-def _ways_that_fit(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float) -> list[str]:
+def _ways_that_fit(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float) -> list[str]:
     """The fewest words of the command line, in the order of what they cost, with which the estimate fits; or none."""
     tried = copy.deepcopy(cfg)
     words: dict[str, str] = {}
@@ -106,7 +119,8 @@ def _ways_that_fit(cfg: Config, shape: Shape, mixed: bool, longest: int, free: f
         for key, word in change(tried):
             words[key] = word
         now_mixed = mixed and tried.model.dtype == "float32"
-        if estimate(tried, shape, now_mixed, min(longest, tried.train.max_length))["total"] <= free:
+        rows = longest if cfg.method == "rl" else min(longest, tried.train.max_length * _ROWS.get(cfg.method, 1))
+        if estimate(tried, shape, now_mixed, rows, beside)["total"] <= free:
             return list(words.values())
     return []
 
@@ -131,21 +145,25 @@ def _recompute(cfg: Config) -> _Words:
 
 def _adapters(cfg: Config) -> _Words:
     if cfg.adapter.peft_type == "none":
-        cfg.adapter.peft_type, cfg.model.dtype = "lora", "bfloat16"
-        yield "recipe", "recipe=lora_sft"
+        cfg.adapter.peft_type = "lora"
+        if cfg.method != "qat":
+            cfg.model.dtype = "bfloat16"  # as it is for adapters, where nothing else is said
+        yield "recipe", "recipe=lora_sft" if cfg.method == "sft" else "adapter=lora"
 
 
 def _four_bit(cfg: Config) -> _Words:
+    if cfg.method in ("qat", "reward_model"):  # take none
+        return
     if not cfg.model.load_in_4bit:
         cfg.model.load_in_4bit = True
-        yield "recipe", "recipe=qlora_sft"
+        yield ("recipe", "recipe=qlora_sft") if cfg.method == "sft" else ("four_bit", "model.load_in_4bit=true")
     if cfg.model.dtype != "bfloat16":
         cfg.model.dtype = "bfloat16"
         yield "dtype", "model.dtype=bfloat16"
 
 
 def _shorter(cfg: Config) -> _Words:
-    if cfg.train.max_length > _SHORTEST:
+    if cfg.method != "rl" and cfg.train.max_length > _SHORTEST:
         cfg.train.max_length = _SHORTEST
         yield "length", f"train.max_length={_SHORTEST}"
 

@@ -29,7 +29,7 @@ def optimizer_bytes(optim: str) -> float:
     return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
 
 
-def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, float]:
+def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 
     Args:
@@ -37,6 +37,7 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
         shape: The model's sizes.
         mixed: Whether products run in bfloat16 over float32 weights.
         longest: Tokens of the longest row, after cutting.
+        beside: GiB of a model that stands beside the trained one and scores it.
     """
     size = BYTES[str(cfg.model.dtype)]
     linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
@@ -68,6 +69,10 @@ def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int) -> dict[str, 
         "activations": activations,
         "logits": logits,
     }
+    if cfg.method == "rl" and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
+        parts["reference"] = weights
+    if beside:
+        parts["reward model"] = beside * _GIB
     return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
 
 

@@ -10,6 +10,7 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.paths import resolve
+from gemma_tune.strict.suggest import missing_path
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PLAN = "quant_plan.json"  # what a run on a grid leaves in its folder
@@ -85,7 +86,7 @@ def _tokenizer_in(folder: Path) -> Path | None:
 def _source_of_gguf(name: str, tokenizer: str | None) -> Source:
     file = resolve(name)
     if not file.is_file():
-        raise UserError(f"model.model_name_or_path={name}: there is no such file.")
+        raise UserError(missing_path("model.model_name_or_path", name, "file"))
     if tokenizer is None:  # a run has it as export/gguf/NAME.gguf
         places = [file.absolute().parent, *file.absolute().parents[2:3]]
         found = next((place for place in map(_tokenizer_in, places) if place), None)

@@ -24,7 +24,6 @@ this process may use, or for its share of them where a launcher says how many pr
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import textwrap
@@ -38,6 +37,7 @@ from gemma_tune.config.reward import CodeReward
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.sandbox import Limits, Outcome, Sandbox
 from gemma_tune.rewards.sandbox_setup import find_sandbox
+from gemma_tune.same_json import same_json
 
 # Nothing is given back: a long line of marks is looked at once.
 _FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
@@ -129,30 +129,6 @@ def same_lines(found: str, expected: str) -> bool:
     return _lines(found) == _lines(expected)
 
 
-def same_json(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal: 20 is 20.0 and isn't true; floats may differ by 1e-9 of their size."""
-    if isinstance(found, bool) or isinstance(expected, bool):
-        return found is expected
-    if isinstance(found, int | float) and isinstance(expected, int | float):
-        return _same_number(found, expected)
-    if isinstance(found, list) and isinstance(expected, list):
-        return len(found) == len(expected) and all(map(same_json, found, expected))
-    if isinstance(found, dict) and isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(same_json(found[key], expected[key]) for key in expected)
-    return type(found) is type(expected) and bool(found == expected)
-
-
-def _same_number(found: float, expected: float) -> bool:
-    if found == expected or (found != found and expected != expected):
-        return True
-    if isinstance(found, int) and isinstance(expected, int):
-        return False
-    try:
-        return math.isclose(found, expected, rel_tol=_TOLERANCE)
-    except OverflowError:  # an int that no float can hold
-        return False
-
-
 def _lines(text: str) -> list[str]:
     return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n").split("\n")
 
@@ -193,7 +169,7 @@ def _passes(outcome: Outcome, test: _Test) -> bool:
         return False
     try:
         text = outcome.output.decode()
-        return same_json(json.loads(text), test.expected) if test.call else same_lines(text, test.expected)
+        return same_json(json.loads(text), test.expected, _TOLERANCE) if test.call else same_lines(text, test.expected)
     except (ValueError, RecursionError):  # no UTF-8, no JSON, or JSON that is too deep
         return False
 

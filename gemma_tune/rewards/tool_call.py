@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma_tune.config.reward import ToolCallReward
 from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.same_json import same_json
 
 Call = tuple[str, dict[str, Any]]
 # What begins as a call does, in any form of chat, is no words; the marks are none wherever they stand.
@@ -17,23 +18,12 @@ _MARKS = ("<start_function_call>", "<|tool_call>")
 _BEGINS = ("{", "[", *_MARKS)
 
 
-def same_data(a: Any, b: Any) -> bool:
-    """Whether two values are equal as JSON data: 20 is 20.0, true isn't 1, and the order of keys doesn't count."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same_data(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same_data, a, b))
-    return bool(a == b)
-
-
 def _share(made: Call, wanted: Call, partial: bool) -> float:
     """What a call earns for the wanted one: 1 if it is that, else, with `partial`, a half and half of the share."""
     if made[0] != wanted[0]:
         return 0.0
     names = made[1].keys() | wanted[1].keys()
-    right = [n for n in made[1].keys() & wanted[1].keys() if same_data(made[1][n], wanted[1][n])]
+    right = [n for n in made[1].keys() & wanted[1].keys() if same_json(made[1][n], wanted[1][n])]
     if len(right) == len(names):
         return 1.0
     return 0.5 + 0.5 * len(right) / len(names) if partial else 0.0

@@ -16,11 +16,9 @@ from gemma_tune.chat import UnknownTemplate, Unrenderable, form_of, render_chat,
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD, float32_head, scores
-from gemma_tune.paths import resolve
+from gemma_tune.paths import reward_model_of
 from gemma_tune.rewards.base import Completion, Reward, Task
 
-# Where a run of `recipe=reward_model` keeps what it exports.
-_IN_RUN = ("export", "reward_model")
 _KEY = "reward.model.model_name_or_path"
 
 _Render = Callable[[Task, Completion], list[int]]
@@ -56,10 +54,8 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
     name = options.model_name_or_path
     if not name:
         raise UserError(f"{_KEY} is not set: name a run folder of recipe=reward_model, or a checkpoint with one label.")
-    place = resolve(name)
-    if place.joinpath(*_IN_RUN, "config.json").is_file():
-        place = place.joinpath(*_IN_RUN)
-    elif (place / "result.json").is_file():
+    place = reward_model_of(name)
+    if (place / "result.json").is_file():
         raise UserError(f"{_KEY}={name}: this run has no export/reward_model; name a run of recipe=reward_model.")
     source = str(place) if place.is_dir() else name
     try:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
-from gemma_tune.paths import resolve
+from gemma_tune.paths import resolve, reward_model_of
 from gemma_tune.plugins import load_function
 from gemma_tune.rewards.base import Reward
 from gemma_tune.rl.scoring import Scorer, Weighted
@@ -58,8 +59,19 @@ def files_of_rewards(cfg: Config) -> list[Path]:
     found = [resolve(reference.rpartition(":")[0]) for reference in cfg.reward.functions.values()]
     if cfg.reward.json_schema.weight and cfg.reward.json_schema.schema_file:
         found.append(resolve(cfg.reward.json_schema.schema_file))
-    folder = resolve(str(cfg.reward.model.model_name_or_path))
+    folder = reward_model_of(str(cfg.reward.model.model_name_or_path))
     if cfg.reward.model.weight and folder.is_dir():
-        weights = folder / "export" / "reward_model"
-        found.append(weights if weights.is_dir() else folder)
+        found.append(folder)
     return found
+
+
+def size_of_reward_model(cfg: Config) -> float:
+    """GiB of a reward model's weights as they lie on this machine; 0 without one, or before it is downloaded."""
+    if not cfg.reward.model.weight:
+        return 0.0
+    place = reward_model_of(str(cfg.reward.model.model_name_or_path))
+    try:
+        folder = place if place.is_dir() else Path(snapshot_download(str(place), local_files_only=True))
+    except (OSError, ValueError):  # huggingface_hub's errors are one or the other
+        return 0.0
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,15 +12,17 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object
+from peft import PeftModel
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, said
 from gemma_tune.train.guard import Guard
-from gemma_tune.train.safe import SafeTrainer, build
+from gemma_tune.train.safe import SafeTrainer, build, plain_copies
 
 # What a step is made of: completions, their log-probabilities, their rewards, and the update.
 PARTS = ("generate", "score", "reward", "update")
@@ -70,6 +73,8 @@ class RewardedTrainer(SafeTrainer):
     - every step logs, beside TRL's own figures, `rewards/<name>/failed` (a share), the seconds of each part
       (`time/generate`, …) and `tokens_per_second` (of completions).
     - completions are handed to `keep`, with each reward beside them.
+    - with `train.beta` and every weight trained, the reference is a copy of the model as it begins. TRL would load one
+      by the name in the config: of another revision, or with towers.
 
     Args:
         scorer: The rewards.
@@ -88,7 +93,18 @@ class RewardedTrainer(SafeTrainer):
         self._scorer, self._tasks, self._keep = scorer, tasks, keep
         self._seconds: dict[str, float] = defaultdict(float)
         self._tokens = self._steps_logged = 0
-        super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
+        model, settings = kwargs["model"], kwargs["args"]
+        beta = settings.beta
+        reference = copy.deepcopy(model) if beta and not isinstance(model, PeftModel) else None
+        if reference is not None:
+            settings.beta = 0.0  # TRL loads no reference
+        with plain_copies(model):
+            super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
+        if reference is not None:
+            wide = getattr(settings, "cast_lm_head_to_fp32", False)  # RLOO has no such option
+            add_fused_lm_head(reference.eval().requires_grad_(False), self.temperature, wide)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self.args.beta = self.beta = beta
         self.add_callback(Clock(self._seconds))
 
     @contextmanager

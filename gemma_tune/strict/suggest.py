@@ -113,4 +113,6 @@ def missing_path(key: str, path: str, kind: str) -> str:
         return f"{key}={path}: this is a folder; name a file."
     beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
     where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
-    return f"{key}={path}: there is no such {kind}{where}.{did_you_mean(path, beside)}"
+    seen_from = "" if real.is_absolute() else f", as seen from {Path.cwd()}"
+    said = did_you_mean(path, beside) or f" Name one that is there{seen_from}."
+    return f"{key}={path}: there is no such {kind}{where}.{said}"

@@ -22,7 +22,7 @@ from gemma_tune.strict.suggest import did_you_mean
 from gemma_tune.train.arguments import PAD_TO, arguments
 from gemma_tune.train.guard import Guard
 from gemma_tune.train.preflight import CHECKS
-from gemma_tune.train.safe import SafeTrainer, build
+from gemma_tune.train.safe import SafeTrainer, build, plain_copies
 
 # The name that TRL gives to the copy of an adapter that is its reference.
 _REFERENCE = "ref"
@@ -43,23 +43,17 @@ class GemmaDPOTrainer(SafeTrainer, DPOTrainer):  # type: ignore[misc]
       are taken once, before training. So no second model is held in memory, and none is loaded by the name in the
       config, which need not be what was loaded.
     - with an adapter that is the base without it, but for those that don't begin at nothing: one that is continued,
-      PiSSA, OLoRA and LoftQ. TRL takes a copy of the adapter for them; it would be initialised like the first one, and
-      with PiSSA and OLoRA that changes the base once more. It is made of zeros here, filled, and removed again.
+      PiSSA, OLoRA and LoftQ. TRL takes a copy of the adapter for them, which is removed again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
-        config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-        init = config.init_lora_weights if config else None
-        if config:
-            config.init_lora_weights = True
         try:
-            super().__init__(*args, **kwargs)
+            with plain_copies(model):
+                super().__init__(*args, **kwargs)
         finally:
-            if config:
-                config.init_lora_weights = init
-                if _REFERENCE in model.peft_config:
-                    model.delete_adapter(_REFERENCE)
+            if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
+                model.delete_adapter(_REFERENCE)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The rows as they are."""
@@ -97,16 +91,11 @@ def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train:
     """The trainer for rendered pairs, which has asked the reference already.
 
     Raises:
-        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
+        UserError: As `build`.
     """
     guard = Guard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
     with _no_bar_in_files():
-        trainer = build(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
-    if len(trainer.get_train_dataloader()) == 0:
-        raise UserError(
-            f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} pairs: they are fewer than a batch."
-        )
-    return trainer
+        return build(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
 
 
 @contextlib.contextmanager

@@ -47,15 +47,10 @@ def reward_trainer(cfg: Config, args: RewardConfig, model: Any, tokenizer: Any, 
     """The trainer for rendered pairs.
 
     Raises:
-        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
+        UserError: As `build`.
     """
     guard = Guard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
-    trainer = build(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward, guard)
-    if len(trainer.get_train_dataloader()) == 0:
-        raise UserError(
-            f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} pairs: they are fewer than a batch."
-        )
-    return trainer
+    return build(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward, guard)
 
 
 def score_checks(model: Any, tokenizer: Any, train: Pairs) -> list[str]:

@@ -249,7 +249,7 @@ def build(
         more: What the class takes besides.
 
     Raises:
-        UserError: TRL refuses an option, or an optimizer's package is missing.
+        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
     """
     try:
         trainer = kind(
@@ -269,6 +269,8 @@ def build(
         raise UserError(f"train: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
+    if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
+        raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer
 
 
@@ -284,6 +286,24 @@ def own_forward(model: Any) -> Iterator[None]:
         yield
     finally:
         model.forward = mixed
+
+
+@contextlib.contextmanager
+def plain_copies(model: Any) -> Iterator[None]:
+    """What copies the model's adapter begins the copy with zeros, before it fills it.
+
+    TRL's copy, its reference, would be initialised like the first one, and with PiSSA and OLoRA that changes the base
+    once more.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    init, config.init_lora_weights = config.init_lora_weights, True
+    try:
+        yield
+    finally:
+        config.init_lora_weights = init
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
 from gemma_tune.data.dataset import Rows
-from gemma_tune.errors import UserError
 from gemma_tune.train.guard import FindRows, Guard
 from gemma_tune.train.safe import SafeTrainer, build
 from gemma_tune.train.sampling import LengthGroups
@@ -65,11 +64,6 @@ def sft_trainer(
         kind: The trainer's class, and `more` what it takes besides.
 
     Raises:
-        UserError: As `build`, or there is no whole batch.
+        UserError: As `build`.
     """
-    trainer = build(kind, cfg, args, model, tokenizer, train.dataset, Guard(find_rows), **more)
-    if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
-        raise UserError(
-            f"train.extra.dataloader_drop_last=true drops all {len(train.rendered)} rows: they are fewer than a batch."
-        )
-    return trainer
+    return build(kind, cfg, args, model, tokenizer, train.dataset, Guard(find_rows), **more)

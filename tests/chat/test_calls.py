@@ -18,7 +18,6 @@ from gemma_tune.chat.calls import (
     decoded,
     parse_answer,
     same_calls,
-    same_data,
     shown,
 )
 
@@ -56,20 +55,6 @@ def test_parse(answer: str, text: str, calls: list[Call]) -> None:
 def test_what_is_inside_other_json_is_no_call() -> None:
     """A record that happens to hold a call's shape was not meant as one."""
     assert parse_answer(f'{{"form": "x", "fields": {LIGHT_TEXT}}}')[1] == []
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        (20, 20.0, True), (True, 1, False), (0, False, False), ("5", 5, False), (None, None, True), (None, 0, False),
-        ({"a": 1, "b": [1, {"c": 2}]}, {"b": [1.0, {"c": 2}], "a": 1}, True), ([1, 2], [2, 1], False),
-        ([1], [1, 1], False),
-        ({"a": 1}, {"a": 1, "b": None}, False), ("Kitchen", "kitchen", False), ([True], [1], False),
-    ],
-)  # fmt: skip
-def test_same_data(a: object, b: object, same: bool) -> None:
-    assert same_data(a, b) is same
-    assert same_data(b, a) is same
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from forms_at_hand import (
 )
 
 from gemma_tune.chat import FORMS, ChatForm, Unrenderable, render_chat, render_prompt
-from gemma_tune.chat.calls import answer_text, calls_of, parse_answer, same_data
+from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prepared
+from gemma_tune.same_json import same_json
 
 
 def as_seen(form: ChatForm, messages: list[Message]) -> list[Message]:
@@ -103,7 +104,7 @@ def test_what_is_trained_is_what_the_assistant_said(name: str) -> None:
             wanted = calls_of(message)
             assert [c.name for c in calls] == [c.name for c in wanted]
             for made, right in zip(calls, wanted, strict=True):
-                assert same_data(made.arguments, right.arguments), chat.name
+                assert same_json(made.arguments, right.arguments), chat.name
                 assert repr(sorted(map(repr, made.arguments))) == repr(sorted(map(repr, right.arguments)))
             if form.calls != "json" or not wanted:
                 assert said == words_of(message, form)

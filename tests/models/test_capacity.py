@@ -19,6 +19,7 @@ from gemma_tune.models.memory import estimate
 from gemma_tune.models.shape import Shape, published_shape
 from gemma_tune.models.source import Source
 from gemma_tune.paths import ASSETS
+from gemma_tune.rl.rewards import size_of_reward_model
 
 SAMPLE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
 
@@ -108,7 +109,7 @@ def test_a_run_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     model = tmp_path / "huge"
     shutil.copytree(ASSETS / "tiny", model, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((model / "config.json").read_text("utf-8"))
-    config |= {"num_hidden_layers": 4000, "layer_types": ["full_attention"] * 4000, "hidden_size": 16384}
+    config |= {"num_hidden_layers": 400, "layer_types": ["full_attention"] * 400, "hidden_size": 16384}
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"never read")
     words = [f"model.model_name_or_path={model}", *SAMPLE, "tracker=none", f"output_dir={tmp_path / 'run'}"]
@@ -137,3 +138,44 @@ def test_weights_alone_must_fit() -> None:
     capacity.check_weights(cfg, shape, shape.parameters * 4.01 / 1024**3)
     with pytest.raises(UserError, match="in float32 need about"):
         capacity.check_weights(cfg, shape, shape.parameters * 3.99 / 1024**3)
+
+
+def test_the_models_beside_the_trained_one_count() -> None:
+    """A second copy where every weight is trained with a pull to it, and a reward model's files."""
+    words = ["data=arithmetic"]
+    cfg, shape = composed("grpo", "gemma3_270m_it", "train.beta=0.04", *words)
+    pulled = estimate(cfg, shape, False, 300, beside=1.5)
+    cfg, _ = composed("grpo", "gemma3_270m_it", *words)
+    plain = estimate(cfg, shape, False, 300)
+    assert pulled["reference"] == plain["weights"] and pulled["reward model"] == 1.5
+    assert pulled["total"] == pytest.approx(plain["total"] + plain["weights"] + 1.5)
+    cfg, _ = composed("grpo", "gemma3_270m_it", "train.beta=0.04", "adapter=lora", *words)
+    assert "reference" not in estimate(cfg, shape, False, 300)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [("grpo", "arithmetic"), ("dpo", "preferences"), ("reward_model", "preferences"), ("qat", "sample")],
+)
+def test_what_is_proposed_is_of_the_same_recipe(recipe: str, data: str) -> None:
+    words = ["model=gemma3_1b_it", f"data={data}"]
+    cfg = compose_config(recipe, words)
+    shape = published_shape(cfg.model.model_name_or_path)
+    assert shape is not None
+    with pytest.raises(UserError, match="What should fit:") as error:
+        capacity.check_memory(cfg, shape, False, 7.0)
+    proposed, more = words_of(str(error.value))
+    assert proposed is None and "adapter=lora" in more
+    capacity.check_memory(compose_config(recipe, [*words, *more]), shape, False, 7.0)
+
+
+def test_the_size_of_a_reward_model(tmp_path: Path) -> None:
+    folder = tmp_path / "run/export/reward_model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"0" * 2**20)
+    words = ["reward.model.weight=1", f"reward.model.model_name_or_path={tmp_path / 'run'}"]
+    assert size_of_reward_model(compose_config("grpo", words)) == 1 / 1024
+    assert (
+        size_of_reward_model(compose_config("grpo", [words[0], "reward.model.model_name_or_path=a-team/a-model"])) == 0
+    )
+    assert size_of_reward_model(compose_config("grpo")) == 0

@@ -65,7 +65,8 @@ def test_a_bad_row_met_while_training_leaves_the_run(tmp_path: Path) -> None:
     file = rows_of(tmp_path / "rows.jsonl", 300, "Row", 290)
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"rows\.jsonl:290: this line is not JSON"):
-        short_run("lora_sft", folder, *streamed(file), "train.save_steps=20", steps=100)
+        words = [*streamed(file), "train.save_steps=20", "train.per_device_train_batch_size=4"]
+        short_run("lora_sft", folder, *words, steps=100)
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "failed"
     assert any((folder / "checkpoints").glob("step-*")) and len(losses(folder)) > 20
 

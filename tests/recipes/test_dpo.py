@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_runs import losses, metrics, short_run
+from short_runs import hold_to_golden, losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune.errors import UserError
@@ -57,10 +57,11 @@ def test_first_loss_is_that_of_no_difference(run: Any) -> None:
 
 def test_run_folder(run: Any) -> None:
     mode, folder, result = run
+    hold_to_golden(f"dpo, {mode}", folder)
     stored = json.loads((folder / "result.json").read_text("utf-8"))
     assert stored["status"] == result.status == "finished" and stored["headline"]["name"] == "preference_accuracy"
     assert stored["metrics"]["after"]["preference_margin"] > stored["metrics"]["before"]["preference_margin"]
-    assert stored["metrics"]["data"]["training"]["rows"] == 16 and stored["metrics"]["after"]["preference_pairs"] == 8
+    assert stored["metrics"]["data"]["training"]["rows"] == 16 and stored["metrics"]["after"]["preference_pairs"] == 4
     expected = {"merged": "export/merged"} | ({} if mode == "full" else {"adapter": "adapter"})
     assert stored["artifacts"] == expected
     assert stored["metrics"]["export"]["export_kl"] < 0.1

@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = [w for w in MEASURED if not w.startswith(tuple(s.split("=")[0] for s in SHORT))]
     more = ["eval.evaluators=[held_out_loss,answers]", "export.dtype=float32", "train.learning_rate=8e-3"]
-    short_run("lora_sft", folder, *words, *more, "eval.max_new_tokens=24", steps=12)
+    short_run("lora_sft", folder, *words, *more, "data.max_eval_samples=8", "eval.max_new_tokens=24", steps=12)
     return folder
 
 

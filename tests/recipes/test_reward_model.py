@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_runs import losses, metrics, short_run
+from short_runs import hold_to_golden, losses, metrics, short_run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import gemma_tune
@@ -54,6 +54,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_run_folder(run: Any) -> None:
     mode, folder, result = run
+    hold_to_golden(f"reward_model, {mode}", folder)
     stored = json.loads((folder / "result.json").read_text("utf-8"))
     assert stored["status"] == "finished" and stored["headline"]["name"] == "reward_accuracy"
     assert stored["metrics"]["after"]["reward_margin"] > stored["metrics"]["before"]["reward_margin"]
@@ -65,7 +66,7 @@ def test_run_folder(run: Any) -> None:
     )
     assert result.metrics["after"]["reward_accuracy"] == 1.0, "held-out pairs are told apart after a few steps"
     after = json.loads((folder / "eval" / "after.json").read_text("utf-8"))
-    assert len(after["rows"]["reward_accuracy"]) == result.metrics["after"]["reward_pairs"] == 8
+    assert len(after["rows"]["reward_accuracy"]) == result.metrics["after"]["reward_pairs"] == 4
     report = (folder / "report.md").read_text("utf-8")
     assert "reward_accuracy" in report and "AutoModelForSequenceClassification" in report
     assert "recipe=chat" not in report, "it can't be talked to"

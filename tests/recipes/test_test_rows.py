@@ -19,7 +19,7 @@ SMALL = ["data.max_train_samples=4", "data.max_eval_samples=2", "train.per_devic
 
 def test_a_run_with_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    result = short_run("lora_sft", folder, *TESTED, *SMALL, steps=1)
+    result = short_run("lora_sft", folder, *TESTED, *SMALL, "eval.num_samples=2", steps=1)
     assert result.headline["name"] == "test_exact_match"
     for figures in (result.metrics["before"], result.metrics["after"], result.metrics["export"]):
         assert 0 <= figures["test_exact_match"] <= 1 and 0 <= figures["new_phrasings_exact_match"] <= 1

@@ -93,3 +93,40 @@ def test_a_reward_sees_calls_and_the_row(tmp_path: Path) -> None:
     assert task.tools and task.row["messages"] and "train.jsonl:" in task.where
     assert isinstance(completion.calls, tuple) and completion.tokens > 0
     assert "<end_of_turn>" not in completion
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=torch.arange(100, 140)[None]).logits
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "rloo"])
+def test_the_reference_is_the_model_as_it_begins(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what lies on the disk under the name in its config: another revision, or a model with towers."""
+
+    def read_again(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("TRL loads a reference")
+
+    monkeypatch.setattr(f"trl.trainer.{recipe}_trainer.create_model_from_path", read_again)
+    trainer = made(recipe, tmp_path / "run", *WORDS, "train.beta=0.1", "train.learning_rate=1e-3", "train.max_steps=3")
+    assert trainer.beta == trainer.args.beta == 0.1
+    begun = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(torch.equal(p, begun[n]) and not p.requires_grad for n, p in trainer.ref_model.named_parameters())
+    assert not all(torch.equal(p, begun[n]) for n, p in trainer.model.named_parameters())
+    kl = [line["kl"] for line in trainer.state.log_history if "loss" in line]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-5
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_copy_of_an_adapter_changes_no_base(init: str, tmp_path: Path) -> None:
+    """TRL's reference is initialised like the adapter that it copies, which would take these out of the base twice."""
+    words = [*WORDS, "train.beta=0.1", "adapter=lora", "adapter.r=4"]
+    plain, taken = (
+        made("grpo", tmp_path / name, *words, f"adapter.init_lora_weights={name}") for name in ("true", init)
+    )
+    torch.testing.assert_close(logits(taken.model), logits(plain.model), atol=1e-3, rtol=0)
+    taken.model.set_adapter("ref")
+    torch.testing.assert_close(logits(taken.model), logits(plain.model), atol=1e-3, rtol=0)
+    assert taken.model.peft_config["default"].init_lora_weights == init
