@@ -33,6 +33,7 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.launch import launch
 from gemma_tune.paths import CONFIGS
 from gemma_tune.runfolder import RunResult
+from gemma_tune.strict.schema import FIELDS, full_key
 from gemma_tune.strict.suggest import did_you_mean
 
 EXAMPLES = """\
@@ -101,7 +102,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
         elif value and name in allowed:
             problems.append(f"command line: {flag}: {name} takes no value.")
         elif value:
-            problems.append(f"command line: {flag}: keys stand without dashes: {name.strip('-')}={value}")
+            problems.append(f"command line: {flag}: keys stand without dashes: {full_key(name.strip('-'))}={value}")
+        elif name not in allowed and full_key(name.strip("-")) in FIELDS:
+            problems.append(f"command line: {flag}: keys stand without dashes: {full_key(name.strip('-'))}=VALUE")
         elif name not in allowed:
             problems.append(f"command line: there is no flag {name}.{did_you_mean(name, _FLAGS)} See --help.")
     if problems:

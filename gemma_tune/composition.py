@@ -89,6 +89,11 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     cfg.quant.teacher_folder = cfg.quant.teacher_folder and absolute(cfg.quant.teacher_folder)
     if e.kl.reference and resolve(e.kl.reference).is_dir():
         e.kl.reference = absolute(e.kl.reference)
+    r = cfg.reward
+    r.functions = {name: absolute(function) for name, function in r.functions.items()}
+    r.json_schema.schema_file = r.json_schema.schema_file and absolute(r.json_schema.schema_file)
+    if r.model.model_name_or_path and resolve(r.model.model_name_or_path).is_dir():
+        r.model.model_name_or_path = absolute(r.model.model_name_or_path)
     cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]
     m = cfg.model
     if is_gguf(m.model_name_or_path) or resolve(m.model_name_or_path).is_dir():

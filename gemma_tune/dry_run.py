@@ -47,13 +47,13 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         if source.folder is not None:
             raise
         # A checkpoint that isn't downloaded yet is no reason to leave the rows unread.
-        training = None if cfg.data.streaming else reading.training(cfg.data)
+        training = None if cfg.data.streaming or cfg.data.generator else reading.training(cfg.data)
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
         return read, [f"Tokens are not counted: {error}"]
     if cfg.method == "rl":
         records, prompts = read_prompts(cfg.data, read_tests(cfg.data))
-        tasks = Tasks(records, tokenizer, sys.maxsize)
+        tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.on_bad_row == "skip" else None)
         _prepare(cfg, tokenizer, Rows())
         longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
         return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")

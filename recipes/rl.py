@@ -17,7 +17,7 @@ from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
-from gemma_tune.models.hardware import check_hardware
+from gemma_tune.models.hardware import check_hardware, check_vllm
 from gemma_tune.models.load import (
     check_vocabulary,
     family_of,
@@ -61,6 +61,7 @@ def run(cfg: Config) -> RunResult:
     source, device = find_source(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     config = load_config(source)
+    check_vllm(cfg, family_of(source).has_towers)
     shape, mixed, free = shape_of(config), mixed_precision(cfg, device), free_memory(device)
     beside = size_of_reward_model(cfg)
     check_memory(cfg, shape, mixed, free, beside)
@@ -71,7 +72,7 @@ def run(cfg: Config) -> RunResult:
         room = config.get_text_config().max_position_embeddings - (cfg.train.max_completion_length or 0)
         tests = read_tests(cfg.data)
         records, prompts = read_prompts(cfg.data, tests)
-        tasks = Tasks(records, tokenizer, room)
+        tasks = Tasks(records, tokenizer, room, prompts.refused if cfg.data.on_bad_row == "skip" else None)
         evaluators = prepare(cfg, tokenizer, Rows(), tests)
         scorer = scorer_of(cfg, device)
 
@@ -87,7 +88,7 @@ def run(cfg: Config) -> RunResult:
     needs = estimate(cfg, shape, mixed, longest, beside)["total"]
     samples = Samples(folder.evals / "completions.jsonl")
     with folder.nothing_left():
-        arguments = rl_arguments(cfg, folder, device)
+        arguments = rl_arguments(cfg, folder, device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, tokenizer, tasks, scorer, samples.add)
         checks = preflight(
             Looked(cfg, model, tokenizer, tasks.rows(1000), counts, shape, True, (needs, free)), WITHOUT_ANSWERS

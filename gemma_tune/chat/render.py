@@ -75,6 +75,8 @@ def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, think
 def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> str:
     """The same as text, with `<bos>` in it."""
     form = form_of(tokenizer)
+    if thinking and not form.thinking:
+        raise Unrenderable(f"{form.families} isn't asked to think: leave data.enable_thinking out.")
     return conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)[0]
 
 

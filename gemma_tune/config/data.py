@@ -81,9 +81,16 @@ class DataConfig:
     max_eval_samples: int | None = option(None, "Evaluate on only the first so many held-out rows.", at_least=1)
     messages_column: str = option("messages", "messages: the field with the conversation.")
     tools_column: str = option("tools", "messages: the field with the tools; rows may lack it.")
-    prompt_column: str | None = option(None, "columns: the field with the user's side.")
+    prompt_column: str | None = option(None, "columns: the field with the user's side: a text, or messages.")
     completion_column: str | None = option(None, "columns: the field with the answer.")
     system_column: str | None = option(None, "columns: the field with the system text, if any.")
+    prompts_only: bool = option(
+        False,
+        "RL: rows need no answer, as for rewards that look at the completion alone; one that is there stays.",
+    )
+    enable_thinking: bool = option(
+        False, "RL and its evaluation: prompts ask the model to think before it answers (Gemma 4)."
+    )
     text_column: str = option("text", "text: the field with the running text.")
 
     def named(self) -> dict[str, str]:

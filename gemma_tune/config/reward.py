@@ -12,6 +12,8 @@ REWARDS = (
     "math", "exact", "tool_call", "code", "reasoning_gym", "json_schema", "model", "format", "language", "length",
     "repetition",
 )  # fmt: skip
+# Those that say whether an answer is right
+RIGHT = ("math", "exact", "tool_call", "code", "reasoning_gym", "json_schema")
 _WEIGHT = "Weight in the sum; 0: not used."
 
 
@@ -162,7 +164,8 @@ class RewardConfig:
     )
 
     def weighted(self) -> dict[str, float]:
-        """The weights of the rewards that are used, by name, ours first."""
+        """The weights of the rewards that are used, by name: what is right or wrong first, which heads the report."""
         ours = {name: float(getattr(self, name).weight) for name in REWARDS}
         yours = {name: float(self.weights.get(name, 1.0)) for name in self.functions}
-        return {name: weight for name, weight in (ours | yours).items() if weight}
+        right = {name: ours.pop(name) for name in REWARDS if name in RIGHT}
+        return {name: weight for name, weight in (right | yours | ours).items() if weight}

@@ -12,7 +12,9 @@ from gemma_tune.data.sources import Source, rows_of
 
 # Pairs of a question's and an answer's field that are seen often, for the message.
 _PAIRS = [
-    ("question", "answer"), ("instruction", "response"), ("query", "response"), ("input", "output"),
+    ("prompt", "answer"), ("prompt", "solution"), ("prompt", "ground_truth"), ("problem", "solution"),
+    ("problem", "answer"), ("question", "answer"), ("instruction", "response"), ("query", "response"),
+    ("input", "output"),
     ("prompt", "response"), ("question", "response"), ("input", "target"), ("source", "target"),
 ]  # fmt: skip
 
@@ -45,4 +47,5 @@ def refuse_rows(source: Source) -> Iterator[BadRow]:
             f"{where}: the fields {', '.join(fields) or '(none)'} are those of no known format (messages; "
             "conversations; prompt and completion; chosen and rejected; instruction and output; text). For a question "
             f"and its answer: data=columns data.prompt_column={prompt} data.completion_column={completion}."
+            + (" For prompts alone, with rewards: data.prompts_only=true." if "prompt" in fields else "")
         )

@@ -6,23 +6,32 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.prompt_completion import as_messages
+from gemma_tune.data.records import BadRow, Record, checked_messages
 from gemma_tune.data.sources import Source, each, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
     """What a row must have; nothing as long as the columns aren't named."""
+    if data.prompts_only and data.prompt_column and not data.completion_column:
+        return (data.prompt_column,)
     return (data.prompt_column, data.completion_column) if data.prompt_column and data.completion_column else ()
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one conversation of one turn a row."""
-    assert data.prompt_column and data.completion_column  # `strict` has asked for both
+    """Yields one conversation a row: of one turn, or of messages with the answer behind them."""
+    asked = data.prompt_column
+    assert asked  # `strict` has asked for it
     keys = {"system": data.system_column, "user": data.prompt_column, "assistant": data.completion_column}
     names = {"system": "data.system_column", "user": "data.prompt_column", "assistant": "data.completion_column"}
 
     def record(where: str, row: dict[str, Any]) -> Record:
-        said = [(role, text_field(row, key, where, names[role])) for role, key in keys.items() if key]
-        return Record(where, messages=[{"role": role, "content": text} for role, text in said])
+        messages: list[dict[str, Any]] = []
+        for role, key in keys.items():
+            if key and role == "user" and isinstance(row.get(key), list):
+                messages += as_messages(row[key], role, key, where)
+            elif key:
+                messages.append({"role": role, "content": text_field(row, key, where, names[role])})
+        return Record(where, messages=checked_messages(messages, where, answered=not data.prompts_only))
 
     return each(source, record)

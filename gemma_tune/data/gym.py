@@ -49,7 +49,7 @@ class GymTasks(Sequence[Record]):
             options = ", ".join(k for k in DATASETS[self.name][1].__dataclass_fields__ if k not in ("seed", "size"))
             reason = str(error).removeprefix(f"{DATASETS[self.name][1].__name__}.__init__() ")
             raise UserError(f"data.generator_options: {self.name}: {reason}; its options: {options}.") from error
-        self._count, self._without = count, frozenset(without)
+        self._count, self._without, self._thinking = count, frozenset(without), data.enable_thinking
 
     def __len__(self) -> int:
         return self._count
@@ -79,9 +79,8 @@ class GymTasks(Sequence[Record]):
         messages = [{"role": "user", "content": entry["question"]}]
         if entry.get("answer"):  # some generators have a verifier only
             messages.append({"role": "assistant", "content": str(entry["answer"])})
-        record = Record(f"{self.name}:{place}", messages=messages)
-        record.row.update(dataset=self.name, entry=entry)
-        return record
+        row = {"dataset": self.name, "entry": entry}
+        return Record(f"{self.name}:{place}", messages=messages, thinking=self._thinking, row=row)
 
 
 def training_tasks(data: DataConfig) -> GymTasks:

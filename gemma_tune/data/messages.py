@@ -24,7 +24,8 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one record a row."""
 
     def record(where: str, row: dict[str, Any]) -> Record:
-        messages = checked_messages(field(row, data.messages_column, where, _ELSE), where)
+        given = field(row, data.messages_column, where, _ELSE)
+        messages = checked_messages(given, where, answered=not data.prompts_only)
         return Record(where, messages=messages, tools=checked_tools(row.get(data.tools_column), where))
 
     return each(source, record)

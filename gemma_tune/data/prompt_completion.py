@@ -13,7 +13,7 @@ from gemma_tune.data.sources import Source, each, field
 
 def fields(data: DataConfig) -> tuple[str, ...]:
     """What a row must have."""
-    return ("prompt", "completion")
+    return ("prompt",) if data.prompts_only else ("prompt", "completion")
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -25,8 +25,10 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     def record(where: str, row: dict[str, Any]) -> Record:
         asked = as_messages(field(row, "prompt", where), "user", "prompt", where)
         asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
-        answered = as_messages(field(row, "completion", where), "assistant", "completion", where)
-        messages = checked_messages([*asked, *answered], where)
+        answered = []
+        if "completion" in row or not data.prompts_only:
+            answered = as_messages(field(row, "completion", where), "assistant", "completion", where)
+        messages = checked_messages([*asked, *answered], where, answered=not data.prompts_only)
         return Record(where, messages=messages, tools=checked_tools(row.get("tools"), where))
 
     return each(source, record)

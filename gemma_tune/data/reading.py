@@ -54,6 +54,8 @@ class Part:
         sets = [partial(self._set, key, name) for key, name in self.names.items()]
         weights = [self.data.weights.get(key.rpartition(".")[2], 1.0) for key in self.names]
         rows = sets[0]() if len(sets) == 1 else interleave(sets, weights, self.data.stopping_strategy)
+        if self.data.enable_thinking:
+            rows = (replace(row, thinking=True) for row in rows)
         return islice(rows, self.limit)
 
     def sources(self) -> list[Source]:
@@ -151,12 +153,14 @@ def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             yield record
             continue
         try:
-            messages = checked_messages(record.messages, record.where)
+            messages = checked_messages(record.messages, record.where, answered=not data.prompts_only)
             if record.rejected is None:
-                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+                made = replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
             else:
                 other = [*record.prompt, *record.rejected]
-                yield pair(record.where, messages, other, checked_tools(record.tools, record.where))
+                made = pair(record.where, messages, other, checked_tools(record.tools, record.where))
+            made.row.update(record.row)
+            yield made
         except BadRow as error:
             yield error
 

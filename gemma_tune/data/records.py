@@ -25,6 +25,7 @@ class Record:
         tools: Function schemas in the OpenAI form, or None.
         rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
         where: File and line, for messages to the user.
+        thinking: Whether the prompt asks the model to think.
         row: The row as it stood in the file, where a format of ours read it; rewards look at it.
     """
 
@@ -33,7 +34,8 @@ class Record:
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
     rejected: list[dict[str, Any]] | None = None
-    row: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    thinking: bool = False
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
@@ -211,7 +213,9 @@ def checked_messages(messages: Any, where: str, answered: bool = True) -> list[d
         clean.append(entry)
     _check_order([m["role"] for m in clean], where)
     if answered and all(m["role"] != "assistant" or m.get("weight") == 0 for m in clean):
-        raise BadRow(f"{where}: there is no assistant message to learn from.")
+        raise BadRow(
+            f"{where}: there is no assistant message to learn from (data.prompts_only=true: rewards need none)."
+        )
     return clean
 
 

@@ -38,7 +38,8 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         messages = [_message(m, i, where) for i, m in enumerate(said, start=1)]
         if row.get("system") and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": row["system"]})
-        return Record(where, messages=checked_messages(messages, where), tools=_tools(row.get("tools"), where))
+        messages = checked_messages(messages, where, answered=not data.prompts_only)
+        return Record(where, messages=messages, tools=_tools(row.get("tools"), where))
 
     return each(source, record)
 

@@ -27,7 +27,7 @@ def row_ids(records: Sequence[Record]) -> list[str]:
 def prompt_ids(tokenizer: Any, record: Record) -> list[int]:
     """Token ids of a record's prompt: a conversation up to its last answer, or the first half of a text."""
     if record.messages is not None:
-        return render_prompt(tokenizer, record.prompt, record.tools)
+        return render_prompt(tokenizer, record.prompt, record.tools, record.thinking)
     ids = render_text(tokenizer, record.text or "").input_ids
     return ids[: max(1, len(ids) // 2)]
 

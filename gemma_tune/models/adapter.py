@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
@@ -21,6 +22,8 @@ from gemma_tune.models.shape import is_expert
 from gemma_tune.models.source import Source
 
 ALL_LINEAR = "all-linear"
+# The name that TRL gives to the copy of an adapter that is its reference
+_REFERENCE = "ref"
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,27 @@ def _check_reach(model: Any) -> None:
     for name, module in model.get_base_model().named_modules():
         if hasattr(module, "lora_A") and (name == "lm_head" or isinstance(module.get_base_layer(), nn.Embedding)):
             raise UserError(f"adapter.target_modules reaches {name}: head and embedding are one matrix.")
+
+
+@contextlib.contextmanager
+def plain_copies(model: Any) -> Iterator[None]:
+    """What copies the model's adapter begins the copy with zeros, before it fills it.
+
+    TRL's copy, its reference, would be initialised like the first one, and with PiSSA and OLoRA that changes the base
+    once more.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    init, config.init_lora_weights = config.init_lora_weights, True
+    try:
+        yield
+    finally:
+        config.init_lora_weights = init
+
+
+def drop_reference(model: Any) -> None:
+    """Takes TRL's copy of the adapter, its reference, off the model, where there is one."""
+    if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
+        model.delete_adapter(_REFERENCE)

@@ -156,7 +156,7 @@ class AdapterSaver:
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
         kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
-        model.save_pretrained(folder, **kwargs)
+        model.save_pretrained(folder, selected_adapters=["default"], **kwargs)  # and not TRL's copy of it
         if self._with_towers:
             _use_published_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all

@@ -132,7 +132,11 @@ def _small_batches(cfg: Config) -> _Words:
     t = cfg.train
     if (t.per_device_train_batch_size or 1) > 1:
         t.gradient_accumulation_steps *= t.per_device_train_batch_size or 1
+        several = t.per_device_train_batch_size or 1
         t.per_device_train_batch_size = 1
+        if cfg.method == "rl" and t.steps_per_generation:  # as many completions a generation as before
+            t.steps_per_generation *= several
+            yield "generation", f"train.steps_per_generation={t.steps_per_generation}"
         yield "batch", "train.per_device_train_batch_size=1"
         yield "accumulation", f"train.gradient_accumulation_steps={t.gradient_accumulation_steps}"
 

@@ -61,3 +61,17 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
     if on_gpu and model.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         problems.append("model.dtype=bfloat16: this GPU has no bfloat16; use float32.")
     return problems
+
+
+def check_vllm(cfg: Config, with_towers: bool) -> None:
+    """Raises UserError where vLLM would hold another model than the one that is trained.
+
+    Args:
+        cfg: The configuration.
+        with_towers: Whether the checkpoint has towers, which vLLM would load and we don't.
+    """
+    if cfg.train.use_vllm and with_towers:
+        raise UserError(
+            f"train.use_vllm=true: {cfg.model.model_name_or_path} has towers for images or audio; vLLM would load it "
+            "whole, under names that the trained language part hasn't. Leave train.use_vllm out."
+        )

@@ -63,3 +63,17 @@ def same_random_state() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """The model without the mixed precision that accelerate puts around its forward pass, as before training."""
+    own, mixed = (vars(model).get(name) for name in ("_original_forward", "forward"))
+    if own is None or mixed is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = mixed

@@ -36,6 +36,7 @@ folder = {folder!r}
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")  # the base, with the adapter on it
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
+_PROMPTS = "data=auto data.prompts_only=true data.train_file=PROMPTS data.test_files.test=HELD_OUT_PROMPTS"
 _REWARD_MODEL = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -141,7 +142,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Text("The reward model, with Transformers; this run loaded it so:"),
             Code(_REWARD_MODEL.format(folder=str(place)), "python"),
             Text("As a reward:"),
-            Code(f"python -m gemma_tune recipe=grpo reward.model.weight=1 {named}", "bash"),
+            Code(f"python -m gemma_tune recipe=grpo reward=model {named} {_PROMPTS}", "bash"),
         ]
     if "merged" in artifacts:
         blocks += [

@@ -17,8 +17,7 @@ it doesn't know what would be right.
 Time: a test takes `timeout` at most, and what is left of a completion's tests counts as failed once failed ones have
 taken twice that, two time-outs for example. So a completion takes 3 × `timeout` where nothing passes, and at most
 tests × `timeout` where all pass just in time, besides the starts (0.05 s each). A batch has a worker for each CPU that
-this process may use, or for its share of them where a launcher says how many processes are on this machine
-(LOCAL_WORLD_SIZE). An interrupt ends a batch after the tests that run at that moment.
+this process may use. An interrupt ends a batch after the tests that run at that moment.
 """
 
 from __future__ import annotations
@@ -94,10 +93,9 @@ def prepare(options: CodeReward) -> Reward:
 
 
 def _workers() -> int:
-    """This process's share of the CPUs that it may use, at least one."""
+    """The CPUs that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cpus // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def code_of(text: str) -> str:

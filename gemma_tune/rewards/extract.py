@@ -59,7 +59,6 @@ _SHORT_WORD = re.compile(
 )
 # They join formulas.
 _JOINING = ("and", "or", "to")
-_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _UNITS_BEHIND = re.compile(r"(?<=[\d)}\]])(?:\s{1,3}[A-Za-z]{2,30}){1,4}$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 

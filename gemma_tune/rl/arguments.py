@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,16 @@ _BOTH = (
 )  # fmt: skip
 
 
-def rl_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> GRPOConfig | RLOOConfig:
+def rl_arguments(
+    cfg: Config, folder: RunFolder, device: torch.device, stops: Sequence[int] = ()
+) -> GRPOConfig | RLOOConfig:
     """The trainer's arguments; what is null is left to TRL.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder.
+        device: Where it is trained.
+        stops: The ids that end an answer. vLLM is told; Transformers has them in the model's generation config.
 
     Raises:
         UserError: TRL refuses a value.
@@ -27,8 +36,13 @@ def rl_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> GRPOCo
     grpo = cfg.train.algorithm == "grpo"
     named = {name: getattr(cfg.train, name) for name in (*_BOTH, *(_ONLY_GRPO if grpo else ()))}
     own: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if grpo:
+        own["use_bias_correction_kl"] = False  # TRL's default weighs the KL by the ratio, which no paper of GRPO's does
     own |= {
         "reward_weights": list(cfg.reward.weighted().values()),
         "log_completions": False,  # would print tables between the bar's lines; ours are in eval/completions.jsonl
     }
-    return arguments(GRPOConfig if grpo else RLOOConfig, cfg, folder, device, own)
+    made = arguments(GRPOConfig if grpo else RLOOConfig, cfg, folder, device, own)
+    if cfg.train.use_vllm:
+        made.generation_kwargs = {"stop_token_ids": list(stops), **(made.generation_kwargs or {})}
+    return made

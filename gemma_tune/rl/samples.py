@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.runfolder import is_main_process
-
 _KEPT, _SHOWN = 8, 4  # of one generation: in the file, and in tables
 
 
@@ -28,17 +26,14 @@ class Samples:
         Args:
             resumed_step: The step that the run is resumed from, or None.
         """
-        if not is_main_process():
-            return
         kept = [] if resumed_step is None else [row for row in read(self._file) if row["step"] < resumed_step]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def add(self, completions: Sequence[dict[str, Any]]) -> None:
         """Keeps the first few of a generation."""
-        if is_main_process():
-            with self._file.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, completions[:_KEPT]))
+        with self._file.open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, completions[:_KEPT]))
 
     def shown(self) -> list[dict[str, Any]]:
         """Those for tables; see `first_and_last`."""

@@ -17,7 +17,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 
-_LOOKED_AT, _MADE = 10_000, 100  # prompts that are rendered before training; and of those that are made when asked for
+_MADE = 100  # of prompts that are made when they are asked for, so many are rendered before training
 
 
 def task_of(record: Record) -> Task:
@@ -53,18 +53,34 @@ class Tasks:
         records: The rows, at hand or made when they are asked for.
         tokenizer: The tokenizer, with a template that we know.
         longest: Tokens of a prompt at most.
+        refused: Takes what is wrong with rows that can't be used, which are left out; without it one ends the reading.
 
     Raises:
         UserError: A row that isn't a conversation, has no place in the model's chats, or is too long.
     """
 
-    def __init__(self, records: Sequence[Record], tokenizer: Any, longest: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], tokenizer: Any, longest: int, refused: dict[str, None] | None = None
+    ) -> None:
         self._records, self._tokenizer, self._longest = records, tokenizer, longest
-        self.looked_at = min(len(records), _LOOKED_AT if isinstance(records, list) else _MADE)
+        self._made = not isinstance(records, list)
+        self.looked_at = min(len(records), _MADE) if self._made else len(records)
         self.longest_prompt = self.highest_id = 0
-        for i in tqdm(range(self.looked_at), "prompts", disable=None, leave=False):
-            ids = self._ids(i)
+        used = []
+        for i in tqdm(range(self.looked_at), "prompts", unit=" rows", disable=None, leave=False):
+            try:
+                ids = self._ids(i)
+            except UserError as error:
+                if refused is None:
+                    raise
+                refused[str(error)] = None
+                continue
+            used.append(records[i])
             self.longest_prompt, self.highest_id = max(self.longest_prompt, len(ids)), max(self.highest_id, *ids)
+        if not used:
+            raise UserError(f"data.train_file: no row can be used. The first: {next(iter(refused or {}), '')}")
+        if not self._made:
+            self._records, self.looked_at = used, len(used)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -86,7 +102,7 @@ class Tasks:
         if record.messages is None:
             raise UserError(f"{record.where} is running text, and there is nothing in it to answer.")
         try:
-            return prompt_text(self._tokenizer, record.prompt, record.tools)
+            return prompt_text(self._tokenizer, record.prompt, record.tools, record.thinking)
         except (Unrenderable, TemplateError) as error:
             raise UserError(f"{record.where}: {error}") from error
 
@@ -110,6 +126,8 @@ class Tasks:
         """The rows as a trainer of TRL's takes them: `prompt` as text, and `row`, the row's place."""
 
         def rendered(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            for i in batch["row"] if self._made else ():
+                self._ids(i)  # those at hand were looked at
             return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
 
         return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)

@@ -11,18 +11,19 @@ from itertools import islice
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
 from peft import PeftModel
 from transformers import TrainerCallback
 from trl import GRPOTrainer, RLOOTrainer
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, said
 from gemma_tune.train.guard import Guard
-from gemma_tune.train.safe import SafeTrainer, build, plain_copies
+from gemma_tune.train.safe import SafeTrainer, build
 
 # What a step is made of: completions, their log-probabilities, their rewards, and the update.
 PARTS = ("generate", "score", "reward", "update")
@@ -63,6 +64,19 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self._seconds["update"] += time.perf_counter() - self._begun
 
 
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's order of the prompts, which hangs on the seed and the epoch, so that a resumed run has it, too.
+
+    TRL draws an order at each beginning from one generator, and a run that is resumed in its third epoch would begin
+    with that of the first.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch, from 0; whoever iterates says it beforehand."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + epoch)
+
+
 class RewardedTrainer(SafeTrainer):
     """Stands before GRPOTrainer or RLOOTrainer, and:
 
@@ -100,6 +114,8 @@ class RewardedTrainer(SafeTrainer):
             settings.beta = 0.0  # TRL loads no reference
         with plain_copies(model):
             super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
+        if not beta:  # RLOOTrainer makes one that nobody asks
+            drop_reference(self.model)
         if reference is not None:
             wide = getattr(settings, "cast_lm_head_to_fp32", False)  # RLOO has no such option
             add_fused_lm_head(reference.eval().requires_grad_(False), self.temperature, wide)
@@ -126,6 +142,17 @@ class RewardedTrainer(SafeTrainer):
         self._seconds["update"] += time.perf_counter() - begun - (sum(self._seconds.values()) - others)
         return loss
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> EpochSampler:
+        theirs = super()._get_train_sampler(*args, **kwargs)
+        names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        return EpochSampler(**{name: getattr(theirs, name) for name in names})
+
+    def release(self) -> None:
+        """As `SafeTrainer`, and gives back the reference's memory, too."""
+        self.ref_model = None
+        drop_reference(self.model)
+        super().release()
+
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
@@ -141,7 +168,7 @@ class RewardedTrainer(SafeTrainer):
         return found
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """The scores of all processes' completions, [N, rewards]; a row of NaN where one failed."""
+        """The completions' scores, [N, rewards]; a row of NaN where one failed."""
         with self._timed("reward"):
             stops = frozenset(self.eos_token_ids)
             tasks = [self._tasks[row["row"]] for row in inputs]
@@ -153,27 +180,25 @@ class RewardedTrainer(SafeTrainer):
             for name in names:
                 self._metrics["train"][f"rewards/{name}/failed"].append(scores.share_failed(name))
             self._keep(
-                gather_object(
-                    [
-                        {
-                            "step": self.state.global_step,
-                            "where": task.where,
-                            "prompt": task.prompt[-1].get("content", "") if task.prompt else "",
-                            "completion": str(answer),
-                            "stopped": answer.stopped,
-                            **{f"reward.{name}": value for name, value in row.items()},
-                            "reward": weighted_sum(row, self._scorer.weights) if scores.complete(i) else None,
-                            "failed": {name: why[i] for name, why in scores.failed.items() if i in why},
-                        }
-                        for i, (task, answer, row) in enumerate(zip(tasks, answers, rows, strict=True))
-                    ]
-                )
+                [
+                    {
+                        "step": self.state.global_step,
+                        "where": task.where,
+                        "prompt": content_text(task.prompt[-1]),
+                        "completion": str(answer),
+                        "stopped": answer.stopped,
+                        **{f"reward.{name}": value for name, value in row.items()},
+                        "reward": weighted_sum(row, self._scorer.weights) if scores.complete(i) else None,
+                        "failed": {name: why[i] for name, why in scores.failed.items() if i in why},
+                    }
+                    for i, (task, answer, row) in enumerate(zip(tasks, answers, rows, strict=True))
+                ]
             )
             values = [
                 [float("nan") if row[name] is None or not scores.complete(i) else row[name] for name in names]
                 for i, row in enumerate(rows)
             ]
-            return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))
+            return torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's figures, and what the parts of a step took since the last line, in seconds a step."""

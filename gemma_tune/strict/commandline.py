@@ -39,7 +39,10 @@ def _values(override: Override) -> list[Any]:
 def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
     options = options_of(group, config_dirs)
     if not isinstance(value, str) or value in options:
-        return None if isinstance(value, str) else f"{WHERE}: {group}={value} names no option of {group}."
+        if isinstance(value, str):
+            return None
+        mixed = "; mix by weights: reward.math.weight=1 reward.format.weight=0.2" if group == "reward" else ""
+        return f"{WHERE}: {group}={value}: name one option, of {', '.join(sorted(options))}{mixed}."
     for root in config_dirs:
         stray = root / f"{value}.yaml"
         if group == "recipe" and stray.is_file() and root.name == "recipe":
@@ -77,6 +80,8 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
 
 def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
     """All problems of the `key=value` words that can be seen without composing."""
+    if "=" in words:  # `key = value`
+        return [f"{WHERE}: write key=value without blanks around the `=`, and quotes around a value with blanks."]
     found = []
     parser = OverridesParser.create()
     for word in map(quoted, words):
@@ -84,7 +89,8 @@ def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
             found.append(_check(parser.parse_override(word), config_dirs))
         except HydraException as error:
             if "=" not in word:
-                found.append(f"{WHERE}: `{word}` is not of the form key=value.{did_you_mean(word, GROUPS)}")
+                recipe = f" Did you mean recipe={word}?" if word in options_of("recipe", config_dirs) else ""
+                found.append(f"{WHERE}: `{word}` is not of the form key=value.{recipe or did_you_mean(word, GROUPS)}")
             else:
                 reason = str(error).splitlines()[0]
                 found.append(

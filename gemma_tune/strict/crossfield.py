@@ -126,12 +126,17 @@ def _data(cfg: Config) -> Iterator[str]:
     several = [name for name, file in d.train_files.items() if file]
     for key, counts in (
         ("shuffle_buffer_size", d.streaming), ("stopping_strategy", len(several) > 1),
-        ("system_column", bool(d.prompt_column and d.completion_column)),
+        ("system_column", bool(d.prompt_column and (d.completion_column or d.prompts_only))),
     ):  # fmt: skip
         if getattr(d, key) != getattr(DataConfig(), key) and not counts:
             yield f"data.{key} has no effect here; leave it out."
+    only_rewards = set(cfg.eval.evaluators) <= {"rewards"} and set(cfg.eval.while_training) <= {"rewards"}
+    if d.prompts_only and not (cfg.method in ("rl", "evaluate", "compare") and only_rewards):
+        yield "data.prompts_only=true: rows without answers are for rewards (recipe=grpo, eval.evaluators=[rewards])."
+    if d.enable_thinking and cfg.method not in ("rl", "evaluate", "compare"):
+        yield f"data.enable_thinking=true has no effect with recipe={cfg.recipe}; leave it out."
     if d.format == "columns":
-        for key in ("prompt_column", "completion_column"):
+        for key in ("prompt_column", *(() if d.prompts_only else ("completion_column",))):
             if not getattr(d, key):
                 yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
 
@@ -203,7 +208,7 @@ def _best(cfg: Config) -> Iterator[str]:
         yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
     if cfg.method == "reward_model":  # its figures are its own
         return
-    tests = [name for name, file in cfg.data.test_files.items() if file]
+    tests = ["test"] if cfg.data.generator else [name for name, file in cfg.data.test_files.items() if file]
     figures = {
         "held_out_loss": ["held_out_loss", "perplexity"],
         "rewards": [f"{name}_{kind}" for name in tests for kind in (*cfg.reward.weighted(), "stopped")],

@@ -59,6 +59,8 @@ def reward_problems(cfg: Config) -> Iterator[str]:
             yield missing_path("reward.model.model_name_or_path", path, "folder")
     if r.json_schema.weight and r.json_schema.schema_file and not resolve(r.json_schema.schema_file).is_file():
         yield missing_path("reward.json_schema.schema_file", r.json_schema.schema_file, "file")
+    if r.format.weight and r.format.form == "thinking" and not cfg.data.enable_thinking:
+        yield "reward.format.form=thinking: no prompt asks the model to think; set data.enable_thinking=true, too."
     known = ("boxed", "answer", "hashes", "plain")
     for form in r.math.formats:
         if form not in known:
@@ -74,6 +76,12 @@ def rl_problems(cfg: Config) -> Iterator[str]:
             f"train.num_generations={t.num_generations}: a generation has {completions} completions "
             "(per_device_train_batch_size times steps_per_generation), which is no multiple of it."
         )
+    passes, accumulated = t.passes_per_generation * t.num_iterations, t.gradient_accumulation_steps
+    if passes % accumulated and accumulated % passes:
+        yield (
+            f"train.gradient_accumulation_steps={accumulated}: a generation is used for {passes} passes "
+            "(steps_per_generation times num_iterations), and one must be a multiple of the other."
+        )
     period = t.generation_period
     kept = {"save_steps": t.save_steps, "eval_steps": t.eval_steps if t.metric_for_best_model else None}
     for key, steps in kept.items():
@@ -84,6 +92,8 @@ def rl_problems(cfg: Config) -> Iterator[str]:
             )
     if t.use_vllm and importlib.util.find_spec("vllm") is None:
         yield "train.use_vllm=true: vLLM is not installed; pip install 'trl[vllm]', or leave it out."
+    if t.use_vllm and cfg.model.load_in_4bit:
+        yield "train.use_vllm=true with model.load_in_4bit=true: vLLM can't take 4-bit weights over; leave one out."
     if t.train_sampling_strategy != "random":
         yield f"train.train_sampling_strategy has no effect with recipe={cfg.recipe}; leave it out."
     if d.streaming:

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.config import Config
-from gemma_tune.strict.suggest import did_you_mean, suggest_key
-from gemma_tune.strict.trainer_options import problems_of_extra
+from gemma_tune.strict.suggest import INSTEAD, OTHER_TOOLS, did_you_mean, suggest_key
+from gemma_tune.strict.trainer_options import of_the_trainer, problems_of_extra
 
 GROUPS = ("recipe", *(f.name for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING))
 
@@ -51,7 +51,16 @@ def unknown_key(key: str, where: str) -> str | None:
     """The message for a key that the schema lacks, or None."""
     if key in FIELDS or is_open(key) or key in GROUPS:
         return None
-    return f"{where}: there is no key `{key}`.{suggest_key(key, [*FIELDS, *GROUPS])}"
+    above, _, last = key.rpartition(".")
+    hint = ""
+    if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(key) not in FIELDS):
+        hint = of_the_trainer(last)
+    return f"{where}: there is no key `{key}`.{hint or suggest_key(key, [*FIELDS, *GROUPS])}"
+
+
+def full_key(name: str) -> str:
+    """The first key that is this name or ends with it; else the name as it is."""
+    return name if name in FIELDS else next((key for key in FIELDS if key.rpartition(".")[2] == name), name)
 
 
 def wrong_value(key: str, value: Any, where: str) -> str | None:
@@ -66,7 +75,7 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
         defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
         value = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
     except OmegaConfBaseException:
-        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}."
+        return _wrong_type(key, kind, value, where)
     if value is None:
         return None
     if key == "model.dtype" and value in ("float16", "fp16", "half"):
@@ -85,6 +94,15 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
         if limit is not None and broken(value, limit):
             return f"{where}: {key} must be {words} {limit:g}, not {value:g}."
     return None
+
+
+def _wrong_type(key: str, kind: Any, value: Any, where: str) -> str:
+    if typing.get_origin(kind) is not dict:
+        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}."
+    if not isinstance(value, dict):
+        return f"{where}: {key} holds values by name: write {key}.NAME={value}."
+    inner = typing.get_args(kind)[1]
+    return "; ".join(f"{where}: {key}.{name} must be {_type_name(inner)}, not {v!r}." for name, v in value.items())
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:

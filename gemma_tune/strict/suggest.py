@@ -72,6 +72,32 @@ OTHER_TOOLS = {
     "dataset_format": "data.format",
     "evaluation": "eval",
     "logger": "tracker",
+    "kl_coef": "train.beta",
+    "kl_loss_coef": "train.beta",
+    "group_size": "train.num_generations",
+    "rollout_n": "train.num_generations",
+    "num_samples_per_prompt": "train.num_generations",
+    "num_return_sequences": "train.num_generations",
+    "max_response_length": "train.max_completion_length",
+    "clip_eps": "train.epsilon",
+    "clip_range": "train.epsilon",
+    "clip_ratio": "train.epsilon",
+    "pref_beta": "train.beta",
+    "dpo_beta": "train.beta",
+    "pref_loss": "train.loss_type",
+    "rl": "recipe",
+    "stage": "recipe",
+    "finetuning_type": "adapter",
+}
+# Names of other tools that no key of ours stands for, and what to do instead.
+INSTEAD = {
+    "max_prompt_length": "prompts are never cut; one that is too long for the model is named, with its row",
+    "reward_funcs": "set reward.functions.NAME=path/to/file.py:function, or choose reward=OPTION",
+    "chosen_column": "pairs have fields named prompt, chosen and rejected",
+    "rejected_column": "pairs have fields named prompt, chosen and rejected",
+    "rpo_alpha": "set train.loss_type=sigmoid+sft, with train.extra.loss_weights",
+    "simpo_gamma": "TRL's DPOTrainer has no SimPO",
+    "reference_free": "the reference is the model as it began",
 }
 
 

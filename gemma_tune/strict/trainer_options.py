@@ -11,7 +11,7 @@ from typing import Any
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.train import TRAINERS
-from gemma_tune.strict.suggest import OTHER_TOOLS, did_you_mean
+from gemma_tune.strict.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
 # Options of the trainer that another key of ours already decides, or that can't be left to the user.
 DECIDED = {
@@ -59,6 +59,16 @@ DECIDED = {
     "push_to_hub": "upload export/ yourself when you have looked at it",
     "padding_free": "set train.packing",
 }
+
+# Losses by TRL's dataclass; of DPO's several are joined by `+`. `sft` is the plain loss of the chosen answer.
+LOSSES = {
+    "SFTConfig": ("nll", "dft", "chunked_nll"),
+    "GRPOConfig": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "DPOConfig": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+}  # fmt: skip
 
 # Keys of ours in `train` that are no option of TRL's.
 _OURS = ("extra", "early_stopping_patience", "early_stopping_threshold")
@@ -120,6 +130,14 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
         ours = key in _OURS or (key == "algorithm" and cfg.method == "rl")
         if value != getattr(default, key) and not ours and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
+    known = LOSSES.get(name, ())
+    losses = (cfg.train.loss_type or "").split("+") if cfg.train.loss_type and known else []
+    for loss in losses if name == "DPOConfig" else ["+".join(losses)] if losses else []:
+        if loss.strip() not in known:
+            yield (
+                f"train.loss_type={loss}: no loss of TRL's {name.removesuffix('Config')}Trainer; there are "
+                f"{', '.join(known)}.{did_you_mean(loss, known)}"
+            )
     for key, value in cfg.train.extra.items():
         if key not in options and key in _every_option():
             yield f"train.extra.{key}: TRL's {name} has no such option.{did_you_mean(key, options)}"
@@ -149,6 +167,13 @@ def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
     return f"train.extra.{name} must be of TRL's type `{annotation}`, not {value!r}."
 
 
+def of_the_trainer(name: str) -> str:
+    """What to say to a name that is no key of ours: how the trainer's option is set, or why it can't be; else empty."""
+    if name in DECIDED or name in INSTEAD:
+        return f" {(DECIDED | INSTEAD)[name][0].upper()}{(DECIDED | INSTEAD)[name][1:]}."
+    return f" Did you mean train.extra.{name}?" if name in _every_option() else ""
+
+
 def problems_of_extra(extra: dict[str, Any]) -> list[str]:
     """What is wrong with the names and the plain values under `train.extra`."""
     named = set(TrainConfig.__dataclass_fields__)
@@ -156,8 +181,8 @@ def problems_of_extra(extra: dict[str, Any]) -> list[str]:
     for name, value in extra.items():
         if name in named:
             found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
-        elif name in DECIDED:
-            found.append(f"train.extra.{name} can't be set there: {DECIDED[name]}.")
+        elif name in DECIDED or name in INSTEAD:
+            found.append(f"train.extra.{name} can't be set there: {(DECIDED | INSTEAD)[name]}.")
         elif name not in _every_option():
             hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, _every_option())
             found.append(f"train.extra.{name}: no trainer of TRL's has such an option.{hint}")

@@ -11,26 +11,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, find_pairs
-from gemma_tune.errors import UserError
+from gemma_tune.models.adapter import drop_reference, plain_copies
+from gemma_tune.models.mode import evaluating
 from gemma_tune.runfolder import RunFolder
-from gemma_tune.strict.suggest import did_you_mean
 from gemma_tune.train.arguments import PAD_TO, arguments
 from gemma_tune.train.guard import Guard
 from gemma_tune.train.preflight import CHECKS
-from gemma_tune.train.safe import SafeTrainer, build, plain_copies
+from gemma_tune.train.safe import SafeTrainer, build
 
-# The name that TRL gives to the copy of an adapter that is its reference.
-_REFERENCE = "ref"
-# TRL's losses; `sft` is the plain loss of the chosen answer, to be added to another.
-LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
 # Each pair counts the same, however many tokens it has.
 WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
 
@@ -52,8 +44,11 @@ class GemmaDPOTrainer(SafeTrainer, DPOTrainer):  # type: ignore[misc]
             with plain_copies(model):
                 super().__init__(*args, **kwargs)
         finally:
-            if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
-                model.delete_adapter(_REFERENCE)
+            drop_reference(model)
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        with evaluating(self.model):  # an adapter's dropout would be in the reference for good
+            return super()._precompute_ref_logps(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The rows as they are."""
@@ -64,17 +59,12 @@ def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOCo
     """DPOTrainer's arguments; see `arguments`.
 
     Raises:
-        UserError: As there, or a loss that TRL doesn't know, which it would say in the first step.
+        UserError: As there.
     """
     t = cfg.train
-    losses = [name.strip() for name in (t.loss_type or LOSSES[0]).split(",")]
-    for name in losses:
-        if name not in LOSSES:
-            raise UserError(
-                f"train.loss_type={name}: no loss of DPO; there are {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}"
-            )
     own: dict[str, Any] = {
-        "loss_type": losses,  # several are added up, with train.extra.loss_weights
+        # Several are added up, with train.extra.loss_weights
+        "loss_type": [name.strip() for name in (t.loss_type or "sigmoid").split("+")],
         "max_length": t.max_length,
         "pad_to_multiple_of": PAD_TO,
         "precompute_ref_log_probs": True,
@@ -116,11 +106,12 @@ def likelihood_warning(before: Mapping[str, float], after: Mapping[str, float]) 
 
     DPO's loss looks at the difference alone: it falls, too, where both answers fall and the rejected one faster.
     """
-    name = "preference_chosen_loss"
+    name, margin = "preference_chosen_loss", "preference_margin"
     if after.get(name, 0.0) <= before.get(name, math.inf):
         return None
+    wider = after.get(margin, 0.0) > before.get(margin, math.inf)
     return (
         f"warning: the chosen answers of the held-out pairs have become less likely ({name} {before[name]:.4g} before, "
-        f"{after[name]:.4g} after), the rejected ones still more so. Where answers get worse: a lower "
-        "train.learning_rate, a higher train.beta, or train.loss_type=sigmoid,sft."
+        f"{after[name]:.4g} after){', the rejected ones still more so' * wider}. Where answers get worse: a lower "
+        "train.learning_rate, a higher train.beta, or train.loss_type=sigmoid+sft."
     )

@@ -50,7 +50,14 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> C
         return None
     if name == "latest":
         every = checkpoints(folder.checkpoints)
-        found = [c for c in every if not _is_at_the_end(c) and int(c.name.removeprefix("step-")) % period == 0]
+        left = [c for c in every if not _is_at_the_end(c)]
+        found = [c for c in left if int(c.name.removeprefix("step-")) % period == 0]
+        if left and not found:
+            raise UserError(
+                f"train.resume_from_checkpoint=latest: {left[-1]} lies between two generations (every {period} steps), "
+                f"and the completions at hand there are in no checkpoint; begin anew with overwrite=true, or train on "
+                f"in a new run: model.model_name_or_path={folder.path}."
+            )
         if every and not found:
             raise UserError(
                 f"train.resume_from_checkpoint=latest: {every[-1]} is at the last step, so nothing is left to train; "

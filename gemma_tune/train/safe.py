@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from transformers import PrinterCallback, Trainer
 
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.models.mode import evaluating
+from gemma_tune.models.mode import evaluating, own_forward
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import Progress
 from gemma_tune.train.guard import Guard, NonFiniteLoss
@@ -117,6 +116,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:
+            self._checkpoints_kept = None  # it may be one that can't be resumed, and takes no other's place
             self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
@@ -194,10 +194,11 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         `save_pretrained` gives back those of the checkpoint with towers that a language part was loaded from. Under
         them it is found neither by Transformers when it resumes, which says nothing, nor by anyone who loads it.
         """
-        if isinstance(self.model, PeftModel):
-            super()._save(output_dir, state_dict)
-            return
         folder = Path(output_dir or self.args.output_dir)
+        if isinstance(self.model, PeftModel):  # the adapter that is trained, and not TRL's copy of it
+            self.model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[self.model.active_adapter])
+            self.processing_class.save_pretrained(folder)
+            return
         self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         self.processing_class.save_pretrained(folder)
 
@@ -272,38 +273,6 @@ def build(
     if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
         raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer
-
-
-@contextlib.contextmanager
-def own_forward(model: Any) -> Iterator[None]:
-    """The model without the mixed precision that accelerate puts around its forward pass, as before training."""
-    own, mixed = (vars(model).get(name) for name in ("_original_forward", "forward"))
-    if own is None or mixed is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = mixed
-
-
-@contextlib.contextmanager
-def plain_copies(model: Any) -> Iterator[None]:
-    """What copies the model's adapter begins the copy with zeros, before it fills it.
-
-    TRL's copy, its reference, would be initialised like the first one, and with PiSSA and OLoRA that changes the base
-    once more.
-    """
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    if config is None:
-        yield
-        return
-    init, config.init_lora_weights = config.init_lora_weights, True
-    try:
-        yield
-    finally:
-        config.init_lora_weights = init
 
 
 def checkpoints(folder: Path) -> list[Path]:

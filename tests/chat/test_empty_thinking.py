@@ -15,6 +15,9 @@ from test_masks import CALLED, is_prefixable, parts
 
 from gemma_tune.chat import FORMS, answers_apart, render_chat, render_prompt
 from gemma_tune.chat.render import prepared
+from gemma_tune.data.records import Record
+from gemma_tune.evals.samples import prompt_ids
+from gemma_tune.rl.tasks import Tasks
 
 each_large = pytest.mark.parametrize("name", LARGE)
 
@@ -135,3 +138,15 @@ def test_apart_each_answer_is_trained_once_and_behind_its_prompt(name: str) -> N
 def test_apart_other_forms_need_one_row(name: str) -> None:
     for chat in chats_of(name)[::20]:
         assert apart(name, chat.messages) == [chat.messages]
+
+
+@pytest.mark.parametrize("name", [n for n in GEMMA4 if FORMS[n].thinking])
+def test_rows_whose_prompt_asks_for_thinking(name: str) -> None:
+    """`data.enable_thinking`: what is asked while training with rewards, and to measure it."""
+    tokenizer = tokenizer_of(name)
+    messages: list[Message] = [{"role": "user", "content": "What is 2 plus 3?"}]
+    record = Record("f:1", messages=messages, thinking=True)
+    wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert Tasks([record], tokenizer, 1000).prompt(0) == wanted
+    assert prompt_ids(tokenizer, record) == tokenizer(wanted, add_special_tokens=False)["input_ids"]
+    assert wanted != Tasks([Record("f:1", messages=messages)], tokenizer, 1000).prompt(0)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
 from gemma_tune.data.dataset import load_rows, render_rows
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
@@ -212,3 +213,48 @@ def test_no_row_left_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="held-out rows: none of 3 rows"):
         load_rows(DataConfig(train_file=good, validation_file=file), tokenizer, 32, seed=0)
     assert render_rows([], tokenizer, 32, "held-out rows").counts()["rows"] == 0
+
+
+def test_prompts_alone(tmp_path: Path) -> None:
+    """Rewards may need no answer; one that is there stays. And every field reaches them."""
+    asked, said = {"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}
+    rows: dict[str, dict[str, Any]] = {
+        "messages": {"messages": [asked], "level": 3},
+        "sharegpt": {"conversations": [{"from": "human", "value": "Hello?"}], "level": 3},
+        "prompt_completion": {"prompt": "Hello?", "level": 3},
+        "columns": {"question": [asked], "level": 3},
+    }
+    for name, row in rows.items():
+        file = write(tmp_path / f"{name}.jsonl", row)
+        column = "question" if name == "columns" else None
+        data = DataConfig(format="auto", train_file=file, prompts_only=True, prompt_column=column)
+        (record,) = list(reading.training(data))
+        assert (record.messages, record.prompt, record.wanted) == ([asked], [asked], None), name
+        assert record.row["level"] == 3
+        refusal(DataConfig(format="auto", train_file=file, prompt_column=column, completion_column=column and "answer"))
+    file = write(tmp_path / "answered.jsonl", {"prompt": "Hello?", "completion": "Hi."}, {"prompt": "Hello?"})
+    records = list(reading.training(DataConfig(format="auto", train_file=file, prompts_only=True)))
+    assert [r.wanted for r in records] == [said, None]
+
+
+def test_columns_with_messages(tmp_path: Path) -> None:
+    earlier = [*turn("1?", "2."), {"role": "user", "content": "3?"}]
+    file = write(tmp_path / "rows.jsonl", {"q": earlier, "a": "4.", "rule": "Be brief."})
+    columns = DataConfig("columns", file, prompt_column="q", completion_column="a", system_column="rule")
+    (record,) = read(columns)
+    begin, end = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "4."}
+    assert record.messages == [begin, *earlier, end]
+
+
+def test_the_fields_of_a_users_reader_reach_rewards(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from gemma_tune.data.records import Record\n"
+        "def rows(source, data):\n"
+        "    messages = [{'role': 'user', 'content': '1?'}, {'role': 'assistant', 'content': '2.'}]\n"
+        "    record = Record(f'{source}:1', messages=messages)\n"
+        "    record.row['level'] = 3\n"
+        "    yield record\n"
+    )
+    file = write(tmp_path / "rows.txt", "1")
+    (record,) = read(DataConfig(format=f"{tmp_path}/mine.py:rows", train_file=file))
+    assert record.row == {"level": 3}

@@ -155,7 +155,13 @@ def test_the_models_beside_the_trained_one_count() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "data"),
-    [("grpo", "arithmetic"), ("dpo", "preferences"), ("reward_model", "preferences"), ("qat", "sample")],
+    [
+        ("grpo", "arithmetic"),
+        ("gspo", "arithmetic"),
+        ("dpo", "preferences"),
+        ("reward_model", "preferences"),
+        ("qat", "sample"),
+    ],
 )
 def test_what_is_proposed_is_of_the_same_recipe(recipe: str, data: str) -> None:
     words = ["model=gemma3_1b_it", f"data={data}"]

@@ -79,12 +79,15 @@ def test_every_variant_runs(recipe: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_adapters(four_bit: bool, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ["adapter=lora", "adapter.r=4", "train.learning_rate=1e-2", "train.beta=0.04"]
+    words = ["adapter=lora", "adapter.r=4", "train.learning_rate=1e-2", "train.beta=0.04", "train.save_steps=2"]
     words += ["model.load_in_4bit=true", "model.dtype=bfloat16"] if four_bit else []
     result = run("grpo", folder, *words, steps=3)
     assert {"adapter", "merged", "completions"} <= result.artifacts.keys()
     lines = [line for line in metrics(folder) if "loss" in line]
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-3) and lines[-1]["kl"] > lines[0]["kl"]
+    # TRL's copy of the adapter, its reference, is no part of what is kept
+    for kept in (folder / "adapter", folder / "checkpoints/step-2"):
+        assert (kept / "adapter_model.safetensors").is_file() and not (kept / "ref").exists()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +97,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("recipe", ["grpo", pytest.param("gspo", marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_one_run_ends(recipe: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    words = ["train.save_steps=4", "train.save_total_limit=null", "export.dtype=float32"]
+    words = ["data.max_train_samples=6"] if recipe == "grpo" else []  # three generations an epoch: it is the second one
+    words += ["train.save_steps=4", "train.save_total_limit=null", "export.dtype=float32"]
     run(recipe, whole, *words, steps=8)
     run(recipe, broken, *words, steps=8)
     shutil.rmtree(broken / "export")
@@ -122,6 +126,12 @@ def test_periods() -> None:
         ("gspo", ["train.save_steps=6"], r"save_steps=6: .*every 4 steps.* multiple of 4: 4, 8, 12"),
         ("gspo", ["train.eval_steps=6", "train.metric_for_best_model=test_math", "eval.while_training=[rewards]"],
          r"eval_steps=6: .* multiple of 4"),
+        ("grpo", ["train.gradient_accumulation_steps=2", "train.steps_per_generation=1", "train.num_iterations=3"],
+         "one must be a multiple of the other"),
+        ("grpo", ["reward.format.weight=1", "reward.format.form=thinking"], "set data.enable_thinking=true"),
+        ("grpo", ["data.enable_thinking=true", "data.prompts_only=true", "eval.evaluators=[rewards,answers]"],
+         "data.prompts_only=true: rows without answers are for rewards"),
+        ("lora_sft", ["data.enable_thinking=true"], "has no effect with recipe=lora_sft"),
         ("grpo", ["train.num_generations=7", "train.per_device_train_batch_size=8"], "no multiple"),
         ("grpo", ["reward=none"], "no reward has a weight"),
         ("grpo", ["data.test_files.test=null"], r"data\.test_files.*eval=none"),
@@ -207,3 +217,44 @@ def test_a_bad_row_is_named(tmp_path: Path) -> None:
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("grpo", tmp_path / "run", "dry_run=true")
     assert re.search(r"rows +│ +32 ", capsys.readouterr().out) and not (tmp_path / "run").exists()
+
+
+def test_prompts_without_answers(tmp_path: Path) -> None:
+    asked = [[{"type": "text", "text": f"What is {n} plus 5?"}] for n in range(20, 28)]
+    rows = [{"messages": [{"role": "user", "content": parts}]} for parts in asked]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [f"data.train_file={tmp_path}/train.jsonl", f"data.test_files.test={tmp_path}/test.jsonl"]
+    words = ["data=auto", "data.prompts_only=true", *files, "reward=none", "reward.length.weight=1"]
+    result = run("grpo", tmp_path / "run", *words, "reward.length.max_tokens=5", steps=1)
+    assert result.status == "finished" and result.headline["name"] == "test_length"
+    assert "What is 2" in (tmp_path / "run/report.md").read_text("utf-8")
+
+
+def test_what_is_right_heads_the_report(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def right(completions, records): ...\n")
+    words = [f"reward.functions.right={tmp_path}/mine.py:right", "reward.format.weight=0.2"]
+    assert list(compose_config("grpo", [*words, "reward=none"]).reward.weighted()) == ["right", "format"]
+    assert list(compose_config("grpo", words).reward.weighted()) == ["math", "right", "format"]
+
+
+def test_a_stored_configuration_finds_its_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def right(completions, records): ...\n")
+    (tmp_path / "form.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["reward.functions.right=mine.py:right", "reward.json_schema.schema_file=form.json", "reward=model"]
+    words += ["reward.json_schema.weight=1", "reward.model.model_name_or_path=model"]
+    reward = compose_config("grpo", words).reward
+    assert reward.functions == {"right": f"{tmp_path}/mine.py:right"}
+    assert reward.json_schema.schema_file == f"{tmp_path}/form.json"
+    assert reward.model.model_name_or_path == f"{tmp_path}/model"
+
+
+def test_a_generator_of_a_model_that_is_not_here(tmp_path: Path) -> None:
+    """And its figures may decide on the best step."""
+    pytest.importorskip("reasoning_gym")
+    words = ["data=reasoning_gym", "reward=reasoning_gym", "train.max_steps=4", "tracker=none"]
+    best = ["train.metric_for_best_model=test_reasoning_gym", "train.eval_steps=2", "eval.while_training=[rewards]"]
+    dry = gemma_tune.run("grpo", [*words, *best, "model=gemma3_1b_it", "dry_run=true", f"output_dir={tmp_path}/run"])
+    assert dry.status == "dry_run"

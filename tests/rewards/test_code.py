@@ -205,13 +205,9 @@ def test_an_interrupt_ends_a_batch_and_not_all_its_tests(monkeypatch: pytest.Mon
     assert 4 <= counted.runs < 50
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(None, 6), ("1", 6), ("4", 1), ("100", 1)])
-def test_processes_share_the_cpus(monkeypatch: pytest.MonkeyPatch, processes: str | None, workers: int) -> None:
+def test_a_worker_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if processes:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert module._workers() == workers
+    assert module._workers() == 6
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert module._workers() == workers
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert module._workers() == 5

@@ -99,7 +99,7 @@ def test_loss(recipe: str, tmp_path: Path) -> None:
 
 def test_the_kl_to_the_model_as_it_began(tmp_path: Path) -> None:
     """GRPO's estimator of it (Schulman's k3), with its weight."""
-    words = ["train.beta=0.04", "train.extra.use_bias_correction_kl=false"]
+    words = ["train.beta=0.04"]
     trainer, generated, rewards = one_batch("grpo", tmp_path / "run", *words)
     mask, new = generated["completion_mask"].numpy(), log_probs(generated, temperature=1.5)
     reference = new + np.random.default_rng(1).normal(0, 0.3, new.shape)

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 from rl_models import made, spelled
+from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_prompt
+from gemma_tune.data.records import Record
+from gemma_tune.errors import UserError
+from gemma_tune.paths import ASSETS
 from gemma_tune.rewards.base import each
 from gemma_tune.rl.scoring import Weighted
+from gemma_tune.rl.tasks import Tasks
 
 WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
 
@@ -93,6 +98,34 @@ def test_a_reward_sees_calls_and_the_row(tmp_path: Path) -> None:
     assert task.tools and task.row["messages"] and "train.jsonl:" in task.where
     assert isinstance(completion.calls, tuple) and completion.tokens > 0
     assert "<end_of_turn>" not in completion
+
+
+def test_the_order_of_an_epoch_hangs_on_its_number(tmp_path: Path) -> None:
+    """A resumed run begins in the middle, and must find the order that the whole run has there."""
+    sampler = made("grpo", tmp_path / "run", *WORDS)._get_train_sampler()
+    orders = []
+    for epoch in (0, 1, 2):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] != orders[1] != orders[2]
+    again = made("grpo", tmp_path / "run", *WORDS)._get_train_sampler()
+    again.set_epoch(2)
+    assert list(again) == orders[2]
+
+
+def test_rows_that_can_not_be_asked() -> None:
+    records = [Record(f"f:{i}", messages=[{"role": "user", "content": "a " * n}]) for i, n in enumerate((3, 900, 5))]
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    with pytest.raises(UserError, match=r"f:1: the prompt has [\d,]+ tokens, and the model holds 100"):
+        Tasks(records, tokenizer, 100)
+    refused: dict[str, None] = {}
+    tasks = Tasks(records, tokenizer, 100, refused)
+    assert [tasks.where(i) for i in range(len(tasks))] == ["f:0", "f:2"] and next(iter(refused)).startswith("f:1: ")
+    with pytest.raises(UserError, match="no row can be used"):
+        Tasks(records[1:2], tokenizer, 100, {})
+    asked = Record("f:9", messages=[{"role": "user", "content": "a"}], thinking=True)
+    with pytest.raises(UserError, match=r"f:9: .* isn't asked to think"):
+        Tasks([asked], tokenizer, 100)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.composition import compose_config
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, load_pairs
-from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -135,7 +134,7 @@ def test_four_bit(tmp_path: Path) -> None:
 
 
 def test_options_arrive(tmp_path: Path) -> None:
-    words = ["train.loss_type='sigmoid,sft'", "train.extra.loss_weights=[1.0,0.5]", "train.extra.label_smoothing=0.1"]
+    words = ["train.loss_type=sigmoid+sft", "train.extra.loss_weights=[1.0,0.5]", "train.extra.label_smoothing=0.1"]
     trainer, *_ = built(tmp_path, *words, "train.beta=0.2", "train.max_length=64")
     assert trainer.loss_types == ["sigmoid", "sft"] and trainer.loss_weights == [1.0, 0.5]
     assert (trainer.beta, trainer.label_smoothing, trainer.args.max_length) == (0.2, 0.1, 64)
@@ -148,14 +147,22 @@ def test_dropout_that_was_asked_for_stays(tmp_path: Path) -> None:
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
 
 
-def test_an_unknown_loss_is_said_before_a_step(tmp_path: Path) -> None:
-    cfg = configured(tmp_path, "train.loss_type=sigmoit")
-    with pytest.raises(UserError, match=r"^train\.loss_type=sigmoit: no loss of DPO.* Did you mean sigmoid"):
-        dpo_arguments(cfg, RunFolder.open(cfg), CPU)
+def test_dropout_is_not_in_the_reference(tmp_path: Path) -> None:
+    """Of an adapter that doesn't begin at nothing."""
+    words = ["adapter=lora", "adapter.lora_dropout=0.5", "adapter.init_lora_weights=pissa"]
+    trainer, model, train = built(tmp_path, *words)
+    with torch.no_grad():
+        expected = sums(model.eval(), train, "chosen")
+    stored = torch.tensor(trainer.train_dataset["ref_chosen_logps"], dtype=torch.float64)
+    assert torch.allclose(stored, expected, atol=2e-2)
 
 
 def test_chosen_answers_that_become_less_likely_are_said() -> None:
     name = "preference_chosen_loss"
     assert likelihood_warning({}, {name: 1.0}) is None
     assert likelihood_warning({name: 2.0}, {name: 1.0}) is None
-    assert "less likely" in str(likelihood_warning({name: 1.0}, {name: 2.0}))
+    said = str(likelihood_warning({name: 1.0}, {name: 2.0}))
+    assert "less likely" in said and "rejected" not in said
+    margin = "preference_margin"
+    said = str(likelihood_warning({name: 1.0, margin: 0.0}, {name: 2.0, margin: 0.5}))
+    assert "the rejected ones still more so" in said
