@@ -194,8 +194,8 @@ Rounding is that of all weights on the grid, once. Memory is the difference of t
 
 {table(head, lines)}
 
-To hold: the upper end of the ratio of processor time at most {MOST_COST} (the clock sees whatever else the machine
-does, which one thread's processor time doesn't), and no more memory than one copy of the weights.
+To hold: the upper ends of both ratios at most {MOST_COST} (the clock sees whatever else the machine does: it needs a
+quiet one), and no more memory than one copy of the weights.
 """
 
 

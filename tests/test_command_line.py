@@ -126,6 +126,8 @@ MISTAKES = {
     "a loss of nobody": (["recipe=grpo", "train.loss_type=grop"], ["train.loss_type=grop", "Did you mean grpo?"]),
     "losses of DPO": (["recipe=dpo", "train.loss_type=sigmoid+ips"], ["train.loss_type=ips", "Did you mean ipo?"]),
     "a loss of SFT": (["train.loss_type=sigmoid"], ["no loss of TRL's SFTTrainer; there are nll, dft"]),
+    "an option that is two keys": (["adapter=qlora"], ["Instead: write adapter=lora model.load_in_4bit=true"]),
+    "a method that isn't here": (["recipe=orpo"], ["Instead: recipe=dpo trains on the same pairs"]),
     "prompts alone": (["data.prompts_only=true"], ["rows without answers are for rewards"]),
     "--config-dir without a folder": (["--config-dir"], ["--config-dir", "expected one argument"]),
     "--cfg of nothing": (["--cfg", "jbo"], ["--cfg", "'jbo'", "job"]),

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from gemma_tune.paths import CONFIGS
 from gemma_tune.strict.schema import FIELDS, GROUPS, OPEN, is_open, nest, unknown_key
 from gemma_tune.strict.schema import problems_of as problems_of_tree
-from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.strict.suggest import OPTIONS_INSTEAD, did_you_mean
 
 WHERE = "command line"
 # Keys that hold what a person writes: taken as it stands, with commas, braces and quotes.
@@ -52,8 +52,10 @@ def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | Non
                 f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
                 f"move it to {root / 'recipe' / stray.name}."
             )
+    instead = OPTIONS_INSTEAD.get((group, value))
+    hint = f" Instead: {instead}." if instead else did_you_mean(value, options)
     return (
-        f"{WHERE}: there is no {group} `{value}`.{did_you_mean(value, options)} "
+        f"{WHERE}: there is no {group} `{value}`.{hint} "
         f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"
     )
 

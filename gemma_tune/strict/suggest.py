@@ -100,6 +100,15 @@ INSTEAD = {
     "reference_free": "the reference is the model as it began",
 }
 
+# Options that a group hasn't, and what stands for them.
+OPTIONS_INSTEAD = {
+    ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
+    ("eval", "preference"): "write eval.evaluators=[preference]",
+    ("recipe", "ppo"): "recipe=grpo trains on the same rewards, without a value model",
+    **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "kto", "simpo", "cpo")},
+    **{("recipe", name): f"write recipe={name}_sft" for name in ("lora", "qlora", "full")},
+}
+
 
 def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
     """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
