@@ -23,16 +23,23 @@ RUNS: dict[str, tuple[list[str], str, tuple[int, ...]]] = {
     "grpo, LoRA": (["recipe=grpo", "adapter=lora"], "test_math", (42,)),
     "grpo, QLoRA": (["recipe=grpo", "adapter=lora", "model.load_in_4bit=true"], "test_math", (42,)),
     "dpo": (["recipe=dpo"], "preference_accuracy", (42, 1, 2)),
+    "reward_model": (["recipe=reward_model"], "reward_accuracy", (42,)),
+    "reward_model, LoRA": (["recipe=reward_model", "adapter=lora"], "reward_accuracy", (42,)),
 }
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One run; its result.json, the wall seconds of the whole command, and the figure with its intervals."""
-    words, figure, _ = RUNS[name]
+    """One run, measured."""
+    words, _, _ = RUNS[name]
     start = time.perf_counter()
     command = [sys.executable, "-m", "gemma_tune", *words, f"seed={seed}", "tracker=none", f"output_dir={folder}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    took = time.perf_counter() - start
+    return measured(name, seed, folder, time.perf_counter() - start)
+
+
+def measured(name: str, seed: int, folder: Path, took: float) -> dict[str, Any]:
+    """A run's result.json, the wall seconds of the whole command, and the figure with its intervals."""
+    figure = RUNS[name][1]
     result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
     scores = []
     for when in ("before", "after"):
@@ -75,8 +82,8 @@ def write(report: dict[str, Any]) -> None:
         "# What rewards and preferences teach the embedded model",
         "",
         f"Made by `make figures-rl` on {conditions_line(report)} `python -m gemma_tune recipe=… seed=…` with defaults. "
-        "`grpo`: 300 problems of two numbers that are in no training text; `dpo`: 200 pairs whose prompts are in no "
-        "training pair. 95 % intervals in brackets; the difference is paired, row by row.",
+        "`grpo`: 300 problems of two numbers that are in no training text; `dpo` and `reward_model`: 200 pairs whose prompts are in "
+        "no training pair. 95 % intervals in brackets; the difference is paired, row by row.",
         "",
         table(head, [*map(row, report["runs"])]),
         "",
