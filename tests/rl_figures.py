@@ -82,8 +82,8 @@ def write(report: dict[str, Any]) -> None:
         "# What rewards and preferences teach the embedded model",
         "",
         f"Made by `make figures-rl` on {conditions_line(report)} `python -m gemma_tune recipe=… seed=…` with defaults. "
-        "`grpo`: 300 problems of two numbers that are in no training text; `dpo` and `reward_model`: 200 pairs whose prompts are in "
-        "no training pair. 95 % intervals in brackets; the difference is paired, row by row.",
+        "`grpo`: 300 problems of two numbers that are in no training text; `dpo` and `reward_model`: 200 pairs whose "
+        "prompts are in no training pair. 95 % intervals in brackets; the difference is paired, row by row.",
         "",
         table(head, [*map(row, report["runs"])]),
         "",
