@@ -53,7 +53,7 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         return read, [f"Tokens are not counted: {error}"]
     if cfg.method == "rl":
         records, prompts = read_prompts(cfg.data, read_tests(cfg.data))
-        tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.on_bad_row == "skip" else None)
+        tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.skips_rows else None)
         _prepare(cfg, tokenizer, Rows())
         longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
         return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")

@@ -72,7 +72,7 @@ def run(cfg: Config) -> RunResult:
         room = config.get_text_config().max_position_embeddings - (cfg.train.max_completion_length or 0)
         tests = read_tests(cfg.data)
         records, prompts = read_prompts(cfg.data, tests)
-        tasks = Tasks(records, tokenizer, room, prompts.refused if cfg.data.on_bad_row == "skip" else None)
+        tasks = Tasks(records, tokenizer, room, prompts.refused if cfg.data.skips_rows else None)
         evaluators = prepare(cfg, tokenizer, Rows(), tests)
         scorer = scorer_of(cfg, device)
 

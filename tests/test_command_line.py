@@ -123,6 +123,7 @@ MISTAKES = {
     "several options of a group": (["reward=[math,format]"], ["name one option", "mix by weights"]),
     "a mapping without names": (["reward.functions=a.py:f"], ["write reward.functions.NAME=a.py:f"]),
     "a wrong value in a mapping": (["reward.weights.mine=abc"], ["reward.weights.mine must be a number, not 'abc'"]),
+    "a key in another group": (["model.learning_rate=1e-5"], ["Did you mean train.learning_rate?"]),
     "a loss of nobody": (["recipe=grpo", "train.loss_type=grop"], ["train.loss_type=grop", "Did you mean grpo?"]),
     "losses of DPO": (["recipe=dpo", "train.loss_type=sigmoid+ips"], ["train.loss_type=ips", "Did you mean ipo?"]),
     "a loss of SFT": (["train.loss_type=sigmoid"], ["no loss of TRL's SFTTrainer; there are nll, dft"]),

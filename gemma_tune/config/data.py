@@ -93,6 +93,11 @@ class DataConfig:
     )
     text_column: str = option("text", "text: the field with the running text.")
 
+    @property
+    def skips_rows(self) -> bool:
+        """Whether rows that can't be used are left out; tasks that are made have no other in their place."""
+        return self.on_bad_row == "skip" and not self.generator
+
     def named(self) -> dict[str, str]:
         """Every file, folder or glob that is named, by its key."""
         train = {

@@ -20,18 +20,23 @@ def fields(data: DataConfig) -> tuple[str, ...]:
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one conversation a row: of one turn, or of messages with the answer behind them."""
-    asked = data.prompt_column
-    assert asked  # `strict` has asked for it
+    assert data.prompt_column  # `strict` has asked for it
     keys = {"system": data.system_column, "user": data.prompt_column, "assistant": data.completion_column}
     names = {"system": "data.system_column", "user": "data.prompt_column", "assistant": "data.completion_column"}
 
     def record(where: str, row: dict[str, Any]) -> Record:
         messages: list[dict[str, Any]] = []
         for role, key in keys.items():
-            if key and role == "user" and isinstance(row.get(key), list):
-                messages += as_messages(row[key], role, key, where)
-            elif key:
+            if key and role == "user" and _is_list(row.get(key)):
+                asked = as_messages(row[key], role, key, where)
+                messages += [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
+            elif key and (key in row or role != "assistant" or not data.prompts_only):
                 messages.append({"role": role, "content": text_field(row, key, where, names[role])})
         return Record(where, messages=checked_messages(messages, where, answered=not data.prompts_only))
 
     return each(source, record)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a prompt is a list of messages, perhaps as the text in a table's cell."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))

@@ -54,9 +54,13 @@ class Part:
         sets = [partial(self._set, key, name) for key, name in self.names.items()]
         weights = [self.data.weights.get(key.rpartition(".")[2], 1.0) for key in self.names]
         rows = sets[0]() if len(sets) == 1 else interleave(sets, weights, self.data.stopping_strategy)
-        if self.data.enable_thinking:
-            rows = (replace(row, thinking=True) for row in rows)
+        if self.data.enable_thinking or self.data.prompts_only:
+            rows = map(self._as_asked, rows)
         return islice(rows, self.limit)
+
+    def _as_asked(self, row: Record) -> Record:
+        asks = bool(self.data.prompts_only and row.messages and row.messages[-1]["role"] != "assistant")
+        return replace(row, thinking=self.data.enable_thinking, unanswered=asks)
 
     def sources(self) -> list[Source]:
         """Every file or split, in the order they are read where sets aren't mixed."""

@@ -26,6 +26,7 @@ class Record:
         rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
         where: File and line, for messages to the user.
         thinking: Whether the prompt asks the model to think.
+        unanswered: Whether all of the conversation is the prompt, earlier answers in it, too.
         row: The row as it stood in the file, where a format of ours read it; rewards look at it.
     """
 
@@ -35,6 +36,7 @@ class Record:
     tools: list[dict[str, Any]] | None = None
     rejected: list[dict[str, Any]] | None = None
     thinking: bool = False
+    unanswered: bool = False
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Record:
     def prompt(self) -> list[dict[str, Any]]:
         """The conversation up to its last answer."""
         messages = self.messages or []
+        if self.unanswered:
+            return messages
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
         return messages[:last]
 

@@ -200,6 +200,8 @@ def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
     if "rewards" in chosen:
         longest = cfg.train.max_completion_length if cfg.method == "rl" else None
         found["eval.max_new_tokens"] = longest or e.max_new_tokens
+    if chosen & {"answers", "rewards"}:
+        found["data.enable_thinking"] = cfg.data.enable_thinking
     if "answers" in chosen:
         found["eval.answers.match"] = e.answers.match
         if e.answers.match == "regex":

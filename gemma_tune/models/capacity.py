@@ -81,9 +81,8 @@ def check_weights(cfg: Config, shape: Shape, free: float) -> None:
 
 def _others(parts: Mapping[str, float]) -> str:
     """The models beside the trained one, in words."""
-    return "".join(
-        f", with the {name} of {parts[name]:.1f} GiB," for name in ("reference", "reward model") if name in parts
-    )
+    found = [f"the {name} of {parts[name]:.1f} GiB" for name in ("reference", "reward model") if name in parts]
+    return f", with {' and '.join(found)}," if found else ""
 
 
 def memory_warning(

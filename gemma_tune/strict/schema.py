@@ -53,7 +53,7 @@ def unknown_key(key: str, where: str) -> str | None:
         return None
     above, _, last = key.rpartition(".")
     hint = ""
-    if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(key) not in FIELDS):
+    if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(last) not in FIELDS):
         hint = of_the_trainer(last)
     return f"{where}: there is no key `{key}`.{hint or suggest_key(key, [*FIELDS, *GROUPS])}"
 
@@ -71,9 +71,7 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
     limits = f.metadata
     try:
         # OmegaConf converts as the composition will: "3" is a number, "abc" is not.
-        group, _, name = key.rpartition(".")
-        defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
-        value = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
+        value = _converted(key, value)
     except OmegaConfBaseException:
         return _wrong_type(key, kind, value, where)
     if value is None:
@@ -102,7 +100,23 @@ def _wrong_type(key: str, kind: Any, value: Any, where: str) -> str:
     if not isinstance(value, dict):
         return f"{where}: {key} holds values by name: write {key}.NAME={value}."
     inner = typing.get_args(kind)[1]
-    return "; ".join(f"{where}: {key}.{name} must be {_type_name(inner)}, not {v!r}." for name, v in value.items())
+    wrong = {name: v for name, v in value.items() if not _fits(key, {name: v})}
+    return "; ".join(f"{where}: {key}.{name} must be {_type_name(inner)}, not {v!r}." for name, v in wrong.items())
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether OmegaConf can convert the value as the composition will."""
+    try:
+        _converted(key, value)
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _converted(key: str, value: Any) -> Any:
+    group, _, name = key.rpartition(".")
+    defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
+    return OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:

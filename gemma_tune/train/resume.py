@@ -56,7 +56,7 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> C
             raise UserError(
                 f"train.resume_from_checkpoint=latest: {left[-1]} lies between two generations (every {period} steps), "
                 f"and the completions at hand there are in no checkpoint; begin anew with overwrite=true, or train on "
-                f"in a new run: model.model_name_or_path={folder.path}."
+                f"in a new run: model.model_name_or_path={left[-1]}."
             )
         if every and not found:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,10 @@ def test_prompts_alone(tmp_path: Path) -> None:
         assert (record.messages, record.prompt, record.wanted) == ([asked], [asked], None), name
         assert record.row["level"] == 3
         refusal(DataConfig(format="auto", train_file=file, prompt_column=column, completion_column=column and "answer"))
+    talk = [*turn("1?", "2."), asked]
+    file = write(tmp_path / "talk.jsonl", {"messages": talk})
+    (record,) = list(reading.training(DataConfig("auto", file, prompts_only=True)))
+    assert (record.prompt, record.wanted, record.answer) == (talk, None, "")
     file = write(tmp_path / "answered.jsonl", {"prompt": "Hello?", "completion": "Hi."}, {"prompt": "Hello?"})
     records = list(reading.training(DataConfig(format="auto", train_file=file, prompts_only=True)))
     assert [r.wanted for r in records] == [said, None]
@@ -243,7 +248,13 @@ def test_columns_with_messages(tmp_path: Path) -> None:
     columns = DataConfig("columns", file, prompt_column="q", completion_column="a", system_column="rule")
     (record,) = read(columns)
     begin, end = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "4."}
-    assert record.messages == [begin, *earlier, end]
+    history = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in earlier]
+    assert record.messages == [begin, *history, end]
+    cell = write(tmp_path / "cell.jsonl", {"q": json.dumps(earlier), "a": "4.", "rule": "Be brief."})
+    assert read(replace(columns, train_file=cell))[0].messages == record.messages
+    alone = write(tmp_path / "alone.jsonl", {"q": "[1] 3?", "rule": "Be brief."})
+    (record,) = list(reading.training(replace(columns, train_file=alone, prompts_only=True)))
+    assert record.prompt == [begin, {"role": "user", "content": "[1] 3?"}]
 
 
 def test_the_fields_of_a_users_reader_reach_rewards(tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ def test_conditions_are_those_of_what_ran() -> None:
     model = {"model.dtype": "float32", "model.load_in_4bit": False}
     assert conditions_of(cfg, []) == model
     assert conditions_of(cfg, ["kl"]) == model | {"train.max_length": 1024, "eval.kl.reference": "a/b"}
-    assert conditions_of(cfg, ["answers"]) == model | {"eval.max_new_tokens": 64, "eval.answers.match": "number"}
+    answers = {"eval.max_new_tokens": 64, "data.enable_thinking": False, "eval.answers.match": "number"}
+    assert conditions_of(cfg, ["answers"]) == model | answers
     assert conditions_of(cfg, ["lm_eval", "x.py:f"]) == model | {
         "eval.lm_eval.num_fewshot": None, "eval.lm_eval.apply_chat_template": False,
     }  # fmt: skip
