@@ -97,14 +97,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
     problems = []
     for flag in flags:
         name, _, value = flag.partition("=")
+        key = full_key(name.strip("-"))
         if name in ("--config-name", "-cn", "--config-path", "-cp"):
             problems.append(f"command line: {name} isn't used here; keep your files with --config-dir FOLDER.")
         elif value and name in allowed:
             problems.append(f"command line: {flag}: {name} takes no value.")
         elif value:
-            problems.append(f"command line: {flag}: keys stand without dashes: {full_key(name.strip('-'))}={value}")
-        elif name not in allowed and full_key(name.strip("-")) in FIELDS:
-            problems.append(f"command line: {flag}: keys stand without dashes: {full_key(name.strip('-'))}=VALUE")
+            problems.append(f"command line: {flag}: keys stand without dashes: {key}={value}")
+        elif name not in allowed and key in FIELDS:
+            problems.append(f"command line: {flag}: keys stand without dashes: {key}=VALUE")
         elif name not in allowed:
             problems.append(f"command line: there is no flag {name}.{did_you_mean(name, _FLAGS)} See --help.")
     if problems:

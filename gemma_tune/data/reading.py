@@ -159,12 +159,11 @@ def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         try:
             messages = checked_messages(record.messages, record.where, answered=not data.prompts_only)
             if record.rejected is None:
-                made = replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
             else:
                 other = [*record.prompt, *record.rejected]
                 made = pair(record.where, messages, other, checked_tools(record.tools, record.where))
-            made.row.update(record.row)
-            yield made
+                yield replace(made, row=record.row)
         except BadRow as error:
             yield error
 

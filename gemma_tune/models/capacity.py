@@ -21,6 +21,7 @@ from gemma_tune.models.source import Source
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _SHORTEST = 256
+_BESIDE = ("reference", "reward model")  # parts of the estimate that are models of their own
 _ROWS = {"dpo": 2, "reward_model": 2}  # rows of a pair, by method
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
@@ -55,7 +56,7 @@ def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float, beside: fl
     """
     parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
-    names = ("weights", "gradients", "reference", "reward model", *(() if paged else ("optimizer",)))
+    names = ("weights", "gradients", *_BESIDE, *(() if paged else ("optimizer",)))
     fixed = sum(parts.get(name, 0.0) for name in names)
     if fixed > free:
         raise UserError(
@@ -81,7 +82,7 @@ def check_weights(cfg: Config, shape: Shape, free: float) -> None:
 
 def _others(parts: Mapping[str, float]) -> str:
     """The models beside the trained one, in words."""
-    found = [f"the {name} of {parts[name]:.1f} GiB" for name in ("reference", "reward model") if name in parts]
+    found = [f"the {name} of {parts[name]:.1f} GiB" for name in _BESIDE if name in parts]
     return f", with {' and '.join(found)}," if found else ""
 
 
@@ -129,9 +130,9 @@ _Words = Iterator[tuple[str, str]]
 
 def _small_batches(cfg: Config) -> _Words:
     t = cfg.train
-    if (t.per_device_train_batch_size or 1) > 1:
-        t.gradient_accumulation_steps *= t.per_device_train_batch_size or 1
-        several = t.per_device_train_batch_size or 1
+    several = t.per_device_train_batch_size or 1
+    if several > 1:
+        t.gradient_accumulation_steps *= several
         t.per_device_train_batch_size = 1
         if cfg.method == "rl" and t.steps_per_generation:  # as many completions a generation as before
             t.steps_per_generation *= several

@@ -60,6 +60,8 @@ DECIDED = {
     "padding_free": "set train.packing",
 }
 
+_NOT_HERE = DECIDED | INSTEAD
+
 # Losses by TRL's dataclass; of DPO's several are joined by `+`. `sft` is the plain loss of the chosen answer.
 LOSSES = {
     "SFTConfig": ("nll", "dft", "chunked_nll"),
@@ -130,9 +132,9 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
         ours = key in _OURS or (key == "algorithm" and cfg.method == "rl")
         if value != getattr(default, key) and not ours and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
-    known = LOSSES.get(name, ())
-    losses = (cfg.train.loss_type or "").split("+") if cfg.train.loss_type and known else []
-    for loss in losses if name == "DPOConfig" else ["+".join(losses)] if losses else []:
+    known, asked = LOSSES.get(name, ()), cfg.train.loss_type
+    losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]
+    for loss in losses if asked and known else ():
         if loss.strip() not in known:
             yield (
                 f"train.loss_type={loss}: no loss of TRL's {name.removesuffix('Config')}Trainer; there are "
@@ -169,8 +171,8 @@ def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
 
 def of_the_trainer(name: str) -> str:
     """What to say to a name that is no key of ours: how the trainer's option is set, or why it can't be; else empty."""
-    if name in DECIDED or name in INSTEAD:
-        return f" {(DECIDED | INSTEAD)[name][0].upper()}{(DECIDED | INSTEAD)[name][1:]}."
+    if said := _NOT_HERE.get(name):
+        return f" {said[0].upper()}{said[1:]}."
     return f" Did you mean train.extra.{name}?" if name in _every_option() else ""
 
 
@@ -181,8 +183,8 @@ def problems_of_extra(extra: dict[str, Any]) -> list[str]:
     for name, value in extra.items():
         if name in named:
             found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
-        elif name in DECIDED or name in INSTEAD:
-            found.append(f"train.extra.{name} can't be set there: {(DECIDED | INSTEAD)[name]}.")
+        elif name in _NOT_HERE:
+            found.append(f"train.extra.{name} can't be set there: {_NOT_HERE[name]}.")
         elif name not in _every_option():
             hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, _every_option())
             found.append(f"train.extra.{name}: no trainer of TRL's has such an option.{hint}")
