@@ -45,34 +45,34 @@ docs: .venv/.done ## Write docs/configuration.md from the schema
 	$(BIN)/python -m gemma_tune.config.reference > docs/configuration.md
 
 figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
-	$(BIN)/python tests/figures.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/figures.py
 
 figures-sample: .venv/.done ## Measure the sample task with each recipe, and write docs/benchmarks/sample-task.md
-	$(BIN)/python tests/sample_figures.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/sample_figures.py
 
 figures-qat: .venv/.done ## Measure what training on the grid takes back, and write docs/benchmarks/qat-quality.md
-	$(BIN)/python tests/qat_quality.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/qat_quality.py
 
 figures-rl: .venv/.done ## Measure what rewards and preferences teach the embedded model, and write docs/benchmarks/rl-accuracy.md
-	$(BIN)/python tests/rl_figures.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/rl_figures.py
 
 picture: .venv/.done ## Draw docs/int4-grid.png
-	$(BIN)/python tests/grid_picture.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py
 
 bench-rows: .venv/.done ## Measure ten thousand to a million rows, and write docs/benchmarks/million-rows.md
-	$(BIN)/python tests/bench_rows.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_rows.py
 
 bench-sft: .venv/.done ## Compare with a plain TRL script, and write docs/benchmarks/sft-against-trl.md
-	$(BIN)/python tests/bench_sft.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_sft.py
 
 bench-packing: .venv/.done ## Measure packed rows against padded batches, and write docs/benchmarks/packing.md
-	$(BIN)/python tests/bench_packing.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_packing.py
 
 bench-qat: .venv/.done ## Measure a step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_qat.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_qat.py
 
 bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_rl.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_rl.py
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -2,7 +2,7 @@
 
     python data/make_arithmetic.py --seed 0
 
-Less than a second. How problems are held out stands in `gemma_tune/tiny/sums.py`.
+Less than a second. How problems are held out stands in `tools/tiny_model/sums.py`.
 """
 
 from __future__ import annotations

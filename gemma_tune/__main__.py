@@ -28,13 +28,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gemma_tune import composition
+from gemma_tune.cli import compose
+from gemma_tune.cli.runner import launch
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.launch import launch
-from gemma_tune.paths import CONFIGS
-from gemma_tune.runfolder import RunResult
-from gemma_tune.strict.schema import FIELDS, full_key
-from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.run.folder import RunResult
+from gemma_tune.run.paths import CONFIGS
+from gemma_tune.validation.schema import FIELDS, full_key
+from gemma_tune.validation.suggest import did_you_mean
 
 EXAMPLES = """\
 Examples:
@@ -123,7 +123,7 @@ def _run_jobs() -> None:
         """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
         try:
             recipe = HydraConfig.get().runtime.choices["recipe"]
-            result = launch(composition.checked(tree, recipe, "configuration"))
+            result = launch(compose.checked(tree, recipe, "configuration"))
             failures.extend(_failures(result))
             return result.headline_after
         except UserError as error:
@@ -162,15 +162,15 @@ def _main(argv: Sequence[str]) -> None:
         if flags or config_dirs:
             raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
         stored = Path(reruns[-1].removeprefix("rerun="))
-        if failures := _failures(launch(composition.load_stored(stored, [w for w in words if w not in reruns]))):
+        if failures := _failures(launch(compose.load_stored(stored, [w for w in words if w not in reruns]))):
             raise RunError("\n".join(failures))
         return
     if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
-        composition.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
+        compose.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
         raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
     if {"-m", "--multirun"} & set(flags) and any(w.startswith("output_dir=") and "," not in w for w in words):
         raise UserError("command line: output_dir= with --multirun: every job needs a folder of its own; leave it out.")
-    ready = composition.check_words(words, config_dirs)
+    ready = compose.check_words(words, config_dirs)
     with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
         rest = [w for w in argv if w not in words]
         sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gemma_tune: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        print(f"gemma_tune: {composition.as_user_error(error)}", file=sys.stderr)
+        print(f"gemma_tune: {compose.as_user_error(error)}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"gemma_tune: {error}", file=sys.stderr)

@@ -7,15 +7,15 @@ from dataclasses import asdict
 import yaml
 from transformers import set_seed
 
+from gemma_tune.chat_cli.batches import answer_file
+from gemma_tune.chat_cli.conversation import Conversation
+from gemma_tune.chat_cli.responder import Voice, ids_within, note
 from gemma_tune.config import Config
 from gemma_tune.data.prompts import opening, read_prompts, read_tools
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.runfolder import RunResult
-from gemma_tune.talk.batches import answer_file
-from gemma_tune.talk.conversation import Conversation
-from gemma_tune.talk.voice import Voice, ids_within, note
+from gemma_tune.run.folder import RunResult
 
 
 def run(cfg: Config) -> RunResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gemma_tune.cli.dry_run import dry_run_of_measuring
 from gemma_tune.compare.comparison import Comparison, Measured, compare
 from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.measuring import Asked, look_at_all, measure, names_of
@@ -15,16 +16,15 @@ from gemma_tune.compare.stored import results_file
 from gemma_tune.compare.terminal import show
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
-from gemma_tune.dry_run import dry_run_of_measuring
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import files_of
-from gemma_tune.manifest import file_digest
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.paths import is_run_with_results
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.strict.measuring import needs_rows
-from gemma_tune.terminal import say
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.manifest import file_digest
+from gemma_tune.run.paths import is_run_with_results
+from gemma_tune.run.terminal import say
+from gemma_tune.run.tracking import Tracker
+from gemma_tune.validation.measuring import needs_rows
 
 
 def run(cfg: Config) -> RunResult:

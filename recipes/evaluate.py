@@ -6,21 +6,21 @@ import contextlib
 
 from transformers import set_seed
 
+from gemma_tune.cli.dry_run import dry_run_of_measuring
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_held_out, read_tests
 from gemma_tune.data.reading import measured_files
-from gemma_tune.dry_run import dry_run_of_measuring
+from gemma_tune.data.tokenized import load_held_out, read_tests
+from gemma_tune.engines.opening import check_evaluators, open_engine
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.hooks import Measurements
-from gemma_tune.evals.opening import check_evaluators, open_engine
+from gemma_tune.evals.schedule import Measurements
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say, say_end
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
 
 
 def run(cfg: Config) -> RunResult:

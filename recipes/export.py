@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from gemma_tune.cli.dry_run import dry_run_of_measuring
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_held_out
-from gemma_tune.dry_run import dry_run_of_measuring
-from gemma_tune.export.artifacts import export_all, say_lines
+from gemma_tune.data.tokenized import load_held_out
+from gemma_tune.export.int4 import export_all, say_lines
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.shape import shape_of
-from gemma_tune.quant.fake import put_on_grid
+from gemma_tune.quant.layers import put_on_grid
+from gemma_tune.quant.load_for_qat import load_start, start_of
 from gemma_tune.quant.plan import plan_of
-from gemma_tune.quant.start import load_start, start_of
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.terminal import say
 
 
 def run(cfg: Config) -> RunResult:

@@ -8,14 +8,14 @@ from dataclasses import asdict
 import yaml
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import load_rows
 from gemma_tune.data.stream import stream_rows
+from gemma_tune.data.tokenized import load_rows
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.preview import terminal
 from gemma_tune.preview.page import write_page
 from gemma_tune.preview.rows import look_at
-from gemma_tune.runfolder import RunResult
+from gemma_tune.run.folder import RunResult
 
 
 def run(cfg: Config) -> RunResult:

@@ -11,37 +11,37 @@ from torch import nn
 from transformers import set_seed
 
 from gemma_tune.chat import Rendered
+from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.data.reading import data_files
-from gemma_tune.dry_run import dry_run
+from gemma_tune.data.tokenized import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.evals.evaluation import files_of, prepare
-from gemma_tune.evals.hooks import Measurements
-from gemma_tune.export.artifacts import export_all, say_lines
-from gemma_tune.manifest import write_json
+from gemma_tune.evals.schedule import Measurements
+from gemma_tune.export.int4 import export_all, say_lines
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory
+from gemma_tune.models.contexts import evaluating, training_attention
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import check_vocabulary, family_of, load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.mode import evaluating, training_attention
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import PLAN
-from gemma_tune.paths import whole
-from gemma_tune.quant.fake import GridLora, off_grid, put_on_grid
+from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
+from gemma_tune.quant.load_for_qat import load_start, start_of
+from gemma_tune.quant.metrics import held_out_targets, quality_figures, row_divergences
 from gemma_tune.quant.plan import plan_of
-from gemma_tune.quant.quality import held_out_targets, quality_figures, row_divergences
-from gemma_tune.quant.start import load_start, start_of
-from gemma_tune.quant.teacher import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill_in_batches
 from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
 from gemma_tune.report import write_report
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say, say_end
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.manifest import write_json
+from gemma_tune.run.paths import whole
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
 from gemma_tune.train.best import Ending
 from gemma_tune.train.callbacks import Report
+from gemma_tune.train.distill import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill_in_batches
 from gemma_tune.train.preflight import Looked, preflight
 from gemma_tune.train.resume import find_checkpoint
 from gemma_tune.train.trainer import sft_trainer

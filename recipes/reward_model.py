@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from transformers import set_seed
 
+from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import notes_of
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.data.reading import data_files
-from gemma_tune.dry_run import dry_run
+from gemma_tune.data.tokenized import notes_of
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export import reward_model
@@ -16,17 +16,17 @@ from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.classifier import HEAD, load_classifier
+from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import check_vocabulary, family_of, load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.mode import training_attention
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import REWARD_MODEL, whole
 from gemma_tune.report import write_report
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say, say_end
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.paths import REWARD_MODEL, whole
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
 from gemma_tune.train.best import Ending
 from gemma_tune.train.callbacks import Report

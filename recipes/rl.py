@@ -6,17 +6,17 @@ from functools import partial
 
 from transformers import set_seed
 
+from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows, read_prompts, read_tests
 from gemma_tune.data.reading import data_files
-from gemma_tune.dry_run import dry_run
+from gemma_tune.data.tokenized import Rows, read_prompts, read_tests
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.hooks import Measurements
-from gemma_tune.evals.watch import Watch
+from gemma_tune.evals.schedule import Measurements
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
+from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.hardware import check_hardware, check_vllm
 from gemma_tune.models.load import (
     check_vocabulary,
@@ -27,19 +27,19 @@ from gemma_tune.models.load import (
     pick_device,
 )
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.mode import training_attention
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import whole
 from gemma_tune.report import write_report
 from gemma_tune.rl.arguments import rl_arguments
+from gemma_tune.rl.reward_hacking import Watch
 from gemma_tune.rl.rewards import scorer_of, size_of_reward_model
 from gemma_tune.rl.samples import Samples
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.rl.trainer import rl_trainer
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say, say_end
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.paths import whole
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
 from gemma_tune.train.best import Ending
 from gemma_tune.train.callbacks import Report

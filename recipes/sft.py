@@ -6,18 +6,19 @@ from functools import partial
 
 from transformers import set_seed
 
+from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.dry_run import dry_run
+from gemma_tune.data.tokenized import find_rows, load_rows, notes_of, read_tests
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.hooks import Measurements
+from gemma_tune.evals.schedule import Measurements
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import (
@@ -29,14 +30,13 @@ from gemma_tune.models.load import (
     pick_device,
 )
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.mode import training_attention
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import whole
 from gemma_tune.report import write_report
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say, say_end
-from gemma_tune.tracking import Tracker
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.paths import whole
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
 from gemma_tune.train.best import Ending
 from gemma_tune.train.callbacks import Report

@@ -7,26 +7,26 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gemma_tune.cli.defaults import fill_in
 from gemma_tune.compare.comparison import Measured, compare
 from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.page import page
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.compare.terminal import show
 from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
-from gemma_tune.data.dataset import load_held_out, read_tests
 from gemma_tune.data.reading import data_files
-from gemma_tune.defaults import fill_in
+from gemma_tune.data.tokenized import load_held_out, read_tests
+from gemma_tune.engines.opening import open_engine
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.hooks import Measurements
-from gemma_tune.evals.opening import open_engine
+from gemma_tune.evals.schedule import Measurements
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import ON_GRID, find_source
 from gemma_tune.recipes import qat, sft
-from gemma_tune.runfolder import RunFolder, RunResult
-from gemma_tune.terminal import say
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.terminal import say
 from gemma_tune.train.arguments import mixed_precision
 
 TUNED = "tuned"  # the first training, a run folder in this one; the second is ON_GRID

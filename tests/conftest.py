@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # libraries read it when they are imported
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.export.trained import Trained, trained_tensors
+from gemma_tune.export.tensors import Trained, trained_tensors
 from gemma_tune.models.source import Source
-from gemma_tune.paths import ASSETS
-from gemma_tune.quant.fake import GridLora, put_on_grid
+from gemma_tune.quant.layers import GridLora, put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 ROWS = torch.randint(10, 1500, (4, 48), generator=torch.Generator().manual_seed(0)).tolist()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 
 def make(folder: Path) -> None:

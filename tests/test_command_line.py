@@ -13,8 +13,8 @@ import pytest
 import yaml
 from asking import MY_RUN, ROW, ask, refused, write
 
-from gemma_tune.paths import CONFIGS
-from gemma_tune.strict.suggest import OTHER_TOOLS
+from gemma_tune.run.paths import CONFIGS
+from gemma_tune.validation.suggest import OTHER_TOOLS
 
 MISTAKES = {
     # keys
@@ -154,7 +154,7 @@ def test_mistake(folder: Path, name: str) -> None:
         (["--recipe=qlora_sft"], ["keys stand without dashes: recipe=qlora_sft"]),
         (["qlora_sft"], ["`qlora_sft` is not of the form key=value"]),
         (["recipe="], ["no recipe ``"]),
-        (["recipe=null"], ["name one option, of build_tiny"]),
+        (["recipe=null"], ["name one option, of chat"]),
     ],
 )
 def test_no_recipe(folder: Path, words: list[str], expected: list[str]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.paths import CONFIGS
-from gemma_tune.strict.schema import FIELDS, GROUPS, OPEN, flatten, wrong_value
+from gemma_tune.run.paths import CONFIGS
+from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, flatten, wrong_value
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 OPTIONS = [f for f in FILES if f.parent != CONFIGS]

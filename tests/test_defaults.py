@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.composition import compose_config, load_stored
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.cli.compose import compose_config, load_stored
+from gemma_tune.run.folder import RunFolder
 
 GROUPED = "train.train_sampling_strategy=group_by_length"
 MINE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
@@ -116,7 +116,7 @@ def test_a_run_that_was_measured_counts_as_its_model(tmp_path: Path) -> None:
         assert (cfg.eval.batch_size, cfg.eval.max_samples) == expected
 
 
-@pytest.mark.parametrize("recipe", ["evaluate", "build_tiny", "full_sft", "qlora_sft"])
+@pytest.mark.parametrize("recipe", ["evaluate", "full_sft", "qlora_sft"])
 def test_what_is_filled_in_can_be_repeated(recipe: str, folder: Path) -> None:
     """The stored configuration passes the checks: nothing was set that has no effect."""
     cfg = compose_config(recipe, ["output_dir=run"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.paths import ASSETS, whole
+from gemma_tune.run.paths import ASSETS, whole
 
 WORDS = ["tracker=none", "data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}", "eval=none"]
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from gemma_tune.composition import compose_config, load_stored
+from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.identity import identity
-from gemma_tune.manifest import file_digest, write_json
-from gemma_tune.paths import folder_status
-from gemma_tune.runfolder import RunFolder, folder_of
+from gemma_tune.run.folder import RunFolder, folder_of
+from gemma_tune.run.identity import identity
+from gemma_tune.run.manifest import file_digest, write_json
+from gemma_tune.run.paths import folder_status
 
 WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
 

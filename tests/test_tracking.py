@@ -16,9 +16,9 @@ import yaml
 from short_runs import losses, metrics, short_run
 from wandb.proto.wandb_internal_pb2 import Record
 
-from gemma_tune.composition import compose_config
-from gemma_tune.runfolder import RunFolder
-from gemma_tune.tracking import Tracker, summary_names
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.tracking import Tracker, summary_names
 
 SECRET = "5ec4e7" + "0123456789abcdef" * 2 + "77"  # as long as a key of W&B's
 WHEN = ("before", "after")

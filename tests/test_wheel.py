@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune import paths
+from gemma_tune.run import paths
 
-PACKAGE = Path(paths.__file__).resolve().parent
+PACKAGE = Path(paths.__file__).resolve().parent.parent
 CHECKOUT = PACKAGE.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "outputs", "wandb")

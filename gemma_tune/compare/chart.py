@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 from gemma_tune.evals.statistics import Interval
-from gemma_tune.page import escaped
+from gemma_tune.page.text import escaped
 
 # The drawing's measures, in its own units
 _WIDE, _SIDE, _TOP = 400, 12, 6

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow
 from gemma_tune.compare.wording import Wording, answers, facts, groups, head, methods, plain, wanted
-from gemma_tune.page import VISIBLE
+from gemma_tune.page.text import VISIBLE
 
 _ROWS = 20  # of a figure, over all its groups
 _MOST = 1000  # characters of a text

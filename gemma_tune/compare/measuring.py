@@ -15,16 +15,16 @@ from transformers import set_seed
 from gemma_tune.compare.comparison import Measured
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows, load_held_out, read_tests
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows, load_held_out, read_tests
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import prepare
-from gemma_tune.evals.hooks import Measurements
-from gemma_tune.evals.outcome import Evaluator
+from gemma_tune.evals.schedule import Measurements
 from gemma_tune.models.load import check_vocabulary, load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.paths import is_run_with_results
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import is_run_with_results
 
 
 @dataclass(frozen=True)

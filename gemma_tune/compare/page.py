@@ -9,7 +9,7 @@ from gemma_tune.compare.chart import Dot, interval_chart
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow
 from gemma_tune.compare.wording import Wording, answers, facts, groups, head, methods, percent, plain, wanted
 from gemma_tune.evals.statistics import Interval
-from gemma_tune.page import document, escaped
+from gemma_tune.page.text import document, escaped
 
 PAGE_MARK = '<meta name="generator" content="gemma_tune compare">'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_tune.compare.comparison import Measured
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
+from gemma_tune.run.paths import resolve
 
 
 def results_file(run: str, when: str = "after") -> Path:

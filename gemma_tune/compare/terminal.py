@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison
 from gemma_tune.compare.wording import Wording, facts, head
-from gemma_tune.page import VISIBLE
+from gemma_tune.page.text import VISIBLE
 
 _WIDE = 1000  # columns of a terminal that holds every table
 

@@ -62,3 +62,9 @@ class Config:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    @property
+    def evaluator_names(self) -> list[str]:
+        """The evaluators that the run needs: at its begin and end, and those of `eval_steps`."""
+        during = self.eval.while_training if self.train.eval_steps else ()
+        return list(dict.fromkeys([*self.eval.evaluators, *during]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config.option import option
-from gemma_tune.paths import resolve
+from gemma_tune.run.paths import resolve
 
 
 def is_gguf(name: str) -> bool:

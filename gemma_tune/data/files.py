@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from gemma_tune.data.records import BadRow
 from gemma_tune.errors import UserError
-from gemma_tune.paths import FILE_TYPES, file_type, resolve
+from gemma_tune.run.paths import FILE_TYPES, file_type, resolve
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
 _DELIMITERS = ",;\t|"

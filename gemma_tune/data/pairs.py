@@ -16,9 +16,9 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
 
 _IDS = List(Value("int32"))

@@ -13,7 +13,7 @@ from gemma_tune.data.files import read_file
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
 from gemma_tune.data.sources import text_field
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
+from gemma_tune.run.paths import resolve
 
 
 def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:

@@ -11,15 +11,15 @@ from itertools import islice
 from pathlib import Path
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.auto import recognise, refuse_rows
 from gemma_tune.data.files import find_files
+from gemma_tune.data.formats.auto import recognise, refuse_rows
+from gemma_tune.data.formats.preference import pair
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
-from gemma_tune.data.preference import pair
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
-from gemma_tune.plugins import load_function
+from gemma_tune.user_code import load_function
 
 _FIRST = 200
 
@@ -106,7 +106,9 @@ class Part:
             if not name:
                 return refuse_rows(source)
             self.formats[str(source)] = name
-        rows: Iterator[Record | BadRow] = importlib.import_module(f"gemma_tune.data.{name}").read(source, self.data)
+        rows: Iterator[Record | BadRow] = importlib.import_module(f"gemma_tune.data.formats.{name}").read(
+            source, self.data
+        )
         return rows
 
 
@@ -186,7 +188,7 @@ def check_first_rows(data: DataConfig) -> None:
         UserError: A bad row (file and line), or no rows at all.
     """
     if data.generator:
-        from gemma_tune.data.gym import GymTasks  # reasoning-gym takes a second
+        from gemma_tune.data.formats.gym import GymTasks  # reasoning-gym takes a second
 
         GymTasks(data, data.generator_seed, 1)[0]
         return

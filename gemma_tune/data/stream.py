@@ -11,10 +11,10 @@ from datasets import IterableDataset
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import Rows, render_rows
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest
 from gemma_tune.data.storage import FEATURES
+from gemma_tune.data.tokenized import Rows, render_rows
 from gemma_tune.errors import UserError
 
 _FIRST = 200  # rows that are looked at beforehand, for what the model's vocabulary must hold

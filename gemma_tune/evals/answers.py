@@ -10,9 +10,9 @@ from gemma_tune.chat import ChatForm, form_of
 from gemma_tune.chat.calls import begins_call, calls_of, content_text, parse_answer, same_calls
 from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
+from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.engine import Engine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.samples import sample_answers
 
 

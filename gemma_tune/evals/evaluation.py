@@ -12,16 +12,16 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS
-from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import RunError
-from gemma_tune.evals import kl, lm_eval_tasks, own
-from gemma_tune.evals.engine import Engine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Row, lower_is_better
+from gemma_tune.evals import kl, lm_eval_tasks, user_function
+from gemma_tune.evals.base import Evaluator, Inputs, Row, lower_is_better
 from gemma_tune.evals.samples import sample_answers
-from gemma_tune.manifest import write_json
-from gemma_tune.paths import resolve
 from gemma_tune.rl.rewards import files_of_rewards
+from gemma_tune.run.manifest import write_json
+from gemma_tune.run.paths import resolve
 
 _SHARES = (
     "exact_match", "_number", "_regex", "stopped", "_accuracy", "_accuracy_per_token", "agreement", "_acc", "_acc_norm",
@@ -95,19 +95,14 @@ def prepare(cfg: Config, tokenizer: Any, held_out: Rows, tests: Mapping[str, Seq
         UserError: Settings or files that an evaluator can't work with.
     """
     inputs = Inputs(cfg, tokenizer, held_out, tests)
-    return {name: _prepared(name, inputs) for name in names_of(cfg)}
-
-
-def names_of(cfg: Config) -> list[str]:
-    """The evaluators that a run with this configuration needs."""
-    return list(dict.fromkeys([*cfg.eval.evaluators, *(cfg.eval.while_training if cfg.train.eval_steps else ())]))
+    return {name: _prepared(name, inputs) for name in cfg.evaluator_names}
 
 
 def _prepared(name: str, inputs: Inputs) -> Evaluator:
     if name in EVALUATORS:
         evaluator: Evaluator = importlib.import_module(f"gemma_tune.evals.{name}").prepare(inputs)
         return evaluator
-    return own.prepare(name, inputs)
+    return user_function.prepare(name, inputs)
 
 
 def files_of(cfg: Config) -> list[Path]:
@@ -116,7 +111,7 @@ def files_of(cfg: Config) -> list[Path]:
     Raises:
         UserError: As `prepare`.
     """
-    names, e = names_of(cfg), cfg.eval
+    names, e = cfg.evaluator_names, cfg.eval
     found = [resolve(name.rpartition(":")[0]) for name in names if ":" in name]
     if "tool_calls" in names:
         found += [resolve(str(e.tool_calls.questions_file)), resolve(str(e.tool_calls.answers_file))]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gemma_tune.config import Config, ModelConfig
+from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.engine import Engine, TransformersEngine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row
 from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source

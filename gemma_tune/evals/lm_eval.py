@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.evals.engine import Engine, TransformersEngine
+from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.lm_eval_tasks import find_tasks
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
-from gemma_tune.models.mode import evaluating, same_random_state
+from gemma_tune.models.contexts import evaluating, same_random_state
 
 # Of a prompt with examples in it, what is kept for people: the question stands at its end.
 _SHOWN = 1000

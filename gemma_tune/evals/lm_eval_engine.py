@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gemma_tune.evals.engine import Engine
+from gemma_tune.engines.transformers import Engine
 
 # A text with its context, their token ids, and those of what is scored.
 Request = tuple[tuple[str, str], list[int], list[int]]

@@ -9,8 +9,8 @@ from typing import Any
 
 from gemma_tune.config.eval import LmEvalConfig
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
-from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.run.paths import resolve
+from gemma_tune.validation.suggest import did_you_mean
 
 # Readers of `datasets` for files of one's own: what `dataset_path` may name beside a data set.
 _READERS = ("json", "csv", "parquet", "text")

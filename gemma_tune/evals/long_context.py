@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.chat.calls import answer_text
-from gemma_tune.evals.engine import Engine
+from gemma_tune.engines.transformers import Engine
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.haystack import HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import Difficulty
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
-from gemma_tune.paths import resolve
+from gemma_tune.run.paths import resolve
 
 # A prompt is long, and read by nobody: the question stands at its end.
 _SHOWN = 300

@@ -6,9 +6,9 @@ import math
 
 from gemma_tune.data.pairs import rendered_pair
 from gemma_tune.data.records import BadRow
+from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.engine import Engine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.samples import asked_text, row_ids
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_tune.data.pairs import Pairs
+from gemma_tune.evals.base import Row, mean
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.evals.outcome import Row, mean
 from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.classifier import scores
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gemma_tune.evals.engine import Engine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.engines.transformers import Engine
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
 from gemma_tune.models.load import pick_device
 from gemma_tune.rl.rewards import scorer_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from gemma_tune.chat import form_of, render_prompt
 from gemma_tune.chat.calls import answer_text, content_text, parse_answer
+from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
 from gemma_tune.evals.bfcl import check, read_bfcl
-from gemma_tune.evals.engine import Engine
-from gemma_tune.evals.outcome import Evaluator, Inputs, Outcome, Row, mean
-from gemma_tune.paths import resolve
+from gemma_tune.run.paths import resolve
 
 
 def prepare(inputs: Inputs) -> Evaluator:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from gemma_tune.export.closeness import Closeness
+from gemma_tune.export.engine_agreement import Closeness
 from gemma_tune.export.grid_files import Stored
-from gemma_tune.export.trained import Trained, decoded, weights_of
+from gemma_tune.export.tensors import Trained, decoded, weights_of
 from gemma_tune.export.verify import ArtifactDiffers, load_exported
-from gemma_tune.models.mode import evaluating
+from gemma_tune.models.contexts import evaluating
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
-from gemma_tune.evals.engine import TransformersEngine
-from gemma_tune.evals.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.export import gguf
-from gemma_tune.export.closeness import Closeness, compare
+from gemma_tune.export.engine_agreement import Closeness, compare
 from gemma_tune.export.grid_check import UNVERIFIED, Line, exact_line, gross_line, in_float32
-from gemma_tune.export.trained import Decoded, Trained, float_tensors
-from gemma_tune.quant.fake import off_grid
+from gemma_tune.export.tensors import Decoded, Trained, float_tensors
+from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
 
 BEST = 256

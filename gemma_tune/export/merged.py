@@ -10,10 +10,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.export.folder import write_folder
+from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.four_bit import is_four_bit, weight_of
-from gemma_tune.models.language import language_part
 from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import language_part
 
 
 def merged_weight(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:

@@ -16,7 +16,7 @@ from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export.merged import merged_tensors
 from gemma_tune.export.verify import ArtifactDiffers, verify_written
 from gemma_tune.models.classifier import scores
-from gemma_tune.models.language import language_part
+from gemma_tune.models.unwrap import language_part
 
 _ROWS = 8  # pairs
 # Of the largest score: the weights are held to the bit elsewhere, this finds a head that is read at another place.

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
-from gemma_tune.evals.engine import TransformersEngine
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.models.family import FAMILIES

@@ -26,9 +26,9 @@ from compressed_tensors.quantization import (
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.errors import UserError
-from gemma_tune.export.dense import narrowest
-from gemma_tune.export.folder import write_folder
-from gemma_tune.export.trained import Trained, decoded
+from gemma_tune.export.merged_from_grid import narrowest
+from gemma_tune.export.tensors import Trained, decoded
+from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.checkpoint import Checkpoint
 from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source

@@ -15,11 +15,11 @@ from transformers.utils import logging
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.language import language_part, padded
 from gemma_tune.models.load import check_vocabulary, load_config, pick_device, stop_token_ids
-from gemma_tune.models.mode import evaluating
 from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import language_part, padded
 
 HEAD = "score"
 # Transformers' classes, by the `model_type` of the language part; it has none for Gemma 3n and Gemma 4.

@@ -9,8 +9,8 @@ from pathlib import Path
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
-from gemma_tune.strict.suggest import missing_path
+from gemma_tune.run.paths import resolve
+from gemma_tune.validation.suggest import missing_path
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PLAN = "quant_plan.json"  # what a run on a grid leaves in its folder

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.preview import PAGE_MARK
-from gemma_tune.data.dataset import Rows
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
-from gemma_tune.page import document
-from gemma_tune.paths import resolve
+from gemma_tune.page.text import document
 from gemma_tune.preview.chart import length_chart
 from gemma_tune.preview.figures import histogram, percentiles
 from gemma_tune.preview.rows import Seen, Shown
 from gemma_tune.preview.tokens import Piece, Texts, runs
+from gemma_tune.run.paths import resolve
 
 _OPEN = 3  # rows that are unfolded from the start
 _LISTED = 1000  # places that a list names

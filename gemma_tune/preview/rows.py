@@ -11,9 +11,9 @@ import numpy as np
 from gemma_tune.chat import Rendered, form_of
 from gemma_tune.config import Config, DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import KEPT, Rows
 from gemma_tune.data.split import digest
 from gemma_tune.data.storage import TokenRows
+from gemma_tune.data.tokenized import KEPT, Rows
 from gemma_tune.preview.figures import Batches, Lengths, ways
 from gemma_tune.preview.tokens import Texts
 

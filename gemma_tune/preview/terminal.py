@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gemma_tune.data.dataset import Rows, notes_of
+from gemma_tune.data.tokenized import Rows, notes_of
 from gemma_tune.preview.figures import percentiles
 from gemma_tune.preview.rows import Seen, Shown
 from gemma_tune.preview.tokens import Texts, runs

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from gemma_tune.chat import Rendered
-from gemma_tune.page import VISIBLE
+from gemma_tune.page.text import VISIBLE
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _VISIBLE = {**VISIBLE, ord("\t"): "⇥\t", ord("\n"): "⏎\n"}

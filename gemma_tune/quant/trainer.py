@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from gemma_tune.chat import Rendered
-from gemma_tune.models.language import head_of, language_part, padded
-from gemma_tune.quant.fake import rounded_once
-from gemma_tune.quant.teacher import Targets, summed_divergence, summed_loss, top_targets
+from gemma_tune.models.unwrap import head_of, language_part, padded
+from gemma_tune.quant.layers import rounded_once
+from gemma_tune.train.distill import Targets, summed_divergence, summed_loss, top_targets
 from gemma_tune.train.trainer import GemmaSFTTrainer
 
 

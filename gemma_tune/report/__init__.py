@@ -8,13 +8,13 @@ from pathlib import Path
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.page import VISIBLE
+from gemma_tune.page.text import VISIBLE
 from gemma_tune.report.curves import read_panels
 from gemma_tune.report.html import html
 from gemma_tune.report.markdown import markdown
 from gemma_tune.report.picture import draw
 from gemma_tune.report.sections import PICTURE, Told, sections
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
 
 
 def write_report(

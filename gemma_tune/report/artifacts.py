@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from gemma_tune.report.blocks import Block, Code, Mono, Table, Text
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
 
 # The types in which a number is a weight; numbers of others may hold several.
 _ONE_EACH = ("F64", "F32", "F16", "BF16")

@@ -16,8 +16,8 @@ from gemma_tune.compare.comparison import (
     lower_is_better,
 )
 from gemma_tune.compare.wording import Wording
+from gemma_tune.evals.base import Row
 from gemma_tune.evals.evaluation import Evaluation, as_text
-from gemma_tune.evals.outcome import Row
 from gemma_tune.evals.statistics import Interval, interval, is_binary
 
 BEFORE, AFTER = "before", "after"

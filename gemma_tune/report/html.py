@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from pathlib import Path
 
-from gemma_tune.page import document, escaped
+from gemma_tune.page.text import document, escaped
 from gemma_tune.report.answers import marks
 from gemma_tune.report.blocks import (
     Asked,

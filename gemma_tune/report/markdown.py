@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import singledispatch
 
-from gemma_tune.page import VISIBLE
+from gemma_tune.page.text import VISIBLE
 from gemma_tune.report.answers import marks
 from gemma_tune.report.blocks import (
     Block,

@@ -29,7 +29,7 @@ from gemma_tune.report.blocks import (
 from gemma_tune.report.curves import Panel
 from gemma_tune.report.figures import BEFORE, Change, changes, headline, is_share
 from gemma_tune.rl.samples import first_and_last, read
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
 
 PICTURE = "loss.png"
 

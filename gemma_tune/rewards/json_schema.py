@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from gemma_tune.config.reward import JsonSchemaReward
 from gemma_tune.errors import UserError
-from gemma_tune.paths import resolve
 from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.run.paths import resolve
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 # Where a schema holds data, in which `$ref` means nothing.

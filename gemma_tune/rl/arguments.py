@@ -9,7 +9,7 @@ import torch
 from trl import GRPOConfig, RLOOConfig
 
 from gemma_tune.config import Config
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import arguments
 
 _ONLY_GRPO = ("loss_type", "scale_rewards", "importance_sampling_level")

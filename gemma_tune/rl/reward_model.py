@@ -16,8 +16,8 @@ from gemma_tune.chat import UnknownTemplate, Unrenderable, form_of, render_chat,
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD, float32_head, scores
-from gemma_tune.paths import reward_model_of
 from gemma_tune.rewards.base import Completion, Reward, Task
+from gemma_tune.run.paths import reward_model_of
 
 _KEY = "reward.model.model_name_or_path"
 

@@ -12,10 +12,10 @@ from huggingface_hub import snapshot_download
 
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
-from gemma_tune.paths import resolve, reward_model_of
-from gemma_tune.plugins import load_function
 from gemma_tune.rewards.base import Reward
 from gemma_tune.rl.scoring import Scorer, Weighted
+from gemma_tune.run.paths import resolve, reward_model_of
+from gemma_tune.user_code import load_function
 
 _OWN_LIMITS = ("code", "model")
 

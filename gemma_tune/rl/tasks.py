@@ -12,8 +12,8 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
-from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 

@@ -22,8 +22,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, said
-from gemma_tune.train.guard import Guard
-from gemma_tune.train.safe import SafeTrainer, build
+from gemma_tune.train.base import SafeTrainer, build
+from gemma_tune.train.nonfinite import Guard
 
 # What a step is made of: completions, their log-probabilities, their rewards, and the update.
 PARTS = ("generate", "score", "reward", "update")

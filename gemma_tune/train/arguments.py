@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.best import best_arguments
 
 PAD_TO = 32  # tokens

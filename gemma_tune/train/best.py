@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from gemma_tune.config import TrainConfig
 from gemma_tune.config.eval import lower_is_better
 from gemma_tune.errors import RunError
-from gemma_tune.strict.suggest import did_you_mean
+from gemma_tune.validation.suggest import did_you_mean
 
 
 def greater_is_better(train: TrainConfig) -> bool:

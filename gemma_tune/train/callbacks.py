@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from gemma_tune.tracking import Tracker
-from gemma_tune.train.guard import NonFiniteLoss
+from gemma_tune.run.tracking import Tracker
+from gemma_tune.train.nonfinite import NonFiniteLoss
 
 
 class Progress(TrainerCallback):

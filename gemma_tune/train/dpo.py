@@ -16,12 +16,12 @@ from trl import DPOConfig, DPOTrainer
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, find_pairs
 from gemma_tune.models.adapter import drop_reference, plain_copies
-from gemma_tune.models.mode import evaluating
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.guard import Guard
+from gemma_tune.train.base import SafeTrainer, build
+from gemma_tune.train.nonfinite import Guard
 from gemma_tune.train.preflight import CHECKS
-from gemma_tune.train.safe import SafeTrainer, build
 
 # Each pair counts the same, however many tokens it has.
 WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")

@@ -13,15 +13,15 @@ from torch import nn
 from gemma_tune.chat import form_of
 from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import ALL_LINEAR, Counts
+from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.language import language_part
-from gemma_tune.models.mode import evaluating
 from gemma_tune.models.shape import Shape, empty_model
 from gemma_tune.models.source import find_source
-from gemma_tune.models.untrained import untrained_tokens
+from gemma_tune.models.undertrained_tokens import untrained_tokens
+from gemma_tune.models.unwrap import language_part
 
 _NAMED = 8
 _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gemma_tune.config import TrainConfig
 from gemma_tune.errors import UserError
-from gemma_tune.runfolder import RunFolder
-from gemma_tune.train.safe import checkpoints
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.train.base import checkpoints
 
 # Without any one of these Transformers resumes in silence and ends elsewhere.
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")

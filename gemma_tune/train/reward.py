@@ -13,11 +13,11 @@ from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, find_pairs
 from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD
-from gemma_tune.models.language import language_part
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.models.unwrap import language_part
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.guard import Guard
-from gemma_tune.train.safe import SafeTrainer, build
+from gemma_tune.train.base import SafeTrainer, build
+from gemma_tune.train.nonfinite import Guard
 
 # The general checks that hold of a classifier, too (`preflight`).
 GENERAL = ("<bos>", "template", "experts", "types", "memory")

@@ -8,11 +8,11 @@ from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows
-from gemma_tune.train.guard import FindRows, Guard
-from gemma_tune.train.safe import SafeTrainer, build
-from gemma_tune.train.sampling import LengthGroups
-from gemma_tune.train.scored import only_trained
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.train.base import SafeTrainer, build
+from gemma_tune.train.head_on_trained_tokens import only_trained
+from gemma_tune.train.length_grouped_sampler import LengthGroups
+from gemma_tune.train.nonfinite import FindRows, Guard
 
 
 class GemmaSFTTrainer(SafeTrainer, SFTTrainer):  # type: ignore[misc]

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS, ChatForm, served_template
 from gemma_tune.chat.engine import Tools
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 NAMES = [name for name, form in FORMS.items() if form.name == name]
 GEMMA4 = [name for name in NAMES if name.startswith("gemma4_")]

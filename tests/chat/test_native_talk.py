@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from forms_at_hand import tokenizer_of
-from test_talk import LIMIT, Person, Scripted, user
+from test_chat_cli import LIMIT, Person, Scripted, user
 
 from gemma_tune.chat import FORMS, render_prompt
+from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
+from gemma_tune.chat_cli.conversation import Conversation
+from gemma_tune.chat_cli.responder import Voice, ids_within
 from gemma_tune.config import ChatConfig
 from gemma_tune.errors import UserError
-from gemma_tune.talk.answer import Answer, AnswerStreamer
-from gemma_tune.talk.conversation import Conversation
-from gemma_tune.talk.voice import Voice, ids_within
 
 CALL = '<|tool_call>call:set_light{on:false,room:<|"|>kitchen<|"|>}<tool_call|>'
 SHOWN = '→ set_light(on=false, room="kitchen")'

@@ -10,7 +10,7 @@ from forms_at_hand import GEMMA4, LARGE, NAMES, each_form, published
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_template
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 # Gemma 3n's and FunctionGemma's published texts are not at hand: stand-ins that write what is documented in other ways.
 GEMMA3N = """{{ bos_token }}

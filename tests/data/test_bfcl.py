@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import Rows, load_rows
-from gemma_tune.paths import ASSETS
+from gemma_tune.data.tokenized import Rows, load_rows
+from gemma_tune.run.paths import ASSETS
 
 FOLDER = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "bfcl")
 FILES = [FOLDER / "simple_python.jsonl", FOLDER / "simple_python_answers.jsonl"]

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import load_rows
-from gemma_tune.paths import ASSETS
+from gemma_tune.data.tokenized import load_rows
+from gemma_tune.run.paths import ASSETS
 
 ASKED = ["What is 2, and 3?", 'Sag "Größe"\nin zwei Zeilen', "привет — как дела?", "你好，世界 🙂", "שלום"]
 ANSWERED = ["It is 5.", "Größe;\nnoch eine Zeile", "хорошо, спасибо", "你好！", "שלום לך"]

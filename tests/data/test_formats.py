@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.dataset import load_rows, render_rows
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import load_rows, render_rows
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import KEPT, Rows, load_rows
-from gemma_tune.paths import ASSETS
+from gemma_tune.data.tokenized import KEPT, Rows, load_rows
+from gemma_tune.run.paths import ASSETS
 
 FILE = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "gsm8k", "train.jsonl")
 MAX_LENGTH = 512

@@ -8,7 +8,7 @@ from gemma_tune.config import DataConfig
 
 pytest.importorskip("reasoning_gym")
 
-from gemma_tune.data.gym import GymTasks, held_out_tasks, training_tasks
+from gemma_tune.data.formats.gym import GymTasks, held_out_tasks, training_tasks
 from gemma_tune.errors import UserError
 
 

@@ -20,7 +20,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data.pairs import find_pairs, load_pairs, rendered_pair
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 PREFERENCES = ASSETS / "preferences"
 ASKED = [{"role": "user", "content": "Why?"}]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 SAMPLE = ASSETS / "sample"
 SPLITS = ("train", "validation", "test", "test_new_phrasings")

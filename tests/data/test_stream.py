@@ -12,10 +12,10 @@ from row_files import read_records, refusal, turn, write
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.dataset import load_rows
 from gemma_tune.data.stream import stream_rows
+from gemma_tune.data.tokenized import load_rows
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 
 @pytest.fixture(scope="module")

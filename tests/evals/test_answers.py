@@ -8,14 +8,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config.eval import AnswersConfig
-from gemma_tune.data.dataset import Rows
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.answers import _judge, is_right, prepare
-from gemma_tune.evals.outcome import Inputs, Outcome
-from gemma_tune.paths import ASSETS
+from gemma_tune.evals.base import Inputs, Outcome
+from gemma_tune.run.paths import ASSETS
 
 TOOLS = [{"type": "function", "function": {"name": "set_timer", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"type": "function", "function": {"name": "set_timer", "arguments": {"minutes": 5, "label": "tea"}}}

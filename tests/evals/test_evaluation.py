@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
+from gemma_tune.evals.base import Outcome
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, files_of, prepare, with_samples
-from gemma_tune.evals.outcome import Outcome
 
 ENGINE: Any = None
 
@@ -88,7 +88,7 @@ def f(engine, inputs):
 """
 ROWS = """
 import numpy
-from gemma_tune.evals.outcome import Outcome
+from gemma_tune.evals.base import Outcome
 
 def f(engine, inputs):
     rows = [{"id": "1", "score": numpy.float64(1), "weight": numpy.int64(2)}, {"id": "2", "score": False}]
@@ -123,7 +123,7 @@ def test_rows_of_a_users(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_a_users_may_not_give(gives: str, message: str, tmp_path: Path) -> None:
-    text = f"from gemma_tune.evals.outcome import Outcome\n\ndef f(engine, inputs):\n    return {gives}\n"
+    text = f"from gemma_tune.evals.base import Outcome\n\ndef f(engine, inputs):\n    return {gives}\n"
     found = evaluated(tmp_path, text)
     assert found.figures == {} and [reason.startswith(message) for reason in found.failures.values()] == [True]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from gemma_tune.evals.generate import batches
+from gemma_tune.engines.generate import batches
 
 
 def test_batches_are_bounded_by_rows_and_by_tokens() -> None:

@@ -16,7 +16,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.evals.haystack import KINDS, Difficulty, HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import _KEYS
 from gemma_tune.evals.haystack_text import pieces, sentences
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 # 2,048 is the embedded model's own bound; its tokenizer is to count further, without a warning
 TOKENIZER = AutoTokenizer.from_pretrained(ASSETS / "tiny", model_max_length=10**9)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.data.tokenized import Rows
 from gemma_tune.errors import UserError
+from gemma_tune.evals.base import Inputs
 from gemma_tune.evals.kl import divergence, prepare, reference_of
-from gemma_tune.evals.outcome import Inputs
 
 
 def test_pieces_are_the_whole() -> None:

@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from gemma_tune.chat import render_chat
+from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
-from gemma_tune.evals.engine import TransformersEngine
 from gemma_tune.evals.kl import divergence
-from gemma_tune.evals.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.export.gguf import export
-from gemma_tune.paths import ASSETS
 from gemma_tune.quant.plan import plan_of
+from gemma_tune.run.paths import ASSETS
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install 'gemma_tune[gguf]'")
 
@@ -258,7 +258,7 @@ def test_it_ends_with_its_parent(file: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from gemma_tune.evals.llama_server import LlamaServer\n"
+        "from gemma_tune.engines.llama_server import LlamaServer\n"
         "server = LlamaServer(Path(sys.argv[1]), 64, 1, 1, False, 60)\n"
         "print(server._child.pid, flush=True)\n"
         "time.sleep(60)\n"

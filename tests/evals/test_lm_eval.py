@@ -18,14 +18,14 @@ from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals import evaluation
-from gemma_tune.evals.engine import Engine, TransformersEngine
+from gemma_tune.evals.base import Inputs, Outcome, mean
 from gemma_tune.evals.lm_eval import prepare
-from gemma_tune.evals.outcome import Inputs, Outcome, mean
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 

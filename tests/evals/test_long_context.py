@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import Rows
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.evals.base import Inputs
 from gemma_tune.evals.haystack import HaystackRow
 from gemma_tune.evals.long_context import equal_shares, prepare
-from gemma_tune.evals.outcome import Inputs
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 CELLS = [("needle", 512), ("needle", 1024), ("multi_key", 512), ("multi_key", 1024)]
 

@@ -18,18 +18,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gemma_tune
 from gemma_tune import UserError
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ExportConfig, ModelConfig
-from gemma_tune.data.dataset import load_held_out, read_tests
+from gemma_tune.data.tokenized import load_held_out, read_tests
+from gemma_tune.engines.opening import check_evaluators, open_engine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
-from gemma_tune.evals.engine import TransformersEngine
-from gemma_tune.evals.opening import check_evaluators, open_engine
 from gemma_tune.evals.samples import prompt_ids, row_ids
 from gemma_tune.export import gguf, w4a16
-from gemma_tune.export.trained import trained_tensors
+from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.quant.fake import put_on_grid
+from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import plan_of
 
 WORDS = [

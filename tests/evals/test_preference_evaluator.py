@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered, render_chat, render_prompt
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import Rows, load_held_out
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.data.tokenized import Rows, load_held_out
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.engine import TransformersEngine
+from gemma_tune.evals.base import Inputs
 from gemma_tune.evals.evaluation import as_text
-from gemma_tune.evals.outcome import Inputs
 from gemma_tune.evals.preference import prepare
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 PAIRS = [
     ("What is 12 plus 5?", "That makes 17.", "That makes 17, and I could go on and on about it for a while."),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.evals.watch import Watch
+from gemma_tune.rl.reward_hacking import Watch
 
 
 def measured(right: int) -> Evaluation:

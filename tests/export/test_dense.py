@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import RunError
-from gemma_tune.export import dense
-from gemma_tune.export.trained import Decoded, decoded, trained_tensors
+from gemma_tune.export import merged_from_grid
+from gemma_tune.export.tensors import Decoded, decoded, trained_tensors
 from gemma_tune.models.load import load_base
-from gemma_tune.quant.fake import layers_of, put_on_grid
 from gemma_tune.quant.grid import GRIDS, Encoded
+from gemma_tune.quant.layers import layers_of, put_on_grid
 from gemma_tune.quant.plan import plan_of
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -33,7 +33,7 @@ def test_bfloat16_files_hold_the_training_forward(
 ) -> None:
     """Stored in bfloat16 but for the norms, and in float32 the same logits as the model that was trained."""
     trained = on_grid(grid, embedding, adapter)
-    dense.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    merged_from_grid.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
     stored = load_file(tmp_path / "model.safetensors")
     assert {t.dtype for n, t in stored.items() if "norm" not in n} == {torch.bfloat16}
     for name, layer in layers_of(trained.model).items():
@@ -46,7 +46,7 @@ def test_bfloat16_files_hold_the_training_forward(
 
 def test_weights_that_bfloat16_can_not_hold_are_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = on_grid("q4_0_fp16", "q4_0_fp16")
-    dense.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    merged_from_grid.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
     assert "written in float32: bfloat16 can't hold the weights of q4_0_fp16" in capsys.readouterr().err
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.float32
@@ -114,7 +114,7 @@ def test_towers_are_kept_to_the_bit(tmp_path: Path) -> None:
     plan = plan_of(base, "q4_0", "q8_0")
     put_on_grid(base, plan)
     trained = trained_tensors(base, plan)
-    dense.export(trained, plan, base, tokenizer, tmp_path / "out", ExportConfig(), source)
+    merged_from_grid.export(trained, plan, base, tokenizer, tmp_path / "out", ExportConfig(), source)
     before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
     towers = [n for n in before if "language_model" not in n]

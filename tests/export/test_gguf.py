@@ -19,9 +19,9 @@ from gemma_tune.export.gguf import export
 from gemma_tune.export.gguf_metadata import check
 from gemma_tune.export.gguf_tokenizer import Vocabulary
 from gemma_tune.export.ollama import modelfile
-from gemma_tune.paths import ASSETS
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.plan import Plan, plan_of
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 # Names as llama.cpp has them, by ours

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.export import dense, gguf, w4a16
-from gemma_tune.export.closeness import Closeness, best_tokens, bucketed_kl, compare
+from gemma_tune.export import gguf, merged_from_grid, w4a16
+from gemma_tune.export.engine_agreement import Closeness, best_tokens, bucketed_kl, compare
 from gemma_tune.export.grid_check import (
     FAIL,
     OK,
@@ -34,7 +34,7 @@ from gemma_tune.export.grid_check import (
     transformers_line,
 )
 from gemma_tune.export.grid_files import Stored, read_folder, read_gguf
-from gemma_tune.export.trained import Decoded, Trained, decoded, trained_tensors
+from gemma_tune.export.tensors import Decoded, Trained, decoded, trained_tensors
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.quant.grid import GRIDS, Encoded
 
@@ -49,7 +49,7 @@ def write(what: str, trained: OnGridModel, tensors: Trained, folder: Path) -> Pa
         base, file = trained.model, folder / "model.gguf"
         gguf.export(tensors, base.config, trained.tokenizer, base.generation_config, trained.plan, file, name="tiny")
         return file
-    writer = dense if what == "merged" else w4a16
+    writer = merged_from_grid if what == "merged" else w4a16
     writer.export(tensors, trained.plan, trained.model, trained.tokenizer, folder, ExportConfig(), trained.source)
     return folder
 
@@ -165,7 +165,7 @@ def test_a_grid_derived_again_on_export_fails(what: str, tmp_path: Path, trained
     if what == "merged":  # the weights that the other grid decodes to
         again = {n: t if torch.is_tensor(t) else GRIDS["q4_0"].decode(t) for n, t in again.items()}
         path = tmp_path
-        dense.write_folder(
+        merged_from_grid.write_folder(
             again, torch.float32, None, trained.model, trained.tokenizer, path, ExportConfig(), trained.source
         )
     else:

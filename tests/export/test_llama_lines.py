@@ -11,13 +11,13 @@ import pytest
 import torch
 from grid_models import ROWS, OnGridModel, on_grid
 
-from gemma_tune.evals.engine import TransformersEngine
-from gemma_tune.evals.llama_cpp import LlamaCppEngine
+from gemma_tune.engines.llama_cpp import LlamaCppEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.export import gguf
-from gemma_tune.export.closeness import Closeness
+from gemma_tune.export.engine_agreement import Closeness
 from gemma_tune.export.grid_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
 from gemma_tune.export.llama_lines import CONTROL, EXACT, GROSS, engine_closeness, llama_lines
-from gemma_tune.export.trained import Decoded
+from gemma_tune.export.tensors import Decoded
 from gemma_tune.quant.grid import GRIDS
 
 

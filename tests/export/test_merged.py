@@ -18,13 +18,13 @@ from short_runs import short_run
 from transformers import AutoTokenizer
 
 from gemma_tune.config import Config, ExportConfig
-from gemma_tune.data.dataset import Rows, render_rows
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export import merged, verify
 from gemma_tune.models.source import Source
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 SOURCE = Source(str(TINY), None, None, str(TINY))

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export import w4a16
-from gemma_tune.export.trained import decoded, trained_tensors
+from gemma_tune.export.tensors import decoded, trained_tensors
 from gemma_tune.models.load import load_base
-from gemma_tune.quant.fake import put_on_grid
 from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import plan_of
 
 # What vLLM's and llm-compressor's documentation gives for W4A16, with blocks of 32.

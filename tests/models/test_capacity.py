@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import gemma_tune
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
 from gemma_tune.models.memory import estimate
 from gemma_tune.models.shape import Shape, published_shape
 from gemma_tune.models.source import Source
-from gemma_tune.paths import ASSETS
 from gemma_tune.rl.rewards import size_of_reward_model
+from gemma_tune.run.paths import ASSETS
 
 SAMPLE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
 

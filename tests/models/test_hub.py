@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 SAMPLE = ASSETS / "sample" / "train.jsonl"
 

@@ -19,7 +19,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 

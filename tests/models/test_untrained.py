@@ -11,8 +11,8 @@ import torch
 from short_runs import short_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.models.untrained import untrained_tokens
-from gemma_tune.paths import ASSETS
+from gemma_tune.models.undertrained_tokens import untrained_tokens
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 NEW = [f"<thing{i}>" for i in range(5)]

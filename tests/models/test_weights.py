@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gemma_tune.chat import Rendered
-from gemma_tune.composition import compose_config
-from gemma_tune.evals.engine import row_losses
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.engines.transformers import row_losses
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

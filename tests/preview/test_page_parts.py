@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from trl import pack_dataset
 
 from gemma_tune.chat import Rendered
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.preview.chart import length_chart
 from gemma_tune.preview.figures import histogram, nice_step, packed, percentiles, ways
 from gemma_tune.preview.tokens import Texts, runs

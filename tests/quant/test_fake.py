@@ -12,10 +12,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
-from gemma_tune.paths import ASSETS
-from gemma_tune.quant.fake import GridEmbedding, GridLinear, GridLora, layers_of, off_grid, put_on_grid, rounded_once
 from gemma_tune.quant.grid import GRIDS
+from gemma_tune.quant.layers import GridEmbedding, GridLinear, GridLora, layers_of, off_grid, put_on_grid, rounded_once
 from gemma_tune.quant.plan import plan_of
+from gemma_tune.run.paths import ASSETS
 
 IDS = torch.tensor([[2, 100, 200, 300, 400, 500]])
 PROJECTIONS = 42  # six layers of seven

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
 from gemma_tune.chat import Rendered
-from gemma_tune.paths import ASSETS
-from gemma_tune.quant.quality import recovered
-from gemma_tune.quant.teacher import Targets, TeacherCache, divergence, fill_in_batches, summed_divergence, summed_loss
+from gemma_tune.quant.metrics import recovered
 from gemma_tune.quant.trainer import rows_in, targets_of, targets_of_rows
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.train.distill import Targets, TeacherCache, divergence, fill_in_batches, summed_divergence, summed_loss
 
 ROWS = [Rendered(list(range(n)), [-100, *range(1, n)]) for n in (4, 7, 5)]
 

@@ -14,7 +14,7 @@ from short_runs import losses, short_run
 from transformers import AutoModelForCausalLM
 
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 QUICK = ["eval=none", "eval.num_samples=0", "export.dtype=float32", "train.learning_rate=1e-3"]

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 import gemma_tune
 from gemma_tune.chat import render_prompt
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.prompts import read_prompts
 from gemma_tune.errors import UserError
@@ -32,8 +32,8 @@ from gemma_tune.models import load
 from gemma_tune.models.adapter_files import put_on
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.paths import ASSETS
-from gemma_tune.runfolder import folder_of
+from gemma_tune.run.folder import folder_of
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 TOOLS = [{"type": "function", "function": {"name": "set_light", "parameters": {"type": "object"}}}]

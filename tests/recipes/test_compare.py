@@ -13,11 +13,11 @@ import torch
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.__main__ import main
+from gemma_tune.cli.compose import load_stored
+from gemma_tune.cli.runner import launch
 from gemma_tune.compare import measuring
-from gemma_tune.composition import load_stored
 from gemma_tune.errors import RunError
-from gemma_tune.launch import launch
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 ROWS = ["model.dtype=float32", "data.max_eval_samples=6", "eval.max_samples=5",
         "eval.num_samples=1", "eval.max_new_tokens=8"]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from short_runs import losses, metrics, short_run
 
 from gemma_tune import UserError
-from gemma_tune.manifest import file_digest
+from gemma_tune.run.manifest import file_digest
 
 ADAPTER = "adapter/adapter_model.safetensors"
 

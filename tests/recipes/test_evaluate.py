@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.chat import Rendered
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import load_held_out, read_tests
-from gemma_tune.evals.engine import TransformersEngine
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.data.tokenized import load_held_out, read_tests
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.evals.kl import divergence
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 # The same rows as those of `short_run`, and more answers.
 MEASURED = [

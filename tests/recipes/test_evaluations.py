@@ -15,7 +15,7 @@ from small_models import save
 
 from gemma_tune.__main__ import main
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.manifest import file_digest
+from gemma_tune.run.manifest import file_digest
 
 SEEDS = """
 import random

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gemma_tune
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
 
 WORDS = ["tracker=none", "data.max_train_samples=24", "data.max_eval_samples=8"]

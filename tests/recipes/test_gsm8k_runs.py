@@ -10,7 +10,7 @@ import pytest
 from short_runs import losses, short_run
 from transformers import AutoTokenizer
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 FILE = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset") / "gsm8k" / "train.jsonl"
 pytestmark = pytest.mark.skipif(not FILE.is_file(), reason="GEMMA_TUNE_TEST_DATA names no folder with gsm8k/")

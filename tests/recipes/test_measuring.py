@@ -10,9 +10,9 @@ import pytest
 
 import gemma_tune
 from gemma_tune import UserError
-from gemma_tune.composition import compose_config
-from gemma_tune.paths import looks_local
-from gemma_tune.tracking import Tracker
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.run.paths import looks_local
+from gemma_tune.run.tracking import Tracker
 
 NO_ROWS = ["data=auto"]
 HELD_OUT = ["data=auto", "data.validation_file=assets://sample/validation.jsonl"]

@@ -19,16 +19,16 @@ from page_of import Page
 from transformers import AutoTokenizer
 
 import gemma_tune
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import PreviewConfig
-from gemma_tune.data.dataset import KEPT, load_rows
+from gemma_tune.data.tokenized import KEPT, load_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models import load
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import Source
-from gemma_tune.paths import ASSETS
-from gemma_tune.runfolder import folder_of
-from gemma_tune.strict.schema import FIELDS
+from gemma_tune.run.folder import folder_of
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.validation.schema import FIELDS
 
 TINY = ASSETS / "tiny"
 YES = " ".join(["yes"] * 3000)
@@ -307,7 +307,7 @@ def test_mistakes_on_the_command_line(folder: Path) -> None:
 
 def test_keys_of_other_recipes() -> None:
     """They are refused there, and change no run's folder."""
-    for recipe, words in (("qlora_sft", []), ("build_tiny", []), ("chat", [])):
+    for recipe, words in (("qlora_sft", []), ("chat", [])):
         with pytest.raises(UserError, match=f"preview.rows has no effect with recipe={recipe}; use recipe=preview"):
             compose_config(recipe, [*words, "preview.rows=5"])
     cfg = compose_config("lora_sft")

@@ -11,7 +11,7 @@ from short_runs import losses, short_run
 
 import gemma_tune
 from gemma_tune import UserError
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 
 SMALL = ["data.max_train_samples=8", "data.max_eval_samples=6", "quant.max_kl_samples=3", "eval.num_samples=0",
          "train.per_device_train_batch_size=2"]  # fmt: skip

@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import gemma_tune
 from gemma_tune.chat import render_chat
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.classifier import HEAD, load_classifier, scores
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks
 
 MODES = {"full": [], "lora": ["adapter=lora", "train.learning_rate=5e-3"]}

@@ -14,7 +14,7 @@ from short_runs import metrics
 from transformers import AutoModelForCausalLM
 
 import gemma_tune
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError, UserError
 
 SHORT = [

@@ -17,12 +17,12 @@ from short_runs import hold_to_golden, losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune import UserError
-from gemma_tune.composition import load_stored
+from gemma_tune.cli.compose import load_stored
+from gemma_tune.cli.runner import launch
 from gemma_tune.errors import RunError
-from gemma_tune.launch import launch
-from gemma_tune.manifest import file_digest
-from gemma_tune.paths import ASSETS, CONFIGS
-from gemma_tune.train.guard import Guard, NonFiniteLoss, rows_of
+from gemma_tune.run.manifest import file_digest
+from gemma_tune.run.paths import ASSETS, CONFIGS
+from gemma_tune.train.nonfinite import Guard, NonFiniteLoss, rows_of
 
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml") if "\nmethod: sft\n" in f.read_text("utf-8"))
 

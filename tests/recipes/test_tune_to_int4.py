@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.runner import run
 from gemma_tune.errors import UserError
-from gemma_tune.launch import run
 
 pytest.importorskip("xllamacpp")
 
@@ -50,7 +50,7 @@ def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
 def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     """Its config.yaml repeats it: it passes every check."""
     folder, _ = done
-    from gemma_tune.composition import load_stored
+    from gemma_tune.cli.compose import load_stored
 
     first, second = (load_stored(folder / name, [f"output_dir={folder}/x"]) for name in ("tuned", "int4"))
     assert (first.recipe, second.recipe) == ("lora_sft", "qat")

@@ -16,14 +16,14 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from safetensors.numpy import save_file
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.report import write_report
 from gemma_tune.report.artifacts import bytes_text, size_of
 from gemma_tune.report.html import PAGE_MARK
-from gemma_tune.runfolder import RunFolder
-from gemma_tune.terminal import say_end
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.terminal import say_end
 
 EVIL = (
     "</pre></details><script>alert(1)</script><b>bold</b> &amp; `code` ```\n# no title\n| a | b |\n"

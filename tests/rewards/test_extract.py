@@ -6,10 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from gemma_tune.config.reward import MathReward
-from gemma_tune.paths import CONFIGS
 from gemma_tune.rewards.base import Completion, Task
 from gemma_tune.rewards.extract import FORMATS, find, is_formula
 from gemma_tune.rewards.math import prepare
+from gemma_tune.run.paths import CONFIGS
 
 
 def score(answer: str, text: str, formats: list[str] | None = None) -> float | None:

@@ -11,8 +11,8 @@ import torch
 from rl_models import made
 from transformers import AutoModelForCausalLM
 
-from gemma_tune.paths import ASSETS
 from gemma_tune.rl.trainer import RewardedTrainer
+from gemma_tune.run.paths import ASSETS
 
 WORDS = ["train.per_device_train_batch_size=16", "train.num_generations=8", "train.max_completion_length=12"]
 VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "rloo")

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, Gemma3TextConfig, Gemma3TextForSequenceC
 from gemma_tune.chat import render_chat
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
 from gemma_tune.rewards.base import Completion, Task
 from gemma_tune.rl.reward_model import prepare
+from gemma_tune.run.paths import ASSETS
 
 CPU = torch.device("cpu")
 TASK = Task("rows.jsonl:1", [{"role": "user", "content": "Play Wild Horses."}])

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import render_prompt
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
-from gemma_tune.paths import ASSETS
 from gemma_tune.rewards.base import each
 from gemma_tune.rl.scoring import Weighted
 from gemma_tune.rl.tasks import Tasks
+from gemma_tune.run.paths import ASSETS
 
 WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from transformers import TrainerState
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import TrainConfig
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.train.best import Ending, greater_is_better, why_not_best

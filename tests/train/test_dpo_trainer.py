@@ -11,14 +11,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from gemma_tune.composition import compose_config
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, load_pairs
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
-from gemma_tune.runfolder import RunFolder
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.dpo import GemmaDPOTrainer, dpo_arguments, dpo_trainer, likelihood_warning
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 from reference import load_plain, mean_loss, rows_for
 from short_runs import losses, short_run
 
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 

@@ -16,15 +16,15 @@ from short_runs import short_run
 
 import gemma_tune
 from gemma_tune.chat import Rendered, form_of
-from gemma_tune.composition import compose_config
-from gemma_tune.data.dataset import Rows, render_rows
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import Rows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_config, load_tokenizer
 from gemma_tune.models.shape import shape_of
 from gemma_tune.models.source import find_source
-from gemma_tune.paths import ASSETS
+from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.preflight import Looked, preflight
 
 CHAT = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gemma_tune.train.sampling import LengthGroups
+from gemma_tune.train.length_grouped_sampler import LengthGroups
 
 
 def _padding(lengths: list[int], order: list[int], size: int) -> float:

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from gemma_tune.paths import ASSETS
-from gemma_tune.train.scored import only_trained
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.train.head_on_trained_tokens import only_trained
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])

@@ -1,0 +1,108 @@
+"""Many prompts in batches, and their answers as JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+from gemma_tune.chat_cli.answer import Answer
+from gemma_tune.chat_cli.responder import note, sampling_of
+from gemma_tune.config import ChatConfig
+from gemma_tune.data.records import Record
+from gemma_tune.engines.generate import answer_batch
+from gemma_tune.errors import UserError
+from gemma_tune.run.paths import resolve
+
+# Batches whose answers are written at once: within them, prompts of like length go together.
+_BATCHES = 16
+
+
+def answer_file(
+    model: Any, tokenizer: Any, records: Sequence[Record], prompts: Sequence[list[int]], chat: ChatConfig, limit: int
+) -> list[dict[str, Any]]:
+    """Answers the prompts and writes the answers, in the prompts' order, as they come.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        records: The conversations.
+        prompts: Their token ids.
+        chat: How to answer, and where to.
+        limit: Tokens that the model has positions for.
+
+    Returns:
+        The rows written: `prompt`, `answer`, `calls` and `stopped`.
+
+    Raises:
+        UserError: `chat.output_file` can't be written, or a batch doesn't fit into the memory.
+    """
+    rows: list[dict[str, Any]] = []
+    with _output(chat) as out, tqdm(total=len(prompts), desc="answers", unit=" prompts", disable=None) as bar:
+        try:
+            for place, answer in _answers(model, tokenizer, prompts, chat, limit, bar):
+                rows.append(answer.row(records[place].messages or []))
+                # Past the bar, which may stand on the same terminal
+                tqdm.write(json.dumps(rows[-1], ensure_ascii=False), file=out)
+        except BaseException:
+            note(f"{len(rows)} of {len(prompts)} answers were written to {chat.output_file or 'standard output'}.")
+            raise
+    if cut := sum(not row["stopped"] for row in rows):
+        note(f"{cut} of {len(rows)} answers were cut at chat.max_new_tokens={chat.max_new_tokens} ('stopped': false).")
+    return rows
+
+
+def _answers(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], chat: ChatConfig, limit: int, bar: tqdm[Any]
+) -> Iterator[tuple[int, Answer]]:
+    """Each prompt's place and its answer, in the prompts' order."""
+    window = chat.batch_size * _BATCHES
+    for start in range(0, len(prompts), window):
+        places = range(start, min(start + window, len(prompts)))
+        answers: dict[int, Answer] = {}
+        for batch in _batches([(len(prompts[i]), i) for i in places], chat, limit):
+            lengths = [len(prompts[i]) for i in batch]
+            room = min(chat.max_new_tokens, limit - max(lengths))
+            try:
+                new = answer_batch(model, tokenizer, [prompts[i] for i in batch], room, sampling_of(chat))
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"chat.batch_size={chat.batch_size}: {len(batch)} prompts of up to {max(lengths):,} tokens don't "
+                    "fit into the GPU's memory; set a smaller one, or model.load_in_4bit=true."
+                ) from error
+            answers |= {i: Answer.of(tokenizer, ids) for i, ids in zip(batch, new, strict=True)}
+            bar.update(len(batch))
+        yield from ((i, answers[i]) for i in places)
+
+
+@contextlib.contextmanager
+def _output(chat: ChatConfig) -> Iterator[TextIO]:
+    if chat.output_file is None:
+        yield sys.stdout
+        return
+    try:
+        file = resolve(chat.output_file).open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise UserError(f"chat.output_file={chat.output_file}: this can't be written ({error.strerror}).") from error
+    with file:
+        yield file
+
+
+def _batches(lengths: list[tuple[int, int]], chat: ChatConfig, limit: int) -> Iterator[list[int]]:
+    """Places of prompts of like length; those near the model's limit alone, since the longest sets a batch's room.
+
+    Args:
+        lengths: Each prompt's tokens, and its place.
+        chat: The size of a batch, and the answer's length.
+        limit: Tokens that the model has positions for.
+    """
+    most = limit - chat.max_new_tokens
+    short = [i for length, i in sorted(lengths) if length <= most]
+    for start in range(0, len(short), chat.batch_size):
+        yield short[start : start + chat.batch_size]
+    yield from ([i] for length, i in lengths if length > most)

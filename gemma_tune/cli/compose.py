@@ -1,0 +1,165 @@
+"""From words to a checked configuration: Hydra composes, `strict` checks, dataclasses come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gemma_tune import validation
+from gemma_tune.cli.defaults import fill_in
+from gemma_tune.config import Config
+from gemma_tune.config.model import is_gguf
+from gemma_tune.errors import UserError
+from gemma_tune.run.paths import CONFIGS, absolute, resolve
+from gemma_tune.validation.schema import GROUPS
+
+ConfigStore.instance().store("schema", node=Config)
+
+# A rerun repeats a run; only where it goes and whether it goes may differ.
+RERUN_KEYS = ("output_dir", "overwrite", "dry_run")
+
+
+def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
+    """Raises UserError with every problem of the words and of the user's files that they choose.
+
+    Args:
+        words: `key=value` words as typed.
+        config_dirs: Folders named with `--config-dir`.
+
+    Returns:
+        The words as Hydra wants them.
+    """
+    dirs = list(config_dirs)
+    problems = validation.problems_of_words(list(words), dirs)
+    chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in words) if k == g] for g in GROUPS}
+    problems += validation.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)
+    if problems:
+        raise UserError(*problems)
+    return validation.for_hydra(list(words))
+
+
+def checked(tree: Any, recipe: str, where: str) -> Config:
+    """The dataclasses for a composed tree, after the checks that need all of it.
+
+    Raises:
+        UserError: Unknown keys, wrong values, or values that don't go together.
+    """
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
+    except OmegaConfBaseException as error:
+        raise as_user_error(error) from error
+    plain.pop("hydra", None)
+    problems = validation.problems_of_tree(plain, where)
+    if problems:
+        raise UserError(*problems)
+    # Everything is resolved by now: what still looks like an interpolation is a text, a prompt for example.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), validation.literal(plain))
+    cfg = cast(Config, OmegaConf.to_object(merged))
+    cfg.recipe = cfg.recipe or recipe
+    problems = validation.cross_problems(cfg)
+    if problems:
+        raise UserError(*problems)
+    fill_in(cfg)
+    # The stored configuration must repeat the run from any folder.
+    d = cfg.data
+    d.train_file = d.train_file and absolute(d.train_file)
+    d.validation_file = d.validation_file and absolute(d.validation_file)
+    d.train_files = {name: absolute(file) for name, file in d.train_files.items() if file}
+    d.test_files = {name: absolute(file) for name, file in d.test_files.items() if file}
+    if d.dataset_name and resolve(d.dataset_name).is_dir():
+        d.dataset_name = absolute(d.dataset_name)
+    if ":" in cfg.data.format:
+        cfg.data.format = absolute(cfg.data.format)
+    e = cfg.eval
+    e.evaluators = [absolute(name) if ":" in name else name for name in e.evaluators]
+    e.while_training = [absolute(name) if ":" in name else name for name in e.while_training]
+    e.tool_calls.questions_file = e.tool_calls.questions_file and absolute(e.tool_calls.questions_file)
+    e.tool_calls.answers_file = e.tool_calls.answers_file and absolute(e.tool_calls.answers_file)
+    e.lm_eval.include_path = e.lm_eval.include_path and absolute(e.lm_eval.include_path)
+    e.long_context.text_file = e.long_context.text_file and absolute(e.long_context.text_file)
+    cfg.quant.teacher_folder = cfg.quant.teacher_folder and absolute(cfg.quant.teacher_folder)
+    if e.kl.reference and resolve(e.kl.reference).is_dir():
+        e.kl.reference = absolute(e.kl.reference)
+    r = cfg.reward
+    r.functions = {name: absolute(function) for name, function in r.functions.items()}
+    r.json_schema.schema_file = r.json_schema.schema_file and absolute(r.json_schema.schema_file)
+    if r.model.model_name_or_path and resolve(r.model.model_name_or_path).is_dir():
+        r.model.model_name_or_path = absolute(r.model.model_name_or_path)
+    cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]
+    m = cfg.model
+    if is_gguf(m.model_name_or_path) or resolve(m.model_name_or_path).is_dir():
+        m.model_name_or_path = absolute(m.model_name_or_path)
+    if m.tokenizer_name_or_path and resolve(m.tokenizer_name_or_path).is_dir():
+        m.tokenizer_name_or_path = absolute(m.tokenizer_name_or_path)
+    return cfg
+
+
+def as_user_error(error: Exception) -> UserError:
+    """A problem that only Hydra saw, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UserError("configuration: " + " ".join(lines))
+
+
+def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """Composes and checks one configuration without the command line.
+
+    Args:
+        recipe: Name of a recipe.
+        overrides: `key=value` words, as on the command line.
+        config_dir: Folder with the user's own YAML files.
+
+    Raises:
+        UserError: Anything wrong in the words, the files or the values.
+    """
+    dirs = [Path(config_dir)] if config_dir else []
+    words = check_words([f"recipe={recipe}", *overrides], dirs)
+    search = [f"hydra.searchpath=[{validation.in_quotes(f'file://{d.resolve()}')}]" for d in dirs]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return checked(compose("config", overrides=[*words, *search]), recipe, "configuration")
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise as_user_error(error) from error
+
+
+def load_stored(path: Path, words: Sequence[str]) -> Config:
+    """The configuration of an earlier run, from its `config.yaml` alone.
+
+    Args:
+        path: The file, or the run folder that holds it.
+        words: `key=value` words; only those of RERUN_KEYS may stand beside a rerun.
+
+    Raises:
+        UserError: No such file, not one of ours, or another key.
+    """
+    file = path / "config.yaml" if path.is_dir() else path
+    problems = [
+        f"command line: `{word}`: a rerun repeats a run as it was; beside rerun= only "
+        f"{', '.join(RERUN_KEYS)} can be set. To change values, use recipe=…"
+        for word in words
+        if word.split("=", 1)[0] not in RERUN_KEYS
+    ]
+    if not file.is_file():
+        problems.append(f"rerun={path}: there is no such file; name the config.yaml of a run folder.")
+    if problems:
+        raise UserError(*problems)
+    check_words(words, [])
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict) or not tree.get("method"):
+            raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
+        own = {"output_dir": None, "overwrite": False, "dry_run": False}
+        return checked(OmegaConf.merge(tree, own, OmegaConf.from_dotlist(list(words))), "", str(file))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"rerun={path}: this is not valid YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise as_user_error(error) from error

@@ -1,0 +1,72 @@
+"""Hands a checked configuration to its recipe."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma_tune.config import Config
+from gemma_tune.data.prompts import check_prompts
+from gemma_tune.data.reading import check_first_rows
+from gemma_tune.errors import UserError
+from gemma_tune.models.source import find_source
+from gemma_tune.run.folder import RunResult
+from gemma_tune.validation.measuring import needs_rows
+
+
+def quiet_libraries() -> None:
+    """Settings that libraries read when they are imported: no usage telemetry, no stray chatter."""
+    # TRL reports usage unless told not to; Transformers' and datasets' bars would run beside ours.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # PyTorch's matrix products repeat to the last digit on a GPU only with this set beforehand.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def launch(cfg: Config) -> RunResult:
+    """Runs the recipe's method; torch is imported here and not before."""
+    quiet_libraries()
+    if cfg.method == "chat":
+        find_source(cfg.model)
+        check_prompts(cfg.chat, must_talk=not cfg.dry_run)
+    elif cfg.method != "compare" or needs_rows(cfg):
+        check_first_rows(cfg.data)
+    with warnings.catch_warnings():
+        # Libraries telling each other about names of their next versions; nothing a user could act on.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
+        return _run_recipe(cfg)
+
+
+def _run_recipe(cfg: Config) -> RunResult:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one bar a shard; ours shows the long steps
+    recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.method}")
+    result: RunResult = recipe.run(cfg)
+    return result
+
+
+def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunResult:
+    """Runs a recipe from Python, as `python -m gemma_tune recipe=… …` does.
+
+    Args:
+        recipe: Name of a recipe, for example `qlora_sft`.
+        overrides: `key=value` words, for example `["model=tiny", "train.max_steps=10"]`.
+        config_dir: Folder with your own YAML files.
+
+    Returns:
+        What `result.json` holds, with the run folder as `folder`.
+
+    Raises:
+        UserError: A mistake in the configuration or the data; nothing was trained.
+    """
+    from gemma_tune.cli.compose import compose_config
+
+    if isinstance(overrides, str):
+        raise UserError(f'overrides={overrides!r}: write a list of words, for example ["{overrides}"].')
+    return launch(compose_config(recipe, overrides, config_dir))

@@ -1,0 +1,1 @@
+"""One file for each data format: rows of a file to records."""

@@ -1,0 +1,51 @@
+"""`data=auto`: the format is recognised by the fields of a file's first row."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+from gemma_tune.config import DataConfig
+from gemma_tune.config.data import RECOGNISED
+from gemma_tune.data.records import BadRow
+from gemma_tune.data.sources import Source, rows_of
+
+# Pairs of a question's and an answer's field that are seen often, for the message.
+_PAIRS = [
+    ("prompt", "answer"), ("prompt", "solution"), ("prompt", "ground_truth"), ("problem", "solution"),
+    ("problem", "answer"), ("question", "answer"), ("instruction", "response"), ("query", "response"),
+    ("input", "output"),
+    ("prompt", "response"), ("question", "response"), ("input", "target"), ("source", "target"),
+]  # fmt: skip
+
+
+def recognise(source: Source, data: DataConfig) -> str | None:
+    """The name of the format of the first row that has the fields of one; None where no row has.
+
+    Unless bad rows are skipped it is the first row that decides.
+    """
+    for row in rows_of(source):
+        if not isinstance(row, BadRow):
+            for name in RECOGNISED:
+                fields = importlib.import_module(f"gemma_tune.data.formats.{name}").fields(data)
+                if fields and all(field in row[1] for field in fields):
+                    return name
+        if data.on_bad_row != "skip":
+            break
+    return None
+
+
+def refuse_rows(source: Source) -> Iterator[BadRow]:
+    """What is wrong with each row of a file whose format isn't known; it says what to set."""
+    for row in rows_of(source):
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        where, fields = row
+        prompt, completion = next((p for p in _PAIRS if set(p) <= set(fields)), ("…", "…"))
+        yield BadRow(
+            f"{where}: the fields {', '.join(fields) or '(none)'} are those of no known format (messages; "
+            "conversations; prompt and completion; chosen and rejected; instruction and output; text). For a question "
+            f"and its answer: data=columns data.prompt_column={prompt} data.completion_column={completion}."
+            + (" For prompts alone, with rewards: data.prompts_only=true." if "prompt" in fields else "")
+        )

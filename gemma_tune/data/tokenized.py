@@ -1,0 +1,310 @@
+"""From the configuration's files to rendered rows: read, split, render, count."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
+from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.formats import gym
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.split import split_rows
+from gemma_tune.data.storage import TokenRows
+from gemma_tune.errors import UserError
+
+KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
+_NAMED = 5
+T = TypeVar("T")
+
+
+def rendered(record: Record, tokenizer: Any) -> Rendered:
+    """A row as the model sees it, of whatever length.
+
+    Raises:
+        BadRow: The model's chats have no place for something in it.
+    """
+    if record.messages is None:
+        return render_text(tokenizer, record.text or "")
+    try:
+        return render_chat(tokenizer, record.messages, record.tools)
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
+
+
+def parts(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
+    """The records; where answers need prompts of their own, one for each (see `answers_apart`)."""
+    for record in records:
+        rows = [None] if record.messages is None else answers_apart(tokenizer, record.messages)
+        yield from (record if m is record.messages else replace(record, messages=m) for m in rows)
+
+
+@dataclass
+class Rows:
+    """Rendered rows and what became of the rows read.
+
+    Attributes:
+        records: The first `KEPT` rows that are used, as read.
+        rendered: All rows that are used, as token ids and labels.
+        read: Rows read, each answer apart where a form wants that; those skipped as bad are not among them.
+        cut: Rows longer than max_length, of which only the beginning is used.
+        dropped: `file:line` of the rows of which cutting left no trained token.
+        skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
+        skip_refused: Whether rows that the model's chats have no place for are left out, too, or end the run.
+        refused: What is wrong with each of those.
+        formats: The format that each file was recognised as, by its name (`data=auto`).
+        repeated: `file:line` of the rows that are equal to an earlier one; None where they aren't looked for.
+        leaked: `file:line` of the training rows that stand among the held-out or test rows, too; or None.
+        tokens: Tokens of the rows used, after cutting.
+        trained_tokens: Those that the loss counts.
+        longest: Tokens of the longest row.
+        dataset: The same as `rendered`, as the trainer takes it; a stream where `data.streaming` is set.
+        ids: The token ids that occur.
+        trained_ids: Those that occur where the loss counts.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    rendered: Sequence[Rendered] = ()
+    read: int = 0
+    cut: int = 0
+    dropped: list[str] = field(default_factory=list)
+    skipped: Collection[str] = ()
+    skip_refused: bool = False
+    refused: dict[str, None] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
+    repeated: list[str] | None = None
+    leaked: list[str] | None = None
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    dataset: Any = None
+    ids: set[int] = field(default_factory=set)
+    trained_ids: set[int] = field(default_factory=set)
+
+    @property
+    def highest_id(self) -> int:
+        """The highest token id of all rows; 0 without rows."""
+        return max(self.ids, default=0)
+
+    @property
+    def why_dropped(self) -> str:
+        """What is said of the rows that were dropped."""
+        return "rows have no trained token within train.max_length and were dropped"
+
+    def left_out(self) -> list[str]:
+        """What is wrong with each row that was left out."""
+        return [*self.skipped, *self.refused]
+
+    def begin(self) -> None:
+        """Counts from nothing."""
+        self.read = self.cut = self.tokens = self.trained_tokens = self.longest = 0
+        self.records, self.dropped = [], []
+
+    def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
+        """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
+        for record, row in self.render_each(parts(records, tokenizer), lambda r: rendered(r, tokenizer)):
+            if len(row.input_ids) > max_length:
+                self.cut += 1
+                row = row.cut(max_length)
+            if row.trained_tokens == 0:
+                self.dropped.append(record.where)
+                continue
+            self.add(record, row)
+            yield row
+
+    def render_each(self, records: Iterable[Record], render: Callable[[Record], T]) -> Iterator[tuple[Record, T]]:
+        """Counts records and renders them; what can't be is refused and passed over, or ends the reading."""
+        for record in records:
+            self.read += 1
+            try:
+                seen = render(record)
+            except BadRow as error:
+                if not self.skip_refused:
+                    raise UserError(str(error)) from error
+                self.read -= 1
+                self.refused[str(error)] = None
+                continue
+            yield record, seen
+
+    def add(self, record: Record, *rows: Rendered) -> None:
+        """Counts what is used of a record."""
+        if len(self.records) < KEPT:
+            self.records.append(record)
+        for row in rows:
+            self.tokens += len(row.input_ids)
+            self.trained_tokens += row.trained_tokens
+            self.longest = max(self.longest, len(row.input_ids))
+            self.ids.update(row.input_ids)
+            self.trained_ids.update(i for i in row.labels if i >= 0)
+
+    def counts(self) -> dict[str, int]:
+        """Rows and tokens, as the report gives them. Tokens are those of the rows used, after cutting."""
+        looked_for = {"rows_repeated": self.repeated, "rows_leaked": self.leaked}
+        return {
+            "rows_read": self.read,
+            "rows": self.read - len(self.dropped),
+            "rows_cut": self.cut,
+            "rows_dropped": len(self.dropped),
+            "rows_skipped": len(self.left_out()),
+            **{name: len(where) for name, where in looked_for.items() if where is not None},
+            "tokens": self.tokens,
+            "longest_row": self.longest,
+            "trained_tokens": self.trained_tokens,
+        }
+
+    def notes(self, name: str) -> list[str]:
+        """What a person should know of these rows, a line each; `name` is what they are called."""
+        found = []
+        for kind, number in Counter(self.formats.values()).items():
+            first = next(file for file, its in self.formats.items() if its == kind)
+            found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
+        for what, where in (
+            ("bad rows were skipped", self.left_out()),
+            (self.why_dropped, self.dropped),
+            ("rows are equal to an earlier one", self.repeated),
+            ("rows stand among the held-out or test rows, too: what is measured there was trained on", self.leaked),
+        ):
+            if where:
+                found.append(f"warning: {name}: {len(where):,} {what}. The first: {'; '.join(islice(where, _NAMED))}")
+        if self.cut:
+            found.append(f"{name}: {self.cut:,} rows are longer than train.max_length and were cut at their end")
+        return found
+
+
+def notes_of(train: Rows, held_out: Rows) -> list[str]:
+    """What a person should know of the rows of a run, a line each."""
+    return [*train.notes("training rows"), *held_out.notes("held-out rows")]
+
+
+def render_rows(
+    records: Iterable[Record], tokenizer: Any, max_length: int, name: str, skip_refused: bool = False
+) -> Rows:
+    """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
+
+    Args:
+        records: Rows as read.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens of a row at most.
+        name: What the rows are, for the progress bar and the message.
+        skip_refused: Whether rows that the model's chats have no place for are left out, or end the run.
+
+    Raises:
+        UserError: No row is left.
+    """
+    rows = Rows(skip_refused=skip_refused)
+    bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
+    try:
+        stored = TokenRows(rows.use(bar, tokenizer, max_length))
+    except OSError as error:
+        raise UserError(
+            f"{name}: rendered rows can't be written to the cache of `datasets` ({error.strerror or error}); set "
+            "HF_DATASETS_CACHE to a folder on a disk with room, or stream them: data.streaming=true."
+        ) from error
+    rows.rendered, rows.dataset = stored, stored.dataset
+    if rows.read and not stored:
+        raise UserError(
+            f"{name}: none of {rows.read} rows has a trained token within train.max_length={max_length}; raise it."
+        )
+    return rows
+
+
+def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Rows, Rows]:
+    """The rendered rows to train on and those held out (perhaps none).
+
+    Raises:
+        UserError: A bad row (file and line), no rows at all, or no row left.
+    """
+    split = split_rows(data, seed)
+    skip = data.on_bad_row == "skip"
+    train = render_rows(split.train(), tokenizer, max_length, "training rows", skip)
+    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip)
+    for rows, part in ((train, split.part), (held_out, split.others)):
+        if part is not None:
+            rows.skipped, rows.formats = part.skipped, part.formats
+    train.repeated, train.leaked = split.said_again, split.said_elsewhere
+    return train, held_out
+
+
+def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> Rows:
+    """The rendered rows held out, perhaps none; those to train on are read only where a share of them is held out.
+
+    Raises:
+        UserError: As `load_rows`.
+    """
+    part = reading.validation(data)
+    if data.validation_split_percentage:
+        records = split_rows(data, seed).held_out()
+    else:
+        records = islice(part or (), data.max_eval_samples)
+    rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip")
+    if part is not None:
+        rows.skipped, rows.formats = part.skipped, part.formats
+    return rows
+
+
+def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
+    """Where training rows stand, by their token ids: the files are read and rendered once more, up to the last one.
+
+    Args:
+        data: Names the files.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens of a row at most.
+        wanted: Rows as token ids.
+
+    Returns:
+        `file:line` of each that is found, once for rows that are equal.
+    """
+    left, found = {tuple(ids) for ids in wanted}, []
+    for record in parts(reading.training(data), tokenizer):
+        try:
+            ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
+        except BadRow:  # left out of the training, too
+            continue
+        if ids in left:
+            found.append(record.where)
+            left.remove(ids)
+        if not left:
+            break
+    return found
+
+
+def read_prompts(data: DataConfig, tests: Mapping[str, Sequence[Record]]) -> tuple[Sequence[Record], Rows]:
+    """The rows that a model trained with rewards is asked: those to train on, all of them, unrendered.
+
+    Args:
+        data: Names the files, or a generator of tasks.
+        tests: The test rows; prompts that stand among them, too, are noted as leaked.
+
+    Returns:
+        The rows, and what became of them.
+
+    Raises:
+        UserError: A bad row (file and line), or no rows at all.
+    """
+    if data.generator:
+        tasks = gym.training_tasks(data)
+        return tasks, Rows(read=len(tasks))
+    part = reading.training(data)
+    records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
+    held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
+    leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
+    return records, Rows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
+
+
+def read_tests(data: DataConfig) -> dict[str, list[Record]]:
+    """The test rows of each file, by the file's name in `data.test_files`.
+
+    Raises:
+        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
+    """
+    if data.generator:
+        return {"test": gym.held_out_tasks(data)}
+    return {name: [reading.answered(part, record) for record in part] for name, part in reading.tests(data).items()}

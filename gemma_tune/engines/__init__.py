@@ -1,0 +1,1 @@
+"""What computes answers and log-probabilities: Transformers, llama.cpp."""

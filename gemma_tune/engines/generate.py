@@ -1,0 +1,103 @@
+"""Continuations of a loaded model of Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from gemma_tune.models.contexts import evaluating
+
+# Tokens of one batch, prompts and answers together: long prompts go by fewer, or one by one.
+_BATCH_TOKENS = 32768
+# The published generation configs ask for sampling, and greedy decoding warns about their values.
+GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False, "top_k": None, "top_p": None})
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 8,
+    name: str = "answers",
+) -> list[list[int]]:
+    """Greedy continuations.
+
+    Args:
+        model: The model; stops at the ids of its generation config.
+        tokenizer: For the padding id.
+        prompts: Token ids, one list a prompt.
+        max_new_tokens: Tokens at most.
+        batch_size: Prompts of one pass at most; prompts of like length go together, of long ones fewer.
+        name: What the progress bar says.
+
+    Returns:
+        New token ids of each prompt, with the stop token where there is one, without padding.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with evaluating(model), tqdm(total=len(prompts), desc=name, unit=" rows", disable=None, leave=False) as bar:
+        for places in batches(order, [len(p) + max_new_tokens for p in prompts], batch_size):
+            batch = answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)
+            for place, answer in zip(places, batch, strict=True):
+                answers[place] = answer
+            bar.update(len(places))
+    return answers
+
+
+def batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
+    """The places in their order, so many at once that they fit: `batch_size` of them, and 32,768 tokens, or one.
+
+    Args:
+        order: Places in `lengths`, the shortest first.
+        lengths: Tokens of each.
+        batch_size: Places of one batch at most.
+    """
+    start = 0
+    while start < len(order):
+        places = order[start : start + batch_size]
+        while len(places) > 1 and len(places) * lengths[places[-1]] > _BATCH_TOKENS:
+            places = places[:-1]
+        yield places
+        start += len(places)
+
+
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Mapping[str, Any] = GREEDY,
+) -> list[list[int]]:
+    """Continuations of one batch; the model's mode is the caller's.
+
+    Args:
+        model: The model; stops at the ids of its generation config.
+        tokenizer: For the padding id.
+        prompts: Token ids, one list a prompt; padded on the left.
+        max_new_tokens: Tokens at most.
+        sampling: How tokens are chosen, in `generate`'s words.
+
+    Returns:
+        New token ids of each prompt, with the stop token where there is one, without padding.
+    """
+    device = model.get_input_embeddings().weight.device
+    pad = tokenizer.pad_token_id
+    stops = set(model.generation_config.eos_token_id)
+    width = max(len(p) for p in prompts)
+    out = model.generate(
+        input_ids=torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device),
+        attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        **sampling,
+    )
+    answers = []
+    for row in out[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in stops), None)
+        answers.append([t for t in row if t != pad] if end is None else row[: end + 1])
+    return answers

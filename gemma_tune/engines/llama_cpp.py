@@ -1,0 +1,229 @@
+"""llama.cpp as an engine: what evaluators ask of a model, asked of a GGUF file.
+
+llama.cpp's server gives the probabilities of tokens that it generates, not of those that it is given. So a text is
+asked for position by position: its beginning as the prompt, of which all but the last token is in the slot's cache, and
+one token to generate. A bias forces that token to be the one whose probability is wanted; probabilities are given as
+they were without it. So losses cost one small answer a token, whatever the size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered
+from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
+from gemma_tune.errors import RunError
+
+__all__ = ["Best", "EngineUnavailable", "LlamaCppEngine"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Of a larger vocabulary the log-probabilities of one position are JSON of megabytes, and take seconds.
+WHOLE_VOCABULARY = 32_768
+# What is asked for first where a token's probability is not given with it
+_MANY = 1024
+# A probability that float32 can't hold is given as the smallest float
+_LOWEST = -104.0
+_FORCED = 1e5
+
+
+class Best(NamedTuple):
+    """The best tokens after each token of a row.
+
+    Attributes:
+        ids: [T, k], the best first.
+        log_probs: float32, [T, k].
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+
+
+class LlamaCppEngine:
+    """A GGUF file in llama.cpp, on the CPU of this machine; a context manager that ends it.
+
+    Args:
+        file: The GGUF file.
+        tokenizer: Its tokenizer, as Transformers has it.
+        stops: The ids that end an answer.
+        max_length: Tokens of a prompt and its answer at most; less where the model has less.
+        exact: Computes in float32 where the file's types allow it, for comparisons; else as llama.cpp does by default.
+        slots: Rows asked for at once. With more than one, sums are not the same to the last bit in every run.
+        threads: Of the CPU; as many as torch uses by default.
+        timeout: Seconds to load the file in, and of one request.
+
+    Raises:
+        EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        tokenizer: Any,
+        stops: Iterable[int],
+        *,
+        max_length: int = 4096,
+        exact: bool = False,
+        slots: int = 1,
+        threads: int | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stops = frozenset(stops)
+        self._slots = slots
+        self._server = LlamaServer(file, max_length + 1, slots, threads or torch.get_num_threads(), exact, timeout)
+        # The server needs room for a token behind the prompt, and caps what the model wasn't made for
+        room = self._server.request("GET", "/props")["default_generation_settings"]["n_ctx"]
+        self.max_length: int = min(max_length, room - 1)
+        self.vocabulary: int = self._server.request("GET", "/v1/models")["data"][0]["meta"]["n_vocab"]
+
+    def __enter__(self) -> LlamaCppEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends llama.cpp."""
+        self._server.close()
+
+    def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
+        """See `Engine`."""
+
+        def work(slot: int, row: Rendered) -> float:
+            places = [t for t in range(1, len(row.labels)) if row.labels[t] != -100]
+            return -sum(self._token(slot, row.input_ids[:t], row.labels[t])[0] for t in places)
+
+        return list(self._each(rows, work, name))
+
+    def likelihoods(self, rows: Sequence[Sequence[int]], starts: Sequence[int], name: str) -> Iterator[torch.Tensor]:
+        """Log-probability of each row's tokens from its start on, and 1 where it is the best one; [T - start, 2].
+
+        Args:
+            rows: Token ids.
+            starts: Where each row's scored part begins, at least 1.
+            name: For the progress bar.
+        """
+
+        def work(slot: int, asked: tuple[Sequence[int], int]) -> torch.Tensor:
+            row, start = asked
+            found = [self._token(slot, row[:t], row[t]) for t in range(start, len(row))]
+            return torch.tensor([(p, best == row[t]) for t, (p, best) in enumerate(found, start)]).reshape(-1, 2)
+
+        yield from self._each(list(zip(rows, starts, strict=True)), work, name)
+
+    def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
+        """See `Engine`. They are scaled to the sum of 1, from which llama.cpp's own differ by some 1e-6.
+
+        Raises:
+            RunError: The vocabulary is too large for it; ask for `top_log_probs` or `likelihoods`.
+        """
+        if self.vocabulary > WHOLE_VOCABULARY:
+            raise RunError(
+                f"llama.cpp gives log-probabilities as JSON, which would be {self.vocabulary * 99 / 1e6:.0f} MB for "
+                f"each token of a vocabulary of {self.vocabulary:,}: they are not asked for all at once."
+            )
+        for ids, log_probs in self.top_log_probs(rows, self.vocabulary, name):
+            whole = torch.full((len(ids), self.vocabulary), _LOWEST).scatter_(1, ids, log_probs)
+            yield whole.log_softmax(-1)
+
+    def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[Best]:
+        """The k best tokens after each token of each row, a row at a time."""
+
+        def work(slot: int, row: Sequence[int]) -> Best:
+            # No part of a character, which would leave the probabilities out
+            harmless = self.tokenizer.bos_token_id
+            found = [self._ask(slot, row[: t + 1], k, harmless) for t in range(len(row))]
+            tops = [position["top_logprobs"] for position in found if position]
+            ids = torch.tensor([[entry["id"] for entry in top] for top in tops])
+            return Best(ids, torch.tensor([[entry["logprob"] for entry in top] for top in tops]).clamp_(min=_LOWEST))
+
+        yield from self._each(rows, work, name)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
+        """See `Engine`."""
+
+        def work(slot: int, prompt: Sequence[int]) -> list[int]:
+            asked = {"prompt": list(prompt), "n_predict": max_new_tokens, "return_tokens": True}
+            ids: list[int] = self._complete(slot, asked)["tokens"]
+            end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
+            return ids[: end + 1]
+
+        return list(self._each(prompts, work, name))
+
+    def token_ids(self, text: str) -> list[int]:
+        """llama.cpp's own token ids of a text, with `<bos>`, control tokens read as such."""
+        ids: list[int] = self._server.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+        return ids
+
+    def prompt_of(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """A conversation as the file's own template writes it, without `<bos>`, which llama.cpp puts before it."""
+        asked = {"messages": messages} | ({"tools": tools} if tools else {})
+        return str(self._server.post("/apply-template", **asked)["prompt"])
+
+    def _each(self, items: Sequence[T], work: Callable[[int, T], R], name: str) -> Iterator[R]:
+        """The work on each item, in their order; a slot is one item's at a time."""
+        free: SimpleQueue[int] = SimpleQueue()
+        for slot in range(self._slots):
+            free.put(slot)
+
+        def one(item: T) -> R:
+            slot = free.get()
+            try:
+                return work(slot, item)
+            finally:
+                free.put(slot)
+
+        waiting: deque[Future[R]] = deque()
+        bar = tqdm(total=len(items), desc=name, unit=" rows", disable=None, leave=False)
+        with bar, ThreadPoolExecutor(self._slots) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(one, item))
+                    if len(waiting) > 2 * self._slots:
+                        yield waiting.popleft().result()
+                        bar.update()
+                while waiting:
+                    yield waiting.popleft().result()
+                    bar.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _complete(self, slot: int, asked: dict[str, Any]) -> dict[str, Any]:
+        fields = ["tokens", "completion_probabilities"]
+        greedy = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": True}
+        answer: dict[str, Any] = self._server.post(
+            "/completion", **asked, **greedy, id_slot=slot, response_fields=fields
+        )
+        return answer
+
+    def _ask(self, slot: int, prompt: Sequence[int], k: int, token: int) -> dict[str, Any] | None:
+        """The probabilities after a prompt, of a token and the k best; None where the token is part of a character."""
+        asked = {"prompt": list(prompt), "n_predict": 1, "n_probs": k, "logit_bias": [[token, _FORCED]]}
+        positions = self._complete(slot, asked).get("completion_probabilities")
+        found: dict[str, Any] | None = positions[0] if positions else None
+        return found
+
+    def _token(self, slot: int, prompt: Sequence[int], token: int) -> tuple[float, int]:
+        """A token's log-probability after a prompt, and the best token there."""
+        if found := self._ask(slot, prompt, 1, token):
+            return max(found["logprob"], _LOWEST), found["top_logprobs"][0]["id"]
+        for k in (_MANY, self.vocabulary):
+            found = self._ask(slot, prompt, k, self.tokenizer.bos_token_id)
+            top = found["top_logprobs"] if found else []
+            for entry in top:
+                if entry["id"] == token:
+                    return max(entry["logprob"], _LOWEST), top[0]["id"]
+        raise RunError(f"llama.cpp gave no probability for token {token}.")

@@ -1,0 +1,159 @@
+"""llama.cpp behind HTTP: starts it in a child process, asks it, and says why where it isn't there any more."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from gemma_tune.errors import RunError
+
+_LOG_LINES = 8
+# Of a line in llama.cpp's log: time, level
+_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
+
+
+class EngineUnavailable(RunError):
+    """llama.cpp isn't there, can't load the file, or has died; the message says which, with the end of its log."""
+
+
+class LlamaServer:
+    """llama.cpp's server with one file loaded.
+
+    Args:
+        file: A GGUF file.
+        context: Tokens of each slot at most.
+        slots: Requests answered at once.
+        threads: Of the CPU.
+        exact: Keys and values in float32, and no kernel that rounds where it needn't.
+        timeout: Seconds to load the file in, and of one request.
+
+    Raises:
+        EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
+    """
+
+    def __init__(self, file: Path, context: int, slots: int, threads: int, exact: bool, timeout: float) -> None:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
+        if not file.is_file():
+            raise EngineUnavailable(f"{file}: there is no such file.")
+        self.file, self._timeout, self._key = file, timeout, secrets.token_hex(16)
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (the child writes it)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "gemma_tune.engines.llama_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            # Threads that wait sleep: where others use the cores, too, two spinning ones took 15 times as long as one
+            env={"GOMP_SPINCOUNT": "0", **os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+        self.close = weakref.finalize(self, _end, self._child)  # at the interpreter's end, too
+        options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
+        self._local = threading.local()
+        try:
+            address = self._start({**options, "key": self._key})
+        except BaseException:  # Ctrl-C, too
+            self.close()
+            raise
+        self._host = urlsplit(address).netloc
+
+    def _start(self, options: Mapping[str, Any]) -> str:
+        assert self._child.stdin and self._child.stdout
+        try:
+            self._child.stdin.write(json.dumps(options) + "\n")
+            self._child.stdin.flush()
+        except OSError:
+            raise self._dead("can't be started") from None
+        said: list[str] = []
+        reader = threading.Thread(
+            target=lambda out: said.append(out.readline()), args=[self._child.stdout], daemon=True
+        )
+        reader.start()
+        reader.join(self._timeout)
+        if reader.is_alive():
+            raise self._dead(f"didn't load it within {self._timeout:g} seconds")
+        if not said or not said[0]:
+            raise self._dead("can't load it")
+        return str(json.loads(said[0])["address"])
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The answer to a request, from JSON.
+
+        Args:
+            path: For example `/completion`.
+            **body: What is asked.
+
+        Raises:
+            EngineUnavailable: llama.cpp has died, or doesn't answer in time.
+            RunError: It refuses the request.
+        """
+        return self.request("POST", path, json.dumps(body).encode())
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """See `post`."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        for kept in (True, False):
+            connection = self._connection(kept)
+            fresh = connection.sock is None
+            try:
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                text = response.read()
+                break
+            except TimeoutError:
+                raise self._dead(f"gave no answer within {self._timeout:g} seconds") from None
+            except (OSError, HTTPException):
+                # A connection that was kept is closed by the server after some seconds
+                if fresh or self._child.poll() is not None:
+                    raise self._dead("has died") from None
+        try:
+            answer = json.loads(text)
+        except ValueError:  # also bytes that are no UTF-8
+            raise RunError(f"llama.cpp answered {path} with {text[:80]!r}, which is no JSON.") from None
+        if response.status != 200:
+            raise RunError(f"llama.cpp refused {path}: {answer.get('error', {}).get('message', answer)}")
+        return answer
+
+    def _connection(self, kept: bool) -> HTTPConnection:
+        """This thread's connection, or a new one."""
+        connection: HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None or not kept:
+            connection = self._local.connection = HTTPConnection(self._host, timeout=self._timeout)
+        return connection
+
+    def _dead(self, what: str) -> EngineUnavailable:
+        """Ends the child; the error says how it ended, and what it said last."""
+        try:
+            ended = f" (exit status {self._child.wait(timeout=5)})"  # it may be about to
+        except subprocess.TimeoutExpired:
+            ended = ""
+        self.close()
+        self._log.seek(0)
+        lines = [
+            _STAMP.sub("", line) for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()
+        ]
+        log = "".join(f"\n  {line}" for line in lines[-_LOG_LINES:])
+        return EngineUnavailable(f"{self.file}: llama.cpp {what}{ended}.{' It said:' + log if log else ''}")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe
+        with contextlib.suppress(OSError):  # what was to be written had no reader
+            pipe.close()

@@ -1,0 +1,72 @@
+"""The engine for whatever holds the weights: Transformers, or llama.cpp for a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_tune.config import Config
+from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
+from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.errors import UserError
+from gemma_tune.models.gguf_header import read_header
+from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
+from gemma_tune.models.source import Source
+
+# Tokens of a prompt and its answer in llama.cpp, where nothing longer is asked for: it has memory for them beforehand.
+_LENGTH = 4096
+_PROBE = "The cat sat on the mat, and 12 dogs didn't.\nThen they went home; it was late."
+
+
+def transformers_engine(cfg: Config, model: Any, tokenizer: Any) -> TransformersEngine:
+    """A loaded model as an engine, with the configuration's batches."""
+    return TransformersEngine(model, tokenizer, cfg.train.per_device_eval_batch_size, cfg.eval.batch_size or 1)
+
+
+@contextlib.contextmanager
+def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0) -> Iterator[Engine]:
+    """Loads the weights, and lets them go at the end.
+
+    A GGUF file of float32 weights is computed in float32, any other as llama.cpp does by default.
+
+    Args:
+        cfg: `model`, and what is asked of it.
+        source: Where the weights are.
+        tokenizer: Their tokenizer.
+        highest_id: The highest token id that will be asked for.
+
+    Raises:
+        UserError: The weights can't be loaded, or the tokenizer is another model's.
+        EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
+    """
+    if source.gguf is None:
+        model = load_model(cfg.model, source, tokenizer, packed=True)
+        check_vocabulary(model, [highest_id])
+        yield transformers_engine(cfg, model, tokenizer)
+        return
+    exact, stops = read_header(source.gguf).float32, stop_token_ids(tokenizer)
+    with LlamaCppEngine(source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact) as engine:
+        check_rows(engine.vocabulary, [highest_id, *stops])
+        if engine.token_ids(_PROBE) != tokenizer(_PROBE).input_ids:
+            raise UserError(
+                f"model.model_name_or_path={source.base}: its tokenizer isn't that of {source.tokenizer}; name the "
+                "folder of the checkpoint that the file was made from: model.tokenizer_name_or_path=FOLDER."
+            )
+        yield engine
+
+
+def check_evaluators(cfg: Config, source: Source, tokenizer: Any) -> None:
+    """Raises UserError for an evaluator that wants more than the engine can give."""
+    if source.gguf and len(tokenizer) > WHOLE_VOCABULARY and "kl" in cfg.evaluator_names:
+        raise UserError(
+            f"eval.evaluators: kl wants the probabilities of all tokens, and llama.cpp gives those of a vocabulary of "
+            f"{len(tokenizer):,} as text of megabytes a token; leave kl out, or measure export=merged, which has the "
+            "same weights."
+        )
+
+
+def _longest(cfg: Config) -> int:
+    """Tokens that llama.cpp needs room for."""
+    asked = cfg.eval.long_context.lengths if "long_context" in cfg.evaluator_names else []
+    return max(_LENGTH, cfg.train.max_length, *asked)

@@ -1,0 +1,114 @@
+"""What evaluators ask a model for, whatever is behind it; and Transformers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered
+from gemma_tune.engines.generate import greedy_answers
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.unwrap import head_of, language_part, padded
+
+# Logits of so many positions stand in memory at once: 256 × 262,144 × 4 bytes = 256 MiB.
+_POSITIONS = 256
+
+
+class Engine(Protocol):
+    """A model that can be asked.
+
+    Attributes:
+        tokenizer: Its tokenizer, with a chat template that we know.
+        max_length: Tokens of a prompt and its answer at most.
+        stops: The ids that end an answer.
+    """
+
+    tokenizer: Any
+    max_length: int
+    stops: frozenset[int]
+
+    def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
+        """Negative log-likelihood of each row's trained tokens, summed, in nats; `name` is for the progress bar."""
+        ...
+
+    def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
+        """Log-probabilities after each token of each row, float32 on the CPU, [T, V] a row."""
+        ...
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
+        """Greedy continuations as token ids, in the prompts' order, with the stop token where there is one."""
+        ...
+
+
+class TransformersEngine:
+    """A loaded model of Transformers, with or without an adapter. Leaves mode and random state as they were.
+
+    Args:
+        model: The model, or a PeftModel around it.
+        tokenizer: Its tokenizer.
+        eval_batch_size: Rows of one pass where losses are asked for.
+        batch_size: Prompts answered at once at most; fewer of long ones.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, eval_batch_size: int = 8, batch_size: int = 8) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length: int = model.config.get_text_config().max_position_embeddings
+        self.stops = frozenset(model.generation_config.eos_token_id)
+        self._eval_batch_size, self._batch_size = eval_batch_size, batch_size
+
+    def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
+        """See `Engine`."""
+        return row_losses(self.model, rows, self.tokenizer.pad_token_id, self._eval_batch_size, name)
+
+    def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
+        """See `Engine`."""
+        device = self.model.get_input_embeddings().weight.device
+        for row in tqdm(rows, desc=name, unit=" rows", disable=None, leave=False):
+            with evaluating(self.model):
+                logits = self.model(input_ids=torch.tensor([row], device=device)).logits[0]
+            yield logits.float().log_softmax(-1).cpu()
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
+        """See `Engine`."""
+        return greedy_answers(self.model, self.tokenizer, prompts, max_new_tokens, self._batch_size, name)
+
+
+def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int, name: str) -> list[float]:
+    """Negative log-likelihood of each row's trained tokens, summed, in nats, in the rows' order.
+
+    Args:
+        model: The model, or a PeftModel around it.
+        rows: Rendered rows.
+        pad_id: Token id to pad with.
+        batch_size: Rows of one forward pass; rows of like length go together.
+        name: What the progress bar says.
+    """
+    base = language_part(model)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))  # little padding
+    found = [0.0] * len(rows)
+    with evaluating(model):
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc=name, unit=" batches", disable=None, leave=False):
+            places = order[start : start + batch_size]
+            for place, loss in zip(places, _batch_losses(base, [rows[i] for i in places], pad_id), strict=True):
+                found[place] = loss
+    return found
+
+
+def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:
+    inputs = padded(base, batch, pad_id)
+    targets = inputs.pop("labels")[:, 1:]
+    hidden = base.model(**inputs, use_cache=False)
+    counts = targets != -100
+    rows = counts.nonzero()[:, 0].cpu()  # [N]
+    hidden, targets = hidden.last_hidden_state[:, :-1][counts], targets[counts]  # [N, H], [N]
+    logits, losses = head_of(base), []
+    for h, t in zip(hidden.split(_POSITIONS), targets.split(_POSITIONS), strict=True):
+        losses.append(functional.cross_entropy(logits(h), t, reduction="none").double().cpu())
+    sums = torch.zeros(len(batch), dtype=torch.float64)
+    return list(sums.index_add(0, rows, torch.cat(losses)).tolist())

@@ -1,0 +1,66 @@
+"""Evaluators of the user's own: `path/to/file.py:function`, and what such a function may give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any
+
+from gemma_tune.engines.transformers import Engine
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row
+from gemma_tune.user_code import load_function
+
+
+def prepare(reference: str, inputs: Inputs) -> Evaluator:
+    """The user's function as an evaluator.
+
+    Returns:
+        An evaluator that raises TypeError or ValueError where the function gives something else than numbers by name,
+        or an `Outcome` with rows that can be stored and compared.
+
+    Raises:
+        UserError: No such file or function.
+    """
+    function = load_function(reference, "eval.evaluators")
+
+    def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
+        found = function(engine, inputs)
+        if not isinstance(found, Outcome):
+            return Outcome(_numbers(found))
+        figures = _numbers(found.figures)
+        if strange := sorted(found.rows.keys() - figures.keys()):
+            raise ValueError(f"it gave rows of {strange[0]}, and no figure of that name")
+        return replace(found, figures=figures, rows={name: _rows(name, rows) for name, rows in found.rows.items()})
+
+    return evaluate
+
+
+def _numbers(figures: Any) -> dict[str, float]:
+    """The figures, of NumPy's types, too."""
+    if not isinstance(figures, Mapping):
+        raise TypeError(f"it gave {type(figures).__name__}, not numbers by name (or an Outcome)")
+    return {str(name): _number(f"{name}", value) for name, value in figures.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"it gave {type(value).__name__} as {name}, not a number")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _rows(name: str, rows: Sequence[Row]) -> list[Row]:
+    found = []
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not {"id", "score"} <= row.keys():
+            raise ValueError(f"row {place} of {name} is no mapping with an id and a score")
+        kept = {**row, "score": float(_number(f"{name}'s score", row["score"]))}
+        if "weight" in row:
+            kept["weight"] = _number(f"{name}'s weight", row["weight"])
+        try:
+            json.dumps(kept)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {place} of {name} can't be stored as JSON: {error}") from error
+        found.append(kept)
+    return found

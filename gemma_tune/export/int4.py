@@ -1,0 +1,146 @@
+"""What a run on the grid leaves for others: each format written from the same codes, read back, and run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gemma_tune.config import Config
+from gemma_tune.data.tokenized import Rows
+from gemma_tune.export import gguf, merged_from_grid, w4a16
+from gemma_tune.export.grid_check import (
+    OK,
+    POSITIONS,
+    UNVERIFIED,
+    WARN,
+    Line,
+    forward_line,
+    raise_failed,
+    stored_lines,
+    transformers_line,
+)
+from gemma_tune.export.grid_files import read_folder, read_gguf
+from gemma_tune.export.llama_lines import llama_lines, wide_line
+from gemma_tune.export.ollama import modelfile
+from gemma_tune.export.tensors import Decoded, Trained, trained_tensors
+from gemma_tune.models.source import Source
+from gemma_tune.quant.plan import Plan
+from gemma_tune.run.folder import RunFolder, is_main_process
+from gemma_tune.run.paths import model_of_run, resolve, whole
+
+# The control: the numbers of the grid in types that hold them without it.
+_WIDE = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
+_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
+
+
+def export_all(
+    cfg: Config, folder: RunFolder, model: Any, tokenizer: Any, source: Source, plan: Plan, rows: Sequence[Rows]
+) -> list[Line]:
+    """Writes every one of `export.formats`, and checks it.
+
+    Args:
+        cfg: `export`.
+        folder: The run folder; its result is told the artifacts, and has the lines as `metrics.verify` at once.
+        model: The trained model, or a PeftModel around it.
+        tokenizer: Its tokenizer.
+        source: What the model was loaded from.
+        plan: The plan of its grid.
+        rows: Held-out rows, and those that are taken where there are too few of them.
+
+    Returns:
+        The lines of the check.
+
+    Raises:
+        ArtifactDiffers: A line failed; the artifacts stay, and the result says that the run failed.
+    """
+    formats = cfg.export.formats
+    if not formats:
+        return []
+    trained = trained_tensors(model, plan)
+    ids = some_rows(rows)
+    lines = [forward_line(model, trained, plan)]
+    for name in formats:
+        with folder.timed("export"), whole(folder.export(name)) as written:
+            if name.startswith("gguf"):
+                _write_gguf(name, title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
+            else:
+                _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
+        folder.result.artifacts[name] = f"export/{name}"
+        with folder.timed("verify"):
+            lines += _check(name, folder, model, tokenizer, plan, trained, ids)
+    folder.result.metrics["verify"] = [asdict(line) for line in lines]
+    raise_failed(lines)
+    return lines
+
+
+def title_of(name: str) -> str:
+    """What a model is called: the name of the checkpoint that its runs began with."""
+    path = resolve(name)
+    if path.parent.name == "export":
+        path = path.parent.parent
+    before = model_of_run(path)
+    return path.name if before is None else title_of(before)
+
+
+def some_rows(parts: Sequence[Rows]) -> list[list[int]]:
+    """Rows that together have the positions that the check wants, the held-out ones first."""
+    found: list[list[int]] = []
+    for part in parts:
+        for row in part.rendered:
+            if sum(map(len, found)) >= POSITIONS:
+                return found
+            found.append(row.input_ids[:512])
+    return found
+
+
+def _write_gguf(name: str, title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: Trained) -> None:
+    written.mkdir(parents=True)
+    config, generation = model.config.get_text_config(), model.generation_config
+    wide = _WIDE.get(name)
+    weights = Decoded(trained, plan) if wide else trained
+    kind = name.removeprefix("gguf_") if wide else plan.name
+    file = gguf.export(
+        weights, config, tokenizer, generation, wide or plan, written / f"{title}-{kind}.gguf", name=title
+    )
+    text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
+    (written / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _check(
+    name: str, folder: RunFolder, model: Any, tokenizer: Any, plan: Plan, trained: Trained, ids: list[list[int]]
+) -> list[Line]:
+    place = folder.export(name)
+    if name.startswith("gguf"):
+        file = next(place.glob("*.gguf"))
+        matrices = torch.float16 if name == "gguf_f16" else torch.float32
+        lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
+        if name in _WIDE:
+            return [*lines, wide_line(name, file, model, tokenizer, ids, exact=_WIDE[name] == torch.float32)]
+        return [*lines, *llama_lines(file, model, tokenizer, trained, plan, ids)]
+    return [
+        *stored_lines(name, read_folder(place), trained, plan),
+        transformers_line(name, place, model, ids),
+    ]
+
+
+def say_lines(lines: Sequence[Line]) -> None:
+    """Prints the table of the check; nothing where nothing was written."""
+    if not lines:
+        return
+    table = Table(title="What was written against what was trained", title_justify="left")
+    for name in ("", "must", "found", ""):
+        table.add_column(name)
+    for line in lines:
+        mark = {OK: "✓", WARN: "!", UNVERIFIED: "?"}.get(line.verdict, "✗")
+        table.add_row(line.name, line.must, line.found, mark)
+    Console(highlight=False, quiet=not is_main_process()).print(table)
+    for line in lines:
+        if line.problem:
+            print(f"{line.name}: {line.verdict}: {line.problem}", file=sys.stderr)

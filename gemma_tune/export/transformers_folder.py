@@ -1,0 +1,102 @@
+"""A Transformers folder under the checkpoint's own names: what every export but GGUF is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+
+from gemma_tune.config import ExportConfig
+from gemma_tune.export.verify import ArtifactDiffers, verify_written
+from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.load import family_of, load_config
+from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import language_part
+
+# What a checkpoint says of itself beside its weights and its tokenizer: how images and audio are prepared.
+_KEPT = ("preprocessor_config.json", "processor_config.json")
+
+
+def whole_checkpoint(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """The merged tensors under the names that the checkpoint has, and all else that it holds, to the bit.
+
+    So the export has the checkpoint's tensors, no more and no less: the towers for images and audio, which are not
+    trained, fixed scales, and the keys and values of layers that share others' and never use their own.
+
+    Args:
+        tensors: Of the language part, by their names there.
+        checkpoint: What the model was loaded from.
+
+    Raises:
+        ArtifactDiffers: The checkpoint has no place for a merged tensor.
+    """
+    embedding, head = checkpoint.family.tied
+    left = set(tensors)
+    for name in checkpoint.files:
+        own = checkpoint.language.get(name, name)
+        left.discard(own)
+        if own in tensors:
+            yield name, tensors[own]
+        elif own == head:  # tied, and stored once more; one memory under two names would be written once
+            yield name, tensors[embedding].clone()
+        else:
+            yield name, checkpoint.read(name)
+    if left:
+        raise ArtifactDiffers(f"{checkpoint.folder} has no place for {len(left)} weights, for example {min(left)}.")
+
+
+def write_folder(
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    quantization: Mapping[str, Any] | None,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    options: ExportConfig,
+    source: Source,
+    parts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> list[Path]:
+    """Writes a Transformers folder with the tensors under the checkpoint's own names, its towers to the bit.
+
+    Args:
+        tensors: Of the language part, by their names there.
+        dtype: What config.json says that the model computes in.
+        quantization: `quantization_config` of config.json, or None.
+        model: The trained model, or a PeftModel around it: its generation config.
+        tokenizer: The tokenizer with our template.
+        folder: Where to write.
+        options: `max_shard_size`.
+        source: What the model was loaded from.
+        parts: Tensors of `tensors` that are stored as several: by name, the parts by the ends of their names.
+
+    Returns:
+        The files written.
+    """
+    base = language_part(model)
+    config, checkpoint = load_config(source), Checkpoint.of(source, family_of(source))
+    placed = dict(tensors)
+    if checkpoint.files:
+        placed = dict(whole_checkpoint(tensors, checkpoint))
+    elif checkpoint.family.has_towers:  # their weights can't be read, so the language part goes alone
+        config = config.get_text_config()
+        config.architectures = [checkpoint.family.language_class]
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in placed.items():
+        several = (parts or {}).get(checkpoint.language.get(name, name))
+        stored |= {name + end: part for end, part in several.items()} if several else {name: tensor}
+    config.dtype = dtype
+    if quantization is not None:
+        config.quantization_config = dict(quantization)
+    config.save_pretrained(folder)
+    save_torch_state_dict(stored, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
+    verify_written(folder, stored)
+    base.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name in _KEPT:
+        if found := checkpoint.beside(name):
+            shutil.copyfile(found, folder / name)
+    return sorted(p for p in folder.iterdir() if p.is_file())

@@ -1,0 +1,218 @@
+"""Layers whose forward uses weights on the grid, while the weights that are trained stay in float32.
+
+A layer on the grid rounds one tensor, `float_weight()`, and the exporters encode that same tensor: what is trained is
+what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from torch.nn import functional
+
+from gemma_tune.models.unwrap import language_part
+from gemma_tune.quant.grid import Grid
+from gemma_tune.quant.plan import KEPT_16, Plan
+
+
+class OnGrid:
+    """A layer on the grid.
+
+    Attributes:
+        grid: Its grid.
+        off: Whether the float32 weight is used as it is: the unquantised model, for comparison.
+        shared: The rounded weight of this step, where embedding and head share it; else None.
+    """
+
+    grid: Grid
+    off: bool = False
+    shared: torch.Tensor | None = None
+    _kept: tuple[Any, torch.Tensor] | None = None
+
+    def float_weight(self) -> torch.Tensor:
+        """The float32 weight that is rounded, [out, in]."""
+        raise NotImplementedError
+
+    def forward_weight(self, like: torch.Tensor) -> torch.Tensor:
+        """The weight that the forward uses, in the type of `like`; in evaluation it is rounded once."""
+        if self.off:
+            return self.float_weight().to(like.dtype)
+        if self.shared is not None:
+            self._kept = None  # some optimizers change weights without counting it as a version
+            return self.shared.to(like.dtype)
+        if torch.is_grad_enabled():
+            self._kept = None
+            return self.grid.fake(self.float_weight()).to(like.dtype)
+        version = (like.dtype, *((p.data_ptr(), p._version) for p in self.parameters()))  # type: ignore[attr-defined]
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, self.grid.rounded(self.float_weight()).to(like.dtype)
+        return self._kept[1]
+
+
+class GridLinear(OnGrid, nn.Linear):
+    """A linear layer on the grid; it shares its weight with the layer that it takes the place of."""
+
+    def __init__(self, replaced: nn.Linear, grid: Grid) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = replaced.in_features, replaced.out_features
+        self.weight, self.bias = replaced.weight, replaced.bias
+        self.grid = grid
+
+    def float_weight(self) -> torch.Tensor:
+        """See `OnGrid`."""
+        return self.weight.float()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The product with the rounded weight."""
+        return functional.linear(input, self.forward_weight(input), self.bias)
+
+
+class GridEmbedding(OnGrid, nn.Embedding):
+    """Gemma's embedding on the grid, scaled as Gemma scales it."""
+
+    def __init__(self, replaced: Any, grid: Grid) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = replaced.num_embeddings, replaced.embedding_dim
+        self.padding_idx, self.weight = replaced.padding_idx, replaced.weight
+        self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = None, 2.0, False, False
+        self.grid = grid
+        self.register_buffer("embed_scale", replaced.embed_scale.detach().clone(), persistent=False)
+
+    def float_weight(self) -> torch.Tensor:
+        """See `OnGrid`."""
+        return self.weight.float()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Rows of the rounded matrix, times `embed_scale`."""
+        rounded = self.forward_weight(self.weight)
+        return functional.embedding(input, rounded, self.padding_idx) * self.embed_scale.to(rounded.dtype)
+
+
+class GridLora(OnGrid, LoraLinear):
+    """PEFT's LoRA layer with the adapter inside the quantiser: the forward uses round(W + s·B·A)."""
+
+    def float_weight(self) -> torch.Tensor:
+        """See `OnGrid`."""
+        weight = self.get_base_layer().weight.float()
+        with torch.autocast(weight.device.type, enabled=False):  # it would compute the sum in bfloat16
+            for name in self.active_adapters:
+                a, b = self.lora_A[name].weight.float(), self.lora_B[name].weight.float()
+                weight = torch.addmm(weight, b, a, alpha=self.scaling[name])
+        return weight
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The product with the rounded sum; dropout would stand between what is trained and what is served."""
+        bias = self.get_base_layer().bias
+        if self.off or not torch.is_grad_enabled():
+            return functional.linear(x, self.forward_weight(x), bias)
+        kind = x.device.type
+        x = x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
+        with torch.no_grad():
+            weight = self.grid.rounded(self.float_weight()).to(x.dtype)
+        self._kept = None
+        scales = [self.scaling[name] for name in self.active_adapters]
+        factors = [f[name].weight for name in self.active_adapters for f in (self.lora_A, self.lora_B)]
+        product: torch.Tensor = _AdapterInside.apply(x, weight, scales, *factors)
+        return product if bias is None else product + bias
+
+
+class _AdapterInside(torch.autograd.Function):
+    """x · weightᵀ, where weight = round(W + s·B·A), with the gradients of x · (W + s·B·A)ᵀ for A and B.
+
+    They come from the factors, as without a grid: autograd would compute that of the whole sum, [out, in], first.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, scales: Sequence[float], *factors: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, *factors)
+        ctx.scales = scales
+        return functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, *factors = ctx.saved_tensors
+        rows, given = x.flatten(0, -2), gradient.flatten(0, -2)
+        found: list[torch.Tensor | None] = []
+        for scale, a, b in zip(ctx.scales, factors[::2], factors[1::2], strict=True):
+            a, b = a.to(x.dtype), b.to(x.dtype)
+            found += [scale * (given @ b).T @ rows, scale * given.T @ (rows @ a.T)]
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, *found
+
+
+def layers_of(model: nn.Module) -> dict[str, OnGrid]:
+    """The layers on the grid by the name of their weight in the language part; a tied head is left out."""
+    base = language_part(model)
+    found: dict[str, OnGrid] = {}
+    seen: set[int] = set()
+    for name, module in base.named_modules():
+        if isinstance(module, OnGrid):
+            own = id(module.weight) if isinstance(module, nn.Linear | nn.Embedding) else id(module)
+            if own not in seen:
+                seen.add(own)
+                found[f"{name}.weight"] = module
+    return found
+
+
+def put_on_grid(model: Any, plan: Plan) -> None:
+    """Puts the layers of the plan on the grid, in place; a PeftModel's adapters must be `GridLora`.
+
+    What is kept in 16 bit is rounded to them now and not trained: in float32 it would move away from what is served.
+
+    Args:
+        model: The model, or a PeftModel around it.
+        plan: Which weight is on which grid.
+    """
+    base = language_part(model)
+    for name, kept in plan.kept.items():
+        if kept == KEPT_16:
+            parameter = base.get_parameter(name)
+            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+            parameter.requires_grad_(False)
+    for name, grid in plan.grids.items():
+        path = name.removesuffix(".weight")
+        module = base.get_submodule(path)
+        if isinstance(module, GridLora):
+            module.grid = grid
+        elif isinstance(module, nn.Embedding):
+            base.set_submodule(path, GridEmbedding(module, grid))
+            if base.config.tie_word_embeddings:
+                base.set_submodule("lm_head", GridLinear(base.lm_head, grid))
+        else:
+            base.set_submodule(path, GridLinear(module, grid))
+
+
+@contextlib.contextmanager
+def off_grid(model: nn.Module) -> Iterator[None]:
+    """The model without its grid: float32 weights as they are."""
+    layers = [m for m in model.modules() if isinstance(m, OnGrid)]
+    for layer in layers:
+        layer.off = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.off = False
+
+
+@contextlib.contextmanager
+def rounded_once(model: nn.Module) -> Iterator[None]:
+    """Within it, a tied embedding is rounded once for lookup and head: it is the largest matrix of a small Gemma."""
+    layers = [m for m in model.modules() if isinstance(m, GridEmbedding)]
+    pairs = [m for m in model.modules() if isinstance(m, GridLinear) and any(m.weight is e.weight for e in layers)]
+    for layer in layers:
+        if not layer.off:
+            layer.shared = layer.grid.fake(layer.float_weight())
+            for head in pairs:
+                head.shared = layer.shared
+    try:
+        yield
+    finally:
+        for one in [*layers, *pairs]:
+            one.shared = None

@@ -1,0 +1,37 @@
+"""Where quantisation-aware training starts: full weights, with an adapter merged in float32 where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gemma_tune.config import ModelConfig
+from gemma_tune.models.load import load_model
+from gemma_tune.models.source import Source, find_source
+from gemma_tune.run.paths import resolve
+
+
+def start_of(model: ModelConfig) -> Source:
+    """The source to start from; of a run that exported merged weights these, which it has verified.
+
+    Raises:
+        UserError: As `find_source`.
+    """
+    merged = resolve(model.model_name_or_path) / "export" / "merged"
+    if (merged / "config.json").is_file():
+        model = replace(model, model_name_or_path=str(merged))
+    return find_source(model)
+
+
+def load_start(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+    """The language part in float32, an adapter of the source merged into it.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    loaded = load_model(model, source, tokenizer)
+    if source.adapter is not None:
+        loaded = loaded.merge_and_unload()
+    for parameter in loaded.parameters():
+        parameter.requires_grad_(True)
+    return loaded.train()

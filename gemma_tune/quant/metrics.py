@@ -1,0 +1,123 @@
+"""How good a model on the grid is: how far from the unquantised one, and how much of the damage training took back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_tune.chat import Rendered
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.unwrap import head_of, padded
+from gemma_tune.quant.trainer import targets_of, trained_states
+from gemma_tune.train.distill import Targets, summed_divergence
+
+Row = dict[str, Any]
+# Whole distributions of small vocabularies; of Gemma's own the largest probabilities and all others as one.
+WHOLE, LARGEST = 4096, 256
+
+
+def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[Targets]:
+    """The unquantised model's probabilities on held-out rows.
+
+    Args:
+        base: The model, off its grid.
+        rows: Rendered rows.
+    """
+    vocabulary = base.config.get_text_config().vocab_size
+    k = vocabulary if vocabulary <= WHOLE else LARGEST
+    with evaluating(base):
+        return [targets_of(base, row, k) for row in rows]
+
+
+def row_divergences(base: Any, rows: Sequence[Rendered], targets: Sequence[Targets]) -> list[float]:
+    """KL(unquantised ‖ model) of each row, summed over its trained tokens, in nats.
+
+    Args:
+        base: The model on its grid.
+        rows: Rendered rows.
+        targets: What the unquantised model says of them.
+    """
+    found = []
+    with evaluating(base):
+        for row, wanted in zip(rows, targets, strict=True):
+            hidden, _ = trained_states(base, padded(base, [row]))
+            here = Targets(wanted.ids.to(hidden.device), wanted.log_probs.to(hidden.device))
+            found.append(summed_divergence(hidden, head_of(base), here).item())
+    return found
+
+
+def recovered(
+    plain: Sequence[float],
+    trained: Sequence[float],
+    unquantised: Sequence[float] | None = None,
+    tokens: Sequence[int] | None = None,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Which share of what plain quantisation costs is gone after training, with its 95 % interval.
+
+    Args:
+        plain: What each row costs on the grid before training, summed over its tokens, in nats.
+        trained: The same after training.
+        unquantised: The same without a grid; None: nothing, as of a divergence.
+        tokens: Of each row. Given, the shares are of perplexities: (PPL_plain - PPL_trained) / (PPL_plain - PPL).
+        seed: Of the bootstrap over rows (percentile, 2,000 draws).
+
+    Returns:
+        The share, and its lower and upper end; 1 is all of it, and NaN where there is nothing to recover.
+    """
+    a, b = np.asarray(plain, dtype=np.float64), np.asarray(trained, dtype=np.float64)
+    c = np.zeros_like(a) if unquantised is None else np.asarray(unquantised, dtype=np.float64)
+    n = None if tokens is None else np.asarray(tokens, dtype=np.float64)
+
+    def cost(values: Any, rows: Any) -> Any:
+        return values[rows].sum(-1) if n is None else np.exp(values[rows].sum(-1) / n[rows].sum(-1))
+
+    def share(rows: Any) -> Any:
+        lost = cost(a, rows) - cost(c, rows)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(lost > 0, (cost(a, rows) - cost(b, rows)) / lost, np.nan)
+
+    every = np.arange(len(a))
+    draws = np.random.default_rng(seed).integers(0, len(a), (2000, len(a)))
+    shares = share(draws)
+    if np.isnan(shares).all():
+        return float(share(every)), float("nan"), float("nan")
+    low, high = np.nanpercentile(shares, [2.5, 97.5])
+    return float(share(every)), float(low), float(high)
+
+
+def quality_figures(
+    tokens: Sequence[int],
+    plain: Sequence[float],
+    trained: Sequence[float],
+    rows: Sequence[Sequence[Row]] = (),
+) -> dict[str, Any]:
+    """What plain quantisation costs, what is left of it after training, and the share that is gone.
+
+    Args:
+        tokens: Trained tokens of each held-out row.
+        plain: KL to the unquantised model before training, summed a row, in nats.
+        trained: The same after training.
+        rows: Rows of the held-out loss of the unquantised model, on the grid before, and after training.
+
+    Returns:
+        `plain_kl` and `trained_kl` (nats a token), `recovered_kl` with `_low` and `_high`, and the same of perplexity.
+    """
+    if not tokens:
+        return {}
+    share, low, high = recovered(plain, trained)
+    found = {
+        "plain_kl": sum(plain) / sum(tokens),
+        "trained_kl": sum(trained) / sum(tokens),
+        "recovered_kl": share,
+        "recovered_kl_low": low,
+        "recovered_kl_high": high,
+    }
+    if rows and all(rows):
+        losses = [[row["score"] * row["weight"] for row in part] for part in rows]
+        weights = [row["weight"] for row in rows[0]]
+        share, low, high = recovered(losses[1], losses[2], losses[0], weights)
+        found |= {"recovered_perplexity": share, "recovered_perplexity_low": low, "recovered_perplexity_high": high}
+    return found

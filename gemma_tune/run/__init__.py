@@ -1,0 +1,1 @@
+"""What a run is: its folder, manifest, identity, tracker and what it prints."""

@@ -1,0 +1,318 @@
+"""The run folder: where it is, whether it may be used, and what it says about the run. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemma_tune.config import Config
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.run.identity import as_one_run, identity, not_resumable, without_operational
+from gemma_tune.run.manifest import disk_is_full, file_digest, named_paths, write_json, write_manifest, write_whole
+from gemma_tune.run.paths import RUNS, folder_status, resolve
+
+
+@dataclass
+class RunResult:
+    """What a run gives back; the same as `result.json`.
+
+    Attributes:
+        recipe: Name of the recipe.
+        status: running, finished, interrupted, failed, or dry_run.
+        headline: The recipe's first figure: `name`, `before`, `after`.
+        metrics: Every other figure, by name.
+        artifacts: What can be taken away: name → path relative to the run folder.
+        seconds: Wall seconds of each step.
+        failures: What could not be measured, by when and by what (`after: lm_eval`); the command ends with status 1.
+        peak_memory_mb: MiB: the GPU's peak allocation, or the process's largest resident size without one.
+        folder: The run folder.
+    """
+
+    recipe: str
+    status: str = "running"
+    headline: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    folder: Path | None = None
+
+    @property
+    def headline_after(self) -> float | None:
+        """The headline figure after training, which sweepers optimise."""
+        return self.headline.get("after")
+
+
+def is_main_process() -> bool:
+    """True on the one process that writes (rank 0)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _aside(path: Path) -> Path:
+    """Where a run stands while another one is to replace it."""
+    return path.with_name(f"{path.name}.replaced")
+
+
+def _refuse_second_aside(path: Path) -> None:
+    if _aside(path).exists():
+        raise UserError(
+            f"{_aside(path)} holds the run that an earlier overwrite=true was to replace and that did not finish; look "
+            "at it, and delete it or give it another name."
+        )
+
+
+def _has_files(path: Path) -> bool:
+    return any(p.is_file() for p in path.rglob("*"))
+
+
+def _stored_config(path: Path) -> dict[str, Any] | None:
+    """The configuration that a run left in its folder, or None where there is none."""
+    try:
+        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return tree if ours and isinstance(tree, dict) and tree.get("method") else None
+
+
+def folder_of(cfg: Config) -> Path:
+    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every setting has a folder of its own."""
+    if cfg.output_dir:
+        return Path(cfg.output_dir).expanduser()
+    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    return Path(RUNS) / f"{cfg.recipe}-{digest}"
+
+
+class RunFolder:
+    """One run's folder. `open` only looks; nothing is written before `recording` begins."""
+
+    def __init__(self, path: Path, cfg: Config, finished: bool) -> None:
+        self.path = path
+        self.cfg = cfg
+        self.finished = finished
+        self.result = RunResult(cfg.recipe, folder=path)
+        self.inputs: dict[str, str] = {}
+        self.training = False
+        self._replaced: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Whole checkpoints: step-N/."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT adapter, where there is one."""
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        """Results of the evaluations."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The model card."""
+        return self.path / "report.md"
+
+    def export(self, name: str) -> Path:
+        """Folder of an export format."""
+        return self.path / "export" / name
+
+    @classmethod
+    def open(cls, cfg: Config) -> RunFolder:
+        """Decides which folder the run has and whether it may use it.
+
+        Raises:
+            UserError: The folder holds another run, or an unfinished one with checkpoints.
+        """
+        path = folder_of(cfg)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output_dir={path}: this is a file; name a folder.")
+        if not _has_files(path):
+            return cls(path, cfg, finished=False)
+        old = _stored_config(path)
+        if old is None:
+            # overwrite=true would delete what is there: never anything but a run of ours.
+            raise UserError(
+                f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
+            )
+        if cfg.overwrite:
+            if inside := [u for u in named_paths(cfg) if resolve(u).resolve().is_relative_to(path.resolve())]:
+                raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
+            _refuse_second_aside(path)
+            return cls(path, cfg, finished=False)
+        ways = (
+            "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
+            "overwrite=true"
+        )
+        mine, theirs = identity(cfg), without_operational(old)
+        same = theirs == mine
+        if cfg.train.resume_from_checkpoint:
+            if differing := not_resumable(mine, theirs):
+                raise UserError(
+                    f"output_dir={path}: the run in this folder has another {', '.join(differing)}, so it can't be "
+                    "resumed with yours; set it as it was, or choose another output_dir."
+                )
+            return cls(path, cfg, finished=same and folder_status(path) == "finished")
+        if not same:
+            raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
+        status = folder_status(path)
+        folder = cls(path, cfg, finished=status == "finished")
+        runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
+        places = (folder.checkpoints, folder.adapter, path / "export", *runs_within)
+        held = [p.name for p in places if _has_files(p)]
+        if status == "running" or (status != "finished" and held):
+            what = f"has {', '.join(held)}" if held else "may still be running"
+            raise UserError(f"output_dir={path}: this run was begun and {what}; {ways}.")
+        if not folder.finished:
+            _refuse_second_aside(path)
+        return folder
+
+    def stored_result(self) -> RunResult:
+        """The result of the finished run that this folder holds."""
+        tree = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return RunResult(**tree, folder=self.path)
+
+    def stored_inputs(self) -> dict[str, str]:
+        """Path → digest of every input file of the run that this folder holds."""
+        inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+        return inputs
+
+    def add_inputs(self, *paths: Path | None, whole: bool = True) -> None:
+        """Notes the digest of each input file, and of every file directly in an input folder.
+
+        Args:
+            *paths: Files and folders.
+            whole: Whether to read them for it, or to note their size and date (of files that are streamed).
+        """
+        if not is_main_process():
+            return
+        for path in paths:
+            if path is not None:
+                for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+                    stat = file.stat()
+                    told = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
+                    self.inputs[str(file)] = file_digest(file) if whole else told
+        self._write_manifest()
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the wall seconds of a step to the result."""
+        start = time.perf_counter()
+        yield
+        seconds = self.result.seconds.get(step, 0.0) + time.perf_counter() - start
+        self.result.seconds[step] = round(seconds, 3)
+
+    @contextlib.contextmanager
+    def nothing_left(self) -> Iterator[None]:
+        """After a UserError the empty folders that the trainer makes are gone."""
+        try:
+            yield
+        except UserError:
+            if is_main_process() and self.path.exists() and not _has_files(self.path):
+                shutil.rmtree(self.path)
+            raise
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
+
+        After a UserError there is no folder, unless training had begun (a stream may hold a bad row far on).
+
+        Raises:
+            UserError: The folder can't be written.
+            RunError: The disk was full.
+        """
+        if not is_main_process():
+            yield
+            return
+        try:
+            self._make()
+            text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
+            write_whole(self.path / "config.yaml", text)
+            self._write_result()
+            self._write_manifest()
+        except OSError as error:
+            self._undo()
+            raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
+        try:
+            yield
+            self._write_manifest()
+            self.result.status = "finished"
+            self._write_result()
+        except BaseException as error:
+            for half in self.checkpoints.glob("checkpoint-*"):  # whole ones are step-N
+                shutil.rmtree(half, ignore_errors=True)
+            if isinstance(error, UserError) and not self.training:
+                self._undo()
+                raise
+            self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # what went wrong is to be said, and not that this did, too
+                self._write_failure()
+            if self._replaced:
+                print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._how_to_go_on()) from error
+            if disk_is_full(error) and not isinstance(error, UserError | RunError):
+                go_on = f" {self._how_to_go_on()}" if self.training else ""
+                raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
+            raise
+        if self._replaced:
+            shutil.rmtree(self._replaced)
+
+    def _make(self) -> None:
+        """Makes the folder; a run that is replaced stands beside it as `….replaced` until the new one is finished."""
+        if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
+            if _stored_config(self.path):
+                self._replaced = self.path.rename(_aside(self.path))
+            else:
+                shutil.rmtree(self.path)  # empty folders that the trainer has made
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _undo(self) -> None:
+        """Everything as it was before `_make`; a run that was resumed keeps what it has."""
+        if not self.cfg.train.resume_from_checkpoint:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._replaced:
+            self._replaced.rename(self.path)
+            self._replaced = None
+
+    def _how_to_go_on(self) -> str:
+        if any(self.checkpoints.glob("step-*")):
+            return f"{self.path} has checkpoints: the same command with train.resume_from_checkpoint=latest goes on."
+        return f"{self.path} has no checkpoint yet (train.save_steps writes them)."
+
+    def _write_manifest(self) -> None:
+        write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)
+
+    def _write_failure(self) -> None:
+        """The result; on a full disk its status alone, in the place that it has there."""
+        try:
+            self._write_result()
+        except OSError:
+            with (self.path / "result.json").open("r+b") as file:
+                begun = file.read()
+                file.seek(0)
+                file.write(begun.replace(b'"running"', b'"failed" ', 1))
+
+    def _write_result(self) -> None:
+        tree = {k: v for k, v in asdict(self.result).items() if k != "folder"}
+        write_json(self.path / "result.json", tree)

@@ -1,0 +1,115 @@
+"""Where the folders that stand beside the package in a checkout are, and inside it in a wheel."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _shipped(inside_wheel: str, in_checkout: str) -> Path:
+    inside = _PACKAGE / inside_wheel
+    return inside if inside.is_dir() else _PACKAGE.parent / in_checkout
+
+
+CONFIGS = _shipped("configs", "configs")
+ASSETS = _shipped("assets", "data")
+# Where runs stand that were given no folder of their own
+RUNS = "runs"
+# What a run of recipe=reward_model exports
+REWARD_MODEL = "export/reward_model"
+# Files that hold rows; each may be gzipped (.jsonl.gz).
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def file_type(path: Path) -> str | None:
+    """Which of `FILE_TYPES` a file is by its name, or None."""
+    suffixes = [s.lower() for s in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else next(reversed(suffixes), "")
+    return kind if kind in FILE_TYPES else None
+
+
+def resolve(path: str) -> Path:
+    """Turns a path of the configuration into a real one.
+
+    `assets://…` stands for the shipped `data/` folder, wherever the package is installed, so that the
+    configurations work from every folder; any other path is relative to the current folder.
+    """
+    if path.startswith("assets://"):
+        return ASSETS / path.removeprefix("assets://")
+    return Path(path).expanduser()
+
+
+def absolute(path: str) -> str:
+    """The same path or glob from every folder; `assets://…` already is."""
+    if path.startswith("assets://"):
+        return path
+    own = resolve(path)
+    if own.is_absolute() or own.exists() or not glob.has_magic(path):
+        return str(own.absolute())
+    return str(Path(glob.escape(str(Path.cwd())), own))
+
+
+def reward_model_of(name: str) -> Path:
+    """What a run folder of `recipe=reward_model` holds for others; any other name as a path."""
+    place = resolve(name)
+    exported = place / REWARD_MODEL
+    return exported if exported.is_dir() else place
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name means a folder: an existing one, one of `runs/`, or anything that is no `owner/name`."""
+    if resolve(name).exists() or not _HUB_NAME.match(name):
+        return True
+    return Path(name).parent.is_dir() or Path(name).parts[0] == RUNS
+
+
+def folder_status(folder: Path) -> str | None:
+    """The status in a run folder's result.json, or None where there is none."""
+    try:
+        status: str = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
+        return status
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def has_results(name: str) -> bool:
+    """Whether it is the folder of a run, perhaps an unfinished one, that has measured its model at its end."""
+    return (resolve(name) / "manifest.json").is_file() and (resolve(name) / "eval" / "after.json").is_file()
+
+
+def model_of_run(folder: Path) -> str | None:
+    """The model that a run was of, by the config.yaml in its folder; None where there is none."""
+    try:
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return str(stored["model"]["model_name_or_path"])
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        return None
+
+
+def is_run_with_results(name: str) -> bool:
+    """Whether it is the folder of a finished run that has measured its model at its end."""
+    return has_results(name) and folder_status(resolve(name)) == "finished"
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into: it takes that name once all is written, and goes where that fails."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except BaseException:  # Ctrl-C, too
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -1,0 +1,281 @@
+"""What every trainer of ours adds to TRL's: exactness, safe checkpoints, and evaluations of the run's own."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import PrinterCallback, Trainer
+
+from gemma_tune.config import Config
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.models.contexts import evaluating, own_forward
+from gemma_tune.train.best import best_callbacks, why_not_best
+from gemma_tune.train.callbacks import Progress
+from gemma_tune.train.nonfinite import Guard, NonFiniteLoss
+
+CHECKPOINT = re.compile(r"^step-(\d+)$")
+
+
+class SafeTrainer(Trainer):  # type: ignore[misc]
+    """Stands before a trainer of TRL (`class Ours(SafeTrainer, SFTTrainer)`), and:
+
+    - adapters keep their float32. TRL rounds them to bfloat16 over 4-bit weights, which changes an adapter that is
+      continued, and loses updates below 2⁻⁸ of a weight.
+    - LoRA+ (`loraplus_lr_ratio`), through PEFT's optimizer.
+    - a checkpoint is written under another name and renamed when it is whole: `step-N` is never half a checkpoint.
+    - a checkpoint's weights go back to where they came from, all of them, or the run ends.
+    - a loss or a gradient that is no number ends the run before it changes a weight, with a checkpoint and the rows.
+    - evaluations while training are the run's own, by `measure`: what is measured before and after, with its names.
+      They leave the model's mode and the random generators alone, so they change no weight.
+    - `create_model_card` writes nothing: the run's report.md is the card.
+
+    Args:
+        loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
+        checkpoints_kept: How many checkpoints to keep, or None for all.
+        guard: Watches each step.
+
+    Attributes:
+        measure: What is measured every `train.eval_steps` steps: figures by name, of the step it is given.
+        passed_over: Why steps could not be the best one, by the step and the figure that decides.
+    """
+
+    optimizer: Any
+    control: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        loraplus_lr_ratio: float | None = None,
+        checkpoints_kept: int | None = None,
+        guard: Guard | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model = kwargs["model"]
+        before = {}
+        if isinstance(model, PeftModel):
+            before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._checkpoints_kept = checkpoints_kept
+        self.measure: Callable[[int], dict[str, float]] = lambda step: {}
+        self.passed_over: dict[str, str] = {}
+        self._guard = guard or Guard(lambda rows: [])
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
+        for name, parameter in model.named_parameters():
+            if name in before:
+                parameter.data = before[name]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own choice."""
+        if self._loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        target = self.model if model is None else model
+        optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+        self.optimizer = create_loraplus_optimizer(
+            target,
+            optimizer_cls,
+            loraplus_lr_ratio=self._loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **kwargs,
+        )
+        return self.optimizer
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            NonFiniteLoss: The loss is no number.
+        """
+        self._guard.saw(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._stop_if("loss", loss.item())
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:
+            self._stop_if("grad_norm", float(norm))
+        self._guard.begin()
+        return norm
+
+    def _stop_if(self, name: str, value: float) -> None:
+        """Ends the run where the value is no number: nothing of this step has reached a weight yet."""
+        if math.isfinite(value):
+            return
+        before = self.state.global_step
+        kept = "It is the first step, so there is no checkpoint."
+        if before:
+            self._checkpoints_kept = None  # it may be one that can't be resumed, and takes no other's place
+            self._save_checkpoint(self.model, None)
+            kept = f"The weights before it are in checkpoints/step-{before}."
+        raise NonFiniteLoss(
+            f"{name} is {value} at step {before + 1}; nothing was changed by it. {self._guard.rows()} {kept} Lower "
+            "train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
+        )
+
+    def release(self) -> None:
+        """Gives the optimizer's memory back after training, and the model its own forward pass.
+
+        Evaluation and export may need the memory; and all that follows runs in the types that it ran in before.
+        """
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """What `measure` gives, as the trainer's callbacks know it: `eval_<name>`.
+
+        Raises:
+            RunError: No evaluation has given the figure that decides on the best step.
+        """
+        step, decides = self.state.global_step, self.args.metric_for_best_model
+        with evaluating(self.model), own_forward(self.model):  # a user's evaluator may set a seed, or a mode
+            figures = self.measure(step)
+        named = {f"eval_{name}": value for name, value in figures.items()}
+        if decides is not None:
+            name = decides.removeprefix("eval_")
+            if reason := why_not_best(name, figures, step, known=self.state.best_metric is not None):
+                self.passed_over[f"step {step}: {name}"] = reason
+                named[decides] = math.nan  # better than nothing, for Transformers
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        self.control.should_log |= self.control.should_training_stop  # the last loss, whatever logging_steps is
+        return named
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """A resumed run logs, evaluates and saves as it is set now, and finds its best checkpoint by its step."""
+        done: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / f"step-{self.state.best_global_step}")
+        return done
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether to save: what Transformers says, or `SaveSteps`, which it would overrule."""
+        return bool(super()._determine_best_metric(metrics, trial)) or self.control.should_save
+
+    def _load_best_model(self) -> None:
+        if self.state.best_global_step != self.state.global_step:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if isinstance(self.model, PeftModel):
+            adapter = self.model.active_adapter
+            self._issue_warnings_after_load(self.model.load_adapter(resume_from_checkpoint, adapter, is_trainable=True))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Transformers goes on with the weights that were there.
+
+        Raises:
+            RunError: The checkpoint's weights aren't the model's.
+        """
+        tied = () if isinstance(self.model, PeftModel) else self.model.all_tied_weights_keys
+        lost = [*load_result.unexpected_keys, *(k for k in load_result.missing_keys if k not in tied)]
+        if lost:
+            raise RunError(f"the checkpoint doesn't fit the model: {len(lost)} weights, for example {lost[0]}.")
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Under the names that the model has.
+
+        `save_pretrained` gives back those of the checkpoint with towers that a language part was loaded from. Under
+        them it is found neither by Transformers when it resumes, which says nothing, nor by anyone who loads it.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if isinstance(self.model, PeftModel):  # the adapter that is trained, and not TRL's copy of it
+            self.model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[self.model.active_adapter])
+            self.processing_class.save_pretrained(folder)
+            return
+        self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        self.processing_class.save_pretrained(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        written = folder / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
+        super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        whole = folder / f"step-{self.state.global_step}"
+        shutil.rmtree(whole, ignore_errors=True)
+        written.rename(whole)
+        if self.state.best_model_checkpoint == str(written):
+            self.state.best_model_checkpoint = str(whole)
+            self.state.save_to_json(str(whole / "trainer_state.json"))
+        if self._checkpoints_kept:
+            for old in checkpoints(folder)[: -self._checkpoints_kept]:
+                if old.name != f"step-{self.state.best_global_step}":
+                    shutil.rmtree(old.rename(folder / f"checkpoint-{old.name}"))  # never half a step-N
+
+
+T = TypeVar("T", bound=SafeTrainer)
+
+
+def build(
+    kind: type[T],
+    cfg: Config,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    guard: Guard,
+    **more: Any,
+) -> T:
+    """A trainer with our progress bar and the stop at a loss that is no number.
+
+    Args:
+        kind: The trainer's class.
+        cfg: The configuration.
+        args: The trainer's arguments.
+        model: What is trained.
+        tokenizer: Its tokenizer.
+        dataset: The rows as the trainer takes them.
+        guard: Watches each step, and knows the rows.
+        more: What the class takes besides.
+
+    Raises:
+        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
+    """
+    try:
+        trainer = kind(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=dataset,
+            eval_dataset={} if cfg.train.eval_steps else None,  # `measure` has rows of its own
+            callbacks=[Progress(), *best_callbacks(cfg.train)],
+            loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
+            checkpoints_kept=cfg.train.save_total_limit,
+            guard=guard,
+            **more,
+        )
+        trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
+    except (ValueError, ImportError) as error:
+        raise UserError(f"train: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
+    if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
+        raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
+    return trainer
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first."""
+    found = [p for p in folder.glob("step-*") if CHECKPOINT.match(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))

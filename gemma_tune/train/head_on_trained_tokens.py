@@ -1,0 +1,39 @@
+"""The head for the trained tokens alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_tune.models.unwrap import language_part
+
+
+@contextlib.contextmanager
+def only_trained(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The inputs for a forward pass whose head sees only the positions before a trained token.
+
+    TRL leaves the others out where it has Triton, and scores every position elsewhere, which on a CPU costs half of
+    a step where the vocabulary is large or prompts are long. Their loss is masked in both, so it is the same.
+
+    Args:
+        model: The model, or a PeftModel around it.
+        inputs: The batch, with `labels`, [B, S]; a batch without a trained token is passed on as it is.
+    """
+    labels = inputs.get("labels")
+    if labels is None or not (labels[:, 1:] != -100).any():
+        yield inputs
+        return
+    shifted = labels[:, 1:]
+    trained = shifted != -100
+
+    def keep(module: Any, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, :-1][trained].unsqueeze(0)
+        return output
+
+    hook = language_part(model).base_model.register_forward_hook(keep)
+    try:
+        kept = {k: v for k, v in inputs.items() if k != "labels"}
+        yield {**kept, "shift_labels": shifted[trained].unsqueeze(0)}
+    finally:
+        hook.remove()

@@ -1,0 +1,43 @@
+"""Functions of the user's: `path/to/file.py:function` wherever a short name of ours is accepted."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.errors import UserError
+from gemma_tune.run.paths import resolve
+
+
+def load_function(reference: str, key: str) -> Callable[..., Any]:
+    """Loads the function named by `path/to/file.py:function`.
+
+    Args:
+        reference: The file and the function's name.
+        key: The key of the configuration, for the message.
+
+    Raises:
+        UserError: No such file or function, or a file that can't be run.
+    """
+    path, _, name = reference.rpartition(":")
+    file = resolve(path)
+    spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{key}={reference}: {file} can't be loaded; write path/to/file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = f"{error.filename or file}:{error.lineno}"
+        raise UserError(f"{key}={reference}: {where}: {error.msg}; mend it.") from error
+    except Exception as error:  # whatever the user's file does where it is loaded
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
+        where = f"{file}:{lines[-1]}" if lines else str(file)
+        raise UserError(f"{key}={reference}: {where}: {type(error).__name__}: {error}; mend it.") from error
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{key}={reference}: {file} has no function {name!r}.")
+    return function

@@ -1,0 +1,169 @@
+"""Checks the words of the command line before anything is composed."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from gemma_tune.run.paths import CONFIGS
+from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, unknown_key
+from gemma_tune.validation.schema import problems_of as problems_of_tree
+from gemma_tune.validation.suggest import OPTIONS_INSTEAD, did_you_mean
+
+WHERE = "command line"
+# Keys that hold what a person writes: taken as it stands, with commas, braces and quotes.
+FREE_TEXTS = ("chat.prompt", "chat.system")
+
+
+def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
+    """The options of a group with their files; the shipped ones win, as they do in Hydra."""
+    found: dict[str, Path] = {}
+    for root in [*config_dirs[::-1], CONFIGS]:
+        found.update({f.stem: f for f in sorted((root / group).glob("*.yaml"))})
+    return found
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        parse, key = OverridesParser.create().parse_override, override.key_or_group
+        return [parse(f"{key}={v}").value() for v in override.sweep_string_iterator()]
+    return [override.value()]
+
+
+def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
+    options = options_of(group, config_dirs)
+    if not isinstance(value, str) or value in options:
+        if isinstance(value, str):
+            return None
+        mixed = "; mix by weights: reward.math.weight=1 reward.format.weight=0.2" if group == "reward" else ""
+        return f"{WHERE}: {group}={value}: name one option, of {', '.join(sorted(options))}{mixed}."
+    for root in config_dirs:
+        stray = root / f"{value}.yaml"
+        if group == "recipe" and stray.is_file() and root.name == "recipe":
+            return f"{WHERE}: recipe={value}: name the folder above: --config-dir {root.parent}"
+        if group == "recipe" and stray.is_file():
+            return (
+                f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
+                f"move it to {root / 'recipe' / stray.name}."
+            )
+    instead = OPTIONS_INSTEAD.get((group, value))
+    hint = f" Instead: {instead}." if instead else did_you_mean(value, options)
+    return (
+        f"{WHERE}: there is no {group} `{value}`.{hint} "
+        f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"
+    )
+
+
+def _check(override: Override, config_dirs: list[Path]) -> str | None:
+    key = override.key_or_group.lstrip("/")
+    if key.startswith(("hydra.", "hydra/")):
+        if key == "hydra.searchpath":
+            return f"{WHERE}: use --config-dir FOLDER in place of hydra.searchpath."
+        return None
+    if "_target_" in key.split("."):
+        return f"{WHERE}: `{key}`: there is no _target_ here; name a part of ours, or path/to/file.py:function."
+    if override.is_delete():
+        return f"{WHERE}: ~{key} can't be left out; set another value (for a group: {key}=none where it has one)."
+    if override.package:
+        return f"{WHERE}: {key}@{override.package}: a group has one place only; write {key}=OPTION."
+    if key in GROUPS:
+        problems = (_group_problem(key, v, config_dirs) for v in _values(override))
+        return next((p for p in problems if p), None)
+    if message := unknown_key(key, WHERE):
+        return message
+    return next((p for v in _values(override) for p in problems_of_tree(nest(key, v), WHERE)), None)
+
+
+def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
+    """All problems of the `key=value` words that can be seen without composing."""
+    if "=" in words:  # `key = value`
+        return [f"{WHERE}: write key=value without blanks around the `=`, and quotes around a value with blanks."]
+    found = []
+    parser = OverridesParser.create()
+    for word in map(quoted, words):
+        try:
+            found.append(_check(parser.parse_override(word), config_dirs))
+        except HydraException as error:
+            if "=" not in word:
+                recipe = f" Did you mean recipe={word}?" if word in options_of("recipe", config_dirs) else ""
+                found.append(f"{WHERE}: `{word}` is not of the form key=value.{recipe or did_you_mean(word, GROUPS)}")
+            else:
+                reason = str(error).splitlines()[0]
+                found.append(
+                    f"{WHERE}: `{word}` can't be read ({reason}); put quotes around it: '{word}' → key='\"…\"'."
+                )
+    for root in config_dirs:
+        if not root.is_dir():
+            near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])
+            found.append(f"{WHERE}: --config-dir {root}: there is no such folder.{near}")
+    return [f for f in found if f]
+
+
+def in_quotes(value: str) -> str:
+    """The value as a text for Hydra, whatever is in it."""
+    # Backslashes are Hydra's own only where they stand before a quote or at the end.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def literal(tree: Any) -> Any:
+    """The value as OmegaConf reads it back: `${` in a text of it is no interpolation."""
+    if isinstance(tree, dict):
+        return {k: literal(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [literal(v) for v in tree]
+    if isinstance(tree, str):
+        return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", tree)
+    return tree
+
+
+def _quoted_free_text(key: str, value: str) -> str:
+    """A prompt may be quoted as Hydra wants it, or not at all."""
+    if value == "null":
+        return f"{key}=null"
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        if value[:1] in ("'", '"') and not override.is_sweep_override():
+            return f"{key}={value}"
+    except HydraException:
+        pass
+    return f"{key}={in_quotes(literal(value))}"
+
+
+def _takes_text(key: str) -> bool:
+    """Whether the value is a text: of a key of its own, or of one below a mapping of texts (`data.test_files.name`)."""
+    above = key.rpartition(".")[0]
+    kinds = {key: FIELDS[key][1]} if key in FIELDS else {}
+    if above in OPEN:
+        kinds[key] = typing.get_args(FIELDS[above][1])[-1]
+    kind = kinds.get(key)
+    return str in (kind, *typing.get_args(kind))
+
+
+def quoted(word: str) -> str:
+    """The word, with the value of a text key in quotes where Hydra would not read it as that text.
+
+    A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0.
+    """
+    key, _, value = word.partition("=")
+    if key in FREE_TEXTS:
+        return _quoted_free_text(key, value)
+    if not _takes_text(key):
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+        number = not override.is_sweep_override() and isinstance(override.value(), int | float)
+    except HydraException:
+        number = True
+    return f"{key}={in_quotes(value)}" if number and value.lower() not in ("true", "false") else word
+
+
+def for_hydra(words: list[str]) -> list[str]:
+    """The words as Hydra reads them: paths quoted, and `train.extra.name=value` marked as an addition."""
+    keys = [w.split("=", 1)[0] for w in words]
+    return [f"++{quoted(w)}" if k in OPEN or is_open(k) else quoted(w) for k, w in zip(keys, words, strict=True)]

@@ -1,0 +1,267 @@
+"""Checks of values against each other and against the files on disk, without torch."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import math
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
+from gemma_tune.config.data import RECOGNISED
+from gemma_tune.config.model import is_gguf
+from gemma_tune.run.paths import RUNS, looks_local, resolve
+from gemma_tune.validation.evaluators import evaluator_problems
+from gemma_tune.validation.gguf import gguf_problems
+from gemma_tune.validation.grid import grid_problems
+from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
+from gemma_tune.validation.other_recipes import (
+    chat_problems,
+    no_other,
+    preview_problems,
+)
+from gemma_tune.validation.rewards import no_generator, preference_problems, reward_problems, rl_problems
+from gemma_tune.validation.suggest import did_you_mean, missing_path
+from gemma_tune.validation.trainer_options import enum_values, trainer_problems
+
+_INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
+FORMATS = ("auto", *RECOGNISED)
+
+
+def _method(cfg: Config) -> Iterator[str]:
+    spec = importlib.util.find_spec("gemma_tune.recipes")  # found, not imported
+    methods = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else [])]
+    if not cfg.method:
+        yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
+    elif cfg.method not in methods:
+        yield f"method={cfg.method}: there is no recipes/{cfg.method}.py.{did_you_mean(cfg.method, methods)}"
+
+
+def _model(cfg: Config) -> Iterator[str]:
+    name = cfg.model.model_name_or_path
+    if not name:
+        yield "model.model_name_or_path is empty: choose model=… or name a folder."
+    elif is_gguf(name):
+        yield from gguf_problems(cfg)
+    elif looks_local(name) and not resolve(name).is_dir():
+        kind = "model folder, and it is no `owner/name` of the Hub" if "/" not in name else "model folder"
+        yield missing_path("model.model_name_or_path", name, kind)
+    other = cfg.model.tokenizer_name_or_path
+    if other is not None and looks_local(other) and not resolve(other).is_dir():
+        yield missing_path("model.tokenizer_name_or_path", other, "folder")
+
+
+def _adapter(cfg: Config) -> Iterator[str]:
+    a, four_bit = cfg.adapter, cfg.model.load_in_4bit
+    init = str(a.init_lora_weights)
+    if a.peft_type == "none":
+        if four_bit:
+            yield (
+                "model.load_in_4bit=true with adapter=none: 4-bit weights can't be trained themselves; "
+                "add adapter=lora, or set model.load_in_4bit=false."
+            )
+        for key, default in vars(AdapterConfig()).items():
+            if getattr(a, key) != default:
+                yield f"adapter.{key} has no effect with adapter=none; add adapter=lora, or leave it out."
+        return
+    if not _INITS.match(init):
+        names = ("true", "false", "gaussian", "pissa", "pissa_niter_16", "olora", "loftq")
+        yield f"adapter.init_lora_weights={init}: not one of {', '.join(names)}.{did_you_mean(init, names)}"
+    if four_bit and init.startswith(("pissa", "olora")):
+        yield (
+            f"adapter.init_lora_weights={init} takes the start of the adapter out of the weights, and 4-bit weights "
+            "can't give it exactly; use adapter=loftq, or recipe=lora_sft."
+        )
+    if init == "loftq" and not four_bit:
+        yield "adapter.init_lora_weights=loftq makes up for 4-bit rounding; add model.load_in_4bit=true (qlora_sft)."
+    if a.use_dora and init.startswith(("pissa", "olora", "loftq")):
+        yield f"adapter.use_dora=true with init_lora_weights={init}: PEFT can't save this pair exactly; drop one."
+    modules = a.target_modules
+    names_ok = isinstance(modules, list) and modules and all(isinstance(m, str) for m in modules)
+    if not (isinstance(modules, str) and modules) and not names_ok:
+        yield "adapter.target_modules must be all-linear, a regular expression or a list of module names."
+    for m in modules if isinstance(modules, list) else [modules]:
+        if m in ("lm_head", "embed_tokens"):
+            yield f"adapter.target_modules: {m} is tied (head and embedding are one matrix); leave it out."
+
+
+def _data(cfg: Config) -> Iterator[str]:
+    d = cfg.data
+    if ":" in d.format:
+        file = d.format.rsplit(":", 1)[0]
+        if not resolve(file).is_file():
+            yield missing_path("data.format", file, "file")
+    elif d.format not in FORMATS:
+        yield (
+            f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
+            f"{did_you_mean(d.format, FORMATS)}"
+        )
+    yield from _sets(d, trains=cfg.method not in ("evaluate", "compare", "export") or d.validation_split_percentage > 0)
+    named = d.named()
+    for key, path in named.items():
+        if not resolve(path).exists() and not glob.has_magic(path):
+            yield missing_path(key, path, "file")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key.split(".", 2)[-1]):
+            yield f"{key}: a name has letters, digits, - and _ only; it becomes a part of the figures' names."
+    shipped = {key for key, path in named.items() if path.startswith("assets://")}
+    if shipped and shipped != set(named):
+        yield (
+            f"{', '.join(sorted(set(named) - shipped))} and {', '.join(sorted(shipped))}: some are yours and some are "
+            "the sample's; choose data=auto and name your own files."
+        )
+    held_out = [k for k in ("validation_file", "validation_split", "validation_split_percentage") if getattr(d, k)]
+    if len(held_out) > 1:
+        yield f"{' and '.join(f'data.{k}' for k in held_out)} are both set; choose one (null or 0)."
+    if d.streaming and cfg.train.max_steps < 1:
+        yield "data.streaming=true has no end of an epoch: set train.max_steps."
+    if d.streaming and d.validation_split_percentage and not d.max_eval_samples:
+        yield "data.streaming=true with data.validation_split_percentage: set data.max_eval_samples, too."
+    if d.streaming and cfg.train.extra.get("dataloader_num_workers"):
+        yield "data.streaming=true reads rows in the main process: leave out train.extra.dataloader_num_workers."
+    several = [name for name, file in d.train_files.items() if file]
+    for key, counts in (
+        ("shuffle_buffer_size", d.streaming), ("stopping_strategy", len(several) > 1),
+        ("system_column", bool(d.prompt_column and (d.completion_column or d.prompts_only))),
+    ):  # fmt: skip
+        if getattr(d, key) != getattr(DataConfig(), key) and not counts:
+            yield f"data.{key} has no effect here; leave it out."
+    only_rewards = set(cfg.eval.evaluators) <= {"rewards"} and set(cfg.eval.while_training) <= {"rewards"}
+    if d.prompts_only and not (cfg.method in ("rl", "evaluate", "compare") and only_rewards):
+        yield "data.prompts_only=true: rows without answers are for rewards (recipe=grpo, eval.evaluators=[rewards])."
+    if d.enable_thinking and cfg.method not in ("rl", "evaluate", "compare"):
+        yield f"data.enable_thinking=true has no effect with recipe={cfg.recipe}; leave it out."
+    if d.format == "columns":
+        for key in ("prompt_column", *(() if d.prompts_only else ("completion_column",))):
+            if not getattr(d, key):
+                yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
+
+
+def _sets(d: DataConfig, trains: bool) -> Iterator[str]:
+    """What is trained on is named once."""
+    several = {k: v for k, v in d.train_files.items() if v}
+    if sum(map(bool, (d.train_file, several, d.dataset_name, d.generator))) > 1:
+        yield (
+            "data.train_file, data.train_files, data.dataset_name, data.generator: set one of them; the sample's go "
+            "with data=auto."
+        )
+    if not d.generator:
+        for key in ("generator_options", "generator_seed"):
+            if getattr(d, key) != getattr(DataConfig(), key):
+                yield f"data.{key} has no effect without data.generator; set it, too, or leave this out."
+    if trains and not d.train_file and not several and not d.dataset_name and not d.generator:
+        yield "data.train_file is empty: name the file to train on."
+    if not d.dataset_name:
+        for key in ("dataset_config_name", "split", "validation_split", "revision"):
+            if getattr(d, key) != getattr(DataConfig(), key):
+                yield f"data.{key} has no effect without data.dataset_name; set it, too, or leave this out."
+    for name, weight in d.weights.items():
+        if name not in several:
+            yield f"data.weights.{name}: there is no data.train_files.{name}.{did_you_mean(name, list(several))}"
+        if not 0 < weight < math.inf:
+            yield f"data.weights.{name} must be a number above 0, not {weight:g}; null as its file leaves a set out."
+
+
+def _train(cfg: Config) -> Iterator[str]:
+    t = cfg.train
+    for key, value, enum in (
+        ("train.optim", t.optim, "OptimizerNames"),
+        ("train.lr_scheduler_type", t.lr_scheduler_type, "SchedulerType"),
+    ):
+        names = enum_values(enum)
+        if names and value not in names:
+            yield f"{key}={value}: Transformers has no such name.{did_you_mean(value, names)} ({', '.join(names)})"
+    if t.max_steps == 0:
+        yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
+    d = cfg.data
+    if t.train_sampling_strategy != "random" and d.streaming:
+        yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
+    if t.train_sampling_strategy == "group_by_length" and t.packing:
+        yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
+    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl", "preference"} & set(cfg.eval.while_training):
+        yield (
+            "train.eval_steps is set, but no rows are held out: set data.validation_file or "
+            "data.validation_split_percentage."
+        )
+    if t.eval_steps and not cfg.eval.while_training:
+        yield "train.eval_steps is set, but eval.while_training names no evaluator; name one, or leave eval_steps out."
+    yield from _best(cfg)
+
+
+def _best(cfg: Config) -> Iterator[str]:
+    """The figure that decides on the best step, where its name can be told before it is measured."""
+    t, e, metric = cfg.train, cfg.eval, cfg.train.metric_for_best_model
+    if metric is None:
+        for key in ("greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
+            if getattr(t, key) != getattr(TrainConfig(), key):
+                yield f"train.{key} has no effect without train.metric_for_best_model; set it, too, or leave this out."
+        if t.lr_scheduler_type == "reduce_lr_on_plateau":
+            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a figure: set train.metric_for_best_model."
+        return
+    if not t.eval_steps:
+        yield f"train.metric_for_best_model={metric}: nothing is measured while training; set train.eval_steps, too."
+    if t.early_stopping_threshold and t.early_stopping_patience is None:
+        yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
+    if cfg.method == "reward_model":  # its figures are its own
+        return
+    tests = ["test"] if cfg.data.generator else [name for name, file in cfg.data.test_files.items() if file]
+    figures = {
+        "held_out_loss": ["held_out_loss", "perplexity"],
+        "rewards": [f"{name}_{kind}" for name in tests for kind in (*cfg.reward.weighted(), "stopped")],
+        "preference": [
+            f"preference_{name}" for name in ("accuracy", "accuracy_per_token", "margin", "chosen_loss", "pairs")
+        ],
+        "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
+    }
+    for evaluator, names in figures.items():
+        if metric in names and evaluator not in e.while_training:
+            yield (
+                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.while_training, too "
+                f"(eval.while_training=[{','.join([*e.while_training, evaluator])}])."
+            )
+            return
+    given = [name for evaluator in e.while_training for name in figures.get(evaluator, ())]
+    if metric not in given and set(e.while_training) <= set(figures):  # other evaluators may give any name
+        known = [name for names in figures.values() for name in names]
+        yield (
+            f"train.metric_for_best_model={metric}: no evaluator of eval.while_training gives it; they give "
+            f"{', '.join(given) or 'nothing'}.{did_you_mean(metric, known)}"
+        )
+
+
+def _export(cfg: Config) -> Iterator[str]:
+    if not re.fullmatch(r"\d+([KMGT]i?B)", cfg.export.max_shard_size):
+        yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
+    kept = cfg.train.save_steps or cfg.train.metric_for_best_model
+    if not cfg.export.formats and cfg.adapter.peft_type == "none" and not kept:
+        yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
+
+
+def _output_dir(cfg: Config) -> Iterator[str]:
+    folder = Path(cfg.output_dir or RUNS).expanduser().absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
+    if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
+        yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."
+
+
+def cross_problems(cfg: Config) -> list[str]:
+    """Everything that single values can't show, all at once."""
+    groups = [_method, no_other, reward_problems, no_generator]
+    if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
+        groups += [_model, chat_problems]
+    elif cfg.method == "preview":
+        groups += [_model, _data, _train, preview_problems]
+    elif cfg.method == "export":
+        groups += [_model, export_problems, _data, grid_problems, _output_dir]
+    elif cfg.method == "evaluate":
+        groups += [_model, evaluate_problems, _data, evaluator_problems, _output_dir]
+    elif cfg.method == "compare":
+        groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
+    else:
+        groups += [_model, _adapter, _data, _train, trainer_problems, evaluator_problems, grid_problems, _export]
+        own = {"rl": rl_problems, "dpo": preference_problems, "reward_model": preference_problems}.get(cfg.method)
+        groups += [*([own] if own else []), _output_dir]
+    return [problem for group in groups for problem in group(cfg)]

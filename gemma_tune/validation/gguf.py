@@ -1,0 +1,38 @@
+"""Checks of a GGUF file as the model: only `recipe=evaluate` takes one, and llama.cpp runs it as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.run.paths import resolve
+from gemma_tune.validation.suggest import missing_path
+
+# Any other key of `model` says how Transformers loads weights.
+_WITH_LLAMA_CPP = ("model_name_or_path", "tokenizer_name_or_path", "chat_template")
+
+
+def gguf_problems(cfg: Config) -> Iterator[str]:
+    """What can't be done with a GGUF file."""
+    name = cfg.model.model_name_or_path
+    if cfg.method != "evaluate":
+        yield (
+            f"model.model_name_or_path={name}: recipe={cfg.recipe} needs a checkpoint, and this is a GGUF file, which "
+            "recipe=evaluate alone takes; name the checkpoint or the run that it was made from."
+        )
+        return
+    if not resolve(name).is_file():
+        yield missing_path("model.model_name_or_path", name, "file")
+        return
+    if importlib.util.find_spec("xllamacpp") is None:
+        yield (
+            f"model.model_name_or_path={name}: llama.cpp, which runs GGUF files, isn't installed: "
+            "pip install 'gemma_tune[gguf]' brings it."
+        )
+    if "kl" in cfg.eval.evaluators:  # its reference is loaded by Transformers, with these
+        return
+    for key, default in vars(ModelConfig()).items():
+        value = getattr(cfg.model, key)
+        if key not in _WITH_LLAMA_CPP and value not in (default, "cpu"):
+            yield f"model.{key} has no effect on a GGUF file, which llama.cpp runs as it is on the CPU; leave it out."

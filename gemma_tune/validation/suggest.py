@@ -1,0 +1,153 @@
+"""“Did you mean …”: near misses, and the names that other tools have for our keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from gemma_tune.run.paths import resolve
+
+# Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
+OTHER_TOOLS = {
+    "base_model": "model.model_name_or_path",
+    "model_name": "model.model_name_or_path",
+    "pretrained_model_name_or_path": "model.model_name_or_path",
+    "torch_dtype": "model.dtype",
+    "flash_attention": "model.attn_implementation",
+    "flash_attn": "model.attn_implementation",
+    "quantization_bit": "model.load_in_4bit",
+    "load_in_8bit": "model.load_in_4bit",
+    "lora_r": "adapter.r",
+    "lora_rank": "adapter.r",
+    "rank": "adapter.r",
+    "alpha": "adapter.lora_alpha",
+    "dropout": "adapter.lora_dropout",
+    "lora_target": "adapter.target_modules",
+    "lora_target_modules": "adapter.target_modules",
+    "lora_target_linear": "adapter.target_modules",
+    "peft_use_dora": "adapter.use_dora",
+    "peft_use_rslora": "adapter.use_rslora",
+    "pissa_init": "adapter.init_lora_weights",
+    "dataset": "data.train_file",
+    "dataset_path": "data.train_file",
+    "data_files": "data.train_file",
+    "train_path": "data.train_file",
+    "val_size": "data.validation_split_percentage",
+    "val_set_size": "data.validation_split_percentage",
+    "test_size": "data.validation_split_percentage",
+    "input_column": "data.prompt_column",
+    "output_column": "data.completion_column",
+    "max_samples": "data.max_train_samples",
+    "max_test_samples": "eval.max_samples",
+    "max_predict_samples": "eval.max_samples",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.per_device_train_batch_size",
+    "sequence_len": "train.max_length",
+    "seq_length": "train.max_length",
+    "max_seq_length": "train.max_length",
+    "max_seq_len": "train.max_length",
+    "cutoff_len": "train.max_length",
+    "sample_packing": "train.packing",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "epochs": "train.num_train_epochs",
+    "num_epochs": "train.num_train_epochs",
+    "steps": "train.max_steps",
+    "warmup_ratio": "train.warmup_steps",
+    "optimizer": "train.optim",
+    "grad_accum": "train.gradient_accumulation_steps",
+    "grad_clip": "train.max_grad_norm",
+    "gradient_clipping": "train.max_grad_norm",
+    "checkpointing": "train.gradient_checkpointing",
+    "resume": "train.resume_from_checkpoint",
+    "random_seed": "seed",
+    "output": "output_dir",
+    "wandb_project": "tracker.project",
+    "wandb_entity": "tracker.entity",
+    "wandb_name": "tracker.name",
+    "run_name": "tracker.name",
+    "peft": "adapter",
+    "lora": "adapter",
+    "dataset_format": "data.format",
+    "evaluation": "eval",
+    "logger": "tracker",
+    "kl_coef": "train.beta",
+    "kl_loss_coef": "train.beta",
+    "group_size": "train.num_generations",
+    "rollout_n": "train.num_generations",
+    "num_samples_per_prompt": "train.num_generations",
+    "num_return_sequences": "train.num_generations",
+    "max_response_length": "train.max_completion_length",
+    "clip_eps": "train.epsilon",
+    "clip_range": "train.epsilon",
+    "clip_ratio": "train.epsilon",
+    "pref_beta": "train.beta",
+    "dpo_beta": "train.beta",
+    "pref_loss": "train.loss_type",
+    "rl": "recipe",
+    "stage": "recipe",
+    "finetuning_type": "adapter",
+}
+# Names of other tools that no key of ours stands for, and what to do instead.
+INSTEAD = {
+    "max_prompt_length": "prompts are never cut; one that is too long for the model is named, with its row",
+    "reward_funcs": "set reward.functions.NAME=path/to/file.py:function, or choose reward=OPTION",
+    "chosen_column": "pairs have fields named prompt, chosen and rejected",
+    "rejected_column": "pairs have fields named prompt, chosen and rejected",
+    "rpo_alpha": "set train.loss_type=sigmoid+sft, with train.extra.loss_weights",
+    "simpo_gamma": "TRL's DPOTrainer has no SimPO",
+    "reference_free": "the reference is the model as it began",
+}
+
+# Options that a group hasn't, and what stands for them.
+OPTIONS_INSTEAD = {
+    ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
+    ("eval", "preference"): "write eval.evaluators=[preference]",
+    ("recipe", "ppo"): "recipe=grpo trains on the same rewards, without a value model",
+    **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "kto", "simpo", "cpo")},
+    **{("recipe", name): f"write recipe={name}_sft" for name in ("lora", "qlora", "full")},
+}
+
+
+def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
+    """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
+    plain = {w.lower().replace("-", "_"): w for w in words}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=0.6)
+    return [plain[f] for f in found]
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`" Did you mean X?"`, or nothing where no word is near."""
+    found = near(word, words)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def suggest_key(key: str, known: Iterable[str]) -> str:
+    """Like `did_you_mean`, for a dotted key: other tools' names first, then the whole key, then its last part."""
+    known = list(known)
+    last = key.rsplit(".", 1)[-1]
+    if last in OTHER_TOOLS:
+        return f" Did you mean {OTHER_TOOLS[last]}?"
+    exact = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    if exact:
+        return f" Did you mean {exact[0]}?"
+    if found := near(key, known):
+        return f" Did you mean {found[0]}?"
+    by_last: dict[str, str] = {}
+    for name in known:
+        by_last.setdefault(name.rsplit(".", 1)[-1], name)
+    found = near(last, by_last)
+    return f" Did you mean {by_last[found[0]]}?" if found else ""
+
+
+def missing_path(key: str, path: str, kind: str) -> str:
+    """The message for a file or folder that is not there, with the nearest name beside it."""
+    real = resolve(path)
+    if real.is_dir() and kind == "file":
+        return f"{key}={path}: this is a folder; name a file."
+    beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
+    where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
+    seen_from = "" if real.is_absolute() else f", as seen from {Path.cwd()}"
+    said = did_you_mean(path, beside) or f" Name one that is there{seen_from}."
+    return f"{key}={path}: there is no such {kind}{where}.{said}"

@@ -1,0 +1,193 @@
+"""`train.extra.<name>` against the trainer's own dataclass, read as text: importing it would import torch."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.config import Config, TrainConfig
+from gemma_tune.config.train import TRAINERS
+from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
+
+# Options of the trainer that another key of ours already decides, or that can't be left to the user.
+DECIDED = {
+    "load_best_model_at_end": "set train.metric_for_best_model",
+    "restore_callback_states_from_checkpoint": "it is set where train.early_stopping_patience is",
+    "output_dir": "set output_dir (without train.)",
+    "seed": "set seed (without train.)",
+    "data_seed": "set seed (without train.)",
+    "run_name": "set tracker.name",
+    "project": "set tracker.project",
+    "report_to": "choose tracker=wandb or tracker=none",
+    "use_cpu": "set model.device=cpu",
+    "fp16": "float16 overflows on Gemma; leave it out (train.bf16 for mixed precision)",
+    "fp16_full_eval": "float16 overflows on Gemma; leave it out",
+    "logging_nan_inf_filter": "it hides NaN losses and is always off here",
+    "save_strategy": "set train.save_steps",
+    "eval_strategy": "set train.eval_steps",
+    "logging_strategy": "set train.logging_steps",
+    "model_init_kwargs": "set the keys of model",
+    "reward_weights": "set the weights of reward",
+    "chat_template_kwargs": "prompts are rendered before the trainer sees them",
+    "log_completions": "completions are kept in eval/completions.jsonl",
+    "ref_model": "the reference is the model as it began",
+    "generation_batch_size": "set train.steps_per_generation",
+    "sync_ref_model": "the reference is the model as it began",
+    "ref_model_mixup_alpha": "the reference is the model as it began",
+    "ref_model_sync_steps": "the reference is the model as it began",
+    "precompute_ref_log_probs": "the reference is always asked before training",
+    "precompute_ref_batch_size": "it is train.per_device_train_batch_size",
+    "truncation_mode": "answers are cut at their end",
+    "dataset_text_field": "set data.text_column",
+    "dataset_kwargs": "rows are rendered and masked before the trainer sees them",
+    "dataset_num_proc": "rows are rendered and masked before the trainer sees them",
+    "completion_only_loss": "the mask is made from the conversation's roles",
+    "assistant_only_loss": "the mask is made from the conversation's roles",
+    "chat_template_path": "the template is Gemma's own",
+    "eos_token": "the stop token is Gemma's <end_of_turn>",
+    "pad_token": "the padding token is the tokenizer's own",
+    "disable_tqdm": "the progress bar is ours",
+    "remove_unused_columns": "the columns are ours",
+    "do_train": "choose a recipe",
+    "do_eval": "choose eval=default or eval=none",
+    "do_predict": "choose a recipe",
+    "hub_token": "it would stand in config.yaml; log in with `hf auth login`",
+    "push_to_hub": "upload export/ yourself when you have looked at it",
+    "padding_free": "set train.packing",
+}
+
+_NOT_HERE = DECIDED | INSTEAD
+
+# Losses by TRL's dataclass; of DPO's several are joined by `+`. `sft` is the plain loss of the chosen answer.
+LOSSES = {
+    "SFTConfig": ("nll", "dft", "chunked_nll"),
+    "GRPOConfig": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "DPOConfig": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+}  # fmt: skip
+
+# Keys of ours in `train` that are no option of TRL's.
+_OURS = ("extra", "early_stopping_patience", "early_stopping_threshold")
+
+# Types that can be held against a value here; any other one is left to the trainer's own dataclass.
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
+}  # fmt: skip
+
+
+@functools.cache
+def _class_fields(file: Path, name: str) -> dict[str, str]:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return {
+                item.target.id: ast.unparse(item.annotation)
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+    return {}
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name)
+    return Path(spec.origin).parent
+
+
+@functools.cache
+def trainer_options(name: str = "SFTConfig") -> dict[str, str]:
+    """Names and type annotations of every field of one of TRL's dataclasses and of the classes it inherits from."""
+    trl, transformers = _package("trl"), _package("transformers")
+    return {
+        **_class_fields(transformers / "training_args.py", "TrainingArguments"),
+        **_class_fields(trl / "trainer" / "base_config.py", "_BaseConfig"),
+        **_class_fields(trl / "trainer" / f"{name.removesuffix('Config').lower()}_config.py", name),
+    }
+
+
+@functools.cache
+def _every_option() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in TRAINERS.values():
+        found = trainer_options(name) | found
+    return found
+
+
+def trainer_of(cfg: Config) -> str:
+    """TRL's dataclass of options behind a recipe; SFT's where it trains nothing."""
+    return TRAINERS.get(cfg.train.algorithm if cfg.method == "rl" else cfg.method, "SFTConfig")
+
+
+def trainer_problems(cfg: Config) -> Iterator[str]:
+    """Options that the trainer behind the recipe doesn't have."""
+    name = trainer_of(cfg)
+    options, default = trainer_options(name), TrainConfig()
+    for key, value in vars(cfg.train).items():
+        ours = key in _OURS or (key == "algorithm" and cfg.method == "rl")
+        if value != getattr(default, key) and not ours and key not in options:
+            yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
+    known, asked = LOSSES.get(name, ()), cfg.train.loss_type
+    losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]
+    for loss in losses if asked and known else ():
+        if loss.strip() not in known:
+            yield (
+                f"train.loss_type={loss}: no loss of TRL's {name.removesuffix('Config')}Trainer; there are "
+                f"{', '.join(known)}.{did_you_mean(loss, known)}"
+            )
+    for key, value in cfg.train.extra.items():
+        if key not in options and key in _every_option():
+            yield f"train.extra.{key}: TRL's {name} has no such option.{did_you_mean(key, options)}"
+        elif key in options and (problem := _type_problem(key, value, options)):
+            yield problem
+
+
+@functools.cache
+def enum_values(name: str) -> tuple[str, ...]:
+    """The values of an enumeration of Transformers (`OptimizerNames`, `SchedulerType`)."""
+    transformers = _package("transformers")
+    for file in ("training_args.py", "trainer_utils.py"):
+        for node in ast.parse((transformers / file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                values = [i.value for i in node.body if isinstance(i, ast.Assign)]
+                return tuple(str(v.value) for v in values if isinstance(v, ast.Constant))
+    return ()
+
+
+def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
+    annotation = options[name]
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if not set(kinds) <= set(_PLAIN) or (isinstance(value, str) and "${" in value):
+        return None
+    if any(isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds):
+        return None
+    return f"train.extra.{name} must be of TRL's type `{annotation}`, not {value!r}."
+
+
+def of_the_trainer(name: str) -> str:
+    """What to say to a name that is no key of ours: how the trainer's option is set, or why it can't be; else empty."""
+    if said := _NOT_HERE.get(name):
+        return f" {said[0].upper()}{said[1:]}."
+    return f" Did you mean train.extra.{name}?" if name in _every_option() else ""
+
+
+def problems_of_extra(extra: dict[str, Any]) -> list[str]:
+    """What is wrong with the names and the plain values under `train.extra`."""
+    named = set(TrainConfig.__dataclass_fields__)
+    found = []
+    for name, value in extra.items():
+        if name in named:
+            found.append(f"train.extra.{name}: this is a key of its own: set train.{name}.")
+        elif name in _NOT_HERE:
+            found.append(f"train.extra.{name} can't be set there: {_NOT_HERE[name]}.")
+        elif name not in _every_option():
+            hint = f" Did you mean {OTHER_TOOLS[name]}?" if name in OTHER_TOOLS else did_you_mean(name, _every_option())
+            found.append(f"train.extra.{name}: no trainer of TRL's has such an option.{hint}")
+        elif problem := _type_problem(name, value, _every_option()):
+            found.append(problem)
+    return found
