@@ -9,9 +9,9 @@ from transformers import set_seed
 
 from gemma_tune.chat_cli.batches import answer_file
 from gemma_tune.chat_cli.conversation import Conversation
-from gemma_tune.chat_cli.responder import Voice, ids_within, note
+from gemma_tune.chat_cli.responder import Responder, ids_within, note
 from gemma_tune.config import Config
-from gemma_tune.data.prompts import opening, read_prompts, read_tools
+from gemma_tune.data.prompts import opening, read_chat_prompts, read_tools
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -27,7 +27,7 @@ def run(cfg: Config) -> RunResult:
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     limit = load_config(source).get_text_config().max_position_embeddings
-    records = read_prompts(chat)
+    records = read_chat_prompts(chat)
     prompts = [ids_within(tokenizer, r.messages or [], r.tools, limit, r.where) for r in records]
     if cfg.dry_run:
         print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip())
@@ -48,8 +48,8 @@ def run(cfg: Config) -> RunResult:
         answers = answer_file(model, tokenizer, records, prompts, chat, limit)
     elif chat.prompt is not None:
         asked = records[0].messages or []
-        answers = [Voice(model, tokenizer, chat, limit).answer(asked, records[0].tools, "chat.prompt").row(asked)]
+        answers = [Responder(model, tokenizer, chat, limit).answer(asked, records[0].tools, "chat.prompt").row(asked)]
     else:
         note("/new begins another conversation, /quit ends, /help shows more.")
-        answers = Conversation(Voice(model, tokenizer, chat, limit), opening(chat), read_tools(chat)).run()
+        answers = Conversation(Responder(model, tokenizer, chat, limit), opening(chat), read_tools(chat)).run()
     return RunResult(cfg.recipe, status="finished", metrics={"answers": answers})

@@ -55,7 +55,7 @@ def run(cfg: Config) -> RunResult:
 
     # Pairs as token ids, none of them cut: the score is read at an answer's end
     with folder.timed("data"):
-        train, held_out = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, whole=True)
+        train, held_out = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, drop_long=True)
     longest = 2 * train.longest  # both answers of a pair stand in a batch, each with its prompt
     notes = list(filter(None, [memory_warning(cfg, shape, mixed, longest, free)]))
 

@@ -9,7 +9,7 @@ from transformers import set_seed
 from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
-from gemma_tune.data.tokenized import Rows, read_prompts, read_tests
+from gemma_tune.data.tokenized import TokenizedRows, read_tests, read_training_prompts
 from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
 from gemma_tune.evals.schedule import Measurements
 from gemma_tune.export import merged, verify
@@ -71,9 +71,9 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         room = config.get_text_config().max_position_embeddings - (cfg.train.max_completion_length or 0)
         tests = read_tests(cfg.data)
-        records, prompts = read_prompts(cfg.data, tests)
+        records, prompts = read_training_prompts(cfg.data, tests)
         tasks = Tasks(records, tokenizer, room, prompts.refused if cfg.data.skips_rows else None)
-        evaluators = prepare(cfg, tokenizer, Rows(), tests)
+        evaluators = prepare(cfg, tokenizer, TokenizedRows(), tests)
         scorer = scorer_of(cfg, device)
 
     set_seed(cfg.seed)
@@ -96,7 +96,7 @@ def run(cfg: Config) -> RunResult:
 
     # From here on the run folder is written
     result = folder.result
-    measurements = Measurements(cfg, evaluators, Rows(), result)
+    measurements = Measurements(cfg, evaluators, TokenizedRows(), result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         mixture = ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
         notes = [
@@ -150,7 +150,7 @@ def run(cfg: Config) -> RunResult:
             result.artifacts["adapter"] = "adapter"
         if "merged" in cfg.export.formats:
             measure = partial(measurements.at, "export")
-            reference = verify.take_reference(cfg, model, tokenizer, tasks.rows(16), Rows(), measure)
+            reference = verify.take_reference(cfg, model, tokenizer, tasks.rows(16), TokenizedRows(), measure)
             with folder.timed("export"), whole(folder.export("merged")) as written:
                 merged.export(model, tokenizer, written, cfg.export, source)
             with folder.timed("verify"):

@@ -18,7 +18,7 @@ from gemma_tune.chat import STOP_TOKEN, render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
 from gemma_tune.chat_cli.batches import _batches, answer_file
 from gemma_tune.chat_cli.conversation import Conversation
-from gemma_tune.chat_cli.responder import Voice, ids_within, sampling_of
+from gemma_tune.chat_cli.responder import Responder, ids_within, sampling_of
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.records import Record
 from gemma_tune.engines.generate import greedy_answers
@@ -104,7 +104,7 @@ ANSWERS = {
 def test_what_is_printed(name: str, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Calls as calls, everything else as it was said; and no special token."""
     said, printed = ANSWERS[name]
-    answer = Voice(Scripted(tokenizer, said), tokenizer, ChatConfig(), LIMIT).answer(user("?"), None, "here")
+    answer = Responder(Scripted(tokenizer, said), tokenizer, ChatConfig(), LIMIT).answer(user("?"), None, "here")
     assert capsys.readouterr().out == (said if printed is None else printed) + "\n"
     assert answer == Answer(said.strip(), stopped=True)
 
@@ -129,7 +129,7 @@ def test_streamed_is_the_unstreamed_answer(model: Any, tokenizer: Any, capsys: p
     for text in ("How much are 3 bananas?", "Hello!", "Tell me: what is 4 plus 3? Then count to nine."):
         prompt = render_prompt(tokenizer, user(text))
         (ids,) = greedy_answers(model, tokenizer, [prompt], 40)
-        answer = Voice(model, tokenizer, chat, LIMIT).answer(user(text), None, "here")
+        answer = Responder(model, tokenizer, chat, LIMIT).answer(user(text), None, "here")
         assert capsys.readouterr().out == tokenizer.decode(ids, skip_special_tokens=True) + "\n"
         assert answer == Answer.of(tokenizer, ids)
         assert len(ids) > 1
@@ -143,13 +143,13 @@ def test_an_answer_that_is_cut_says_so(tokenizer: Any, capsys: pytest.CaptureFix
         (LIMIT, length, f"(cut at chat.max_new_tokens={length})\n"),
         (prompt + 2, 2, f"(cut: the conversation fills the model's {prompt + 2:,} tokens)\n"),
     ):
-        answer = Voice(Scripted(tokenizer, said), tokenizer, chat, limit).answer(user("?"), None, "here")
+        answer = Responder(Scripted(tokenizer, said), tokenizer, chat, limit).answer(user("?"), None, "here")
         out, err = capsys.readouterr()
         assert not answer.stopped and err == message
         assert out.strip() == answer.text and said.startswith(answer.text)
         assert len(tokenizer(answer.text, add_special_tokens=False)["input_ids"]) == room
     chat = ChatConfig(max_new_tokens=length + 1)  # room for the stop token
-    assert Voice(Scripted(tokenizer, said), tokenizer, chat, LIMIT).answer(user("?"), None, "here").stopped
+    assert Responder(Scripted(tokenizer, said), tokenizer, chat, LIMIT).answer(user("?"), None, "here").stopped
     assert capsys.readouterr().err == ""
 
 
@@ -163,7 +163,7 @@ def test_no_room_is_an_error(tokenizer: Any) -> None:
 def test_interrupted_alone_nothing_is_lost(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Outside a conversation Ctrl-C ends the command, after what was held back."""
     length = len(tokenizer(CALL[:20], add_special_tokens=False)["input_ids"])
-    voice = Voice(Scripted(tokenizer, CALL, interrupted=length), tokenizer, ChatConfig(), LIMIT)
+    voice = Responder(Scripted(tokenizer, CALL, interrupted=length), tokenizer, ChatConfig(), LIMIT)
     with pytest.raises(KeyboardInterrupt):
         voice.answer(user("?"), None, "here")
     out = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_out_of_memory_is_said(model: Any, tokenizer: Any, monkeypatch: pytest.M
     chat, prompt = ChatConfig(batch_size=2), render_prompt(tokenizer, user("Hi"))
     with pytest.raises(UserError, match=rf"batch_size=2: 1 prompts of up to {len(prompt)} tokens don't fit"):
         answer_file(model, tokenizer, [Record("p:1", messages=user("Hi"))], [prompt], chat, LIMIT)
-    voice = Voice(model, tokenizer, chat, LIMIT)
+    voice = Responder(model, tokenizer, chat, LIMIT)
     with pytest.raises(UserError, match=r"^here: .*load_in_4bit"):
         voice.answer(user("Hi"), None, "here")
     assert Conversation(voice, [], None, Person("Hi", "Hi")).run() == []
@@ -221,7 +221,7 @@ def talk(
 ) -> tuple[Scripted, Person, Conversation, list[dict[str, Any]]]:
     """A conversation of scripted people, to its end."""
     model, person = Scripted(tokenizer, *says, **kwargs), Person(*lines)
-    conversation = Conversation(Voice(model, tokenizer, ChatConfig(), limit), list(opening), TOOLS, person)
+    conversation = Conversation(Responder(model, tokenizer, ChatConfig(), limit), list(opening), TOOLS, person)
     return model, person, conversation, conversation.run()
 
 

@@ -31,7 +31,7 @@ class Call:
         return f"{self.name}({said})"
 
 
-class Said(NamedTuple):
+class ParsedAnswer(NamedTuple):
     """What a model said.
 
     Attributes:
@@ -78,7 +78,7 @@ def shown(answer: str, form: ChatForm | None = None) -> str:
     return "\n".join([*thinking, *([said.text] if said.text else []), *(f"→ {call}" for call in said.calls)])
 
 
-def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
     """Token ids of an answer as text, blanks and all: without stop tokens, with the tokens that mean something.
 
     Those around calls, strings and thinking are kept, although most tokenizers call them special.
@@ -100,10 +100,10 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
         tokenizer: The tokenizer, with a template that we know.
         ids: New tokens, with or without the stop token.
     """
-    return decoded(tokenizer, ids).strip()
+    return decode_answer(tokenizer, ids).strip()
 
 
-def parse_answer(answer: str, form: ChatForm | None = None) -> Said:
+def parse_answer(answer: str, form: ChatForm | None = None) -> ParsedAnswer:
     """Splits an answer into its text, its calls and its thinking.
 
     In Gemma 3's form a call is a JSON object with `name` and `parameters`; several stand in a list, or one after the
@@ -119,10 +119,10 @@ def parse_answer(answer: str, form: ChatForm | None = None) -> Said:
         form = next(native, FORMS["gemma3"])
     if form.calls == "native":
         return _native(answer, form)
-    return _json(answer) if form.calls else Said(answer.strip(), [])
+    return _json(answer) if form.calls else ParsedAnswer(answer.strip(), [])
 
 
-def _native(answer: str, form: ChatForm) -> Said:
+def _native(answer: str, form: ChatForm) -> ParsedAnswer:
     thinking, answer = split_thinking(answer, form)
     begin_token, end_token = (t for t in form.answer_tokens if "call" in t)
     calls: list[Call] = []
@@ -138,7 +138,7 @@ def _native(answer: str, form: ChatForm) -> Said:
         texts.append(answer[said:begin])
         said = end = reader.place
     texts = [t.strip() for t in (*texts, answer[said:])]
-    return Said("\n".join(t for t in texts if t), calls, thinking)
+    return ParsedAnswer("\n".join(t for t in texts if t), calls, thinking)
 
 
 def split_thinking(answer: str, form: ChatForm) -> tuple[str, str]:
@@ -162,7 +162,7 @@ def split_thinking(answer: str, form: ChatForm) -> tuple[str, str]:
     return "\n".join(t for t in thoughts if t), (rest + before).strip()
 
 
-def _json(answer: str) -> Said:
+def _json(answer: str) -> ParsedAnswer:
     decoder, end, said = json.JSONDecoder(), 0, 0
     calls: list[Call] = []
     texts: list[str] = []
@@ -178,7 +178,7 @@ def _json(answer: str) -> Said:
             fence = _FENCE_ENDS.match(answer, end)
             said = end = fence.end() if fence else end
     texts = [t.strip() for t in (*texts, answer[said:])]
-    return Said("\n".join(t for t in texts if t), calls)
+    return ParsedAnswer("\n".join(t for t in texts if t), calls)
 
 
 def _calls(value: Any) -> list[Call]:

@@ -137,7 +137,7 @@ def _known(template: str) -> ChatForm | None:
     return next((FORMS[name] for name in _PROBES if _says_the_same(template, name)), None)
 
 
-def recognise(template: str | dict[str, str] | None, default: str) -> ChatForm:
+def recognise_template(template: str | dict[str, str] | None, default: str) -> ChatForm:
     """Which form a checkpoint's own chat template is.
 
     Published texts are known by their digest, ours by their text. Of Gemma 3n's and FunctionGemma's no copy is at
@@ -175,4 +175,4 @@ def form_of(tokenizer: Any) -> ChatForm:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise UnknownTemplate("the tokenizer has no chat template; set one with served_template(form).")
-    return recognise(template, "gemma3")
+    return recognise_template(template, "gemma3")

@@ -12,7 +12,7 @@ import torch
 from transformers import TextStreamer
 
 from gemma_tune.chat import FORMS, ChatForm, form_of
-from gemma_tune.chat.calls import Call, as_message, content_text, decoded, parse_answer, split_thinking
+from gemma_tune.chat.calls import Call, as_message, content_text, decode_answer, parse_answer, split_thinking
 from gemma_tune.chat.render import Messages
 
 # A line that is, or may become, the beginning of a call; the published models like to fence theirs.
@@ -42,7 +42,7 @@ class Answer:
         """The answer of new token ids, [T], the stop token among them where there is one."""
         form = form_of(tokenizer)
         stops = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(form.stop_tokens))}
-        return cls(decoded(tokenizer, ids).strip(), bool(ids) and ids[-1] in stops, form)
+        return cls(decode_answer(tokenizer, ids).strip(), bool(ids) and ids[-1] in stops, form)
 
     @property
     def text(self) -> str:
@@ -80,7 +80,7 @@ class _Decoder:
         self._tokenizer = tokenizer
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        return decoded(self._tokenizer, ids)
+        return decode_answer(self._tokenizer, ids)
 
 
 class AnswerStreamer(TextStreamer):
@@ -158,7 +158,7 @@ class AnswerStreamer(TextStreamer):
                 print("[thinking: " if self._thinks else "]\n", end="", file=sys.stderr, flush=True)
 
     def _print_rest(self) -> None:
-        calls = parse_answer(decoded(self._tokenizer, self.ids), self._form).calls
+        calls = parse_answer(decode_answer(self._tokenizer, self.ids), self._form).calls
         rest, held_calls, _ = parse_answer(self._held, self._form)
         if not (calls and held_calls == calls):
             rest = self._held

@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_tune.chat.calls import Call
 from gemma_tune.chat.render import Messages, Tools
-from gemma_tune.chat_cli.responder import Voice, note
+from gemma_tune.chat_cli.responder import Responder, note
 from gemma_tune.data.prompts import user_message
 from gemma_tune.data.records import BadRow
 from gemma_tune.errors import UserError
@@ -52,7 +52,9 @@ class Conversation:
         ask: Gives the next line for a prompt; ends with EOFError or KeyboardInterrupt.
     """
 
-    def __init__(self, voice: Voice, opening: Messages, tools: Tools, ask: Callable[[str], str] = ask_terminal) -> None:
+    def __init__(
+        self, voice: Responder, opening: Messages, tools: Tools, ask: Callable[[str], str] = ask_terminal
+    ) -> None:
         self._voice = voice
         self._opening = opening
         self._tools = tools

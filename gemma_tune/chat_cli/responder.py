@@ -51,7 +51,7 @@ def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, whe
     return ids
 
 
-class Voice:
+class Responder:
     """A model that answers aloud.
 
     Args:

@@ -17,7 +17,7 @@ from gemma_tune.data import reading
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.data.records import Record
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import Rows, load_rows, notes_of, read_prompts, read_tests
+from gemma_tune.data.tokenized import TokenizedRows, load_rows, notes_of, read_tests, read_training_prompts
 from gemma_tune.errors import UserError
 from gemma_tune.evals.evaluation import prepare
 from gemma_tune.models.capacity import free_memory, memory_warning
@@ -52,14 +52,14 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
         return read, [f"Tokens are not counted: {error}"]
     if cfg.method == "rl":
-        records, prompts = read_prompts(cfg.data, read_tests(cfg.data))
+        records, prompts = read_training_prompts(cfg.data, read_tests(cfg.data))
         tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.skips_rows else None)
-        _prepare(cfg, tokenizer, Rows())
+        _prepare(cfg, tokenizer, TokenizedRows())
         longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
         return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")
     if cfg.method in ("dpo", "reward_model"):
-        whole = cfg.method == "reward_model"
-        pairs, others = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, whole)
+        drop_long = cfg.method == "reward_model"
+        pairs, others = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, drop_long)
         _prepare(cfg, tokenizer, others)
         counts = {"training": pairs.counts(), "held_out": others.counts()}
         counts["training"]["longest_row"] *= 2  # both answers of a pair stand in a batch
@@ -75,7 +75,7 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
     return counts, notes_of(train, held_out)
 
 
-def _prepare(cfg: Config, tokenizer: Any, held_out: Rows) -> None:
+def _prepare(cfg: Config, tokenizer: Any, held_out: TokenizedRows) -> None:
     """Raises UserError for what the evaluators can't work with."""
     if cfg.reward.model.weight:  # would be loaded
         cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
@@ -86,7 +86,7 @@ def _size(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
-def dry_run_of_measuring(cfg: Config, held_out: Rows, tests: Mapping[str, Sequence[Record]]) -> RunResult:
+def dry_run_of_measuring(cfg: Config, held_out: TokenizedRows, tests: Mapping[str, Sequence[Record]]) -> RunResult:
     """Prints the resolved configuration and how many rows there are; writes nothing."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)

@@ -16,7 +16,7 @@ from gemma_tune.compare.comparison import Measured
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import Config
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows, load_held_out, read_tests
+from gemma_tune.data.tokenized import TokenizedRows, load_held_out, read_tests
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import prepare
@@ -45,7 +45,7 @@ class Asked:
     name: str
     source: Source
     tokenizer: Any
-    held_out: Rows
+    held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
     evaluators: dict[str, Evaluator]
 

@@ -18,7 +18,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 
 _IDS = List(Value("int32"))
@@ -61,7 +61,7 @@ def _row(prompt: list[int], answer: list[int]) -> Rendered:
     return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
 
 
-def rendered_pair(record: Record, tokenizer: Any) -> Pair:
+def render_pair(record: Record, tokenizer: Any) -> Pair:
     """A pair as the model sees it, of whatever length.
 
     Raises:
@@ -89,7 +89,7 @@ def _answer(row: Rendered, begin: int) -> list[int]:
     return row.input_ids[begin:end]
 
 
-class Side(Sequence[Rendered]):
+class ChosenRows(Sequence[Rendered]):
     """The chosen conversations of a stored set as rows."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -106,24 +106,24 @@ class Side(Sequence[Rendered]):
 
 
 @dataclass
-class Pairs(Rows):
-    """`Rows` of pairs: `rendered` are the chosen conversations, and tokens are counted of both sides.
+class Pairs(TokenizedRows):
+    """`TokenizedRows` of pairs: `rendered` are the chosen conversations, and tokens are counted of both sides.
 
     Attributes:
-        whole: Whether pairs longer than max_length are dropped in place of cut: a reward model reads its score at the
-            end of the answer.
+        drop_long: Whether pairs longer than max_length are dropped instead of cut: a reward model reads its score at
+            the end of the answer.
         for_reward: `dataset` as the reward trainer takes it: conversations, where DPO has the prompt apart.
     """
 
-    whole: bool = False
+    drop_long: bool = False
     for_reward: Any = None
     _folder: Any = field(default=None, repr=False)
 
     def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
         """Renders pairs, cuts or drops those longer than `max_length`, and counts."""
-        for record, pair in self.render_each(records, lambda r: rendered_pair(r, tokenizer)):
+        for record, pair in self.render_each(records, lambda r: render_pair(r, tokenizer)):
             if pair.longest > max_length:
-                if self.whole:
+                if self.drop_long:
                     self.dropped.append(record.where)
                     continue
                 self.cut += 1
@@ -151,18 +151,18 @@ class Pairs(Rows):
             parts.finalize()
             conversations.finalize()
         self.dataset, self.for_reward = map(Dataset.from_file, files)
-        self.rendered = Side(self.dataset)
+        self.rendered = ChosenRows(self.dataset)
 
     @property
     def why_dropped(self) -> str:
-        """See `Rows`."""
-        if self.whole:
+        """See `TokenizedRows`."""
+        if self.drop_long:
             return "pairs are longer than train.max_length and were dropped"
         return "pairs don't differ within train.max_length and were dropped"
 
 
 def load_pairs(
-    data: DataConfig, tokenizer: Any, max_length: int, seed: int, whole: bool = False
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, drop_long: bool = False
 ) -> tuple[Pairs, Pairs]:
     """The rendered pairs to train on and those held out (perhaps none).
 
@@ -174,7 +174,7 @@ def load_pairs(
         tokenizer: A fast tokenizer.
         max_length: Tokens of a prompt and an answer at most.
         seed: Draws those held out.
-        whole: Whether longer pairs are dropped and none is cut.
+        drop_long: Whether longer pairs are dropped and none is cut.
 
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
@@ -187,7 +187,7 @@ def load_pairs(
         ("training rows", split.train(), split.part),
         ("held-out rows", split.held_out(), split.others),
     ):
-        pairs = Pairs(skip_refused=data.on_bad_row == "skip", whole=whole)
+        pairs = Pairs(skip_refused=data.on_bad_row == "skip", drop_long=drop_long)
         bar = tqdm(records, desc=f"render {name}", unit=" pairs", disable=None, leave=False)
         pairs.store(pairs.pairs(bar, tokenizer, max_length))
         if pairs.read and not len(pairs.rendered):
@@ -205,7 +205,7 @@ def find_pairs(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequen
     left, found = {tuple(ids) for ids in wanted}, []
     for record in reading.training(data):
         try:
-            sides = rendered_pair(record, tokenizer).cut(max_length).sides
+            sides = render_pair(record, tokenizer).cut(max_length).sides
         except BadRow:  # left out of the training, too
             continue
         keys = {tuple(side.input_ids) for side in sides}

@@ -115,7 +115,7 @@ def opening(chat: ChatConfig) -> list[dict[str, Any]]:
         raise UserError(str(error)) from error
 
 
-def read_prompts(chat: ChatConfig) -> list[Record]:
+def read_chat_prompts(chat: ChatConfig) -> list[Record]:
     """The conversations to answer, each up to where the model answers; none when one talks in the terminal.
 
     `chat.system` and `chat.tools_file` are added where a row has none of its own.
@@ -150,9 +150,9 @@ def check_prompts(chat: ChatConfig, must_talk: bool) -> None:
         must_talk: Whether somebody must sit at a terminal where the configuration asks nothing.
 
     Raises:
-        UserError: As `read_prompts`; or there is nothing to answer, and nobody to ask for it.
+        UserError: As `read_chat_prompts`; or there is nothing to answer, and nobody to ask for it.
     """
-    read_prompts(chat)
+    read_chat_prompts(chat)
     asks = chat.prompt is not None or chat.prompts_file is not None
     if must_talk and not asks and not (sys.stdin and sys.stdin.isatty()):
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.files import find_files
-from gemma_tune.data.formats.auto import recognise, refuse_rows
+from gemma_tune.data.formats.auto import recognise_format, refuse_rows
 from gemma_tune.data.formats.preference import pair
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
@@ -25,7 +25,7 @@ _FIRST = 200
 
 
 @dataclass
-class Part:
+class SplitReader:
     """The rows of one part, to be read as often as wanted: those to train on, those held out, or those of a test.
 
     Attributes:
@@ -102,7 +102,7 @@ class Part:
             return _users(source, self.data)
         name = self.data.format
         if name == "auto":
-            name = self.formats.get(str(source)) or recognise(source, self.data) or ""
+            name = self.formats.get(str(source)) or recognise_format(source, self.data) or ""
             if not name:
                 return refuse_rows(source)
             self.formats[str(source)] = name
@@ -112,25 +112,27 @@ class Part:
         return rows
 
 
-def training(data: DataConfig) -> Part:
+def training(data: DataConfig) -> SplitReader:
     """The rows to train on: of `data.train_file`, of `data.train_files` mixed, or of `data.dataset_name`."""
     if data.dataset_name:
-        return Part(data, {"data.split": data.split}, data.max_train_samples)
+        return SplitReader(data, {"data.split": data.split}, data.max_train_samples)
     names = {key: name for key, name in data.named().items() if key.startswith("data.train_file")}
-    return Part(data, names, data.max_train_samples)
+    return SplitReader(data, names, data.max_train_samples)
 
 
-def validation(data: DataConfig) -> Part | None:
+def validation(data: DataConfig) -> SplitReader | None:
     """The rows of `data.validation_file` or `data.validation_split`, if there is one."""
     if data.validation_split:
-        return Part(data, {"data.validation_split": data.validation_split})
-    return Part(data, {"data.validation_file": data.validation_file}) if data.validation_file else None
+        return SplitReader(data, {"data.validation_split": data.validation_split})
+    return SplitReader(data, {"data.validation_file": data.validation_file}) if data.validation_file else None
 
 
-def tests(data: DataConfig) -> dict[str, Part]:
+def tests(data: DataConfig) -> dict[str, SplitReader]:
     """The rows of each of `data.test_files`, by its name; a bad one is never skipped, as figures are over all rows."""
     data = replace(data, on_bad_row="error")
-    return {name: Part(data, {f"data.test_files.{name}": file}) for name, file in data.test_files.items() if file}
+    return {
+        name: SplitReader(data, {f"data.test_files.{name}": file}) for name, file in data.test_files.items() if file
+    }
 
 
 def data_files(data: DataConfig) -> list[Path]:
@@ -143,7 +145,7 @@ def measured_files(data: DataConfig) -> list[Path]:
     return _paths([*filter(None, [validation(data)]), *tests(data).values()])
 
 
-def _paths(parts: Sequence[Part]) -> list[Path]:
+def _paths(parts: Sequence[SplitReader]) -> list[Path]:
     return [source for part in parts for source in part.sources() if isinstance(source, Path)]
 
 
@@ -170,7 +172,7 @@ def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             yield error
 
 
-def answered(part: Part, record: Record) -> Record:
+def answered(part: SplitReader, record: Record) -> Record:
     """The test row.
 
     Raises:

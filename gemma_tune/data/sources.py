@@ -10,7 +10,7 @@ from gemma_tune.data.files import Row, read_file
 from gemma_tune.data.records import BadRow, Record
 
 
-class Split(Protocol):
+class RowSource(Protocol):
     """Rows that are in no file of their own, as those of a data set on the Hub."""
 
     def rows(self) -> Iterator[Row]:
@@ -18,17 +18,17 @@ class Split(Protocol):
         ...
 
 
-Source = Path | Split
+Source = Path | RowSource
 
 
-def rows_of(source: Source) -> Iterator[Row | BadRow]:
+def read_rows(source: Source) -> Iterator[Row | BadRow]:
     """Every row of a file or of a split, or what is wrong with it."""
     return read_file(source) if isinstance(source, Path) else source.rows()
 
 
-def each(source: Source, record: Callable[[str, dict[str, Any]], Record]) -> Iterator[Record | BadRow]:
+def map_rows(source: Source, record: Callable[[str, dict[str, Any]], Record]) -> Iterator[Record | BadRow]:
     """A record for each row, made by `record(where, row)`; what is wrong with a row is given in its place."""
-    for row in rows_of(source):
+    for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
             continue

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.reading import Part
+from gemma_tune.data.reading import SplitReader
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 
@@ -36,7 +36,7 @@ def _trimmed(messages: list[dict[str, Any]] | None) -> Any:
     return [{k: v.strip() if isinstance(v, str) else v for k, v in m.items()} for m in messages or ()]
 
 
-def _digests(part: Part, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _digests(part: SplitReader, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The digest of every row, and a hash of where it stands, [N] each."""
     bar = tqdm(part, desc=f"read {part}"[:40], unit=" rows", disable=None, leave=False)
     found = np.fromiter(((digest(r, seed), hash(r.where)) for r in bar), dtype=[("row", "u8"), ("where", "i8")])
@@ -52,7 +52,7 @@ def _seen(values: NDArray[Any]) -> Mask:
 
 
 @dataclass(frozen=True)
-class Split:
+class TrainHeldOut:
     """The rows of a run, each read from its file when it is asked for.
 
     Attributes:
@@ -68,8 +68,8 @@ class Split:
         said_elsewhere: The same for the leaked ones.
     """
 
-    part: Part
-    others: Part | None
+    part: SplitReader
+    others: SplitReader | None
     drawn: Mask
     begun_again: Mask
     repeated: Mask
@@ -94,7 +94,7 @@ class Split:
         return islice(drawn if self.others is None else self.others, self.limit)
 
 
-def split_rows(data: DataConfig, seed: int) -> Split:
+def split_rows(data: DataConfig, seed: int) -> TrainHeldOut:
     """Reads every row once.
 
     Raises:
@@ -113,4 +113,4 @@ def split_rows(data: DataConfig, seed: int) -> Split:
     again = _seen(where)
     repeated = _seen(found) & ~again & ~drawn
     leaked = np.isin(found, np.concatenate(elsewhere or [found[:0]])) & ~again & ~drawn
-    return Split(part, others, drawn, again, repeated, leaked, data.max_eval_samples)
+    return TrainHeldOut(part, others, drawn, again, repeated, leaked, data.max_eval_samples)

@@ -15,7 +15,7 @@ from gemma_tune.chat import Rendered
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
-class TokenRows(Sequence[Rendered]):
+class ArrowRows(Sequence[Rendered]):
     """Rendered rows in an Arrow file, of which the operating system keeps in memory what is in use.
 
     Attributes:

@@ -14,13 +14,13 @@ from gemma_tune.data import reading
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest
 from gemma_tune.data.storage import FEATURES
-from gemma_tune.data.tokenized import Rows, render_rows
+from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 
 _FIRST = 200  # rows that are looked at beforehand, for what the model's vocabulary must hold
 
 
-def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Rows, Rows]:
+def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
     """The rows to train on as a stream, and those held out, which are read before.
 
     The share held out is that of the rows whose digest is small; each row's side hangs on the row alone. Rows that

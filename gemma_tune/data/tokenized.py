@@ -18,7 +18,7 @@ from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.split import split_rows
-from gemma_tune.data.storage import TokenRows
+from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
@@ -48,7 +48,7 @@ def parts(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
 
 
 @dataclass
-class Rows:
+class TokenizedRows:
     """Rendered rows and what became of the rows read.
 
     Attributes:
@@ -179,14 +179,14 @@ class Rows:
         return found
 
 
-def notes_of(train: Rows, held_out: Rows) -> list[str]:
+def notes_of(train: TokenizedRows, held_out: TokenizedRows) -> list[str]:
     """What a person should know of the rows of a run, a line each."""
     return [*train.notes("training rows"), *held_out.notes("held-out rows")]
 
 
 def render_rows(
     records: Iterable[Record], tokenizer: Any, max_length: int, name: str, skip_refused: bool = False
-) -> Rows:
+) -> TokenizedRows:
     """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
 
     Args:
@@ -199,10 +199,10 @@ def render_rows(
     Raises:
         UserError: No row is left.
     """
-    rows = Rows(skip_refused=skip_refused)
+    rows = TokenizedRows(skip_refused=skip_refused)
     bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
     try:
-        stored = TokenRows(rows.use(bar, tokenizer, max_length))
+        stored = ArrowRows(rows.use(bar, tokenizer, max_length))
     except OSError as error:
         raise UserError(
             f"{name}: rendered rows can't be written to the cache of `datasets` ({error.strerror or error}); set "
@@ -216,7 +216,7 @@ def render_rows(
     return rows
 
 
-def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Rows, Rows]:
+def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
     """The rendered rows to train on and those held out (perhaps none).
 
     Raises:
@@ -233,7 +233,7 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
     return train, held_out
 
 
-def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> Rows:
+def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> TokenizedRows:
     """The rendered rows held out, perhaps none; those to train on are read only where a share of them is held out.
 
     Raises:
@@ -276,7 +276,9 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     return found
 
 
-def read_prompts(data: DataConfig, tests: Mapping[str, Sequence[Record]]) -> tuple[Sequence[Record], Rows]:
+def read_training_prompts(
+    data: DataConfig, tests: Mapping[str, Sequence[Record]]
+) -> tuple[Sequence[Record], TokenizedRows]:
     """The rows that a model trained with rewards is asked: those to train on, all of them, unrendered.
 
     Args:
@@ -291,12 +293,12 @@ def read_prompts(data: DataConfig, tests: Mapping[str, Sequence[Record]]) -> tup
     """
     if data.generator:
         tasks = gym.training_tasks(data)
-        return tasks, Rows(read=len(tasks))
+        return tasks, TokenizedRows(read=len(tasks))
     part = reading.training(data)
     records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
     held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
     leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
-    return records, Rows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
+    return records, TokenizedRows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
 
 
 def read_tests(data: DataConfig) -> dict[str, list[Record]]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from gemma_tune.config import Config
 from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine
 
 # One row of a test: `id` (the same for every model), `score`, perhaps `weight` (tokens), and for people perhaps
@@ -46,7 +46,7 @@ class Inputs:
 
     cfg: Config
     tokenizer: Any
-    held_out: Rows
+    held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import RunError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
@@ -82,7 +82,9 @@ def as_text(name: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def prepare(cfg: Config, tokenizer: Any, held_out: Rows, tests: Mapping[str, Sequence[Record]]) -> dict[str, Evaluator]:
+def prepare(
+    cfg: Config, tokenizer: Any, held_out: TokenizedRows, tests: Mapping[str, Sequence[Record]]
+) -> dict[str, Evaluator]:
     """The evaluators that a run needs, by name.
 
     Args:
@@ -171,7 +173,7 @@ def _failed(what: str, error: Exception) -> str:
     return reason
 
 
-def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: Rows) -> Evaluation:
+def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: TokenizedRows) -> Evaluation:
     """The same with a few answers to read: of a test's rows, or else to held-out prompts; without, where that fails."""
     n = cfg.eval.num_samples
     answered = [rows for rows in evaluation.rows.values() if rows and "answer" in rows[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gemma_tune.data.pairs import rendered_pair
+from gemma_tune.data.pairs import render_pair
 from gemma_tune.data.records import BadRow
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
@@ -29,7 +29,7 @@ def prepare(inputs: Inputs) -> Evaluator:
     records, pairs = [], []
     for record in inputs.held_out.records:
         try:
-            pair = rendered_pair(record, inputs.tokenizer).cut(inputs.cfg.train.max_length)
+            pair = render_pair(record, inputs.tokenizer).cut(inputs.cfg.train.max_length)
         except BadRow as error:
             raise UserError(f"eval.evaluators: preference: {error}") from error
         if pair.chosen != pair.rejected:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.opening import transformers_engine
 from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.evals.base import Evaluator
@@ -29,7 +29,9 @@ class Measurements:
         result: The run's result.
     """
 
-    def __init__(self, cfg: Config, evaluators: dict[str, Evaluator], held_out: Rows, result: RunResult) -> None:
+    def __init__(
+        self, cfg: Config, evaluators: dict[str, Evaluator], held_out: TokenizedRows, result: RunResult
+    ) -> None:
         self._cfg, self._evaluators, self._held_out, self._result = cfg, evaluators, held_out, result
 
     def at(self, when: str, model: Any, tokenizer: Any) -> Evaluation:

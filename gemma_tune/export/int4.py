@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.grid_check import (
     OK,
@@ -41,7 +41,13 @@ _FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
 
 
 def export_all(
-    cfg: Config, folder: RunFolder, model: Any, tokenizer: Any, source: Source, plan: Plan, rows: Sequence[Rows]
+    cfg: Config,
+    folder: RunFolder,
+    model: Any,
+    tokenizer: Any,
+    source: Source,
+    plan: Plan,
+    rows: Sequence[TokenizedRows],
 ) -> list[Line]:
     """Writes every one of `export.formats`, and checks it.
 
@@ -89,7 +95,7 @@ def title_of(name: str) -> str:
     return path.name if before is None else title_of(before)
 
 
-def some_rows(parts: Sequence[Rows]) -> list[list[int]]:
+def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
     """Rows that together have the positions that the check wants, the held-out ones first."""
     found: list[list[int]] = []
     for part in parts:

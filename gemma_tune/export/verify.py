@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
@@ -60,7 +60,12 @@ class Reference:
 
 
 def take_reference(
-    cfg: Config, model: Any, tokenizer: Any, train: Rows, held_out: Rows, measure: Callable[[Any, Any], Evaluation]
+    cfg: Config,
+    model: Any,
+    tokenizer: Any,
+    train: TokenizedRows,
+    held_out: TokenizedRows,
+    measure: Callable[[Any, Any], Evaluation],
 ) -> Reference:
     """Notes the trained model's log-probabilities and greedy answers, on held-out rows where there are any.
 

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_template
+from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
@@ -96,7 +96,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
             f"{said}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})."
         ) from error
     try:
-        form = FORMS[chat_template] if chat_template else recognise(tokenizer.chat_template, family.form)
+        form = FORMS[chat_template] if chat_template else recognise_template(tokenizer.chat_template, family.form)
     except UnknownTemplate as error:
         raise UserError(f"{said}: {error}") from error
     missing = [t for t in (*form.needed_tokens, "<bos>", "<eos>", "<pad>") if t not in tokenizer.get_vocab()]

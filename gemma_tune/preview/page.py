@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.preview import PAGE_MARK
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.page.text import document
 from gemma_tune.preview.chart import length_chart
@@ -86,7 +86,7 @@ def _some(rows: int, every: int | None) -> str:
     return f"The first {rows:,} of {every:,} rows" if rows < every else f"All {every:,} rows"
 
 
-def _tiles(rows: Rows) -> Iterator[str]:
+def _tiles(rows: TokenizedRows) -> Iterator[str]:
     used = rows.read - len(rows.dropped)
     share = rows.trained_tokens / rows.tokens
     yield '<dl class="tiles">'

@@ -12,8 +12,8 @@ from gemma_tune.chat import Rendered, form_of
 from gemma_tune.config import Config, DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.split import digest
-from gemma_tune.data.storage import TokenRows
-from gemma_tune.data.tokenized import KEPT, Rows
+from gemma_tune.data.storage import ArrowRows
+from gemma_tune.data.tokenized import KEPT, TokenizedRows
 from gemma_tune.preview.figures import Batches, Lengths, ways
 from gemma_tune.preview.tokens import Texts
 
@@ -85,8 +85,8 @@ class Seen:
         form: The form of the chats.
     """
 
-    train: Rows
-    held_out: Rows
+    train: TokenizedRows
+    held_out: TokenizedRows
     shown: list[Shown]
     lengths: Lengths
     batches: list[Batches]
@@ -94,7 +94,7 @@ class Seen:
     form: str
 
 
-def look_at(cfg: Config, tokenizer: Any, train: Rows, held_out: Rows, whole: Rows) -> Seen:
+def look_at(cfg: Config, tokenizer: Any, train: TokenizedRows, held_out: TokenizedRows, whole: TokenizedRows) -> Seen:
     """Gathers what is shown.
 
     Args:
@@ -118,16 +118,16 @@ def look_at(cfg: Config, tokenizer: Any, train: Rows, held_out: Rows, whole: Row
     )
 
 
-def lengths_of(rows: Rows) -> Lengths:
+def lengths_of(rows: TokenizedRows) -> Lengths:
     """Tokens of each row, [N], without reading the rows themselves."""
-    stored = cast(TokenRows, rows.rendered)
+    stored = cast(ArrowRows, rows.rendered)
     column: Any = stored.dataset.data.column("input_ids")
     found = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def shown_rows(data: DataConfig, train: Rows, whole: Rows, max_length: int) -> list[Shown]:
-    """The first rows read, at most as many as `Rows.records` keeps.
+def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max_length: int) -> list[Shown]:
+    """The first rows read, at most as many as `TokenizedRows.records` keeps.
 
     Args:
         data: Names the files in which leaked rows are looked for.

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gemma_tune.data.tokenized import Rows, notes_of
+from gemma_tune.data.tokenized import TokenizedRows, notes_of
 from gemma_tune.preview.figures import percentiles
 from gemma_tune.preview.rows import Seen, Shown
 from gemma_tune.preview.tokens import Texts, runs
@@ -73,7 +73,7 @@ def print_row(out: Console, seen: Seen, place: int) -> None:
     out.print(text, end="\n" if text.plain.endswith("\n") else "\n\n")
 
 
-def print_counts(out: Console, train: Rows, held_out: Rows, streamed: bool) -> None:
+def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, streamed: bool) -> None:
     """Prints rows and tokens, and what is to be known of them."""
     counts = {"training": train.counts(), "held out": held_out.counts()}
     table = Table(title="Rows and tokens", title_justify="left")

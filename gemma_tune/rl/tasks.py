@@ -13,7 +13,7 @@ from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 
@@ -106,11 +106,11 @@ class Tasks:
         except (Unrenderable, TemplateError) as error:
             raise UserError(f"{record.where}: {error}") from error
 
-    def rows(self, count: int) -> Rows:
+    def rows(self, count: int) -> TokenizedRows:
         """The first prompts as rows, for checks of the model and of what is exported."""
         places = range(min(count, self.looked_at))
         rendered = [Rendered(ids, ids) for ids in map(self._ids, places)]
-        return Rows(records=[self._records[i] for i in places], rendered=rendered, read=len(rendered))
+        return TokenizedRows(records=[self._records[i] for i in places], rendered=rendered, read=len(rendered))
 
     def _ids(self, place: int) -> list[int]:
         ids: list[int] = self._tokenizer(self.prompt(place), add_special_tokens=False)["input_ids"]

@@ -13,7 +13,7 @@ from torch import nn
 from gemma_tune.chat import form_of
 from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import ALL_LINEAR, Counts
 from gemma_tune.models.contexts import evaluating
@@ -51,7 +51,7 @@ class Looked:
     cfg: Config
     model: Any
     tokenizer: Any
-    rows: Rows
+    rows: TokenizedRows
     counts: Counts
     shape: Shape
     weighs_tokens: bool
@@ -258,7 +258,7 @@ def preflight(looked: Looked, names: Collection[str] = tuple(CHECKS)) -> list[st
     return lines
 
 
-def untrained_warning(model: Any, tokenizer: Any, rows: Rows) -> str | None:
+def untrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | None:
     """The warning for rows with tokens that the model never trained, where adapters leave the embedding frozen.
 
     Args:

@@ -8,7 +8,7 @@ from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.train.base import SafeTrainer, build
 from gemma_tune.train.head_on_trained_tokens import only_trained
 from gemma_tune.train.length_grouped_sampler import LengthGroups
@@ -47,7 +47,7 @@ def sft_trainer(
     args: SFTConfig,
     model: Any,
     tokenizer: Any,
-    train: Rows,
+    train: TokenizedRows,
     find_rows: FindRows,
     kind: type[GemmaSFTTrainer] = GemmaSFTTrainer,
     **more: Any,

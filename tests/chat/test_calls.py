@@ -15,7 +15,7 @@ from gemma_tune.chat.calls import (
     begins_call,
     calls_of,
     content_text,
-    decoded,
+    decode_answer,
     parse_answer,
     same_calls,
     shown,
@@ -176,7 +176,7 @@ def test_from_tokens(name: str) -> None:
     tokenizer, (begin, end, quote) = tokenizer_of(name), TOKENS[name.partition("_")[0]]
     call = f"{begin}call:f{{x:{quote}ü 👍🏽{quote}}}{end}"
     ids = tokenizer(f" So:\n{call}{FORMS[name].calls_stop}<pad>", add_special_tokens=False)["input_ids"]
-    assert decoded(tokenizer, ids) == f" So:\n{call}"
+    assert decode_answer(tokenizer, ids) == f" So:\n{call}"
     assert answer_text(tokenizer, ids) == f"So:\n{call}"
     assert parse_answer(answer_text(tokenizer, ids), FORMS[name]).calls == [Call("f", {"x": "ü 👍🏽"})]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "So:\ncall:f{x:ü 👍🏽}"  # why it isn't enough

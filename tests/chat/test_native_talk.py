@@ -12,7 +12,7 @@ from test_chat_cli import LIMIT, Person, Scripted, user
 from gemma_tune.chat import FORMS, render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
 from gemma_tune.chat_cli.conversation import Conversation
-from gemma_tune.chat_cli.responder import Voice, ids_within
+from gemma_tune.chat_cli.responder import Responder, ids_within
 from gemma_tune.config import ChatConfig
 from gemma_tune.errors import UserError
 
@@ -45,7 +45,9 @@ def test_what_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said, printed, thinking = ANSWERS[name]
     tokenizer = tokenizer_of("gemma4_v5")
     stop = "<|tool_response>" if said.endswith("<tool_call|>") else "<turn|>"
-    answer = Voice(Scripted(tokenizer, said, stop=stop), tokenizer, ChatConfig(), LIMIT).answer(user("?"), None, "here")
+    answer = Responder(Scripted(tokenizer, said, stop=stop), tokenizer, ChatConfig(), LIMIT).answer(
+        user("?"), None, "here"
+    )
     out, err = capsys.readouterr()
     assert out == (said if printed is None else printed) + "\n"
     assert err.startswith(f"[thinking: {thinking}" if thinking else "")
@@ -74,7 +76,7 @@ def test_functiongemma(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = tokenizer_of("functiongemma")
     said = "<start_function_call>call:f{x:<escape>ü<escape>}<end_function_call>"
     model = Scripted(tokenizer, said, stop="<start_function_response>")
-    answer = Voice(model, tokenizer, ChatConfig(), LIMIT).answer(user("?"), None, "here")
+    answer = Responder(model, tokenizer, ChatConfig(), LIMIT).answer(user("?"), None, "here")
     assert capsys.readouterr().out == '→ f(x="ü")\n'
     assert answer.row(user("?")) == {
         "prompt": "?", "answer": said, "calls": [{"name": "f", "arguments": {"x": "ü"}}], "stopped": True,
@@ -86,7 +88,7 @@ def test_results_go_on_in_the_models_turn() -> None:
     tokenizer = tokenizer_of("gemma4_v5")
     model = Scripted(tokenizer, f"<|channel>thought\nHm.\n<channel|>{CALL}{TIME}", "It is off at 9.", "Bye.")
     person = Person("Lights off!", "ok", "9:00", "Thanks")
-    conversation = Conversation(Voice(model, tokenizer, ChatConfig(), LIMIT), [], TOOLS, person)
+    conversation = Conversation(Responder(model, tokenizer, ChatConfig(), LIMIT), [], TOOLS, person)
     rows = conversation.run()
     assert person.prompts == ["you> ", "result of set_light> ", "result of get_time> ", "you> ", "you> "]
     assert [c["name"] for c in rows[0]["calls"]] == ["set_light", "get_time"]

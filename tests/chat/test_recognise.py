@@ -9,7 +9,7 @@ import pytest
 from forms_at_hand import GEMMA4, LARGE, NAMES, each_form, published
 from transformers import AutoTokenizer
 
-from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise, served_template
+from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.run.paths import ASSETS
 
 # Gemma 3n's and FunctionGemma's published texts are not at hand: stand-ins that write what is documented in other ways.
@@ -40,8 +40,8 @@ FUNCTIONGEMMA = (
 
 @each_form
 def test_ours(name: str) -> None:
-    assert recognise(served_template(name), "gemma") is FORMS[name]
-    assert recognise(served_template(name) + "\n", "gemma") is FORMS[name]
+    assert recognise_template(served_template(name), "gemma") is FORMS[name]
+    assert recognise_template(served_template(name) + "\n", "gemma") is FORMS[name]
     assert form_of(SimpleNamespace(chat_template=served_template(name))) is FORMS[name]
 
 
@@ -49,8 +49,8 @@ def test_ours(name: str) -> None:
 def test_published(name: str) -> None:
     """By digest; the blanks around a text hang on the file that it stands in."""
     for text in (published(name), published(name).strip(), f"\n{published(name)}\n"):
-        assert recognise(text, "gemma3") is FORMS[name]
-    assert recognise({"default": published(name), "rag": "other"}, "gemma") is FORMS[name]
+        assert recognise_template(text, "gemma3") is FORMS[name]
+    assert recognise_template({"default": published(name), "rag": "other"}, "gemma") is FORMS[name]
 
 
 # chat_template.jinja of google/gemma-4-31B-it, which 12B and 26B-A4B have, too: bytes and SHA-256 as they are pinned in
@@ -75,12 +75,12 @@ def test_the_texts_of_the_larger_ones_are_the_files(name: str) -> None:
 @pytest.mark.parametrize(("name", "template"), [("gemma3n", GEMMA3N), ("functiongemma", FUNCTIONGEMMA)])
 def test_by_what_it_renders(name: str, template: str) -> None:
     assert template != served_template(name)
-    assert recognise(template, "gemma3") is FORMS[name]
+    assert recognise_template(template, "gemma3") is FORMS[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_none_is_the_familys(name: str) -> None:
-    assert recognise(None, name) is FORMS[name]
+    assert recognise_template(None, name) is FORMS[name]
     assert FORMS["gemma4"] is FORMS["gemma4_v5"] and FORMS["gemma4_large"] is FORMS["gemma4_large_v5"]
 
 
@@ -125,7 +125,7 @@ def test_none_is_the_familys(name: str) -> None:
 def test_a_changed_one_is_refused(template: str, nearest: str) -> None:
     """With what was found, and the ways out."""
     with pytest.raises(UnknownTemplate) as caught:
-        recognise(template, "gemma3")
+        recognise_template(template, "gemma3")
     message = str(caught.value)
     assert f"model.chat_template={nearest} (known: gemma, gemma3, gemma3n, functiongemma, gemma4_v1" in message
     assert f"{len(template):,} characters" in message and "chat_template.jinja" in message
@@ -135,7 +135,7 @@ def test_a_changed_one_is_refused(template: str, nearest: str) -> None:
 
 def test_every_change_above_is_one() -> None:
     """So the test above can fail."""
-    assert recognise(published("gemma3").replace("| trimm", ""), "gemma") is FORMS["gemma3"]
+    assert recognise_template(published("gemma3").replace("| trimm", ""), "gemma") is FORMS["gemma3"]
 
 
 def test_a_tokenizer_without_a_template() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import Rows, load_rows
+from gemma_tune.data.tokenized import TokenizedRows, load_rows
 from gemma_tune.run.paths import ASSETS
 
 FOLDER = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "bfcl")
@@ -48,17 +48,17 @@ def wanted() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, wanted: list[dict[str, Any]]) -> Rows:
+def rows(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, wanted: list[dict[str, Any]]) -> TokenizedRows:
     file = write(tmp_path_factory.mktemp("bfcl") / "rows.jsonl", *wanted)
     return load_rows(DataConfig(train_file=file), tokenizer, 1_000_000, seed=0)[0]
 
 
-def test_every_row_is_used_whole(rows: Rows, wanted: list[dict[str, Any]]) -> None:
+def test_every_row_is_used_whole(rows: TokenizedRows, wanted: list[dict[str, Any]]) -> None:
     assert (rows.read, len(rows.rendered), rows.cut, rows.dropped) == (400, 400, 0, [])
     assert [r.tools for r in rows.records] == [w["tools"] for w in wanted]
 
 
-def test_every_function_stands_in_the_prompt(rows: Rows, tokenizer: Any) -> None:
+def test_every_function_stands_in_the_prompt(rows: TokenizedRows, tokenizer: Any) -> None:
     for record in rows.records:
         prompt = tokenizer.decode(render_prompt(tokenizer, record.prompt, record.tools))
         for tool in record.tools or []:
@@ -66,7 +66,7 @@ def test_every_function_stands_in_the_prompt(rows: Rows, tokenizer: Any) -> None
             assert json.dumps(tool, ensure_ascii=False) in prompt
 
 
-def test_what_is_trained_is_the_call(rows: Rows, tokenizer: Any, wanted: list[dict[str, Any]]) -> None:
+def test_what_is_trained_is_the_call(rows: TokenizedRows, tokenizer: Any, wanted: list[dict[str, Any]]) -> None:
     for rendered, row in zip(rows.rendered, wanted, strict=True):
         trained = tokenizer.decode([label for label in rendered.labels if label != -100])
         call = row["messages"][-1]["tool_calls"][0]["function"]

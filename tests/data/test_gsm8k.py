@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import KEPT, Rows, load_rows
+from gemma_tune.data.tokenized import KEPT, TokenizedRows, load_rows
 from gemma_tune.run.paths import ASSETS
 
 FILE = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "gsm8k", "train.jsonl")
@@ -28,7 +28,7 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer: Any) -> Rows:
+def rows(tokenizer: Any) -> TokenizedRows:
     data = DataConfig(format="columns", train_file=str(FILE), prompt_column="question", completion_column="answer")
     train, held_out = load_rows(data, tokenizer, MAX_LENGTH, seed=0)
     assert held_out.read == 0
@@ -47,7 +47,7 @@ def lengths(tokenizer: Any) -> list[tuple[int, int]]:
     return [(len(p), len(a)) for p, a in zip(*ids, strict=True)]
 
 
-def test_counts_equal_those_made_by_hand(rows: Rows, lengths: list[tuple[int, int]]) -> None:
+def test_counts_equal_those_made_by_hand(rows: TokenizedRows, lengths: list[tuple[int, int]]) -> None:
     used = [(p, a) for p, a in lengths if p < MAX_LENGTH]
     newline = 1  # after the stop token: a token of the row that isn't trained
     assert rows.counts() == {
@@ -65,7 +65,7 @@ def test_counts_equal_those_made_by_hand(rows: Rows, lengths: list[tuple[int, in
     assert 0 < rows.cut < 7473  # the length was chosen so that some are
 
 
-def test_every_row_trains_its_answer(rows: Rows, lengths: list[tuple[int, int]]) -> None:
+def test_every_row_trains_its_answer(rows: TokenizedRows, lengths: list[tuple[int, int]]) -> None:
     used = [(n, p, a) for n, (p, a) in enumerate(lengths, start=1) if p < MAX_LENGTH]
     assert [r.where for r in rows.records] == [f"{FILE}:{n}" for n, _, _ in used][:KEPT]
     for row, (_, prompt, answer) in zip(rows.rendered, used, strict=True):
@@ -74,5 +74,5 @@ def test_every_row_trains_its_answer(rows: Rows, lengths: list[tuple[int, int]])
         assert row.labels == [-100] * prompt + row.input_ids[prompt:end] + untrained
 
 
-def test_dropped_rows_are_listed(rows: Rows, lengths: list[tuple[int, int]]) -> None:
+def test_dropped_rows_are_listed(rows: TokenizedRows, lengths: list[tuple[int, int]]) -> None:
     assert rows.dropped == [f"{FILE}:{n}" for n, (p, _) in enumerate(lengths, start=1) if p >= MAX_LENGTH]

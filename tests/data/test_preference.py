@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS, render_chat, render_prompt
 from gemma_tune.config import DataConfig
-from gemma_tune.data.pairs import find_pairs, load_pairs, rendered_pair
+from gemma_tune.data.pairs import find_pairs, load_pairs, render_pair
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ASSETS
@@ -152,7 +152,7 @@ def test_long_pairs_are_cut_or_dropped(tmp_path: Path, tokenizer: Any) -> None:
     for name in ("chosen_ids", "rejected_ids"):
         assert cut.for_reward[1][name] == whole.for_reward[1][name][:longest]
     assert any("pairs don't differ within train.max_length" in note for note in cut.notes("training rows"))
-    never, _ = load_pairs(data, tokenizer, longest, seed=0, whole=True)
+    never, _ = load_pairs(data, tokenizer, longest, seed=0, drop_long=True)
     assert (len(never.rendered), never.cut, len(never.dropped)) == (1, 0, 3)
     with pytest.raises(UserError, match=r"none of 4 pairs fits into train\.max_length=8"):
         load_pairs(data, tokenizer, 8, seed=0)
@@ -247,7 +247,7 @@ def test_every_form_begins_both_answers_with_the_prompt(name: str, with_tools: b
     record = Record("x:1", messages=messages, rejected=said("No, it is not."), tools=[TOOL] if with_tools else None)
     if with_tools and form.calls is None:
         pytest.skip("the form has no place for tools")
-    pair = rendered_pair(record, chats)
+    pair = render_pair(record, chats)
     stops = chats.convert_tokens_to_ids(list(form.stop_tokens))
     for answer, ids in ((messages[-1:], pair.chosen), (record.rejected or [], pair.rejected)):
         whole = render_chat(chats, [*record.prompt, *answer], record.tools)

@@ -11,7 +11,7 @@ from gemma_tune.chat import FORMS
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.answers import _judge, is_right, prepare
 from gemma_tune.evals.base import Inputs, Outcome
@@ -112,7 +112,7 @@ class Said:
 
 def outcome(engine: Said, records: list[Record], *words: str) -> Outcome:
     cfg = compose_config("lora_sft", ["eval.evaluators=[answers]", *words])
-    return prepare(Inputs(cfg, engine.tokenizer, Rows(), {"mine": records}))(engine)
+    return prepare(Inputs(cfg, engine.tokenizer, TokenizedRows(), {"mine": records}))(engine)
 
 
 def test_counts() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Outcome
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, files_of, prepare, with_samples
@@ -36,7 +36,7 @@ def own(folder: Path, text: str) -> str:
 def evaluated(folder: Path, text: str) -> Evaluation:
     name = own(folder, text)
     cfg = compose_config("lora_sft", [f"eval.evaluators=[{name}]"])
-    return evaluate(prepare(cfg, None, Rows(), {}), ENGINE)
+    return evaluate(prepare(cfg, None, TokenizedRows(), {}), ENGINE)
 
 
 def test_what_is_no_number_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_samples_that_fail_are_noted() -> None:
             raise MemoryError("no memory")
 
     cfg = compose_config("lora_sft", [])
-    held_out = Rows([Record("here", messages=[{"role": "user", "content": "?"}])], [])
+    held_out = TokenizedRows([Record("here", messages=[{"role": "user", "content": "?"}])], [])
     before = Evaluation({"x": 1.0}, failures={"y": "z"}, lower_is_better=["x"])
     found = with_samples(before, Full(), cfg, held_out)  # type: ignore[arg-type]
     assert found.figures == {"x": 1.0} and found.answers == [] and found.lower_is_better == ["x"]

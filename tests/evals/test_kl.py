@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Inputs
 from gemma_tune.evals.kl import divergence, prepare, reference_of
@@ -36,7 +36,7 @@ def test_the_reference_is_spoken_of_by_its_key(tmp_path: Path) -> None:
     for name, message in (("owner/name", "it can't be loaded"), (str(tmp_path), "has no config.json")):
         cfg = compose_config("evaluate", ["eval.evaluators=[kl]", f"eval.kl.reference={name}"])
         with pytest.raises(UserError, match=message) as error:
-            prepare(Inputs(cfg, None, Rows(), {}))
+            prepare(Inputs(cfg, None, TokenizedRows(), {}))
         assert f"eval.kl.reference={name}: " in str(error.value)
         assert "model.model_name_or_path" not in str(error.value)
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals import evaluation
@@ -133,7 +133,7 @@ def config(small: Path, names: str, *overrides: str) -> Config:
 
 
 def prepared(cfg: Config, tokenizer: Any = None) -> Any:
-    return prepare(Inputs(cfg, tokenizer, Rows([], []), {}))
+    return prepare(Inputs(cfg, tokenizer, TokenizedRows([], []), {}))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import Rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.evals.base import Inputs
 from gemma_tune.evals.haystack import HaystackRow
 from gemma_tune.evals.long_context import equal_shares, prepare
@@ -52,7 +52,7 @@ class Silent:
 def test_figures() -> None:
     engine: Any = Silent()
     words = ["eval=long_context", "eval.long_context.lengths=[512,1024]", "eval.long_context.num_samples=3"]
-    run = prepare(Inputs(compose_config("evaluate", words), engine.tokenizer, Rows(), {}))
+    run = prepare(Inputs(compose_config("evaluate", words), engine.tokenizer, TokenizedRows(), {}))
     names = {f"{k}_{n}_accuracy" for k in ("needle", "multi_key", "variable_tracking") for n in (512, 1024)}
     for limit, asked in ((None, 18), (6, 6), (1, 6)):
         found = run(engine, limit)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered, render_chat, render_prompt
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import Rows, load_held_out
+from gemma_tune.data.tokenized import TokenizedRows, load_held_out
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Inputs
@@ -89,7 +89,7 @@ def test_length_counts_in_one_figure_only(inputs: Inputs, tokenizer: Any) -> Non
 
 
 def test_no_held_out_pairs_give_no_figure(inputs: Inputs, tokenizer: Any) -> None:
-    evaluator = prepare(Inputs(inputs.cfg, tokenizer, Rows(), {}))
+    evaluator = prepare(Inputs(inputs.cfg, tokenizer, TokenizedRows(), {}))
     engine: Any = SimpleNamespace(tokenizer=tokenizer)
     assert evaluator(engine).figures == {}
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.config import Config, ExportConfig
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows, render_rows
+from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export import merged, verify
@@ -177,7 +177,7 @@ def test_a_wrong_export_is_an_error(tmp_path: Path) -> None:
     rows = render_rows([Record("here", messages=chat)], tokenizer, 64, "rows")
     cfg = Config(export=ExportConfig(dtype="float32"))
     measured = Evaluation({"export_stopped": 0.25, "mean_kl": 3.0})  # the run's own, of a test called `export`
-    reference = verify.take_reference(cfg, model, tokenizer, rows, Rows(), lambda *_: measured)
+    reference = verify.take_reference(cfg, model, tokenizer, rows, TokenizedRows(), lambda *_: measured)
     said = float(reference.answers[0][-1] in model.generation_config.eos_token_id)
     options = ExportConfig(dtype="float32")
     merged.export(model, tokenizer, tmp_path / "right", options, SOURCE)

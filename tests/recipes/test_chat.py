@@ -26,7 +26,7 @@ import gemma_tune
 from gemma_tune.chat import render_prompt
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ChatConfig, ModelConfig
-from gemma_tune.data.prompts import read_prompts
+from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.errors import UserError
 from gemma_tune.models import load
 from gemma_tune.models.adapter_files import put_on
@@ -156,12 +156,12 @@ def test_conversations_of_a_file(folder: Path) -> None:
     write("tools.json", json.dumps(TOOLS))
     added = {"role": "system", "content": "Ours."}
     chat = ChatConfig(prompts_file="p.jsonl", system="Ours.", tools_file="tools.json")
-    found = read_prompts(chat)
+    found = read_chat_prompts(chat)
     assert [r.messages for r in found] == [m if m[0] == system else [added, *m] for _, m in rows]
     assert [r.tools == other for r in found] == [i == 4 for i in range(8)]
     assert all(r.tools == TOOLS for i, r in enumerate(found) if i != 4)
     assert [r.where for r in found] == [f"p.jsonl:{i + 1}" for i in range(8)]
-    plain = read_prompts(ChatConfig(prompts_file="p.jsonl"))
+    plain = read_chat_prompts(ChatConfig(prompts_file="p.jsonl"))
     assert [r.messages for r in plain] == [m for _, m in rows]
     assert [r.tools for r in plain] == [other if i == 4 else None for i in range(8)]
 

@@ -107,7 +107,7 @@ def classifier(folder: Path, pairs: list[str], *words: str) -> Any:
     tokenizer = load_tokenizer(source)
     torch.manual_seed(0)
     model = adapters.attach(load_classifier(cfg.model, source, tokenizer), cfg.adapter, source, trained_whole=[HEAD])
-    train, _ = load_pairs(cfg.data, tokenizer, 512, 0, whole=True)
+    train, _ = load_pairs(cfg.data, tokenizer, 512, 0, drop_long=True)
     return cfg, tokenizer, model, train
 
 

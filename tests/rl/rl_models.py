@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import read_prompts
+from gemma_tune.data.tokenized import read_training_prompts
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -43,7 +43,7 @@ def made(
     arguments = rl_arguments(cfg, RunFolder.open(cfg), CPU)
     arguments.reward_weights = list(scorer.weights.values())
     keep = samples.extend if samples is not None else lambda rows: None
-    tasks = Tasks(read_prompts(cfg.data, {})[0], tokenizer, 1000)
+    tasks = Tasks(read_training_prompts(cfg.data, {})[0], tokenizer, 1000)
     trainer = rl_trainer(cfg, arguments, model, tokenizer, tasks, scorer, keep)
     trainer.current_gradient_accumulation_steps = cfg.train.gradient_accumulation_steps
     trainer.model.train()

@@ -18,7 +18,7 @@ import gemma_tune
 from gemma_tune.chat import Rendered, form_of
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import Rows, render_rows
+from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_config, load_tokenizer
@@ -47,7 +47,7 @@ def tiny() -> Looked:
     return looked()
 
 
-def changed(rows: Rows, ids: list[int], labels: list[int]) -> Rows:
+def changed(rows: TokenizedRows, ids: list[int], labels: list[int]) -> TokenizedRows:
     """One row in place of what was rendered."""
     row = Rendered(ids, labels)
     trained = {i for i in labels if i >= 0}

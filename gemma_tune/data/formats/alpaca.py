@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record, checked_messages, parsed
-from gemma_tune.data.sources import Source, each, text_field
+from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         said.append(("assistant", text_field(row, "output", where)))
         return Record(where, messages=checked_messages([{"role": r, "content": t} for r, t in said], where))
 
-    return each(source, record)
+    return map_rows(source, record)
 
 
 def _history(history: Any, where: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gemma_tune.config import DataConfig
 from gemma_tune.config.data import RECOGNISED
 from gemma_tune.data.records import BadRow
-from gemma_tune.data.sources import Source, rows_of
+from gemma_tune.data.sources import Source, read_rows
 
 # Pairs of a question's and an answer's field that are seen often, for the message.
 _PAIRS = [
@@ -19,12 +19,12 @@ _PAIRS = [
 ]  # fmt: skip
 
 
-def recognise(source: Source, data: DataConfig) -> str | None:
+def recognise_format(source: Source, data: DataConfig) -> str | None:
     """The name of the format of the first row that has the fields of one; None where no row has.
 
     Unless bad rows are skipped it is the first row that decides.
     """
-    for row in rows_of(source):
+    for row in read_rows(source):
         if not isinstance(row, BadRow):
             for name in RECOGNISED:
                 fields = importlib.import_module(f"gemma_tune.data.formats.{name}").fields(data)
@@ -37,7 +37,7 @@ def recognise(source: Source, data: DataConfig) -> str | None:
 
 def refuse_rows(source: Source) -> Iterator[BadRow]:
     """What is wrong with each row of a file whose format isn't known; it says what to set."""
-    for row in rows_of(source):
+    for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
             continue

@@ -8,7 +8,7 @@ from typing import Any
 from gemma_tune.config import DataConfig
 from gemma_tune.data.formats.prompt_completion import as_messages
 from gemma_tune.data.records import BadRow, Record, checked_messages
-from gemma_tune.data.sources import Source, each, text_field
+from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
                 messages.append({"role": role, "content": text_field(row, key, where, names[role])})
         return Record(where, messages=checked_messages(messages, where, answered=not data.prompts_only))
 
-    return each(source, record)
+    return map_rows(source, record)
 
 
 def _is_list(value: Any) -> bool:

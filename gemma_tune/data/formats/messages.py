@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
-from gemma_tune.data.sources import Source, each, field
+from gemma_tune.data.sources import Source, field, map_rows
 
 _ELSE = (
     "For a question and an answer in two fields use data=columns; for conversations in another field set "
@@ -28,4 +28,4 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         messages = checked_messages(given, where, answered=not data.prompts_only)
         return Record(where, messages=messages, tools=checked_tools(row.get(data.tools_column), where))
 
-    return each(source, record)
+    return map_rows(source, record)

@@ -8,7 +8,7 @@ from typing import Any
 from gemma_tune.config import DataConfig
 from gemma_tune.data.formats.prompt_completion import as_messages
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
-from gemma_tune.data.sources import Source, each, field
+from gemma_tune.data.sources import Source, field, map_rows
 
 Messages = list[dict[str, Any]]
 
@@ -30,7 +30,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         chosen, rejected = (_conversation(row, name, prompt, where) for name in fields(data))
         return pair(where, chosen, rejected, checked_tools(row.get(data.tools_column), where))
 
-    return each(source, record)
+    return map_rows(source, record)
 
 
 def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str, Any]] | None) -> Record:

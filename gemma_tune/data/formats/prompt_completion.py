@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
-from gemma_tune.data.sources import Source, each, field
+from gemma_tune.data.sources import Source, field, map_rows
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         messages = checked_messages([*asked, *answered], where, answered=not data.prompts_only)
         return Record(where, messages=messages, tools=checked_tools(row.get("tools"), where))
 
-    return each(source, record)
+    return map_rows(source, record)
 
 
 def as_messages(value: Any, role: str, name: str, where: str) -> list[dict[str, Any]]:

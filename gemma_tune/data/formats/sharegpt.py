@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools, parsed
-from gemma_tune.data.sources import Source, each, field
+from gemma_tune.data.sources import Source, field, map_rows
 
 _CALL = "call"
 ROLES = {
@@ -41,7 +41,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         messages = checked_messages(messages, where, answered=not data.prompts_only)
         return Record(where, messages=messages, tools=_tools(row.get("tools"), where))
 
-    return each(source, record)
+    return map_rows(source, record)
 
 
 def _message(message: Any, number: int, where: str) -> dict[str, Any]:

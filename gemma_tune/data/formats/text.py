@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.sources import Source, each, text_field
+from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
@@ -16,6 +16,6 @@ def fields(data: DataConfig) -> tuple[str, ...]:
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one record a row."""
-    return each(
+    return map_rows(
         source, lambda where, row: Record(where, text=text_field(row, data.text_column, where, "data.text_column"))
     )
