@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from forms_at_hand import tokenizer_of
-from test_chat_cli import LIMIT, Person, Scripted, user
+from scripted_chat import LIMIT, Person, Scripted, user
 
 from gemma_tune.chat import FORMS, render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer

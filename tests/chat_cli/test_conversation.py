@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from scripted_chat import LIMIT, Person, Scripted, user
 
-from gemma_tune.chat import STOP_TOKEN, render_prompt
+from gemma_tune.chat import render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
 from gemma_tune.chat_cli.batches import _batches, answer_file
 from gemma_tune.chat_cli.conversation import Conversation
@@ -26,7 +26,6 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 
-LIMIT = 2048
 TOOLS = [{"type": "function", "function": {"name": "set_light", "parameters": {"type": "object"}}}]
 CALL = '{"name": "set_light", "parameters": {"room": "kitchen", "on": false}}'
 SHOWN = '→ set_light(room="kitchen", on=false)'
@@ -43,36 +42,6 @@ def model(tiny: Path, tokenizer: Any) -> Any:
     """The embedded model in float32, where a batch gives what its rows give alone."""
     config = ModelConfig(model_name_or_path=str(tiny), dtype="float32", device="cpu")
     return load_base(config, find_source(config), tokenizer).eval()
-
-
-def user(text: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": text}]
-
-
-class Scripted:
-    """A model that says one given text after another, a token at a time; with `interrupted` a person stops it."""
-
-    def __init__(self, tokenizer: Any, *says: str, interrupted: int | None = None, stop: str = STOP_TOKEN) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.says = list(says)
-        self.interrupted = interrupted
-        self.asked: list[str] = []
-        self.embedding = nn.Embedding(len(tokenizer), 1)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def generate(self, input_ids: torch.Tensor, max_new_tokens: int, streamer: Any, **_: Any) -> None:
-        self.asked.append(self.tokenizer.decode(input_ids[0]))
-        ids = self.tokenizer(self.says.pop(0), add_special_tokens=False)["input_ids"]
-        ids = [*ids, self.tokenizer.convert_tokens_to_ids(self.stop)]
-        streamer.put(input_ids)
-        for place, token in enumerate(ids[:max_new_tokens]):
-            if place == self.interrupted:
-                raise KeyboardInterrupt
-            streamer.put(torch.tensor([token]))
-        streamer.end()
 
 
 # The answer, what is printed of it where that isn't the answer itself, and how much is held back until the end.
@@ -194,21 +163,6 @@ def test_out_of_memory_is_said(model: Any, tokenizer: Any, monkeypatch: pytest.M
 
 
 # Conversations
-
-
-class Person:
-    """Says one line after another, notes what they were asked for, and goes."""
-
-    def __init__(self, *lines: str | type[BaseException]) -> None:
-        self.lines = iter(lines)
-        self.prompts: list[str] = []
-
-    def __call__(self, prompt: str) -> str:
-        self.prompts.append(prompt)
-        line = next(self.lines, EOFError)
-        if isinstance(line, str):
-            return line
-        raise line
 
 
 def talk(
