@@ -17,7 +17,7 @@ from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
-from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import check_hardware
@@ -30,7 +30,7 @@ from gemma_tune.models.load import (
     pick_device,
 )
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -38,10 +38,10 @@ from gemma_tune.run.paths import whole
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
-from gemma_tune.train.best import Ending
-from gemma_tune.train.callbacks import Report
+from gemma_tune.train.best import TrainingEnd
+from gemma_tune.train.callbacks import TrackerCallback
 from gemma_tune.train.dpo import WITH_PAIRS, dpo_arguments, dpo_trainer, likelihood_warning
-from gemma_tune.train.preflight import Looked, preflight, untrained_warning
+from gemma_tune.train.preflight import CheckInputs, preflight, undertrained_warning
 from gemma_tune.train.resume import find_checkpoint
 
 
@@ -59,7 +59,7 @@ def run(cfg: Config) -> RunResult:
     # What surely doesn't fit is said before a long file is read
     source, device = find_source(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    shape, mixed, free = shape_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
+    shape, mixed, free = size_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
     check_memory(cfg, shape, mixed, free)
     check_disk(cfg, shape, source, folder.path)
 
@@ -78,7 +78,7 @@ def run(cfg: Config) -> RunResult:
         base = load_base(cfg.model, source, tokenizer)
         check_vocabulary(base, [train.highest_id, held_out.highest_id])
         frozen = cfg.adapter.peft_type != "none"
-        warning = untrained_warning(base, tokenizer, train) if frozen else None
+        warning = undertrained_warning(base, tokenizer, train) if frozen else None
         notes += [warning] if warning else []
         model = adapters.attach(base, cfg.adapter, source)
     counts = adapters.count(model)
@@ -86,7 +86,7 @@ def run(cfg: Config) -> RunResult:
     needs = estimate(cfg, shape, mixed, longest)["total"]
     with folder.nothing_left():
         arguments = dpo_arguments(cfg, folder, device)
-        checks = preflight(Looked(cfg, model, tokenizer, train, counts, shape, True, (needs, free)), WITH_PAIRS)
+        checks = preflight(CheckInputs(cfg, model, tokenizer, train, counts, shape, True, (needs, free)), WITH_PAIRS)
         with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
             trainer = dpo_trainer(cfg, arguments, model, tokenizer, train)
 
@@ -111,7 +111,7 @@ def run(cfg: Config) -> RunResult:
         if not checkpoint:
             tracker.log(before.figures, step=0, group="eval")
 
-        trainer.add_callback(Report(tracker))
+        trainer.add_callback(TrackerCallback(tracker))
         kernel = base.config._attn_implementation
         trainer.measure = partial(measurements.at_step, model, tokenizer, tracker, kernel=kernel)
         folder.training = True
@@ -119,7 +119,7 @@ def run(cfg: Config) -> RunResult:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
         result.failures |= trainer.passed_over
-        ending = Ending.of(cfg.train, trainer.state)
+        ending = TrainingEnd.of(cfg.train, trainer.state)
         say(*ending.lines)
         trainer.release()
 
@@ -143,7 +143,7 @@ def run(cfg: Config) -> RunResult:
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)
             result.artifacts["merged"] = "export/merged"
             if cfg.model.load_in_4bit:
-                gap = rounding_gap(model.get_base_model(), Checkpoint.of(source, family_of(source)))
+                gap = rounding_gap(model.get_base_model(), CheckpointFiles.of(source, family_of(source)))
                 result.metrics["export"]["four_bit_gap"] = gap
 
         # Say what happened

@@ -10,7 +10,7 @@ from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_for_qat import load_start, start_of
 from gemma_tune.quant.plan import plan_of
@@ -26,7 +26,7 @@ def run(cfg: Config) -> RunResult:
         print(f"This run is done already: see {folder.path}, or repeat it with overwrite=true.")
         return folder.stored_result()
     source, device = start_of(cfg.model), pick_device(cfg.model)
-    shape = shape_of(load_config(source))
+    shape = size_of(load_config(source))
     check_weights(cfg, shape, free_memory(device))
     check_disk(cfg, shape, source, folder.path)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)

@@ -25,7 +25,7 @@ from gemma_tune.models.contexts import evaluating, training_attention
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import check_vocabulary, family_of, load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import PLAN
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_for_qat import load_start, start_of
@@ -39,12 +39,12 @@ from gemma_tune.run.paths import whole
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
-from gemma_tune.train.best import Ending
-from gemma_tune.train.callbacks import Report
+from gemma_tune.train.best import TrainingEnd
+from gemma_tune.train.callbacks import TrackerCallback
 from gemma_tune.train.distill import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill_in_batches
-from gemma_tune.train.preflight import Looked, preflight
+from gemma_tune.train.preflight import CheckInputs, preflight
 from gemma_tune.train.resume import find_checkpoint
-from gemma_tune.train.trainer import sft_trainer
+from gemma_tune.train.sft import sft_trainer
 
 
 def run(cfg: Config) -> RunResult:
@@ -60,7 +60,7 @@ def run(cfg: Config) -> RunResult:
 
     source, device = start_of(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    shape, mixed, free = shape_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
+    shape, mixed, free = size_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
     check_memory(cfg, shape, mixed, free)
     check_disk(cfg, shape, source, folder.path)
     with folder.timed("data"):
@@ -98,7 +98,7 @@ def run(cfg: Config) -> RunResult:
         memory = (estimate(cfg, shape, mixed, train.longest)["total"], free)
         weighs_tokens = trainer.model_accepts_loss_kwargs
         checks = preflight(
-            Looked(cfg, model, tokenizer, train, counts, shape, weighs_tokens, memory, frozen=plan.frozen)
+            CheckInputs(cfg, model, tokenizer, train, counts, shape, weighs_tokens, memory, frozen=plan.frozen)
         )
 
     result = folder.result
@@ -129,7 +129,7 @@ def run(cfg: Config) -> RunResult:
         tracker.log({f"unquantised_{k}": v for k, v in full.figures.items()}, step=0, group="eval")
         tracker.log(before.figures, step=0, group="eval")
 
-        trainer.add_callback(Report(tracker))
+        trainer.add_callback(TrackerCallback(tracker))
         trainer.measure = partial(
             measurements.at_step, model, tokenizer, tracker, kernel=base.config._attn_implementation
         )
@@ -138,7 +138,7 @@ def run(cfg: Config) -> RunResult:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
         result.failures |= trainer.passed_over
-        ending = Ending.of(cfg.train, trainer.state)
+        ending = TrainingEnd.of(cfg.train, trainer.state)
         say(*ending.lines)
         trainer.release()
 

@@ -20,7 +20,7 @@ from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import check_vocabulary, family_of, load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -28,9 +28,9 @@ from gemma_tune.run.paths import REWARD_MODEL, whole
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
-from gemma_tune.train.best import Ending
-from gemma_tune.train.callbacks import Report
-from gemma_tune.train.preflight import Looked, preflight
+from gemma_tune.train.best import TrainingEnd
+from gemma_tune.train.callbacks import TrackerCallback
+from gemma_tune.train.preflight import CheckInputs, preflight
 from gemma_tune.train.resume import find_checkpoint
 from gemma_tune.train.reward import GENERAL, reward_arguments, reward_trainer, score_checks
 
@@ -49,7 +49,7 @@ def run(cfg: Config) -> RunResult:
     # What surely doesn't fit is said before a long file is read
     source, device = find_source(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    shape, mixed, free = shape_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
+    shape, mixed, free = size_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
     check_memory(cfg, shape, mixed, free)
     check_disk(cfg, shape, source, folder.path)
 
@@ -70,7 +70,7 @@ def run(cfg: Config) -> RunResult:
     saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
     needs = estimate(cfg, shape, mixed, longest)["total"]
     with folder.nothing_left():
-        checks = preflight(Looked(cfg, model, tokenizer, train, counts, shape, True, (needs, free)), GENERAL)
+        checks = preflight(CheckInputs(cfg, model, tokenizer, train, counts, shape, True, (needs, free)), GENERAL)
         trainer = reward_trainer(cfg, reward_arguments(cfg, folder, device), model, tokenizer, train)
         checks += score_checks(model, tokenizer, train)
 
@@ -95,14 +95,14 @@ def run(cfg: Config) -> RunResult:
         if not checkpoint:
             tracker.log(before.figures, step=0, group="eval")
 
-        trainer.add_callback(Report(tracker))
+        trainer.add_callback(TrackerCallback(tracker))
         trainer.measure = lambda step: score_pairs(model, tokenizer, held_out, batch).figures
         folder.training = True
         with folder.timed("train"), training_attention(base, cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
         result.failures |= trainer.passed_over
-        ending = Ending.of(cfg.train, trainer.state)
+        ending = TrainingEnd.of(cfg.train, trainer.state)
         say(*ending.lines)
         trainer.release()
 

@@ -27,7 +27,7 @@ from gemma_tune.models.load import (
     pick_device,
 )
 from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.rl.arguments import rl_arguments
@@ -41,9 +41,9 @@ from gemma_tune.run.paths import whole
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
-from gemma_tune.train.best import Ending
-from gemma_tune.train.callbacks import Report
-from gemma_tune.train.preflight import WITHOUT_ANSWERS, Looked, preflight
+from gemma_tune.train.best import TrainingEnd
+from gemma_tune.train.callbacks import TrackerCallback
+from gemma_tune.train.preflight import WITHOUT_ANSWERS, CheckInputs, preflight
 from gemma_tune.train.resume import find_checkpoint
 
 
@@ -62,7 +62,7 @@ def run(cfg: Config) -> RunResult:
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     config = load_config(source)
     check_vllm(cfg, family_of(source).has_towers)
-    shape, mixed, free = shape_of(config), mixed_precision(cfg, device), free_memory(device)
+    shape, mixed, free = size_of(config), mixed_precision(cfg, device), free_memory(device)
     beside = size_of_reward_model(cfg)
     check_memory(cfg, shape, mixed, free, beside)
     check_disk(cfg, shape, source, folder.path)
@@ -91,7 +91,7 @@ def run(cfg: Config) -> RunResult:
         arguments = rl_arguments(cfg, folder, device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, tokenizer, tasks, scorer, samples.add)
         checks = preflight(
-            Looked(cfg, model, tokenizer, tasks.rows(1000), counts, shape, True, (needs, free)), WITHOUT_ANSWERS
+            CheckInputs(cfg, model, tokenizer, tasks.rows(1000), counts, shape, True, (needs, free)), WITHOUT_ANSWERS
         )
 
     # From here on the run folder is written
@@ -119,7 +119,7 @@ def run(cfg: Config) -> RunResult:
             tracker.log(before.figures, step=0, group="eval")
 
         watch = Watch(before)
-        trainer.add_callback(Report(tracker))
+        trainer.add_callback(TrackerCallback(tracker))
         trainer.add_callback(watch)
         kernel = base.config._attn_implementation
         trainer.measure = partial(measurements.at_step, model, tokenizer, tracker, kernel=kernel)
@@ -129,7 +129,7 @@ def run(cfg: Config) -> RunResult:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         result.peak_memory_mb = peak_memory_mb(device)
         result.failures |= trainer.passed_over
-        ending = Ending.of(cfg.train, trainer.state)
+        ending = TrainingEnd.of(cfg.train, trainer.state)
         say(*ending.lines)
         trainer.release()
 

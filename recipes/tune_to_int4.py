@@ -22,7 +22,7 @@ from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
 from gemma_tune.evals.schedule import Measurements
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import ON_GRID, find_source
 from gemma_tune.recipes import qat, sft
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -44,7 +44,7 @@ def run(cfg: Config) -> RunResult:
 
     # The second training needs more memory than the first, and is refused before it
     source, device, second = find_source(cfg.model), pick_device(cfg.model), training_on_grid(cfg, folder.path)
-    shape = shape_of(load_config(source))
+    shape = size_of(load_config(source))
     check_memory(second, shape, mixed_precision(second, device), free_memory(device))
     check_disk(second, shape, source, folder.path)
 

@@ -133,7 +133,7 @@ def test_the_rule_refuses() -> None:
     for importer, target in [
         ("run.paths", "config"), ("config", "validation"), ("chat.render", "models.load"),
         ("data.records", "data.tokenized"),
-        ("models.load", "train.trainer"), ("data.tokenized", "evals.samples"), ("train.trainer", "report"),
+        ("models.load", "train.sft"), ("data.tokenized", "evals.samples"), ("train.sft", "report"),
         ("run.folder", "models.load"), ("evals.samples", "recipes.sft"), ("cli.compose", "recipes.sft"),
         ("recipes.sft", "cli.runner"), ("recipes.sft", "recipes.qat"),
     ]:  # fmt: skip

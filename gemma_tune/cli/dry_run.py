@@ -23,7 +23,7 @@ from gemma_tune.evals.evaluation import prepare
 from gemma_tune.models.capacity import free_memory, memory_warning
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
-from gemma_tune.models.shape import Shape, published_shape, shape_of
+from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.rl.rewards import size_of_reward_model
 from gemma_tune.rl.tasks import Tasks
@@ -31,13 +31,13 @@ from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.train.arguments import mixed_precision
 
 
-def _shape(cfg: Config, source: Source) -> Shape | None:
+def _shape(cfg: Config, source: Source) -> ModelSize | None:
     try:
-        return shape_of(load_config(source))
+        return size_of(load_config(source))
     except UserError:
         if source.folder is not None:
             raise
-        return published_shape(cfg.model.model_name_or_path)
+        return published_size(cfg.model.model_name_or_path)
 
 
 def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], list[str]]:

@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export.verify import ArtifactDiffers, verify_written
-from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
@@ -21,7 +21,9 @@ from gemma_tune.models.unwrap import language_part
 _KEPT = ("preprocessor_config.json", "processor_config.json")
 
 
-def whole_checkpoint(tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_checkpoint(
+    tensors: Mapping[str, torch.Tensor], checkpoint: CheckpointFiles
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The merged tensors under the names that the checkpoint has, and all else that it holds, to the bit.
 
     So the export has the checkpoint's tensors, no more and no less: the towers for images and audio, which are not
@@ -77,7 +79,7 @@ def write_folder(
         The files written.
     """
     base = language_part(model)
-    config, checkpoint = load_config(source), Checkpoint.of(source, family_of(source))
+    config, checkpoint = load_config(source), CheckpointFiles.of(source, family_of(source))
     placed = dict(tensors)
     if checkpoint.files:
         placed = dict(whole_checkpoint(tensors, checkpoint))

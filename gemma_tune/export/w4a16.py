@@ -29,7 +29,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.merged_from_grid import narrowest
 from gemma_tune.export.tensors import Trained, decoded
 from gemma_tune.export.transformers_folder import write_folder
-from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source
 from gemma_tune.quant.grid import Encoded
@@ -81,7 +81,7 @@ def export(
     return write_folder(
         tensors,
         torch.bfloat16 if narrow else torch.float32,
-        quantization_config(Checkpoint.of(source, family_of(source))),
+        quantization_config(CheckpointFiles.of(source, family_of(source))),
         model,
         tokenizer,
         folder,
@@ -91,7 +91,7 @@ def export(
     )
 
 
-def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def quantization_config(checkpoint: CheckpointFiles) -> dict[str, Any]:
     """What config.json says of the weights, with all keys that llm-compressor writes."""
     towers = [name for name in checkpoint.files if checkpoint.family.is_tower(name)]
     described = QuantizationConfig(

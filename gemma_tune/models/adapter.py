@@ -13,12 +13,12 @@ from torch import nn
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter_files import load_adapter
-from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
 from gemma_tune.models.load import family_of
-from gemma_tune.models.lora import JOINED, Layers
-from gemma_tune.models.shape import is_expert
+from gemma_tune.models.lora import FUSED_LAYERS, Layers
+from gemma_tune.models.size import is_expert
 from gemma_tune.models.source import Source
 
 ALL_LINEAR = "all-linear"
@@ -27,7 +27,7 @@ _REFERENCE = "ref"
 
 
 @dataclass(frozen=True)
-class Counts:
+class WeightCounts:
     """What is trained and what is quantised, in numbers of weights.
 
     Attributes:
@@ -67,7 +67,7 @@ class Counts:
         return ", ".join(parts)
 
 
-def count(model: nn.Module) -> Counts:
+def count(model: nn.Module) -> WeightCounts:
     """Counts the weights of a model."""
     layers = [m for m in model.modules() if is_four_bit(m)]
     packed = {id(m.weight): m.in_features * m.out_features for m in layers}
@@ -82,11 +82,11 @@ def count(model: nn.Module) -> Counts:
     fused = [p for n, p in model.named_parameters() if family and is_expert(family, n)]
     bits = max((8 * p.element_size() for p in fused), default=0)
     experts = sum(p.numel() for p in fused)
-    return Counts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
+    return WeightCounts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
 
 
 def attach(
-    model: Any, adapter: AdapterConfig, source: Source, layers: Layers = JOINED, trained_whole: Sequence[str] = ()
+    model: Any, adapter: AdapterConfig, source: Source, layers: Layers = FUSED_LAYERS, trained_whole: Sequence[str] = ()
 ) -> Any:
     """The model with what is to be trained set trainable.
 
@@ -141,7 +141,7 @@ def attach(
             f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
         ) from error
     _check_reach(peft_model)
-    if loftq and not init_loftq(peft_model.get_base_model(), Checkpoint.of(source, family_of(source))):
+    if loftq and not init_loftq(peft_model.get_base_model(), CheckpointFiles.of(source, family_of(source))):
         raise UserError(
             f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
         )

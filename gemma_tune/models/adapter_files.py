@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.lora import JOINED
+from gemma_tune.models.lora import FUSED_LAYERS
 
 # What a stored adapter decides, and what the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
@@ -53,7 +53,7 @@ def _stored_config(folder: Path) -> dict[str, Any]:
     return dict(stored)
 
 
-def put_on(model: Any, folder: Path) -> Any:
+def load_frozen_adapter(model: Any, folder: Path) -> Any:
     """The model with a stored adapter on it, of any rank, to be used and not trained.
 
     Args:
@@ -114,7 +114,7 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
 
 def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
     """A PeftModel with the weights of the folder's file; every one of them must have its place."""
-    config._register_custom_module(JOINED)
+    config._register_custom_module(FUSED_LAYERS)
     peft_model = get_peft_model(model, config)
     try:
         weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}

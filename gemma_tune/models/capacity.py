@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.memory import BYTES, estimate, optimizer_bytes
-from gemma_tune.models.shape import Shape
+from gemma_tune.models.size import ModelSize
 from gemma_tune.models.source import Source
 
 _GIB = 1024**3
@@ -41,7 +41,7 @@ def free_memory(device: torch.device) -> float:
     return free / _GIB
 
 
-def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float, beside: float = 0.0) -> None:
+def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0) -> None:
     """Holds what no shorter rows make smaller against the memory that is free.
 
     Args:
@@ -66,7 +66,7 @@ def check_memory(cfg: Config, shape: Shape, mixed: bool, free: float, beside: fl
         )
 
 
-def check_weights(cfg: Config, shape: Shape, free: float) -> None:
+def check_weights(cfg: Config, shape: ModelSize, free: float) -> None:
     """Holds the weights alone, float32, against the memory that is free (GiB), where nothing is trained.
 
     Raises:
@@ -87,7 +87,7 @@ def _others(parts: Mapping[str, float]) -> str:
 
 
 def memory_warning(
-    cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float = 0.0
+    cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float = 0.0
 ) -> str | None:
     """What to say where the estimate is above the memory that is free; None where it isn't.
 
@@ -106,12 +106,12 @@ def memory_warning(
     return f"{said} {_fix(cfg, shape, mixed, longest, free, beside)}"
 
 
-def _fix(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float) -> str:
+def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> str:
     ways = _ways_that_fit(cfg, shape, mixed, longest, free, beside)
     return f"What should fit: {' '.join(ways)}" if ways else "No setting tried here makes it fit: take a smaller model."
 
 
-def _ways_that_fit(cfg: Config, shape: Shape, mixed: bool, longest: int, free: float, beside: float) -> list[str]:
+def _ways_that_fit(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> list[str]:
     """The fewest words of the command line, in the order of what they cost, with which the estimate fits; or none."""
     tried = copy.deepcopy(cfg)
     words: dict[str, str] = {}
@@ -172,7 +172,7 @@ def _shorter(cfg: Config) -> _Words:
         yield "length", f"train.max_length={_SHORTEST}"
 
 
-def check_disk(cfg: Config, shape: Shape, source: Source, folder: Path) -> None:
+def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path) -> None:
     """Holds what a run downloads and writes against the disks' free space.
 
     Args:
@@ -206,7 +206,7 @@ def check_disk(cfg: Config, shape: Shape, source: Source, folder: Path) -> None:
         raise UserError(*problems)
 
 
-def _run_bytes(cfg: Config, shape: Shape) -> float:
+def _run_bytes(cfg: Config, shape: ModelSize) -> float:
     full = cfg.adapter.peft_type == "none"
     trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
     size = BYTES[str(cfg.model.dtype)] if full else BYTES["float32"]

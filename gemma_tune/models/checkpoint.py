@@ -16,7 +16,7 @@ from gemma_tune.models.source import Source
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointFiles:
     """A model's folder, here or in the Hub's cache.
 
     Attributes:
@@ -30,7 +30,7 @@ class Checkpoint:
     hub: str | None = None
 
     @classmethod
-    def of(cls, source: Source, family: Family) -> Checkpoint:
+    def of(cls, source: Source, family: Family) -> CheckpointFiles:
         """The checkpoint that a source names; one of the Hub must have been downloaded."""
         if source.folder is not None:
             return cls(source.folder, family)

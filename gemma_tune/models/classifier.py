@@ -30,7 +30,7 @@ _CLASSES = {
 }
 
 
-class Head(nn.Linear):  # type: ignore[misc]
+class ScoreHead(nn.Linear):  # type: ignore[misc]
     """The head in float32, whatever the model's type is: small updates of bfloat16 weights would be rounded away."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -102,9 +102,9 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
 
 
 def float32_head(model: Any) -> None:
-    """Puts a `Head` in the place of a classifier's own, with its weights."""
+    """Puts a `ScoreHead` in the place of a classifier's own, with its weights."""
     begun = model.score.weight.detach()
-    model.score = Head(*reversed(begun.shape), bias=False, device=begun.device)
+    model.score = ScoreHead(*reversed(begun.shape), bias=False, device=begun.device)
     model.score.weight.data.copy_(begun)
 
 

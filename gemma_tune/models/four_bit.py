@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from gemma_tune.models.checkpoint import Checkpoint
+from gemma_tune.models.checkpoint import CheckpointFiles
 
 
 def is_four_bit(module: nn.Module) -> bool:
@@ -38,7 +38,7 @@ def weight_of(layer: Any) -> torch.Tensor:
     return weight.detach().float().cpu()
 
 
-def _originals(model: Any, checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.Tensor]]:
+def _originals(model: Any, checkpoint: CheckpointFiles) -> Iterator[tuple[Any, torch.Tensor]]:
     """Every 4-bit layer (or the LoRA layer around it) with its weight in the checkpoint, float32, [out, in].
 
     One tensor at a time is read. Nothing is yielded where the checkpoint has no safetensors files.
@@ -51,7 +51,7 @@ def _originals(model: Any, checkpoint: Checkpoint) -> Iterator[tuple[Any, torch.
             yield layer, checkpoint.read(name).float()
 
 
-def rounding_gap(model: Any, checkpoint: Checkpoint) -> float | None:
+def rounding_gap(model: Any, checkpoint: CheckpointFiles) -> float | None:
     """How far the 4-bit weights are from the checkpoint's: ‖W₄ − W‖ / ‖W‖ over all 4-bit layers (Frobenius).
 
     That is what merging into the checkpoint's weights would change in silence, and what our merge keeps.
@@ -71,7 +71,7 @@ def rounding_gap(model: Any, checkpoint: Checkpoint) -> float | None:
     return (gap / norm) ** 0.5 if norm else None
 
 
-def init_loftq(model: Any, checkpoint: Checkpoint, adapter: str = "default") -> int:
+def init_loftq(model: Any, checkpoint: CheckpointFiles, adapter: str = "default") -> int:
     """Starts each adapter as the best rank-r image of what 4-bit rounding lost: s·B·A ≈ W − W₄.
 
     One round of LoftQ (https://arxiv.org/abs/2310.08659), in which the 4-bit weights stay as they are. PEFT's

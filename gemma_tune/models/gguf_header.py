@@ -12,7 +12,7 @@ from gemma_tune.errors import UserError
 
 
 @dataclass(frozen=True)
-class Header:
+class GGUFHeader:
     """What a file says before its tokens.
 
     Attributes:
@@ -40,7 +40,7 @@ class _HeaderReader(GGUFReader):  # type: ignore[misc]  # the package is not typ
         return offs, []
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> GGUFHeader:
     """Reads it.
 
     Raises:
@@ -56,4 +56,4 @@ def read_header(file: Path) -> Header:
             "or fetch it, again."
         ) from error
     kind = fields.get("general.file_type")
-    return Header(architecture, width, kind is not None and kind.contents() == LlamaFileType.ALL_F32)
+    return GGUFHeader(architecture, width, kind is not None and kind.contents() == LlamaFileType.ALL_F32)

@@ -22,10 +22,10 @@ from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template,
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
-from gemma_tune.models.adapter_files import put_on
+from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_header
-from gemma_tune.models.shape import empty_model
+from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 
 
@@ -218,7 +218,7 @@ def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool 
         UserError: As `load_base`, or an adapter that doesn't fit.
     """
     loaded = load_base(model, source, tokenizer, packed)
-    return put_on(loaded, source.adapter) if source.adapter is not None else loaded.eval()
+    return load_frozen_adapter(loaded, source.adapter) if source.adapter is not None else loaded.eval()
 
 
 def _check_tensors(source: Source, family: Family, info: dict[str, Any]) -> None:

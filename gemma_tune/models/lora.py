@@ -13,7 +13,7 @@ from torch import nn
 Layers = dict[type[nn.Module], type[nn.Module]]
 
 
-class _LowRank(torch.autograd.Function):  # type: ignore[misc]
+class FusedLora(torch.autograd.Function):  # type: ignore[misc]
     """y + s·B·(A·x) in one addition, with the gradients of x, y, A and B.
 
     Source: the chain rule. PEFT's own forward casts x to the adapter's float32, scales the product, casts it back and
@@ -51,7 +51,7 @@ def _joined(layer: Any, x: torch.Tensor, given: tuple[Any, ...], named: dict[str
     if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
         return None
     a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    joined: torch.Tensor = _LowRank.apply(layer.lora_dropout[name](x), layer.base_layer(x), a, b, scaling)
+    joined: torch.Tensor = FusedLora.apply(layer.lora_dropout[name](x), layer.base_layer(x), a, b, scaling)
     return joined
 
 
@@ -74,4 +74,4 @@ class Linear4bit(bnb.Linear4bit):  # type: ignore[misc]
 
 
 # The first that fits is taken, and bitsandbytes' layer is an nn.Linear, too
-JOINED: Layers = {FourBit: Linear4bit, nn.Linear: Linear}
+FUSED_LAYERS: Layers = {FourBit: Linear4bit, nn.Linear: Linear}

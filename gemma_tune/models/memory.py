@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.shape import Shape
+from gemma_tune.models.size import ModelSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
@@ -29,7 +29,7 @@ def optimizer_bytes(optim: str) -> float:
     return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
 
 
-def estimate(cfg: Config, shape: Shape, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
+def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 
     Args:

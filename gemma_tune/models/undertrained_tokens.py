@@ -14,7 +14,7 @@ _UNUSED = re.compile(r"<unused\d+>")
 _LEAST_UNUSED, _ALIKE = 16, 0.5
 
 
-def untrained_tokens(model: Any, tokenizer: Any, ids: Iterable[int]) -> list[int]:
+def undertrained_tokens(model: Any, tokenizer: Any, ids: Iterable[int]) -> list[int]:
     """Those of the ids whose row of the embedding looks as if it had never been trained.
 
     Three signs, each of its own cause: the row is next to the mean of all rows (where Transformers puts new ones),

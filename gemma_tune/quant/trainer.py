@@ -12,7 +12,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.models.unwrap import head_of, language_part, padded
 from gemma_tune.quant.layers import rounded_once
 from gemma_tune.train.distill import Targets, summed_divergence, summed_loss, top_targets
-from gemma_tune.train.trainer import GemmaSFTTrainer
+from gemma_tune.train.sft import GemmaSFTTrainer
 
 
 def trained_states(base: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

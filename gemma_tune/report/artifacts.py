@@ -107,7 +107,7 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
 
     Args:
         folder: The run folder, with its result.
-        counts: What was counted of the model (`Counts`), where it was.
+        counts: What was counted of the model (`WeightCounts`), where it was.
     """
     rows = []
     model = (counts["total"] - (counts["trainable"] if counts["adapted_layers"] else 0)) if counts else 0

@@ -22,15 +22,15 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, said
-from gemma_tune.train.base import SafeTrainer, build
-from gemma_tune.train.nonfinite import Guard
+from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.nonfinite import NonFiniteGuard
 
 # What a step is made of: completions, their log-probabilities, their rewards, and the update.
 PARTS = ("generate", "score", "reward", "update")
 Sample = dict[str, Any]
 
 
-class TaskGuard(Guard):
+class TaskGuard(NonFiniteGuard):
     """Knows the rows of a step by their places."""
 
     def __init__(self, tasks: Tasks) -> None:
@@ -77,10 +77,10 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
             self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class RewardedTrainer(SafeTrainer):
+class RewardedTrainer(GemmaTrainer):
     """Stands before GRPOTrainer or RLOOTrainer, and:
 
-    - what `SafeTrainer` adds.
+    - what `GemmaTrainer` adds.
     - prompts are tokenised as they were rendered: TRL would put a second `<bos>` before them.
     - rewards see completions with the tokens that mean something, and the row; a completion that a reward failed on is
       left out of its group, where TRL would take the failed reward as 0.
@@ -148,7 +148,7 @@ class RewardedTrainer(SafeTrainer):
         return EpochSampler(**{name: getattr(theirs, name) for name in names})
 
     def release(self) -> None:
-        """As `SafeTrainer`, and gives back the reference's memory, too."""
+        """As `GemmaTrainer`, and gives back the reference's memory, too."""
         self.ref_model = None
         drop_reference(self.model)
         super().release()
@@ -240,7 +240,7 @@ def rl_trainer(
         keep: Takes the completions of one generation.
 
     Raises:
-        UserError: As `build`, or there are too few prompts for one generation.
+        UserError: As `build_trainer`, or there are too few prompts for one generation.
     """
     prompts = args.generation_batch_size // args.num_generations
     if len(tasks) < prompts:
@@ -250,7 +250,7 @@ def rl_trainer(
         )
     kind = GemmaGRPOTrainer if cfg.train.algorithm == "grpo" else GemmaRLOOTrainer
     guard = TaskGuard(tasks)
-    return build(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)
+    return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)
 
 
 def _named(name: str) -> Callable[..., Any]:

@@ -18,14 +18,14 @@ from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.train.best import best_callbacks, why_not_best
-from gemma_tune.train.callbacks import Progress
-from gemma_tune.train.nonfinite import Guard, NonFiniteLoss
+from gemma_tune.train.callbacks import ProgressBar
+from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
 
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 
 
-class SafeTrainer(Trainer):  # type: ignore[misc]
-    """Stands before a trainer of TRL (`class Ours(SafeTrainer, SFTTrainer)`), and:
+class GemmaTrainer(Trainer):  # type: ignore[misc]
+    """Stands before a trainer of TRL (`class Ours(GemmaTrainer, SFTTrainer)`), and:
 
     - adapters keep their float32. TRL rounds them to bfloat16 over 4-bit weights, which changes an adapter that is
       continued, and loses updates below 2⁻⁸ of a weight.
@@ -55,7 +55,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         loraplus_lr_ratio: float | None = None,
         checkpoints_kept: int | None = None,
-        guard: Guard | None = None,
+        guard: NonFiniteGuard | None = None,
         **kwargs: Any,
     ) -> None:
         model = kwargs["model"]
@@ -66,7 +66,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         self._checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
-        self._guard = guard or Guard(lambda rows: [])
+        self._guard = guard or NonFiniteGuard(lambda rows: [])
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
@@ -224,17 +224,17 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
                     shutil.rmtree(old.rename(folder / f"checkpoint-{old.name}"))  # never half a step-N
 
 
-T = TypeVar("T", bound=SafeTrainer)
+T = TypeVar("T", bound=GemmaTrainer)
 
 
-def build(
+def build_trainer(
     kind: type[T],
     cfg: Config,
     args: Any,
     model: Any,
     tokenizer: Any,
     dataset: Any,
-    guard: Guard,
+    guard: NonFiniteGuard,
     **more: Any,
 ) -> T:
     """A trainer with our progress bar and the stop at a loss that is no number.
@@ -259,7 +259,7 @@ def build(
             processing_class=tokenizer,
             train_dataset=dataset,
             eval_dataset={} if cfg.train.eval_steps else None,  # `measure` has rows of its own
-            callbacks=[Progress(), *best_callbacks(cfg.train)],
+            callbacks=[ProgressBar(), *best_callbacks(cfg.train)],
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
             guard=guard,

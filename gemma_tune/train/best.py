@@ -87,7 +87,7 @@ def why_not_best(metric: str, figures: Mapping[str, float], step: int, known: bo
 
 
 @dataclass(frozen=True)
-class Ending:
+class TrainingEnd:
     """How a training ended, and whose step's weights the model has now.
 
     Attributes:
@@ -104,7 +104,7 @@ class Ending:
     lines: list[str]
 
     @classmethod
-    def of(cls, train: TrainConfig, state: Any) -> Ending:
+    def of(cls, train: TrainConfig, state: Any) -> TrainingEnd:
         """From the trainer's state after training."""
         steps, best, metric = state.global_step, state.best_global_step, train.metric_for_best_model
         figures: dict[str, Any] = {"steps": steps}

@@ -14,7 +14,7 @@ from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.nonfinite import NonFiniteLoss
 
 
-class Progress(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """A bar with the loss, the rate and the time left; where no terminal is, a line every tenth of the way."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Progress(TrainerCallback):
             )
 
 
-class Report(TrainerCallback):
+class TrackerCallback(TrainerCallback):
     """Hands every logged step to the tracker; `first_step` is the number of steps of trainings before this one."""
 
     def __init__(self, tracker: Tracker, first_step: int = 0) -> None:
@@ -76,7 +76,7 @@ class Report(TrainerCallback):
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a plain Trainer's training where a logged loss or gradient is no number (ours has a `Guard`)."""
+    """Ends a plain Trainer's training where a logged loss or gradient is no number (ours has a `NonFiniteGuard`)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm"):

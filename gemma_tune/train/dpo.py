@@ -19,16 +19,16 @@ from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.base import SafeTrainer, build
-from gemma_tune.train.nonfinite import Guard
+from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.nonfinite import NonFiniteGuard
 from gemma_tune.train.preflight import CHECKS
 
 # Each pair counts the same, however many tokens it has.
 WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
 
 
-class GemmaDPOTrainer(SafeTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer, and what `SafeTrainer` says; besides:
+class GemmaDPOTrainer(GemmaTrainer, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer, and what `GemmaTrainer` says; besides:
 
     - rows come as token ids, rendered by our templates.
     - the reference is the model as it is before the first step, whatever that is: its log-probabilities of every answer
@@ -81,11 +81,11 @@ def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train:
     """The trainer for rendered pairs, which has asked the reference already.
 
     Raises:
-        UserError: As `build`.
+        UserError: As `build_trainer`.
     """
-    guard = Guard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
+    guard = NonFiniteGuard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
     with _no_bar_in_files():
-        return build(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
+        return build_trainer(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
 
 
 @contextlib.contextmanager

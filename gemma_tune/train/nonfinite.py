@@ -15,7 +15,7 @@ class NonFiniteLoss(RunError):
     """The loss or the gradient became NaN or infinite."""
 
 
-class Guard:
+class NonFiniteGuard:
     """Watches one optimizer step at a time.
 
     Args:

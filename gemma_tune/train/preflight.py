@@ -15,12 +15,12 @@ from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import ALL_LINEAR, Counts
+from gemma_tune.models.adapter import ALL_LINEAR, WeightCounts
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.shape import Shape, empty_model
+from gemma_tune.models.size import ModelSize, empty_model
 from gemma_tune.models.source import find_source
-from gemma_tune.models.undertrained_tokens import untrained_tokens
+from gemma_tune.models.undertrained_tokens import undertrained_tokens
 from gemma_tune.models.unwrap import language_part
 
 _NAMED = 8
@@ -28,12 +28,12 @@ _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
 _SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; attention adds in another order with a cache
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """A check that doesn't hold: what, where and how to mend it."""
 
 
 @dataclass(frozen=True)
-class Looked:
+class CheckInputs:
     """All that the checks look at.
 
     Attributes:
@@ -52,8 +52,8 @@ class Looked:
     model: Any
     tokenizer: Any
     rows: TokenizedRows
-    counts: Counts
-    shape: Shape
+    counts: WeightCounts
+    shape: ModelSize
     weighs_tokens: bool
     memory: tuple[float, float]
     frozen: int = 0
@@ -69,45 +69,47 @@ class Looked:
         return any(r.messages is not None for r in self.rows.records)
 
 
-def _trained_share(x: Looked) -> str:
+def _trained_share(x: CheckInputs) -> str:
     trained, tokens = x.rows.trained_tokens, x.rows.tokens
     rows = x.rows.read - len(x.rows.dropped)
     if trained == 0:
-        raise Failed("the loss counts no token of any row; an assistant's answer must lie within train.max_length.")
+        raise CheckFailed(
+            "the loss counts no token of any row; an assistant's answer must lie within train.max_length."
+        )
     if x.chats and trained >= tokens - rows:
-        raise Failed("the loss counts every token, the prompts', too: the rows' messages have no user's turn.")
+        raise CheckFailed("the loss counts every token, the prompts', too: the rows' messages have no user's turn.")
     kind = "the assistant's answers" if x.chats else "running text, all of it"
     return f"{trained / tokens:.1%} of {tokens:,} tokens ({kind})"
 
 
-def _stop_token(x: Looked) -> str:
+def _stop_token(x: CheckInputs) -> str:
     tokens = form_of(x.tokenizer).stop_tokens if x.chats else (x.tokenizer.eos_token,)
     ids = dict(zip(tokens, x.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
     trained = [token for token, i in ids.items() if i in x.rows.trained_ids]
     if not trained and not x.chats:
         return f"none: every text is cut before its {tokens[0]} (train.max_length), so the model goes on without end"
     if not trained:
-        raise Failed(
+        raise CheckFailed(
             f"no row trains {' or '.join(tokens)}, so the model would not learn to stop: all are cut before it. Raise "
             f"train.max_length={x.cfg.train.max_length}."
         )
     for token in trained:
         if ids[token] not in x.base.generation_config.eos_token_id:
-            raise Failed(f"{token} is trained, but generation_config.json would not stop at it.")
+            raise CheckFailed(f"{token} is trained, but generation_config.json would not stop at it.")
     return f"{' and '.join(trained)} trained, and in generation_config.json"
 
 
-def _one_bos(x: Looked) -> str:
+def _one_bos(x: CheckInputs) -> str:
     bos, looked = x.tokenizer.bos_token_id, x.rows.rendered[:_LOOKED_AT]
     for row, record in zip(looked, x.rows.records, strict=False):
         if row.input_ids[0] != bos or row.input_ids.count(bos) != 1:
-            raise Failed(
+            raise CheckFailed(
                 f"{record.where}: {row.input_ids.count(bos)} <bos> in this row; there must be one, at its start."
             )
     return f"one, at the start of each row ({len(looked):,} looked at)"
 
 
-def _template(x: Looked) -> str:
+def _template(x: CheckInputs) -> str:
     form = form_of(x.tokenizer)
     chats = [(r, row) for r, row in zip(x.rows.records, x.rows.rendered[:_COMPARED], strict=False) if r.messages]
     for record, row in chats:
@@ -116,14 +118,16 @@ def _template(x: Looked) -> str:
             messages, tools=record.tools, tokenize=True, return_dict=True, as_generated=True
         )
         if served["input_ids"][: len(row.input_ids)] != row.input_ids:
-            raise Failed(f"{record.where}: the template that will be saved gives other tokens than are trained on.")
+            raise CheckFailed(
+                f"{record.where}: the template that will be saved gives other tokens than are trained on."
+            )
     return f"{form.name}; the one that will be saved gives the same tokens ({len(chats)} rows compared)"
 
 
-def _adapters(x: Looked) -> str:
+def _adapters(x: CheckInputs) -> str:
     if x.cfg.adapter.peft_type == "none":
         if x.counts.trainable != x.counts.total - x.frozen:
-            raise Failed(
+            raise CheckFailed(
                 f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; full_sft trains all of them."
             )
         if x.frozen:
@@ -138,30 +142,30 @@ def _adapters(x: Looked) -> str:
     placed = {n: m for n, m in x.base.named_modules() if isinstance(m, LoraLayer)}
     outside = sorted(set(placed) - set(sizes))
     if outside:
-        raise Failed(f"adapter.target_modules reaches {outside[0]}, which is no linear layer of the blocks.")
+        raise CheckFailed(f"adapter.target_modules reaches {outside[0]}, which is no linear layer of the blocks.")
     formula = sum(
         m.r["default"] * sum(sizes[n]) + (sizes[n][1] if m.use_dora["default"] else 0) for n, m in placed.items()
     )
     if formula != x.counts.trainable:
-        raise Failed(
+        raise CheckFailed(
             f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
         )
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
     if x.cfg.adapter.target_modules == ALL_LINEAR and not continued and len(placed) != x.shape.linear_layers:
-        raise Failed(f"adapters stand on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
+        raise CheckFailed(f"adapters stand on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
     return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
 
 
-def _quantised(x: Looked) -> str:
+def _quantised(x: CheckInputs) -> str:
     c = x.counts
     if not x.cfg.model.load_in_4bit:
         return f"nothing; the weights are {x.cfg.model.dtype}"
     if c.four_bit != x.shape.linear_parameters:
-        raise Failed(f"{c.four_bit:,} of {x.shape.linear_parameters:,} weights of the linear layers are in 4 bit.")
+        raise CheckFailed(f"{c.four_bit:,} of {x.shape.linear_parameters:,} weights of the linear layers are in 4 bit.")
     return f"{c.four_bit:,} of {c.total:,} weights ({c.four_bit / c.total:.1%}); the rest are {x.cfg.model.dtype}"
 
 
-def _experts(x: Looked) -> str | None:
+def _experts(x: CheckInputs) -> str | None:
     c = x.counts
     if not c.experts:
         return None
@@ -171,7 +175,7 @@ def _experts(x: Looked) -> str | None:
     )
 
 
-def _shared_keys_and_values(x: Looked) -> str | None:
+def _shared_keys_and_values(x: CheckInputs) -> str | None:
     shared = getattr(x.base.config, "num_kv_shared_layers", 0)
     if not shared:
         return None
@@ -180,23 +184,25 @@ def _shared_keys_and_values(x: Looked) -> str | None:
     with evaluating(x.model):
         losses = [x.model(input_ids=ids, labels=ids, use_cache=cache).loss.item() for cache in (True, False)]
     if abs(losses[0] - losses[1]) > _SAME_LOSS[x.base.dtype] * abs(losses[0]):
-        raise Failed(
+        raise CheckFailed(
             f"{shared} layers share keys and values, and the loss is {losses[0]:.4f} with a cache and {losses[1]:.4f} "
             "without: this version of Transformers loses them in training; take the one of constraints.txt."
         )
     return f"{shared} layers share them; the loss is the same with a cache and without ({losses[1]:.4f})"
 
 
-def _accumulation(x: Looked) -> str:
+def _accumulation(x: CheckInputs) -> str:
     if not x.weighs_tokens:
-        raise Failed("batches are weighted alike, however many tokens they hold: the trainer can't hand the count on.")
+        raise CheckFailed(
+            "batches are weighted alike, however many tokens they hold: the trainer can't hand the count on."
+        )
     return "weighted by tokens, over all forward passes of a step"
 
 
-def _dtype(x: Looked) -> str:
+def _dtype(x: CheckInputs) -> str:
     kinds = {p.dtype for p in x.base.parameters() if p.is_floating_point()}
     if torch.float16 in kinds:
-        raise Failed("float16 overflows on Gemma 3's activations; set model.dtype=bfloat16 or float32.")
+        raise CheckFailed("float16 overflows on Gemma 3's activations; set model.dtype=bfloat16 or float32.")
     trained = {p.dtype for p in x.base.parameters() if p.requires_grad}
     rounds = "; small updates are rounded away in bfloat16: model.dtype=float32 keeps them"
     said = f"weights {_types(kinds)}, trained ones {_types(trained)}"
@@ -207,12 +213,12 @@ def _types(kinds: set[torch.dtype]) -> str:
     return " and ".join(sorted(str(k).removeprefix("torch.") for k in kinds))
 
 
-def _memory(x: Looked) -> str:
+def _memory(x: CheckInputs) -> str:
     needs, free = x.memory
     return f"about {needs:.1f} GiB, estimated; {free:.1f} GiB are free"
 
 
-CHECKS: dict[str, Callable[[Looked], str | None]] = {
+CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
     "trained share": _trained_share,
     "stop token": _stop_token,
     "<bos>": _one_bos,
@@ -231,7 +237,7 @@ CHECKS: dict[str, Callable[[Looked], str | None]] = {
 WITHOUT_ANSWERS = ("<bos>", "adapters", "experts", "in 4 bit", "types", "memory")
 
 
-def preflight(looked: Looked, names: Collection[str] = tuple(CHECKS)) -> list[str]:
+def preflight(looked: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> list[str]:
     """Makes every check that concerns this model.
 
     Args:
@@ -248,7 +254,7 @@ def preflight(looked: Looked, names: Collection[str] = tuple(CHECKS)) -> list[st
     for name, check in ((name, check) for name, check in CHECKS.items() if name in names):
         try:
             said = check(looked)
-        except Failed as error:
+        except CheckFailed as error:
             failed.append(f"✗ {name}: {error}")
             continue
         if said is not None:
@@ -258,7 +264,7 @@ def preflight(looked: Looked, names: Collection[str] = tuple(CHECKS)) -> list[st
     return lines
 
 
-def untrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | None:
+def undertrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | None:
     """The warning for rows with tokens that the model never trained, where adapters leave the embedding frozen.
 
     Args:
@@ -269,7 +275,7 @@ def untrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | 
     Returns:
         The warning, or None where there is no such token.
     """
-    found = untrained_tokens(model, tokenizer, rows.ids)
+    found = undertrained_tokens(model, tokenizer, rows.ids)
     if not found:
         return None
     found.sort(key=lambda i: i not in rows.trained_ids)  # those that it must learn to say come first

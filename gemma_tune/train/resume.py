@@ -16,7 +16,7 @@ NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ResumePoint:
     """A checkpoint to resume from: its folder and the optimizer steps done there."""
 
     path: Path
@@ -33,7 +33,7 @@ def _is_at_the_end(path: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"] or stopped)
 
 
-def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> Checkpoint | None:
+def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> ResumePoint | None:
     """The checkpoint to resume from, or None where none is asked for.
 
     Args:
@@ -102,4 +102,4 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> C
             f"train.resume_from_checkpoint={path}: completions are written every {period} steps, and those at hand at "
             f"step {step} are in no checkpoint; name one at a multiple of {period}."
         )
-    return Checkpoint(path, step)
+    return ResumePoint(path, step)

@@ -16,16 +16,16 @@ from gemma_tune.models.classifier import HEAD
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.base import SafeTrainer, build
-from gemma_tune.train.nonfinite import Guard
+from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.nonfinite import NonFiniteGuard
 
 # The general checks that hold of a classifier, too (`preflight`).
 GENERAL = ("<bos>", "template", "experts", "types", "memory")
 _LOOKED_AT = 1000
 
 
-class GemmaRewardTrainer(SafeTrainer, RewardTrainer):  # type: ignore[misc]
-    """RewardTrainer, and what `SafeTrainer` says; rows come as token ids, rendered by our templates."""
+class GemmaRewardTrainer(GemmaTrainer, RewardTrainer):  # type: ignore[misc]
+    """RewardTrainer, and what `GemmaTrainer` says; rows come as token ids, rendered by our templates."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The rows as they are."""
@@ -47,10 +47,10 @@ def reward_trainer(cfg: Config, args: RewardConfig, model: Any, tokenizer: Any, 
     """The trainer for rendered pairs.
 
     Raises:
-        UserError: As `build`.
+        UserError: As `build_trainer`.
     """
-    guard = Guard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
-    return build(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward, guard)
+    guard = NonFiniteGuard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
+    return build_trainer(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward, guard)
 
 
 def score_checks(model: Any, tokenizer: Any, train: Pairs) -> list[str]:

@@ -16,7 +16,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
 from gemma_tune.models.memory import estimate
-from gemma_tune.models.shape import Shape, published_shape
+from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 from gemma_tune.rl.rewards import size_of_reward_model
 from gemma_tune.run.paths import ASSETS
@@ -24,9 +24,9 @@ from gemma_tune.run.paths import ASSETS
 SAMPLE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
 
 
-def composed(recipe: str, model: str, *words: str) -> tuple[Config, Shape]:
+def composed(recipe: str, model: str, *words: str) -> tuple[Config, ModelSize]:
     cfg = compose_config(recipe, [f"model={model}", *SAMPLE, *words])
-    shape = published_shape(cfg.model.model_name_or_path)
+    shape = published_size(cfg.model.model_name_or_path)
     assert shape is not None
     return cfg, shape
 
@@ -171,7 +171,7 @@ def test_the_models_beside_the_trained_one_count() -> None:
 def test_what_is_proposed_is_of_the_same_recipe(recipe: str, data: str) -> None:
     words = ["model=gemma3_1b_it", f"data={data}"]
     cfg = compose_config(recipe, words)
-    shape = published_shape(cfg.model.model_name_or_path)
+    shape = published_size(cfg.model.model_name_or_path)
     assert shape is not None
     with pytest.raises(UserError, match="What should fit:") as error:
         capacity.check_memory(cfg, shape, False, 7.0)

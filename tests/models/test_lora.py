@@ -22,7 +22,7 @@ def model_with(base: nn.Linear, joined: bool, **options: Any) -> Any:
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=24, target_modules=["0"], **options)
     if joined:
-        config._register_custom_module(lora.JOINED)
+        config._register_custom_module(lora.FUSED_LAYERS)
     model = get_peft_model(nn.Sequential(copy.deepcopy(base)), config)
     torch.manual_seed(1)
     nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.1)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemm
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.load import check_vocabulary, load_base, load_config, load_tokenizer
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 
@@ -140,7 +140,7 @@ def test_the_template_is_ours_and_generation_stops() -> None:
 
 
 def test_shape() -> None:
-    shape = shape_of(load_config(find_source(model_config(TINY))))
+    shape = size_of(load_config(find_source(model_config(TINY))))
     assert shape.parameters == sum(p.numel() for p in base_of(TINY).parameters())
 
 

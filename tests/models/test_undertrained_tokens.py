@@ -11,7 +11,7 @@ import torch
 from short_runs import short_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.models.undertrained_tokens import untrained_tokens
+from gemma_tune.models.undertrained_tokens import undertrained_tokens
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
@@ -28,7 +28,7 @@ def load() -> Any:
 
 
 def test_the_embedded_model_trained_every_token(tokenizer: Any) -> None:
-    assert untrained_tokens(load(), tokenizer, range(1, len(tokenizer))) == []
+    assert undertrained_tokens(load(), tokenizer, range(1, len(tokenizer))) == []
 
 
 @pytest.mark.parametrize("how", ["near the mean", "by chance, small", "zero"])
@@ -44,17 +44,17 @@ def test_new_rows_are_found(tokenizer: Any, how: str) -> None:
             rows.normal_(std=1e-3)
         elif how == "zero":
             rows.zero_()
-    found = untrained_tokens(model, tokenizer, range(1, old + 5))
+    found = undertrained_tokens(model, tokenizer, range(1, old + 5))
     assert found == list(range(old, old + 5))
-    assert untrained_tokens(model, tokenizer, range(1, old)) == []  # not in the rows: no word of them
-    assert untrained_tokens(model, tokenizer, []) == []
+    assert undertrained_tokens(model, tokenizer, range(1, old)) == []  # not in the rows: no word of them
+    assert undertrained_tokens(model, tokenizer, []) == []
 
 
 def test_all_of_many_are_found(tokenizer: Any) -> None:
     model = load()
     old = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(old + 200)
-    found = untrained_tokens(model, tokenizer, range(1, old + 200))
+    found = undertrained_tokens(model, tokenizer, range(1, old + 200))
     assert found == list(range(old, old + 200))
 
 
@@ -70,8 +70,8 @@ def test_rows_like_the_unused_ones_are_found() -> None:
         size = rows[:old].std()
         rows[old:] = rows[:old].mean(0) + size * (torch.randn(1, rows.shape[1], generator=rng))
         rows[old:] += 0.3 * size * torch.randn(45, rows.shape[1], generator=rng)
-    assert untrained_tokens(model, tokenizer, range(1, old + 45))[-5:] == list(range(old + 40, old + 45))
-    assert untrained_tokens(model, tokenizer, range(1, old)) == []
+    assert undertrained_tokens(model, tokenizer, range(1, old + 45))[-5:] == list(range(old + 40, old + 45))
+    assert undertrained_tokens(model, tokenizer, range(1, old)) == []
 
 
 @pytest.fixture(scope="module")

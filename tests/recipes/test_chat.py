@@ -29,7 +29,7 @@ from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.errors import UserError
 from gemma_tune.models import load
-from gemma_tune.models.adapter_files import put_on
+from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import folder_of
@@ -244,7 +244,7 @@ def loaded(path: Path, four_bit: bool = False) -> tuple[Any, Any]:
     base = load_base(config, source, load_tokenizer(source)).eval()
     with torch.no_grad():
         before = base(input_ids=IDS).logits
-    return before, put_on(base, source.adapter)
+    return before, load_frozen_adapter(base, source.adapter)
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

@@ -22,7 +22,7 @@ from gemma_tune.cli.runner import launch
 from gemma_tune.errors import RunError
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS, CONFIGS
-from gemma_tune.train.nonfinite import Guard, NonFiniteLoss, rows_of
+from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss, rows_of
 
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml") if "\nmethod: sft\n" in f.read_text("utf-8"))
 
@@ -239,16 +239,16 @@ def test_the_rows_of_a_bad_step_are_looked_for_last() -> None:
     def gone(rows: list[list[int]]) -> list[str]:
         raise UserError("rows.jsonl: the file can't be read")
 
-    guard = Guard(gone)
+    guard = NonFiniteGuard(gone)
     guard.saw({"input_ids": torch.tensor([[2, 5]])})
     assert guard.rows() == "Its rows can't be read again (rows.jsonl: the file can't be read)."
-    assert Guard(lambda rows: []).rows() == "Its rows were not found again."
+    assert NonFiniteGuard(lambda rows: []).rows() == "Its rows were not found again."
 
 
 def test_packed_rows_with_a_mask_are_an_error() -> None:
     """Trap 7: with a mask of ones beside position ids the rows would see each other."""
     ids, positions = torch.tensor([[2, 5, 6, 2, 7]]), torch.tensor([[0, 1, 2, 0, 1]])
-    guard = Guard(lambda rows: [])
+    guard = NonFiniteGuard(lambda rows: [])
     guard.saw({"input_ids": ids, "position_ids": positions})
     with pytest.raises(RunError, match="they would see each other"):
         guard.saw({"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)})

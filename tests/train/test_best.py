@@ -10,7 +10,7 @@ from transformers import TrainerState
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import TrainConfig
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.train.best import Ending, greater_is_better, why_not_best
+from gemma_tune.train.best import TrainingEnd, greater_is_better, why_not_best
 
 pytestmark = pytest.mark.slow  # `make test-slow`: together they take minutes
 
@@ -40,7 +40,7 @@ def test_why_a_step_is_not_the_best() -> None:
 def test_how_a_training_ended() -> None:
     state = TrainerState(global_step=30, max_steps=100, best_global_step=20, best_metric=0.5)
     train = TrainConfig(metric_for_best_model="f1", early_stopping_patience=2)
-    ending = Ending.of(train, state)
+    ending = TrainingEnd.of(train, state)
     assert (ending.steps, ending.kept) == (30, 20)
     assert ending.figures["stopped_early"] is True
     assert ending.lines == [
@@ -48,8 +48,8 @@ def test_how_a_training_ended() -> None:
         "The weights are those of step 20 of 30, the best by f1 (0.5)",
     ]
     state.global_step = 100
-    assert Ending.of(train, state).figures["stopped_early"] is False
-    assert Ending.of(TrainConfig(), state) == Ending(100, 100, {"steps": 100}, [])
+    assert TrainingEnd.of(train, state).figures["stopped_early"] is False
+    assert TrainingEnd.of(TrainConfig(), state) == TrainingEnd(100, 100, {"steps": 100}, [])
 
 
 ANSWERS = "eval.while_training=[held_out_loss,answers]"

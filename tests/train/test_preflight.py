@@ -22,15 +22,15 @@ from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_config, load_tokenizer
-from gemma_tune.models.shape import shape_of
+from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.train.preflight import Looked, preflight
+from gemma_tune.train.preflight import CheckInputs, preflight
 
 CHAT = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "I am well."}]
 
 
-def looked(folder: Path | None = None, recipe: str = "lora_sft", *words: str) -> Looked:
+def looked(folder: Path | None = None, recipe: str = "lora_sft", *words: str) -> CheckInputs:
     named = [f"model.model_name_or_path={folder}", "data=messages", "data.train_file=assets://sample/train.jsonl"]
     cfg = compose_config(recipe, [*(named if folder else []), "model.dtype=float32", *words])
     source = find_source(cfg.model)
@@ -38,12 +38,12 @@ def looked(folder: Path | None = None, recipe: str = "lora_sft", *words: str) ->
     base = load_base(cfg.model, source, tokenizer)
     model = adapters.attach(base, cfg.adapter, source)
     rows = render_rows([Record("rows.jsonl:7", messages=CHAT)], tokenizer, 64, "rows")
-    shape = shape_of(load_config(source))
-    return Looked(cfg, model, tokenizer, rows, adapters.count(model), shape, True, (1.0, 2.0))
+    shape = size_of(load_config(source))
+    return CheckInputs(cfg, model, tokenizer, rows, adapters.count(model), shape, True, (1.0, 2.0))
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Looked:
+def tiny() -> CheckInputs:
     return looked()
 
 
@@ -54,7 +54,7 @@ def changed(rows: TokenizedRows, ids: list[int], labels: list[int]) -> Tokenized
     return replace(rows, rendered=[row], tokens=len(ids), trained_tokens=row.trained_tokens, trained_ids=trained)
 
 
-def test_everything_holds(tiny: Looked) -> None:
+def test_everything_holds(tiny: CheckInputs) -> None:
     lines = preflight(tiny)
     assert all(line.startswith("✓ ") for line in lines)
     assert [line[2:].split(":")[0] for line in lines] == [
@@ -65,27 +65,27 @@ def test_everything_holds(tiny: Looked) -> None:
     assert f"{row.trained_tokens / len(row.input_ids):.1%} of {len(row.input_ids)} tokens" in lines[0]
 
 
-def test_no_token_is_trained(tiny: Looked) -> None:
+def test_no_token_is_trained(tiny: CheckInputs) -> None:
     ids = tiny.rows.rendered[0].input_ids
     with pytest.raises(UserError, match="the loss counts no token of any row"):
         preflight(replace(tiny, rows=changed(tiny.rows, ids, [-100] * len(ids))))
 
 
-def test_every_token_is_trained(tiny: Looked) -> None:
+def test_every_token_is_trained(tiny: CheckInputs) -> None:
     """Trap 8: labels that equal the ids train the prompt, too."""
     ids = tiny.rows.rendered[0].input_ids
     with pytest.raises(UserError, match="the loss counts every token, the prompts', too"):
         preflight(replace(tiny, rows=changed(tiny.rows, ids, ids)))
 
 
-def test_the_stop_token_is_cut_off(tiny: Looked) -> None:
+def test_the_stop_token_is_cut_off(tiny: CheckInputs) -> None:
     """Trap 4."""
     row = tiny.rows.rendered[0]
     with pytest.raises(UserError, match=r"no row trains <end_of_turn>, .* Raise train.max_length"):
         preflight(replace(tiny, rows=changed(tiny.rows, row.input_ids[:-2], row.labels[:-2])))
 
 
-def test_the_stop_token_would_not_be_saved(tiny: Looked) -> None:
+def test_the_stop_token_would_not_be_saved(tiny: CheckInputs) -> None:
     """Trap 4."""
     kept = tiny.base.generation_config.eos_token_id
     tiny.base.generation_config.eos_token_id = [1]
@@ -96,28 +96,28 @@ def test_the_stop_token_would_not_be_saved(tiny: Looked) -> None:
         tiny.base.generation_config.eos_token_id = kept
 
 
-def test_two_bos(tiny: Looked) -> None:
+def test_two_bos(tiny: CheckInputs) -> None:
     """Trap 5: named with file and line."""
     row = tiny.rows.rendered[0]
     with pytest.raises(UserError, match=r"rows.jsonl:7: 2 <bos> in this row"):
         preflight(replace(tiny, rows=changed(tiny.rows, [2, *row.input_ids], [-100, *row.labels])))
 
 
-def test_another_template_would_be_saved(tiny: Looked) -> None:
+def test_another_template_would_be_saved(tiny: CheckInputs) -> None:
     row = tiny.rows.rendered[0]
     other = [*row.input_ids[:-3], row.input_ids[3], *row.input_ids[-2:]]
     with pytest.raises(UserError, match="the template that will be saved gives other tokens"):
         preflight(replace(tiny, rows=changed(tiny.rows, other, row.labels)))
 
 
-def test_adapters_that_do_not_add_up(tiny: Looked) -> None:
+def test_adapters_that_do_not_add_up(tiny: CheckInputs) -> None:
     with pytest.raises(UserError, match=r"1 weights are trained, and r·\(in \+ out\) over all adapted layers is"):
         preflight(replace(tiny, counts=replace(tiny.counts, trainable=1)))
     with pytest.raises(UserError, match="adapters stand on 42 of 43 linear layers of Gemma 3"):
         preflight(replace(tiny, shape=replace(tiny.shape, linear_layers=43)))
 
 
-def test_batches_weighted_alike(tiny: Looked) -> None:
+def test_batches_weighted_alike(tiny: CheckInputs) -> None:
     """Trap 1, and all that is wrong is said at once."""
     with pytest.raises(UserError) as error:
         preflight(replace(tiny, weighs_tokens=False, counts=replace(tiny.counts, trainable=1)))
@@ -136,7 +136,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma4_v1", "gemma4_v4", "gemma4_v5", "gemma4_large_v5", "functiongemma"])
-def test_results_without_names_or_as_data(name: str, tiny: Looked) -> None:
+def test_results_without_names_or_as_data(name: str, tiny: CheckInputs) -> None:
     """The saved template is asked with what a server hands it: results named, and data as text where it must be."""
     tokenizer = tokenizer_of(name)
     asked = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}]
@@ -154,7 +154,7 @@ def test_results_without_names_or_as_data(name: str, tiny: Looked) -> None:
     assert any(f"gives the same tokens ({rows_compared} rows compared)" in line for line in lines)
 
 
-def test_text_that_never_ends(tiny: Looked) -> None:
+def test_text_that_never_ends(tiny: CheckInputs) -> None:
     """Long documents are cut before <eos>: said, and no reason to stop."""
     rows = render_rows([Record("rows.jsonl:1", text="word " * 99)], tiny.tokenizer, 16, "rows")
     lines = preflight(replace(tiny, rows=rows))

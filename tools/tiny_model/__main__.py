@@ -16,7 +16,7 @@ from gemma_tune.evals.evaluation import evaluate, prepare
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.run.tracking import Tracker
-from gemma_tune.train.callbacks import Report
+from gemma_tune.train.callbacks import TrackerCallback
 from tools.tiny_model import measure
 from tools.tiny_model.model import build_model, with_outliers
 from tools.tiny_model.pretrain import encode, pretrain, training_text, words_of
@@ -61,12 +61,12 @@ def run(cfg: Config) -> RunResult:
         say(f"{cfg.recipe} → {folder.path}", numbers)
         before = measure.mean_loss(model, held_out, tokenizer.pad_token_id)
         with folder.timed("train"):
-            steps, whole = pretrain(cfg, folder, model, text.rows, Report(tracker))
+            steps, whole = pretrain(cfg, folder, model, text.rows, TrackerCallback(tracker))
             # First it learns to add, then to say the wrong sum first: rewards are to have something to raise
             assert cfg.train.learning_rate is not None  # filled in before a run begins
             second = replace(cfg.train, learning_rate=cfg.train.learning_rate / 4, warmup_steps=10)
             more, _ = pretrain(
-                replace(cfg, train=second), folder, model, encode(tokenizer, late), Report(tracker, steps)
+                replace(cfg, train=second), folder, model, encode(tokenizer, late), TrackerCallback(tracker, steps)
             )
             steps += more
         with_outliers(model, cfg.seed)

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from gemma_tune.config import Config
 from gemma_tune.models.contexts import training_attention
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.callbacks import Progress, StopAtNonFinite
+from gemma_tune.train.callbacks import ProgressBar, StopAtNonFinite
 from tools.tiny_model.text import documents
 
 BATCH_TOKENS = 2048
@@ -163,7 +163,7 @@ def pretrain(
         args=arguments,
         train_dataset=batches,
         data_collator=lambda items: items[0],
-        callbacks=[Progress(), StopAtNonFinite(), callback],
+        callbacks=[ProgressBar(), StopAtNonFinite(), callback],
     )
     trainer.remove_callback(PrinterCallback)
     with training_attention(model, None):

@@ -9,16 +9,16 @@ from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.train.base import SafeTrainer, build
+from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.head_on_trained_tokens import only_trained
 from gemma_tune.train.length_grouped_sampler import LengthGroups
-from gemma_tune.train.nonfinite import FindRows, Guard
+from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 
 
-class GemmaSFTTrainer(SafeTrainer, SFTTrainer):  # type: ignore[misc]
+class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer, and:
 
-    - what `SafeTrainer` adds.
+    - what `GemmaTrainer` adds.
     - batches of rows of like length come in random order, and in the same one when resumed.
     - on a CPU the head works for trained tokens alone.
     """
@@ -64,6 +64,6 @@ def sft_trainer(
         kind: The trainer's class, and `more` what it takes besides.
 
     Raises:
-        UserError: As `build`.
+        UserError: As `build_trainer`.
     """
-    return build(kind, cfg, args, model, tokenizer, train.dataset, Guard(find_rows), **more)
+    return build_trainer(kind, cfg, args, model, tokenizer, train.dataset, NonFiniteGuard(find_rows), **more)

@@ -16,7 +16,7 @@ from gemma_tune.models.published import published
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """Sizes of a language part.
 
     Attributes:
@@ -62,14 +62,14 @@ def empty_model(text_config: Any) -> Any:
         return cls(text_config)
 
 
-def shape_of(config: Any, tower_parameters: int = 0) -> Shape:
+def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
     """The sizes of the language part of a configuration, of a whole model or of the part alone."""
     text = config.get_text_config()
     family, model = FAMILIES[text.model_type], empty_model(text)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(n)}
     out = sum(m.out_features for n, m in linear.items() if "_proj" in n and "mlp" not in n and "o_proj" not in n)
     mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))
-    return Shape(
+    return ModelSize(
         hidden_size=text.hidden_size,
         num_hidden_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
@@ -85,9 +85,9 @@ def shape_of(config: Any, tower_parameters: int = 0) -> Shape:
 
 
 @cache
-def published_shape(name: str) -> Shape | None:
+def published_size(name: str) -> ModelSize | None:
     """The shape of a published checkpoint by its Hub name, or None: known before anything is downloaded."""
     found = published(name)
     if found is None:
         return None
-    return shape_of(AutoConfig.for_model(found.model_type, **found.text), found.tower_parameters)
+    return size_of(AutoConfig.for_model(found.model_type, **found.text), found.tower_parameters)
