@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gemma_tune.cli.dry_run import dry_run_of_measuring
-from gemma_tune.compare.comparison import Comparison, Measured, compare
+from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
 from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.measuring import Asked, look_at_all, measure, names_of
 from gemma_tune.compare.page import page
@@ -42,10 +42,10 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         found = look_at_all(cfg)
     for name, model, one in zip(names_of(cfg), cfg.compare.models, found, strict=True):
-        say(f"{name}: {model}, {'as measured in its run' if isinstance(one, Measured) else 'to be measured'}")
-    known = [one for one in found if isinstance(one, Measured)]
+        say(f"{name}: {model}, {'as measured in its run' if isinstance(one, ModelResults) else 'to be measured'}")
+    known = [one for one in found if isinstance(one, ModelResults)]
     if len(known) > 1:
-        compare(known, cfg.compare.level)  # what can't be compared is said before anything is measured
+        compare_models(known, cfg.compare.level)  # what can't be compared is said before anything is measured
     if cfg.dry_run:
         asked = next((one for one in found if isinstance(one, Asked)), None)
         return dry_run_of_measuring(cfg, asked.held_out, asked.tests) if asked else RunResult(cfg.recipe, "dry_run")
@@ -56,7 +56,7 @@ def run(cfg: Config) -> RunResult:
         measured = []
         for number, one in enumerate(found, start=1):
             with folder.timed("evaluate"):
-                measured.append(one if isinstance(one, Measured) else measure(one, number, folder))
+                measured.append(one if isinstance(one, ModelResults) else measure(one, number, folder))
         comparison = compare_or_keep(measured, cfg.compare.level, folder)
         (folder.path / "comparison.md").write_text(markdown(comparison), encoding="utf-8")
         (folder.path / "comparison.html").write_text(page(comparison), encoding="utf-8")
@@ -80,13 +80,13 @@ def refuse_changed(folder: RunFolder, results: Sequence[Path]) -> None:
         )
 
 
-def compare_or_keep(measured: Sequence[Measured], level: float, folder: RunFolder) -> Comparison:
+def compare_or_keep(measured: Sequence[ModelResults], level: float, folder: RunFolder) -> Comparison:
     """The comparison.
 
     Raises:
         RunError: Nothing can be compared; what was measured for it is kept.
     """
     try:
-        return compare(measured, level)
+        return compare_models(measured, level)
     except UserError as error:
         raise RunError(f"{error} What was measured is kept in {folder.evals}.") from error

@@ -14,7 +14,7 @@ from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.preview import terminal
 from gemma_tune.preview.page import write_page
-from gemma_tune.preview.rows import look_at
+from gemma_tune.preview.rows import preview_data
 from gemma_tune.run.folder import RunResult
 
 
@@ -36,7 +36,7 @@ def run(cfg: Config) -> RunResult:
 
     # Where rows are cut, the same once more without an end: how long they are, and what is lost
     whole = load(cfg.data, tokenizer, sys.maxsize, cfg.seed)[0] if train.cut else train
-    seen = look_at(cfg, tokenizer, train, held_out, whole)
+    seen = preview_data(cfg, tokenizer, train, held_out, whole)
 
     # As a page, and in the terminal: row by row where a person sits there, else the first few
     page = write_page(cfg, seen)

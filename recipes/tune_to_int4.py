@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gemma_tune.cli.defaults import fill_in
-from gemma_tune.compare.comparison import Measured, compare
+from gemma_tune.compare.comparison import ModelResults, compare_models
 from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.page import page
 from gemma_tune.compare.stored import stored_results
@@ -74,9 +74,9 @@ def run(cfg: Config) -> RunResult:
             stored_results("base", str(tuned), "before"),
             stored_results("tuned", str(tuned)),
             stored_results("int4, trained", str(on_grid)),
-            Measured("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better),
+            ModelResults("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better),
         ]
-        comparison = compare([models[1], models[0], *models[2:]])
+        comparison = compare_models([models[1], models[0], *models[2:]])
         folder.report.write_text(markdown(comparison), encoding="utf-8")
         folder.report.with_suffix(".html").write_text(page(comparison), encoding="utf-8")
         result.artifacts |= {"report": "report.md", "page": "report.html"}

@@ -18,11 +18,11 @@ LEVEL = 0.95
 
 # A row that a model was measured on: `id` (the same for every model), `score` (1 right, 0 wrong; or nats a token),
 # perhaps `weight` (tokens), and for people perhaps `prompt`, `wanted`, `answer`, `stopped` (False: it was cut off).
-Scored: TypeAlias = Mapping[str, Any]
+ScoredRow: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelResults:
     """What one model was measured at.
 
     Attributes:
@@ -35,13 +35,13 @@ class Measured:
 
     name: str
     figures: Mapping[str, float]
-    scores: Mapping[str, Sequence[Scored]]
+    scores: Mapping[str, Sequence[ScoredRow]]
     lower_is_better: Collection[str] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModelStats:
     """A model in one figure.
 
     Attributes:
@@ -81,7 +81,7 @@ class DifferingRow:
     id: str
     weight: float
     scores: tuple[float, ...]
-    rows: tuple[Scored, ...]
+    rows: tuple[ScoredRow, ...]
 
     @property
     def spread(self) -> float:
@@ -102,7 +102,7 @@ class ComparedFigure:
         lower_is_better: Whether it is a loss.
         binary: Whether scores are right or wrong.
         count: Rows.
-        standings: Of each model, the first one first.
+        model_stats: Of each model, the first one first.
         rows: The rows where the models differ, the most different ones first.
         part_of: The figure that has all of its rows, with the same scores, and is tested in its place; or None.
     """
@@ -111,7 +111,7 @@ class ComparedFigure:
     lower_is_better: bool
     binary: bool
     count: int
-    standings: list[Standing]
+    model_stats: list[ModelStats]
     rows: list[DifferingRow]
     part_of: str | None = None
 
@@ -122,7 +122,7 @@ class ComparedFigure:
         by_scores: dict[tuple[float, ...], list[DifferingRow]] = {}
         for row in self.rows:
             by_scores.setdefault(row.scores, []).append(row)
-        names = [s.model for s in self.standings]
+        names = [s.model for s in self.model_stats]
         found = []
         for scores, rows in sorted(by_scores.items(), key=lambda item: -len(item[1])):
             right = [n for n, score in zip(names, scores, strict=True) if score]
@@ -151,7 +151,7 @@ class Comparison:
 
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The numbers alone, by figure and model, for `result.json`."""
-        return {f.name: {s.model: dict(_numbers(s)) for s in f.standings} for f in self.figures}
+        return {f.name: {s.model: dict(_numbers(s)) for s in f.model_stats} for f in self.figures}
 
     def table(self) -> list[dict[str, Any]]:
         """The same as rows, one for each model in each figure; what the first model lacks is None."""
@@ -160,7 +160,7 @@ class Comparison:
         return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def compare(models: Sequence[Measured], level: float = LEVEL) -> Comparison:
+def compare_models(models: Sequence[ModelResults], level: float = LEVEL) -> Comparison:
     """Holds each model against the first one, on the same rows.
 
     Args:
@@ -191,7 +191,7 @@ def compare(models: Sequence[Measured], level: float = LEVEL) -> Comparison:
     return Comparison(names, figures, others, notes, level)
 
 
-def _reason(figure: str, models: Sequence[Measured]) -> str | None:
+def _reason(figure: str, models: Sequence[ModelResults]) -> str | None:
     """Why the models can't be held against each other in a figure; None where they can."""
     first, first_ids = models[0], {row["id"] for row in models[0].scores[figure]}
     for model in models:
@@ -214,7 +214,7 @@ def _reason(figure: str, models: Sequence[Measured]) -> str | None:
     return None
 
 
-def _other_conditions(models: Sequence[Measured]) -> Iterator[str]:
+def _other_conditions(models: Sequence[ModelResults]) -> Iterator[str]:
     """What the models weren't measured alike in, as far as that is known."""
     for key in dict.fromkeys(key for m in models for key in m.conditions):
         values = [(m.name, m.conditions[key]) for m in models if key in m.conditions]
@@ -223,7 +223,7 @@ def _other_conditions(models: Sequence[Measured]) -> Iterator[str]:
             yield f"{key} wasn't the same: {_listed([f'{value} for {name}' for name, value in said])}."
 
 
-def _notes(models: Sequence[Measured], shared: Sequence[str], comparable: Sequence[str]) -> Iterator[str]:
+def _notes(models: Sequence[ModelResults], shared: Sequence[str], comparable: Sequence[str]) -> Iterator[str]:
     """What is to be known of the rows before their figures are read."""
     for figure in shared:
         if figure not in comparable:
@@ -242,7 +242,7 @@ def _notes(models: Sequence[Measured], shared: Sequence[str], comparable: Sequen
         yield f"{figure} can't be compared: {_listed(lacking)} {'has' if len(lacking) == 1 else 'have'} no rows of it."
 
 
-def _compared(figure: str, models: Sequence[Measured], level: float) -> ComparedFigure:
+def _compared(figure: str, models: Sequence[ModelResults], level: float) -> ComparedFigure:
     """One figure, with p values as they are."""
     by_id = [{row["id"]: row for row in m.scores[figure]} for m in models]
     ids = list(by_id[0])
@@ -250,12 +250,12 @@ def _compared(figure: str, models: Sequence[Measured], level: float) -> Compared
     weights = np.array([by_id[0][i].get("weight", 1) for i in ids], dtype=np.float64)
     lower = lower_is_better(figure) or any(figure in m.lower_is_better for m in models)
     binary = not lower and is_binary(*scores)
-    standings = [Standing(models[0].name, interval(scores[0], weights, level, binary))]
+    model_stats = [ModelStats(models[0].name, interval(scores[0], weights, level, binary))]
     for model, own in zip(models[1:], scores[1:], strict=True):
         test = paired_test(own, scores[0], weights, level, binary)
         wins, losses = (test.lower, test.higher) if lower else (test.higher, test.lower)
         mean = interval(own, weights, level, binary)
-        standings.append(Standing(model.name, mean, test, test.p_value, wins, losses, test.equal))
+        model_stats.append(ModelStats(model.name, mean, test, test.p_value, wins, losses, test.equal))
     table = np.stack(scores)  # [M, N]
     places = np.flatnonzero((table.max(0) > table.min(0)) & (weights > 0))
     rows = [
@@ -263,10 +263,10 @@ def _compared(figure: str, models: Sequence[Measured], level: float) -> Compared
         for n in places
     ]
     rows.sort(key=lambda row: -row.spread)
-    return ComparedFigure(figure, lower, binary, len(ids), standings, rows)
+    return ComparedFigure(figure, lower, binary, len(ids), model_stats, rows)
 
 
-def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[Measured]) -> Iterator[ComparedFigure]:
+def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[ModelResults]) -> Iterator[ComparedFigure]:
     """The same, with those marked whose rows an earlier figure has: a second test of them would count them twice."""
     scores = {f.name: [{(row["id"], row["score"]) for row in m.scores[f.name]} for m in models] for f in figures}
     for place, figure in enumerate(figures):
@@ -280,33 +280,33 @@ def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[Measured]
 
 def _judged(figures: Sequence[ComparedFigure], level: float) -> list[ComparedFigure]:
     """The same with Holm's correction over all tests, and the verdicts."""
-    p_values = iter(holm([s.test.p_value for f in figures if not f.part_of for s in f.standings if s.test]))
+    p_values = iter(holm([s.test.p_value for f in figures if not f.part_of for s in f.model_stats if s.test]))
 
-    def judged(standing: Standing, figure: ComparedFigure) -> Standing:
-        if standing.test is None:
-            return standing
+    def judged(stats: ModelStats, figure: ComparedFigure) -> ModelStats:
+        if stats.test is None:
+            return stats
         if figure.part_of:
-            return replace(standing, p_corrected=1.0, verdict="not tested")
+            return replace(stats, p_corrected=1.0, verdict="not tested")
         p_corrected = next(p_values)
         verdict = "not told apart"
         if p_corrected < 1 - level:
-            lower = (standing.test.difference.mean or 0) < 0
+            lower = (stats.test.difference.mean or 0) < 0
             verdict = "better" if lower == figure.lower_is_better else "worse"
-        return replace(standing, p_corrected=p_corrected, verdict=verdict)
+        return replace(stats, p_corrected=p_corrected, verdict=verdict)
 
-    return [replace(f, standings=[judged(s, f) for s in f.standings]) for f in figures]
+    return [replace(f, model_stats=[judged(s, f) for s in f.model_stats]) for f in figures]
 
 
-def _numbers(standing: Standing) -> Iterator[tuple[str, Any]]:
-    mean, test = standing.mean, standing.test
+def _numbers(stats: ModelStats) -> Iterator[tuple[str, Any]]:
+    mean, test = stats.mean, stats.test
     yield from (("mean", mean.mean), ("low", mean.low), ("high", mean.high))
     if test:
-        d, tested = test.difference, standing.verdict != "not tested"
+        d, tested = test.difference, stats.verdict != "not tested"
         yield from (("difference", d.mean), ("difference_low", d.low), ("difference_high", d.high))
-        said = (("p_value", test.p_value), ("p_corrected", standing.p_corrected), ("method", test.method))
+        said = (("p_value", test.p_value), ("p_corrected", stats.p_corrected), ("method", test.method))
         yield from ((key, value if tested else None) for key, value in said)
-        yield from (("wins", standing.wins), ("losses", standing.losses), ("ties", standing.ties))
-        yield ("verdict", standing.verdict)
+        yield from (("wins", stats.wins), ("losses", stats.losses), ("ties", stats.ties))
+        yield ("verdict", stats.verdict)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -38,16 +38,16 @@ def _lines(comparison: Comparison) -> Iterator[str]:
 def _standings(comparison: Comparison) -> Iterator[list[str]]:
     for figure in comparison.figures:
         wording = Wording(figure)
-        for place, standing in enumerate(figure.standings):
+        for place, stats in enumerate(figure.model_stats):
             name = "" if place else f"{figure.name} ({facts(figure)})"
-            cells = wording.cells(standing)
-            yield [name, standing.model, *(f"{said} ({span})" if span else said for said, span in cells)]
+            cells = wording.cells(stats)
+            yield [name, stats.model, *(f"{said} ({span})" if span else said for said, span in cells)]
 
 
 def _figure(figure: ComparedFigure, level: float) -> Iterator[str]:
     wording = Wording(figure)
     yield f"## {_plain(figure.name)}\n"
-    yield from (f"- {_plain(wording.sentence(standing, level))}" for standing in figure.standings[1:])
+    yield from (f"- {_plain(wording.sentence(stats, level))}" for stats in figure.model_stats[1:])
     yield f"- They differ on {len(figure.rows):,} of {figure.count:,} rows.\n"
     for title, some, rows in groups(figure, _ROWS):
         yield f"### {_plain(title)} ({some})\n"
@@ -60,8 +60,8 @@ def _row(number: int, row: DifferingRow, figure: ComparedFigure, wording: Wordin
     for name, text in (("asked", row.text("prompt")), ("wanted", wanted(row))):
         if text is not None:
             yield from (f"{name}:\n", _fenced(text), "")
-    for standing, score, answer in zip(figure.standings, row.scores, answers(row), strict=True):
-        yield f"{_plain(standing.model)}: {wording.score(score)}\n"
+    for stats, score, answer in zip(figure.model_stats, row.scores, answers(row), strict=True):
+        yield f"{_plain(stats.model)}: {wording.score(score)}\n"
         if answer is not None:
             yield from (_fenced(answer), "")
 

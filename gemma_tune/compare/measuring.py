@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from gemma_tune.compare.comparison import Measured
+from gemma_tune.compare.comparison import ModelResults
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import Config
 from gemma_tune.data.records import Record
@@ -58,13 +58,13 @@ def names_of(cfg: Config) -> list[str]:
     return cfg.compare.names or ["/".join(p[-depth:]) for p in parts]
 
 
-def look_at_all(cfg: Config) -> list[Measured | Asked]:
+def look_at_all(cfg: Config) -> list[ModelResults | Asked]:
     """What is known of each model without its weights.
 
     Raises:
         UserError: All that is wrong with them.
     """
-    found: list[Measured | Asked] = []
+    found: list[ModelResults | Asked] = []
     problems: dict[str, None] = {}
     for name, model in zip(names_of(cfg), cfg.compare.models, strict=True):
         try:
@@ -87,7 +87,7 @@ def _look_at(cfg: Config, name: str, model: str) -> Asked:
     return Asked(own, name, source, tokenizer, held_out, tests, evaluators)
 
 
-def measure(asked: Asked, number: int, folder: RunFolder) -> Measured:
+def measure(asked: Asked, number: int, folder: RunFolder) -> ModelResults:
     """Loads one model, and measures it as `recipe=evaluate` does.
 
     Raises:
@@ -106,4 +106,4 @@ def measure(asked: Asked, number: int, folder: RunFolder) -> Measured:
     found.save(folder.evals, f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}")
     del model
     gc.collect()
-    return Measured(name, found.figures, found.rows, found.lower_is_better, found.conditions)
+    return ModelResults(name, found.figures, found.rows, found.lower_is_better, found.conditions)

@@ -51,12 +51,12 @@ def _table(comparison: Comparison) -> Iterator[str]:
         wording = Wording(figure)
         name = f'<a href="#figure-{number}">{escaped(figure.name)}</a> <small>{escaped(facts(figure))}</small>'
         yield f'<tbody><tr><th colspan="{len(names)}">{name}</th></tr>'
-        for standing in figure.standings:
+        for stats in figure.model_stats:
             cells = "".join(
                 f'<td class="{_kind(said)}">{said}{f"<small>{span}</small>" if span else ""}</td>'
-                for said, span in wording.cells(standing)
+                for said, span in wording.cells(stats)
             )
-            yield f"<tr><td>{escaped(standing.model)}</td>{cells}</tr>"
+            yield f"<tr><td>{escaped(stats.model)}</td>{cells}</tr>"
         yield "</tbody>"
     yield "</table></div>"
 
@@ -73,8 +73,8 @@ def _others(comparison: Comparison) -> Iterator[str]:
 
 def _figure(figure: ComparedFigure, comparison: Comparison) -> Iterator[str]:
     wording, level = Wording(figure), comparison.level
-    for standing in figure.standings[1:]:
-        yield f'<p class="said {_kind(standing.verdict)}">{escaped(wording.sentence(standing, level))}</p>'
+    for stats in figure.model_stats[1:]:
+        yield f'<p class="said {_kind(stats.verdict)}">{escaped(wording.sentence(stats, level))}</p>'
     yield f'<div class="beside">\n{_drawing(figure, wording, level)}\n</div>'
     if not figure.rows:
         yield f'<p class="quiet">No row tells the models apart: they score the same on all {figure.count:,}.</p>'
@@ -97,9 +97,9 @@ def _drawing(figure: ComparedFigure, wording: Wording, level: float) -> str:
     def said(value: str, interval: Interval, sign: str = "") -> str:
         return value if interval.low is None else f"{value} ({wording.span(interval, sign)})"
 
-    first = figure.standings[0].model
-    means = [Dot(s.model, s.mean, said(wording.mean(s.mean), s.mean)) for s in figure.standings]
-    tests = [(s, s.test.difference) for s in figure.standings if s.test]
+    first = figure.model_stats[0].model
+    means = [Dot(s.model, s.mean, said(wording.mean(s.mean), s.mean)) for s in figure.model_stats]
+    tests = [(s, s.test.difference) for s in figure.model_stats if s.test]
     apart = [Dot(s.model, d, said(wording.value(d.mean, "+"), d, "+"), _kind(s.verdict)) for s, d in tests]
     better = "← better" if figure.lower_is_better else "better →"
     charts = {
@@ -122,10 +122,10 @@ def _row(number: int, row: DifferingRow, figure: ComparedFigure, wording: Wordin
     prompt, texts = row.text("prompt"), {"asked": row.text("prompt"), "wanted": wanted(row)}
     asked = " ".join((prompt or row.id)[: 2 * _ASKED].split())[:_ASKED]
     sides, scores = [], []
-    for standing, score, answer, said in zip(figure.standings, row.scores, answers(row), row.rows, strict=True):
+    for stats, score, answer, said in zip(figure.model_stats, row.scores, answers(row), row.rows, strict=True):
         kind = wording.score(score)
         mark = {"right": "✓", "wrong": "✗"}.get(kind, kind)
-        name = escaped(standing.model)
+        name = escaped(stats.model)
         scores.append(f'<span title="{name}: {kind}" class="score {kind if figure.binary else ""}">{mark}</span>')
         notes = f"{mark} {kind}" if figure.binary else kind
         notes += ", cut off" if said.get("stopped") is False else ""

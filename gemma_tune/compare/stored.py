@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.compare.comparison import Measured
+from gemma_tune.compare.comparison import ModelResults
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
@@ -17,7 +17,7 @@ def results_file(run: str, when: str = "after") -> Path:
     return resolve(run) / "eval" / f"{when}.json"
 
 
-def stored_results(name: str, run: str, when: str = "after") -> Measured:
+def stored_results(name: str, run: str, when: str = "after") -> ModelResults:
     """What a run has measured.
 
     Args:
@@ -40,7 +40,9 @@ def stored_results(name: str, run: str, when: str = "after") -> Measured:
             f"compare.models: {file}: {reason}; measure the model again with recipe=evaluate "
             f"model.model_name_or_path={run if weights else '…'}, and compare that run."
         )
-    return Measured(name, tree["figures"], tree["rows"], tree.get("lower_is_better", ()), tree.get("conditions", {}))
+    return ModelResults(
+        name, tree["figures"], tree["rows"], tree.get("lower_is_better", ()), tree.get("conditions", {})
+    )
 
 
 def _reasons(tree: Any) -> Iterator[str]:

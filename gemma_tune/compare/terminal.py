@@ -45,6 +45,6 @@ def _table(figure: ComparedFigure, comparison: Comparison, between: str) -> Tabl
 
 def _rows(figure: ComparedFigure, between: str) -> Iterator[list[str]]:
     wording = Wording(figure)
-    for standing in figure.standings:
-        cells = wording.cells(standing)
-        yield [standing.model, *(f"{said}{between}({span})" if span else said for said, span in cells)]
+    for stats in figure.model_stats:
+        cells = wording.cells(stats)
+        yield [stats.model, *(f"{said}{between}({span})" if span else said for said, span in cells)]

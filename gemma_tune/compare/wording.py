@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gemma_tune.chat.calls import shown
-from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, Standing
+from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, ModelStats
 from gemma_tune.evals.statistics import Interval
 
 _METHODS = (
@@ -31,7 +31,7 @@ def methods(comparison: Comparison) -> str:
 def head(comparison: Comparison) -> list[str]:
     """What stands in the columns of the table, from the model on."""
     interval = f"({percent(comparison.level)} interval)"
-    tests = sum(s.test is not None for f in comparison.figures if not f.part_of for s in f.standings)
+    tests = sum(s.test is not None for f in comparison.figures if not f.part_of for s in f.model_stats)
     p = "p, corrected" if tests > 1 else "p"
     return ["model", f"mean {interval}", f"difference {interval}", "verdict", p, "rows better / worse / same"]
 
@@ -80,35 +80,35 @@ class Wording:
             return "right" if score else "wrong"
         return f"{score:,.4g}".replace("-", "−")
 
-    def cells(self, standing: Standing) -> list[tuple[str, str]]:
+    def cells(self, stats: ModelStats) -> list[tuple[str, str]]:
         """A row of the table, from the mean on, as `head` names its columns: what stands there, and its interval."""
-        mean = (self.mean(standing.mean), self.span(standing.mean))
-        if standing.test is None:
+        mean = (self.mean(stats.mean), self.span(stats.mean))
+        if stats.test is None:
             return [mean, *[("", "")] * 4]
-        d = standing.test.difference
-        rows = f"{standing.wins:,} / {standing.losses:,} / {standing.ties:,}"
-        p = "–" if self.figure.part_of else p_text(standing.p_corrected)
-        said = (standing.verdict, p, rows)
+        d = stats.test.difference
+        rows = f"{stats.wins:,} / {stats.losses:,} / {stats.ties:,}"
+        p = "–" if self.figure.part_of else p_text(stats.p_corrected)
+        said = (stats.verdict, p, rows)
         return [mean, (self.difference(d), self.span(d, "+")), *((text, "") for text in said)]
 
-    def sentence(self, standing: Standing, level: float) -> str:
+    def sentence(self, stats: ModelStats, level: float) -> str:
         """What a model is against the first one."""
-        first, test = self.figure.standings[0], standing.test
+        first, test = self.figure.model_stats[0], stats.test
         if test is None:
             return ""
-        begin = f"{standing.model} is {standing.verdict} than {first.model}"
-        if standing.verdict.startswith("not"):
-            begin = f"{standing.model} and {first.model} are {standing.verdict}"
+        begin = f"{stats.model} is {stats.verdict} than {first.model}"
+        if stats.verdict.startswith("not"):
+            begin = f"{stats.model} and {first.model} are {stats.verdict}"
         apart = f"{percent(level)} interval {self.span(test.difference, '+')}"
         values = (
-            f"{self.mean(standing.mean)} against {self.mean(first.mean)}, a difference of "
+            f"{self.mean(stats.mean)} against {self.mean(first.mean)}, a difference of "
             f"{self.difference(test.difference)}"
         )
         if self.figure.part_of:
             return f"{begin}, as the rows are a part of {self.figure.part_of}: {values} ({apart})."
         p = f"p {p_text(test.p_value)}" if test.p_value < 0.001 else f"p = {p_text(test.p_value)}"
-        if p_text(standing.p_corrected) != p_text(test.p_value):
-            p += f", corrected {p_text(standing.p_corrected)}"
+        if p_text(stats.p_corrected) != p_text(test.p_value):
+            p += f", corrected {p_text(stats.p_corrected)}"
         return f"{begin}: {values} ({apart}; {test.method}: {p})."
 
 
@@ -148,6 +148,6 @@ def plain(value: float | None) -> str:
 
 def _decimals(figure: ComparedFigure) -> int:
     """So many that the narrowest interval has two digits."""
-    intervals = [i for s in figure.standings for i in (s.mean, s.test and s.test.difference) if i]
+    intervals = [i for s in figure.model_stats for i in (s.mean, s.test and s.test.difference) if i]
     widths = [i.high - i.low for i in intervals if i.low is not None and i.high is not None and i.high > i.low]
     return min(max(1 - math.floor(math.log10(min(widths) / 2)), 0), 9) if widths else 4

@@ -72,7 +72,7 @@ def percentiles(lengths: Lengths) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchingOption:
     """One way to put rows into batches.
 
     Attributes:
@@ -88,7 +88,7 @@ class Batches:
     chosen: bool
 
 
-def ways(cfg: Config, lengths: Lengths) -> list[Batches]:
+def ways(cfg: Config, lengths: Lengths) -> list[BatchingOption]:
     """The ways to put the rows into batches, with the padding of each.
 
     Args:
@@ -108,11 +108,11 @@ def ways(cfg: Config, lengths: Lengths) -> list[Batches]:
             batches = torch.as_tensor(lengths)[order].split(size)
             room = sum(int(b.max()) * len(b) for b in batches)
             padding = 1 - int(lengths.sum()) / room
-            found.append(Batches(f"batches of {size}, {name}", len(batches), padding, chosen))
+            found.append(BatchingOption(f"batches of {size}, {name}", len(batches), padding, chosen))
     packs = packed(lengths, t.max_length)
     empty = 1 - int(lengths.sum()) / (packs * t.max_length)
     name = f"batches of {size}, packed into {t.max_length:,} tokens (train.packing)"
-    found.append(Batches(name, -(-packs // size), empty, bool(t.packing)))
+    found.append(BatchingOption(name, -(-packs // size), empty, bool(t.packing)))
     return found
 
 

@@ -14,8 +14,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.page.text import document
 from gemma_tune.preview.chart import length_chart
 from gemma_tune.preview.figures import histogram, percentiles
-from gemma_tune.preview.rows import Seen, Shown
-from gemma_tune.preview.tokens import Piece, Texts, runs
+from gemma_tune.preview.rows import PreviewData, PreviewRow
+from gemma_tune.preview.tokens import Piece, TokenTexts, runs
 from gemma_tune.run.paths import resolve
 
 _OPEN = 3  # rows that are unfolded from the start
@@ -23,7 +23,7 @@ _LISTED = 1000  # places that a list names
 _TOKENS = 4000  # of a row that is longer, the middle is left out: a browser must draw all rows
 
 
-def write_page(cfg: Config, seen: Seen) -> Path | None:
+def write_page(cfg: Config, seen: PreviewData) -> Path | None:
     """Writes `preview.output_file`; gives back where it is, or None where none is wanted.
 
     Raises:
@@ -48,7 +48,7 @@ def write_page(cfg: Config, seen: Seen) -> Path | None:
     return file
 
 
-def _body(cfg: Config, seen: Seen) -> Iterator[str]:
+def _body(cfg: Config, seen: PreviewData) -> Iterator[str]:
     files = ", ".join(f"<code>{escape(n)}</code>" for n in _sources(cfg))
     shown = seen.shown[: cfg.preview.rows]
     yield (
@@ -108,7 +108,7 @@ def _tiles(rows: TokenizedRows) -> Iterator[str]:
     )
 
 
-def _lists(seen: Seen) -> Iterator[str]:
+def _lists(seen: PreviewData) -> Iterator[str]:
     for rows, name in ((seen.train, "Rows to train on"), (seen.held_out, "Held-out rows")):
         for what, places in (
             ("that were dropped, since no trained token is left within train.max_length", rows.dropped),
@@ -126,7 +126,7 @@ def _list(title: str, places: Collection[str]) -> Iterator[str]:
     yield "</ol>" + (f"<p>… and {len(places) - _LISTED:,} more</p>" if len(places) > _LISTED else "") + "</details>"
 
 
-def _counts(seen: Seen) -> Iterator[str]:
+def _counts(seen: PreviewData) -> Iterator[str]:
     parts = {"to train on": seen.train.counts()}
     if seen.held_out.read:
         parts["held out"] = seen.held_out.counts()
@@ -138,7 +138,7 @@ def _counts(seen: Seen) -> Iterator[str]:
     yield "</table></div>"
 
 
-def _lengths(cfg: Config, seen: Seen) -> Iterator[str]:
+def _lengths(cfg: Config, seen: PreviewData) -> Iterator[str]:
     yield "<h2>Lengths</h2>"
     chart = length_chart(histogram(seen.lengths, cfg.train.max_length), percentiles(seen.lengths), cfg.train.max_length)
     yield f'<div class="scroll">{chart}</div>'
@@ -148,7 +148,7 @@ def _lengths(cfg: Config, seen: Seen) -> Iterator[str]:
     )
 
 
-def _padding(seen: Seen) -> Iterator[str]:
+def _padding(seen: PreviewData) -> Iterator[str]:
     yield '<h2>Padding</h2>\n<div class="scroll"><table>'
     yield "<thead><tr><th></th><th>passes an epoch</th><th>padding</th></tr></thead>"
     for way in seen.batches:
@@ -161,7 +161,7 @@ def _padding(seen: Seen) -> Iterator[str]:
     )
 
 
-def _row(number: int, shown: Shown, texts: Texts) -> str:
+def _row(number: int, shown: PreviewRow, texts: TokenTexts) -> str:
     trained = shown.row.trained_tokens
     says = [
         f"<b>{number:,}</b> <b>{escape(shown.where)}</b>",

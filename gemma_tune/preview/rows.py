@@ -14,12 +14,12 @@ from gemma_tune.data import reading
 from gemma_tune.data.split import digest
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.data.tokenized import KEPT, TokenizedRows
-from gemma_tune.preview.figures import Batches, Lengths, ways
-from gemma_tune.preview.tokens import Texts
+from gemma_tune.preview.figures import BatchingOption, Lengths, ways
+from gemma_tune.preview.tokens import TokenTexts
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewRow:
     """One row as the model sees it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PreviewData:
     """All that is shown of the rows of a run.
 
     Attributes:
@@ -87,14 +87,16 @@ class Seen:
 
     train: TokenizedRows
     held_out: TokenizedRows
-    shown: list[Shown]
+    shown: list[PreviewRow]
     lengths: Lengths
-    batches: list[Batches]
-    texts: Texts
+    batches: list[BatchingOption]
+    texts: TokenTexts
     form: str
 
 
-def look_at(cfg: Config, tokenizer: Any, train: TokenizedRows, held_out: TokenizedRows, whole: TokenizedRows) -> Seen:
+def preview_data(
+    cfg: Config, tokenizer: Any, train: TokenizedRows, held_out: TokenizedRows, whole: TokenizedRows
+) -> PreviewData:
     """Gathers what is shown.
 
     Args:
@@ -107,13 +109,13 @@ def look_at(cfg: Config, tokenizer: Any, train: TokenizedRows, held_out: Tokeniz
     Raises:
         UserError: The held-out or test rows can't be read.
     """
-    return Seen(
+    return PreviewData(
         train,
         held_out,
         shown_rows(cfg.data, train, whole, cfg.train.max_length),
         lengths_of(whole),
         ways(cfg, lengths_of(train)),
-        Texts(tokenizer),
+        TokenTexts(tokenizer),
         form_of(tokenizer).name,
     )
 
@@ -126,7 +128,7 @@ def lengths_of(rows: TokenizedRows) -> Lengths:
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max_length: int) -> list[Shown]:
+def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max_length: int) -> list[PreviewRow]:
     """The first rows read, at most as many as `TokenizedRows.records` keeps.
 
     Args:
@@ -147,7 +149,7 @@ def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max
         key, is_dropped = digest(record), record.where in dropped
         row = full.cut(max_length) if is_dropped else next(used)
         found.append(
-            Shown(
+            PreviewRow(
                 record.where,
                 row,
                 len(full.input_ids),

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from gemma_tune.data.tokenized import TokenizedRows, notes_of
 from gemma_tune.preview.figures import percentiles
-from gemma_tune.preview.rows import Seen, Shown
-from gemma_tune.preview.tokens import Texts, runs
+from gemma_tune.preview.rows import PreviewData, PreviewRow
+from gemma_tune.preview.tokens import TokenTexts, runs
 
 _TRAINED, _READ = "bold bright_white on dark_green", "dim"
 KEYS = {
@@ -34,7 +34,7 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, force_terminal=None if in_terminal() else False)
 
 
-def header(shown: Shown, number: int, every: int) -> Text:
+def header(shown: PreviewRow, number: int, every: int) -> Text:
     """One line on a row: where it stands, its tokens, and what became of it."""
     line = Text(f"{number:,}/{every:,}  {shown.where}", style="bold")
     trained = f"{shown.row.trained_tokens:,} trained ({shown.share:.0%})"
@@ -44,7 +44,7 @@ def header(shown: Shown, number: int, every: int) -> Text:
     return line
 
 
-def body(shown: Shown, texts: Texts, colours: bool) -> Text:
+def body(shown: PreviewRow, texts: TokenTexts, colours: bool) -> Text:
     """The tokens of a row.
 
     Args:
@@ -65,7 +65,7 @@ def body(shown: Shown, texts: Texts, colours: bool) -> Text:
     return text
 
 
-def print_row(out: Console, seen: Seen, place: int) -> None:
+def print_row(out: Console, seen: PreviewData, place: int) -> None:
     """Prints a row: its header and its tokens."""
     out.print()
     out.print(header(seen.shown[place], place + 1, seen.train.read))
@@ -89,14 +89,14 @@ def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, st
         out.print(note, markup=False)
 
 
-def print_lengths(out: Console, seen: Seen) -> None:
+def print_lengths(out: Console, seen: PreviewData) -> None:
     """Prints how long rows are, and what is padding."""
     out.print("Lengths before cutting: " + ", ".join(f"{k} {v:,}" for k, v in percentiles(seen.lengths).items()) + ".")
     for way in seen.batches:
         out.print(f"Padding: {way.padding:6.1%} {way.name}{' ← this configuration' if way.chosen else ''}")
 
 
-def turn_over(out: Console, seen: Seen) -> None:
+def turn_over(out: Console, seen: PreviewData) -> None:
     """Shows one row after the other, as the person wants it."""
     every, place = seen.train.read, 0
     print_row(out, seen, place)

@@ -32,7 +32,7 @@ class Piece:
     special: bool
 
 
-class Texts:
+class TokenTexts:
     """The texts of a tokenizer's tokens.
 
     Args:

@@ -13,7 +13,7 @@ from gemma_tune.report.curves import read_panels
 from gemma_tune.report.html import html
 from gemma_tune.report.markdown import markdown
 from gemma_tune.report.picture import draw
-from gemma_tune.report.sections import PICTURE, Told, sections
+from gemma_tune.report.sections import PICTURE, ReportInputs, sections
 from gemma_tune.run.folder import RunFolder
 
 
@@ -44,8 +44,8 @@ def write_report(
         RunError: A file can't be written.
     """
     panels = read_panels(folder.metrics)
-    told = Told(cfg, folder, trained, before, after, panels, notes, checks)
-    title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(told)
+    inputs = ReportInputs(cfg, folder, trained, before, after, panels, notes, checks)
+    title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(inputs)
     try:
         if panels:
             draw(panels, folder.path / PICTURE)

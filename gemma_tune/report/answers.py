@@ -8,13 +8,13 @@ from typing import Any
 from gemma_tune.chat.calls import shown
 from gemma_tune.compare.comparison import DifferingRow
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.report.blocks import Asked, Block, Samples, Side, Text
+from gemma_tune.report.blocks import Block, SampleAnswer, SampleAnswers, SampleRow, Text
 from gemma_tune.report.figures import AFTER, BEFORE, Change, moved_line
 
 _EXAMPLES = 5  # rows of a figure that became right, and as many that became wrong
 
 
-def sample_rows(before: Evaluation, after: Evaluation) -> list[Asked]:
+def sample_rows(before: Evaluation, after: Evaluation) -> list[SampleRow]:
     """The answers to read, each beside the one before, where there was one."""
     old = {row["id"]: row for row in before.answers}
     rows = []
@@ -22,7 +22,7 @@ def sample_rows(before: Evaluation, after: Evaluation) -> list[Asked]:
         sides = [_side(AFTER if old else "answer", row)]
         if row["id"] in old:
             sides.insert(0, _side(BEFORE, old[row["id"]]))
-        rows.append(Asked(str(row.get("prompt", row["id"])), _shown(row.get("wanted")), sides))
+        rows.append(SampleRow(str(row.get("prompt", row["id"])), _shown(row.get("wanted")), sides))
     return rows
 
 
@@ -39,17 +39,17 @@ def moved_rows(change: Change) -> list[Block]:
     for name, part in zip(names, (better, worse), strict=True):
         if part:
             some = f", {_EXAMPLES} of {len(part):,}" if len(part) > _EXAMPLES else ""
-            blocks += [Text(f"Became {name}{some}:", "quiet"), Samples([_asked(row) for row in part[:_EXAMPLES]])]
+            blocks += [Text(f"Became {name}{some}:", "quiet"), SampleAnswers([_asked(row) for row in part[:_EXAMPLES]])]
     return blocks
 
 
-def _asked(row: DifferingRow) -> Asked:
+def _asked(row: DifferingRow) -> SampleRow:
     sides = [_side(name, said) for name, said in zip((BEFORE, AFTER), row.rows, strict=True)]
-    return Asked(row.text("prompt") or row.id, _shown(row.text("wanted")), sides)
+    return SampleRow(row.text("prompt") or row.id, _shown(row.text("wanted")), sides)
 
 
-def _side(name: str, row: Mapping[str, Any]) -> Side:
-    return Side(name, _shown(row.get("answer")), _mark(row.get("score")), row.get("stopped") is False)
+def _side(name: str, row: Mapping[str, Any]) -> SampleAnswer:
+    return SampleAnswer(name, _shown(row.get("answer")), _mark(row.get("score")), row.get("stopped") is False)
 
 
 def _shown(text: Any) -> str | None:
@@ -62,6 +62,6 @@ def _mark(score: float | None) -> str:
     return {0.0: "wrong", 1.0: "right"}.get(float(score), f"{score:.4g}")
 
 
-def marks(sides: Sequence[Side]) -> list[str]:
+def marks(sides: Sequence[SampleAnswer]) -> list[str]:
     """How each answer is, as a sign: ✓ or ✗, or its score."""
     return [{"right": "✓", "wrong": "✗"}.get(side.mark, side.mark) for side in sides]

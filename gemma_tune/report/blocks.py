@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from gemma_tune.report.curves import Panel
-from gemma_tune.report.figures import Said
+from gemma_tune.report.figures import FigureText
 
 
 class Mono(str):
@@ -16,7 +16,7 @@ class Mono(str):
     __slots__ = ()
 
 
-Cell: TypeAlias = str | Said
+Cell: TypeAlias = str | FigureText
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Headline:
     """
 
     name: str
-    values: Sequence[Said]
+    values: Sequence[FigureText]
     note: str = ""
     verdict: str = ""
 
@@ -83,7 +83,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Side:
+class SampleAnswer:
     """One answer.
 
     Attributes:
@@ -100,19 +100,19 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRow:
     """What was asked and wanted, and what was answered."""
 
     prompt: str
     wanted: str | None
-    sides: Sequence[Side]
+    sides: Sequence[SampleAnswer]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleAnswers:
     """Answers side by side; `open` of them are unfolded from the start."""
 
-    rows: Sequence[Asked]
+    rows: Sequence[SampleRow]
     open: int = 0
 
 
@@ -131,7 +131,7 @@ class Dots:
     charts: dict[str, str]
 
 
-Block: TypeAlias = Text | Headline | Listing | Code | Table | Samples | Curves | Dots
+Block: TypeAlias = Text | Headline | Listing | Code | Table | SampleAnswers | Curves | Dots
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from gemma_tune.compare.comparison import (
     LEVEL,
     ComparedFigure,
-    Measured,
-    Standing,
-    compare,
+    ModelResults,
+    ModelStats,
+    compare_models,
     lower_is_better,
 )
 from gemma_tune.compare.wording import Wording
@@ -23,7 +23,7 @@ from gemma_tune.evals.statistics import Interval, interval, is_binary
 BEFORE, AFTER = "before", "after"
 
 
-class Said(NamedTuple):
+class FigureText(NamedTuple):
     """A value in words, and from where to where it may lie (empty where that isn't known)."""
 
     value: str = "–"
@@ -43,28 +43,28 @@ class Change:
         before: Its value before training.
         after: Its value after.
         difference: What has changed; None where the rows weren't the same, or there are none.
-        standing: Its scores after, held against those before; None as with `difference`.
+        stats: Its scores after, held against those before; None as with `difference`.
         figure: What its rows say; None where it has none.
         part: Rows that were kept, where the value is that of more rows; else 0.
     """
 
     name: str
-    before: Said
-    after: Said
-    difference: Said | None = None
-    standing: Standing | None = None
+    before: FigureText
+    after: FigureText
+    difference: FigureText | None = None
+    stats: ModelStats | None = None
     figure: ComparedFigure | None = None
     part: int = 0
 
     @property
     def verdict(self) -> str:
         """`better`, `worse`, `not told apart`, or nothing."""
-        return self.standing.verdict if self.standing else ""
+        return self.stats.verdict if self.stats else ""
 
     @property
     def moved(self) -> str:
         """Rows that got better, got worse and stayed as they were."""
-        return f"{self.standing.wins:,} / {self.standing.losses:,} / {self.standing.ties:,}" if self.standing else ""
+        return f"{self.stats.wins:,} / {self.stats.losses:,} / {self.stats.ties:,}" if self.stats else ""
 
 
 def changes(before: Evaluation, after: Evaluation) -> list[Change]:
@@ -83,7 +83,7 @@ def headline(head: Mapping[str, Any]) -> list[Change]:
     """A result's `headline` alone, where no evaluation has its figure; nothing where there is none."""
     if "name" not in head:
         return []
-    before, after = (Said(as_text(head["name"], head.get(when))) for when in (BEFORE, AFTER))
+    before, after = (FigureText(as_text(head["name"], head.get(when))) for when in (BEFORE, AFTER))
     return [Change(head["name"], before, after)]
 
 
@@ -94,15 +94,15 @@ def is_share(figure: ComparedFigure) -> bool:
 
 def moved_line(change: Change) -> str | None:
     """`test_exact_match: 12 rows became right, 3 became wrong`; None where rows don't say that."""
-    if change.standing is None or change.figure is None or change.figure.lower_is_better:
+    if change.stats is None or change.figure is None or change.figure.lower_is_better:
         return None
     better, worse = ("became right", "became wrong") if change.figure.binary else ("got better", "got worse")
-    wins, losses, ties = change.standing.wins, change.standing.losses, change.standing.ties
+    wins, losses, ties = change.stats.wins, change.stats.losses, change.stats.ties
     return f"{change.name}: {wins:,} of {wins + losses + ties:,} rows {better}, {losses:,} {worse}"
 
 
 def _with_rows(before: Evaluation, after: Evaluation) -> dict[str, ComparedFigure]:
-    """The figures whose rows can be counted, by name; with both standings where the rows are the same."""
+    """The figures whose rows can be counted, by name; with both models where the rows are the same."""
     old = {name: rows for name, rows in before.rows.items() if _countable(rows)}
     new = {name: rows for name, rows in after.rows.items() if _countable(rows)}
     paired = [name for name, rows in new.items() if name in old and _tokens(old[name]) == _tokens(rows)]
@@ -110,10 +110,10 @@ def _with_rows(before: Evaluation, after: Evaluation) -> dict[str, ComparedFigur
     found |= {name: _alone(name, BEFORE, rows) for name, rows in old.items() if name not in new}
     if paired:
         both = [
-            Measured(name, evaluation.figures, {f: rows[f] for f in paired}, evaluation.lower_is_better)
+            ModelResults(name, evaluation.figures, {f: rows[f] for f in paired}, evaluation.lower_is_better)
             for name, evaluation, rows in ((BEFORE, before, old), (AFTER, after, new))
         ]
-        found |= {figure.name: figure for figure in compare(both).figures}
+        found |= {figure.name: figure for figure in compare_models(both).figures}
     return found
 
 
@@ -133,8 +133,8 @@ def _alone(name: str, when: str, rows: Sequence[Row]) -> ComparedFigure:
     scores, weights = [row["score"] for row in rows], [row.get("weight", 1) for row in rows]
     lower = lower_is_better(name)
     binary = not lower and is_binary(scores)
-    standing = Standing(when, interval(scores, weights, LEVEL, binary))
-    return ComparedFigure(name, lower, binary, len(rows), [standing], [])
+    stats = ModelStats(when, interval(scores, weights, LEVEL, binary))
+    return ComparedFigure(name, lower, binary, len(rows), [stats], [])
 
 
 def _wording(figure: ComparedFigure) -> Wording:
@@ -144,26 +144,26 @@ def _wording(figure: ComparedFigure) -> Wording:
 
 def _change(name: str, before: float | None, after: float | None, figure: ComparedFigure | None) -> Change:
     if figure is None:
-        return Change(name, Said(as_text(name, before)), Said(as_text(name, after)))
-    standings = {standing.model: standing for standing in figure.standings}
-    old, new = (_said(figure, standings.get(w), v) for w, v in ((BEFORE, before), (AFTER, after)))
-    last = figure.standings[-1]
+        return Change(name, FigureText(as_text(name, before)), FigureText(as_text(name, after)))
+    model_stats = {stats.model: stats for stats in figure.model_stats}
+    old, new = (_said(figure, model_stats.get(w), v) for w, v in ((BEFORE, before), (AFTER, after)))
+    last = figure.model_stats[-1]
     value = before if last.model == BEFORE else after
     part = 0 if value is None or _is_mean(value, last.mean) else figure.count
     if last.test is None:
         return Change(name, old, new, figure=figure, part=part)
     words, apart = _wording(figure), last.test.difference
-    difference = Said(words.difference(apart), _span(words, apart, "+"))
+    difference = FigureText(words.difference(apart), _span(words, apart, "+"))
     return Change(name, old, new, difference, last, figure, part)
 
 
-def _said(figure: ComparedFigure, standing: Standing | None, value: float | None) -> Said:
-    if standing is None or value is None:
-        return Said(as_text(figure.name, value))
+def _said(figure: ComparedFigure, stats: ModelStats | None, value: float | None) -> FigureText:
+    if stats is None or value is None:
+        return FigureText(as_text(figure.name, value))
     said = as_text(figure.name, value)
     if figure.binary and not said.endswith("%"):  # a figure of the user's, whose name doesn't say what it is
         said = f"{value:.1%}"
-    return Said(said, _span(_wording(figure), standing.mean))
+    return FigureText(said, _span(_wording(figure), stats.mean))
 
 
 def _is_mean(value: float, of_rows: Interval) -> bool:

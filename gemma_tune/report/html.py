@@ -9,7 +9,6 @@ from pathlib import Path
 from gemma_tune.page.text import document, escaped
 from gemma_tune.report.answers import marks
 from gemma_tune.report.blocks import (
-    Asked,
     Block,
     Cell,
     Code,
@@ -18,13 +17,14 @@ from gemma_tune.report.blocks import (
     Headline,
     Listing,
     Mono,
-    Samples,
+    SampleAnswer,
+    SampleAnswers,
+    SampleRow,
     Section,
-    Side,
     Table,
     Text,
 )
-from gemma_tune.report.figures import Said
+from gemma_tune.report.figures import FigureText
 from gemma_tune.report.plot import plot
 
 PAGE_MARK = '<meta name="generator" content="gemma_tune report">'
@@ -55,7 +55,7 @@ def _class(kind: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    if isinstance(cell, Said):
+    if isinstance(cell, FigureText):
         return escaped(cell.value) + (f"<small>{escaped(cell.span)}</small>" if cell.span else "")
     if isinstance(cell, Mono) and cell:
         return f"<code>{escaped(cell)}</code>"
@@ -105,7 +105,7 @@ def _(block: Table) -> Iterator[str]:
 
 
 @_lines.register
-def _(block: Samples) -> Iterator[str]:
+def _(block: SampleAnswers) -> Iterator[str]:
     for number, row in enumerate(block.rows, start=1):
         yield _asked(number, row, number <= block.open)
 
@@ -125,7 +125,7 @@ def _(block: Dots) -> Iterator[str]:
     yield "</div>"
 
 
-def _asked(number: int, row: Asked, unfolded: bool) -> str:
+def _asked(number: int, row: SampleRow, unfolded: bool) -> str:
     """A row that unfolds: what was asked and wanted, and each answer."""
     asked = escaped(" ".join(row.prompt[-2 * _ASKED :].split())[-_ASKED:])
     signs = "".join(
@@ -142,11 +142,11 @@ def _asked(number: int, row: Asked, unfolded: bool) -> str:
     )
 
 
-def _kind(side: Side) -> str:
+def _kind(side: SampleAnswer) -> str:
     return side.mark if side.mark in ("right", "wrong") else ""
 
 
-def _side(side: Side) -> str:
+def _side(side: SampleAnswer) -> str:
     return ", ".join(filter(None, [side.name, side.mark, "cut off" if side.cut_off else ""]))
 
 

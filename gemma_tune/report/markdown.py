@@ -17,12 +17,12 @@ from gemma_tune.report.blocks import (
     Headline,
     Listing,
     Mono,
-    Samples,
+    SampleAnswers,
     Section,
     Table,
     Text,
 )
-from gemma_tune.report.figures import Said
+from gemma_tune.report.figures import FigureText
 
 _MOST = 300  # characters of a text in a table
 
@@ -47,7 +47,7 @@ def plain(text: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    if isinstance(cell, Said):
+    if isinstance(cell, FigureText):
         return plain(cell.line())
     if isinstance(cell, Mono) and cell and "`" not in cell:
         return f"`{' '.join(cell.split()).translate(VISIBLE)}`".replace("|", "\\|")
@@ -92,7 +92,7 @@ def _(block: Table) -> Iterator[str]:
 
 
 @_lines.register
-def _(block: Samples) -> Iterator[str]:
+def _(block: SampleAnswers) -> Iterator[str]:
     names = dict.fromkeys(side.name for row in block.rows for side in row.sides)
     rows: list[list[str]] = []
     for row in block.rows:

@@ -21,7 +21,7 @@ from gemma_tune.report.blocks import (
     Headline,
     Listing,
     Mono,
-    Samples,
+    SampleAnswers,
     Section,
     Table,
     Text,
@@ -48,7 +48,7 @@ _TERMS = (
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportInputs:
     """What a report is made from.
 
     Attributes:
@@ -77,39 +77,39 @@ class Told:
         return self.folder.result.metrics
 
 
-def sections(told: Told) -> list[Section]:
+def sections(inputs: ReportInputs) -> list[Section]:
     """All sections that have something to say, in the order of the report."""
-    figures = changes(told.before, told.after)
-    result = told.folder.result
+    figures = changes(inputs.before, inputs.after)
+    result = inputs.folder.result
     failures = [f"{where}: {reason}" for where, reason in result.failures.items()]
-    once = not told.before.figures
-    samples = sample_rows(told.before, told.after)
+    once = not inputs.before.figures
+    samples = sample_rows(inputs.before, inputs.after)
     found = [
-        Section("", _headline(told, figures)),
+        Section("", _headline(inputs, figures)),
         Section("What could not be measured", [Listing(failures, "bad")] if failures else []),
         Section("Figures" if once else "Before and after", _figures(figures, once)),
-        Section("Losses and figures over the steps", _curves(told)),
-        Section("Answers", [Samples(samples, open=2)] if samples else []),
-        Section("Completions while training", _completions(told)),
+        Section("Losses and figures over the steps", _curves(inputs)),
+        Section("Answers", [SampleAnswers(samples, open=2)] if samples else []),
+        Section("Completions while training", _completions(inputs)),
         Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),
-        Section("From what", _inputs(told)),
-        Section("Rows and tokens", _row_counts(told.metrics.get("data", {}))),
-        Section("What to know of the rows", [Listing(told.notes)] if told.notes else []),
-        Section("What was trained", _trained(told)),
-        Section("Checked before training", [Listing(told.checks)] if told.checks else []),
-        Section("The exported model against the trained one", _export(told)),
-        Section("What the grid costs, and what training took back", _recovered(told)),
-        Section("The files against what was trained", _verified(told)),
-        Section("What it took", _took(told)),
-        Section("What is here", sizes(told.folder, told.metrics.get("weights"))),
-        Section("How to use it", how_to_use(told.folder)),
-        Section("How to repeat it", _repeat(told)),
+        Section("From what", _inputs(inputs)),
+        Section("Rows and tokens", _row_counts(inputs.metrics.get("data", {}))),
+        Section("What to know of the rows", [Listing(inputs.notes)] if inputs.notes else []),
+        Section("What was trained", _trained(inputs)),
+        Section("Checked before training", [Listing(inputs.checks)] if inputs.checks else []),
+        Section("The exported model against the trained one", _export(inputs)),
+        Section("What the grid costs, and what training took back", _recovered(inputs)),
+        Section("The files against what was trained", _verified(inputs)),
+        Section("What it took", _took(inputs)),
+        Section("What is here", sizes(inputs.folder, inputs.metrics.get("weights"))),
+        Section("How to use it", how_to_use(inputs.folder)),
+        Section("How to repeat it", _repeat(inputs)),
     ]
     return [section for section in found if section.blocks]
 
 
-def _headline(told: Told, figures: Sequence[Change]) -> list[Block]:
-    head = told.folder.result.headline
+def _headline(inputs: ReportInputs, figures: Sequence[Change]) -> list[Block]:
+    head = inputs.folder.result.headline
     found = [change for change in (*figures, *headline(head)) if change.name == head.get("name")]
     blocks: list[Block] = []
     for change in found[:1]:
@@ -120,8 +120,8 @@ def _headline(told: Told, figures: Sequence[Change]) -> list[Block]:
             note = f"on {_rows(change)}"
         values = [said for said in (change.before, change.after) if said.value != "–"]
         blocks.append(Headline(change.name, values, note, change.verdict))
-    if "steps" in told.metrics:
-        said = f"{told.metrics['steps']:,} optimizer steps on {', '.join(_trained_on(told.cfg))}"
+    if "steps" in inputs.metrics:
+        said = f"{inputs.metrics['steps']:,} optimizer steps on {', '.join(_trained_on(inputs.cfg))}"
         blocks.append(Text(said, "quiet"))
     return blocks
 
@@ -148,7 +148,7 @@ def _figures(figures: Sequence[Change], once: bool) -> list[Block]:
         head = ["", "before", "after", "difference", "", "rows better / worse / same"]
         rows: list[list[Cell]] = [[c.name, c.before, c.after, c.difference or "", c.verdict, c.moved] for c in figures]
         kinds = [c.verdict if c.verdict in ("better", "worse") else "" for c in figures]
-        if not any(c.standing for c in figures):
+        if not any(c.stats for c in figures):
             head, rows = head[:3], [row[:3] for row in rows]
         blocks.append(Table(head, rows, kinds))
     charts = {c.name: _chart(c) for c in counted}
@@ -160,7 +160,7 @@ def _figures(figures: Sequence[Change], once: bool) -> list[Block]:
     ]
     if charts:
         blocks += [Dots(charts), Text(_INTERVALS, "quiet")]
-    if any(change.standing for change in figures):
+    if any(change.stats for change in figures):
         blocks.append(Text(_DIFFERENCES, "quiet"))
     return [*blocks, *(Text(part, "quiet") for part in parts)]
 
@@ -171,10 +171,10 @@ def _chart(change: Change) -> str:
     assert figure is not None  # asked for those alone
     share = is_share(figure)
     dots = []
-    for standing in figure.standings:
-        said = change.before if standing.model == BEFORE else change.after
-        kind = change.verdict if standing.test and change.verdict in ("better", "worse") else ""
-        dots.append(Dot(standing.model, standing.mean, said.line(), kind))
+    for stats in figure.model_stats:
+        said = change.before if stats.model == BEFORE else change.after
+        kind = change.verdict if stats.test and change.verdict in ("better", "worse") else ""
+        dots.append(Dot(stats.model, stats.mean, said.line(), kind))
 
     def tick(value: float, decimals: int) -> str:
         if share:
@@ -185,24 +185,24 @@ def _chart(change: Change) -> str:
     return interval_chart(dots, change.name, caption, tick, around_zero=False)
 
 
-def _curves(told: Told) -> list[Block]:
-    if not told.panels:
+def _curves(inputs: ReportInputs) -> list[Block]:
+    if not inputs.panels:
         return []
-    few = [name for name in told.cfg.eval.while_training if name != "held_out_loss"]
-    blocks: list[Block] = [Curves(told.panels, PICTURE)]
-    if few and told.cfg.train.eval_steps:
-        most = told.cfg.eval.max_samples_while_training
+    few = [name for name in inputs.cfg.eval.while_training if name != "held_out_loss"]
+    blocks: list[Block] = [Curves(inputs.panels, PICTURE)]
+    if few and inputs.cfg.train.eval_steps:
+        most = inputs.cfg.eval.max_samples_while_training
         said = f"While training, {', '.join(few)} took the first {most:,} rows at most; before and after, all."
         blocks.append(Text(said, "quiet"))
     return blocks
 
 
-def _inputs(told: Told) -> list[Block]:
-    files = told.folder.inputs.items()
+def _inputs(inputs: ReportInputs) -> list[Block]:
+    files = inputs.folder.inputs.items()
     rows: list[list[Cell]] = [[Mono(path), Mono(said[:16]) if len(said) == 64 else said] for path, said in files]
-    cfg = told.cfg
+    cfg = inputs.cfg
     names = {key.removeprefix("data."): name for key, name in cfg.data.named().items()}
-    if "steps" not in told.metrics:
+    if "steps" not in inputs.metrics:
         names = {key: name for key, name in names.items() if not key.startswith("train_file")}
     if cfg.data.dataset_name:
         names["data set"] = cfg.data.dataset_name
@@ -219,9 +219,9 @@ def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
     return [Table(["", *(part.replace("_", " ") for part in counts)], rows)]
 
 
-def _completions(told: Told) -> list[Block]:
+def _completions(inputs: ReportInputs) -> list[Block]:
     """Some of what the model said while it was trained with rewards, with each reward beside it."""
-    rows = first_and_last(read(told.folder.evals / "completions.jsonl"))
+    rows = first_and_last(read(inputs.folder.evals / "completions.jsonl"))
     if not rows:
         return []
     rewards = [name for name in rows[0] if name.startswith("reward.")]
@@ -237,11 +237,11 @@ def _completions(told: Told) -> list[Block]:
     ]
 
 
-def _trained(told: Told) -> list[Block]:
-    blocks: list[Block] = [Text(f"{told.trained}.")]
-    if "steps" not in told.metrics:
+def _trained(inputs: ReportInputs) -> list[Block]:
+    blocks: list[Block] = [Text(f"{inputs.trained}.")]
+    if "steps" not in inputs.metrics:
         return blocks
-    cfg, t = told.cfg, told.cfg.train
+    cfg, t = inputs.cfg, inputs.cfg.train
     rows = f"{t.per_device_train_batch_size} rows"
     if t.gradient_accumulation_steps > 1:
         rows += f" × {t.gradient_accumulation_steps} passes"
@@ -250,12 +250,12 @@ def _trained(told: Told) -> list[Block]:
         kinds = {"DoRA": cfg.adapter.use_dora, "rsLoRA": cfg.adapter.use_rslora, "LoRA": True}
         kind = next(name for name, chosen in kinds.items() if chosen)
         adapter = f"{kind}, r = {cfg.adapter.r}, lora_alpha = {cfg.adapter.lora_alpha}"
-    losses = [f"{told.metrics[n]:.4g}" for n in ("train_loss_first", "train_loss_last") if n in told.metrics]
-    rewards = [f"{told.metrics[n]:.4g}" for n in ("reward_first", "reward_last") if n in told.metrics]
+    losses = [f"{inputs.metrics[n]:.4g}" for n in ("train_loss_first", "train_loss_last") if n in inputs.metrics]
+    rewards = [f"{inputs.metrics[n]:.4g}" for n in ("reward_first", "reward_last") if n in inputs.metrics]
     facts = {
         "adapter": adapter,
         "weights in memory": f"{cfg.model.dtype}{', linear layers in 4 bit' if cfg.model.load_in_4bit else ''}",
-        "optimizer steps": f"{told.metrics['steps']:,}",
+        "optimizer steps": f"{inputs.metrics['steps']:,}",
         "batch": f"{rows}, packed into {t.max_length:,} tokens" if t.packing else rows,
         "longest row": "" if rewards else f"{t.max_length:,} tokens",
         "longest completion": f"{t.max_completion_length:,} tokens" if rewards else "",
@@ -269,32 +269,32 @@ def _trained(told: Told) -> list[Block]:
     return [*blocks, _pairs({name: said for name, said in facts.items() if said})]
 
 
-def _export(told: Told) -> list[Block]:
-    measured = told.metrics.get("export")
+def _export(inputs: ReportInputs) -> list[Block]:
+    measured = inputs.metrics.get("export")
     if not measured:
         return []
     rows = [
-        [name.replace("_", " "), as_text(name, told.after.figures.get(name)), as_text(name, value)]
+        [name.replace("_", " "), as_text(name, inputs.after.figures.get(name)), as_text(name, value)]
         for name, value in measured.items()
     ]
     return [Table(["", "trained", "exported"], rows)]
 
 
-def _verified(told: Told) -> list[Block]:
+def _verified(inputs: ReportInputs) -> list[Block]:
     """What was written on a grid, against what was trained."""
-    lines = told.metrics.get("verify", [])
+    lines = inputs.metrics.get("verify", [])
     rows = [[line["name"], line["must"], line["found"], line["verdict"]] for line in lines]
     return [Table(["", "must", "found", ""], rows)] if rows else []
 
 
-def _recovered(told: Told) -> list[Block]:
+def _recovered(inputs: ReportInputs) -> list[Block]:
     """What the grid costs, and what training took back."""
-    quality = told.metrics.get("quality")
+    quality = inputs.metrics.get("quality")
     return [_pairs({name.replace("_", " "): f"{value:.4g}" for name, value in quality.items()})] if quality else []
 
 
-def _took(told: Told) -> list[Block]:
-    result = told.folder.result
+def _took(inputs: ReportInputs) -> list[Block]:
+    result = inputs.folder.result
     rows = [[step, f"{seconds:,.1f} s"] for step, seconds in result.seconds.items()]
     rows.append(["together", f"{sum(result.seconds.values()):,.1f} s"])
     if result.peak_memory_mb is not None:
@@ -302,8 +302,8 @@ def _took(told: Told) -> list[Block]:
     return [Table(["", ""], rows)]
 
 
-def _repeat(told: Told) -> list[Block]:
-    path = shlex.quote(f"rerun={told.folder.path / 'config.yaml'}")
+def _repeat(inputs: ReportInputs) -> list[Block]:
+    path = shlex.quote(f"rerun={inputs.folder.path / 'config.yaml'}")
     return [Code(f"python -m gemma_tune {path} output_dir=another_folder", "bash"), Text(_TERMS, "quiet")]
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.page.text import VISIBLE
 from gemma_tune.report.answers import marks, sample_rows
-from gemma_tune.report.blocks import Asked
-from gemma_tune.report.figures import Change, Said, changes, headline, moved_line
+from gemma_tune.report.blocks import SampleRow
+from gemma_tune.report.figures import Change, FigureText, changes, headline, moved_line
 from gemma_tune.run.folder import RunFolder, is_main_process
 
 _SHOWN = 3
@@ -65,7 +65,7 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str 
 
 def _figures(figures: Sequence[Change], between: str) -> Table:
     """The figures; `between` stands between a value and its interval."""
-    columns: dict[str, list[Said | None]] = {
+    columns: dict[str, list[FigureText | None]] = {
         "before": [f.before for f in figures],
         "after": [f.after for f in figures],
         "difference": [f.difference for f in figures],
@@ -84,11 +84,11 @@ def _figures(figures: Sequence[Change], between: str) -> Table:
     return table
 
 
-def _said(said: Said | None, between: str) -> str:
+def _said(said: FigureText | None, between: str) -> str:
     return said.line(between).replace(" points", "") if said else ""
 
 
-def _answers(rows: Sequence[Asked]) -> Table:
+def _answers(rows: Sequence[SampleRow]) -> Table:
     """Answers side by side, each with whether it is right."""
     names = dict.fromkeys(side.name for row in rows for side in row.sides)
     table = Table(title="Answers", title_justify="left", show_lines=True)

@@ -13,7 +13,7 @@ from markdown_it.token import Token
 from page_of import Page
 
 from gemma_tune.compare.chart import Dot, interval_chart
-from gemma_tune.compare.comparison import Comparison, Measured, compare
+from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
 from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.page import PAGE_MARK, page
 from gemma_tune.compare.wording import Wording
@@ -25,14 +25,14 @@ EVIL = (
 )
 
 
-def measured(name: str, right: list[int], losses: list[float], **more: Any) -> Measured:
+def measured(name: str, right: list[int], losses: list[float], **more: Any) -> ModelResults:
     answers = [
         {"id": f"q{n}", "score": float(r), "prompt": f"Question {n}?", "wanted": f"{n}", "answer": f"{n * r}", **more}
         for n, r in enumerate(right)
     ]
     texts = [{"id": f"t{n}", "score": x, "weight": 10 + n, "prompt": f"Text {n}"} for n, x in enumerate(losses)]
     figures = {"test_exact_match": sum(right) / len(right), "perplexity": 7.5}
-    return Measured(name, figures, {"test_exact_match": answers, "held_out_loss": texts})
+    return ModelResults(name, figures, {"test_exact_match": answers, "held_out_loss": texts})
 
 
 BASE = measured("base", [0] * 10 + [1] * 10, [1.5 + n / 10 for n in range(12)])
@@ -51,7 +51,7 @@ def parsed(text: str) -> list[Token]:
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Page:
-    return page_of(compare([BASE, TUNED]), tmp_path / "page.html")
+    return page_of(compare_models([BASE, TUNED]), tmp_path / "page.html")
 
 
 def test_every_number_is_on_the_page(shown: Page) -> None:
@@ -104,7 +104,7 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     """Whatever models say, and whatever they are called."""
     evil = measured(f"{EVIL} 1", [1, 0, 1], [1.0, 2.0], answer=EVIL, wanted=EVIL)
     other = measured(f"{EVIL} 2", [0, 1, 1], [1.0, 3.0], answer=EVIL)
-    comparison = compare([evil, other])
+    comparison = compare_models([evil, other])
     seen = page_of(comparison, tmp_path / "page.html")
     assert {tag for tag, _ in seen.tags}.isdisjoint({"script"})
     names = {"\u202e": "‹U+202E›", "\x1b": "‹U+001B›", "\ud83d": "‹U+D83D›"}
@@ -122,32 +122,32 @@ def test_long_texts_are_folded(tmp_path: Path) -> None:
     """All of a text is there, unless it is beyond what a browser draws; the folded part shows its beginning."""
     words = " ".join(str(n) for n in range(1000))
     one, other = (measured(name, r, [1.0], answer=words) for name, r in (("a", [0]), ("b", [1])))
-    seen = page_of(compare([one, other]), tmp_path / "page.html")
+    seen = page_of(compare_models([one, other]), tmp_path / "page.html")
     assert [a.get("class") for tag, a in seen.tags if tag == "details"].count("long") == 2
     assert seen.source.count(f">\n{words}</pre>") == 2
     assert f"show all {len(words):,} characters" in seen.text
     one, other = (measured(name, r, [1.0], answer="word " * 20_000) for name, r in (("a", [0]), ("b", [1])))
-    text = page_of(compare([one, other]), tmp_path / "page.html").text
+    text = page_of(compare_models([one, other]), tmp_path / "page.html").text
     assert "79,999 characters are left out here" in text and len(text) < 60_000
-    assert len(markdown(compare([one, other]))) < 10_000
+    assert len(markdown(compare_models([one, other]))) < 10_000
 
 
 def test_many_rows(tmp_path: Path) -> None:
     """The first ones of each group, and how many there are."""
     one, other = (measured(name, r, [1.0]) for name, r in (("a", [0] * 900 + [1] * 300), ("b", [1] * 900 + [0] * 300)))
-    seen = page_of(compare([one, other]), tmp_path / "page.html")
+    seen = page_of(compare_models([one, other]), tmp_path / "page.html")
     assert len(seen.rows) == 200
     assert "b right, a wrong (the first 100 of 900)" in seen.text
     assert "a right, b wrong (the first 100 of 300)" in seen.text
-    text = markdown(compare([one, other]))
+    text = markdown(compare_models([one, other]))
     assert text.count("asked:") == 20 and "(the first 10 of 900)" in text
 
 
 def test_few_rows(tmp_path: Path) -> None:
     """One row, rows without texts, and rows that are all the same make a page, too."""
-    one = Measured("a", {}, {"loss": [{"id": "1", "score": 0.0}], "acc": [{"id": "1", "score": 1.0}]})
-    other = Measured("b", {}, {"loss": [{"id": "1", "score": 2.0}], "acc": [{"id": "1", "score": 1.0}]})
-    comparison = compare([one, other])
+    one = ModelResults("a", {}, {"loss": [{"id": "1", "score": 0.0}], "acc": [{"id": "1", "score": 1.0}]})
+    other = ModelResults("b", {}, {"loss": [{"id": "1", "score": 2.0}], "acc": [{"id": "1", "score": 1.0}]})
+    comparison = compare_models([one, other])
     seen = page_of(comparison, tmp_path / "page.html")
     assert "+2.0000 –" in seen.text and "0 –" in seen.text and "1 row; lower is better" in seen.text
     assert "No row tells the models apart: they score the same on all 1." in seen.text
@@ -157,14 +157,14 @@ def test_few_rows(tmp_path: Path) -> None:
 
 def test_many_models(tmp_path: Path) -> None:
     models = [measured(f"model {n}", [1] * n + [0] * (8 - n), [1.0 + n, 2.0]) for n in range(8)]
-    seen = page_of(compare(models), tmp_path / "page.html")
+    seen = page_of(compare_models(models), tmp_path / "page.html")
     assert seen.source.count("<circle") == 2 * (8 + 7)
     assert "model 7 right, model 0, model 1, model 2, model 3, model 4, model 5 and model 6 wrong (1)" in seen.text
 
 
 def test_markdown_tables() -> None:
     """Two, with a cell in every place; the numbers are those of the page."""
-    text = markdown(compare([BASE, TUNED]))
+    text = markdown(compare_models([BASE, TUNED]))
     types = [token.type for token in parsed(text)]
     assert (types.count("table_open"), types.count("td_open")) == (2, 4 * 7 + 3)
     assert "85.0% (64.0 to 94.8) | +35.0 points (+5.4 to +58.2) | better | 0.039 | 8 / 1 / 11 |" in text
@@ -172,11 +172,11 @@ def test_markdown_tables() -> None:
 
 
 def test_digits_are_those_that_are_sure() -> None:
-    (shares, losses) = compare([BASE, TUNED]).figures
+    (shares, losses) = compare_models([BASE, TUNED]).figures
     wording = Wording(shares)
     assert wording.value(0.12345) == "12.3" and wording.value(-0.5, "+") == "−50.0"
     assert wording.value(0.0) == wording.value(-0.0001, "+") == "0" or wording.value(-0.0001, "+") == "0.0"
-    test = losses.standings[1].test
+    test = losses.model_stats[1].test
     assert test is not None and test.difference.low is not None and test.difference.high is not None
     half = (test.difference.high - test.difference.low) / 2
     assert 1e-3 < half < 1e-2  # so that two digits of it are the third and fourth

@@ -14,7 +14,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.preview.chart import length_chart
 from gemma_tune.preview.figures import histogram, nice_step, packed, percentiles, ways
-from gemma_tune.preview.tokens import Texts, runs
+from gemma_tune.preview.tokens import TokenTexts, runs
 
 TEXT = "Grüße 😀👩‍👩‍👧 你好!\n\tTwo  spaces <b>&amp;</b>\x1b[31m\u200b\u202e end"
 
@@ -27,7 +27,7 @@ def test_pieces_say_the_text(tiny: Path) -> None:
     """Every id once and in order, whole characters, nothing that a terminal or a browser would obey."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ids = tokenizer("<bos>" + TEXT + "<end_of_turn>", add_special_tokens=False)["input_ids"]
-    pieces = Texts(tokenizer).pieces(row(ids, range(0)))
+    pieces = TokenTexts(tokenizer).pieces(row(ids, range(0)))
     assert [i for piece in pieces for i in piece.ids] == ids
     said = "".join(piece.text for piece in pieces)
     seen = TEXT.replace("\n\t", "⏎\n⇥\t").replace("\x1b", "‹U+001B›")
@@ -40,7 +40,7 @@ def test_stretches(tiny: Path) -> None:
     """What the loss counts; the first token has no prediction, so it counts nowhere."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ids = tokenizer("<bos>Set the light. Done.<eos>", add_special_tokens=False)["input_ids"]
-    texts = Texts(tokenizer)
+    texts = TokenTexts(tokenizer)
     rendered = row(ids, range(3, 5))
     found = [(trained, [i for piece in run for i in piece.ids]) for trained, run in runs(texts.pieces(rendered))]
     assert found == [(False, ids[:3]), (True, ids[3:5]), (False, ids[5:])]
@@ -54,7 +54,7 @@ def test_bytes_of_one_character_stay_together(tiny: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ids = tokenizer("😀", add_special_tokens=False)["input_ids"]
     assert len(ids) == 4
-    texts = Texts(tokenizer)
+    texts = TokenTexts(tokenizer)
     assert [piece.text for piece in texts.pieces(row(ids, range(0)))] == ["😀"]
     assert [piece.ids for piece in texts.pieces(row(ids, range(2, 4)))] == [tuple(ids[:2]), tuple(ids[2:])]
 

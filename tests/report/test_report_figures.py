@@ -43,7 +43,7 @@ def test_shares_have_wilsons_interval() -> None:
             values = [float(x) for x in said.span.split("–")]
             assert values == pytest.approx([100 * low, 100 * high], abs=0.0501)
             assert float(said.value.rstrip("%")) == pytest.approx(100 * sum(scores) / n, abs=0.0501)
-        assert change.difference is not None and change.standing is not None
+        assert change.difference is not None and change.stats is not None
         points = float(change.difference.value.removesuffix(" points").replace("−", "-"))
         assert points == pytest.approx(100 * (sum(new) - sum(old)) / n, abs=0.0501)
         better = sum(b > a for a, b in zip(old, new, strict=True))
@@ -112,7 +112,7 @@ def test_the_figure_of_all_rows_stays() -> None:
 def test_other_rows_are_not_compared(before: Evaluation) -> None:
     """What can't be compared still has its own interval, and ends no run."""
     change = only(before, evaluation("x_accuracy", [1.0, 0.0]))
-    assert change.difference is None and change.standing is None and change.verdict == change.moved == ""
+    assert change.difference is None and change.stats is None and change.verdict == change.moved == ""
     assert change.after.line() == "50.0% (9.5–90.5)"
     assert moved_line(change) is None
 
