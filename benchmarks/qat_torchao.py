@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gemma_tune.config import DataConfig
 from gemma_tune.data.tokenized import load_held_out
 from gemma_tune.export import gguf
-from gemma_tune.export.grid_files import read_gguf
-from gemma_tune.export.tensors import Trained, decoded, trained_tensors
+from gemma_tune.export.read_back import read_gguf
+from gemma_tune.export.tensors import TrainedTensors, decoded_weight, trained_tensors
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.layers import GridLora, put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
@@ -210,7 +210,7 @@ def own(rows: list[list[int]]) -> dict[str, Any]:
         model = with_adapter(base, GridLora) if adapter else base
         put_on_grid(model, plan)
         said, parts = log_probs(model, rows), trained_tensors(model, plan)
-        trained = {n: decoded(n, parts, plan) for n in plan.grids}
+        trained = {n: decoded_weight(n, parts, plan) for n in plan.grids}
         codes = {n: e.codes for n, e in parts.items() if isinstance(e, Encoded)}
         stored = written(parts, base, plan)
         shipped = {n: plan.grids[n].decode(e) for n, e in stored.items()}
@@ -222,7 +222,7 @@ def own(rows: list[list[int]]) -> dict[str, Any]:
     return found
 
 
-def written(parts: Trained, model: Any, plan: Plan) -> dict[str, Encoded]:
+def written(parts: TrainedTensors, model: Any, plan: Plan) -> dict[str, Encoded]:
     """What a GGUF file holds of the projections."""
     with tempfile.TemporaryDirectory() as folder:
         config, file = model.config.get_text_config(), Path(folder) / "model.gguf"

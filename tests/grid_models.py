@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.export.tensors import Trained, trained_tensors
+from gemma_tune.export.tensors import TrainedTensors, trained_tensors
 from gemma_tune.models.source import Source
 from gemma_tune.quant.layers import GridLora, put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
@@ -27,11 +27,11 @@ class OnGridModel:
 
     model: Any
     plan: Plan
-    trained: Trained
+    trained: TrainedTensors
     tokenizer: Any
     source: Source
 
-    def given(self) -> tuple[Trained, Plan, Any, Any]:
+    def given(self) -> tuple[TrainedTensors, Plan, Any, Any]:
         """What exporters take first."""
         return self.trained, self.plan, self.model, self.tokenizer
 

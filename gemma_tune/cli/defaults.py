@@ -103,9 +103,9 @@ def _width(model: ModelConfig) -> int:
     try:
         source = find_source(model)
         if source.gguf is not None:
-            from gemma_tune.models.gguf_header import read_header
+            from gemma_tune.models.gguf_header import read_gguf_header
 
-            return read_header(source.gguf).width
+            return read_gguf_header(source.gguf).width
         folder = source.folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
         return int((config.get("text_config") or config).get("hidden_size", NARROW))

@@ -23,7 +23,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError
 
-__all__ = ["Best", "EngineUnavailable", "LlamaCppEngine"]
+__all__ = ["EngineUnavailable", "LlamaCppEngine", "TopTokens"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,7 +37,7 @@ _LOWEST = -104.0
 _FORCED = 1e5
 
 
-class Best(NamedTuple):
+class TopTokens(NamedTuple):
     """The best tokens after each token of a row.
 
     Attributes:
@@ -139,16 +139,18 @@ class LlamaCppEngine:
             whole = torch.full((len(ids), self.vocabulary), _LOWEST).scatter_(1, ids, log_probs)
             yield whole.log_softmax(-1)
 
-    def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[Best]:
+    def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[TopTokens]:
         """The k best tokens after each token of each row, a row at a time."""
 
-        def work(slot: int, row: Sequence[int]) -> Best:
+        def work(slot: int, row: Sequence[int]) -> TopTokens:
             # No part of a character, which would leave the probabilities out
             harmless = self.tokenizer.bos_token_id
             found = [self._ask(slot, row[: t + 1], k, harmless) for t in range(len(row))]
             tops = [position["top_logprobs"] for position in found if position]
             ids = torch.tensor([[entry["id"] for entry in top] for top in tops])
-            return Best(ids, torch.tensor([[entry["logprob"] for entry in top] for top in tops]).clamp_(min=_LOWEST))
+            return TopTokens(
+                ids, torch.tensor([[entry["logprob"] for entry in top] for top in tops]).clamp_(min=_LOWEST)
+            )
 
         yield from self._each(rows, work, name)
 

@@ -10,7 +10,7 @@ from gemma_tune.config import Config
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
 from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
-from gemma_tune.models.gguf_header import read_header
+from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
 from gemma_tune.models.source import Source
 
@@ -45,7 +45,7 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
         check_vocabulary(model, [highest_id])
         yield transformers_engine(cfg, model, tokenizer)
         return
-    exact, stops = read_header(source.gguf).float32, stop_token_ids(tokenizer)
+    exact, stops = read_gguf_header(source.gguf).float32, stop_token_ids(tokenizer)
     with LlamaCppEngine(source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact) as engine:
         check_rows(engine.vocabulary, [highest_id, *stops])
         if engine.token_ids(_PROBE) != tokenizer(_PROBE).input_ids:

@@ -13,7 +13,7 @@ _SUM_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
-class Closeness:
+class EngineAgreement:
     """What a comparison found.
 
     Attributes:
@@ -79,7 +79,9 @@ def best_tokens(reference: torch.Tensor, best: torch.Tensor, margin: float) -> t
     return same, ~same & (first - second < margin)
 
 
-def compare(rows: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], margin: float = 1e-3) -> Closeness:
+def measure_agreement(
+    rows: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], margin: float = 1e-3
+) -> EngineAgreement:
     """Compares an engine with the trained model.
 
     Args:
@@ -95,4 +97,4 @@ def compare(rows: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], mar
         total += bucketed_kl(reference, ids, found).sum().item()
         same += int(equal.sum())
         close += int(near.sum())
-    return Closeness(positions, total / positions, same, close)
+    return EngineAgreement(positions, total / positions, same, close)

@@ -24,7 +24,7 @@ def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
     Raises:
         UserError: llama.cpp computes something else than this configuration asks for.
     """
-    check(config)
+    check_config(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -53,7 +53,7 @@ def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
             writer.add_sampling_top_p(generation.top_p)
 
 
-def check(config: Any) -> None:
+def check_config(config: Any) -> None:
     """Raises UserError where llama.cpp computes something else than this configuration asks for."""
     if config.model_type != "gemma3_text":
         raise UserError(f"export=gguf is made for Gemma 3 today, and this model is {config.model_type}.")

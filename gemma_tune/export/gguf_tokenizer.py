@@ -17,7 +17,7 @@ _SPACE = "▁"  # stands for a space inside tokens
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """What a GGUF file says of each token id.
 
     Attributes:
@@ -32,7 +32,7 @@ class Vocabulary:
     types: list[TokenType]
 
     @classmethod
-    def of(cls, tokenizer: Any, rows: int) -> Vocabulary:
+    def of(cls, tokenizer: Any, rows: int) -> GgufVocabulary:
         """The vocabulary of a tokenizer for an embedding of so many rows.
 
         Rows that no token has get a placeholder, as llama.cpp's own converter does: they have logits, too. Tokens
@@ -108,7 +108,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
     Raises:
         UserError: The tokenizer can't be written, or llama.cpp has no place for a stop token.
     """
-    vocabulary = Vocabulary.of(tokenizer, rows)
+    vocabulary = GgufVocabulary.of(tokenizer, rows)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary.tokens)

@@ -15,21 +15,21 @@ from rich.table import Table
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.export import gguf, merged_from_grid, w4a16
-from gemma_tune.export.grid_check import (
+from gemma_tune.export.int4_check import (
     OK,
     POSITIONS,
     UNVERIFIED,
     WARN,
-    Line,
+    CheckLine,
     forward_line,
     raise_failed,
     stored_lines,
     transformers_line,
 )
-from gemma_tune.export.grid_files import read_folder, read_gguf
-from gemma_tune.export.llama_lines import llama_lines, wide_line
+from gemma_tune.export.llama_check import dense_gguf_line, llama_lines
 from gemma_tune.export.ollama import modelfile
-from gemma_tune.export.tensors import Decoded, Trained, trained_tensors
+from gemma_tune.export.read_back import read_folder, read_gguf
+from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, trained_tensors
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder, is_main_process
@@ -48,7 +48,7 @@ def export_all(
     source: Source,
     plan: Plan,
     rows: Sequence[TokenizedRows],
-) -> list[Line]:
+) -> list[CheckLine]:
     """Writes every one of `export.formats`, and checks it.
 
     Args:
@@ -106,11 +106,13 @@ def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
     return found
 
 
-def _write_gguf(name: str, title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: Trained) -> None:
+def _write_gguf(
+    name: str, title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: TrainedTensors
+) -> None:
     written.mkdir(parents=True)
     config, generation = model.config.get_text_config(), model.generation_config
     wide = _WIDE.get(name)
-    weights = Decoded(trained, plan) if wide else trained
+    weights = DecodedWeights(trained, plan) if wide else trained
     kind = name.removeprefix("gguf_") if wide else plan.name
     file = gguf.export(
         weights, config, tokenizer, generation, wide or plan, written / f"{title}-{kind}.gguf", name=title
@@ -120,15 +122,15 @@ def _write_gguf(name: str, title: str, written: Path, model: Any, tokenizer: Any
 
 
 def _check(
-    name: str, folder: RunFolder, model: Any, tokenizer: Any, plan: Plan, trained: Trained, ids: list[list[int]]
-) -> list[Line]:
+    name: str, folder: RunFolder, model: Any, tokenizer: Any, plan: Plan, trained: TrainedTensors, ids: list[list[int]]
+) -> list[CheckLine]:
     place = folder.export(name)
     if name.startswith("gguf"):
         file = next(place.glob("*.gguf"))
         matrices = torch.float16 if name == "gguf_f16" else torch.float32
         lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
         if name in _WIDE:
-            return [*lines, wide_line(name, file, model, tokenizer, ids, exact=_WIDE[name] == torch.float32)]
+            return [*lines, dense_gguf_line(name, file, model, tokenizer, ids, exact=_WIDE[name] == torch.float32)]
         return [*lines, *llama_lines(file, model, tokenizer, trained, plan, ids)]
     return [
         *stored_lines(name, read_folder(place), trained, plan),
@@ -136,7 +138,7 @@ def _check(
     ]
 
 
-def say_lines(lines: Sequence[Line]) -> None:
+def say_lines(lines: Sequence[CheckLine]) -> None:
     """Prints the table of the check; nothing where nothing was written."""
     if not lines:
         return

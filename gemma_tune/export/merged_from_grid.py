@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.export.tensors import Decoded, Trained
+from gemma_tune.export.tensors import DecodedWeights, TrainedTensors
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 
 
 def export(
-    trained: Trained, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
+    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
 ) -> list[Path]:
     """Writes weights, config, generation config, tokenizer and chat template.
 
@@ -36,7 +36,7 @@ def export(
         The files written.
     """
     wide = options.dtype == "float32"
-    tensors = {n: tensor if wide else narrowest(tensor) for n, tensor in Decoded(trained, plan).items()}
+    tensors = {n: tensor if wide else narrowest(tensor) for n, tensor in DecodedWeights(trained, plan).items()}
     dtype = torch.bfloat16
     if wide or any(tensors[name].dtype == torch.float32 for name in plan.grids):
         dtype = torch.float32

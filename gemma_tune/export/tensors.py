@@ -18,7 +18,7 @@ from gemma_tune.quant.layers import OnGrid, layers_of
 from gemma_tune.quant.plan import KEPT_16, Plan
 
 # By names of the language part; of a tied head and embedding there is the embedding.
-Trained = Mapping[str, Encoded | torch.Tensor]
+TrainedTensors = Mapping[str, Encoded | torch.Tensor]
 
 
 def trained_tensors(model: Any, plan: Plan) -> dict[str, Encoded | torch.Tensor]:
@@ -66,7 +66,7 @@ def _encoded(name: str, weight: torch.Tensor, grid: Grid) -> Encoded:
     return Encoded(codes.cpu(), scales.cpu())
 
 
-def decoded(name: str, trained: Trained, plan: Plan) -> torch.Tensor:
+def decoded_weight(name: str, trained: TrainedTensors, plan: Plan) -> torch.Tensor:
     """The float32 numbers that an artifact stands for: on the grid, or rounded to bfloat16, or as they are."""
     tensor = trained[name]
     if isinstance(tensor, Encoded):
@@ -74,19 +74,19 @@ def decoded(name: str, trained: Trained, plan: Plan) -> torch.Tensor:
     return tensor.bfloat16().float() if plan.kept[name] == KEPT_16 else tensor
 
 
-class Decoded(Mapping[str, torch.Tensor]):
-    """`decoded` of every tensor, made when it is asked for: what a file of float32 numbers has to hold.
+class DecodedWeights(Mapping[str, torch.Tensor]):
+    """`decoded_weight` of every tensor, made when it is asked for: what a file of float32 numbers has to hold.
 
     Args:
         trained: Every tensor.
         plan: Its plan.
     """
 
-    def __init__(self, trained: Trained, plan: Plan) -> None:
+    def __init__(self, trained: TrainedTensors, plan: Plan) -> None:
         self._trained, self._plan = trained, plan
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return decoded(name, self._trained, self._plan)
+        return decoded_weight(name, self._trained, self._plan)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._trained)

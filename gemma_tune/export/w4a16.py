@@ -27,7 +27,7 @@ from compressed_tensors.quantization import (
 from gemma_tune.config import ExportConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export.merged_from_grid import narrowest
-from gemma_tune.export.tensors import Trained, decoded
+from gemma_tune.export.tensors import TrainedTensors, decoded_weight
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of
@@ -39,7 +39,7 @@ BITS, BLOCK = 4, 32
 
 
 def export(
-    trained: Trained, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
+    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
 ) -> list[Path]:
     """Writes the codes as they are, 8 in an int32, their scales, and every other tensor dense.
 
@@ -69,7 +69,7 @@ def export(
                 f"export.formats: w4a16 holds codes of {BITS} bits in blocks of {BLOCK}, and {name} is on the grid "
                 f"{grid.name}: set quant.grid=q4_0, or leave w4a16 out."
             )
-    narrow = all(narrowest(decoded(name, trained, plan)).dtype == torch.bfloat16 for name in plan.grids)
+    narrow = all(narrowest(decoded_weight(name, trained, plan)).dtype == torch.bfloat16 for name in plan.grids)
     if not narrow:
         print(
             "w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which moves these weights by "
@@ -77,7 +77,7 @@ def export(
             file=sys.stderr,
         )
     parts = {name: _parts(encoded, torch.bfloat16 if narrow else torch.float16) for name, encoded in packed.items()}
-    tensors = {n: parts[n]["_packed"] if n in parts else narrowest(decoded(n, trained, plan)) for n in trained}
+    tensors = {n: parts[n]["_packed"] if n in parts else narrowest(decoded_weight(n, trained, plan)) for n in trained}
     return write_folder(
         tensors,
         torch.bfloat16 if narrow else torch.float32,

@@ -26,7 +26,7 @@ class GGUFHeader:
     float32: bool
 
 
-class _HeaderReader(GGUFReader):  # type: ignore[misc]  # the package is not typed
+class _GgufHeaderReader(GGUFReader):  # type: ignore[misc]  # the package is not typed
     """GGUF's reader, up to the tokenizer."""
 
     def _build_fields(self, offs: int, count: int) -> int:
@@ -40,14 +40,14 @@ class _HeaderReader(GGUFReader):  # type: ignore[misc]  # the package is not typ
         return offs, []
 
 
-def read_header(file: Path) -> GGUFHeader:
+def read_gguf_header(file: Path) -> GGUFHeader:
     """Reads it.
 
     Raises:
         UserError: It is no GGUF file, or ends within the header.
     """
     try:
-        fields = _HeaderReader(file).fields
+        fields = _GgufHeaderReader(file).fields
         architecture = fields["general.architecture"].contents()
         width = fields[f"{architecture}.embedding_length"].contents()
     except (ValueError, LookupError, OSError) as error:

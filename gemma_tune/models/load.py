@@ -24,7 +24,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
-from gemma_tune.models.gguf_header import read_header
+from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 
@@ -66,7 +66,7 @@ def family_of(source: Source) -> Family:
     """
     if source.gguf is None:
         return FAMILIES[load_config(source).model_type]
-    architecture = read_header(source.gguf).architecture
+    architecture = read_gguf_header(source.gguf).architecture
     family = FAMILIES.get(f"{architecture}_text", FAMILIES.get(architecture))
     if family is None:
         raise UserError(f"model.model_name_or_path={source.base}: its architecture is {architecture}, no Gemma's.")

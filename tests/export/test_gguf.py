@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 from gemma_tune.chat import FORMS, Unrenderable, served_template
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf import export
-from gemma_tune.export.gguf_metadata import check
-from gemma_tune.export.gguf_tokenizer import Vocabulary
+from gemma_tune.export.gguf_metadata import check_config
+from gemma_tune.export.gguf_tokenizer import GgufVocabulary
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.plan import Plan, plan_of
@@ -147,9 +147,9 @@ def test_a_27b_scales_its_queries_otherwise(model: Any) -> None:
     layers = {"num_hidden_layers": 62, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 11}
     layers["layer_types"] = layers["layer_types"][:62]
     large = {**layers, "hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128}
-    check(changed(model, **large, query_pre_attn_scalar=168))
+    check_config(changed(model, **large, query_pre_attn_scalar=168))
     with pytest.raises(UserError, match="query_pre_attn_scalar=128"):
-        check(changed(model, **large, query_pre_attn_scalar=128))
+        check_config(changed(model, **large, query_pre_attn_scalar=128))
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
 
 
 def test_other_rotary_scaling_is_refused(model: Any) -> None:
-    check(changed(model, rope_parameters=rope(model, rope_type="linear", factor=8.0)))
+    check_config(changed(model, rope_parameters=rope(model, rope_type="linear", factor=8.0)))
     with pytest.raises(UserError, match="rope_parameters"):
-        check(changed(model, rope_parameters=rope(model, rope_type="dynamic", factor=8.0)))
+        check_config(changed(model, rope_parameters=rope(model, rope_type="dynamic", factor=8.0)))
 
 
 def test_the_vocabulary(tokenizer: Any) -> None:
-    found = Vocabulary.of(tokenizer, len(tokenizer) + 2)
+    found = GgufVocabulary.of(tokenizer, len(tokenizer) + 2)
     ids = tokenizer.get_vocab()
     kinds = {text: found.types[ids[text]] for text in ("<unk>", "<end_of_turn>", "<0x09>", "▁the")}
     assert list(kinds.values()) == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE, TokenType.NORMAL]
@@ -191,7 +191,7 @@ def test_the_vocabulary(tokenizer: Any) -> None:
 
 def test_tokens_without_a_row_are_left_out(tokenizer: Any) -> None:
     """Language models lack the row of the image token that their tokenizer has."""
-    found = Vocabulary.of(tokenizer, len(tokenizer) - 3)
+    found = GgufVocabulary.of(tokenizer, len(tokenizer) - 3)
     assert len(found.tokens) == len(found.scores) == len(found.types) == len(tokenizer) - 3
 
 
@@ -199,7 +199,7 @@ def test_added_tokens(tokenizer: Any) -> None:
     """Those that are not special are matched in every text; runs of spaces by merges alone, as Transformers does it."""
     own = AutoTokenizer.from_pretrained(TINY)
     own.add_tokens(["<h1>", "▁the"])
-    found = Vocabulary.of(own, len(own))
+    found = GgufVocabulary.of(own, len(own))
     assert found.types[own.convert_tokens_to_ids("<h1>")] == TokenType.USER_DEFINED
     assert found.types[own.convert_tokens_to_ids("▁the")] == TokenType.NORMAL
     assert "▁the" in found.tokens
@@ -211,7 +211,7 @@ def test_no_gemma_tokenizer(tokenizer: Any) -> None:
 
     other = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     with pytest.raises(UserError, match="WordLevel"):
-        Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=other, unk_token="<unk>"), 2)
+        GgufVocabulary.of(PreTrainedTokenizerFast(tokenizer_object=other, unk_token="<unk>"), 2)
 
 
 def test_stop_tokens(tmp_path: Path, model: Any, tokenizer: Any) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import RunError
 from gemma_tune.export import merged_from_grid
-from gemma_tune.export.tensors import Decoded, decoded, trained_tensors
+from gemma_tune.export.tensors import DecodedWeights, decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.layers import layers_of, put_on_grid
@@ -51,7 +51,7 @@ def test_weights_that_bfloat16_can_not_hold_are_float32(tmp_path: Path, capsys: 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.float32
     assert torch.equal(logits_of(loaded), logits_of(trained.model))
-    halves = decoded(UP, trained.trained, trained.plan)
+    halves = decoded_weight(UP, trained.trained, trained.plan)
     assert not torch.equal(halves.bfloat16().float(), halves)
 
 
@@ -121,7 +121,7 @@ def test_towers_are_kept_to_the_bit(tmp_path: Path) -> None:
     assert towers and all(torch.equal(before[n], after[n]) for n in towers)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32)
     found = dict(loaded.model.language_model.named_parameters())
-    for name, tensor in Decoded(trained, plan).items():
+    for name, tensor in DecodedWeights(trained, plan).items():
         assert torch.equal(found[name.removeprefix("model.")], tensor), name
     ids = torch.arange(10, 40)[None]
     with torch.no_grad():

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export import w4a16
-from gemma_tune.export.tensors import decoded, trained_tensors
+from gemma_tune.export.tensors import decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.layers import put_on_grid
@@ -62,7 +62,7 @@ def test_plain_transformers_computes_the_training_forward(
     for model in (loaded, dense):  # decompressed by the first forward, and while loading
         found = dict(model.named_parameters())
         for name in trained.trained:
-            assert torch.equal(found[name], decoded(name, trained.trained, trained.plan)), name
+            assert torch.equal(found[name], decoded_weight(name, trained.trained, trained.plan)), name
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
@@ -75,7 +75,7 @@ def test_files_are_as_compressed_tensors_writes_them(tmp_path: Path) -> None:
     for name, encoded in trained.trained.items():
         if not isinstance(encoded, Encoded) or "embed" in name:
             continue
-        weight = decoded(name, trained.trained, trained.plan)
+        weight = decoded_weight(name, trained.trained, trained.plan)
         parts = {"weight": weight, "weight_scale": encoded.scales.bfloat16()}
         for end, tensor in PackedQuantizationCompressor.compress(parts, scheme).items():
             found = stored.pop(f"{name.removesuffix('.weight')}.{end}")
@@ -115,7 +115,7 @@ def test_scales_of_11_bits_are_computed_in_float32(tmp_path: Path, capsys: pytes
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     logits_of(half)
     name = "model.layers.1.mlp.up_proj.weight"
-    exact = decoded(name, trained.trained, trained.plan)
+    exact = decoded_weight(name, trained.trained, trained.plan)
     moved = (half.get_parameter(name).float() - exact).abs() / exact.abs().clamp(min=1e-9)
     assert 0.004 < moved.max() < 0.008  # the scale is rounded, and its product again
 

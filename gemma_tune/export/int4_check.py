@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from gemma_tune.export.engine_agreement import Closeness
-from gemma_tune.export.grid_files import Stored
-from gemma_tune.export.tensors import Trained, decoded, weights_of
+from gemma_tune.export.engine_agreement import EngineAgreement
+from gemma_tune.export.read_back import StoredTensor
+from gemma_tune.export.tensors import TrainedTensors, decoded_weight, weights_of
 from gemma_tune.export.verify import ArtifactDiffers, load_exported
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.quant.grid import Encoded
@@ -29,7 +29,7 @@ _WARN_KL, _FAIL_KL, _WARN_TOP1, _FAIL_TOP1 = 5e-4, 1e-2, 0.98, 0.90
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckLine:
     """One line of the table.
 
     Attributes:
@@ -47,7 +47,7 @@ class Line:
     problem: str = ""
 
 
-def raise_failed(lines: Iterable[Line]) -> None:
+def raise_failed(lines: Iterable[CheckLine]) -> None:
     """Raises `ArtifactDiffers` where a line failed, with what is wrong."""
     if failed := [line for line in lines if line.verdict == FAIL]:
         raise ArtifactDiffers(
@@ -55,24 +55,24 @@ def raise_failed(lines: Iterable[Line]) -> None:
         )
 
 
-def forward_line(model: Any, trained: Trained, plan: Plan) -> Line:
+def forward_line(model: Any, trained: TrainedTensors, plan: Plan) -> CheckLine:
     """The weights that the forward computes with, against what the exporters are given: a model on its grid."""
     tally = _Tally()
     like = torch.empty(0, dtype=torch.float32)
     with evaluating(model):
         for name, weight, layer in weights_of(model):
             used = weight.float() if layer is None else layer.forward_weight(like)
-            tally.add(_unlike(name, decoded(name, trained, plan), used.cpu()))
+            tally.add(_unlike(name, decoded_weight(name, trained, plan), used.cpu()))
     return tally.line("weights of the training forward", "those that are exported, to the bit")
 
 
 def stored_lines(
     what: str,
-    stored: Iterable[tuple[str, Stored]],
-    trained: Trained,
+    stored: Iterable[tuple[str, StoredTensor]],
+    trained: TrainedTensors,
     plan: Plan,
     matrices: torch.dtype = torch.float32,
-) -> list[Line]:
+) -> list[CheckLine]:
     """Holds a file against the trained model, tensor by tensor.
 
     Args:
@@ -94,7 +94,7 @@ def stored_lines(
                 continue
             left.discard(name)
             expected = trained[name]
-            wanted = decoded(name, trained, plan)
+            wanted = decoded_weight(name, trained, plan)
             wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
             values.add(_unlike(name, wanted + tensor.added, tensor.values))
             if isinstance(expected, Encoded) and tensor.encoded is not None:
@@ -126,11 +126,11 @@ class _Tally:
         self.total += 1
         self.problems += [problem] if problem else []
 
-    def line(self, name: str, must: str) -> Line:
+    def line(self, name: str, must: str) -> CheckLine:
         """The line of the table."""
         good = self.total - len(self.problems)
         found = f"{good} of {self.total} tensors ({good / max(self.total, 1):.0%})"
-        return Line(name, must, found, FAIL if self.problems or not self.total else OK, "".join(self.problems[:1]))
+        return CheckLine(name, must, found, FAIL if self.problems or not self.total else OK, "".join(self.problems[:1]))
 
 
 def _other_shape(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
@@ -154,7 +154,7 @@ def _other_codes(name: str, expected: Encoded, found: Encoded) -> str:
     return f"{name}: {codes:,} of {total:,} codes and {scales:,} scales differ." if codes or scales else ""
 
 
-def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequence[int]]) -> Line:
+def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequence[int]]) -> CheckLine:
     """Loads a folder with plain Transformers in float32 and compares logits with the trained model's own.
 
     Args:
@@ -172,7 +172,7 @@ def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequen
             difference = model(input_ids=ids).logits - loaded(input_ids=ids).logits
             worst = torch.maximum(worst, difference.abs().max())  # keeps NaN
             positions += len(row)
-    return Line(
+    return CheckLine(
         f"{what} in Transformers, float32",
         f"the trained model's logits within {_MOST_LOGIT:g}",
         f"{worst.item():.2g} at {positions} positions",
@@ -199,10 +199,10 @@ def in_float32(model: Any) -> Iterator[None]:
             parameter.data = data
 
 
-def exact_line(name: str, found: Closeness) -> Line:
+def exact_line(name: str, found: EngineAgreement) -> CheckLine:
     """Of an engine that computes in float32: the control, and the same codes decoded into a float32 file."""
     good = found.mean_kl <= _MOST_KL and not found.apart
-    return Line(
+    return CheckLine(
         name,
         f"KL at most {_MOST_KL:g}, the same best token beyond margins of 0.001",
         _figures(found),
@@ -210,14 +210,14 @@ def exact_line(name: str, found: Closeness) -> Line:
     )
 
 
-def gross_line(name: str, found: Closeness) -> Line:
+def gross_line(name: str, found: EngineAgreement) -> CheckLine:
     """Of an engine that rounds activations, too."""
     verdict = _at_least_ok(found)
     if not found.mean_kl <= _WARN_KL or found.top1 < _WARN_TOP1:
         verdict = WARN
     if not found.mean_kl <= _FAIL_KL or found.top1 < _FAIL_TOP1:
         verdict = FAIL
-    return Line(
+    return CheckLine(
         name,
         f"KL at most {_WARN_KL:g}, the same best token at {_WARN_TOP1:.0%} (fails at {_FAIL_KL:g}, {_FAIL_TOP1:.0%})",
         _figures(found),
@@ -225,11 +225,11 @@ def gross_line(name: str, found: Closeness) -> Line:
     )
 
 
-def _at_least_ok(found: Closeness) -> str:
+def _at_least_ok(found: EngineAgreement) -> str:
     return OK if found.positions >= POSITIONS else WARN
 
 
-def _figures(found: Closeness) -> str:
+def _figures(found: EngineAgreement) -> str:
     figures = f"KL {found.mean_kl:.2g}, the same best token at {found.top1:.2%} of {found.positions} positions"
     if found.close:
         figures += f" ({found.close} closer than the margin)"

@@ -13,9 +13,9 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.export import gguf
-from gemma_tune.export.engine_agreement import Closeness, compare
-from gemma_tune.export.grid_check import UNVERIFIED, Line, exact_line, gross_line, in_float32
-from gemma_tune.export.tensors import Decoded, Trained, float_tensors
+from gemma_tune.export.engine_agreement import EngineAgreement, measure_agreement
+from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, exact_line, gross_line, in_float32
+from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, float_tensors
 from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
 
@@ -29,11 +29,11 @@ def llama_lines(
     file: Path,
     model: Any,
     tokenizer: Any,
-    trained: Trained,
+    trained: TrainedTensors,
     plan: Plan,
     rows: Sequence[Sequence[int]],
     threads: int | None = None,
-) -> list[Line]:
+) -> list[CheckLine]:
     """Runs a GGUF file, and two float32 ones written for it beside it and removed again.
 
     Args:
@@ -50,27 +50,29 @@ def llama_lines(
         says `unverified` and why.
     """
 
-    def closeness(path: Path, exact: bool) -> Closeness:
-        return _closeness(path, model, tokenizer, rows, exact, threads)
+    def agreement(path: Path, exact: bool) -> EngineAgreement:
+        return _agreement(path, model, tokenizer, rows, exact, threads)
 
-    def in_a_float32_file(tensors: Mapping[str, torch.Tensor]) -> Closeness:
+    def in_a_float32_file(tensors: Mapping[str, torch.Tensor]) -> EngineAgreement:
         config, generation = model.config.get_text_config(), model.generation_config
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".float32-") as folder:
             path = Path(folder) / "float32.gguf"
             gguf.export(tensors, config, tokenizer, generation, torch.float32, path, name=file.stem)
-            return closeness(path, exact=True)
+            return agreement(path, exact=True)
 
     with in_float32(model):
         with off_grid(model):
             control = _line(CONTROL, exact_line, lambda: in_a_float32_file(float_tensors(model)))
         return [
             control,
-            _line(EXACT, exact_line, lambda: in_a_float32_file(Decoded(trained, plan))),
-            _line(GROSS, gross_line, lambda: closeness(file, exact=False)),
+            _line(EXACT, exact_line, lambda: in_a_float32_file(DecodedWeights(trained, plan))),
+            _line(GROSS, gross_line, lambda: agreement(file, exact=False)),
         ]
 
 
-def wide_line(name: str, file: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool) -> Line:
+def dense_gguf_line(
+    name: str, file: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool
+) -> CheckLine:
     """Runs a GGUF file without blocks: exactly, of float32, and as any GGUF file of the narrower types.
 
     Args:
@@ -84,19 +86,21 @@ def wide_line(name: str, file: Path, model: Any, tokenizer: Any, rows: Sequence[
     judged = exact_line if exact else gross_line
     with in_float32(model):
         return _line(
-            f"{name} in llama.cpp", judged, lambda: _closeness(file, model, tokenizer, rows, exact, threads=None)
+            f"{name} in llama.cpp", judged, lambda: _agreement(file, model, tokenizer, rows, exact, threads=None)
         )
 
 
-def _closeness(
+def _agreement(
     path: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool, threads: int | None
-) -> Closeness:
+) -> EngineAgreement:
     ours, longest = TransformersEngine(model, tokenizer), max(len(row) for row in rows)
     with LlamaCppEngine(path, tokenizer, ours.stops, max_length=longest + 1, exact=exact, threads=threads) as engine:
-        return engine_closeness(engine, ours, rows)
+        return agreement_in_llama_cpp(engine, ours, rows)
 
 
-def engine_closeness(engine: LlamaCppEngine, ours: TransformersEngine, rows: Sequence[Sequence[int]]) -> Closeness:
+def agreement_in_llama_cpp(
+    engine: LlamaCppEngine, ours: TransformersEngine, rows: Sequence[Sequence[int]]
+) -> EngineAgreement:
     """Compares an engine's best 256 tokens with the trained model's probabilities, position by position."""
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -106,11 +110,13 @@ def engine_closeness(engine: LlamaCppEngine, ours: TransformersEngine, rows: Seq
                 raise RunError(f"llama.cpp gave probabilities at {len(best.ids)} of {len(reference)} positions.")
             yield reference, best.ids, best.log_probs
 
-    return compare(pairs())
+    return measure_agreement(pairs())
 
 
-def _line(name: str, judged: Callable[[str, Closeness], Line], run: Callable[[], Closeness]) -> Line:
+def _line(
+    name: str, judged: Callable[[str, EngineAgreement], CheckLine], run: Callable[[], EngineAgreement]
+) -> CheckLine:
     try:
         return judged(name, run())
     except EngineUnavailable as error:
-        return Line(name, "run in llama.cpp", "not run", UNVERIFIED, str(error))
+        return CheckLine(name, "run in llama.cpp", "not run", UNVERIFIED, str(error))

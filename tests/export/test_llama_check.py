@@ -14,10 +14,10 @@ from grid_models import ROWS, OnGridModel, on_grid
 from gemma_tune.engines.llama_cpp import LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.export import gguf
-from gemma_tune.export.engine_agreement import Closeness
-from gemma_tune.export.grid_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
-from gemma_tune.export.llama_lines import CONTROL, EXACT, GROSS, engine_closeness, llama_lines
-from gemma_tune.export.tensors import Decoded
+from gemma_tune.export.engine_agreement import EngineAgreement
+from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
+from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreement_in_llama_cpp, llama_lines
+from gemma_tune.export.tensors import DecodedWeights
 from gemma_tune.quant.grid import GRIDS
 
 
@@ -56,15 +56,15 @@ def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_p
         scales = blocks.abs().amax(-1, keepdim=True) / 8
         return ((blocks / scales.clamp(min=1e-9)).round().clamp(-8, 7) * scales).flatten(-2)
 
-    decoded = Decoded(trained.trained, trained.plan)
+    decoded = DecodedWeights(trained.trained, trained.plan)
     again = {n: positive(t) if "proj" in n else t for n, t in decoded.items()}
     coarse = {n: GRIDS["q3_0"].rounded(t) if "proj" in n else t for n, t in decoded.items()}
     ours = TransformersEngine(trained.model, trained.tokenizer)
-    found: list[Closeness] = []
+    found: list[EngineAgreement] = []
     for tensors in (again, coarse):
         path = exported(trained, tensors, torch.float32, tmp_path / "other.gguf")
         with LlamaCppEngine(path, trained.tokenizer, ours.stops, exact=True, threads=1) as engine:
-            found.append(engine_closeness(engine, ours, ROWS[:1]))
+            found.append(agreement_in_llama_cpp(engine, ours, ROWS[:1]))
     assert exact_line(EXACT, found[0]).verdict == FAIL and found[0].mean_kl > 1e-4
     assert gross_line(GROSS, found[1]).verdict == FAIL
 

@@ -23,7 +23,7 @@ from gemma_tune.quant.grid import Encoded
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor as a file has it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Stored:
     added: float = 0.0
 
 
-def read_folder(folder: Path) -> Iterator[tuple[str, Stored]]:
+def read_folder(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
     """The language part of a Transformers folder, dense or packed, by its names there.
 
     Raises:
@@ -57,13 +57,13 @@ def read_folder(folder: Path) -> Iterator[tuple[str, Stored]]:
             raise ArtifactDiffers(f"{file}: {_cut(file) or f'it can not be read ({error}).'}") from error
 
 
-def _tensors(stored: Any, family: Family, packing: _Packing | None) -> Iterator[tuple[str, Stored]]:
+def _tensors(stored: Any, family: Family, packing: _Packing | None) -> Iterator[tuple[str, StoredTensor]]:
     for name in stored.keys():  # noqa: SIM118 (not a mapping)
         if family.is_tower(name) or name.endswith(("_scale", "_shape")):
             continue
         own = family.language_name(name)
         if not name.endswith("_packed"):
-            yield own, Stored(stored.get_tensor(name).float())
+            yield own, StoredTensor(stored.get_tensor(name).float())
             continue
         own, stem = own.removesuffix("_packed"), name.removesuffix("_packed")
         if packing is None:
@@ -78,7 +78,7 @@ class _Packing:
         (self.scheme,) = QuantizationConfig.model_validate(config["quantization_config"]).config_groups.values()
         self.dtype = getattr(torch, config["dtype"])
 
-    def unpacked(self, name: str, packed: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> Stored:
+    def unpacked(self, name: str, packed: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> StoredTensor:
         """Decoded as Transformers does it, in the type that the folder names."""
         bits = self.scheme.weights.num_bits
         width = packed.shape[1] * 32 // bits
@@ -89,7 +89,7 @@ class _Packing:
             )
         parts = {"weight_packed": packed, "weight_scale": scale.to(self.dtype), "weight_shape": shape}
         values = PackedQuantizationCompressor.decompress(parts, self.scheme)["weight"].float()
-        return Stored(values, Encoded(unpack_from_int32(packed, bits, torch.Size(shape.tolist())), scale.float()))
+        return StoredTensor(values, Encoded(unpack_from_int32(packed, bits, torch.Size(shape.tolist())), scale.float()))
 
 
 def _cut(file: Path) -> str | None:
@@ -117,7 +117,7 @@ class _WholeReader(GGUFReader):
         super()._build_tensors(start_offs, fields)
 
 
-def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, Stored]]:
+def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]]:
     """The tensors of a GGUF file of a Gemma 3, by their names in the language part where they have one there.
 
     Args:
@@ -138,11 +138,11 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, Stored]]:
         yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor)
 
 
-def _from_gguf(tensor: Any) -> Stored:
+def _from_gguf(tensor: Any) -> StoredTensor:
     kind, data = tensor.tensor_type, tensor.data
     values = torch.from_numpy(np.array(gguf.quants.dequantize(data, kind), dtype=np.float32))
     if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
-        return Stored(values, added=1.0 if "norm" in tensor.name else 0.0)
+        return StoredTensor(values, added=1.0 if "norm" in tensor.name else 0.0)
     _, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.array(data).reshape(-1, size)
     scales = torch.from_numpy(blocks[:, :2].copy().view(np.float16).astype(np.float32)).view(values.shape[0], -1)
@@ -151,4 +151,4 @@ def _from_gguf(tensor: Any) -> Stored:
         codes = torch.cat([codes & 15, codes >> 4], dim=-1).to(torch.int8) - 8
     codes = codes.view(torch.int8).view(values.shape[0], -1)
     again = np.array_equal(gguf.quants.quantize(values.numpy(), kind), data)
-    return Stored(values, Encoded(codes, scales), again)
+    return StoredTensor(values, Encoded(codes, scales), again)

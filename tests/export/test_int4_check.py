@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export import gguf, merged_from_grid, w4a16
-from gemma_tune.export.engine_agreement import Closeness, best_tokens, bucketed_kl, compare
-from gemma_tune.export.grid_check import (
+from gemma_tune.export.engine_agreement import EngineAgreement, best_tokens, bucketed_kl, measure_agreement
+from gemma_tune.export.int4_check import (
     FAIL,
     OK,
     WARN,
-    Line,
+    CheckLine,
     exact_line,
     forward_line,
     gross_line,
@@ -33,8 +33,8 @@ from gemma_tune.export.grid_check import (
     stored_lines,
     transformers_line,
 )
-from gemma_tune.export.grid_files import Stored, read_folder, read_gguf
-from gemma_tune.export.tensors import Decoded, Trained, decoded, trained_tensors
+from gemma_tune.export.read_back import StoredTensor, read_folder, read_gguf
+from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, decoded_weight, trained_tensors
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.quant.grid import GRIDS, Encoded
 
@@ -42,7 +42,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 FORMATS = ("merged", "w4a16", "gguf")
 
 
-def write(what: str, trained: OnGridModel, tensors: Trained, folder: Path) -> Path:
+def write(what: str, trained: OnGridModel, tensors: TrainedTensors, folder: Path) -> Path:
     """The artifact, with these tensors in it."""
     folder.mkdir(exist_ok=True)
     if what == "gguf":
@@ -54,11 +54,11 @@ def write(what: str, trained: OnGridModel, tensors: Trained, folder: Path) -> Pa
     return folder
 
 
-def read(what: str, path: Path, trained: OnGridModel) -> Iterator[tuple[str, Stored]]:
+def read(what: str, path: Path, trained: OnGridModel) -> Iterator[tuple[str, StoredTensor]]:
     return read_gguf(path, list(trained.trained)) if what == "gguf" else read_folder(path)
 
 
-def check(what: str, path: Path, trained: OnGridModel) -> list[Line]:
+def check(what: str, path: Path, trained: OnGridModel) -> list[CheckLine]:
     return stored_lines(what, read(what, path, trained), trained.trained, trained.plan)
 
 
@@ -141,7 +141,7 @@ def test_exported_codes_are_those_that_the_forward_multiplies_with(
     ):
         trained.model(input_ids=torch.tensor(ROWS[:1]))
     assert len(seen.weights) == 44  # 42 projections, embedding, head
-    grid = {n: decoded(n, trained.trained, trained.plan) for n in trained.plan.grids}
+    grid = {n: decoded_weight(n, trained.trained, trained.plan) for n in trained.plan.grids}
     for weight in seen.weights:
         assert any(weight.shape == w.shape and torch.equal(weight.float(), w) for w in grid.values())
 
@@ -159,7 +159,7 @@ def positive_scale(weight: torch.Tensor) -> Encoded:
 def test_a_grid_derived_again_on_export_fails(what: str, tmp_path: Path, trained: OnGridModel) -> None:
     """The control: a positive absmax / 8 grid, taken from the trained, rounded weights."""
     again = {
-        n: positive_scale(decoded(n, trained.trained, trained.plan)) if n in trained.plan.grids else t
+        n: positive_scale(decoded_weight(n, trained.trained, trained.plan)) if n in trained.plan.grids else t
         for n, t in trained.trained.items()
     }
     if what == "merged":  # the weights that the other grid decodes to
@@ -235,17 +235,17 @@ def test_a_file_of_another_model_is_named(what: str, written: dict[str, Path], t
     stored = [(n, t) for n, t in read(what, written[what], trained) if n != UP]
     with pytest.raises(ArtifactDiffers, match=f"found 79 of 80 tensors .*{UP}: it is not there"):
         raise_failed(stored_lines(what, stored, trained.trained, trained.plan))
-    stored.append(("model.extra.weight", Stored(torch.zeros(2))))
+    stored.append(("model.extra.weight", StoredTensor(torch.zeros(2))))
     with pytest.raises(ArtifactDiffers, match=r"model\.extra\.weight: the trained model has no such tensor"):
         raise_failed(stored_lines(what, stored, trained.trained, trained.plan))
-    stored = [(n, Stored(t.values[:-1], added=t.added)) for n, t in stored[:1]]
+    stored = [(n, StoredTensor(t.values[:-1], added=t.added)) for n, t in stored[:1]]
     with pytest.raises(ArtifactDiffers, match=r"its shape is \(\d+.*\), and \(\d+.*\) was trained"):
         raise_failed(stored_lines(what, stored, trained.trained, trained.plan))
 
 
 def test_a_float32_file_holds_the_decoded_weights(tmp_path: Path, trained: OnGridModel) -> None:
     """What llama.cpp is given for the exact line."""
-    model, tensors = trained.model, Decoded(trained.trained, trained.plan)
+    model, tensors = trained.model, DecodedWeights(trained.trained, trained.plan)
     types, file = torch.float32, tmp_path / "exact.gguf"
     gguf.export(tensors, model.config, trained.tokenizer, model.generation_config, types, file, name="tiny")
     (line,) = check("gguf", file, trained)
@@ -329,7 +329,7 @@ def test_best_tokens() -> None:
     assert (same.tolist(), close.tolist()) == ([True, False, False], [False, True, False])
     ids = torch.tensor([[0, 1], [1, 0], [0, 1]])
     found = torch.tensor([[-1.0, -2.0], [-0.9, -1.0], [-1.1, -1.0]])
-    both = compare([(reference, ids, found), (reference[:1], ids[:1], found[:1])])
+    both = measure_agreement([(reference, ids, found), (reference[:1], ids[:1], found[:1])])
     assert (both.positions, both.same, both.close, both.apart, both.top1) == (4, 2, 1, 1, 0.5)
     kl = bucketed_kl(reference, ids, found).sum() + bucketed_kl(reference[:1], ids[:1], found[:1]).sum()
     assert both.mean_kl == pytest.approx(kl.item() / 4)
@@ -338,21 +338,21 @@ def test_best_tokens() -> None:
 @pytest.mark.parametrize(
     ("line", "found", "verdict"),
     [
-        (exact_line, Closeness(512, 1e-6, 511, 1), OK),
-        (exact_line, Closeness(512, 1.1e-6, 512, 0), FAIL),
-        (exact_line, Closeness(512, math.nan, 512, 0), FAIL),
-        (exact_line, Closeness(512, 0.0, 511, 0), FAIL),
-        (exact_line, Closeness(511, 0.0, 511, 0), WARN),
-        (gross_line, Closeness(1000, 5e-4, 980, 0), OK),
-        (gross_line, Closeness(1000, 6e-4, 980, 0), WARN),
-        (gross_line, Closeness(1000, 5e-4, 979, 0), WARN),
-        (gross_line, Closeness(1000, 1.1e-2, 980, 0), FAIL),
-        (gross_line, Closeness(1000, 5e-4, 899, 0), FAIL),
-        (gross_line, Closeness(1000, math.nan, 1000, 0), FAIL),
-        (gross_line, Closeness(500, 5e-4, 500, 0), WARN),
+        (exact_line, EngineAgreement(512, 1e-6, 511, 1), OK),
+        (exact_line, EngineAgreement(512, 1.1e-6, 512, 0), FAIL),
+        (exact_line, EngineAgreement(512, math.nan, 512, 0), FAIL),
+        (exact_line, EngineAgreement(512, 0.0, 511, 0), FAIL),
+        (exact_line, EngineAgreement(511, 0.0, 511, 0), WARN),
+        (gross_line, EngineAgreement(1000, 5e-4, 980, 0), OK),
+        (gross_line, EngineAgreement(1000, 6e-4, 980, 0), WARN),
+        (gross_line, EngineAgreement(1000, 5e-4, 979, 0), WARN),
+        (gross_line, EngineAgreement(1000, 1.1e-2, 980, 0), FAIL),
+        (gross_line, EngineAgreement(1000, 5e-4, 899, 0), FAIL),
+        (gross_line, EngineAgreement(1000, math.nan, 1000, 0), FAIL),
+        (gross_line, EngineAgreement(500, 5e-4, 500, 0), WARN),
     ],
 )
-def test_limits(line: Callable[[str, Closeness], Line], found: Closeness, verdict: str) -> None:
+def test_limits(line: Callable[[str, EngineAgreement], CheckLine], found: EngineAgreement, verdict: str) -> None:
     assert line("x", found).verdict == verdict
     if verdict == FAIL:
         with pytest.raises(ArtifactDiffers, match=f"of {found.positions} positions"):
