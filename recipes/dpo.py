@@ -34,7 +34,7 @@ from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
-from gemma_tune.run.paths import whole
+from gemma_tune.run.paths import atomic_folder
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
@@ -131,13 +131,13 @@ def run(cfg: Config) -> RunResult:
 
         # Keep the adapter, export, and load the export as anyone would
         if cfg.adapter.peft_type != "none":
-            with whole(folder.adapter) as written:
+            with atomic_folder(folder.adapter) as written:
                 saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         if "merged" in cfg.export.formats:
             measure = partial(measurements.at, "export")
             reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
-            with folder.timed("export"), whole(folder.export("merged")) as written:
+            with folder.timed("export"), atomic_folder(folder.export("merged")) as written:
                 merged.export(model, tokenizer, written, cfg.export, source)
             with folder.timed("verify"):
                 result.metrics["export"] = verify.verify_merged(folder.export("merged"), reference, device)

@@ -35,7 +35,7 @@ from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.manifest import write_json
-from gemma_tune.run.paths import whole
+from gemma_tune.run.paths import atomic_folder
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
@@ -150,7 +150,7 @@ def run(cfg: Config) -> RunResult:
         tracker.log_samples(before.answers, after.answers, step=ending.steps)
 
         if cfg.adapter.peft_type != "none":
-            with whole(folder.adapter) as written:
+            with atomic_folder(folder.adapter) as written:
                 AdapterSaver(model, with_towers=family_of(source).has_towers).save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [held_out, train])

@@ -24,7 +24,7 @@ from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
-from gemma_tune.run.paths import REWARD_MODEL, whole
+from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision
@@ -113,12 +113,12 @@ def run(cfg: Config) -> RunResult:
 
         # Keep the adapter, export, and load the export as anyone would
         if cfg.adapter.peft_type != "none":
-            with whole(folder.adapter) as written:
+            with atomic_folder(folder.adapter) as written:
                 saver.save(model, tokenizer, written)
             result.artifacts["adapter"] = "adapter"
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
-            with folder.timed("export"), whole(place) as written:
+            with folder.timed("export"), atomic_folder(place) as written:
                 reward_model.export(model, tokenizer, written, cfg.export)
             with folder.timed("verify"):
                 measured = reward_model.verify(place, model, cfg.export, train, held_out, batch)

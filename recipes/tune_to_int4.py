@@ -108,7 +108,7 @@ def tuning(cfg: Config, path: Path) -> Config:
 
 def training_on_grid(cfg: Config, path: Path) -> Config:
     """The configuration of the second training, on the merged weights of the first one."""
-    second = cfg.quant.train
+    second = cfg.quant.stage2
     kind = second.peft_type or cfg.adapter.peft_type
     adapter = AdapterConfig()
     if kind != "none":
@@ -135,7 +135,7 @@ def training_on_grid(cfg: Config, path: Path) -> Config:
         model=replace(cfg.model, load_in_4bit=False, dtype=None),
         adapter=adapter,
         train=train,
-        quant=replace(cfg.quant, train=QuantConfig().train),
+        quant=replace(cfg.quant, stage2=QuantConfig().stage2),
     )
     fill_in(found)  # by the width of the base, which is that of the tuned model
     found.model.model_name_or_path, found.model.revision = str(path / TUNED), None

@@ -70,7 +70,7 @@ def test_composes(file: Path) -> None:
         recipe = "qat"  # only a run on a grid has them
     if (group == "reward" and option != "none") or option in ("rewards", "reasoning_gym"):
         recipe = "grpo"
-    if group == "data" and option.startswith("preference"):
+    if group == "data" and "preference" in option:
         recipe = "dpo"
     cfg = compose_config(recipe, needs if group == "recipe" else [f"{group}={option}", *needs])
     assert cfg.recipe == recipe

@@ -81,7 +81,7 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
         cfg.data.format = absolute(cfg.data.format)
     e = cfg.eval
     e.evaluators = [absolute(name) if ":" in name else name for name in e.evaluators]
-    e.while_training = [absolute(name) if ":" in name else name for name in e.while_training]
+    e.during_training = [absolute(name) if ":" in name else name for name in e.during_training]
     e.tool_calls.questions_file = e.tool_calls.questions_file and absolute(e.tool_calls.questions_file)
     e.tool_calls.answers_file = e.tool_calls.answers_file and absolute(e.tool_calls.answers_file)
     e.lm_eval.include_path = e.lm_eval.include_path and absolute(e.lm_eval.include_path)

@@ -77,7 +77,7 @@ def fill_in(cfg: Config) -> None:
         cfg.train.packing = not narrow and cfg.train.train_sampling_strategy != "group_by_length"
     several = _BATCH_PACKED if cfg.train.packing else _BATCH
     on_grid = _BATCH_GRID_NARROW if narrow else several
-    second = cfg.quant.train
+    second = cfg.quant.stage2
     if cfg.method == "tune_to_int4" and second.per_device_train_batch_size is None:
         second.per_device_train_batch_size = cfg.train.per_device_train_batch_size or on_grid
     if cfg.train.per_device_train_batch_size is None:

@@ -66,5 +66,5 @@ class Config:
     @property
     def evaluator_names(self) -> list[str]:
         """The evaluators that the run needs: at its begin and end, and those of `eval_steps`."""
-        during = self.eval.while_training if self.train.eval_steps else ()
+        during = self.eval.during_training if self.train.eval_steps else ()
         return list(dict.fromkeys([*self.eval.evaluators, *during]))

@@ -94,10 +94,10 @@ class EvalConfig:
         "kl, lm_eval, long_context, or `path/to/file.py:function` of yours.",
     )
     before: bool = option(True, "Measure before training, too.")
-    while_training: list[str] = option(
+    during_training: list[str] = option(
         ["held_out_loss"], "Which of them are measured every `train.eval_steps` steps, too."
     )
-    max_samples_while_training: int = option(
+    max_samples_during_training: int = option(
         64,
         "Rows that an evaluator answers at most while training, of each test or task (of long_context an equal share "
         "of each kind and length, at least one); losses are taken of all rows.",
@@ -128,4 +128,4 @@ class EvalConfig:
     @property
     def answers_tests(self) -> bool:
         """Whether the rows of `data.test_files` are read: for `answers`, and for functions of the user's."""
-        return any(name in ("answers", "rewards") or ":" in name for name in (*self.evaluators, *self.while_training))
+        return any(name in ("answers", "rewards") or ":" in name for name in (*self.evaluators, *self.during_training))

@@ -8,7 +8,7 @@ from gemma_tune.config.option import option
 
 
 @dataclass
-class SecondTrainConfig:
+class Stage2Config:
     """The training on the grid that follows the tuning in `recipe=tune_to_int4`; all else is as in `train`."""
 
     peft_type: str | None = option(
@@ -53,7 +53,7 @@ class QuantConfig:
     teacher_folder: str | None = option(
         None, "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder."
     )
-    train: SecondTrainConfig = field(default_factory=SecondTrainConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
 
     @property
     def embedding_grid(self) -> str | None:

@@ -100,7 +100,7 @@ class TrainConfig:
     )
     logging_steps: int = option(1, "Optimizer steps between two lines of metrics.jsonl.", at_least=1)
     eval_steps: int | None = option(
-        None, "Optimizer steps between two evaluations while training (`eval.while_training`); null: none.", at_least=1
+        None, "Optimizer steps between two evaluations while training (`eval.during_training`); null: none.", at_least=1
     )
     metric_for_best_model: str | None = option(
         None,

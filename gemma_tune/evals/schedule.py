@@ -65,7 +65,7 @@ class Measurements:
     def at_step(
         self, model: Any, tokenizer: Any, tracker: Tracker, step: int, kernel: str | None = None
     ) -> dict[str, float]:
-        """The figures of `eval.while_training`, which the tracker is told, too.
+        """The figures of `eval.during_training`, which the tracker is told, too.
 
         Args:
             model: The model in training, or a PeftModel around it.
@@ -77,11 +77,11 @@ class Measurements:
         Returns:
             The figures; those that are no number as NaN.
         """
-        chosen = {name: self._evaluators[name] for name in self._cfg.eval.while_training}
+        chosen = {name: self._evaluators[name] for name in self._cfg.eval.during_training}
         base = language_part(model)
         with attention(base, kernel or base.config._attn_implementation):
             found = evaluate(
-                chosen, transformers_engine(self._cfg, model, tokenizer), self._cfg.eval.max_samples_while_training
+                chosen, transformers_engine(self._cfg, model, tokenizer), self._cfg.eval.max_samples_during_training
             )
         self._note(f"step {step}", found)
         tracker.log(found.figures, step, group="eval")

@@ -33,7 +33,7 @@ from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, trained_te
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder, is_main_process
-from gemma_tune.run.paths import model_of_run, resolve, whole
+from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
 
 # The control: the numbers of the grid in types that hold them without it.
 _WIDE = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
@@ -73,7 +73,7 @@ def export_all(
     ids = some_rows(rows)
     lines = [forward_line(model, trained, plan)]
     for name in formats:
-        with folder.timed("export"), whole(folder.export(name)) as written:
+        with folder.timed("export"), atomic_folder(folder.export(name)) as written:
             if name.startswith("gguf"):
                 _write_gguf(name, title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
             else:

@@ -188,10 +188,10 @@ def _chart(change: Change) -> str:
 def _curves(inputs: ReportInputs) -> list[Block]:
     if not inputs.panels:
         return []
-    few = [name for name in inputs.cfg.eval.while_training if name != "held_out_loss"]
+    few = [name for name in inputs.cfg.eval.during_training if name != "held_out_loss"]
     blocks: list[Block] = [Curves(inputs.panels, PICTURE)]
     if few and inputs.cfg.train.eval_steps:
-        most = inputs.cfg.eval.max_samples_while_training
+        most = inputs.cfg.eval.max_samples_during_training
         said = f"While training, {', '.join(few)} took the first {most:,} rows at most; before and after, all."
         blocks.append(Text(said, "quiet"))
     return blocks

@@ -19,7 +19,7 @@ import yaml
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.identity import as_one_run, identity, not_resumable, without_operational
-from gemma_tune.run.manifest import disk_is_full, file_digest, named_paths, write_json, write_manifest, write_whole
+from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, named_paths, write_json, write_manifest
 from gemma_tune.run.paths import RUNS, folder_status, resolve
 
 
@@ -196,12 +196,12 @@ class RunFolder:
         inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
         return inputs
 
-    def add_inputs(self, *paths: Path | None, whole: bool = True) -> None:
+    def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
         """Notes the digest of each input file, and of every file directly in an input folder.
 
         Args:
             *paths: Files and folders.
-            whole: Whether to read them for it, or to note their size and date (of files that are streamed).
+            hashed: Whether to read them for it, or to note their size and date (of files that are streamed).
         """
         if not is_main_process():
             return
@@ -210,7 +210,7 @@ class RunFolder:
                 for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
                     stat = file.stat()
                     told = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
-                    self.inputs[str(file)] = file_digest(file) if whole else told
+                    self.inputs[str(file)] = file_digest(file) if hashed else told
         self._write_manifest()
 
     @contextlib.contextmanager
@@ -247,7 +247,7 @@ class RunFolder:
         try:
             self._make()
             text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
-            write_whole(self.path / "config.yaml", text)
+            atomic_write(self.path / "config.yaml", text)
             self._write_result()
             self._write_manifest()
         except OSError as error:

@@ -26,7 +26,7 @@ PACKAGES = (
 def named_paths(cfg: Config) -> list[str]:
     """Every file and folder that a configuration names to be read; names of the Hub are among them."""
     e = cfg.eval
-    functions = [cfg.data.format, *e.evaluators, *e.while_training]
+    functions = [cfg.data.format, *e.evaluators, *e.during_training]
     found = [
         cfg.model.model_name_or_path,
         cfg.model.tokenizer_name_or_path,
@@ -74,8 +74,8 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is whole, or as it was: nothing half-written is left.
+def atomic_write(path: Path, text: str) -> None:
+    """Writes a text file completely, or leaves it as it was.
 
     Raises:
         OSError: It can't be written.
@@ -91,8 +91,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file as `write_whole` does."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file as `atomic_write` does."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_manifest(folder: Path, seed: int, inputs: Mapping[str, str], artifacts: Mapping[str, str]) -> None:

@@ -102,8 +102,8 @@ def is_run_with_results(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into: it takes that name once all is written, and goes where that fails."""
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Writes into `folder.part` and renames it to `folder` on success; deletes it on any error, Ctrl-C included."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

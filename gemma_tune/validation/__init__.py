@@ -4,10 +4,9 @@
 `crossfield` values against each other, `trainer_options` the names below `train.extra`.
 """
 
-from gemma_tune.validation.commandline import for_hydra, in_quotes, literal
-from gemma_tune.validation.commandline import problems_of as problems_of_words
+from gemma_tune.validation.commandline import for_hydra, in_quotes, literal, problems_of_words
 from gemma_tune.validation.crossfield import cross_problems
-from gemma_tune.validation.schema import problems_of as problems_of_tree
+from gemma_tune.validation.schema import problems_of_tree
 from gemma_tune.validation.userfiles import problems_of_files
 
 __all__ = [

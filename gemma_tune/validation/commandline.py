@@ -12,8 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from gemma_tune.run.paths import CONFIGS
-from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, unknown_key
-from gemma_tune.validation.schema import problems_of as problems_of_tree
+from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
 from gemma_tune.validation.suggest import OPTIONS_INSTEAD, did_you_mean
 
 WHERE = "command line"
@@ -80,7 +79,7 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
     return next((p for v in _values(override) for p in problems_of_tree(nest(key, v), WHERE)), None)
 
 
-def problems_of(words: list[str], config_dirs: list[Path]) -> list[str]:
+def problems_of_words(words: list[str], config_dirs: list[Path]) -> list[str]:
     """All problems of the `key=value` words that can be seen without composing."""
     if "=" in words:  # `key = value`
         return [f"{WHERE}: write key=value without blanks around the `=`, and quotes around a value with blanks."]

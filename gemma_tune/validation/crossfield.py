@@ -129,7 +129,7 @@ def _data(cfg: Config) -> Iterator[str]:
     ):  # fmt: skip
         if getattr(d, key) != getattr(DataConfig(), key) and not counts:
             yield f"data.{key} has no effect here; leave it out."
-    only_rewards = set(cfg.eval.evaluators) <= {"rewards"} and set(cfg.eval.while_training) <= {"rewards"}
+    only_rewards = set(cfg.eval.evaluators) <= {"rewards"} and set(cfg.eval.during_training) <= {"rewards"}
     if d.prompts_only and not (cfg.method in ("rl", "evaluate", "compare") and only_rewards):
         yield "data.prompts_only=true: rows without answers are for rewards (recipe=grpo, eval.evaluators=[rewards])."
     if d.enable_thinking and cfg.method not in ("rl", "evaluate", "compare"):
@@ -181,13 +181,13 @@ def _train(cfg: Config) -> Iterator[str]:
         yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
     if t.train_sampling_strategy == "group_by_length" and t.packing:
         yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
-    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl", "preference"} & set(cfg.eval.while_training):
+    if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl", "preference"} & set(cfg.eval.during_training):
         yield (
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "
             "data.validation_split_percentage."
         )
-    if t.eval_steps and not cfg.eval.while_training:
-        yield "train.eval_steps is set, but eval.while_training names no evaluator; name one, or leave eval_steps out."
+    if t.eval_steps and not cfg.eval.during_training:
+        yield "train.eval_steps is set, but eval.during_training names no evaluator; name one, or leave eval_steps out."
     yield from _best(cfg)
 
 
@@ -217,17 +217,17 @@ def _best(cfg: Config) -> Iterator[str]:
         "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
     }
     for evaluator, names in figures.items():
-        if metric in names and evaluator not in e.while_training:
+        if metric in names and evaluator not in e.during_training:
             yield (
-                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.while_training, too "
-                f"(eval.while_training=[{','.join([*e.while_training, evaluator])}])."
+                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.during_training, "
+                f"too (eval.during_training=[{','.join([*e.during_training, evaluator])}])."
             )
             return
-    given = [name for evaluator in e.while_training for name in figures.get(evaluator, ())]
-    if metric not in given and set(e.while_training) <= set(figures):  # other evaluators may give any name
+    given = [name for evaluator in e.during_training for name in figures.get(evaluator, ())]
+    if metric not in given and set(e.during_training) <= set(figures):  # other evaluators may give any name
         known = [name for names in figures.values() for name in names]
         yield (
-            f"train.metric_for_best_model={metric}: no evaluator of eval.while_training gives it; they give "
+            f"train.metric_for_best_model={metric}: no evaluator of eval.during_training gives it; they give "
             f"{', '.join(given) or 'nothing'}.{did_you_mean(metric, known)}"
         )
 

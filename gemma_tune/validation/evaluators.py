@@ -16,7 +16,7 @@ from gemma_tune.validation.suggest import did_you_mean, missing_path
 def evaluator_problems(cfg: Config) -> Iterator[str]:
     """What is wrong with the evaluators, and with what is set of them."""
     e = cfg.eval
-    for key, names in (("evaluators", e.evaluators), ("while_training", e.while_training)):
+    for key, names in (("evaluators", e.evaluators), ("during_training", e.during_training)):
         for name in names:
             file, colon, function = name.rpartition(":")
             if colon and function and not resolve(file).is_file():
@@ -26,13 +26,13 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
                     f"eval.{key}: there is no evaluator {name}; there are {', '.join(EVALUATORS)}, and "
                     f"path/to/file.py:function.{did_you_mean(name, EVALUATORS)}"
                 )
-    used = {*e.evaluators, *(e.while_training if cfg.train.eval_steps else ())}
+    used = {*e.evaluators, *(e.during_training if cfg.train.eval_steps else ())}
     for section in (s for s in EVALUATORS if s not in used and hasattr(e, s)):
         value = getattr(e, section)
         for key, default in vars(type(value)()).items():
             if getattr(value, key) != default:
                 yield f"eval.{section}.{key} has no effect: add {section} to eval.evaluators, or leave it out."
-    yield from _while_training(cfg)
+    yield from _during_training(cfg)
     yield from _answers(e.answers)
     if "tool_calls" in used:
         yield from _files(e.tool_calls)
@@ -56,14 +56,14 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
             )
 
 
-def _while_training(cfg: Config) -> Iterator[str]:
+def _during_training(cfg: Config) -> Iterator[str]:
     """What is set of the evaluations before and while training, where there are none."""
     trains = cfg.method not in ("evaluate", "compare")
-    keys = ("while_training", "max_samples_while_training", *(() if trains else ("before",)))
+    keys = ("during_training", "max_samples_during_training", *(() if trains else ("before",)))
     if trains and cfg.train.eval_steps:
         return
     for key in keys:
-        if cfg.method == "rl" and key == "while_training":  # configs/eval/rewards.yaml names what it would be
+        if cfg.method == "rl" and key == "during_training":  # configs/eval/rewards.yaml names what it would be
             continue
         if getattr(cfg.eval, key) != getattr(EvalConfig(), key):
             if trains:

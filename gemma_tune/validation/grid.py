@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import FORMATS
-from gemma_tune.config.quant import SecondTrainConfig
+from gemma_tune.config.quant import Stage2Config
 from gemma_tune.validation.suggest import did_you_mean
 
 _ON_GRID = ("qat", "export", "tune_to_int4")
@@ -43,15 +43,15 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if cfg.method == "tune_to_int4":
         yield from _tune_to_int4_problems(cfg)
         return
-    if q.train != SecondTrainConfig():
-        yield f"quant.train has no effect with recipe={cfg.recipe}; use train, or recipe=tune_to_int4."
+    if q.stage2 != Stage2Config():
+        yield f"quant.stage2 has no effect with recipe={cfg.recipe}; use train, or recipe=tune_to_int4."
     if q.grid == "q4_0_fp16" and cfg.model.dtype == "bfloat16":
         yield "quant.grid=q4_0_fp16 with model.dtype=bfloat16, which can't hold its values; leave model.dtype out."
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: the grid rounds full weights; leave it out."
     if cfg.method == "export":
         for key, default in vars(QuantConfig()).items():
-            if key not in ("grid", "embedding", "train") and getattr(q, key) != default:
+            if key not in ("grid", "embedding", "stage2") and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."
         if not cfg.export.formats:
             yield "export.formats is empty, so there is nothing to do; choose export=int4, gguf, w4a16 or merged."
@@ -75,8 +75,8 @@ def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:
         yield "recipe=tune_to_int4 measures in llama.cpp, which isn't there: pip install 'gemma_tune[gguf]' brings it."
     if "kl" in cfg.eval.evaluators:
         yield "eval.evaluators: kl with recipe=tune_to_int4 has one reference for four models; measure it by itself."
-    if cfg.quant.train.max_steps == 0:
-        yield "quant.train.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
+    if cfg.quant.stage2.max_steps == 0:
+        yield "quant.stage2.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
     if cfg.data.streaming:
         yield "data.streaming=true with recipe=tune_to_int4: what the teacher says is kept a row; leave it out."
     if not cfg.eval.before:

@@ -141,7 +141,7 @@ def _names_target(key: str, value: Any) -> bool:
     return "_target_" in key.split(".") or any(_names_target(str(k), v) for k, v in below)
 
 
-def problems_of(tree: dict[str, Any], where: str) -> list[str]:
+def problems_of_tree(tree: dict[str, Any], where: str) -> list[str]:
     """All problems of a nested mapping of values, each naming `where` it stands."""
     found: list[str | None] = []
     for key, value in flatten(tree):

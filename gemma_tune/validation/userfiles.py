@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.commandline import options_of
-from gemma_tune.validation.schema import GROUPS, problems_of
+from gemma_tune.validation.schema import GROUPS, problems_of_tree
 from gemma_tune.validation.suggest import did_you_mean
 
 EXAMPLE = """\
@@ -84,7 +84,7 @@ def _file_problems(group: str, name: str, config_dirs: list[Path], seen: set[Pat
         else:
             found += _file_problems(group, parent, config_dirs, seen)
     values = {k: v for k, v in tree.items() if k not in ("defaults", "hydra")}
-    return found + problems_of(values if group == "recipe" else {group: values}, str(file))
+    return found + problems_of_tree(values if group == "recipe" else {group: values}, str(file))
 
 
 def problems_of_files(chosen: dict[str, list[str]], config_dirs: list[Path]) -> list[str]:

@@ -53,11 +53,11 @@ def test_batches_on_the_grid() -> None:
         ([], (4, 8)),
         (wide, (2, 2)),
         (["train.per_device_train_batch_size=1"], (1, 1)),
-        (["quant.train.per_device_train_batch_size=3"], (4, 3)),
+        (["quant.stage2.per_device_train_batch_size=3"], (4, 3)),
     ]
     for words, sizes in cases:
         cfg = compose_config("tune_to_int4", words)
-        assert (cfg.train.per_device_train_batch_size, cfg.quant.train.per_device_train_batch_size) == sizes
+        assert (cfg.train.per_device_train_batch_size, cfg.quant.stage2.per_device_train_batch_size) == sizes
 
 
 @pytest.mark.parametrize(("width", "rate"), [(256, 8e-3), (511, 8e-3), (512, 2e-4), (2560, 2e-4)])

@@ -188,7 +188,7 @@ def test_rows_without_what_is_compared(words: list[str], message: str) -> None:
         (["eval.lm_eval.tasks=[x]"], "eval.lm_eval.tasks has no effect"),
         (["eval.answers.regex=x"], "has no effect without eval.answers.match"),
         (["eval.answers.match=regex", "eval.answers.regex='('"], "no regular expression"),
-        (["train.eval_steps=1", "eval.while_training=[]"], "names no evaluator"),
+        (["train.eval_steps=1", "eval.during_training=[]"], "names no evaluator"),
         (["eval.answers.match=exactmatch"], "Did you mean exact_match"),
     ],
 )  # fmt: skip

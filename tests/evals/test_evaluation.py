@@ -146,7 +146,7 @@ def test_a_users_file_that_can_not_be_run(text: str, message: str, tmp_path: Pat
 def test_a_function_is_given_the_test_rows(tmp_path: Path) -> None:
     name = own(tmp_path, "")
     assert compose_config("lora_sft", [f"eval.evaluators=[{name}]"]).eval.answers_tests
-    words = ["eval.evaluators=[]", f"eval.while_training=[{name}]", "train.eval_steps=1"]
+    words = ["eval.evaluators=[]", f"eval.during_training=[{name}]", "train.eval_steps=1"]
     assert compose_config("lora_sft", words).eval.answers_tests
     assert not compose_config("lora_sft", ["eval.evaluators=[held_out_loss]"]).eval.answers_tests
 

@@ -31,11 +31,11 @@ def test_a_step_is_measured_as_it_is_before_and_after(tmp_path: Path) -> None:
     name = own(tmp_path, SEEN)
     words = [
         "model.dtype=bfloat16", "train.learning_rate=1e-30", f"eval.evaluators=[{name}]", "train.eval_steps=1",
-        f"eval.while_training=[{name}]", "export=none", "eval.num_samples=0",
+        f"eval.during_training=[{name}]", "export=none", "eval.num_samples=0",
     ]  # fmt: skip
     short_run("lora_sft", tmp_path / "run", *words, steps=1)
-    before, while_training, after = [line["seen"] for line in metrics(tmp_path / "run") if "seen" in line]
-    assert before == while_training == after
+    before, during_training, after = [line["seen"] for line in metrics(tmp_path / "run") if "seen" in line]
+    assert before == during_training == after
     stored = json.loads((tmp_path / "run" / "eval" / "after.json").read_text("utf-8"))
     assert stored["conditions"] == {"model.dtype": "bfloat16", "model.load_in_4bit": False}
     inputs = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))["inputs"]
@@ -43,7 +43,7 @@ def test_a_step_is_measured_as_it_is_before_and_after(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_before_outlives_the_training(tmp_path: Path) -> None:
-    words = [f"eval.while_training=[{own(tmp_path, STOPS)}]", "train.eval_steps=1", "export=none"]
+    words = [f"eval.during_training=[{own(tmp_path, STOPS)}]", "train.eval_steps=1", "export=none"]
     with pytest.raises(KeyboardInterrupt):
         short_run("lora_sft", tmp_path / "run", *words)
     stored = json.loads((tmp_path / "run" / "eval" / "before.json").read_text("utf-8"))

@@ -163,8 +163,8 @@ def test_the_models_beside_the_trained_one_count() -> None:
     [
         ("grpo", "arithmetic"),
         ("gspo", "arithmetic"),
-        ("dpo", "preferences"),
-        ("reward_model", "preferences"),
+        ("dpo", "sample_preferences"),
+        ("reward_model", "sample_preferences"),
         ("qat", "sample"),
     ],
 )

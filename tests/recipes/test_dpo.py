@@ -102,7 +102,7 @@ def test_resume_ends_where_one_run_ends(pairs: list[str], tmp_path: Path) -> Non
 
 
 def test_evaluations_while_training_change_nothing(pairs: list[str], tmp_path: Path) -> None:
-    words = [*SMALL, "train.eval_steps=1", "eval.while_training=[preference]", "eval.evaluators=[preference]"]
+    words = [*SMALL, "train.eval_steps=1", "eval.during_training=[preference]", "eval.evaluators=[preference]"]
     dpo(tmp_path / "with", pairs, *words, steps=2)
     dpo(tmp_path / "without", pairs, *SMALL, steps=2)
     assert losses(tmp_path / "with") == losses(tmp_path / "without")

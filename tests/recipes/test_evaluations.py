@@ -75,7 +75,7 @@ def scripted(folder: Path, *values: Any, figure: str = "peak") -> str:
 
 def best_words(evaluator: str, *words: str) -> list[str]:
     """The best step by a scripted figure, evaluated at every second one."""
-    return ["train.metric_for_best_model=peak", "train.eval_steps=2", f"eval.while_training=[{evaluator}]", *words]
+    return ["train.metric_for_best_model=peak", "train.eval_steps=2", f"eval.during_training=[{evaluator}]", *words]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def best_words(evaluator: str, *words: str) -> list[str]:
 def test_evaluations_move_no_bit(recipe: str, words: list[str], quick: list[str], tmp_path: Path) -> None:
     """With answers and losses every second step, and an evaluator that sets every seed: what one without them gives."""
     (tmp_path / "own.py").write_text(SEEDS, encoding="utf-8")
-    measured = f"eval.while_training=[held_out_loss,answers,{tmp_path / 'own.py'}:seeds]"
+    measured = f"eval.during_training=[held_out_loss,answers,{tmp_path / 'own.py'}:seeds]"
     kept = [*quick, *words, "export=none", "train.save_steps=6"]
     short_run(recipe, tmp_path / "without", *kept, steps=6)
     result = short_run(recipe, tmp_path / "with", *kept, measured, "train.eval_steps=2", steps=6)
@@ -165,11 +165,11 @@ def test_the_same_arithmetic_while_training_and_after(recipe: str, quick: list[s
     evaluator = f"[{tmp_path / 'own.py'}:seen]"
     words = [
         "train.bf16=true", "train.learning_rate=1e-30", "eval.before=true", f"eval.evaluators={evaluator}",
-        f"eval.while_training={evaluator}", "train.eval_steps=1", "train.save_steps=1", "export=none",
+        f"eval.during_training={evaluator}", "train.eval_steps=1", "train.save_steps=1", "export=none",
     ]  # fmt: skip
     short_run(recipe, tmp_path / "run", *quick, *words, steps=1)
-    before, while_training, after = [line["seen"] for line in metrics(tmp_path / "run") if "seen" in line]
-    assert before == after and while_training == pytest.approx(before, rel=1e-5)
+    before, during_training, after = [line["seen"] for line in metrics(tmp_path / "run") if "seen" in line]
+    assert before == after and during_training == pytest.approx(before, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_a_figure_that_nothing_gives(quick: list[str], tmp_path: Path) -> None:
 def test_an_evaluator_that_fails(quick: list[str], tmp_path: Path) -> None:
     """The others go on, and so does training."""
     evaluator = scripted(tmp_path, "no such unit", 1)
-    words = ["train.eval_steps=2", f"eval.while_training=[{evaluator},held_out_loss]", "export=none"]
+    words = ["train.eval_steps=2", f"eval.during_training=[{evaluator},held_out_loss]", "export=none"]
     result = short_run("lora_sft", tmp_path / "run", *quick, *words, steps=4)
     stored = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert stored["status"] == "finished"
@@ -286,7 +286,7 @@ def test_an_evaluator_that_fails_on_the_command_line(
     evaluator = scripted(tmp_path, "no such unit")
     words = [
         "recipe=lora_sft", "model.dtype=float32", "tracker=none", *quick, "train.max_steps=1", "train.eval_steps=1",
-        f"eval.while_training=[{evaluator}]", "export=none", f"output_dir={tmp_path / 'run'}",
+        f"eval.during_training=[{evaluator}]", "export=none", f"output_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert main(words) == 1
     last = capsys.readouterr().err.splitlines()[-1]

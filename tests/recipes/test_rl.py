@@ -33,7 +33,7 @@ def run(recipe: str, folder: Path, *words: str, steps: int = 2) -> gemma_tune.Ru
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, gemma_tune.RunResult]:
     """Three steps with two rewards, measured while training, too."""
     folder = tmp_path_factory.mktemp("rl") / "run"
-    words = ["reward=math_format", "train.eval_steps=2", "eval.while_training=[rewards]", "export.dtype=float32"]
+    words = ["reward=math_format", "train.eval_steps=2", "eval.during_training=[rewards]", "export.dtype=float32"]
     return folder, run("grpo", folder, *words, steps=3)
 
 
@@ -124,7 +124,7 @@ def test_periods() -> None:
     ("recipe", "words", "said"),
     [
         ("gspo", ["train.save_steps=6"], r"save_steps=6: .*every 4 steps.* multiple of 4: 4, 8, 12"),
-        ("gspo", ["train.eval_steps=6", "train.metric_for_best_model=test_math", "eval.while_training=[rewards]"],
+        ("gspo", ["train.eval_steps=6", "train.metric_for_best_model=test_math", "eval.during_training=[rewards]"],
          r"eval_steps=6: .* multiple of 4"),
         ("grpo", ["train.gradient_accumulation_steps=2", "train.steps_per_generation=1", "train.num_iterations=3"],
          "one must be a multiple of the other"),
@@ -255,6 +255,6 @@ def test_a_generator_of_a_model_that_is_not_here(tmp_path: Path) -> None:
     """And its figures may decide on the best step."""
     pytest.importorskip("reasoning_gym")
     words = ["data=reasoning_gym", "reward=reasoning_gym", "train.max_steps=4", "tracker=none"]
-    best = ["train.metric_for_best_model=test_reasoning_gym", "train.eval_steps=2", "eval.while_training=[rewards]"]
+    best = ["train.metric_for_best_model=test_reasoning_gym", "train.eval_steps=2", "eval.during_training=[rewards]"]
     dry = gemma_tune.run("grpo", [*words, *best, "model=gemma3_1b_it", "dry_run=true", f"output_dir={tmp_path}/run"])
     assert dry.status == "dry_run"

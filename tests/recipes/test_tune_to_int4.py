@@ -19,7 +19,7 @@ pytest.importorskip("xllamacpp")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("run") / "out"
     words = [
-        f"output_dir={folder}", "tracker=none", "train.max_steps=3", "quant.train.max_steps=2", "eval.max_samples=4",
+        f"output_dir={folder}", "tracker=none", "train.max_steps=3", "quant.stage2.max_steps=2", "eval.max_samples=4",
         "data.max_train_samples=12", "data.max_eval_samples=3", "eval.max_new_tokens=24", "quant.max_kl_samples=3",
         "export=gguf", "adapter.r=4",
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
         (["quant=none"], "choose a grid"),
         (["eval.evaluators=[answers,kl]", "eval.kl.reference=assets://tiny"], "one reference for four models"),
         (["eval.before=false"], "begins with the base"),
-        (["quant.train.max_steps=0"], "would train nothing"),
+        (["quant.stage2.max_steps=0"], "would train nothing"),
         (["train.resume_from_checkpoint=latest"], "recipe=qat"),
         (["data.streaming=true", "train.max_steps=5"], "kept a row"),
     ],
@@ -78,4 +78,4 @@ def test_refused(words: list[str], said: str) -> None:
 
 def test_its_training_keys_belong_to_it() -> None:
     with pytest.raises(UserError, match=r"quant\.train has no effect"):
-        compose_config("qat", ["quant.train.max_steps=5"])
+        compose_config("qat", ["quant.stage2.max_steps=5"])

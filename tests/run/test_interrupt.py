@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.run.paths import ASSETS, whole
+from gemma_tune.run.paths import ASSETS, atomic_folder
 
 WORDS = ["tracker=none", "data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}", "eval=none"]
 
@@ -70,13 +70,13 @@ def test_while_rows_are_rendered(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "merged") as written:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "merged") as written:
         written.mkdir()
         (written / "half").touch()
         raise KeyboardInterrupt
     assert not any(tmp_path.iterdir())
     for name in ("first", "second"):
-        with whole(tmp_path / "merged") as written:
+        with atomic_folder(tmp_path / "merged") as written:
             written.mkdir()
             (written / name).touch()
         assert [p.name for p in (tmp_path / "merged").iterdir()] == [name]

@@ -272,7 +272,7 @@ def test_overwriting_what_the_run_needs_is_refused(cfg: Config) -> None:
     [
         "eval.kl.reference=out/x", "eval.tool_calls.questions_file=out/x", "eval.tool_calls.answers_file=out/x",
         "eval.lm_eval.include_path=out/x", "eval.long_context.text_file=out/x", "compare.models=out/x",
-        "eval.evaluators=out/x:f", "eval.while_training=out/x:f", "data.format=out/x:f",
+        "eval.evaluators=out/x:f", "eval.during_training=out/x:f", "data.format=out/x:f",
     ],
 )  # fmt: skip
 def test_overwriting_what_is_measured_with_is_refused(cfg: Config, word: str) -> None:

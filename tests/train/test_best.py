@@ -52,7 +52,7 @@ def test_how_a_training_ended() -> None:
     assert TrainingEnd.of(TrainConfig(), state) == TrainingEnd(100, 100, {"steps": 100}, [])
 
 
-ANSWERS = "eval.while_training=[held_out_loss,answers]"
+ANSWERS = "eval.during_training=[held_out_loss,answers]"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ ANSWERS = "eval.while_training=[held_out_loss,answers]"
         (["train.eval_steps=1", "train.metric_for_best_model=eval_loss"], "they give held_out_loss, perplexity. Did"),
         (
             ["train.eval_steps=1", "train.metric_for_best_model=test_exact_match"],
-            r"is measured by answers: .*eval\.while_training=\[held_out_loss,answers\]",
+            r"is measured by answers: .*eval\.during_training=\[held_out_loss,answers\]",
         ),
         (["train.eval_steps=1", ANSWERS, "train.metric_for_best_model=exact_match"], "Did you mean test_exact_match"),
         (
@@ -107,7 +107,7 @@ def test_mistakes(words: list[str], message: str) -> None:
     [
         ["train.metric_for_best_model=perplexity", "train.early_stopping_patience=3"],
         [ANSWERS, "train.metric_for_best_model=new_phrasings_exact_match"],
-        ["eval.while_training=[kl]", "eval.kl.reference=owner/name", "train.metric_for_best_model=mean_kl"],
+        ["eval.during_training=[kl]", "eval.kl.reference=owner/name", "train.metric_for_best_model=mean_kl"],
     ],
 )
 def test_figures_that_are_there_or_may_be(words: list[str]) -> None:

@@ -56,7 +56,7 @@ def test_no_evaluator_and_no_row_to_answer() -> None:
         compose_config("evaluate", [*TESTS, "eval.evaluators=[]"])
 
 
-@pytest.mark.parametrize("key", ["while_training=[answers]", "max_samples_while_training=3", "before=false"])
+@pytest.mark.parametrize("key", ["during_training=[answers]", "max_samples_during_training=3", "before=false"])
 def test_settings_of_training_have_no_effect(key: str) -> None:
     name = f"eval.{key.split('=')[0]} has no effect"
     with pytest.raises(UserError, match=f"{name} with recipe=evaluate"):
