@@ -23,6 +23,7 @@ Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
 _DELIMITERS = ",;\t|"
 _NOTHING = "\x1f"  # the unit separator, which no text holds
 _LONGEST_FIELD = 2**31 - 1
+_BUFFER = 1 << 17  # bytes that are read at once
 
 
 def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
@@ -62,8 +63,12 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def read_file(path: Path) -> Iterator[Row | BadRow]:
-    """Every row of a file, or what is wrong with it, in the file's order.
+def read_file(path: Path, raw: io.RawIOBase | None = None) -> Iterator[Row | BadRow]:
+    """Every row of a file, or what is wrong with it, in the file's order. The file is opened once.
+
+    Args:
+        path: The file.
+        raw: The same, open and unbuffered, where the caller follows what is read of it.
 
     Raises:
         BadRow: The rest of the file can't be read, whatever a single row may hold.
@@ -73,17 +78,17 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
     if kind is None:
         raise BadRow(f"{path}: of no known type; name it {', '.join(FILE_TYPES)} (or one of them .gz).")
     try:
-        yield from _READERS[kind](path)
+        with io.BufferedReader(raw or path.open("rb", buffering=0), _BUFFER) as file:
+            yield from _READERS[kind](path, _unzipped(path, file))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadRow(f"{path}: this is no whole gzip file ({error}).") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+def _unzipped(path: Path, file: io.BufferedReader[Any]) -> IO[bytes]:
+    zipped = file.peek(2).startswith(b"\x1f\x8b")
     if path.suffix.lower() == ".gz" and not zipped and path.stat().st_size:
         raise gzip.BadGzipFile("it doesn't begin as one")
-    return cast(IO[bytes], gzip.open(path)) if zipped else path.open("rb")
+    return cast(IO[bytes], gzip.GzipFile(fileobj=file)) if zipped else file
 
 
 def _checked(row: Any, where: str) -> Row | BadRow:
@@ -92,20 +97,19 @@ def _checked(row: Any, where: str) -> Row | BadRow:
     return BadRow(f"{where}: this line is {type(row).__name__}, not a JSON object.")
 
 
-def _jsonl(path: Path) -> Iterator[Row | BadRow]:
-    with _open(path) as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            try:
-                # utf-8-sig: files from Windows begin with a byte order mark
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if line:
-                    yield _checked(json.loads(line), where)
-            except UnicodeDecodeError as error:
-                yield _not_utf8(raw, error.start, where)
-            except (ValueError, RecursionError) as error:
-                hint = " Name a file that is one JSON array .json." if line.startswith("[") and number == 1 else ""
-                yield BadRow(f"{where}: this line is not JSON ({error}).{hint}")
+def _jsonl(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
+    for number, raw in enumerate(file, start=1):
+        where = f"{path}:{number}"
+        try:
+            # utf-8-sig: files from Windows begin with a byte order mark
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if line:
+                yield _checked(json.loads(line), where)
+        except UnicodeDecodeError as error:
+            yield _not_utf8(raw, error.start, where)
+        except (ValueError, RecursionError) as error:
+            hint = " Name a file that is one JSON array .json." if line.startswith("[") and number == 1 else ""
+            yield BadRow(f"{where}: this line is not JSON ({error}).{hint}")
 
 
 def _not_utf8(raw: bytes, at: int, where: str) -> BadRow:
@@ -114,21 +118,22 @@ def _not_utf8(raw: bytes, at: int, where: str) -> BadRow:
     return BadRow(f"{where}: the bytes are not UTF-8 (byte {at} of the line); save the file as UTF-8.")
 
 
-def _json(path: Path) -> Iterator[Row | BadRow]:
+def _json(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
     """One array of objects; or, as many files are named so, one object a line."""
-    with _open(path) as file:
-        start = file.read(4096).lstrip(codecs.BOM_UTF8).lstrip()
+    start = file.read(4096).lstrip(codecs.BOM_UTF8).lstrip()
+    file.seek(0)
     if not start.startswith(b"["):
-        yield from _jsonl(path)
+        yield from _jsonl(path, file)
         return
-    with _open(path) as file:
-        raw = file.read()
+    raw = file.read()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise BadRow(f"{path}:{line}: the bytes are not UTF-8; save the file as UTF-8.") from error
+    del raw
     decoder, at, line = json.JSONDecoder(), text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
+    number, last = 0, 0  # of the row, and the line that the last one began on
     expected = False  # after a comma a value must come
 
     def skip(at: int) -> int:
@@ -152,45 +157,42 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
             row, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise BadRow(f"{where}: from here on the array is not JSON ({error}).") from error
-        yield _checked(row, where)
-        at = skip(end)
+        number += 1
+        yield _checked(row, f"{where}, row {number}" if line == last else where)
+        last, at = line, skip(end)
         expected = text[at : at + 1] == ","
         if not expected and text[at : at + 1] != "]":
             raise BadRow(f"{path}:{line + text.count(chr(10), seen, at)}: a comma or the array's end is missing here.")
         at += expected
 
 
-def _csv(path: Path) -> Iterator[Row | BadRow]:
+def _csv(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with _open(path) as raw:
-        start = raw.read(2)
+    start = file.read(2)
+    file.seek(0)
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise _not_utf8(start, 0, f"{path}:1")
-    with _as_text(path) as file:
-        head = next((line for line in file if line.strip()), "")
+    # Line ends stay as they are; bytes that are no UTF-8 become lone surrogates, and are found in their row
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    head = next((line for line in text if line.strip()), "")
+    text.seek(0)
     delimiter = "\t" if ".tsv" in [s.lower() for s in path.suffixes[-2:]] else _delimiter(head)
     names: list[str] = []
-    with _as_text(path) as file:
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
-        while True:
-            where = f"{path}:{rows.line_num + 1}"  # the row's first line
-            try:
-                values = next(rows, None)
-            except csv.Error as error:
-                raise BadRow(f"{where}: from here on this is not CSV ({error}).") from error
-            if values is None:
-                return
-            if not any(values) and len(values) < 2:  # an empty line
-                continue
-            if names:
-                yield _csv_row(names, values, where)
-            else:
-                names = _csv_names(values, where)
-
-
-def _as_text(path: Path) -> IO[str]:
-    """The file with its line ends; bytes that are no UTF-8 are kept as lone surrogates, and found in their row."""
-    return io.TextIOWrapper(_open(path), "utf-8-sig", errors="surrogateescape", newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    while True:
+        where = f"{path}:{rows.line_num + 1}"  # the row's first line
+        try:
+            values = next(rows, None)
+        except csv.Error as error:
+            raise BadRow(f"{where}: from here on this is not CSV ({error}).") from error
+        if values is None:
+            return
+        if not any(values) and len(values) < 2:  # an empty line
+            continue
+        if names:
+            yield _csv_row(names, values, where)
+        else:
+            names = _csv_names(values, where)
 
 
 def _delimiter(head: str) -> str:
@@ -227,13 +229,13 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _parquet(path: Path) -> Iterator[Row | BadRow]:
+def _parquet(path: Path, raw: IO[bytes]) -> Iterator[Row | BadRow]:
     import pyarrow as pa
     from pyarrow import parquet
 
     number = 0
     try:
-        with _open(path) as raw, parquet.ParquetFile(raw) as file:
+        with parquet.ParquetFile(raw) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
@@ -255,6 +257,6 @@ def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
     return {k: plain(v) for k, v in row.items()}
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
+_READERS: dict[str, Callable[[Path, IO[bytes]], Iterator[Row | BadRow]]] = {
     ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
 }  # fmt: skip

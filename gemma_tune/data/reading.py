@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,12 @@ from pathlib import Path
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.files import find_files
-from gemma_tune.data.formats.auto import recognise_format, refuse_rows
-from gemma_tune.data.formats.preference import pair
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.parsed import forget_parsed, records_of
+from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
-from gemma_tune.user_code import load_function
 
 _FIRST = 200
 
@@ -54,13 +51,7 @@ class SplitReader:
         sets = [partial(self._set, key, name) for key, name in self.names.items()]
         weights = [self.data.weights.get(key.rpartition(".")[2], 1.0) for key in self.names]
         rows = sets[0]() if len(sets) == 1 else interleave(sets, weights, self.data.stopping_strategy)
-        if self.data.enable_thinking or self.data.prompts_only:
-            rows = map(self._as_asked, rows)
         return islice(rows, self.limit)
-
-    def _as_asked(self, row: Record) -> Record:
-        asks = bool(self.data.prompts_only and row.messages and row.messages[-1]["role"] != "assistant")
-        return replace(row, thinking=self.data.enable_thinking, unanswered=asks)
 
     def sources(self) -> list[Source]:
         """Every file or split, in the order they are read where sets aren't mixed."""
@@ -74,10 +65,11 @@ class SplitReader:
 
     def _set(self, key: str, name: str) -> Iterator[Record]:
         found, bad, first, sources = False, 0, "", self._sources(key, name)
+        streamed = self.data.streaming and key.startswith("data.train")
         for source in sources:
             row: Record | BadRow | None = None
             try:
-                for row in self._records(source):
+                for row in self._records(source, streamed):
                     if not isinstance(row, BadRow):
                         found = True
                         yield row
@@ -97,19 +89,12 @@ class SplitReader:
         if not found:
             raise UserError(f"{key}={name}: all {bad} rows are bad. The first: {first}")
 
-    def _records(self, source: Source) -> Iterator[Record | BadRow]:
-        if ":" in self.data.format:
-            return _users(source, self.data)
-        name = self.data.format
-        if name == "auto":
-            name = self.formats.get(str(source)) or recognise_format(source, self.data) or ""
-            if not name:
-                return refuse_rows(source)
-            self.formats[str(source)] = name
-        rows: Iterator[Record | BadRow] = importlib.import_module(f"gemma_tune.data.formats.{name}").read(
-            source, self.data
-        )
-        return rows
+    def _records(self, source: Source, streamed: bool) -> Iterator[Record | BadRow]:
+        records = records_of(source, self.data, streamed)
+        for record in records:
+            if records.format:
+                self.formats[str(source)] = records.format
+            yield record
 
 
 def training(data: DataConfig) -> SplitReader:
@@ -149,29 +134,6 @@ def _paths(parts: Sequence[SplitReader]) -> list[Path]:
     return [source for part in parts for source in part.sources() if isinstance(source, Path)]
 
 
-def _users(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """What a reader of the user's own gives, held to what ours give."""
-    for record in load_function(data.format, "data.format")(source, data):
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        if not isinstance(record, Record):
-            raise BadRow(f"{source}: data.format={data.format} gave {type(record).__name__}, not Record.")
-        if record.messages is None:
-            yield record
-            continue
-        try:
-            messages = checked_messages(record.messages, record.where, answered=not data.prompts_only)
-            if record.rejected is None:
-                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
-            else:
-                other = [*record.prompt, *record.rejected]
-                made = pair(record.where, messages, other, checked_tools(record.tools, record.where))
-                yield replace(made, row=record.row)
-        except BadRow as error:
-            yield error
-
-
 def answered(part: SplitReader, record: Record) -> Record:
     """The test row.
 
@@ -186,9 +148,12 @@ def answered(part: SplitReader, record: Record) -> Record:
 def check_first_rows(data: DataConfig) -> None:
     """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
 
+    A run begins with it, and goes on from what it has read; what earlier runs of this process have read is forgotten.
+
     Raises:
         UserError: A bad row (file and line), or no rows at all.
     """
+    forget_parsed()
     if data.generator:
         from gemma_tune.data.formats.gym import GymTasks  # reasoning-gym takes a second
 

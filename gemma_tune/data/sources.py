@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,20 @@ from gemma_tune.data.records import BadRow, Record
 class RowSource(Protocol):
     """Rows that are in no file of their own, as those of a data set on the Hub."""
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row | BadRow]:
         """The rows in their order."""
         ...
+
+
+@dataclass(frozen=True)
+class OpenRows:
+    """Rows that are being read already, as the source of a format; to be walked over once."""
+
+    given: Iterator[Row | BadRow]
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """The rows in their order."""
+        return self.given
 
 
 Source = Path | RowSource

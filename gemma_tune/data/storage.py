@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, config
+from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from gemma_tune.chat import Rendered
+from gemma_tune.data.scratch import scratch_folder
 
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
@@ -23,13 +23,7 @@ class ArrowRows(Sequence[Rendered]):
     """
 
     def __init__(self, rows: Iterable[Rendered]) -> None:
-        # Beside the cache of data sets: the folder for temporary files may be memory itself
-        cache = Path(config.HF_DATASETS_CACHE)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="gemma_tune-", dir=cache)  # goes with this object
-        except OSError:
-            self._folder = tempfile.TemporaryDirectory(prefix="gemma_tune-")
+        self._folder = scratch_folder()  # goes with this object
         file = str(Path(self._folder.name) / "rows.arrow")
         with ArrowWriter(path=file, features=FEATURES, writer_batch_size=1000) as writer:
             for row in rows:

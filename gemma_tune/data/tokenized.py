@@ -17,6 +17,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
@@ -204,10 +205,7 @@ def render_rows(
     try:
         stored = ArrowRows(rows.use(bar, tokenizer, max_length))
     except OSError as error:
-        raise UserError(
-            f"{name}: rendered rows can't be written to the cache of `datasets` ({error.strerror or error}); set "
-            "HF_DATASETS_CACHE to a folder on a disk with room, or stream them: data.streaming=true."
-        ) from error
+        raise no_room(f"{name}: rendered rows", error) from error
     rows.rendered, rows.dataset = stored, stored.dataset
     if rows.read and not stored:
         raise UserError(

@@ -56,8 +56,29 @@ def disk_is_full(error: BaseException) -> bool:
     return False
 
 
+# Digests that were taken while a file was read for another purpose: path → version, SHA-256
+_KNOWN: dict[Path, tuple[object, str]] = {}
+
+
+def file_version(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content, as far as the file system tells; None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def remember_digest(path: Path, version: object, digest: str) -> None:
+    """Spares `file_digest` the reading of a file, as long as its `file_version` is the same."""
+    _KNOWN[path.absolute()] = version, digest
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    version, known = _KNOWN.get(path.absolute(), (None, ""))
+    if version is not None and version == file_version(path):
+        return known
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

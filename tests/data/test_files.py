@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
+from gemma_tune.data.split import split_rows
 from gemma_tune.data.tokenized import load_rows
 from gemma_tune.run.paths import ASSETS
 
@@ -182,3 +183,15 @@ def test_folders_and_globs(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "empty").mkdir()
     assert "no file of this folder is one of .jsonl" in refusal(DataConfig(train_file=str(tmp_path / "empty")))
     assert "README.md is of no known type" in refusal(DataConfig(train_file=str(tmp_path / "README.md")))
+
+
+def test_rows_of_an_array_on_one_line_are_rows_of_their_own(tmp_path: Path) -> None:
+    """Held out, found twice and named one by one, as rows of a file with a line for each are."""
+    file = tmp_path / "rows.json"
+    texts = [{"text": f"Row {n % 90}"} for n in range(100)]
+    file.write_text(json.dumps(texts), encoding="utf-8")
+    split = split_rows(DataConfig(train_file=str(file), validation_split_percentage=20), seed=0)
+    train, held_out = list(split.train()), list(split.held_out())
+    assert len(train) + len(held_out) == 100 and len(held_out) >= 20
+    assert len({r.where for r in [*train, *held_out]}) == 100
+    assert len(split.said_again) + len(held_out) - len({r.text for r in held_out}) == 10

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from file_opens import counted_opens
 from short_runs import losses, metrics, short_run
 
 from gemma_tune import UserError
@@ -80,3 +82,18 @@ def test_sets_mixed(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
     assert all(any(key.endswith(f"{name}.jsonl") for key in manifest["inputs"]) for name in ("first", "second"))
     assert len([line for line in metrics(tmp_path / "run") if "loss" in line]) == 3
+
+
+def test_a_run_opens_its_data_once(tmp_path: Path) -> None:
+    """Read to its end, the file is hashed on the way; else once more for its digest."""
+    file = rows_of(tmp_path / "rows.jsonl", 30, "Row")
+    tests = rows_of(tmp_path / "tests.jsonl", 5, "Test")
+    words = ["data=auto", f"data.train_file={file}", f"data.test_files.mine={tests}", "export=none", "tracker=none",
+             "data.validation_split_percentage=20", "eval.evaluators=[answers,held_out_loss]"]  # fmt: skip
+    for name, samples, most in (("part", 20, 2), ("all", "null", 1)):
+        with counted_opens() as opens:
+            short_run("qlora_sft", tmp_path / name, *words, f"data.max_train_samples={samples}", steps=1)
+        assert (opens[file], opens[tests]) == (most, 1)
+        inputs = json.loads((tmp_path / name / "manifest.json").read_text("utf-8"))["inputs"]
+        for path in (file, tests):
+            assert inputs[path] == hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -63,7 +63,10 @@ def test_while_rows_are_rendered(tmp_path: Path) -> None:
     file, folder, cache = tmp_path / "rows.jsonl", tmp_path / "run", tmp_path / "cache"
     file.write_text((ASSETS / "sample" / "train.jsonl").read_text("utf-8") * 20, encoding="utf-8")
     done = interrupted(
-        folder, lambda: any(cache.glob("gemma_tune-*")), f"data.train_file={file}", HF_DATASETS_CACHE=str(cache)
+        folder,
+        lambda: any(cache.glob("gemma_tune-*/rows.arrow")),
+        f"data.train_file={file}",
+        HF_DATASETS_CACHE=str(cache),
     )
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
     assert not folder.exists() and not any(cache.glob("gemma_tune-*"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from gemma_tune.config import DataConfig
 from gemma_tune.config.data import RECOGNISED
+from gemma_tune.data.files import Row
 from gemma_tune.data.records import BadRow
-from gemma_tune.data.sources import Source, read_rows
 
 # Pairs of a question's and an answer's field that are seen often, for the message.
 _PAIRS = [
@@ -19,25 +20,34 @@ _PAIRS = [
 ]  # fmt: skip
 
 
-def recognise_format(source: Source, data: DataConfig) -> str | None:
+def recognise_format(rows: Iterator[Row | BadRow], data: DataConfig) -> tuple[str | None, Iterator[Row | BadRow]]:
     """The name of the format of the first row that has the fields of one; None where no row has.
 
     Unless bad rows are skipped it is the first row that decides.
+
+    Args:
+        rows: All rows of a source.
+        data: Which fields have another name, and what is done with bad rows.
+
+    Returns:
+        The name, and all rows again.
     """
-    for row in read_rows(source):
+    looked_at = []
+    for row in rows:
+        looked_at.append(row)
         if not isinstance(row, BadRow):
             for name in RECOGNISED:
                 fields = importlib.import_module(f"gemma_tune.data.formats.{name}").fields(data)
                 if fields and all(field in row[1] for field in fields):
-                    return name
+                    return name, chain(looked_at, rows)
         if data.on_bad_row != "skip":
             break
-    return None
+    return None, chain(looked_at, rows)
 
 
-def refuse_rows(source: Source) -> Iterator[BadRow]:
+def refuse_rows(rows: Iterable[Row | BadRow]) -> Iterator[BadRow]:
     """What is wrong with each row of a file whose format isn't known; it says what to set."""
-    for row in read_rows(source):
+    for row in rows:
         if isinstance(row, BadRow):
             yield row
             continue

@@ -1,0 +1,238 @@
+"""The records of the files of a run. Each file is opened, recognised, parsed, checked and hashed once.
+
+The first walk over a file keeps its records on disk, pickled; every later walk, and the rest of one that was left
+early, takes them from there. So the check of the first rows costs the run nothing, and memory doesn't grow with the
+number of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.files import Row, read_file
+from gemma_tune.data.formats.auto import recognise_format, refuse_rows
+from gemma_tune.data.formats.preference import pair
+from gemma_tune.data.hashed import HashedFile
+from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.scratch import no_room, scratch_folder
+from gemma_tune.data.sources import OpenRows, Source
+from gemma_tune.run.manifest import file_version, remember_digest
+from gemma_tune.run.paths import resolve
+from gemma_tune.user_code import load_function
+
+
+class SourceRecords:
+    """The records of a file or of a split on the Hub, parsed at every walk.
+
+    Args:
+        source: The file or the split.
+        data: How it is read.
+        hashed: Whether the digest of a file that is read to its end is kept for the manifest.
+
+    Attributes:
+        format: The format that the source was recognised as (`data=auto`), from the first record on.
+    """
+
+    def __init__(self, source: Source, data: DataConfig, hashed: bool = False) -> None:
+        self.format: str | None = None
+        self._source = source
+        self._data = data
+        self._hashed = hashed
+
+    def __iter__(self) -> Iterator[Record | BadRow]:
+        thinking, prompts_only = self._data.enable_thinking, self._data.prompts_only
+        for row in self._parsed():
+            if (thinking or prompts_only) and isinstance(row, Record):
+                asks = bool(prompts_only and row.messages and row.messages[-1]["role"] != "assistant")
+                row = replace(row, thinking=thinking, unanswered=asks)
+            yield row
+
+    def _parsed(self) -> Iterator[Record | BadRow]:
+        name = self._data.format
+        if ":" in name:
+            return _from_reader(self._source, self._data)
+        rows = self._rows()
+        if name == "auto":
+            self.format, rows = recognise_format(rows, self._data)
+            if self.format is None:
+                return refuse_rows(rows)
+            name = self.format
+        adapter = importlib.import_module(f"gemma_tune.data.formats.{name}")
+        parsed: Iterator[Record | BadRow] = adapter.read(OpenRows(rows), self._data)
+        return parsed
+
+    def _rows(self) -> Iterator[Row | BadRow]:
+        if not isinstance(self._source, Path):
+            return self._source.rows()
+        return _hashed_rows(self._source) if self._hashed else read_file(self._source)
+
+
+def _hashed_rows(path: Path) -> Iterator[Row | BadRow]:
+    """The rows of a file; once all are read, the manifest need not read the file for its digest."""
+    version = file_version(path)
+    file = HashedFile(path)
+    try:
+        yield from read_file(path, file)
+        remember_digest(path, version, file.digest())
+    finally:
+        file.release()
+
+
+def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
+    """What a reader of the user's own yields, checked as the records of our formats are."""
+    for record in load_function(data.format, "data.format")(source, data):
+        if isinstance(record, BadRow):
+            yield record
+            continue
+        if not isinstance(record, Record):
+            raise BadRow(f"{source}: data.format={data.format} gave {type(record).__name__}, not Record.")
+        if record.messages is None:
+            yield record
+            continue
+        try:
+            messages = checked_messages(record.messages, record.where, answered=not data.prompts_only)
+            if record.rejected is None:
+                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+            else:
+                other = [*record.prompt, *record.rejected]
+                made = pair(record.where, messages, other, checked_tools(record.tools, record.where))
+                yield replace(made, row=record.row)
+        except BadRow as error:
+            yield error
+
+
+class ParsedFile:
+    """The records of a file, and what is wrong with its bad rows, in order; walked over as often as wanted.
+
+    Args:
+        path: The file.
+        data: How it is read.
+        kept: Where the records are kept.
+    """
+
+    def __init__(self, path: Path, data: DataConfig, kept: Path) -> None:
+        self._records = SourceRecords(path, data, hashed=True)
+        self._unread: Iterator[Record | BadRow] | None = iter(self._records)
+        self._end: str | None = None  # why the rest of the file can't be read
+        self._kept = kept
+        self._out = kept.open("wb")
+        self._size = 0  # bytes that are kept
+        self.failed = False
+
+    @property
+    def format(self) -> str | None:
+        """See `SourceRecords`."""
+        return self._records.format
+
+    def __iter__(self) -> Iterator[Record | BadRow]:
+        place = 0
+        with self._kept.open("rb") as kept:
+            while True:
+                if place < self._size:
+                    if self._unread is not None:
+                        self._out.flush()
+                    kept.seek(place)
+                    place = self._size
+                    while kept.tell() < place:
+                        yield pickle.load(kept)
+                elif self._unread is not None:
+                    row = self._next(self._unread)
+                    place = self._size
+                    if row is not None:
+                        yield row
+                elif self._end is not None:
+                    raise BadRow(self._end)
+                else:
+                    return
+
+    def _next(self, unread: Iterator[Record | BadRow]) -> Record | BadRow | None:
+        """Parses one more row and keeps it; None at the end."""
+        try:
+            row = next(unread, None)
+        except BadRow as error:
+            self._end, row = str(error), None
+        except BaseException:  # Ctrl-C, too: what was parsed so far is no whole file
+            self.failed = True
+            raise
+        try:
+            if row is None:
+                self._unread = None
+                self._out.close()
+                return None
+            try:
+                packed = pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
+            except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+                where = row.where if isinstance(row, Record) else str(row)
+                row = BadRow(f"{where}: this row can't be kept on disk ({error}); give plain values.")
+                packed = pickle.dumps(row)
+            self._out.write(packed)
+        except OSError as error:
+            self.failed = True
+            raise no_room("parsed rows", error) from error
+        self._size += len(packed)
+        return row
+
+    def close(self) -> None:
+        """Deletes what is kept."""
+        self._out.close()
+        self._kept.unlink(missing_ok=True)
+
+
+class _Parsed:
+    """The files that were parsed in this process, by path and configuration."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[Path, str], tuple[object, ParsedFile]] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
+
+    def file(self, path: Path, data: DataConfig) -> ParsedFile | SourceRecords:
+        """The file's records: those at hand, as long as neither the file nor the reader of it has changed."""
+        reader = resolve(data.format.rpartition(":")[0]) if ":" in data.format else path
+        key, version = (path.absolute(), repr(data)), (file_version(path), file_version(reader), str(path))
+        if version[0] is None:  # the reader of the user's own knows what it is; ours say that they can't open it
+            return SourceRecords(path, data)
+        known, found = self._files.get(key, (None, None))
+        if found is None or known != version or found.failed:
+            if found is not None:
+                found.close()
+            found = ParsedFile(path, data, self._new_path())
+            self._files[key] = version, found
+        return found
+
+    def _new_path(self) -> Path:
+        try:
+            self._folder = self._folder or scratch_folder()
+        except OSError as error:
+            raise no_room("parsed rows", error) from error
+        self._count += 1
+        return Path(self._folder.name, f"{self._count}.rows")
+
+    def clear(self) -> None:
+        """Forgets every file."""
+        for _, file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
+
+
+_PARSED = _Parsed()
+forget_parsed = _PARSED.clear
+
+
+def records_of(source: Source, data: DataConfig, streamed: bool = False) -> SourceRecords | ParsedFile:
+    """The records of a source: a file is parsed once, and a split on the Hub at every walk, as is a streamed file.
+
+    Raises:
+        UserError: There is no room to keep them.
+    """
+    if isinstance(source, Path) and not streamed:
+        return _PARSED.file(source, data)
+    return SourceRecords(source, data)
