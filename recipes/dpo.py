@@ -11,8 +11,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.tokenized import notes_of, read_tests
-from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
@@ -67,7 +67,7 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         train, held_out = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
-        evaluators = prepare(cfg, tokenizer, held_out, tests)
+        evaluators = prepare_evaluators(cfg, tokenizer, held_out, tests)
     longest = 2 * train.longest  # both answers of a pair stand in a batch, each with its prompt
     notes = list(filter(None, [memory_warning(cfg, shape, mixed, longest, free)]))
 
@@ -92,7 +92,7 @@ def run(cfg: Config) -> RunResult:
 
     # From here on the run folder is written
     result = folder.result
-    measurements = Measurements(cfg, evaluators, held_out, result)
+    measurements = RunEvaluator(cfg, evaluators, held_out, result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         begun = f"{cfg.recipe}: {source.base} → {folder.path}"
         say(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)

@@ -10,9 +10,9 @@ from gemma_tune.cli.dry_run import dry_run_of_measuring
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.data.tokenized import load_held_out, read_tests
-from gemma_tune.engines.opening import check_evaluators, open_engine
-from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.engines.open import check_evaluators, open_engine
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
@@ -38,12 +38,12 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
-        evaluators = prepare(cfg, tokenizer, held_out, tests)
+        evaluators = prepare_evaluators(cfg, tokenizer, held_out, tests)
     if cfg.dry_run:
         return dry_run_of_measuring(cfg, held_out, tests)
 
     result = folder.result
-    measurements = Measurements(cfg, evaluators, held_out, result)
+    measurements = RunEvaluator(cfg, evaluators, held_out, result)
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
         on_it = f" with the adapter {source.adapter}" if source.adapter else ""
         notes = held_out.notes("held-out rows")

@@ -15,8 +15,8 @@ from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.tokenized import find_rows, load_rows, notes_of, read_tests
-from gemma_tune.evals.evaluation import files_of, prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.evals.evaluation import files_of, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export.int4 import export_all, say_lines
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
@@ -66,7 +66,7 @@ def run(cfg: Config) -> RunResult:
     with folder.timed("data"):
         train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
         tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
-        evaluators = prepare(cfg, tokenizer, held_out, tests)
+        evaluators = prepare_evaluators(cfg, tokenizer, held_out, tests)
 
     # The unquantised model, and the same weights on the grid
     set_seed(cfg.seed)
@@ -102,7 +102,7 @@ def run(cfg: Config) -> RunResult:
         )
 
     result = folder.result
-    measurements = Measurements(cfg, evaluators, held_out, result)
+    measurements = RunEvaluator(cfg, evaluators, held_out, result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         say(f"{cfg.recipe}: {source.base} → {folder.path}", counts.line(), *plan.lines(), *checks)
         folder.add_inputs(*source.inputs)

@@ -10,8 +10,8 @@ from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.tokenized import TokenizedRows, read_tests, read_training_prompts
-from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export import merged, verify
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.adapter_files import AdapterSaver
@@ -31,9 +31,9 @@ from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.report import write_report
 from gemma_tune.rl.arguments import rl_arguments
-from gemma_tune.rl.reward_hacking import Watch
+from gemma_tune.rl.completion_log import CompletionLog
+from gemma_tune.rl.reward_hacking import RewardHackingMonitor
 from gemma_tune.rl.rewards import scorer_of, size_of_reward_model
-from gemma_tune.rl.samples import Samples
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.rl.trainer import rl_trainer
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -73,7 +73,7 @@ def run(cfg: Config) -> RunResult:
         tests = read_tests(cfg.data)
         records, prompts = read_training_prompts(cfg.data, tests)
         tasks = Tasks(records, tokenizer, room, prompts.refused if cfg.data.skips_rows else None)
-        evaluators = prepare(cfg, tokenizer, TokenizedRows(), tests)
+        evaluators = prepare_evaluators(cfg, tokenizer, TokenizedRows(), tests)
         scorer = scorer_of(cfg, device)
 
     set_seed(cfg.seed)
@@ -86,7 +86,7 @@ def run(cfg: Config) -> RunResult:
     saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
     longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
     needs = estimate(cfg, shape, mixed, longest, beside)["total"]
-    samples = Samples(folder.evals / "completions.jsonl")
+    samples = CompletionLog(folder.evals / "completions.jsonl")
     with folder.nothing_left():
         arguments = rl_arguments(cfg, folder, device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, tokenizer, tasks, scorer, samples.add)
@@ -96,7 +96,7 @@ def run(cfg: Config) -> RunResult:
 
     # From here on the run folder is written
     result = folder.result
-    measurements = Measurements(cfg, evaluators, TokenizedRows(), result)
+    measurements = RunEvaluator(cfg, evaluators, TokenizedRows(), result)
     with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
         mixture = ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
         notes = [
@@ -118,7 +118,7 @@ def run(cfg: Config) -> RunResult:
         if not checkpoint:
             tracker.log(before.figures, step=0, group="eval")
 
-        watch = Watch(before)
+        watch = RewardHackingMonitor(before)
         trainer.add_callback(TrackerCallback(tracker))
         trainer.add_callback(watch)
         kernel = base.config._attn_implementation

@@ -16,10 +16,10 @@ from gemma_tune.compare.terminal import show
 from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.tokenized import load_held_out, read_tests
-from gemma_tune.engines.opening import open_engine
+from gemma_tune.engines.open import open_engine
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.evals.evaluation import Evaluation, files_of, prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.evals.evaluation import Evaluation, files_of, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.size import size_of
@@ -158,7 +158,7 @@ def measured_in_llama_cpp(cfg: Config, result: RunResult) -> Evaluation:
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
     tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
-    measurements = Measurements(cfg, prepare(cfg, tokenizer, held_out, tests), held_out, result)
+    measurements = RunEvaluator(cfg, prepare_evaluators(cfg, tokenizer, held_out, tests), held_out, result)
     with open_engine(cfg, source, tokenizer, held_out.highest_id) as engine:
         return measurements.of("GGUF", engine)
 

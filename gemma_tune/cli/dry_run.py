@@ -19,7 +19,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.data.tokenized import TokenizedRows, load_rows, notes_of, read_tests, read_training_prompts
 from gemma_tune.errors import UserError
-from gemma_tune.evals.evaluation import prepare
+from gemma_tune.evals.evaluation import prepare_evaluators
 from gemma_tune.models.capacity import free_memory, memory_warning
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate
@@ -79,7 +79,7 @@ def _prepare(cfg: Config, tokenizer: Any, held_out: TokenizedRows) -> None:
     """Raises UserError for what the evaluators can't work with."""
     if cfg.reward.model.weight:  # would be loaded
         cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
-    prepare(cfg, tokenizer, held_out, read_tests(cfg.data) if cfg.eval.answers_tests else {})
+    prepare_evaluators(cfg, tokenizer, held_out, read_tests(cfg.data) if cfg.eval.answers_tests else {})
 
 
 def _size(gib: float) -> str:

@@ -19,8 +19,8 @@ from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows, load_held_out, read_tests
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.base import Evaluator
-from gemma_tune.evals.evaluation import prepare
-from gemma_tune.evals.schedule import Measurements
+from gemma_tune.evals.evaluation import prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.models.load import check_vocabulary, load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
@@ -83,7 +83,7 @@ def _look_at(cfg: Config, name: str, model: str) -> Asked:
     tokenizer = load_tokenizer(source, own.model.chat_template)
     held_out = load_held_out(own.data, tokenizer, own.train.max_length, own.seed)
     tests = read_tests(own.data) if own.eval.answers_tests else {}
-    evaluators = prepare(own, tokenizer, held_out, tests)
+    evaluators = prepare_evaluators(own, tokenizer, held_out, tests)
     return Asked(own, name, source, tokenizer, held_out, tests, evaluators)
 
 
@@ -102,7 +102,7 @@ def measure(asked: Asked, number: int, folder: RunFolder) -> ModelResults:
     except (UserError, torch.OutOfMemoryError) as error:
         kept = f" What was measured before it is kept in {folder.evals}." if number > 1 else ""
         raise RunError(f"{name}: {error}{kept}") from error
-    found = Measurements(cfg, asked.evaluators, asked.held_out, folder.result).at(name, model, asked.tokenizer)
+    found = RunEvaluator(cfg, asked.evaluators, asked.held_out, folder.result).at(name, model, asked.tokenizer)
     found.save(folder.evals, f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}")
     del model
     gc.collect()

@@ -12,7 +12,7 @@ from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import sample_answers
 
 
@@ -64,7 +64,7 @@ def found(pattern: re.Pattern[str], text: str) -> str | None:
     return (finds[-1].group(1) if pattern.groups else finds[-1].group()) if finds else None
 
 
-def _judge(cfg: AnswersConfig, form: ChatForm) -> Callable[[Record, Row], bool]:
+def _judge(cfg: AnswersConfig, form: ChatForm) -> Callable[[Record, ScoredRow], bool]:
     """What decides whether an answer is right; thinking and calls aren't looked at for numbers and finds."""
 
     def text(answer: str) -> str:
@@ -116,7 +116,7 @@ def prepare(inputs: Inputs) -> Evaluator:
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         figures: dict[str, float] = {}
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[ScoredRow]] = {}
         for name, records in tests.items():
             asked = records[:limit]
             answered = sample_answers(engine, asked, cfg.max_new_tokens, f"{name}: answers")

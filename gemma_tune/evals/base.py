@@ -14,7 +14,7 @@ from gemma_tune.engines.transformers import Engine
 
 # One row of a test: `id` (the same for every model), `score`, perhaps `weight` (tokens), and for people perhaps
 # `prompt`, `wanted`, `answer`, `stopped`.
-Row = dict[str, Any]
+ScoredRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
     """
 
     figures: dict[str, float]
-    rows: dict[str, list[Row]] = field(default_factory=dict)
+    rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
     lower_is_better: frozenset[str] = frozenset()
 
 
@@ -61,6 +61,6 @@ class Evaluator(Protocol):
         ...
 
 
-def mean(rows: Sequence[Row]) -> float:
+def mean(rows: Sequence[ScoredRow]) -> float:
     """The mean of the rows' scores."""
     return float(sum(row["score"] for row in rows) / len(rows))

@@ -77,7 +77,7 @@ class BfclRow:
         return Record(self.where, checked_messages([*self.messages, answer], self.where), tools=self.tools)
 
 
-def check(made: Sequence[Call], row: BfclRow) -> Verdict:
+def check_answer(made: Sequence[Call], row: BfclRow) -> Verdict:
     """Whether the calls of an answer are right, as the leaderboard's checker says it for the row's category."""
     return check_calls(made, row.functions, row.ground_truth, "parallel" in row.category)
 

@@ -17,7 +17,7 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import RunError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
-from gemma_tune.evals.base import Evaluator, Inputs, Row, lower_is_better
+from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.rl.rewards import files_of_rewards
 from gemma_tune.run.manifest import write_json
@@ -36,7 +36,7 @@ class Evaluation:
 
     Attributes:
         figures: By name.
-        rows: Every row of the tests behind a figure, by the figure's name; see `Row`.
+        rows: Every row of the tests behind a figure, by the figure's name; see `ScoredRow`.
         answers: A few to read, each with `prompt`, `wanted`, `answer` and `stopped`.
         failures: What went wrong, by the evaluator's name (its figures are missing), or by the name of a figure that is
             no number (it is missing).
@@ -46,8 +46,8 @@ class Evaluation:
     """
 
     figures: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    answers: list[Row] = field(default_factory=list)
+    rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
+    answers: list[ScoredRow] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
     lower_is_better: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def as_text(name: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def prepare(
+def prepare_evaluators(
     cfg: Config, tokenizer: Any, held_out: TokenizedRows, tests: Mapping[str, Sequence[Record]]
 ) -> dict[str, Evaluator]:
     """The evaluators that a run needs, by name.
@@ -140,7 +140,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
         limit: Rows that each answers at most.
     """
     figures: dict[str, float] = {}
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ScoredRow]] = {}
     failures: dict[str, str] = {}
     lower: set[str] = set()
     not_finite: list[str] = []

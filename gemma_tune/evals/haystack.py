@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_tune.errors import UserError
-from gemma_tune.evals.haystack_facts import KINDS, SETTINGS, Difficulty, Draw, Kind, Task, make_task
+from gemma_tune.evals.haystack_facts import KINDS, SETTINGS, Difficulty, Draw, HaystackTask, Kind, make_task
 from gemma_tune.evals.haystack_text import CountTokens, Filler, pieces, read_text, sentences
 
 _STARTS = 1024  # sentences that a made-up text may begin with, the same ones whatever lengths are asked for
@@ -143,7 +143,7 @@ def _checked(kinds: Sequence[str], lengths: Sequence[int], rows: int, difficulty
 
 
 def _check_lengths(
-    tasks: Mapping[Kind, Sequence[Task]], lengths: Sequence[int], count_tokens: CountTokens, reserve: int
+    tasks: Mapping[Kind, Sequence[HaystackTask]], lengths: Sequence[int], count_tokens: CountTokens, reserve: int
 ) -> None:
     problems = []
     for kind, its_tasks in tasks.items():
@@ -163,7 +163,7 @@ def _depth(i: int, rows: int) -> float:
     return i / (rows - 1) if rows > 1 else 0.5
 
 
-def _hidden(task: Task, texts: Sequence[str], counts: Sequence[int]) -> str:
+def _hidden(task: HaystackTask, texts: Sequence[str], counts: Sequence[int]) -> str:
     """The pieces of a text, of so many tokens each, with the task's facts between them."""
     before = [0, *itertools.accumulate(counts)]  # tokens before each piece
     parts: list[str] = []
@@ -175,7 +175,7 @@ def _hidden(task: Task, texts: Sequence[str], counts: Sequence[int]) -> str:
     return "".join([*parts, *texts[done:]])
 
 
-def _filled(task: Task, filler: Filler, start: int, room: int, count_tokens: CountTokens) -> tuple[str, int]:
+def _filled(task: HaystackTask, filler: Filler, start: int, room: int, count_tokens: CountTokens) -> tuple[str, int]:
     """The message with as much of the text as there's room for, and its tokens."""
     best = task.prompt(_hidden(task, [], []))
     most = count_tokens(best)

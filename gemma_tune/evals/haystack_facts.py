@@ -69,7 +69,7 @@ SETTINGS: Mapping[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class HaystackTask:
     """A question about facts that are to be hidden in a text.
 
     Attributes:
@@ -137,7 +137,7 @@ class Draw:
         return list(found)
 
 
-def make_task(kind: Kind, draw: Draw, difficulty: Difficulty, depth: float) -> Task:
+def make_task(kind: Kind, draw: Draw, difficulty: Difficulty, depth: float) -> HaystackTask:
     """The facts and the question of one row.
 
     Args:
@@ -158,30 +158,30 @@ def make_task(kind: Kind, draw: Draw, difficulty: Difficulty, depth: float) -> T
     return _key(draw, difficulty.distractor_keys if kind == "multi_key" else 0, depth)
 
 
-def _key(draw: Draw, distractors: int, depth: float) -> Task:
+def _key(draw: Draw, distractors: int, depth: float) -> HaystackTask:
     keys, numbers = draw.keys(distractors + 1), draw.numbers(distractors + 1, _NUMBER_DIGITS)
     depths = [depth, *(draw.rng.random() for _ in range(distractors))]
     facts = [(d, _number(k, n)) for d, k, n in zip(depths, keys, numbers, strict=True)]
     question = f"What is the magic number of {keys[0]} in the text above? Answer with the number alone."
-    return Task(facts, _ABOUT_NUMBERS, question, numbers[:1], depth)
+    return HaystackTask(facts, _ABOUT_NUMBERS, question, numbers[:1], depth)
 
 
-def _values(draw: Draw, n: int) -> Task:
+def _values(draw: Draw, n: int) -> HaystackTask:
     (key,), numbers = draw.keys(1), draw.numbers(n, _NUMBER_DIGITS)
     facts = [(depth, _number(key, number)) for depth, number in zip(draw.spread(n), numbers, strict=True)]
     question = f"What are all the magic numbers of {key} in the text above? Answer with the numbers alone."
-    return Task(facts, _ABOUT_NUMBERS, question, numbers)
+    return HaystackTask(facts, _ABOUT_NUMBERS, question, numbers)
 
 
-def _queries(draw: Draw, n: int) -> Task:
+def _queries(draw: Draw, n: int) -> HaystackTask:
     keys, numbers = draw.keys(n), draw.numbers(n, _NUMBER_DIGITS)
     facts = [(d, _number(k, v)) for d, k, v in zip(draw.spread(n), keys, numbers, strict=True)]
     asked = ", ".join(draw.rng.sample(keys, n))  # in another order than in the text
     question = f"What are the magic numbers of these in the text above: {asked}? Answer with the numbers alone."
-    return Task(facts, _ABOUT_NUMBERS, question, numbers)
+    return HaystackTask(facts, _ABOUT_NUMBERS, question, numbers)
 
 
-def _variables(draw: Draw, hops: int, chains: int) -> Task:
+def _variables(draw: Draw, hops: int, chains: int) -> HaystackTask:
     names, values = draw.names(chains * (hops + 1)), draw.numbers(chains, _VALUE_DIGITS)
     facts = []
     for chain, value in enumerate(values):
@@ -193,7 +193,7 @@ def _variables(draw: Draw, hops: int, chains: int) -> Task:
         f"Which {hops + 1} variables have the value {values[0]} in the text above, directly or through other "
         "variables? Answer with their names alone."
     )
-    return Task(facts, _ABOUT_VARIABLES, question, names[: hops + 1])
+    return HaystackTask(facts, _ABOUT_VARIABLES, question, names[: hops + 1])
 
 
 def _number(key: str, number: str) -> str:

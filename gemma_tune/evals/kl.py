@@ -12,7 +12,7 @@ import torch
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source
@@ -100,8 +100,8 @@ def prepare(inputs: Inputs) -> Evaluator:
         reference = TransformersEngine(_loaded(other, source, tokenizer), tokenizer)
         asked = [row.input_ids for row in chosen]
         pairs = zip(reference.log_probs(asked, "reference"), engine.log_probs(asked, "kl"), strict=True)
-        kl_rows: list[Row] = []
-        agreement: list[Row] = []
+        kl_rows: list[ScoredRow] = []
+        agreement: list[ScoredRow] = []
         for (theirs, ours), row, name, prompt in zip(pairs, chosen, ids, prompts, strict=False):
             counts = torch.tensor(row.labels[1:]) != -100
             kl, same = divergence(theirs[:-1][counts], ours[:-1][counts])

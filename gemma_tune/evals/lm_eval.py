@@ -18,7 +18,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.engines.transformers import Engine, TransformersEngine
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.lm_eval_tasks import find_tasks
 from gemma_tune.models.contexts import evaluating, same_random_state
 
@@ -119,9 +119,9 @@ def _lower_is_better(results: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(_name(*key) for key in keys if higher.get(key[0], {}).get(key[1]) is False)
 
 
-def _rows(results: Mapping[str, Any], figures: Mapping[str, float], chat: bool) -> dict[str, list[Row]]:
+def _rows(results: Mapping[str, Any], figures: Mapping[str, float], chat: bool) -> dict[str, list[ScoredRow]]:
     """The rows of those figures that are the mean of scores."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ScoredRow]] = {}
     for task, answered in results["samples"].items():
         asked = f"{results['n-shot'].get(task)} {chat}"
         seen: Counter[tuple[str, str]] = Counter()
@@ -140,7 +140,7 @@ def _rows(results: Mapping[str, Any], figures: Mapping[str, float], chat: bool) 
     return kept
 
 
-def _shown(sample: Mapping[str, Any], metric: str) -> Row:
+def _shown(sample: Mapping[str, Any], metric: str) -> ScoredRow:
     """What people see of a row: the end of the prompt, what is wanted, and what the model says."""
     requests, wanted = sample["arguments"], sample["target"]
     prompt = requests[0][0]
@@ -157,8 +157,8 @@ def _shown(sample: Mapping[str, Any], metric: str) -> Row:
 
 
 def _with_groups(
-    rows: dict[str, list[Row]], figures: Mapping[str, float], results: Mapping[str, Any]
-) -> dict[str, list[Row]]:
+    rows: dict[str, list[ScoredRow]], figures: Mapping[str, float], results: Mapping[str, Any]
+) -> dict[str, list[ScoredRow]]:
     """The rows of a group's tasks as the group's own, where its figure is their mean; they aren't given twice."""
     members: Mapping[str, Sequence[str]] = results["group_subtasks"]
     inner = set(itertools.chain.from_iterable(members.values()))
@@ -166,7 +166,7 @@ def _with_groups(
     def tasks(name: str) -> list[str]:
         return [task for member in members[name] for task in tasks(member)] if name in members else [name]
 
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ScoredRow]] = {}
     for group in (g for g in members if g not in inner):
         for key in (k for k in results["results"][group] if "," in k):
             name, parts = _name(group, *key.split(",", 1)), [_name(t, *key.split(",", 1)) for t in tasks(group)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gemma_tune.chat import render_prompt
 from gemma_tune.chat.calls import answer_text
 from gemma_tune.engines.transformers import Engine
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.haystack import HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import Difficulty
 from gemma_tune.run.paths import resolve
@@ -50,7 +50,7 @@ def prepare(inputs: Inputs) -> Evaluator:
         asked = rows if limit is None else equal_shares(rows, limit)
         prompts = [render_prompt(tokenizer, row.messages) for row in asked]
         answers = engine.answers(prompts, cfg.max_new_tokens, "long context")
-        cells: dict[str, list[Row]] = {}
+        cells: dict[str, list[ScoredRow]] = {}
         for row, ids in zip(asked, answers, strict=True):
             answer = answer_text(tokenizer, ids)
             cells.setdefault(f"{row.kind}_{row.length}_accuracy", []).append(

@@ -8,7 +8,7 @@ from gemma_tune.data.pairs import render_pair
 from gemma_tune.data.records import BadRow
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import asked_text, row_ids
 
 
@@ -56,7 +56,7 @@ def prepare(inputs: Inputs) -> Evaluator:
             for name, found in (("preference_accuracy", margins), ("preference_accuracy_per_token", per_token))
         }
         figures: dict[str, float] = {name: mean(scored) for name, scored in rows.items()}
-        margin_rows: list[Row] = [{"id": i, "score": margin} for i, margin in zip(ids, margins, strict=True)]
+        margin_rows: list[ScoredRow] = [{"id": i, "score": margin} for i, margin in zip(ids, margins, strict=True)]
         figures |= {
             "preference_margin": mean(margin_rows),
             "preference_chosen_loss": math.fsum(losses[::2]) / sum(len(pair.chosen) for pair in pairs),

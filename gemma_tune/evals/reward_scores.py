@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_tune.data.pairs import Pairs
-from gemma_tune.evals.base import Row, mean
+from gemma_tune.evals.base import ScoredRow, mean
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.classifier import scores
@@ -36,11 +36,11 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs, batch_size: int) -> Ev
     )
     chosen, rejected = found[::2], found[1::2]
     ids, prompts = row_ids(records), [asked_text(tokenizer, record) for record in records]
-    margins: list[Row] = [
+    margins: list[ScoredRow] = [
         {"id": i, "score": a - b, "prompt": prompt}
         for i, a, b, prompt in zip(ids, chosen, rejected, prompts, strict=True)
     ]
-    right: list[Row] = [{**row, "score": float(row["score"] > 0)} for row in margins]
+    right: list[ScoredRow] = [{**row, "score": float(row["score"] > 0)} for row in margins]
     figures = {
         "reward_accuracy": mean(right),
         "reward_margin": mean(margins),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gemma_tune.engines.transformers import Engine
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
 from gemma_tune.models.load import pick_device
 from gemma_tune.rl.rewards import scorer_of
-from gemma_tune.rl.tasks import said, task_of
+from gemma_tune.rl.tasks import parse_completion, task_of
 
 
 def prepare(inputs: Inputs) -> Evaluator:
@@ -28,12 +28,13 @@ def prepare(inputs: Inputs) -> Evaluator:
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         figures: dict[str, float] = {}
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[ScoredRow]] = {}
         for test, every in tests.items():
             records = every[:limit]
             prompts = [prompt_ids(engine.tokenizer, r) for r in records]
             answers = [
-                said(engine.tokenizer, a, engine.stops) for a in engine.answers(prompts, longest, f"{test}: rewards")
+                parse_completion(engine.tokenizer, a, engine.stops)
+                for a in engine.answers(prompts, longest, f"{test}: rewards")
             ]
             scores = scorer.score(answers, [task_of(r) for r in records])
             for name in scorer.weights:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.engines.opening import transformers_engine
+from gemma_tune.engines.open import transformers_engine
 from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, with_samples
@@ -19,7 +19,7 @@ from gemma_tune.run.folder import RunResult
 from gemma_tune.run.tracking import Tracker
 
 
-class Measurements:
+class RunEvaluator:
     """Measures a model at one time or another; what fails is noted in the run's result.
 
     Args:

@@ -6,8 +6,8 @@ from gemma_tune.chat import form_of, render_prompt
 from gemma_tune.chat.calls import answer_text, content_text, parse_answer
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row, mean
-from gemma_tune.evals.bfcl import check, read_bfcl
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
+from gemma_tune.evals.bfcl import check_answer, read_bfcl
 from gemma_tune.run.paths import resolve
 
 
@@ -34,12 +34,12 @@ def prepare(inputs: Inputs) -> Evaluator:
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         answers = engine.answers(prompts[:limit], cfg.max_new_tokens, "tool calls")
-        scored: list[Row] = []
-        by_category: dict[str, list[Row]] = {}
+        scored: list[ScoredRow] = []
+        by_category: dict[str, list[ScoredRow]] = {}
         for row, ids in zip(rows, answers, strict=False):
             answer = answer_text(tokenizer, ids)
             stopped = bool(ids) and ids[-1] in engine.stops
-            verdict = check(parse_answer(answer, form).calls, row)
+            verdict = check_answer(parse_answer(answer, form).calls, row)
             scored.append(
                 {
                     "id": row.id,

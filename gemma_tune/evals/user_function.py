@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from gemma_tune.engines.transformers import Engine
-from gemma_tune.evals.base import Evaluator, Inputs, Outcome, Row
+from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.user_code import load_function
 
 
@@ -50,7 +50,7 @@ def _number(name: str, value: Any) -> float:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _rows(name: str, rows: Sequence[Row]) -> list[Row]:
+def _rows(name: str, rows: Sequence[ScoredRow]) -> list[ScoredRow]:
     found = []
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"id", "score"} <= row.keys():

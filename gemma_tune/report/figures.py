@@ -16,7 +16,7 @@ from gemma_tune.compare.comparison import (
     lower_is_better,
 )
 from gemma_tune.compare.wording import Wording
-from gemma_tune.evals.base import Row
+from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.evals.statistics import Interval, interval, is_binary
 
@@ -117,18 +117,18 @@ def _with_rows(before: Evaluation, after: Evaluation) -> dict[str, ComparedFigur
     return found
 
 
-def _countable(rows: Sequence[Row]) -> bool:
+def _countable(rows: Sequence[ScoredRow]) -> bool:
     """Whether each row has an id of its own and a number as its score; an evaluator of the user's may lack them."""
     scores = [row.get("score") for row in rows]
     numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
     return bool(rows) and numbers and len({row.get("id") for row in rows}) == len(rows)
 
 
-def _tokens(rows: Sequence[Row]) -> dict[str, float]:
+def _tokens(rows: Sequence[ScoredRow]) -> dict[str, float]:
     return {row["id"]: row.get("weight", 1) for row in rows}
 
 
-def _alone(name: str, when: str, rows: Sequence[Row]) -> ComparedFigure:
+def _alone(name: str, when: str, rows: Sequence[ScoredRow]) -> ComparedFigure:
     """A figure that was measured once, or on other rows the second time."""
     scores, weights = [row["score"] for row in rows], [row.get("weight", 1) for row in rows]
     lower = lower_is_better(name)

@@ -28,7 +28,7 @@ from gemma_tune.report.blocks import (
 )
 from gemma_tune.report.curves import Panel
 from gemma_tune.report.figures import BEFORE, Change, changes, headline, is_share
-from gemma_tune.rl.samples import first_and_last, read
+from gemma_tune.rl.completion_log import first_and_last, read_completions
 from gemma_tune.run.folder import RunFolder
 
 PICTURE = "loss.png"
@@ -221,7 +221,7 @@ def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
 
 def _completions(inputs: ReportInputs) -> list[Block]:
     """Some of what the model said while it was trained with rewards, with each reward beside it."""
-    rows = first_and_last(read(inputs.folder.evals / "completions.jsonl"))
+    rows = first_and_last(read_completions(inputs.folder.evals / "completions.jsonl"))
     if not rows:
         return []
     rewards = [name for name in rows[0] if name.startswith("reward.")]

@@ -68,7 +68,7 @@ class Task:
 Reward = Callable[[Sequence[Completion], Sequence[Task]], Sequence[float | None]]
 
 
-def each(score: Callable[[Completion, Task], float | None]) -> Reward:
+def per_completion(score: Callable[[Completion, Task], float | None]) -> Reward:
     """A reward from what scores one completion."""
 
     def scores(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:

@@ -34,7 +34,7 @@ from typing import Any
 
 from gemma_tune.config.reward import CodeReward
 from gemma_tune.rewards.base import Completion, Reward, Task
-from gemma_tune.rewards.sandbox import Limits, Outcome, Sandbox
+from gemma_tune.rewards.sandbox import Limits, Sandbox, SandboxResult
 from gemma_tune.rewards.sandbox_setup import find_sandbox
 from gemma_tune.same_json import same_json
 
@@ -162,7 +162,7 @@ def _share(
     return passed / len(tests)
 
 
-def _passes(outcome: Outcome, test: _Test) -> bool:
+def _passes(outcome: SandboxResult, test: _Test) -> bool:
     if outcome.status != 0:
         return False
     try:

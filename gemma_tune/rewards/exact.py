@@ -6,7 +6,7 @@ May be gamed hardly at all, but it teaches to repeat one wording; where several 
 from __future__ import annotations
 
 from gemma_tune.config.reward import ExactReward
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 
 def prepare(options: ExactReward) -> Reward:
@@ -27,4 +27,4 @@ def prepare(options: ExactReward) -> Reward:
             raise ValueError(f"{record.where}: the row has no answer, and reward.exact needs one; mend the row.")
         return float(completion.stopped and words(completion.text) == wanted)
 
-    return each(score)
+    return per_completion(score)

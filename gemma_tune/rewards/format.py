@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gemma_tune.config.reward import FormatReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Reward, each
+from gemma_tune.rewards.base import Reward, per_completion
 
 
 def _says(text: str) -> bool:
@@ -62,10 +62,10 @@ def prepare(options: FormatReward) -> Reward:
     """
     if options.form == "tags":
         _checked_tags(options.tags)
-        return each(lambda said, record: float(has_tags(said.text, options.tags)))
+        return per_completion(lambda said, record: float(has_tags(said.text, options.tags)))
     if options.form == "thinking":
-        return each(lambda said, record: float(_says(said.thinking) and _says(said.text)))
+        return per_completion(lambda said, record: float(_says(said.thinking) and _says(said.text)))
     if options.form == "regex":
         pattern = _pattern(options.regex)
-        return each(lambda said, record: float(pattern.fullmatch(said.text) is not None))
+        return per_completion(lambda said, record: float(pattern.fullmatch(said.text) is not None))
     raise UserError(f"reward.format.form={options.form}: there is no such form; use tags, thinking or regex.")

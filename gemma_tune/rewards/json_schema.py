@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gemma_tune.config.reward import JsonSchemaReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.run.paths import resolve
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
@@ -128,4 +128,4 @@ def prepare(options: JsonSchemaReward) -> Reward:
         except Exception:  # what a value of the model's does to a rule: 1e999 to multipleOf
             return 0.2
 
-    return each(score)
+    return per_completion(score)

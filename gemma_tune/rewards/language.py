@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_tune.config.reward import LanguageReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 if TYPE_CHECKING:
     from lingua import Language, LanguageDetector
@@ -89,4 +89,4 @@ def prepare(options: LanguageReward) -> Reward:
         language = wanted(record)
         return None if language is None else _detector().compute_language_confidence(_clean(completion.text), language)
 
-    return each(score)
+    return per_completion(score)

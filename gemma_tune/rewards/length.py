@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gemma_tune.config.reward import LengthReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 
 def prepare(options: LengthReward) -> Reward:
@@ -27,4 +27,4 @@ def prepare(options: LengthReward) -> Reward:
         outside = max(low - completion.tokens, over, 0)
         return max(0.0, 1.0 - outside / options.margin) if options.margin else float(not outside)
 
-    return each(score)
+    return per_completion(score)

@@ -29,7 +29,7 @@ from typing import Any
 
 from gemma_tune.config.reward import MathReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.rewards.extract import FORMATS, OPTION, boxed, find, is_formula, plain
 from gemma_tune.rewards.number import FUNCTIONS, TEXT, number, same_number
 
@@ -245,4 +245,4 @@ def prepare(options: MathReward) -> Reward:
         found = find(completion.text, formats)
         return float(found is not None and same(wanted, found))
 
-    return each(score)
+    return per_completion(score)

@@ -17,7 +17,7 @@ from typing import Any
 
 from gemma_tune.config.reward import ReasoningGymReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.rewards.extract import boxed, hashes, tagged
 
 # Generators whose verifier calls `eval` on the answer, and those where sympy's parser, which does the same, reads it:
@@ -157,4 +157,4 @@ def prepare(options: ReasoningGymReward) -> Reward:
             return 0.0
         return min(1.0, max(0.0, given)) if math.isfinite(given) else 0.0
 
-    return each(score)
+    return per_completion(score)

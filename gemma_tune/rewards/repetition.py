@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gemma_tune.config.reward import RepetitionReward
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 # Chinese and Japanese put no blanks between words: each of their characters is one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -29,4 +29,4 @@ def prepare(options: RepetitionReward) -> Reward:
             total, different = total + len(grams), different + len(set(grams))
         return different / total - 1.0 if total else 0.0
 
-    return each(score)
+    return per_completion(score)

@@ -79,7 +79,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SandboxResult:
     """What came of one run.
 
     Attributes:
@@ -113,7 +113,7 @@ class Sandbox:
     python: str
     system_calls: bytes
 
-    def run(self, code: str, limits: Limits, stdin: str = "", call: Mapping[str, Any] | None = None) -> Outcome:
+    def run(self, code: str, limits: Limits, stdin: str = "", call: Mapping[str, Any] | None = None) -> SandboxResult:
         """Runs code as a program, or calls a function of it.
 
         It never raises because of what the code does, and never takes much longer than `limits.seconds`.
@@ -207,7 +207,7 @@ def _end(process: subprocess.Popen[bytes], first: int | None) -> None:
         os.close(first)
 
 
-def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> Outcome:
+def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> SandboxResult:
     """Hands `given` in and reads what comes back, until bwrap has ended, or time or bytes are over."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     back, most, rest = bytearray(), limits.output + len(STARTED + COMPILED), memoryview(given)
@@ -247,7 +247,7 @@ def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> Out
         raise SandboxError(said or f"nothing came from it in {START:.0f} s")
     status = None if over else process.wait()
     seconds = time.monotonic() - (deadline - limits.seconds)
-    return Outcome(bytes(back[2:]), status, back[1:2] != BROKEN, timed_out, seconds)
+    return SandboxResult(bytes(back[2:]), status, back[1:2] != BROKEN, timed_out, seconds)
 
 
 def _hand_in(stdin: IO[bytes], rest: memoryview) -> memoryview:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_tune.config.reward import ToolCallReward
-from gemma_tune.rewards.base import Completion, Reward, Task, each
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.same_json import same_json
 
 Call = tuple[str, dict[str, Any]]
@@ -69,4 +69,4 @@ def prepare(options: ToolCallReward) -> Reward:
         except (RecursionError, AttributeError, TypeError):  # arguments nested too deep, or none by name
             return 0.0
 
-    return each(score)
+    return per_completion(score)

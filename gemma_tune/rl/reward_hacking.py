@@ -13,7 +13,7 @@ from gemma_tune.evals.statistics import paired_test
 _PART = 5  # the beginning and the end of a curve: a fifth each
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class RewardHackingMonitor(TrainerCallback):  # type: ignore[misc]
     """Notes the mean reward of every step.
 
     Args:

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.rewards.base import Reward
-from gemma_tune.rl.scoring import Scorer, Weighted
+from gemma_tune.rl.scoring import Scorer, WeightedReward
 from gemma_tune.run.paths import resolve, reward_model_of
 from gemma_tune.user_code import load_function
 
@@ -32,7 +32,7 @@ def scorer_of(cfg: Config, device: torch.device) -> Scorer:
     """
     found = []
     for name, weight in cfg.reward.weighted().items():
-        found.append(Weighted(name, _prepared(name, cfg, device), weight, limited=name not in _OWN_LIMITS))
+        found.append(WeightedReward(name, _prepared(name, cfg, device), weight, limited=name not in _OWN_LIMITS))
     return Scorer(found, cfg.reward.timeout, cfg.reward.max_failure_share)
 
 

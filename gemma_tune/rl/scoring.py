@@ -28,7 +28,7 @@ class _TimeIsUp(BaseException):
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedReward:
     """A reward in the mixture.
 
     Attributes:
@@ -74,7 +74,7 @@ class Scorer:
         max_failure_share: Of the last 256 completions; above it the run ends.
     """
 
-    def __init__(self, rewards: Sequence[Weighted], timeout: float, max_failure_share: float) -> None:
+    def __init__(self, rewards: Sequence[WeightedReward], timeout: float, max_failure_share: float) -> None:
         self.rewards = rewards
         self._timeout, self._most = timeout, max_failure_share
         self._recent: dict[str, deque[str | None]] = {r.name: deque(maxlen=_WINDOW) for r in rewards}
@@ -100,7 +100,7 @@ class Scorer:
         return scores
 
     def _scored(
-        self, r: Weighted, completions: Sequence[Completion], tasks: Sequence[Task]
+        self, r: WeightedReward, completions: Sequence[Completion], tasks: Sequence[Task]
     ) -> tuple[list[float | None], dict[int, str]]:
         n = len(completions)
         values, failed = self._asked(r, completions, tasks)
@@ -118,7 +118,7 @@ class Scorer:
         return values, failed
 
     def _asked(
-        self, r: Weighted, completions: Sequence[Completion], tasks: Sequence[Task]
+        self, r: WeightedReward, completions: Sequence[Completion], tasks: Sequence[Task]
     ) -> tuple[list[float | None], dict[int, str]]:
         """The scores, and what is wrong with each that is none."""
         n = len(completions)

@@ -26,7 +26,7 @@ def task_of(record: Record) -> Task:
     return Task(record.where, record.prompt, record.answer, calls, record.tools or (), record.row)
 
 
-def said(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> Completion:
+def parse_completion(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> Completion:
     """A completion as a reward sees it.
 
     Args:

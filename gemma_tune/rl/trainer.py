@@ -21,7 +21,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
-from gemma_tune.rl.tasks import Tasks, said
+from gemma_tune.rl.tasks import Tasks, parse_completion
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
@@ -51,7 +51,7 @@ class TaskGuard(NonFiniteGuard):
         return f"The rows of this step: {', '.join(self._tasks.where(i) for i in islice(self._places, 20))}."
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class OptimizerTimer(TrainerCallback):  # type: ignore[misc]
     """Times the optimizer, which works outside of a trainer's `training_step`."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -121,7 +121,7 @@ class RewardedTrainer(GemmaTrainer):
             add_fused_lm_head(reference.eval().requires_grad_(False), self.temperature, wide)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
             self.args.beta = self.beta = beta
-        self.add_callback(Clock(self._seconds))
+        self.add_callback(OptimizerTimer(self._seconds))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -172,7 +172,7 @@ class RewardedTrainer(GemmaTrainer):
         with self._timed("reward"):
             stops = frozenset(self.eos_token_ids)
             tasks = [self._tasks[row["row"]] for row in inputs]
-            answers = [said(self.processing_class, ids, stops) for ids in completion_ids_list]
+            answers = [parse_completion(self.processing_class, ids, stops) for ids in completion_ids_list]
             self._tokens += sum(map(len, completion_ids_list))
             scores = self._scorer.score(answers, tasks)
             names = list(self._scorer.weights)

@@ -10,7 +10,7 @@ import pytest
 
 from gemma_tune.chat.calls import Call
 from gemma_tune.errors import UserError
-from gemma_tune.evals.bfcl import check, read_bfcl
+from gemma_tune.evals.bfcl import check_answer, read_bfcl
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -47,9 +47,9 @@ def test_several_categories_in_a_file(tmp_path: Path) -> None:
     file = write(tmp_path / "q.json", *asked)
     rows = read_bfcl(file, write(tmp_path / "a.json", *map(truth, reversed(names))))
     assert [r.category for r in rows] == ["simple", "live_simple", "parallel_multiple", "live_parallel"]
-    assert all(check([Call("f", {"a": 1})], r).right for r in rows)
+    assert all(check_answer([Call("f", {"a": 1})], r).right for r in rows)
     assert [r.where for r in rows] == [f"{file}:{i}" for i in (1, 2, 3, 4)]
-    assert check([], rows[2]).kind == "wrong_count"
+    assert check_answer([], rows[2]).kind == "wrong_count"
 
 
 def test_prompt_schema(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_prompt_schema(tmp_path: Path) -> None:
         "type": "function", "function": {"name": "f", "parameters": {**parameters, "required": []}}
     }  # fmt: skip
     assert row.gold() == [Call("f", {"a": [{"type": "x", "at": [1.5]}]})]
-    assert check(row.gold(), row).right
+    assert check_answer(row.gold(), row).right
 
 
 def test_gold_of_odd_rows(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_gold_of_odd_rows(tmp_path: Path) -> None:
     )
     assert row.gold() == [Call("f", {"d": {"m": 2}, "l": "my_list", "s": ""})]
     assert row.gold(optional=True) == [Call("f", {"d": {"k": 1, "m": 2}, "l": "my_list", "s": ""})]
-    assert check(row.gold(), row).right and check(row.gold(optional=True), row).right
+    assert check_answer(row.gold(), row).right and check_answer(row.gold(optional=True), row).right
 
 
 @pytest.mark.parametrize(

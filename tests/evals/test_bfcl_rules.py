@@ -16,7 +16,7 @@ import pytest
 
 from gemma_tune.chat.calls import Call
 from gemma_tune.data.records import checked_tools
-from gemma_tune.evals.bfcl import BfclRow, check, read_bfcl
+from gemma_tune.evals.bfcl import BfclRow, check_answer, read_bfcl
 from gemma_tune.evals.bfcl_rules import TYPES, Allowed, check_call, check_calls, stands_for_variable
 
 FOLDER = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "bfcl")
@@ -68,7 +68,7 @@ def test_gold_is_right(rows: list[BfclRow]) -> None:
         for optional in (False, True):
             (call,) = row.gold(optional)
             backwards = Call(call.name, dict(reversed(call.arguments.items())))
-            assert check([call], row).right and check([backwards], row).right, row.where
+            assert check_answer([call], row).right and check_answer([backwards], row).right, row.where
     assert sum(row.gold(True) != row.gold() for row in rows) > 100
 
 
@@ -95,7 +95,7 @@ def test_wrong_answers(rows: list[BfclRow]) -> None:
     seen: dict[str, int] = {}
 
     def wrong(kind: str, row: BfclRow, *made: Call) -> None:
-        verdict = check(made, row)
+        verdict = check_answer(made, row)
         assert (verdict.right, verdict.kind) == (False, kind), (row.where, made, verdict)
         assert verdict.message
         seen[kind] = seen.get(kind, 0) + 1
@@ -121,7 +121,7 @@ def test_wrong_answers(rows: list[BfclRow]) -> None:
                 wrong("value_error:string", row, other)
                 wrong("type_error:simple", row, Call(call.name, {**call.arguments, name: [value]}))
             elif isinstance(value, bool):
-                assert check([other], row).right == (changed(value) in allowed[name])
+                assert check_answer([other], row).right == (changed(value) in allowed[name])
                 wrong("type_error:simple", row, Call(call.name, {**call.arguments, name: int(value)}))
             elif isinstance(value, int | float):
                 wrong("value_error:others", row, other)
@@ -158,10 +158,10 @@ def test_every_alternative_is_right(rows: list[BfclRow]) -> None:
                 if option == "" or name not in call.arguments:
                     continue
                 others += option != call.arguments[name]
-                assert check([Call(call.name, {**call.arguments, name: option})], row).right, (row.where, option)
+                assert check_answer([Call(call.name, {**call.arguments, name: option})], row).right, (row.where, option)
                 if isinstance(option, str) and not stands_for_variable(schema, options):
                     loud = option.upper().replace(" ", " - ") + "."
-                    assert check([Call(call.name, {**call.arguments, name: loud})], row).right, (row.where, loud)
+                    assert check_answer([Call(call.name, {**call.arguments, name: loud})], row).right, (row.where, loud)
     assert others > 100
 
 
@@ -181,9 +181,9 @@ def test_multiple(tmp_path: Path, lines: tuple[list[dict[str, Any]], list[dict[s
     for row in rows:
         (call,) = row.gold()
         other = next(f["name"] for f in row.functions if f["name"] != call.name)
-        assert check([call], row).right
-        assert check([Call(other, call.arguments)], row).kind == "wrong_func_name"
-        assert check([call, call], row).kind == "wrong_count"
+        assert check_answer([call], row).right
+        assert check_answer([Call(other, call.arguments)], row).kind == "wrong_func_name"
+        assert check_answer([call, call], row).kind == "wrong_count"
 
 
 @real
@@ -203,12 +203,12 @@ def test_parallel(tmp_path: Path, lines: tuple[list[dict[str, Any]], list[dict[s
     for row in rows:
         calls = row.gold(optional=pick.random() < 0.5)
         pick.shuffle(calls)
-        assert check(calls, row).right
-        assert check(calls[1:], row).kind == "wrong_count"
-        assert check([*calls, calls[0]], row).kind == "wrong_count"
-        twice = check([*calls[1:], calls[-1]], row)
+        assert check_answer(calls, row).right
+        assert check_answer(calls[1:], row).kind == "wrong_count"
+        assert check_answer([*calls, calls[0]], row).kind == "wrong_count"
+        twice = check_answer([*calls[1:], calls[-1]], row)
         assert twice.kind == "cannot_find_match"
-        spoilt = check([Call(calls[0].name, {**calls[0].arguments, "unheard_of": 1}), *calls[1:]], row)
+        spoilt = check_answer([Call(calls[0].name, {**calls[0].arguments, "unheard_of": 1}), *calls[1:]], row)
         assert spoilt.kind == "cannot_find_match" and "unheard_of" in spoilt.message
 
 

@@ -14,7 +14,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Outcome
-from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, files_of, prepare, with_samples
+from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, files_of, prepare_evaluators, with_samples
 
 ENGINE: Any = None
 
@@ -36,7 +36,7 @@ def own(folder: Path, text: str) -> str:
 def evaluated(folder: Path, text: str) -> Evaluation:
     name = own(folder, text)
     cfg = compose_config("lora_sft", [f"eval.evaluators=[{name}]"])
-    return evaluate(prepare(cfg, None, TokenizedRows(), {}), ENGINE)
+    return evaluate(prepare_evaluators(cfg, None, TokenizedRows(), {}), ENGINE)
 
 
 def test_what_is_no_number_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from gemma_tune.rewards.base import Completion, Reward, Task
-from gemma_tune.rewards.sandbox import Limits, Outcome
+from gemma_tune.rewards.sandbox import Limits, SandboxResult
 
 needs_bwrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap (bwrap) isn't installed: apt install bubblewrap"
@@ -43,7 +43,7 @@ def watched() -> Iterator[set[psutil.Process]]:
         thread.join()
 
 
-def printed(outcome: Outcome) -> str:
+def printed(outcome: SandboxResult) -> str:
     """What a program printed that ended well."""
     assert outcome.status == 0
     return outcome.output.decode().strip()

@@ -15,7 +15,7 @@ from gemma_tune.config.reward import CodeReward
 from gemma_tune.rewards import code as module
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.code import code_of, prepare, same_lines
-from gemma_tune.rewards.sandbox import Outcome
+from gemma_tune.rewards.sandbox import SandboxResult
 
 pytestmark = needs_bwrap
 
@@ -188,12 +188,12 @@ class _Counted:
     def __init__(self) -> None:
         self.runs = 0
 
-    def run(self, *_: Any) -> Outcome:
+    def run(self, *_: Any) -> SandboxResult:
         self.runs += 1
         if self.runs == 4:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         threading.Event().wait(0.02)
-        return Outcome(b"1", 0, compiled=True, timed_out=False, seconds=0.02)
+        return SandboxResult(b"1", 0, compiled=True, timed_out=False, seconds=0.02)
 
 
 def test_an_interrupt_ends_a_batch_and_not_all_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:

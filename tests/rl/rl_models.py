@@ -15,7 +15,7 @@ from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.rewards.base import Completion, Task
 from gemma_tune.rl.arguments import rl_arguments
-from gemma_tune.rl.scoring import Scorer, Weighted
+from gemma_tune.rl.scoring import Scorer, WeightedReward
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.rl.trainer import RewardedTrainer, rl_trainer
 from gemma_tune.run.folder import RunFolder
@@ -29,7 +29,7 @@ def spelled(completions: Sequence[Completion], records: Sequence[Task]) -> list[
 
 
 def made(
-    recipe: str, folder: Path, *words: str, rewards: Sequence[Weighted] = (), samples: list[Any] | None = None
+    recipe: str, folder: Path, *words: str, rewards: Sequence[WeightedReward] = (), samples: list[Any] | None = None
 ) -> RewardedTrainer:
     """The trainer of a recipe, ready for a step; `samples` takes what it keeps."""
     few = ["model.dtype=float32", "train.bf16=false", "tracker=none", "data.max_train_samples=16", "train.max_steps=2"]
@@ -39,7 +39,7 @@ def made(
     base = load_base(cfg.model, source, tokenizer)
     model = adapters.attach(base, cfg.adapter, source)
     cfg.reward.weights = {r.name: r.weight for r in rewards}
-    scorer = Scorer(rewards or [Weighted("spelled", spelled, 1.0)], 5.0, 1.0)
+    scorer = Scorer(rewards or [WeightedReward("spelled", spelled, 1.0)], 5.0, 1.0)
     arguments = rl_arguments(cfg, RunFolder.open(cfg), CPU)
     arguments.reward_weights = list(scorer.weights.values())
     keep = samples.extend if samples is not None else lambda rows: None

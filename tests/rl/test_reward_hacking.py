@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.rl.reward_hacking import Watch
+from gemma_tune.rl.reward_hacking import RewardHackingMonitor
 
 
 def measured(right: int) -> Evaluation:
@@ -15,8 +15,8 @@ def measured(right: int) -> Evaluation:
     return Evaluation({"test_math": right / 100}, {"test_math": rows})
 
 
-def watched(rewards: list[float], before: Evaluation) -> Watch:
-    watch = Watch(before)
+def watched(rewards: list[float], before: Evaluation) -> RewardHackingMonitor:
+    watch = RewardHackingMonitor(before)
     watch.on_train_begin(None, SimpleNamespace(log_history=[{"reward": rewards[0]}]), None)  # resumed after a step
     for reward in rewards[1:]:
         watch.on_log(None, None, None, logs={"reward": reward})

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_tune.rewards.base import Completion, Task, each
-from gemma_tune.rl.scoring import Scorer, TooManyFailures, Weighted, weighted_sum
+from gemma_tune.rewards.base import Completion, Task, per_completion
+from gemma_tune.rl.scoring import Scorer, TooManyFailures, WeightedReward, weighted_sum
 
 TASKS = [Task(f"rows.jsonl:{i + 1}", row={"n": i}) for i in range(20)]
 SAID = [Completion(str(i)) for i in range(20)]
 
 
 def scorer(reward: Any, share: float = 0.1, timeout: float = 5.0, **more: Any) -> Scorer:
-    return Scorer([Weighted("mine", reward, 1.0, **more)], timeout, share)
+    return Scorer([WeightedReward("mine", reward, 1.0, **more)], timeout, share)
 
 
 def on_row(place: int, what: Callable[[], Any]) -> Any:
     """A reward that does something on one row, and scores the others 1."""
-    return each(lambda c, r: what() if r.row["n"] == place else 1.0)
+    return per_completion(lambda c, r: what() if r.row["n"] == place else 1.0)
 
 
 def fail() -> float:
@@ -70,7 +70,7 @@ def test_only_the_row_is_lost(what: Callable[[], Any], reason: str) -> None:
 
 
 def test_above_the_share_the_run_ends_with_reward_row_and_cause() -> None:
-    reward = each(lambda c, r: fail() if r.row["n"] % 4 == 1 else 1.0)
+    reward = per_completion(lambda c, r: fail() if r.row["n"] % 4 == 1 else 1.0)
     with pytest.raises(TooManyFailures, match=r"reward\.mine failed on .*The first: rows\.jsonl:2: ZeroDivisionError"):
         scorer(reward).score(SAID, TASKS)
     assert scorer(reward, share=0.5).score(SAID, TASKS).share_failed("mine") == 5 / 20

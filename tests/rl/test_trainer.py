@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import render_prompt
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import each
-from gemma_tune.rl.scoring import Weighted
+from gemma_tune.rewards.base import per_completion
+from gemma_tune.rl.scoring import WeightedReward
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.run.paths import ASSETS
 
@@ -38,13 +38,16 @@ def test_the_model_is_asked_as_it_will_be_served(tmp_path: Path) -> None:
 def test_a_completion_that_a_reward_failed_on_is_out_of_its_group(tmp_path: Path) -> None:
     """TRL would take the failed reward as 0, and hold the others against it."""
     calls = iter(range(1000))
-    sometimes = each(lambda c, r: [1.0, 2.0, None, "x"][next(calls) % 4])  # type: ignore[list-item,return-value]
+    sometimes = per_completion(lambda c, r: [1.0, 2.0, None, "x"][next(calls) % 4])  # type: ignore[list-item,return-value]
     samples: list[Any] = []
     trainer = made(
         "grpo",
         tmp_path / "run",
         *WORDS,
-        rewards=[Weighted("spelled", lambda c, r: [1.0] * len(c), 1.0), Weighted("sometimes", sometimes, 0.5)],
+        rewards=[
+            WeightedReward("spelled", lambda c, r: [1.0] * len(c), 1.0),
+            WeightedReward("sometimes", sometimes, 0.5),
+        ],
         samples=samples,
     )
     generated = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
@@ -91,7 +94,7 @@ def test_a_reward_sees_calls_and_the_row(tmp_path: Path) -> None:
         "data=sample",
         "data.validation_file=null",
         "train.max_completion_length=24",
-        rewards=[Weighted("look", look, 1.0)],
+        rewards=[WeightedReward("look", look, 1.0)],
     )
     trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     completion, task = seen[0]

@@ -12,7 +12,7 @@ from gemma_tune.chat import served_template
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows, read_tests
 from gemma_tune.engines.transformers import TransformersEngine
-from gemma_tune.evals.evaluation import evaluate, prepare
+from gemma_tune.evals.evaluation import evaluate, prepare_evaluators
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.run.tracking import Tracker
@@ -80,7 +80,7 @@ def run(cfg: Config) -> RunResult:
             model = model.float()
             figures = measure.figures(model, tokenizer, held_out, text.words | words_of(late))
             figures["least_count"] = min(text.counts[i] for i in range(len(tokenizer))) if whole else 0
-            answers = prepare(cfg, tokenizer, TokenizedRows(), tests)
+            answers = prepare_evaluators(cfg, tokenizer, TokenizedRows(), tests)
             figures |= evaluate(answers, TransformersEngine(model, tokenizer, batch_size=64)).figures
         result.headline = {"name": "held_out_loss", "before": before, "after": figures["held_out_loss"]}
         result.metrics |= {"after": figures, "steps": steps, "answers": measure.answers(model, tokenizer)}

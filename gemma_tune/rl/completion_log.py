@@ -10,7 +10,7 @@ from typing import Any
 _KEPT, _SHOWN = 8, 4  # of one generation: in the file, and in tables
 
 
-class Samples:
+class CompletionLog:
     """Writes `eval/completions.jsonl`, a completion a line.
 
     Args:
@@ -26,7 +26,9 @@ class Samples:
         Args:
             resumed_step: The step that the run is resumed from, or None.
         """
-        kept = [] if resumed_step is None else [row for row in read(self._file) if row["step"] < resumed_step]
+        kept = (
+            [] if resumed_step is None else [row for row in read_completions(self._file) if row["step"] < resumed_step]
+        )
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
 
@@ -37,10 +39,10 @@ class Samples:
 
     def shown(self) -> list[dict[str, Any]]:
         """Those for tables; see `first_and_last`."""
-        return first_and_last(read(self._file))
+        return first_and_last(read_completions(self._file))
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def read_completions(file: Path) -> list[dict[str, Any]]:
     """The completions of a file, none where there is none; a last line that was cut off is passed over."""
     if not file.is_file():
         return []
