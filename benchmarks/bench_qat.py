@@ -35,7 +35,7 @@ from trl import SFTConfig
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data.tokenized import load_rows
-from gemma_tune.quant.layers import GridLora, layers_of, off_grid, put_on_grid
+from gemma_tune.quant.layers import GridLora, grid_layers, off_grid, put_on_grid
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
 from gemma_tune.run.paths import ASSETS
@@ -140,7 +140,7 @@ def steps(mode: str, shape: Path, scratch: Path, pairs: int) -> dict[str, Any]:
     for n in range(-1, pairs):
         arms = ("grid", "none") if n % 2 else ("none", "grid")
         done.append({arm: one(arm) for arm in arms})
-    layers = layers_of(model)
+    layers = grid_layers(model)
     begun = time.perf_counter()
     with torch.no_grad():
         for layer in layers.values():

@@ -12,7 +12,7 @@ from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid
-from gemma_tune.quant.load_for_qat import load_start, start_of
+from gemma_tune.quant.load_for_qat import load_for_qat, source_for_qat
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
@@ -25,7 +25,7 @@ def run(cfg: Config) -> RunResult:
     if folder.finished and not cfg.dry_run:
         print(f"This run is done already: see {folder.path}, or repeat it with overwrite=true.")
         return folder.stored_result()
-    source, device = start_of(cfg.model), pick_device(cfg.model)
+    source, device = source_for_qat(cfg.model), pick_device(cfg.model)
     shape = size_of(load_config(source))
     check_weights(cfg, shape, free_memory(device))
     check_disk(cfg, shape, source, folder.path)
@@ -38,7 +38,7 @@ def run(cfg: Config) -> RunResult:
     result = folder.result
     reset_peak(device)
     with folder.timed("load"):
-        model = load_start(cfg.model, source, tokenizer).eval()
+        model = load_for_qat(cfg.model, source, tokenizer).eval()
         plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
         put_on_grid(model, plan)
     with folder.recording():

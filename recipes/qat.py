@@ -28,8 +28,8 @@ from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
 from gemma_tune.models.source import PLAN
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
-from gemma_tune.quant.load_for_qat import load_start, start_of
-from gemma_tune.quant.metrics import held_out_targets, quality_figures, row_divergences
+from gemma_tune.quant.load_for_qat import load_for_qat, source_for_qat
+from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
 from gemma_tune.report import write_report
@@ -58,7 +58,7 @@ def run(cfg: Config) -> RunResult:
     if cfg.dry_run:
         return dry_run(cfg, folder)
 
-    source, device = start_of(cfg.model), pick_device(cfg.model)
+    source, device = source_for_qat(cfg.model), pick_device(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     shape, mixed, free = size_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
     check_memory(cfg, shape, mixed, free)
@@ -72,7 +72,7 @@ def run(cfg: Config) -> RunResult:
     set_seed(cfg.seed)
     reset_peak(device)
     with folder.timed("load"):
-        base = load_start(cfg.model, source, tokenizer)
+        base = load_for_qat(cfg.model, source, tokenizer)
         check_vocabulary(base, [train.highest_id, held_out.highest_id])
         plan = plan_of(base, cfg.quant.grid, cfg.quant.embedding_grid)
         unquantised = copy.deepcopy(base).eval() if cfg.quant.teacher == "live" else None
@@ -125,7 +125,7 @@ def run(cfg: Config) -> RunResult:
             full.save(folder.evals, "unquantised")
             before = measurements.at("before", model, tokenizer)
             before.save(folder.evals, "before")
-            plain = row_divergences(base, rows, said)
+            plain = row_kl(base, rows, said)
         tracker.log({f"unquantised_{k}": v for k, v in full.figures.items()}, step=0, group="eval")
         tracker.log(before.figures, step=0, group="eval")
 
@@ -145,7 +145,7 @@ def run(cfg: Config) -> RunResult:
         with folder.timed("evaluate"):
             after = measurements.at("after", model, tokenizer)
             after.save(folder.evals, "after")
-            trained = row_divergences(base, rows, said)
+            trained = row_kl(base, rows, said)
         tracker.log(after.figures, step=ending.kept, group="eval")
         tracker.log_samples(before.answers, after.answers, step=ending.steps)
 
@@ -159,7 +159,7 @@ def run(cfg: Config) -> RunResult:
         losses_seen = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         tokens = [row.trained_tokens for row in rows]
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]
-        quality = quality_figures(tokens, plain, trained, losses)
+        quality = quality_metrics(tokens, plain, trained, losses)
         result.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
         result.metrics |= {
             "unquantised": full.figures,

@@ -21,7 +21,7 @@ from gemma_tune.models.source import Source, find_source
 _POSITIONS = 256
 
 
-def divergence(reference: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def kl_and_agreement(reference: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(reference ‖ found) in nats, and whether the best token is the same, at each position.
 
     Args:
@@ -104,7 +104,7 @@ def prepare(inputs: Inputs) -> Evaluator:
         agreement: list[ScoredRow] = []
         for (theirs, ours), row, name, prompt in zip(pairs, chosen, ids, prompts, strict=False):
             counts = torch.tensor(row.labels[1:]) != -100
-            kl, same = divergence(theirs[:-1][counts], ours[:-1][counts])
+            kl, same = kl_and_agreement(theirs[:-1][counts], ours[:-1][counts])
             shared = {"id": name, "weight": int(counts.sum()), "prompt": prompt}
             kl_rows.append({**shared, "score": kl.mean().item()})
             agreement.append({**shared, "score": same.double().mean().item()})

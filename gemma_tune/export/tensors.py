@@ -14,7 +14,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.export.merged import merged_tensors
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
-from gemma_tune.quant.layers import OnGrid, layers_of
+from gemma_tune.quant.layers import OnGrid, grid_layers
 from gemma_tune.quant.plan import KEPT_16, Plan
 
 # By names of the language part; of a tied head and embedding there is the embedding.
@@ -97,7 +97,7 @@ class DecodedWeights(Mapping[str, torch.Tensor]):
 
 def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor, OnGrid | None]]:
     """Every tensor before it is rounded, by its name in the language part, with its layer where it is on a grid."""
-    layers = layers_of(model)
+    layers = grid_layers(model)
     if not layers:
         for name, weight in merged_tensors(model, torch.float32):
             yield name, weight, None

@@ -79,9 +79,9 @@ class Grid:
         codes = encoded.codes.float().unflatten(-1, (-1, self.block))
         return (codes * encoded.scales.unsqueeze(-1) + 0.0).flatten(-2)
 
-    def fake(self, weight: torch.Tensor) -> torch.Tensor:
+    def fake_quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """decode(encode(weight)), in float32, with the gradient of the identity."""
-        return _Fake.apply(weight, self)
+        return _StraightThrough.apply(weight, self)
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """decode(encode(weight)) without a gradient and without a look at what float16 holds: the training forward."""
@@ -140,7 +140,7 @@ class Grid:
         return torch.where(rounded.abs() < _LEAST, 0.0, rounded)
 
 
-class _Fake(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
         return grid.rounded(weight)

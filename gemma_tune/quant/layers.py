@@ -47,7 +47,7 @@ class OnGrid:
             return self.shared.to(like.dtype)
         if torch.is_grad_enabled():
             self._kept = None
-            return self.grid.fake(self.float_weight()).to(like.dtype)
+            return self.grid.fake_quantize(self.float_weight()).to(like.dtype)
         version = (like.dtype, *((p.data_ptr(), p._version) for p in self.parameters()))  # type: ignore[attr-defined]
         if self._kept is None or self._kept[0] != version:
             self._kept = version, self.grid.rounded(self.float_weight()).to(like.dtype)
@@ -146,7 +146,7 @@ class _AdapterInside(torch.autograd.Function):
         return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, *found
 
 
-def layers_of(model: nn.Module) -> dict[str, OnGrid]:
+def grid_layers(model: nn.Module) -> dict[str, OnGrid]:
     """The layers on the grid by the name of their weight in the language part; a tied head is left out."""
     base = language_part(model)
     found: dict[str, OnGrid] = {}
@@ -208,7 +208,7 @@ def rounded_once(model: nn.Module) -> Iterator[None]:
     pairs = [m for m in model.modules() if isinstance(m, GridLinear) and any(m.weight is e.weight for e in layers)]
     for layer in layers:
         if not layer.off:
-            layer.shared = layer.grid.fake(layer.float_weight())
+            layer.shared = layer.grid.fake_quantize(layer.float_weight())
             for head in pairs:
                 head.shared = layer.shared
     try:

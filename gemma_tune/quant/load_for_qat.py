@@ -11,7 +11,7 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.paths import resolve
 
 
-def start_of(model: ModelConfig) -> Source:
+def source_for_qat(model: ModelConfig) -> Source:
     """The source to start from; of a run that exported merged weights these, which it has verified.
 
     Raises:
@@ -23,7 +23,7 @@ def start_of(model: ModelConfig) -> Source:
     return find_source(model)
 
 
-def load_start(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+def load_for_qat(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
     """The language part in float32, an adapter of the source merged into it.
 
     Raises:

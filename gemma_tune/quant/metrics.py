@@ -31,7 +31,7 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[Targets]:
         return [targets_of(base, row, k) for row in rows]
 
 
-def row_divergences(base: Any, rows: Sequence[Rendered], targets: Sequence[Targets]) -> list[float]:
+def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[Targets]) -> list[float]:
     """KL(unquantised ‖ model) of each row, summed over its trained tokens, in nats.
 
     Args:
@@ -48,7 +48,7 @@ def row_divergences(base: Any, rows: Sequence[Rendered], targets: Sequence[Targe
     return found
 
 
-def recovered(
+def recovered_share(
     plain: Sequence[float],
     trained: Sequence[float],
     unquantised: Sequence[float] | None = None,
@@ -88,7 +88,7 @@ def recovered(
     return float(share(every)), float(low), float(high)
 
 
-def quality_figures(
+def quality_metrics(
     tokens: Sequence[int],
     plain: Sequence[float],
     trained: Sequence[float],
@@ -107,7 +107,7 @@ def quality_figures(
     """
     if not tokens:
         return {}
-    share, low, high = recovered(plain, trained)
+    share, low, high = recovered_share(plain, trained)
     found = {
         "plain_kl": sum(plain) / sum(tokens),
         "trained_kl": sum(trained) / sum(tokens),
@@ -118,6 +118,6 @@ def quality_figures(
     if rows and all(rows):
         losses = [[row["score"] * row["weight"] for row in part] for part in rows]
         weights = [row["weight"] for row in rows[0]]
-        share, low, high = recovered(losses[1], losses[2], losses[0], weights)
+        share, low, high = recovered_share(losses[1], losses[2], losses[0], weights)
         found |= {"recovered_perplexity": share, "recovered_perplexity_low": low, "recovered_perplexity_high": high}
     return found

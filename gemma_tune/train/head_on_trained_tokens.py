@@ -10,7 +10,7 @@ from gemma_tune.models.unwrap import language_part
 
 
 @contextlib.contextmanager
-def only_trained(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def head_on_trained_tokens(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The inputs for a forward pass whose head sees only the positions before a trained token.
 
     TRL leaves the others out where it has Triton, and scores every position elsewhere, which on a CPU costs half of

@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.train.base import GemmaTrainer, build_trainer
-from gemma_tune.train.head_on_trained_tokens import only_trained
+from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 
@@ -38,7 +38,7 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
         plain = self.compute_loss_func is None and self.label_smoother is None and not return_outputs
         if not plain or self.accelerator.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with only_trained(self.model, inputs) as trained:
+        with head_on_trained_tokens(self.model, inputs) as trained:
             return super().compute_loss(model, trained, False, num_items_in_batch)
 
 

@@ -22,7 +22,7 @@ from gemma_tune.chat import render_chat
 from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
-from gemma_tune.evals.kl import divergence
+from gemma_tune.evals.kl import kl_and_agreement
 from gemma_tune.export.gguf import export
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.paths import ASSETS
@@ -77,7 +77,7 @@ def test_probabilities(llama: LlamaCppEngine, ours: TransformersEngine, tokenize
     rows = [tokenizer(text).input_ids for text in TEXTS[:3]]
     found = list(llama.log_probs(rows, "llama.cpp"))
     pairs = zip(ours.log_probs(rows, "ours"), found, strict=True)
-    kl, same = (torch.cat(x) for x in zip(*(divergence(*pair) for pair in pairs), strict=True))
+    kl, same = (torch.cat(x) for x in zip(*(kl_and_agreement(*pair) for pair in pairs), strict=True))
     assert kl.mean() < 1e-6 and same.all() and len(kl) > 100
     long = tokenizer(" ".join(TEXTS[:4])).input_ids[:400]
     assert len(long) > ours.model.config.sliding_window + 64
@@ -206,7 +206,7 @@ def test_the_quantised_file(tmp_path: Path, ours: TransformersEngine, tokenizer:
         (found,) = engine.log_probs(rows, "llama.cpp")
     (quantised,) = TransformersEngine(model, tokenizer).log_probs(rows, "decoded")
     (unquantised,) = ours.log_probs(rows, "unquantised")
-    assert divergence(quantised, found)[0].mean() < 5e-3 < divergence(unquantised, found)[0].mean()
+    assert kl_and_agreement(quantised, found)[0].mean() < 5e-3 < kl_and_agreement(unquantised, found)[0].mean()
 
 
 def test_texts_that_are_too_long(llama: LlamaCppEngine) -> None:

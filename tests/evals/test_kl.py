@@ -12,13 +12,13 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Inputs
-from gemma_tune.evals.kl import divergence, prepare, reference_of
+from gemma_tune.evals.kl import kl_and_agreement, prepare, reference_of
 
 
 def test_pieces_are_the_whole() -> None:
     """More positions than one piece has, against torch's own."""
     p, q = torch.randn(2, 600, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    kl, same = divergence(p, q)
+    kl, same = kl_and_agreement(p, q)
     whole = torch.nn.functional.kl_div(q.double(), p.double(), reduction="none", log_target=True).sum(-1)
     assert kl.dtype == torch.float64 and torch.allclose(kl, whole, rtol=1e-12)
     assert torch.equal(same, p.argmax(-1) == q.argmax(-1))
@@ -29,7 +29,7 @@ def test_nan_is_an_error(place: int, whose: str) -> None:
     pair = [torch.zeros(3, 4).log_softmax(-1) for _ in range(2)]
     pair[place][2, 1] = math.nan
     with pytest.raises(ValueError, match=f"{whose} gives NaN as a log-probability"):
-        divergence(*pair)
+        kl_and_agreement(*pair)
 
 
 def test_the_reference_is_spoken_of_by_its_key(tmp_path: Path) -> None:

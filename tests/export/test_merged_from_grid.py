@@ -17,7 +17,7 @@ from gemma_tune.export import merged_from_grid
 from gemma_tune.export.tensors import DecodedWeights, decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
-from gemma_tune.quant.layers import layers_of, put_on_grid
+from gemma_tune.quant.layers import grid_layers, put_on_grid
 from gemma_tune.quant.plan import plan_of
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -36,7 +36,7 @@ def test_bfloat16_files_hold_the_training_forward(
     merged_from_grid.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
     stored = load_file(tmp_path / "model.safetensors")
     assert {t.dtype for n, t in stored.items() if "norm" not in n} == {torch.bfloat16}
-    for name, layer in layers_of(trained.model).items():
+    for name, layer in grid_layers(trained.model).items():
         assert torch.equal(stored[name].float(), layer.forward_weight(torch.empty(0)))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(logits_of(loaded), logits_of(trained.model))
@@ -77,7 +77,7 @@ def test_adapter_merged_in_bfloat16_is_another_model() -> None:
     """Why the exporters don't take merged weights: the same tensors, rounded before they are quantised."""
     trained = on_grid("q4_0", None, adapter=True)
     name = "model.layers.0.self_attn.q_proj.weight"
-    rounded_first = GRIDS["q4_0"].encode(layers_of(trained.model)[name].float_weight().bfloat16())
+    rounded_first = GRIDS["q4_0"].encode(grid_layers(trained.model)[name].float_weight().bfloat16())
     assert (rounded_first.codes != trained.trained[name].codes).float().mean() > 1e-3
 
 

@@ -167,11 +167,11 @@ def test_what_rounding_costs(name: str, error: float) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_training_sees_what_is_encoded(name: str) -> None:
-    """fake = decode ∘ encode to the bit, with the gradient of the identity."""
+    """fake_quantize = decode ∘ encode to the bit, with the gradient of the identity."""
     grid = GRIDS[name]
     for kind, w in cases():
         w = w.clone().requires_grad_(True)
-        faked = grid.fake(w)
+        faked = grid.fake_quantize(w)
         assert torch.equal(bits(faked.detach()), bits(grid.decode(grid.encode(w)))), kind
         seed = torch.randn_like(w)
         (gradient,) = torch.autograd.grad(faked, w, seed)

@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
 from gemma_tune.quant.grid import GRIDS
-from gemma_tune.quant.layers import GridEmbedding, GridLinear, GridLora, layers_of, off_grid, put_on_grid, rounded_once
+from gemma_tune.quant.layers import (
+    GridEmbedding,
+    GridLinear,
+    GridLora,
+    grid_layers,
+    off_grid,
+    put_on_grid,
+    rounded_once,
+)
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.paths import ASSETS
 
@@ -71,7 +79,7 @@ def test_head_and_embedding_stay_one() -> None:
     ours = on_grid().train()
     assert isinstance(ours.model.embed_tokens, GridEmbedding) and isinstance(ours.lm_head, GridLinear)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
-    assert len(layers_of(ours)) == PROJECTIONS + 1
+    assert len(grid_layers(ours)) == PROJECTIONS + 1
     alone, shared = [], []
     for found, sharing in ((alone, False), (shared, True)):
         ours.zero_grad()
@@ -113,7 +121,7 @@ def test_the_adapter_is_inside_the_quantiser() -> None:
                 weight += 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
             plain.get_parameter(name).copy_(grid.decode(grid.encode(weight)))
     assert torch.allclose(logits(ours), logits(plain), rtol=0, atol=2e-4)
-    agree = (layers_of(ours)["model.layers.0.self_attn.q_proj.weight"].forward_weight(torch.zeros(1))
+    agree = (grid_layers(ours)["model.layers.0.self_attn.q_proj.weight"].forward_weight(torch.zeros(1))
              == plain.model.layers[0].self_attn.q_proj.weight).float().mean()  # fmt: skip
     assert agree > 0.999
 
@@ -123,18 +131,18 @@ def test_what_is_trained_of_an_adapter() -> None:
     ours(input_ids=IDS, labels=IDS).loss.backward()
     trained = {n for n, p in ours.named_parameters() if p.grad is not None}
     assert len(trained) == 2 * 12 and all("lora_" in n for n in trained)
-    assert len(layers_of(ours)) == PROJECTIONS
+    assert len(grid_layers(ours)) == PROJECTIONS
 
 
 def test_gradients_of_an_adapter() -> None:
     """Those that autograd finds through the whole sum; and in bfloat16 the same within its rounding."""
-    layer = layers_of(adapted().train())["model.layers.0.self_attn.q_proj.weight"]
+    layer = grid_layers(adapted().train())["model.layers.0.self_attn.q_proj.weight"]
     assert isinstance(layer, GridLora)
     found = []
     for way in ("ours", "autograd", "autocast"):
         x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(3), requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
-            by_hand = functional.linear(x, layer.grid.fake(layer.float_weight()))
+            by_hand = functional.linear(x, layer.grid.fake_quantize(layer.float_weight()))
             y = by_hand if way == "autograd" else layer(x)
         seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
         wanted = (x, layer.lora_A["default"].weight, layer.lora_B["default"].weight)

@@ -18,7 +18,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.tokenized import load_held_out, read_tests
 from gemma_tune.engines.transformers import TransformersEngine
-from gemma_tune.evals.kl import divergence
+from gemma_tune.evals.kl import kl_and_agreement
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -124,7 +124,7 @@ def test_divergence_from_another_model(trained: Path, tmp_path: Path) -> None:
 
 def test_tokens_of_no_probability_count_nothing() -> None:
     never = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    kl, same = divergence(never, torch.tensor([[0.25, 0.5, 0.25]]).log())
+    kl, same = kl_and_agreement(never, torch.tensor([[0.25, 0.5, 0.25]]).log())
     assert kl.item() == pytest.approx(0.5 * torch.tensor(2.0).log().item()) and same.item() is False
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
 from gemma_tune.chat import Rendered
-from gemma_tune.quant.metrics import recovered
+from gemma_tune.quant.metrics import recovered_share
 from gemma_tune.quant.trainer import rows_in, targets_of, targets_of_rows
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.distill import Targets, TeacherCache, divergence, fill_in_batches, summed_divergence, summed_loss
@@ -178,11 +178,11 @@ def test_rows_of_a_batch() -> None:
 
 
 def test_what_training_takes_back() -> None:
-    share, low, high = recovered([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    share, low, high = recovered_share([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert share == pytest.approx(0.5) and low == pytest.approx(0.5) and high == pytest.approx(0.5)
-    share, low, high = recovered([2.0, 4.0, 6.0, 1.0], [1.0, 1.0, 5.0, 1.0])
+    share, low, high = recovered_share([2.0, 4.0, 6.0, 1.0], [1.0, 1.0, 5.0, 1.0])
     assert share == pytest.approx(5 / 13) and low < share < high
     nats, tokens = ([3.0, 3.0], [2.5, 2.5], [2.0, 2.0]), [2, 2]
     e = [torch.tensor(x[0] / 2).exp().item() for x in nats]
-    assert recovered(*nats, tokens)[0] == pytest.approx((e[0] - e[1]) / (e[0] - e[2]))
-    assert str(recovered([1.0], [1.0], [1.0])[0]) == "nan"
+    assert recovered_share(*nats, tokens)[0] == pytest.approx((e[0] - e[1]) / (e[0] - e[2]))
+    assert str(recovered_share([1.0], [1.0], [1.0])[0]) == "nan"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.train.head_on_trained_tokens import only_trained
+from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -48,7 +48,7 @@ def outcome(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, torch.Te
 def test_loss_gradients_and_metrics(model: Any, trained: list[range]) -> None:
     inputs = batch(trained)
     whole, gradients = outcome(model, inputs)
-    with only_trained(model, inputs) as kept:
+    with head_on_trained_tokens(model, inputs) as kept:
         alone, same = outcome(model, kept)
     assert alone.log_probs.numel() == int(whole.label_mask.sum()) < whole.log_probs.numel()
     torch.testing.assert_close(alone.loss, whole.loss, rtol=1e-6, atol=0)
@@ -62,9 +62,9 @@ def test_loss_gradients_and_metrics(model: Any, trained: list[range]) -> None:
 
 def test_nothing_trained_and_nothing_left_behind(model: Any) -> None:
     inputs = batch([range(0), range(0)])
-    with only_trained(model, inputs) as kept:
+    with head_on_trained_tokens(model, inputs) as kept:
         assert kept is inputs
     before = outcome(model, batch([range(30, 40)]))[0].log_probs.shape
-    with pytest.raises(KeyError), only_trained(model, batch([range(30, 40)])):
+    with pytest.raises(KeyError), head_on_trained_tokens(model, batch([range(30, 40)])):
         raise KeyError
     assert outcome(model, batch([range(30, 40)]))[0].log_probs.shape == before
