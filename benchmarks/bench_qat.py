@@ -35,11 +35,13 @@ from trl import SFTConfig
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data.tokenized import load_rows
+from gemma_tune.models.head import TopK
 from gemma_tune.quant.layers import GridLora, grid_layers, off_grid, put_on_grid
 from gemma_tune.quant.plan import plan_of
-from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
+from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.train.distill import Targets, TeacherCache, fill_in_batches
+from gemma_tune.train.distill import top_k_of_rows
+from gemma_tune.train.teacher_cache import TeacherCache
 
 ROWS, LENGTH, TRAINED, TOP_K = 4, 512, 256, 64  # of a step: 2,048 tokens, half of them trained
 MODES = {  # grid of the embedding, and whether an adapter is trained
@@ -66,9 +68,12 @@ def some_rows() -> list[Rendered]:
 def random_targets(rows: list[Rendered], folder: Path) -> TeacherCache:
     """A cache of K random probabilities at each position: what a step costs doesn't depend on them."""
     cache = TeacherCache(folder, TOP_K, "random", "random")
-    for row in rows:
+
+    def of(row: Rendered) -> TopK:
         ids = torch.stack([torch.randperm(262_144)[:TOP_K] for _ in range(row.trained_tokens)])
-        cache.add(row, Targets(ids, (torch.randn(ids.shape) - 3).log_softmax(-1) - 0.1))
+        return TopK(ids, (torch.randn(ids.shape) - 3).log_softmax(-1) - 0.1)
+
+    cache.fill(rows, lambda batch: [of(row) for row in batch])
     return cache
 
 
@@ -222,12 +227,12 @@ def teacher(options: argparse.Namespace, shape: Path, scratch: Path) -> dict[str
         folder = shape if name == "270M shape" else ASSETS / "tiny"
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         rows = gsm8k_rows(count)
-        targets_of(base, rows[0], TOP_K)
+        top_k_of_rows(base, rows[:1], TOP_K)
         cache = TeacherCache(scratch / name, TOP_K, "m", "v")
         with timed() as live:
-            alone = [targets_of(base, row, TOP_K) for row in rows]
+            alone = [top_k_of_rows(base, [row], TOP_K)[0] for row in rows]
         with timed() as filled:
-            fill_in_batches(cache, rows, lambda some, base=base: targets_of_rows(base, some, TOP_K))
+            cache.fill(rows, lambda some, base=base: top_k_of_rows(base, some, TOP_K))
         with timed() as read:
             for row in rows:
                 cache.get(row.input_ids)
@@ -250,7 +255,7 @@ def timed() -> Iterator[list[float]]:
     taken.append(time.process_time() - begun)
 
 
-def off_by(live: Targets, kept: Targets) -> float:
+def off_by(live: TopK, kept: TopK) -> float:
     """The largest difference of probabilities."""
     return (live.log_probs.exp() - kept.log_probs.exp()).abs().max().item()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 from torch import nn
 from transformers import set_seed
 
-from gemma_tune.chat import Rendered
 from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
@@ -31,7 +29,7 @@ from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_for_qat import load_for_qat, source_for_qat
 from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
 from gemma_tune.quant.plan import plan_of
-from gemma_tune.quant.trainer import GridTrainer, targets_of, targets_of_rows
+from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.manifest import write_json
@@ -41,7 +39,7 @@ from gemma_tune.run.tracking import Tracker
 from gemma_tune.train.arguments import mixed_precision, sft_arguments
 from gemma_tune.train.best import TrainingEnd
 from gemma_tune.train.callbacks import TrackerCallback
-from gemma_tune.train.distill import Targets, TeacherCache, digest_of, digest_of_vocabulary, fill_in_batches
+from gemma_tune.train.distill import Teacher
 from gemma_tune.train.preflight import CheckInputs, preflight
 from gemma_tune.train.resume import find_checkpoint
 from gemma_tune.train.sft import sft_trainer
@@ -75,18 +73,17 @@ def run(cfg: Config) -> RunResult:
         base = load_for_qat(cfg.model, source, tokenizer)
         check_vocabulary(base, [train.highest_id, held_out.highest_id])
         plan = plan_of(base, cfg.quant.grid, cfg.quant.embedding_grid)
-        unquantised = copy.deepcopy(base).eval() if cfg.quant.teacher == "live" else None
-        weights = digest_of(base) if cfg.quant.keeps_targets else ""  # as they are before an adapter is attached
+        kept_in = Path(cfg.quant.teacher_folder or folder.path / "teacher").expanduser()
+        teacher = Teacher(
+            base,
+            tokenizer,
+            cfg.quant.teacher_top_k,
+            live=cfg.quant.teacher == "live",
+            cache=kept_in if cfg.quant.keeps_targets else None,
+        )
         model = adapters.attach(base, cfg.adapter, replace(source, adapter=None), layers={nn.Linear: GridLora})
         put_on_grid(model, plan)
     counts = adapters.count(model)
-
-    cache: TeacherCache | None = None
-
-    def teacher(row: Rendered) -> Targets:
-        if cache is not None:
-            return cache.get(row.input_ids)
-        return targets_of(unquantised, row, cfg.quant.teacher_top_k)
 
     where = partial(find_rows, cfg.data, tokenizer, cfg.train.max_length)
     with folder.nothing_left():
@@ -113,12 +110,7 @@ def run(cfg: Config) -> RunResult:
         rows = list(held_out.rendered[: cfg.quant.max_kl_samples])
         with folder.timed("teacher"), off_grid(model), evaluating(model):
             said = held_out_targets(base, rows)
-            if cfg.quant.keeps_targets:
-                place = Path(cfg.quant.teacher_folder or folder.path / "teacher").expanduser()
-                cache = TeacherCache(place, cfg.quant.teacher_top_k, weights, digest_of_vocabulary(tokenizer))
-                fill_in_batches(
-                    cache, train.rendered, lambda rows: targets_of_rows(base, rows, cfg.quant.teacher_top_k)
-                )
+            teacher.prepare(train.rendered)
         with folder.timed("evaluate"):
             with off_grid(model):
                 full = measurements.at("unquantised", model, tokenizer)

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
 from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.engines.generate import greedy_answers
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.unwrap import head_of, language_part, padded
-
-# Logits of so many positions stand in memory at once: 256 × 262,144 × 4 bytes = 256 MiB.
-_POSITIONS = 256
+from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
+from gemma_tune.models.unwrap import language_part, padded
 
 
 class Engine(Protocol):
@@ -102,13 +99,8 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
 
 def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:
     inputs = padded(base, batch, pad_id)
-    targets = inputs.pop("labels")[:, 1:]
-    hidden = base.model(**inputs, use_cache=False)
-    counts = targets != -100
-    rows = counts.nonzero()[:, 0].cpu()  # [N]
-    hidden, targets = hidden.last_hidden_state[:, :-1][counts], targets[counts]  # [N, H], [N]
-    logits, losses = head_of(base), []
-    for h, t in zip(hidden.split(_POSITIONS), targets.split(_POSITIONS), strict=True):
-        losses.append(functional.cross_entropy(logits(h), t, reduction="none").double().cpu())
+    hidden_NH, labels_N = trained_states(base, inputs)
+    trained, _ = trained_positions(inputs["labels"])
+    losses_N = nll(hidden_NH, head_of(base), labels_N).double().cpu()
     sums = torch.zeros(len(batch), dtype=torch.float64)
-    return list(sums.index_add(0, rows, torch.cat(losses)).tolist())
+    return list(sums.index_add(0, trained.nonzero()[:, 0].cpu(), losses_N).tolist())

@@ -14,11 +14,9 @@ from gemma_tune.engines.transformers import Engine, TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.evals.samples import asked_text, row_ids
+from gemma_tune.models.head import CHUNK, bucketed_kl
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source
-
-# Positions whose probabilities stand in memory in float64 at once: 256 × 262,144 × 8 bytes = 512 MiB each.
-_POSITIONS = 256
 
 
 def kl_and_agreement(reference: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,12 +35,9 @@ def kl_and_agreement(reference: torch.Tensor, found: torch.Tensor) -> tuple[torc
     for whose, log_probs in (("the reference", reference), ("the model", found)):
         if log_probs.isnan().any():
             raise ValueError(f"{whose} gives NaN as a log-probability")
-    kl = []
-    for p, q in zip(reference.split(_POSITIONS), found.split(_POSITIONS), strict=True):
-        p = p.double()
-        gap = p.exp() * (p - q)
-        kl.append(torch.where(p == -torch.inf, 0.0, gap).sum(-1))
-    return torch.cat(kl), reference.argmax(-1) == found.argmax(-1)
+    chunks = zip(reference.split(CHUNK), found.split(CHUNK), strict=True)
+    kl_T = torch.cat([bucketed_kl(p.double(), q, whole=True) for p, q in chunks])
+    return kl_T, reference.argmax(-1) == found.argmax(-1)
 
 
 def reference_of(cfg: Config) -> tuple[ModelConfig, Source]:

@@ -1,15 +1,13 @@
-"""The language part inside whatever is around it, and its head."""
+"""The language part inside whatever is around it, and its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from gemma_tune.chat import Rendered
-
-Logits = Callable[[torch.Tensor], torch.Tensor]  # [N, H] → float32 [N, V]
 
 
 def language_part(model: Any) -> Any:
@@ -31,14 +29,3 @@ def padded(base: Any, rows: Sequence[Rendered], pad_id: int = 0) -> dict[str, to
         found["attention_mask"][i, :n] = 1
     device = base.get_input_embeddings().weight.device
     return {name: value.to(device) for name, value in found.items()}
-
-
-def head_of(base: Any) -> Logits:
-    """Hidden states to logits in float32, with the softcap of those families that have one."""
-    cap = base.config.get_text_config().final_logit_softcapping
-
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = base.lm_head(hidden).float()
-        return found if cap is None else torch.tanh(found / cap) * cap
-
-    return logits

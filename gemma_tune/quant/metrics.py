@@ -9,16 +9,15 @@ import numpy as np
 
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.unwrap import head_of, padded
-from gemma_tune.quant.trainer import targets_of, trained_states
-from gemma_tune.train.distill import Targets, summed_divergence
+from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
+from gemma_tune.models.unwrap import padded
+from gemma_tune.train.distill import top_k_of_rows
 
-Row = dict[str, Any]
 # Whole distributions of small vocabularies; of Gemma's own the largest probabilities and all others as one.
 WHOLE, LARGEST = 4096, 256
 
 
-def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[Targets]:
+def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     """The unquantised model's probabilities on held-out rows.
 
     Args:
@@ -28,10 +27,10 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[Targets]:
     vocabulary = base.config.get_text_config().vocab_size
     k = vocabulary if vocabulary <= WHOLE else LARGEST
     with evaluating(base):
-        return [targets_of(base, row, k) for row in rows]
+        return [top_k_of_rows(base, [row], k)[0] for row in rows]
 
 
-def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[Targets]) -> list[float]:
+def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list[float]:
     """KL(unquantised ‖ model) of each row, summed over its trained tokens, in nats.
 
     Args:
@@ -43,8 +42,8 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[Targets]) -> l
     with evaluating(base):
         for row, wanted in zip(rows, targets, strict=True):
             hidden, _ = trained_states(base, padded(base, [row]))
-            here = Targets(wanted.ids.to(hidden.device), wanted.log_probs.to(hidden.device))
-            found.append(summed_divergence(hidden, head_of(base), here).item())
+            here = TopK(*(tensor.to(hidden.device) for tensor in wanted))
+            found.append(kl_from_top_k(hidden, head_of(base), here).item())
     return found
 
 
@@ -92,7 +91,7 @@ def quality_metrics(
     tokens: Sequence[int],
     plain: Sequence[float],
     trained: Sequence[float],
-    rows: Sequence[Sequence[Row]] = (),
+    rows: Sequence[Sequence[dict[str, Any]]] = (),
 ) -> dict[str, Any]:
     """What plain quantisation costs, what is left of it after training, and the share that is gone.
 

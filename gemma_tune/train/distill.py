@@ -1,218 +1,130 @@
-"""The unquantised model's probabilities: kept on disk, or computed live, and the loss against them."""
+"""Distillation: a model is trained to give a teacher's probabilities, in `recipe=qat` those of the unquantised model.
+
+Suffixes of shapes are those of `models/head.py`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
-from gemma_tune.errors import UserError
-from gemma_tune.models.unwrap import Logits
-
-_POSITIONS = 256  # logits of so many positions stand in memory at once
-_BATCH = 4096  # tokens that the teacher reads at once, padding included
-
-
-class Targets(NamedTuple):
-    """The largest probabilities at N positions.
-
-    Attributes:
-        ids: Token ids, int64, [N, K].
-        log_probs: float32, [N, K]; what they leave to 1 belongs to all other tokens together.
-    """
-
-    ids: torch.Tensor
-    log_probs: torch.Tensor
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, trained_states
+from gemma_tune.models.unwrap import language_part, padded
+from gemma_tune.train.sft import GemmaSFTTrainer
+from gemma_tune.train.teacher_cache import TeacherCache, vocabulary_digest, weights_digest
 
 
-def divergence(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """KL(targets ‖ model) in nats at each position, [N]: the kept tokens, and all others as one.
+def top_k_of_rows(base: Any, rows: Sequence[Rendered], k: int) -> list[TopK]:
+    """What a model predicts before each trained token of each row, on the CPU; similar lengths need less padding.
 
     Args:
-        logits: The model's, float32, [N, V].
-        targets: Of the same positions.
+        base: The model, without a PeftModel around it.
+        rows: Rendered rows, which go through the model as one batch.
+        k: Log-probabilities of each position, the largest ones.
     """
-    log_q = logits.log_softmax(-1).gather(-1, targets.ids)
-    p = targets.log_probs.exp()
-    kept = (p * (targets.log_probs - log_q)).sum(-1)
-    if targets.ids.shape[-1] == logits.shape[-1]:
-        return kept
-    rest_p = (1 - p.sum(-1)).clamp_min(0.0)
-    rest_q = (1 - log_q.exp().sum(-1)).clamp_min(1e-12)
-    # A rest below what float16 can tell from nothing counts nothing
-    rest = torch.where(rest_p > 1e-6, rest_p * (rest_p.clamp_min(1e-12).log() - rest_q.log()), 0.0)
-    return kept + rest
-
-
-def summed_divergence(hidden: torch.Tensor, logits: Logits, targets: Targets) -> torch.Tensor:
-    """The sum of `divergence` over positions, without all logits at once.
-
-    Args:
-        hidden: Of the positions, [N, H].
-        logits: The head.
-        targets: Of the same positions.
-    """
-
-    def part(h: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-        return divergence(logits(h), Targets(ids, log_probs)).sum()
-
-    parts = zip(*(t.split(_POSITIONS) for t in (hidden, *targets)), strict=True)
-    return torch.stack([checkpoint(part, *p, use_reentrant=False) for p in parts]).sum()
-
-
-def summed_loss(hidden: torch.Tensor, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over positions, [N, H] and [N]."""
-
-    def part(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits(h), t, reduction="sum")
-
-    pairs = zip(hidden.split(_POSITIONS), labels.split(_POSITIONS), strict=True)
-    return torch.stack([checkpoint(part, *p, use_reentrant=False) for p in pairs]).sum()
-
-
-def row_key(ids: Sequence[int]) -> str:
-    """What a row is called in the cache: a digest of its token ids."""
-    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).hexdigest()
-
-
-def top_targets(hidden: torch.Tensor, logits: Logits, k: int) -> Targets:
-    """The K largest probabilities at N positions, [N, H]."""
-    parts = []
     with torch.no_grad():
-        for h in hidden.split(_POSITIONS):
-            found = logits(h).float()
-            top = found.topk(k, dim=-1)
-            parts.append(Targets(top.indices, top.values - found.logsumexp(-1, keepdim=True)))
-    return Targets(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        hidden_NH, _ = trained_states(base, padded(base, rows))
+        found = top_k(hidden_NH, head_of(base), k)
+    of_each = [tensor.cpu().split([row.trained_tokens for row in rows]) for tensor in found]
+    return [TopK(*tensors) for tensors in zip(*of_each, strict=True)]
 
 
-class TeacherCache:
-    """Targets on disk, a row after the other: `ids.bin` (int32), `log_probs.bin` (float16), `index.jsonl`, `meta.json`.
-
-    A row is written whole or, after a kill, written again: what stands behind the last line of the index is cut off.
+class Teacher:
+    """The model whose probabilities are the targets: asked at every step, or once for each row and then read from disk.
 
     Args:
-        folder: Where it is, or is made.
-        k: Probabilities a token.
-        model: A digest of the model that gives them.
-        tokenizer: A digest of its tokenizer.
-
-    Raises:
-        UserError: The folder holds the targets of another model, another tokenizer or another K.
+        base: The teacher as it is now, before an adapter is attached to it.
+        tokenizer: Its tokenizer.
+        top_k: Log-probabilities of each position, the largest ones.
+        live: Whether a copy of the teacher is kept, frozen, and asked at every step. It takes the teacher's memory
+            once more.
+        cache: The folder to keep the targets in, where it isn't live; None: it is never asked.
     """
 
-    def __init__(self, folder: Path, k: int, model: str, tokenizer: str) -> None:
-        self.folder, self.k = folder, k
-        meta = {"top_k": k, "model": model, "tokenizer": tokenizer}
-        names = {"top_k": "another quant.teacher_top_k", "model": "another model", "tokenizer": "another tokenizer"}
-        file = folder / "meta.json"
-        if file.is_file():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            wrong = [names[key] for key, value in meta.items() if stored.get(key) != value]
-            if wrong:
-                raise UserError(
-                    f"quant.teacher_folder={folder}: this cache is of {' and '.join(wrong)}; name another folder, or "
-                    "delete this one."
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        self._places: dict[str, tuple[int, int]] = {}
-        self._positions = 0
-        index = folder / "index.jsonl"
-        lines = index.read_text(encoding="utf-8").splitlines(keepends=True) if index.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        for line in whole:
-            key, n = json.loads(line)
-            self._places[key] = (self._positions, n)
-            self._positions += n
-        index.write_text("".join(whole), encoding="utf-8")
-        for name, size in (("ids.bin", 4), ("log_probs.bin", 2)):
-            with (folder / name).open("ab") as f:
-                if f.tell() < self._positions * k * size:
-                    raise UserError(f"quant.teacher_folder={folder}: {name} is cut off; delete the folder.")
-                f.truncate(self._positions * k * size)
+    def __init__(self, base: Any, tokenizer: Any, top_k: int, live: bool = False, cache: Path | None = None) -> None:
+        self._base, self._k, self._folder = base, top_k, None if live else cache
+        self._live = copy.deepcopy(base).eval() if live else None
+        self._cache: TeacherCache | None = None
+        # Of the weights as they are before training changes them
+        self._digests = (weights_digest(base), vocabulary_digest(tokenizer)) if self._folder else ("", "")
 
-    def missing(self, rows: Iterable[Rendered]) -> list[Rendered]:
-        """The rows that it doesn't hold, each once."""
-        found = {key: row for row in rows if (key := row_key(row.input_ids)) not in self._places}
-        return list(found.values())
+    def prepare(self, rows: Iterable[Rendered]) -> None:
+        """Asks the teacher for every row that the cache lacks; a live one needs no preparation.
 
-    def add(self, row: Rendered, targets: Targets) -> None:
-        """Writes the targets of a row's trained positions."""
-        with (self.folder / "ids.bin").open("ab") as f:
-            f.write(targets.ids.to(torch.int32).cpu().numpy().tobytes())
-        with (self.folder / "log_probs.bin").open("ab") as f:
-            f.write(targets.log_probs.to(torch.float16).cpu().numpy().tobytes())
-        with (self.folder / "index.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps([row_key(row.input_ids), len(targets.ids)]) + "\n")
-        self._places[row_key(row.input_ids)] = (self._positions, len(targets.ids))
-        self._positions += len(targets.ids)
-
-    def get(self, ids: Sequence[int]) -> Targets:
-        """The targets of a row.
+        Args:
+            rows: The training rows. `base` must compute what it computed before an adapter was attached.
 
         Raises:
-            KeyError: The row isn't there.
+            UserError: As `TeacherCache`.
         """
-        start, n = self._places[row_key(ids)]
-        if n == 0:
-            return Targets(torch.zeros((0, self.k), dtype=torch.long), torch.zeros((0, self.k)))
-        arrays = [
-            np.fromfile(self.folder / name, dtype, n * self.k, offset=start * self.k * np.dtype(dtype).itemsize)
-            for name, dtype in (("ids.bin", np.int32), ("log_probs.bin", np.float16))
-        ]
-        token_ids, log_probs = (torch.from_numpy(a.reshape(n, self.k)) for a in arrays)
-        return Targets(token_ids.long(), log_probs.float())
+        if self._folder is not None:
+            self._cache = TeacherCache(self._folder, self._k, *self._digests)
+            with evaluating(self._base):
+                self._cache.fill(rows, lambda batch: top_k_of_rows(self._base, batch, self._k))
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Of disk, over the trained tokens."""
-        return 6.0 * self.k
+    def __call__(self, row: Rendered) -> TopK:
+        """The targets of a training row.
+
+        Raises:
+            KeyError: `prepare` didn't see the row.
+        """
+        if self._cache is not None:
+            return self._cache.get(row.input_ids)
+        return top_k_of_rows(self._live, [row], self._k)[0]
 
 
-def fill_in_batches(
-    cache: TeacherCache, rows: Iterable[Rendered], targets: Callable[[Sequence[Rendered]], Sequence[Targets]]
-) -> int:
-    """Computes what the cache lacks, the longest rows first; returns how many rows that were.
+def rows_in(inputs: dict[str, Any]) -> list[Rendered]:
+    """The rows of a batch, in its order: without padding; rows that were packed into one come apart."""
+    found = []
+    for i, ids in enumerate(inputs["input_ids"]):
+        labels = inputs["labels"][i]
+        if "position_ids" in inputs:
+            positions = inputs["position_ids"][i]
+            starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
+            # Each padding token at the end has position 0, too, and comes out as a row without a trained token
+            cuts = [(a, b) for a, b in itertools.pairwise(starts) if b > a]
+            found += [Rendered(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in cuts]
+        else:
+            n = int(inputs["attention_mask"][i].sum()) if "attention_mask" in inputs else len(ids)
+            found.append(Rendered(ids[:n].tolist(), labels[:n].tolist()))
+    return found
+
+
+class DistillationTrainer(GemmaSFTTrainer):
+    """GemmaSFTTrainer with the loss (1 - c)·KL(teacher ‖ model) + c·cross-entropy over the trained tokens.
 
     Args:
-        cache: The cache.
-        rows: The rows that it must hold.
-        targets: Gives the targets of some rows of like length.
+        teacher: Gives the targets of a row, as `Teacher` does.
+        cross_entropy: c, from 0 to 1.
     """
-    missing = sorted(cache.missing(rows), key=lambda row: -len(row.input_ids))
-    with tqdm(total=len(missing), desc="teacher", unit=" rows", disable=None, leave=False) as bar:
-        start = 0
-        while start < len(missing):
-            count = max(1, _BATCH // len(missing[start].input_ids))
-            batch = missing[start : start + count]
-            for row, found in zip(batch, targets(batch), strict=True):
-                cache.add(row, found)
-            start += count
-            bar.update(len(batch))
-    return len(missing)
 
+    def __init__(
+        self, *args: Any, teacher: Callable[[Rendered], TopK], cross_entropy: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._teacher, self._cross_entropy = teacher, cross_entropy
 
-def digest_of(model: torch.nn.Module) -> str:
-    """A digest of every weight, for the cache."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        found.update(name.encode())
-        found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def digest_of_vocabulary(tokenizer: Any) -> str:
-    """A digest of which token has which id."""
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
-    return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss in nats for each trained token of all forward passes of the step."""
+        base = language_part(model)
+        hidden_NH, labels_N = trained_states(base, inputs)
+        head = head_of(base)
+        total = hidden_NH.new_zeros((), dtype=torch.float32)
+        if self._cross_entropy < 1:
+            of_rows = [self._teacher(row) for row in rows_in(inputs) if row.trained_tokens]
+            targets = TopK(*(torch.cat(tensors).to(hidden_NH.device) for tensors in zip(*of_rows, strict=True)))
+            total = total + (1 - self._cross_entropy) * kl_from_top_k(hidden_NH, head, targets)
+        if self._cross_entropy > 0:
+            total = total + self._cross_entropy * nll(hidden_NH, head, labels_N, reduction="sum")
+        count = len(labels_N) if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+        return (loss, None) if return_outputs else loss

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from gemma_tune.models.head import trained_positions
 from gemma_tune.models.unwrap import language_part
 
 
@@ -24,8 +25,7 @@ def head_on_trained_tokens(model: Any, inputs: dict[str, Any]) -> Iterator[dict[
     if labels is None or not (labels[:, 1:] != -100).any():
         yield inputs
         return
-    shifted = labels[:, 1:]
-    trained = shifted != -100
+    trained, labels_N = trained_positions(labels)
 
     def keep(module: Any, args: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[:, :-1][trained].unsqueeze(0)
@@ -34,6 +34,6 @@ def head_on_trained_tokens(model: Any, inputs: dict[str, Any]) -> Iterator[dict[
     hook = language_part(model).base_model.register_forward_hook(keep)
     try:
         kept = {k: v for k, v in inputs.items() if k != "labels"}
-        yield {**kept, "shift_labels": shifted[trained].unsqueeze(0)}
+        yield {**kept, "shift_labels": labels_N.unsqueeze(0)}
     finally:
         hook.remove()

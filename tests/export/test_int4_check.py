@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export import gguf, merged_from_grid, w4a16
-from gemma_tune.export.engine_agreement import EngineAgreement, best_tokens, bucketed_kl, measure_agreement
+from gemma_tune.export.engine_agreement import EngineAgreement, best_tokens, engine_kl, measure_agreement
 from gemma_tune.export.int4_check import (
     FAIL,
     OK,
@@ -299,12 +299,12 @@ def test_bucketed_kl(seed: int) -> None:
     engine = (reference + 0.3 * torch.randn(7, 400)).log_softmax(-1)
     whole = (reference.double().exp() * (reference.double() - engine.double())).sum(-1)
     best = engine.topk(50, dim=-1)
-    found = bucketed_kl(reference, best.indices, best.values)
+    found = engine_kl(reference, best.indices, best.values)
     expected = torch.tensor(brute(reference, best.indices, best.values), dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0.0)
     assert (found > 0).all() and (found <= whole).all()
     every = torch.arange(400).expand(7, -1)
-    torch.testing.assert_close(bucketed_kl(reference, every, engine), whole, atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(engine_kl(reference, every, engine), whole, atol=1e-6, rtol=0.0)
 
 
 @pytest.mark.parametrize(("off", "seen"), [(0.0, False), (1e-5, False), (-1e-5, False), (1e-3, True), (-1e-3, True)])
@@ -318,7 +318,7 @@ def test_the_error_of_a_float32_sum_is_not_a_difference(off: float, seen: bool) 
     sure = torch.full((7, 1536), -40.0).scatter(1, torch.randint(1536, (7, 1)), 0.0).log_softmax(-1)
     for reference in (spread, sure):
         best = reference.topk(256, dim=-1)
-        found = bucketed_kl(reference, best.indices, (best.values.double() * 1e7).round() / 1e7 + off)
+        found = engine_kl(reference, best.indices, (best.values.double() * 1e7).round() / 1e7 + off)
         assert (found.abs() < 1e-9).all() if not seen else (found > 1e-7).all()
 
 
@@ -331,7 +331,7 @@ def test_best_tokens() -> None:
     found = torch.tensor([[-1.0, -2.0], [-0.9, -1.0], [-1.1, -1.0]])
     both = measure_agreement([(reference, ids, found), (reference[:1], ids[:1], found[:1])])
     assert (both.positions, both.same, both.close, both.apart, both.top1) == (4, 2, 1, 1, 0.5)
-    kl = bucketed_kl(reference, ids, found).sum() + bucketed_kl(reference[:1], ids[:1], found[:1]).sum()
+    kl = engine_kl(reference, ids, found).sum() + engine_kl(reference[:1], ids[:1], found[:1]).sum()
     assert both.mean_kl == pytest.approx(kl.item() / 4)
 
 

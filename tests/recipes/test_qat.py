@@ -39,7 +39,7 @@ def test_trained_and_written(adapter: str, embedding: str, tmp_path: Path) -> No
     plan = json.loads((folder / "quant_plan.json").read_text("utf-8"))
     assert plan["model.layers.0.mlp.up_proj.weight"] == "q4_0"
     assert plan["model.embed_tokens.weight"] == ("16 bit" if embedding == "none" else embedding)
-    assert (folder / "teacher" / "index.jsonl").is_file()
+    assert (folder / "teacher" / "targets-00000.arrow").is_file()
     report = (folder / "report.md").read_text("utf-8")
     assert "gguf: codes and scales" in report and "trained kl" in report
     assert "llama-cli -m " in report and "vllm serve " in report

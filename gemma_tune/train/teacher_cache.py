@@ -1,0 +1,181 @@
+"""The teacher's log-probabilities on disk: whole Arrow files, memory-mapped, in a folder that runs can share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered
+from gemma_tune.errors import UserError
+from gemma_tune.models.head import TopK
+
+_BATCH_TOKENS = 4096  # that the teacher reads at once, padding included
+# A file is closed at whichever comes first: a killed run loses at most this much work
+_FILE_BYTES, _FILE_SECONDS = 64 << 20, 600
+_FIELDS = [
+    pa.field("row", pa.binary(16)),  # `row_key`
+    pa.field("ids", pa.list_(pa.int32())),  # [N, K], flat
+    pa.field("log_probs", pa.list_(pa.float16())),  # [N, K], flat
+]
+_OF_ANOTHER = {
+    "top_k": "another quant.teacher_top_k",
+    "model": "another model",
+    "tokenizer": "another tokenizer",
+}
+
+
+def row_key(ids: Sequence[int]) -> bytes:
+    """The digest of a row's token ids, 16 bytes: the row's name in the cache."""
+    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
+
+
+class TeacherCache:
+    """The top-k log-probabilities before each trained token of rows, by the rows' token ids.
+
+    `targets-00000.arrow`, `targets-00001.arrow`, … are Arrow IPC files with one entry for each row: 4 bytes for an id
+    and 2 for its log-probability. Their schema names the teacher, its tokenizer and K. A file is written under another
+    name and renamed once it is whole, so a killed run leaves none that is half-written. One run at a time may fill a
+    folder; any number may read it.
+
+    Args:
+        folder: The folder; it is made where there is none.
+        top_k: Log-probabilities for each trained token.
+        model: A digest of the teacher's weights.
+        tokenizer: A digest of its vocabulary.
+
+    Raises:
+        UserError: The folder holds the targets of another model, another tokenizer or another K, is of an earlier
+            version, or a file in it is damaged.
+    """
+
+    def __init__(self, folder: Path, top_k: int, model: str, tokenizer: str) -> None:
+        self.folder, self._k = folder, top_k
+        self._schema = pa.schema(_FIELDS, {"top_k": str(top_k), "model": model, "tokenizer": tokenizer})
+        self._places: dict[bytes, tuple[pa.RecordBatch, int]] = {}
+        if (folder / "index.jsonl").is_file():
+            raise self._unusable("this cache was written by an earlier version, in another format")
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in folder.glob("targets-*.part"):
+            left_by_a_kill.unlink()
+        self._files = sorted(folder.glob("targets-*.arrow"))
+        for file in self._files:
+            self._map(file)
+
+    def _unusable(self, why: str) -> UserError:
+        return UserError(f"quant.teacher_folder={self.folder}: {why}; name another folder, or delete this one.")
+
+    def _map(self, file: Path) -> None:
+        """Makes the rows of a file known; their numbers stay on disk until they are asked for."""
+        try:
+            with file.open("rb") as f:
+                content = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(content))
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"quant.teacher_folder={self.folder}: {file.name} is damaged ({error}); delete this file, and its rows "
+                "are computed again."
+            ) from error
+        stored = {k.decode(): v for k, v in (reader.schema.metadata or {}).items()}
+        wrong = [of for key, of in _OF_ANOTHER.items() if stored.get(key) != self._schema.metadata[key.encode()]]
+        if wrong:
+            raise self._unusable(f"this cache is of {' and '.join(wrong)}")
+        for batch in batches:
+            self._places |= {key: (batch, i) for i, key in enumerate(batch.column("row").to_pylist())}
+
+    def __contains__(self, row: Rendered) -> bool:
+        return row_key(row.input_ids) in self._places
+
+    def fill(self, rows: Iterable[Rendered], targets: Callable[[Sequence[Rendered]], Sequence[TopK]]) -> int:
+        """Computes and writes what the cache lacks, the longest rows first.
+
+        Args:
+            rows: The rows that it must hold.
+            targets: Gives the targets of some rows of similar length.
+
+        Returns:
+            How many rows were computed.
+        """
+        lacking = {row_key(row.input_ids): row for row in rows if row not in self}
+        missing = sorted(lacking.values(), key=lambda row: -len(row.input_ids))
+        done = 0
+        with tqdm(total=len(missing), desc="teacher", unit=" rows", disable=None, leave=False) as bar:
+            while done < len(missing):
+                with self._new_file() as (file, writer):
+                    begun, full = time.monotonic(), False
+                    while done < len(missing) and not full:
+                        count = max(1, _BATCH_TOKENS // len(missing[done].input_ids))
+                        batch = missing[done : done + count]
+                        writer.write_batch(self._encoded(batch, targets(batch)))
+                        done += len(batch)
+                        bar.update(len(batch))
+                        full = file.tell() >= _FILE_BYTES or time.monotonic() - begun >= _FILE_SECONDS
+        return len(missing)
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[tuple[Any, Any]]:
+        """The next file and a writer of record batches; it gets its name, and its rows are known, once it is whole."""
+        last = int(self._files[-1].stem.removeprefix("targets-")) if self._files else -1
+        whole = self.folder / f"targets-{last + 1:05}.arrow"
+        part = whole.with_suffix(".part")
+        try:
+            with part.open("wb") as file, pa.ipc.new_file(file, self._schema) as writer:
+                yield file, writer
+            part.replace(whole)
+        except BaseException:  # Ctrl-C, too
+            part.unlink(missing_ok=True)
+            raise
+        self._files.append(whole)
+        self._map(whole)
+
+    def _encoded(self, rows: Sequence[Rendered], targets: Sequence[TopK]) -> pa.RecordBatch:
+        offsets = np.cumsum([0, *(found.ids.numel() for found in targets)], dtype=np.int32)
+        ids = torch.cat([found.ids.flatten() for found in targets]).to(torch.int32).cpu().numpy()
+        log_probs = torch.cat([found.log_probs.flatten() for found in targets]).to(torch.float16).cpu().numpy()
+        columns = [
+            pa.array([row_key(row.input_ids) for row in rows], pa.binary(16)),
+            pa.ListArray.from_arrays(offsets, ids),
+            pa.ListArray.from_arrays(offsets, log_probs),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def get(self, ids: Sequence[int]) -> TopK:
+        """The targets of a row.
+
+        Args:
+            ids: The row's token ids.
+
+        Raises:
+            KeyError: The cache lacks the row.
+        """
+        batch, place = self._places[row_key(ids)]
+        found, log_probs = (
+            batch.column(name)[place].values.to_numpy().reshape(-1, self._k) for name in ("ids", "log_probs")
+        )
+        return TopK(torch.from_numpy(found.astype(np.int64)), torch.from_numpy(log_probs.astype(np.float32)))
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A digest of every weight, 32 hex digits."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        found.update(name.encode())
+        found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """A digest of which token has which id, 32 hex digits."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
