@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
+from gemma_tune.config.methods import Reads
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.pairs import load_pairs
@@ -51,14 +52,14 @@ def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], lis
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
         return read, [f"Tokens are not counted: {error}"]
-    if cfg.method == "rl":
+    if cfg.traits.rewarded:
         records, prompts = read_training_prompts(cfg.data, read_tests(cfg.data))
         tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.skips_rows else None)
         _prepare(cfg, tokenizer, TokenizedRows())
         longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
         return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")
-    if cfg.method in ("dpo", "reward_model"):
-        drop_long = cfg.method == "reward_model"
+    if cfg.traits.reads is Reads.PAIRS:
+        drop_long = not cfg.traits.evaluators
         pairs, others = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, drop_long)
         _prepare(cfg, tokenizer, others)
         counts = {"training": pairs.counts(), "held_out": others.counts()}

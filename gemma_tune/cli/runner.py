@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_tune.config import Config
+from gemma_tune.config.methods import Kind
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
@@ -31,10 +32,10 @@ def quiet_libraries() -> None:
 def launch(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
-    if cfg.method == "chat":
+    if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
-    elif cfg.method != "compare" or needs_rows(cfg):
+    elif needs_rows(cfg):
         check_first_rows(cfg.data)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
@@ -46,7 +47,7 @@ def _run_recipe(cfg: Config) -> RunResult:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one bar a shard; ours shows the long steps
-    recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.method}")
+    recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
     result: RunResult = recipe.run(cfg)
     return result
 

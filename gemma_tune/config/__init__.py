@@ -13,6 +13,7 @@ from gemma_tune.config.compare import CompareConfig
 from gemma_tune.config.data import DataConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
+from gemma_tune.config.methods import METHODS, Method
 from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import option
 from gemma_tune.config.preview import PreviewConfig
@@ -62,6 +63,17 @@ class Config:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    @property
+    def traits(self) -> Method:
+        """What the method is; for an unknown one, which the checks name, that of SFT."""
+        return METHODS.get(self.method, METHODS["sft"])
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of an answer at most: those of a completion in training, where the model is trained on its own."""
+        in_training = self.train.max_completion_length if self.traits.rewarded else None
+        return in_training or self.eval.max_new_tokens
 
     @property
     def evaluator_names(self) -> list[str]:

@@ -8,12 +8,6 @@ from typing import Any
 
 from gemma_tune.config.option import option
 
-# TRL's dataclass of options behind each recipe that trains, by its method; that of `rl` hangs on `train.algorithm`.
-TRAINERS = {
-    "sft": "SFTConfig", "qat": "SFTConfig", "tune_to_int4": "SFTConfig", "dpo": "DPOConfig",
-    "reward_model": "RewardConfig", "grpo": "GRPOConfig", "rloo": "RLOOConfig",
-}  # fmt: skip
-
 
 @dataclass
 class TrainConfig:
@@ -57,9 +51,6 @@ class TrainConfig:
         "DPO: strength of the pull to the reference; RL: weight of the KL to the model as it began (0: none, and no "
         "second copy of it). null: TRL's default.",
         at_least=0,
-    )
-    algorithm: str = option(
-        "grpo", "RL: grpo (TRL's GRPOTrainer, for its variants, too) or rloo (RLOOTrainer).", choices=("grpo", "rloo")
     )
     num_generations: int = option(8, "RL: completions of each prompt.", at_least=2)
     max_completion_length: int | None = option(

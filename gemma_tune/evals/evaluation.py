@@ -121,7 +121,7 @@ def files_of(cfg: Config) -> list[Path]:
         found.append(resolve(e.long_context.text_file))
     if "lm_eval" in names and e.lm_eval.include_path:
         found += lm_eval_tasks.files_of(resolve(e.lm_eval.include_path))
-    if "rewards" in names or cfg.method == "rl":
+    if "rewards" in names or cfg.traits.rewarded:
         found += files_of_rewards(cfg)
     if "kl" in names:
         _, source = kl.reference_of(cfg)
@@ -195,8 +195,7 @@ def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
     if chosen & {"answers", "tool_calls"}:
         found["eval.max_new_tokens"] = e.max_new_tokens
     if "rewards" in chosen:
-        longest = cfg.train.max_completion_length if cfg.method == "rl" else None
-        found["eval.max_new_tokens"] = longest or e.max_new_tokens
+        found["eval.max_new_tokens"] = cfg.answer_tokens
     if chosen & {"answers", "rewards"}:
         found["data.enable_thinking"] = cfg.data.enable_thinking
     if "answers" in chosen:

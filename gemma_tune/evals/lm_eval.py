@@ -70,7 +70,7 @@ def prepare(inputs: Inputs) -> Evaluator:
 
 def _limit(cfg: Config, limit: int | None) -> int | None:
     """Rows of each task: the least of what is asked for; before and after training at most `eval.max_samples`, too."""
-    trains = cfg.method not in ("evaluate", "compare")
+    trains = cfg.traits.trains
     said = (cfg.eval.lm_eval.limit, limit, cfg.eval.max_samples if trains else None)
     return min((n for n in said if n is not None), default=None)
 

@@ -23,8 +23,6 @@ def prepare(inputs: Inputs) -> Evaluator:
     cfg = inputs.cfg
     scorer = scorer_of(cfg, pick_device(cfg.model))
     tests = {name: records[: cfg.eval.max_samples] for name, records in inputs.tests.items()}
-    in_training = cfg.train.max_completion_length if cfg.method == "rl" else None
-    longest = in_training or cfg.eval.max_new_tokens
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         figures: dict[str, float] = {}
@@ -32,10 +30,8 @@ def prepare(inputs: Inputs) -> Evaluator:
         for test, every in tests.items():
             records = every[:limit]
             prompts = [prompt_ids(engine.tokenizer, r) for r in records]
-            answers = [
-                parse_completion(engine.tokenizer, a, engine.stops)
-                for a in engine.answers(prompts, longest, f"{test}: rewards")
-            ]
+            written = engine.answers(prompts, cfg.answer_tokens, f"{test}: rewards")
+            answers = [parse_completion(engine.tokenizer, a, engine.stops) for a in written]
             scores = scorer.score(answers, [task_of(r) for r in records])
             for name in scorer.weights:
                 scored = [

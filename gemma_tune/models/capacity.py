@@ -22,7 +22,6 @@ _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _SHORTEST = 256
 _BESIDE = ("reference", "reward model")  # parts of the estimate that are models of their own
-_ROWS = {"dpo": 2, "reward_model": 2}  # rows of a pair, by method
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
 
@@ -119,7 +118,7 @@ def _ways_that_fit(cfg: Config, shape: ModelSize, mixed: bool, longest: int, fre
         for key, word in change(tried):
             words[key] = word
         now_mixed = mixed and tried.model.dtype == "float32"
-        rows = longest if cfg.method == "rl" else min(longest, tried.train.max_length * _ROWS.get(cfg.method, 1))
+        rows = longest if cfg.traits.rewarded else min(longest, tried.train.max_length * cfg.traits.sequences)
         if estimate(tried, shape, now_mixed, rows, beside)["total"] <= free:
             return list(words.values())
     return []
@@ -134,7 +133,7 @@ def _small_batches(cfg: Config) -> _Words:
     if several > 1:
         t.gradient_accumulation_steps *= several
         t.per_device_train_batch_size = 1
-        if cfg.method == "rl" and t.steps_per_generation:  # as many completions a generation as before
+        if cfg.traits.rewarded and t.steps_per_generation:  # as many completions a generation as before
             t.steps_per_generation *= several
             yield "generation", f"train.steps_per_generation={t.steps_per_generation}"
         yield "batch", "train.per_device_train_batch_size=1"
@@ -150,24 +149,24 @@ def _recompute(cfg: Config) -> _Words:
 def _adapters(cfg: Config) -> _Words:
     if cfg.adapter.peft_type == "none":
         cfg.adapter.peft_type = "lora"
-        if cfg.method != "qat":
+        if not cfg.traits.float32:
             cfg.model.dtype = "bfloat16"  # as it is for adapters, where nothing else is said
-        yield "recipe", "recipe=lora_sft" if cfg.method == "sft" else "adapter=lora"
+        yield "recipe", "recipe=lora_sft" if cfg.traits.adapter_recipes else "adapter=lora"
 
 
 def _four_bit(cfg: Config) -> _Words:
-    if cfg.method in ("qat", "reward_model"):  # take none
+    if not cfg.traits.four_bit:
         return
     if not cfg.model.load_in_4bit:
         cfg.model.load_in_4bit = True
-        yield ("recipe", "recipe=qlora_sft") if cfg.method == "sft" else ("four_bit", "model.load_in_4bit=true")
+        yield ("recipe", "recipe=qlora_sft") if cfg.traits.adapter_recipes else ("four_bit", "model.load_in_4bit=true")
     if cfg.model.dtype != "bfloat16":
         cfg.model.dtype = "bfloat16"
         yield "dtype", "model.dtype=bfloat16"
 
 
 def _shorter(cfg: Config) -> _Words:
-    if cfg.method != "rl" and cfg.train.max_length > _SHORTEST:
+    if not cfg.traits.rewarded and cfg.train.max_length > _SHORTEST:
         cfg.train.max_length = _SHORTEST
         yield "length", f"train.max_length={_SHORTEST}"
 

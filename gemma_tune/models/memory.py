@@ -69,7 +69,7 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         "activations": activations,
         "logits": logits,
     }
-    if cfg.method == "rl" and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
+    if cfg.traits.rewarded and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
         parts["reference"] = weights
     if beside:
         parts["reward model"] = beside * _GIB

@@ -33,7 +33,7 @@ def rl_arguments(
     Raises:
         UserError: TRL refuses a value.
     """
-    grpo = cfg.train.algorithm == "grpo"
+    grpo = cfg.traits.trainer == GRPOConfig.__name__
     named = {name: getattr(cfg.train, name) for name in (*_BOTH, *(_ONLY_GRPO if grpo else ()))}
     own: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if grpo:

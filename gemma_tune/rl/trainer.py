@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback
-from trl import GRPOTrainer, RLOOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from gemma_tune.chat.calls import content_text
@@ -228,7 +228,7 @@ def rl_trainer(
     scorer: Scorer,
     keep: Callable[[Sequence[Sample]], None] = lambda samples: None,
 ) -> RewardedTrainer:
-    """The trainer for `train.algorithm`.
+    """The trainer of the arguments: GRPO, with its variants, or RLOO.
 
     Args:
         cfg: The configuration.
@@ -248,7 +248,7 @@ def rl_trainer(
             f"data.train_file: a generation takes {prompts} prompts (per_device_train_batch_size × "
             f"steps_per_generation / num_generations), and there are {len(tasks)}; lower the first."
         )
-    kind = GemmaGRPOTrainer if cfg.train.algorithm == "grpo" else GemmaRLOOTrainer
+    kind = GemmaGRPOTrainer if isinstance(args, GRPOConfig) else GemmaRLOOTrainer
     guard = TaskGuard(tasks)
     return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)
 

@@ -25,7 +25,7 @@ def mixed_precision(cfg: Config, device: torch.device) -> bool:
         return cfg.model.dtype == "float32" and torch.cuda.is_bf16_supported()
     # An update from completions is 2.4 times as fast so on such a CPU; short rows of SFT gain nothing
     known = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions of torch
-    has: dict[str, Any] = known() if cfg.method == "rl" and device.type == "cpu" else {}
+    has: dict[str, Any] = known() if cfg.traits.rewarded and device.type == "cpu" else {}
     return cfg.model.dtype == "float32" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 

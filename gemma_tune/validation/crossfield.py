@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import glob
-import importlib.util
 import math
 import os
-import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
+from gemma_tune.config.methods import METHODS, Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS, looks_local, resolve
 from gemma_tune.validation.evaluators import evaluator_problems
@@ -33,12 +32,10 @@ FORMATS = ("auto", *RECOGNISED)
 
 
 def _method(cfg: Config) -> Iterator[str]:
-    spec = importlib.util.find_spec("gemma_tune.recipes")  # found, not imported
-    methods = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else [])]
     if not cfg.method:
         yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
-    elif cfg.method not in methods:
-        yield f"method={cfg.method}: there is no recipes/{cfg.method}.py.{did_you_mean(cfg.method, methods)}"
+    elif cfg.method not in METHODS:
+        yield f"method={cfg.method}: not one of {', '.join(METHODS)}.{did_you_mean(cfg.method, METHODS)}"
 
 
 def _model(cfg: Config) -> Iterator[str]:
@@ -100,7 +97,7 @@ def _data(cfg: Config) -> Iterator[str]:
             f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, FORMATS)}"
         )
-    yield from _sets(d, trains=cfg.method not in ("evaluate", "compare", "export") or d.validation_split_percentage > 0)
+    yield from _sets(d, trains=cfg.traits.reads_training_set or d.validation_split_percentage > 0)
     named = d.named()
     for key, path in named.items():
         if not resolve(path).exists() and not glob.has_magic(path):
@@ -130,9 +127,9 @@ def _data(cfg: Config) -> Iterator[str]:
         if getattr(d, key) != getattr(DataConfig(), key) and not counts:
             yield f"data.{key} has no effect here; leave it out."
     only_rewards = set(cfg.eval.evaluators) <= {"rewards"} and set(cfg.eval.during_training) <= {"rewards"}
-    if d.prompts_only and not (cfg.method in ("rl", "evaluate", "compare") and only_rewards):
+    if d.prompts_only and not (cfg.traits.answers_prompts and only_rewards):
         yield "data.prompts_only=true: rows without answers are for rewards (recipe=grpo, eval.evaluators=[rewards])."
-    if d.enable_thinking and cfg.method not in ("rl", "evaluate", "compare"):
+    if d.enable_thinking and not cfg.traits.answers_prompts:
         yield f"data.enable_thinking=true has no effect with recipe={cfg.recipe}; leave it out."
     if d.format == "columns":
         for key in ("prompt_column", *(() if d.prompts_only else ("completion_column",))):
@@ -205,7 +202,7 @@ def _best(cfg: Config) -> Iterator[str]:
         yield f"train.metric_for_best_model={metric}: nothing is measured while training; set train.eval_steps, too."
     if t.early_stopping_threshold and t.early_stopping_patience is None:
         yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
-    if cfg.method == "reward_model":  # its figures are its own
+    if not cfg.traits.evaluators:  # its figures are its own
         return
     tests = ["test"] if cfg.data.generator else [name for name, file in cfg.data.test_files.items() if file]
     figures = {
@@ -247,21 +244,34 @@ def _output_dir(cfg: Config) -> Iterator[str]:
         yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."
 
 
+_Check = Callable[[Config], Iterator[str]]
+_TRAINING: tuple[_Check, ...] = (
+    _model,
+    _adapter,
+    _data,
+    _train,
+    trainer_problems,
+    evaluator_problems,
+    grid_problems,
+    _export,
+)
+# The checks of each kind of method; groups that have no effect on it are not checked.
+_CHECKS: dict[Kind, tuple[_Check, ...]] = {
+    Kind.CHAT: (_model, chat_problems),
+    Kind.PREVIEW: (_model, _data, _train, preview_problems),
+    Kind.EXPORT: (_model, export_problems, _data, grid_problems, _output_dir),
+    Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, _output_dir),
+    Kind.TRAIN: (*_TRAINING, _output_dir),
+}
+
+
 def cross_problems(cfg: Config) -> list[str]:
     """Everything that single values can't show, all at once."""
-    groups = [_method, no_other, reward_problems, no_generator]
-    if cfg.method == "chat":  # trains nothing and reads no rows: what the other groups say has no effect
-        groups += [_model, chat_problems]
-    elif cfg.method == "preview":
-        groups += [_model, _data, _train, preview_problems]
-    elif cfg.method == "export":
-        groups += [_model, export_problems, _data, grid_problems, _output_dir]
-    elif cfg.method == "evaluate":
-        groups += [_model, evaluate_problems, _data, evaluator_problems, _output_dir]
-    elif cfg.method == "compare":
+    method = cfg.traits
+    groups: list[_Check] = [_method, no_other, reward_problems, no_generator]
+    if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:
-        groups += [_model, _adapter, _data, _train, trainer_problems, evaluator_problems, grid_problems, _export]
-        own = {"rl": rl_problems, "dpo": preference_problems, "reward_model": preference_problems}.get(cfg.method)
-        groups += [*([own] if own else []), _output_dir]
+        groups += _CHECKS[method.kind]
+    groups += [rl_problems] if method.rewarded else [preference_problems] if method.reads is Reads.PAIRS else []
     return [problem for group in groups for problem in group(cfg)]

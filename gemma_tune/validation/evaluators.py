@@ -58,12 +58,12 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
 
 def _during_training(cfg: Config) -> Iterator[str]:
     """What is set of the evaluations before and while training, where there are none."""
-    trains = cfg.method not in ("evaluate", "compare")
+    trains = cfg.traits.trains
     keys = ("during_training", "max_samples_during_training", *(() if trains else ("before",)))
     if trains and cfg.train.eval_steps:
         return
     for key in keys:
-        if cfg.method == "rl" and key == "during_training":  # configs/eval/rewards.yaml names what it would be
+        if cfg.traits.rewarded and key == "during_training":  # configs/eval/rewards.yaml names what it would be
             continue
         if getattr(cfg.eval, key) != getattr(EvalConfig(), key):
             if trains:

@@ -16,7 +16,7 @@ _WITH_LLAMA_CPP = ("model_name_or_path", "tokenizer_name_or_path", "chat_templat
 def gguf_problems(cfg: Config) -> Iterator[str]:
     """What can't be done with a GGUF file."""
     name = cfg.model.model_name_or_path
-    if cfg.method != "evaluate":
+    if not cfg.traits.gguf:
         yield (
             f"model.model_name_or_path={name}: recipe={cfg.recipe} needs a checkpoint, and this is a GGUF file, which "
             "recipe=evaluate alone takes; name the checkpoint or the run that it was made from."

@@ -10,8 +10,6 @@ from gemma_tune.config.export import FORMATS
 from gemma_tune.config.quant import Stage2Config
 from gemma_tune.validation.suggest import did_you_mean
 
-_ON_GRID = ("qat", "export", "tune_to_int4")
-
 
 def grid_problems(cfg: Config) -> Iterator[str]:
     """What a run on a grid can't do, and what has no effect without one."""
@@ -19,7 +17,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     for name in cfg.export.formats:
         if name not in FORMATS:
             yield f"export.formats: there is no {name}; there are {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
-    if cfg.method not in _ON_GRID:
+    if not cfg.traits.quantizes:
         for key, default in vars(QuantConfig()).items():
             if getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe={cfg.recipe}; use recipe=qat or recipe=export."
@@ -40,7 +38,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
     if q.teacher == "live" and q.teacher_folder:
         yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
-    if cfg.method == "tune_to_int4":
+    if cfg.traits.stages:
         yield from _tune_to_int4_problems(cfg)
         return
     if q.stage2 != Stage2Config():
@@ -49,7 +47,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q4_0_fp16 with model.dtype=bfloat16, which can't hold its values; leave model.dtype out."
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: the grid rounds full weights; leave it out."
-    if cfg.method == "export":
+    if not cfg.traits.trains:
         for key, default in vars(QuantConfig()).items():
             if key not in ("grid", "embedding", "stage2") and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
@@ -72,7 +73,7 @@ def compare_problems(cfg: Config) -> Iterator[str]:
 
 def needs_rows(cfg: Config) -> bool:
     """Whether a model is measured, so that rows and evaluators are wanted."""
-    return cfg.method != "compare" or not all(is_run_with_results(model) for model in cfg.compare.models)
+    return cfg.traits.kind is not Kind.COMPARE or not all(is_run_with_results(model) for model in cfg.compare.models)
 
 
 def _trains_nothing(cfg: Config) -> Iterator[str]:

@@ -14,7 +14,7 @@ from gemma_tune.validation.suggest import missing_path
 def no_other(cfg: Config) -> Iterator[str]:
     """What is set of a group that only another recipe uses."""
     for group, defaults in (("chat", ChatConfig()), ("preview", PreviewConfig()), ("compare", CompareConfig())):
-        for key, default in vars(defaults).items() if group != cfg.method else ():
+        for key, default in vars(defaults).items() if group != cfg.traits.group else ():
             if getattr(getattr(cfg, group), key) != default:
                 yield f"{group}.{key} has no effect with recipe={cfg.recipe}; use recipe={group}, or leave it out."
 

@@ -17,7 +17,7 @@ def reward_problems(cfg: Config) -> Iterator[str]:
     """What is wrong with the rewards; and that there are some only where something uses them."""
     r = cfg.reward
     used = r.weighted()
-    if not (cfg.method == "rl" or "rewards" in cfg.eval.evaluators):
+    if not (cfg.traits.rewarded or "rewards" in cfg.eval.evaluators):
         if r != RewardConfig():
             yield (
                 f"reward has no effect with recipe={cfg.recipe}; use recipe=grpo, add rewards to eval.evaluators, or "
@@ -109,7 +109,7 @@ def rl_problems(cfg: Config) -> Iterator[str]:
 
 def no_generator(cfg: Config) -> Iterator[str]:
     """Tasks of a generator have answers that nobody would learn to write: they are for rewards."""
-    if cfg.data.generator and cfg.method not in ("rl", "evaluate", "compare"):
+    if cfg.data.generator and not cfg.traits.answers_prompts:
         yield f"data.generator={cfg.data.generator} with recipe={cfg.recipe}: its tasks are for rewards (recipe=grpo)."
 
 
@@ -120,7 +120,7 @@ def preference_problems(cfg: Config) -> Iterator[str]:
         yield f"data.streaming=true has no effect with recipe={cfg.recipe}, which reads all pairs; leave it out."
     if t.train_sampling_strategy != "random":
         yield f"train.train_sampling_strategy has no effect with recipe={cfg.recipe}; leave it out."
-    if cfg.method == "reward_model" and cfg.model.load_in_4bit:
+    if cfg.model.load_in_4bit and not cfg.traits.four_bit:
         yield "model.load_in_4bit=true with recipe=reward_model: its head is no 4-bit layer; leave it out."
-    if cfg.method == "reward_model" and cfg.eval.evaluators:
+    if cfg.eval.evaluators and not cfg.traits.evaluators:
         yield "eval.evaluators has no effect with recipe=reward_model, which scores the held-out pairs; leave it out."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config, TrainConfig
-from gemma_tune.config.train import TRAINERS
+from gemma_tune.config.methods import TRAINERS
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
 # Options of the trainer that another key of ours already decides, or that can't be left to the user.
@@ -114,14 +114,14 @@ def trainer_options(name: str = "SFTConfig") -> dict[str, str]:
 @functools.cache
 def _every_option() -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in TRAINERS.values():
+    for name in TRAINERS:
         found = trainer_options(name) | found
     return found
 
 
 def trainer_of(cfg: Config) -> str:
     """TRL's dataclass of options behind a recipe; SFT's where it trains nothing."""
-    return TRAINERS.get(cfg.train.algorithm if cfg.method == "rl" else cfg.method, "SFTConfig")
+    return cfg.traits.trainer or TRAINERS[0]
 
 
 def trainer_problems(cfg: Config) -> Iterator[str]:
@@ -129,8 +129,7 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
     name = trainer_of(cfg)
     options, default = trainer_options(name), TrainConfig()
     for key, value in vars(cfg.train).items():
-        ours = key in _OURS or (key == "algorithm" and cfg.method == "rl")
-        if value != getattr(default, key) and not ours and key not in options:
+        if value != getattr(default, key) and key not in _OURS and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
     known, asked = LOSSES.get(name, ()), cfg.train.loss_type
     losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]

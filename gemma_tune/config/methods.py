@@ -1,0 +1,157 @@
+"""What each method is: the one table that says what a recipe does to a model. Imports nothing of ours and no torch.
+
+A recipe's YAML names its method (`method: qat`). Code outside `config/` and `recipes/` never asks for that name, only
+for a property of the method (`cfg.traits.four_bit`). So a new method is one row here, a file in `recipes/` and a YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What a method does, in one word; it decides which groups of the configuration have an effect."""
+
+    TRAIN = "train"
+    MEASURE = "measure"
+    COMPARE = "compare"
+    EXPORT = "export"
+    PREVIEW = "preview"
+    CHAT = "chat"
+
+
+class Reads(Enum):
+    """What a method reads of `data`."""
+
+    EXAMPLES = "conversations or text, as token ids and labels"
+    PAIRS = "pairs of a better and a worse answer"
+    PROMPTS = "prompts with reference answers; the completions are the model's own"
+    HELD_OUT = "validation and test sets only"
+    QUESTIONS = "prompts of `chat`; nothing of `data`"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Default peak learning rates: wide models, and those narrower than `NARROW`, as the embedded one is.
+
+    Attributes:
+        full: Where every weight is trained.
+        adapter: Where an adapter is.
+    """
+
+    full: tuple[float, float]
+    adapter: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        file: The file of `recipes/` that holds the order of steps.
+        kind: What it does.
+        reads: What it reads of `data`.
+        trainer: TRL's dataclass of options behind it; None where nothing is trained.
+        rates: Default learning rates; None where nothing is trained.
+        batch: Default examples of a forward pass on one device, wide and narrow; (packed: see `cli/defaults.py`).
+        float32: Weights are held in float32 whatever is trained (a quantization format rounds full weights).
+        four_bit: Whether the base may be in 4 bit.
+        streams: Whether training data may be streamed.
+        packs: Whether several examples may be packed into one sequence.
+        quantizes: Whether `quant` has an effect.
+        stages: The methods that it runs one after the other, each with a run folder inside its own.
+        evaluators: Whether `eval.evaluators` measures the model; a reward model is measured by its pairs.
+        gguf: Whether the model may be a GGUF file.
+        group: The group of the configuration that only this method uses.
+        run_folder: Whether it keeps a run folder.
+        adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
+    """
+
+    file: str
+    kind: Kind
+    reads: Reads
+    trainer: str | None = None
+    rates: Rates | None = None
+    batch: tuple[int, int] = (8, 4)
+    float32: bool = False
+    four_bit: bool = True
+    streams: bool = False
+    packs: bool = False
+    quantizes: bool = False
+    stages: tuple[str, ...] = ()
+    evaluators: bool = True
+    gguf: bool = False
+    group: str | None = None
+    run_folder: bool = True
+    adapter_recipes: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights change."""
+        return self.kind is Kind.TRAIN
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the model is trained on its own completions, by rewards."""
+        return self.reads is Reads.PROMPTS
+
+    @property
+    def reads_training_set(self) -> bool:
+        """Whether it reads the training set, to train on it or to show it."""
+        return self.reads in (Reads.EXAMPLES, Reads.PAIRS, Reads.PROMPTS)
+
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether the model writes answers that are scored: rows need no answer, and prompts may ask it to think."""
+        return self.rewarded or self.kind in (Kind.MEASURE, Kind.COMPARE)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one example in a batch: both answers of a pair, each behind its prompt, are two."""
+        return 2 if self.reads is Reads.PAIRS else 1
+
+
+_SFT_RATES = Rates(full=(2e-5, 2e-3), adapter=(2e-4, 8e-3))
+_RL_RATES = Rates(full=(1e-6, 2e-4), adapter=(1e-5, 2e-3))
+
+
+def _rl(trainer: str) -> Method:
+    return Method("rl", Kind.TRAIN, Reads.PROMPTS, trainer, _RL_RATES, batch=(8, 256))
+
+
+METHODS: dict[str, Method] = {
+    "sft": Method(
+        "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True
+    ),
+    "dpo": Method("dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3))),
+    "reward_model": Method(
+        "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),
+        four_bit=False, evaluators=False,
+    ),
+    "grpo": _rl("GRPOConfig"),
+    "dapo": _rl("GRPOConfig"),
+    "dr_grpo": _rl("GRPOConfig"),
+    "gspo": _rl("GRPOConfig"),
+    "rloo": _rl("RLOOConfig"),
+    # In a quantization format the gradient is noisier: batches of 4 took back half of what batches of 8 do
+    "qat": Method(
+        "qat", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", Rates(full=(1e-5, 1e-4), adapter=(1e-4, 1e-3)), batch=(8, 8),
+        float32=True, four_bit=False, packs=True, quantizes=True,
+    ),
+    "tune_to_int4": Method(
+        "tune_to_int4", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, packs=True, quantizes=True,
+        stages=("sft", "qat"),
+    ),
+    "export": Method(
+        "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, evaluators=False
+    ),
+    "evaluate": Method("evaluate", Kind.MEASURE, Reads.HELD_OUT, gguf=True),
+    "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare"),
+    "preview": Method(
+        "preview", Kind.PREVIEW, Reads.EXAMPLES, rates=_SFT_RATES, streams=True, packs=True, group="preview",
+        run_folder=False,
+    ),
+    "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
+}  # fmt: skip
+TRAINERS = tuple(dict.fromkeys(m.trainer for m in METHODS.values() if m.trainer))
