@@ -34,6 +34,20 @@ class Rendered:
         """Tokens that the loss counts; the first token has no prediction."""
         return sum(label != -100 for label in self.labels[1:])
 
+    @property
+    def sides(self) -> tuple[Rendered]:
+        """Itself, as the two of a pair are the pair's."""
+        return (self,)
+
+    @property
+    def answer_end(self) -> int:
+        """Tokens up to the last one that the loss counts: what the template writes after an answer lies beyond them.
+
+        Raises:
+            ValueError: The loss counts none.
+        """
+        return max(i for i, label in enumerate(self.labels) if label != -100) + 1
+
 
 def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Rendered:
     """Renders a conversation; the loss counts the assistant's tokens and the stop token, nothing else.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,10 @@ from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.rendering import find_records
+from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
-from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.data.tokenized import TokenizedRows, note_reading
 from gemma_tune.errors import UserError
 
 _IDS = List(Value("int32"))
@@ -72,21 +73,15 @@ def render_pair(record: Record, tokenizer: Any) -> Pair:
         raise BadRow(f"{record.where}: this row is no pair of answers; preferences need chosen and rejected.")
     try:
         prompt = render_prompt(tokenizer, record.prompt, record.tools)
-        chosen, rejected = (
-            _answer(render_chat(tokenizer, [*record.prompt, *answer], record.tools), len(prompt))
-            for answer in (record.messages[len(record.prompt) :], record.rejected)
-        )
+        answers = record.messages[len(record.prompt) :], record.rejected
+        rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
+        # With the token that the model stops at, and without what the template writes after it
+        chosen, rejected = (row.input_ids[len(prompt) : row.answer_end] for row in rows)
     except (Unrenderable, TemplateError) as error:
         raise BadRow(f"{record.where}: {error}") from error
     if chosen == rejected:
         raise BadRow(f"{record.where}: the model's template writes chosen and rejected alike; nothing is to prefer.")
     return Pair(prompt, chosen, rejected)
-
-
-def _answer(row: Rendered, begin: int) -> list[int]:
-    """What the model says, with the token that it stops at, and without what the template writes after it."""
-    end = max(i for i, label in enumerate(row.labels) if label != -100) + 1
-    return row.input_ids[begin:end]
 
 
 class ChosenRows(Sequence[Rendered]):
@@ -121,23 +116,22 @@ class Pairs(TokenizedRows):
 
     def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
         """Renders pairs, cuts or drops those longer than `max_length`, and counts."""
-        for record, pair in self.render_each(records, lambda r: render_pair(r, tokenizer)):
-            if pair.longest > max_length:
-                if self.drop_long:
-                    self.dropped.append(record.where)
-                    continue
-                self.cut += 1
-                pair = pair.cut(max_length)
+
+        def fit(pair: Pair) -> tuple[Pair | None, bool]:
+            if pair.longest <= max_length:
+                return pair, False
+            if self.drop_long:
+                return None, False
+            pair = pair.cut(max_length)
             if pair.chosen == pair.rejected:  # what they differ in was cut, or the prompt alone fills the row
-                self.cut -= 1
-                self.dropped.append(record.where)
-                continue
-            self.add(record, *pair.sides)
-            yield pair
+                return None, False
+            return pair, True
+
+        return self.keep(records, lambda r: render_pair(r, tokenizer), fit)
 
     def store(self, pairs: Iterable[Pair]) -> None:
-        """Writes the pairs to Arrow files, so that their number doesn't show in memory."""
-        self._folder = tempfile.TemporaryDirectory(prefix="gemma_tune-")  # goes with this object
+        """Writes the pairs to memory-mapped Arrow files, so that memory doesn't grow with their number."""
+        self._folder = scratch_folder()  # goes with this object
         files = [str(Path(self._folder.name) / f"{name}.arrow") for name in ("pairs", "conversations")]
         with (
             ArrowWriter(path=files[0], features=_FOR_DPO, writer_batch_size=1000) as parts,
@@ -182,36 +176,25 @@ def load_pairs(
     if data.streaming:
         raise UserError("data.streaming=true: pairs are read before training; leave it out.")
     split = split_rows(data, seed)
-    found = []
-    for name, records, part in (
-        ("training rows", split.train(), split.part),
-        ("held-out rows", split.held_out(), split.others),
-    ):
+
+    def load(records: Iterator[Record], name: str) -> Pairs:
         pairs = Pairs(skip_refused=data.on_bad_row == "skip", drop_long=drop_long)
         bar = tqdm(records, desc=f"render {name}", unit=" pairs", disable=None, leave=False)
-        pairs.store(pairs.pairs(bar, tokenizer, max_length))
+        try:
+            pairs.store(pairs.pairs(bar, tokenizer, max_length))
+        except OSError as error:
+            raise no_room(f"{name}: rendered pairs", error) from error
         if pairs.read and not len(pairs.rendered):
             raise UserError(f"{name}: none of {pairs.read} pairs fits into train.max_length={max_length}; raise it.")
-        if part is not None:
-            pairs.skipped, pairs.formats = part.skipped, part.formats
-        found.append(pairs)
-    train, held_out = found
-    train.repeated, train.leaked = split.said_again, split.said_elsewhere
-    return train, held_out
+        return pairs
+
+    return note_reading(split, load(split.train(), "training rows"), load(split.held_out(), "held-out rows"))
 
 
 def find_pairs(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
     """Where training pairs stand, by the token ids of either side; as `find_rows`."""
-    left, found = {tuple(ids) for ids in wanted}, []
-    for record in reading.training(data):
-        try:
-            sides = render_pair(record, tokenizer).cut(max_length).sides
-        except BadRow:  # left out of the training, too
-            continue
-        keys = {tuple(side.input_ids) for side in sides}
-        if keys & left:
-            found.append(record.where)
-            left -= keys
-        if not left:
-            break
-    return found
+
+    def sides(record: Record) -> set[tuple[int, ...]]:
+        return {tuple(side.input_ids) for side in render_pair(record, tokenizer).cut(max_length).sides}
+
+    return find_records(reading.training(data), sides, wanted)

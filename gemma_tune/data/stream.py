@@ -50,9 +50,9 @@ def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) ->
     first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip)
     if not first.read:
         raise UserError(f"{part}: no row is left to train on.")
-    train = replace(first, skipped=part.skipped, formats=part.formats)
-    if others is not None:
-        held_out.skipped, held_out.formats = others.skipped, others.formats
+    train = replace(first)
+    train.read_by(part)
+    held_out.read_by(others)
 
     def rendered() -> Iterator[dict[str, list[int]]]:
         train.begin()  # TRL looks at the first row beforehand

@@ -5,47 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
 from tqdm import tqdm
 
-from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
+from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.rendering import Sided, find_records, render_record, split_answers
 from gemma_tune.data.scratch import no_room
-from gemma_tune.data.split import split_rows
+from gemma_tune.data.split import TrainHeldOut, split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
 _NAMED = 5
-T = TypeVar("T")
-
-
-def rendered(record: Record, tokenizer: Any) -> Rendered:
-    """A row as the model sees it, of whatever length.
-
-    Raises:
-        BadRow: The model's chats have no place for something in it.
-    """
-    if record.messages is None:
-        return render_text(tokenizer, record.text or "")
-    try:
-        return render_chat(tokenizer, record.messages, record.tools)
-    except (Unrenderable, TemplateError) as error:
-        raise BadRow(f"{record.where}: {error}") from error
-
-
-def parts(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
-    """The records; where answers need prompts of their own, one for each (see `answers_apart`)."""
-    for record in records:
-        rows = [None] if record.messages is None else answers_apart(tokenizer, record.messages)
-        yield from (record if m is record.messages else replace(record, messages=m) for m in rows)
+T = TypeVar("T", bound=Sided)
+R = TypeVar("R", bound="TokenizedRows")
 
 
 @dataclass
@@ -100,6 +80,11 @@ class TokenizedRows:
         """What is said of the rows that were dropped."""
         return "rows have no trained token within train.max_length and were dropped"
 
+    def read_by(self, part: reading.SplitReader | None) -> None:
+        """Notes which formats and bad rows the reader of these rows has met, and will meet."""
+        if part is not None:
+            self.skipped, self.formats = part.skipped, part.formats
+
     def left_out(self) -> list[str]:
         """What is wrong with each row that was left out."""
         return [*self.skipped, *self.refused]
@@ -111,29 +96,42 @@ class TokenizedRows:
 
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
-        for record, row in self.render_each(parts(records, tokenizer), lambda r: rendered(r, tokenizer)):
-            if len(row.input_ids) > max_length:
-                self.cut += 1
-                row = row.cut(max_length)
-            if row.trained_tokens == 0:
-                self.dropped.append(record.where)
-                continue
-            self.add(record, row)
-            yield row
 
-    def render_each(self, records: Iterable[Record], render: Callable[[Record], T]) -> Iterator[tuple[Record, T]]:
-        """Counts records and renders them; what can't be is refused and passed over, or ends the reading."""
+        def fit(row: Rendered) -> tuple[Rendered | None, bool]:
+            cut = row.cut(max_length)
+            return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length
+
+        return self.keep(split_answers(records, tokenizer), lambda r: render_record(r, tokenizer), fit)
+
+    def keep(
+        self, records: Iterable[Record], render: Callable[[Record], T], fit: Callable[[T], tuple[T | None, bool]]
+    ) -> Iterator[T]:
+        """The one walk from records to what is trained on; counts what becomes of each.
+
+        Args:
+            records: As read.
+            render: Renders a record; one that raises BadRow is left out (`skip_refused`), or ends the reading.
+            fit: What of it fits into the length, or None where nothing is left; and whether it was cut.
+
+        Raises:
+            UserError: A record that can't be rendered, unless such records are left out.
+        """
         for record in records:
-            self.read += 1
             try:
-                seen = render(record)
+                whole = render(record)
             except BadRow as error:
                 if not self.skip_refused:
                     raise UserError(str(error)) from error
-                self.read -= 1
                 self.refused[str(error)] = None
                 continue
-            yield record, seen
+            self.read += 1
+            row, is_cut = fit(whole)
+            self.cut += is_cut
+            if row is None:
+                self.dropped.append(record.where)
+                continue
+            self.add(record, *row.sides)
+            yield row
 
     def add(self, record: Record, *rows: Rendered) -> None:
         """Counts what is used of a record."""
@@ -224,9 +222,13 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
     skip = data.on_bad_row == "skip"
     train = render_rows(split.train(), tokenizer, max_length, "training rows", skip)
     held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip)
-    for rows, part in ((train, split.part), (held_out, split.others)):
-        if part is not None:
-            rows.skipped, rows.formats = part.skipped, part.formats
+    return note_reading(split, train, held_out)
+
+
+def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
+    """Both, with what was noticed while they were read."""
+    train.read_by(split.part)
+    held_out.read_by(split.others)
     train.repeated, train.leaked = split.said_again, split.said_elsewhere
     return train, held_out
 
@@ -243,8 +245,7 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
     else:
         records = islice(part or (), data.max_eval_samples)
     rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip")
-    if part is not None:
-        rows.skipped, rows.formats = part.skipped, part.formats
+    rows.read_by(part)
     return rows
 
 
@@ -260,18 +261,8 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     Returns:
         `file:line` of each that is found, once for rows that are equal.
     """
-    left, found = {tuple(ids) for ids in wanted}, []
-    for record in parts(reading.training(data), tokenizer):
-        try:
-            ids = tuple(rendered(record, tokenizer).input_ids[:max_length])
-        except BadRow:  # left out of the training, too
-            continue
-        if ids in left:
-            found.append(record.where)
-            left.remove(ids)
-        if not left:
-            break
-    return found
+    records = split_answers(reading.training(data), tokenizer)
+    return find_records(records, lambda r: {tuple(render_record(r, tokenizer).input_ids[:max_length])}, wanted)
 
 
 def read_training_prompts(

@@ -97,8 +97,7 @@ def _renderer(tokenizer: Any) -> _Render:
         prompt, tools = list(task.prompt), list(task.tools) or None
         try:
             row = render_chat(tokenizer, [*prompt, _message(said)], tools)
-            end = max(i for i, label in enumerate(row.labels) if label != -100) + 1
-            return row.input_ids[:end]
+            return row.input_ids[: row.answer_end]
         except (Unrenderable, TemplateError, ValueError, TypeError):  # the last: half a character, which has no bytes
             whole = said.encode(errors="replace").decode()
             text = tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]

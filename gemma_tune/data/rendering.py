@@ -1,0 +1,69 @@
+"""From a record to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
+from gemma_tune.data.records import BadRow, Record
+
+
+class Sided(Protocol):
+    """What is rendered of a record: one row, or the two of a pair."""
+
+    @property
+    def sides(self) -> Sequence[Rendered]:
+        """The rows."""
+        ...
+
+
+def render_record(record: Record, tokenizer: Any) -> Rendered:
+    """A row as the model sees it, of whatever length.
+
+    Raises:
+        BadRow: The model's chat template has no place for something in it.
+    """
+    if record.messages is None:
+        return render_text(tokenizer, record.text or "")
+    try:
+        return render_chat(tokenizer, record.messages, record.tools)
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
+
+
+def split_answers(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
+    """The records; where each answer needs a prompt of its own, one record for each answer (see `answers_apart`)."""
+    for record in records:
+        rows = [None] if record.messages is None else answers_apart(tokenizer, record.messages)
+        yield from (record if m is record.messages else replace(record, messages=m) for m in rows)
+
+
+def find_records(
+    records: Iterable[Record], keys: Callable[[Record], set[tuple[int, ...]]], wanted: Sequence[Sequence[int]]
+) -> list[str]:
+    """Where the records stand that become the wanted rows; reading stops when all are found.
+
+    Args:
+        records: As read.
+        keys: The rows that a record becomes, each as token ids.
+        wanted: Rows as token ids.
+
+    Returns:
+        `file:line` of each that is found; of equal rows only the first.
+    """
+    left, found = {tuple(ids) for ids in wanted}, []
+    for record in records:
+        try:
+            rows = keys(record)
+        except BadRow:  # training leaves it out, too
+            continue
+        if rows & left:
+            found.append(record.where)
+            left -= rows
+        if not left:
+            break
+    return found
