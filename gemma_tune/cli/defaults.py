@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from gemma_tune.config import Config, ModelConfig
@@ -12,6 +11,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import has_results, is_run_with_results, model_of_run, resolve
+from gemma_tune.run.read_once import read_json
 
 # Sequences of a forward pass where several examples are packed into one.
 _BATCH_PACKED = 2
@@ -81,7 +81,7 @@ def _width(model: ModelConfig) -> int:
 
             return read_gguf_header(source.gguf).width
         folder = source.folder
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        config = read_json(folder / "config.json") if folder else {}
         return int((config.get("text_config") or config).get("hidden_size", NARROW))
     except (UserError, OSError, ValueError, AttributeError):
         return NARROW  # said where the model is loaded

@@ -150,13 +150,15 @@ class AdapterSaver:
         if config is not None and str(config.init_lora_weights).startswith(("pissa", "olora")):
             self._start = tempfile.TemporaryDirectory(prefix="adapter-start-")
             init, config.init_lora_weights = config.init_lora_weights, True
-            model.save_pretrained(self._start.name)
+            model.save_pretrained(self._start.name, save_embedding_layers=False)
             config.init_lora_weights = init
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
         kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
-        model.save_pretrained(folder, selected_adapters=["default"], **kwargs)  # and not TRL's copy of it
+        # Not TRL's copy of it. No adapter reaches the embedding; left to itself, PEFT opens the base's config.json to
+        # find out
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **kwargs)
         if self._with_towers:
             _use_published_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all

@@ -6,28 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.load import check_vocabulary, load_config, pick_device, stop_token_ids
+from gemma_tune.models.load import check_vocabulary, load_config, load_language_part, stop_token_ids
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part, padded
 
 HEAD = "score"
-# Transformers' classes, by the `model_type` of the language part; it has none for Gemma 3n and Gemma 4.
-_CLASSES = {
-    "gemma": "GemmaForSequenceClassification",
-    "gemma2": "Gemma2ForSequenceClassification",
-    "gemma3_text": "Gemma3TextForSequenceClassification",
-}
 
 
 class ScoreHead(nn.Linear):  # type: ignore[misc]
@@ -51,14 +42,15 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
         tokenizer: Its tokenizer.
 
     Raises:
-        UserError: A family that has no such class, an adapter, 4-bit weights, or weights that don't fit.
+        UserError: A family that has no such class, an adapter, 4-bit weights, or weights that don't fit the model.
     """
     config = load_config(source)
     family, text = FAMILIES[config.model_type], config.get_text_config()
-    if text.model_type not in _CLASSES:
+    if family.classifier_class is None:
+        known = dict.fromkeys(f.name for f in FAMILIES.values() if f.classifier_class)
         raise UserError(
             f"model.model_name_or_path={source.base}: Transformers has no class for sequence classification of "
-            f"{family.name}; reward models can be made of {', '.join(FAMILIES[k].name for k in _CLASSES)}."
+            f"{family.name}; reward models can be made of {', '.join(known)}."
         )
     if source.adapter is not None:
         raise UserError(
@@ -68,34 +60,7 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
     if model.load_in_4bit:
         raise UserError("model.load_in_4bit=true: a reward model is trained on 16-bit or 32-bit weights; leave it out.")
     text.num_labels, text.pad_token_id = 1, tokenizer.pad_token_id
-    cls: Any = getattr(transformers, _CLASSES[text.model_type])
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is new is no news
-    try:
-        loaded, info = cls.from_pretrained(
-            source.base,
-            config=text,
-            key_mapping=family.key_mapping,
-            dtype=getattr(torch, str(model.dtype)),
-            attn_implementation=model.attn_implementation or family.attention[0],
-            revision=source.revision,
-            device_map={"": str(pick_device(model))},
-            output_loading_info=True,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}).") from error
-    finally:
-        logging.set_verbosity(loud)
-    lost = [n for n in info["missing_keys"] if n != f"{HEAD}.weight"]
-    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not n.startswith("lm_head.")]
-    if lost or extra:
-        raise UserError(
-            f"model.model_name_or_path={source.base}: {len(lost)} weights are missing in the files and {len(extra)} "
-            f"have no place in the model (for example {[*lost, *extra][0]}); fetch the checkpoint again."
-        )
+    loaded: PreTrainedModel = load_language_part(model, source, config, family.classifier_class, [f"{HEAD}.weight"])
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.pad_token_id])
     float32_head(loaded)
     return loaded

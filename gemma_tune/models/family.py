@@ -33,6 +33,7 @@ class Family:
         name: As people say it.
         form: Chat form of checkpoints that have no template of their own (the pretrained ones).
         language_class: Transformers' class of the language part, which is what we train.
+        classifier_class: Transformers' class of the language part under a head for sequence classification, or None.
         has_towers: Whether the checkpoint holds towers for images or audio around the language part. They are not
             loaded; an export gets them from the checkpoint, to the bit.
         linear_layers: Last names of the linear layers that adapters and 4-bit weights reach. Others are small (router,
@@ -47,6 +48,7 @@ class Family:
     name: str
     form: str
     language_class: str
+    classifier_class: str | None = None
     has_towers: bool = False
     linear_layers: tuple[str, ...] = _ATTENTION_AND_MLP
     norm_adds_one: bool = True
@@ -74,6 +76,7 @@ class Family:
         return name.rsplit(".", 1)[-1] in self.linear_layers
 
 
+_GEMMA3 = Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification")
 _GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", norm_adds_one=False)
 _GEMMA4 = Family("Gemma 4", "gemma4", "Gemma4ForCausalLM", norm_adds_one=False, experts="experts")
 _GEMMA4_UNIFIED = Family("Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", norm_adds_one=False)
@@ -85,12 +88,16 @@ def _with_towers(family: Family) -> Family:
 
 # By `model_type` of config.json.
 FAMILIES = {
-    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM"),
+    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM", "GemmaForSequenceClassification"),
     "gemma2": Family(
-        "Gemma 2", "gemma", "Gemma2ForCausalLM", attention=("eager", "flash_attention_2", "flex_attention")
+        "Gemma 2",
+        "gemma",
+        "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        attention=("eager", "flash_attention_2", "flex_attention"),
     ),
-    "gemma3_text": Family("Gemma 3", "gemma3", "Gemma3ForCausalLM"),
-    "gemma3": Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", has_towers=True),
+    "gemma3_text": _GEMMA3,
+    "gemma3": _with_towers(_GEMMA3),
     "gemma3n_text": _GEMMA3N,
     "gemma3n": _with_towers(_GEMMA3N),
     "gemma4_text": _GEMMA4,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.config import ModelConfig
@@ -27,6 +31,7 @@ from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
+from gemma_tune.run.read_once import read_json
 
 
 def _not_loadable(source: Source, error: Exception) -> UserError:
@@ -40,21 +45,45 @@ def _not_loadable(source: Source, error: Exception) -> UserError:
     return UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}); {help_line}.")
 
 
+@cache
+def _config_on_hub(name: str, revision: str | None) -> Any:
+    return AutoConfig.from_pretrained(name, revision=revision)
+
+
+def _config_of_folder(source: Source, folder: Path) -> Any:
+    """As `AutoConfig.from_pretrained` gives it, which would open the file at every call."""
+    try:
+        stored = read_json(folder / "config.json")
+    except ValueError as error:
+        raise ValueError(f"config.json is not JSON: {error}") from error
+    if not isinstance(stored, dict) or "model_type" not in stored:
+        raise ValueError("config.json has no model_type")
+    _check_family(source, stored["model_type"])  # AutoConfig answers an unknown one with a list of all that it knows
+    return AutoConfig.for_model(**stored | {"name_or_path": source.base})
+
+
+def _check_family(source: Source, model_type: str) -> None:
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"model.model_name_or_path={source.base}: its model_type is {model_type}; known are {', '.join(FAMILIES)}."
+        )
+
+
 def load_config(source: Source) -> Any:
-    """The model's config.json as Transformers reads it.
+    """The model's config.json as Transformers reads it, each time an object of its own.
+
+    The file is opened once in a process, however often it is asked for (`read_once`), unless it changes.
 
     Raises:
         UserError: Not found, no access, or no Gemma that we know.
     """
     try:
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision)
+        if source.folder is not None:
+            return _config_of_folder(source, source.folder)
+        config = copy.deepcopy(_config_on_hub(source.base, source.revision))
     except (OSError, ValueError) as error:
         raise _not_loadable(source, error) from error
-    if config.model_type not in FAMILIES:
-        raise UserError(
-            f"model.model_name_or_path={source.base}: its model_type is {config.model_type}; "
-            f"known are {', '.join(FAMILIES)}."
-        )
+    _check_family(source, config.model_type)
     return config
 
 
@@ -86,9 +115,10 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
     family = family_of(source)
     beside = source.tokenizer in (source.base, str(source.adapter))
     said = f"model.model_name_or_path={source.base}" if beside else f"model.tokenizer_name_or_path={source.tokenizer}"
-    revision = source.revision if source.tokenizer == source.base else None
+    own = source.tokenizer == source.base
+    revision, config = (source.revision, load_config(source)) if own else (None, None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=revision, config=config)
     except (OSError, ValueError) as error:
         if beside:
             raise _not_loadable(source, error) from error
@@ -170,6 +200,29 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         UserError: Not loadable, weights missing in the files or too many, or stored in a quantised form.
     """
     config = load_config(source)
+    loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
+    check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
+    set_stop_tokens(loaded, tokenizer)
+    return loaded
+
+
+def load_language_part(
+    model: ModelConfig, source: Source, config: Any, kind: str, new: Collection[str] = (), packed: bool = False
+) -> Any:
+    """The language part of a checkpoint in a class of Transformers; every weight of the files finds its place.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        config: Of the whole checkpoint, as `load_config` gives it; its text part goes to the class.
+        kind: Name of the class.
+        new: Weights of the class that are no language model's: the head of a classifier, random where the files
+            lack it. A model with such a head has no `lm_head`.
+        packed: As in `load_base`.
+
+    Raises:
+        UserError: As `load_base`.
+    """
     family = FAMILIES[config.model_type]
     text = config.get_text_config()
     if stored := getattr(config, "quantization_config", None):
@@ -181,7 +234,10 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
             f"model.attn_implementation={attention} can't compute {family.name}'s attention; leave it out for "
             f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
         )
-    cls: Any = getattr(transformers, family.language_class)
+    cls: Any = getattr(transformers, kind)
+    verbosity = logging.get_verbosity()
+    if new:
+        logging.set_verbosity_error()  # the warning that they are new says nothing that isn't meant
     try:
         loaded, info = cls.from_pretrained(
             source.base,
@@ -198,10 +254,12 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loadable(source, error) from error
-    _check_tensors(source, family, info)
-    check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [n for n in info["missing_keys"] if n not in new]
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not (new and n.startswith("lm_head."))]
+    _check_tensors(source, missing, extra, [key for key, *_ in info.get("mismatched_keys", ())])
     four_bit.keep_layout(loaded)
-    set_stop_tokens(loaded, tokenizer)
     return loaded
 
 
@@ -221,17 +279,12 @@ def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool 
     return load_frozen_adapter(loaded, source.adapter) if source.adapter is not None else loaded.eval()
 
 
-def _check_tensors(source: Source, family: Family, info: dict[str, Any]) -> None:
+def _check_tensors(source: Source, missing: list[str], extra: list[str], reshaped: list[str]) -> None:
     """Raises UserError where the files lack tensors of the language part, or hold some that it has no place for."""
-    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n)]
     for names, what, help_line in (
-        (info["missing_keys"], "are missing in the files", "they would be random. Fetch the checkpoint again."),
-        (extra, "in the files have no place in the model", "they would be lost. Hold config.json against the files."),
-        (
-            [key for key, *_ in info.get("mismatched_keys", ())],
-            "have another shape than config.json says",
-            "they would be random. Fetch the checkpoint again.",
-        ),
+        (missing, "are missing in the files", "they would be random. Fetch the checkpoint again."),
+        (extra, "in the files have no place in the model", "they would be lost. Compare config.json with the files."),
+        (reshaped, "have another shape than config.json says", "they would be random. Fetch the checkpoint again."),
     ):
         if names:
             some = ", ".join(sorted(names)[:3])

@@ -196,7 +196,11 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         """
         folder = Path(output_dir or self.args.output_dir)
         if isinstance(self.model, PeftModel):  # the adapter that is trained, and not TRL's copy of it
-            self.model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[self.model.active_adapter])
+            own = [self.model.active_adapter]
+            # As `AdapterSaver` does: no adapter reaches the embedding
+            self.model.save_pretrained(
+                folder, state_dict=state_dict, selected_adapters=own, save_embedding_layers=False
+            )
             self.processing_class.save_pretrained(folder)
             return
         self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gemma_tune.models.published import PUBLISHED, published
+from gemma_tune.models.published import all_published, published
+
+PUBLISHED = all_published()
 
 
 class Stored(NamedTuple):

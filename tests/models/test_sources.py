@@ -12,7 +12,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from short_runs import short_run
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+)
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
@@ -156,3 +163,24 @@ def test_a_run_on_a_grid_is_never_taken_off_it(within: str, tmp_path: Path) -> N
         find_source(model)
     shutil.copytree(TINY, run / "export" / "merged")
     assert find_source(model).folder == run / "export" / "merged"
+
+
+def test_the_config_is_read_as_transformers_reads_it(tmp_path: Path, checkpoint_with_images: Path) -> None:
+    """Each time an object of its own, opened once, and again after the file has changed."""
+    for folder in (TINY, checkpoint_with_images):
+        source = find_source(model_config(folder))
+        config, theirs = load_config(source), AutoConfig.from_pretrained(folder)
+        assert type(config) is type(theirs) and config.name_or_path == theirs.name_or_path
+        assert config.to_dict() == theirs.to_dict()
+        config.get_text_config().vocab_size = 7
+        assert load_config(source).to_dict() == theirs.to_dict()
+    folder = copy_of_tiny(tmp_path / "m")
+    source = find_source(model_config(folder))
+    stored = json.loads((folder / "config.json").read_text("utf-8"))
+    assert load_config(source).max_position_embeddings != 77
+    (folder / "config.json").write_text(json.dumps(stored | {"max_position_embeddings": 77}), encoding="utf-8")
+    assert load_config(source).max_position_embeddings == 77
+    for text, message in (("{", r"config\.json is not JSON"), ("{}", r"config\.json has no model_type")):
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=f"can't be loaded .*{message}"):
+            load_config(source)
