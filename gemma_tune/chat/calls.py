@@ -193,11 +193,6 @@ def _calls(value: Any) -> list[Call]:
     return calls
 
 
-def begins_call(text: str) -> bool:
-    """Whether a text begins as a call does, in any form."""
-    return text.startswith(("{", "[", "<start_function_call>", "<|tool_call>"))
-
-
 def same_calls(made: Sequence[Call], wanted: Sequence[Call]) -> bool:
     """Whether the same calls were made, in any order: names and arguments equal as JSON data."""
     left = list(made)

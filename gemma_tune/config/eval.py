@@ -24,8 +24,9 @@ class AnswersConfig:
 
     match: str = option(
         "exact_match",
-        "exact_match: the same calls as data, or the same words; number: the same last number (as in GSM8K); regex: "
-        "the same finds of `eval.answers.regex`.",
+        "exact_match: the same calls as data, or the same words; number: the same final answer, read as `reward.math` "
+        "does (`\\boxed{…}`, `<answer>…</answer>`, `#### …`, `answer is …`, else the last number), without computing "
+        "formulas; regex: the same match of `eval.answers.regex`.",
         choices=("exact_match", "number", "regex"),
     )
     regex: str | None = option(

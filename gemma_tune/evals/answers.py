@@ -1,32 +1,33 @@
-"""Greedy answers to test rows, right where they make the calls (or say the words, or the number) that the row wants."""
+"""Greedy answers to test rows, compared with the reference answer: its tool calls, its words or its number."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 
+from gemma_tune.call_syntax import begins_call
 from gemma_tune.chat import ChatForm, form_of
-from gemma_tune.chat.calls import begins_call, calls_of, content_text, parse_answer, same_calls
+from gemma_tune.chat.calls import calls_of, content_text, parse_answer, same_calls
 from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
 from gemma_tune.engines.transformers import Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import sample_answers
+from gemma_tune.rewards.answers import final_answer, same_answer
 
 
 def is_right(record: Record, answer: str, form: ChatForm | None = None) -> bool:
-    """Whether an answer is what the row wants.
+    """Whether an answer matches the reference answer of its row.
 
-    Calls are compared as data, in any order: names, and arguments with their types. Where the user asks for what no
-    tool does (the row has tools and wants no call), any words are right that aren't, and don't begin as, a call.
-    Everywhere else the words must be the row's. Thinking doesn't count.
+    Calls are compared as data, in any order: names, and arguments with their types. If the user asks for something
+    that no tool does (the row has tools and no call), any text is right that isn't, and doesn't begin as, a call.
+    Otherwise the words must be equal. Thinking is ignored.
 
     Args:
-        record: A conversation; its last answer is the wanted one.
-        answer: The answer, as `answer_text` gives it.
-        form: The form of the answer; None tells it by the tokens in it.
+        record: A conversation; its last answer is the reference.
+        answer: The answer, as `answer_text` returns it.
+        form: The chat template of the answer; None detects it from the tokens in the answer.
     """
     wanted = (record.messages or [])[len(record.prompt)]
     text, made, _ = parse_answer(answer, form)
@@ -39,74 +40,62 @@ def is_right(record: Record, answer: str, form: ChatForm | None = None) -> bool:
     return text == words.strip()
 
 
-# A minus behind a letter, a digit or a bracket is none (5-10), nor is a dot there a decimal point (No.5).
-_NUMBER = re.compile(
-    r"(?:(?<![\w)\]])-)?"
-    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
-    r"(?:[eE][+-]?\d{1,3}(?!\w))?"
-)
+def answers_agree(wanted: str, answer: str) -> bool:
+    """Whether two texts have the same answer, as found and compared by `reward.math` but without computing formulas."""
+    expected, given = final_answer(wanted), final_answer(answer)
+    return expected is not None and given is not None and same_answer(expected, given)
 
 
-def numbers(text: str) -> list[Decimal]:
-    """The numbers in a text: `-3`, `1,200`, `.5`, `1e6`; `5-10` are two."""
-    return [Decimal(n.replace(",", "")) for n in _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
-
-
-def same_number(wanted: str, answer: str) -> bool:
-    """Whether the last numbers of both are equal: `#### 1,200` is `It costs 1200.0 dollars.`"""
-    a, b = numbers(wanted), numbers(answer)
-    return bool(a and b) and a[-1] == b[-1]
-
-
-def found(pattern: re.Pattern[str], text: str) -> str | None:
-    """The last find of the pattern, its first group where it has groups; None where there is none."""
+def last_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match of the pattern, or its first group if it has groups; None without a match."""
     finds = list(pattern.finditer(text))
     return (finds[-1].group(1) if pattern.groups else finds[-1].group()) if finds else None
 
 
 def _judge(cfg: AnswersConfig, form: ChatForm) -> Callable[[Record, ScoredRow], bool]:
-    """What decides whether an answer is right; thinking and calls aren't looked at for numbers and finds."""
+    """Decides whether an answer is right; numbers and patterns are searched outside of thinking and calls."""
 
     def text(answer: str) -> str:
         return parse_answer(answer, form).text
 
     if cfg.match == "number":
-        return lambda record, row: same_number(text(row["wanted"]), text(row["answer"]))
+        return lambda record, row: answers_agree(text(row["wanted"]), text(row["answer"]))
     if cfg.match == "regex":
         pattern = re.compile(cfg.regex or "")
         return lambda record, row: (
-            (f := found(pattern, text(row["answer"]))) is not None and f == found(pattern, text(row["wanted"]))
+            (f := last_match(pattern, text(row["answer"]))) is not None
+            and f == last_match(pattern, text(row["wanted"]))
         )
     return lambda record, row: is_right(record, row["answer"], form)
 
 
 def _check(name: str, records: Sequence[Record], cfg: AnswersConfig) -> None:
-    """Raises UserError where a row lacks what its answer is to be held against."""
+    """Raises UserError for a row whose reference answer can't be compared."""
     for record in records:
         if len(record.prompt) == len(record.messages or ()):
             raise UserError(f"data.test_files.{name}: {record.where} has no answer to compare with.")
         wanted = content_text((record.messages or [])[len(record.prompt)])
-        if cfg.match == "number" and not numbers(wanted):
+        if cfg.match == "number" and not any(map(str.isdigit, final_answer(wanted) or "")):
             raise UserError(
-                f"data.test_files.{name}: {record.where}: the answer holds no number, and eval.answers.match=number "
-                "compares numbers; use exact_match, or mend the row."
+                f"data.test_files.{name}: {record.where}: the answer holds no number, or several, and "
+                "eval.answers.match=number compares one; use exact_match, or fix the row."
             )
-        if cfg.match == "regex" and found(re.compile(cfg.regex or ""), wanted) is None:
+        if cfg.match == "regex" and last_match(re.compile(cfg.regex or ""), wanted) is None:
             raise UserError(
-                f"data.test_files.{name}: {record.where}: eval.answers.regex finds nothing in the wanted answer; "
-                "mend one of the two."
+                f"data.test_files.{name}: {record.where}: eval.answers.regex finds nothing in the reference "
+                "answer; fix one of the two."
             )
 
 
 def prepare(inputs: Inputs) -> Evaluator:
-    """Answers every test row greedily and counts the right ones; one that was cut off isn't right, whatever it says.
+    """Answers every test row greedily and counts right answers; an answer that was cut off is wrong.
 
     Returns:
-        An evaluator that gives, for each of `data.test_files`, `<name>_<eval.answers.match>` and `<name>_stopped`
+        An evaluator that returns, for each of `data.test_files`, `<name>_<eval.answers.match>` and `<name>_stopped`
         (shares of 1) and `<name>_rows`.
 
     Raises:
-        UserError: A row has no answer, or none that can be compared.
+        UserError: A row has no reference answer, or one that can't be compared.
     """
     cfg, form = inputs.cfg.eval, form_of(inputs.tokenizer)
     tests = {name: records[: cfg.max_samples] for name, records in inputs.tests.items()}

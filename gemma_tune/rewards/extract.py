@@ -1,6 +1,6 @@
-r"""Finding the answer in what a model said (`\boxed{…}`, `<answer>…</answer>`, `#### …`, plain words).
+r"""Finds the answer in a model's text (`\boxed{…}`, `<answer>…</answer>`, `#### …`, plain words).
 
-Every text here may be long and hostile: each search passes over it once, and looks ahead a bounded way.
+The text may be long and hostile: each search scans it once, with bounded look-ahead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gemma_tune.rewards.number import FUNCTIONS, SHORT_UNITS, TEXT, number, same_number
+from gemma_tune.rewards.number import FUNCTIONS, SHORT_UNITS, TEXT, parse_number, same_number
 
 _BRACE = re.compile(r"(?P<boxed>\\f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
@@ -18,7 +18,7 @@ _HEADING = re.compile(r"\d{1,3}[.):]\s+[A-Za-z]")
 _MARK = re.compile(
     r"\banswers?\b[^.\n:=0-9]{0,60}?(?:\bis\b|\bare\b|\bequals\b|\bwould be\b|[:=])[\s*_:=]{0,8}", re.IGNORECASE
 )
-# As in Markdown: a dollar that opens has no blank behind it, one that closes none before it and no digit behind it.
+# As in Markdown: no blank after an opening dollar, no blank before a closing one and no digit after it.
 _FORMULA = re.compile(
     r"\$\$(.{1,400}?)\$\$|\\\[(.{1,400}?)\\\]|\\\((.{1,400}?)\\\)|\$(?!\s)([^$\n]{1,400}?)(?<!\s)\$(?!\d)", re.DOTALL
 )
@@ -32,9 +32,7 @@ _NUMBER = re.compile(
     r"(?:\s?/\s?[0-9]+(?:\.[0-9]+)?)?"
     r"(?:\s?\\?%|\s(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
-# GSM8K's notes of what a calculator said: `48+24=<<48+24=72>>72`
-_CALCULATED = re.compile(r"<<[^<>\n]{0,200}>>")
-# What stands between two numbers of a row: `, `, ` or maybe `, ` dollars and `, `$, $`, `\), \(`, `$ or $x = `
+# The text between two numbers of a list: `, `, ` or maybe `, ` dollars and `, `$, $`, `\), \(`, `$ or $x = `
 _BETWEEN = re.compile(
     r"(?:\\?[$%)\]}]|[*`.]){0,4}(?:\s{0,3}(?P<unit>[A-Za-z]{1,30})(?:\s[A-Za-z]{1,30}){0,2}?)??"
     r"(?P<mark>[\s,;|/&(]{0,150})(?:(?P<or>and/or|or)\b|(?P<and>and)\b)?[\s,]{0,3}"
@@ -47,24 +45,24 @@ _NOTHING_SAID = re.compile(
     r"[\s*`$(\[\\]*+(?:(?:maybe|perhaps|possibly|probably|either|both|one|of|about)\s++)*+[$(\[\\]*", re.I
 )
 _NOT = re.compile(r"\bnot\b|n['\u2019]t\b", re.IGNORECASE)
-# How far a number may stand from the next of its row
+# Characters at most between two numbers of a list
 _NEAR = 200
 # The letter of a choice
 OPTION = re.compile(r"(?:(?:option|choice|letter)\s{1,3})?\(?([A-Za-z])\)?", re.IGNORECASE)
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
-# A word of two letters before a letter or a number, or behind a letter: `So 12`, `x is -3`, and not `Ax + By`.
+# A word of two letters before a letter or a number, or after a letter: `So 12`, `x is -3`, but not `Ax + By`.
 _SHORT_WORD = re.compile(
     r"(?<![A-Za-z\\])(?![A-Z]{2})(?:[A-Za-z]{2}(?=\s{1,9}(?:[-+\N{MINUS SIGN}]?[$€£¥₹]?[A-Za-z0-9.]|\\[dt]?frac))"
     r"|(?<=[A-Za-z]\s)[A-Za-z]{2}(?![A-Za-z]))"
 )
-# They join formulas.
+# Words that join formulas
 _JOINING = ("and", "or", "to")
 _UNITS_BEHIND = re.compile(r"(?<=[\d)}\]])(?:\s{1,3}[A-Za-z]{2,30}){1,4}$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{…}` (of nested ones, the inner); None where no box is closed."""
+    r"""The content of the last `\boxed{…}` (the innermost of nested ones); None if no box is closed."""
     opened: list[int | None] = []
     best: tuple[int, int] | None = None
     for brace in _BRACE.finditer(text):
@@ -80,14 +78,14 @@ def boxed(text: str) -> str | None:
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:
-    """What stands between the last `</answer>` and the `<answer>` before it; None without the pair."""
+    """The text between the last `</answer>` and the `<answer>` before it; None without such a pair."""
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, end) if end >= 0 else -1
     return text[start + len(tag) + 2 : end].strip() if start >= 0 else None
 
 
 def hashes(text: str, accepted: Callable[[str], bool] = bool) -> str | None:
-    """What stands behind the last `####` on its line that is `accepted`: a heading may have four hashes, too."""
+    """The rest of the line after the last `####` that is `accepted`: a heading may have four hashes, too."""
     for found in reversed(deque(_HASHES.finditer(text), maxlen=50)):
         if accepted(found[1].strip()):
             return found[1].strip()
@@ -95,7 +93,7 @@ def hashes(text: str, accepted: Callable[[str], bool] = bool) -> str | None:
 
 
 def is_formula(text: str) -> bool:
-    """Whether it is short and has no words in it but the names of functions, `and` and `or`."""
+    """Whether a text is short and has no words but function names, `and`, `or` and `to`."""
     if not 0 < len(text) <= 400:
         return False
     bare = re.sub(r"\\(?:begin|end)\{\w+\}", " ", TEXT.sub(" ", text))
@@ -105,14 +103,14 @@ def is_formula(text: str) -> bool:
 
 
 def _is_prose(found: re.Match[str]) -> bool:
-    """Whether a word of two letters is neither a function nor a unit behind its number."""
+    """Whether a word of two letters is neither a function name nor a unit after its number."""
     word = found.group()
     unit = word in SHORT_UNITS and re.search(r"[0-9]\s{0,3}$", found.string[max(0, found.start() - 4) : found.start()])
     return word.lower() not in (*FUNCTIONS, *_JOINING) and not unit
 
 
-def _is_value(text: str) -> bool:
-    return not _HEADING.match(text) and (number(text) is not None or is_formula(_UNITS_BEHIND.sub("", text)))
+def is_value(text: str) -> bool:
+    return not _HEADING.match(text) and (parse_number(text) is not None or is_formula(_UNITS_BEHIND.sub("", text)))
 
 
 def _in_formula(found: re.Match[str]) -> str:
@@ -120,11 +118,11 @@ def _in_formula(found: re.Match[str]) -> str:
 
 
 def _joined(text: str, left: re.Match[str], right: re.Match[str]) -> bool:
-    """Whether two numbers are of one row: `16, 17`, `16 dollars or 17`; not `12 cats, 3 dogs`, nor `1/2 or 0.5`."""
+    """Whether two numbers form a list: `16, 17`, `16 dollars or 17`; not `12 cats, 3 dogs`, nor `1/2 or 0.5`."""
     found = _BETWEEN.fullmatch(text, left.end(), right.start()) if right.start() - left.end() <= _NEAR else None
     if not found or not (found["or"] or found["and"] or found["mark"]):
         return False
-    a, b = number(left.group()), number(right.group())
+    a, b = parse_number(left.group()), parse_number(right.group())
     if a and b and same_number(a, b):
         return False
     if found["or"] or not found["unit"]:
@@ -134,8 +132,8 @@ def _joined(text: str, left: re.Match[str], right: re.Match[str]) -> bool:
     return same_unit and bool(found["and"] or found["mark"].strip())
 
 
-def _of_a_row(text: str, start: int, end: int) -> bool:
-    """Whether a number before or behind what stands there is of one row with it."""
+def _in_list(text: str, start: int, end: int) -> bool:
+    """Whether the numbers between `start` and `end` form a list with a number before or after them."""
     inside = list(_NUMBER.finditer(text, start, end))
     if not inside:
         return False
@@ -146,19 +144,19 @@ def _of_a_row(text: str, start: int, end: int) -> bool:
     )
 
 
-def _said(rest: str) -> str | None:
-    """The answer at the beginning of what stands behind `the answer is`; None where there is nothing like one.
+def _stated_answer(rest: str) -> str | None:
+    """The answer at the beginning of the text after `the answer is`; None if there is none.
 
-    Empty where what stands there is no answer: one of a row of numbers, or what the answer is not.
+    Empty if it can't be taken for one answer: one of a list of numbers, or what the answer is not.
     """
     formula = _FORMULA.match(rest)
     if formula:
-        return "" if _of_a_row(rest, *formula.span()) else _in_formula(formula)
+        return "" if _in_list(rest, *formula.span()) else _in_formula(formula)
     sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" \t*_`\"',;:")
     letter = OPTION.fullmatch(sentence)
     if letter or not re.search(r"[0-9\\$]", sentence):
         return letter[1] if letter else None
-    if number(sentence):
+    if parse_number(sentence):
         return sentence
     bare = _UNITS_BEHIND.sub("", sentence)
     if is_formula(bare):
@@ -172,23 +170,24 @@ def _said(rest: str) -> str | None:
         chosen, part = within, sentence
     if chosen is None:
         return None
-    if _NOT.search(part, 0, chosen.start()) or _of_a_row(part, *chosen.span()):
+    if _NOT.search(part, 0, chosen.start()) or _in_list(part, *chosen.span()):
         return ""
     return _in_formula(chosen) if chosen is within else chosen.group()
 
 
-def plain(text: str) -> str | None:
-    """The answer in words without a mark-up: behind the last `the answer is` (or the like), else the last number.
+def plain_answer(text: str) -> str | None:
+    """The answer in unmarked text: the one after the last `the answer is` (or similar), else the last number.
 
-    A text that is nothing but a number or a formula is the answer itself. The last number is the formula in which it
-    stands, where that is between dollars.
+    A text that consists of a number or a formula is the answer itself. If the last number stands in a formula between
+    dollars, the formula is the answer.
 
-    No answer (empty) is one number of a row: behind `the answer is`, or where a row is all that is said, of two joined
-    by a comma, `and` or `or`; elsewhere of three, or of two with `or`. Nor is one behind `not`. Other words between
-    hide a row (`16, if not 17`), and so do different units (`16 dollars, 17 cents`).
+    Empty if the number is one of a list. After `the answer is`, and if the text is nothing but a list, two numbers
+    joined by a comma, `and` or `or` are a list; elsewhere three, or two joined by `or`. Empty, too, for a number after
+    `not`. A list isn't recognized if other words (`16, if not 17`) or different units (`16 dollars, 17 cents`) stand
+    between its numbers.
     """
     for mark in reversed(deque(_MARK.finditer(text), maxlen=20)):
-        said = _said(text[mark.end() : mark.end() + 1000])
+        said = _stated_answer(text[mark.end() : mark.end() + 1000])
         if said is not None:
             return said
     whole = text.strip().strip("*`")
@@ -210,7 +209,7 @@ def plain(text: str) -> str | None:
 
 
 def _is_refused(text: str, numbers: Sequence[re.Match[str]]) -> bool:
-    """Whether the last of a text's last three numbers is one of a row, or what the answer is not."""
+    """Whether the last of a text's last three numbers is one of a list, or what the answer is not."""
     last = numbers[-1]
     before = text[max(0, last.start() - 30) : last.start()]
     if re.search(rf"(?:{_NOT.pattern})\s{{1,3}}[$(\[\\]{{0,2}}$", before, re.IGNORECASE):
@@ -222,22 +221,3 @@ def _is_refused(text: str, numbers: Sequence[re.Match[str]]) -> bool:
     if len(numbers) == 2:
         return _NOTHING_SAID.fullmatch(text, 0, numbers[0].start()) is not None
     return _joined(text, numbers[-3], numbers[-2])
-
-
-# The formats of `reward.math.formats`.
-FORMATS: dict[str, Callable[[str], str | None]] = {
-    "boxed": boxed,
-    "answer": tagged,
-    "hashes": lambda text: hashes(text, _is_value),
-    "plain": plain,
-}
-
-
-def find(text: str, formats: Sequence[str]) -> str | None:
-    """The answer in a text by the first of `FORMATS` that is there; None where there is none, or an empty one."""
-    text = _CALCULATED.sub("", text)
-    for name in formats:
-        found = FORMATS[name](text)
-        if found is not None:
-            return found.strip() or None
-    return None

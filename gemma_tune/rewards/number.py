@@ -1,4 +1,4 @@
-"""A number as people and models write it, with separators, currency, units, and exactly as much as it says."""
+"""Parses numbers as people and models write them, with separators, currency and units, without rounding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Commands that hold words or letters; the braces' content is what they say.
+# LaTeX commands around text; the content of the braces is the text.
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|bm)\s*\{([^{}]*)\}")
 # Words that are part of a formula.
 FUNCTIONS = (
@@ -42,10 +42,10 @@ class Number:
     """A number as it was written.
 
     Attributes:
-        value: It, exactly; of `50%`, 50, of `5 million`, 5.
-        digits: Significant digits where it was written as a decimal; 0 for a fraction.
-        places: Digits behind the point.
-        factor: What is written behind it: 1/100 for per cent, a million, else 1.
+        value: The exact value without the factor: 50 for `50%`, 5 for `5 million`.
+        digits: Significant digits if it was written as a decimal; 0 for a fraction.
+        places: Digits after the decimal point.
+        factor: 1/100 for a percent sign, 10**6 for `million`, …, else 1.
     """
 
     value: Fraction
@@ -55,7 +55,7 @@ class Number:
 
 
 def _bare(text: str) -> str:
-    """A number's text without the marks of LaTeX around and in it."""
+    """A number's text without LaTeX markup."""
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\[!,;: ]|\*\*|`", "", text.replace("{,}", ","))
     text = TEXT.sub(r" \1 ", text).replace(r"\$", "$").replace(r"\%", "%").replace("~", " ")
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])", "*", text)
@@ -65,7 +65,7 @@ def _bare(text: str) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    """Whether it is up to five words that stand behind a number as its unit: `apples`, `km/h`, `cm^2`."""
+    """Whether a text can be the unit behind a number: up to five words, such as `apples`, `km/h`, `cm^2`."""
     position, words = 0, 0
     while position < len(text):
         word = _UNIT.match(text, position)
@@ -77,7 +77,7 @@ def _is_unit(text: str) -> bool:
     return True
 
 
-def number(text: str) -> Number | None:
+def parse_number(text: str) -> Number | None:
     """Reads a plain number, with its separators, currency, per cent sign, scale (`million`) and unit; else None."""
     found = _WHOLE.fullmatch(_bare(text)) if len(text) <= 200 else None
     if not found or not (found["unit"] is None or not found["unit"][0].isalpha() or _is_unit(found["unit"])):
@@ -107,7 +107,8 @@ def number(text: str) -> Number | None:
     return Number(-value if negative else value, digits, places, factor)
 
 
-def _endless(value: Fraction) -> bool:
+def _repeats(value: Fraction) -> bool:
+    """Whether the decimals of a fraction never end."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -116,13 +117,13 @@ def _endless(value: Fraction) -> bool:
 
 
 def same_number(a: Number, b: Number) -> bool:
-    """Whether two numbers are equal, as the docstring of `gemma_tune.rewards.math` has it."""
+    """Whether two numbers are equal by the rules in the docstring of `gemma_tune.rewards.math`."""
 
     def equal(x: Fraction, y: Fraction) -> bool:
         if x == y:
             return True
         decimal, other = (a, y) if a.digits else (b, x)
-        return decimal.digits >= 6 and _endless(other) and 2 * abs(x - y) * Fraction(10) ** decimal.places <= 1
+        return decimal.digits >= 6 and _repeats(other) and 2 * abs(x - y) * Fraction(10) ** decimal.places <= 1
 
     if a.factor != b.factor and a.value * a.factor == b.value * b.factor:
         return True

@@ -1,6 +1,6 @@
-"""Whether the calls are the row's, compared as data.
+"""Whether a completion makes the tool calls of the reference answer, compared as data.
 
-Gamed, with `partial`, by calling the right tool with likely arguments; where no call is wanted, by any words.
+Gamed, with `partial`, by calling the right tool with likely arguments; if no call is wanted, by any text.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gemma_tune.call_syntax import CALL_TOKENS, begins_call
 from gemma_tune.config.reward import ToolCallReward
 from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.same_json import same_json
 
 Call = tuple[str, dict[str, Any]]
-# What begins as a call does, in any form of chat, is no words; the marks are none wherever they stand.
-_MARKS = ("<start_function_call>", "<|tool_call>")
-_BEGINS = ("{", "[", *_MARKS)
 
 
 def _share(made: Call, wanted: Call, partial: bool) -> float:
-    """What a call earns for the wanted one: 1 if it is that, else, with `partial`, a half and half of the share."""
+    """1 if a call equals the wanted one; with `partial`, the right tool scores from 0.5 to 1 by its right arguments."""
     if made[0] != wanted[0]:
         return 0.0
     names = made[1].keys() | wanted[1].keys()
@@ -30,11 +28,13 @@ def _share(made: Call, wanted: Call, partial: bool) -> float:
 
 
 def earned(made: Sequence[Call], wanted: Sequence[Call], partial: bool) -> float:
-    """What calls earn of 1: each wanted one takes the best that is left; those too few and too many earn nothing.
+    """The score of several calls, from 0 to 1: each wanted call is matched with the best remaining one.
+
+    Missing and surplus calls earn nothing.
 
     Args:
         made: Name and arguments of each call.
-        wanted: The same of the wanted ones, at least one.
+        wanted: Name and arguments of each wanted call, at least one.
         partial: As in `ToolCallReward`.
     """
     pairs = [(_share(m, w, partial), i, j) for i, m in enumerate(made) for j, w in enumerate(wanted)]
@@ -51,10 +51,10 @@ def earned(made: Sequence[Call], wanted: Sequence[Call], partial: bool) -> float
 
 
 def prepare(options: ToolCallReward) -> Reward:
-    """1 where the calls are the row's, in any order, else 0, or a part of 1 with `partial`.
+    """1 if the calls are those of the row, in any order, else 0, or a part of 1 with `partial`.
 
-    Words beside calls don't count. Where the row has no call, 1 for any words that aren't, and don't begin as, a call.
-    A completion that was cut off is 0.
+    Text beside the calls is ignored. If the row has no call, any text scores 1 that neither holds nor begins a call.
+    A completion that was cut off scores 0.
     """
 
     def score(completion: Completion, record: Task) -> float:
@@ -62,11 +62,11 @@ def prepare(options: ToolCallReward) -> Reward:
             return 0.0
         if not record.calls:
             text = completion.text.strip()
-            words = text and not text.startswith(_BEGINS) and not any(mark in completion for mark in _MARKS)
-            return float(bool(words) and not completion.calls)
+            calls = completion.calls or begins_call(text) or any(token in completion for token in CALL_TOKENS)
+            return float(bool(text) and not calls)
         try:
             return earned(completion.calls, record.calls, options.partial)
-        except (RecursionError, AttributeError, TypeError):  # arguments nested too deep, or none by name
+        except (RecursionError, AttributeError, TypeError):  # arguments nested too deeply, or not a mapping
             return 0.0
 
     return per_completion(score)

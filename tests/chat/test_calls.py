@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from forms_at_hand import tokenizer_of
 
+from gemma_tune.call_syntax import begins_call
 from gemma_tune.chat import FORMS
 from gemma_tune.chat.calls import (
     Call,
     answer_text,
     as_message,
-    begins_call,
     calls_of,
     content_text,
     decode_answer,

@@ -6,8 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from gemma_tune.config.reward import MathReward
+from gemma_tune.rewards.answers import FORMATS, final_answer
 from gemma_tune.rewards.base import Completion, Task
-from gemma_tune.rewards.extract import FORMATS, find, is_formula
+from gemma_tune.rewards.extract import is_formula
 from gemma_tune.rewards.math import prepare
 from gemma_tune.run.paths import CONFIGS
 
@@ -145,4 +146,4 @@ def test_the_rows_own_answer_is_found_by_all_formats_in_their_order() -> None:
     row = "It is 3.\n#### 72\nI counted 5."
     assert score(row, "72", ["plain"]) == 1.0
     assert score(row, "5", ["plain"]) == 0.0
-    assert find(row, ["plain"]) == "5"
+    assert final_answer(row, ["plain"]) == "5"

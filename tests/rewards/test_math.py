@@ -1,4 +1,4 @@
-"""What counts as the right answer, held against math-verify, and what a model can't do to the judge."""
+"""What counts as the right answer, compared with math-verify, and what a model can't do to the judge."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from gemma_tune.config.reward import MathReward
 from gemma_tune.errors import UserError
+from gemma_tune.rewards.answers import final_answer
 from gemma_tune.rewards.base import Completion, Task
-from gemma_tune.rewards.extract import boxed, find
+from gemma_tune.rewards.extract import boxed
 from gemma_tune.rewards.math import prepare
 
 # name: (the row's answer, the completion, whether it is right)
@@ -232,7 +233,7 @@ def test_math_verify_gives_the_same_verdicts() -> None:
 
     other, compared = [], 0
     for name, (answer, text, right) in CASES.items():
-        wanted = rf"\boxed{{{find(answer, MathReward().formats)}}}"
+        wanted = rf"\boxed{{{final_answer(answer, MathReward().formats)}}}"
         gold, said = (parse(t, fallback_mode="no_fallback", parsing_timeout=None) for t in (wanted, text))
         if gold and said:
             compared += 1
@@ -243,7 +244,7 @@ def test_math_verify_gives_the_same_verdicts() -> None:
 
 def test_formats_are_looked_for_in_their_order() -> None:
     text = r"\boxed{1} <answer>2</answer> the answer is 3." + "\n#### 4"
-    assert [find(text, [name]) for name in ("boxed", "answer", "hashes", "plain")] == ["1", "2", "4", "3"]
+    assert [final_answer(text, [name]) for name in ("boxed", "answer", "hashes", "plain")] == ["1", "2", "4", "3"]
     assert score("2", text, ["answer", "boxed"]) == 1.0
     assert score("2", text, ["boxed", "answer"]) == 0.0
     assert score("72", "72", ["boxed"]) == 0.0
