@@ -1,4 +1,4 @@
-"""What an evaluator gives back, and what it is given: the contract of every file beside this one."""
+"""The inputs and the result of an evaluator: the contract of every file in this folder."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine
 
-# One row of a test: `id` (the same for every model), `score`, perhaps `weight` (tokens), and for people perhaps
+# One scored test row: `id` (the same for every model), `score`, optionally `weight` (tokens), and for people optionally
 # `prompt`, `wanted`, `answer`, `stopped`.
 ScoredRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured.
+    """The result of an evaluator.
 
     Attributes:
-        figures: By name.
-        rows: For those figures that are the mean of scores: the rows, by the figure's name.
-        lower_is_better: Figures that are the better the lower they are, beside those whose name says so
+        figures: The metrics by name.
+        rows: For metrics that are a mean of scores: the rows, by the metric's name.
+        lower_is_better: Metrics where lower is better, in addition to those whose name says so
             (`lower_is_better(name)`).
     """
 
@@ -35,13 +35,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an evaluator may be made from, before a model is loaded.
+    """What an evaluator is made from, before a model is loaded.
 
     Attributes:
         cfg: The configuration.
         tokenizer: The model's tokenizer.
-        held_out: The held-out rows, perhaps none.
-        tests: The rows of `data.test_files` by name, perhaps none.
+        held_out: The held-out rows; may be empty.
+        tests: The rows of `data.test_files` by name; may be empty.
     """
 
     cfg: Config
@@ -51,13 +51,13 @@ class Inputs:
 
 
 class Evaluator(Protocol):
-    """What `prepare(inputs)` of an evaluator's file gives.
+    """What `prepare(inputs)` of an evaluator's file returns.
 
-    `prepare` raises UserError for whatever is wrong with settings and files, before a run begins.
+    `prepare` raises UserError for any problem with settings or files, before a run begins.
     """
 
     def __call__(self, engine: Engine, limit: int | None = None) -> Outcome:
-        """Asks the engine; at most `limit` rows are answered."""
+        """Evaluates the engine's model on at most `limit` rows."""
         ...
 
 

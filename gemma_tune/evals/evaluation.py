@@ -1,4 +1,4 @@
-"""What is measured at one time: the evaluators of `eval=…`, together."""
+"""Runs the evaluators of `eval=…` together at one point in time."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _SHARES = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured at one time.
+    """The results of all evaluators at one point in time.
 
     Attributes:
-        figures: By name.
-        rows: Every row of the tests behind a figure, by the figure's name; see `ScoredRow`.
+        figures: The metrics by name.
+        rows: All test rows behind a metric, by the metric's name; see `ScoredRow`.
         answers: A few to read, each with `prompt`, `wanted`, `answer` and `stopped`.
-        failures: What went wrong, by the evaluator's name (its figures are missing), or by the name of a figure that is
-            no number (it is missing).
-        not_finite: The latter figures' names.
-        lower_is_better: The figures that are the better the lower they are, sorted.
-        conditions: What the figures hang on beside the model and the rows, by the key of the configuration.
+        failures: Error messages by evaluator (its metrics are missing), or by metric if its value is NaN or infinite
+            (the metric is missing).
+        not_finite: Names of the latter metrics.
+        lower_is_better: The metrics where lower is better, sorted.
+        conditions: What the metrics depend on beside model and rows, by configuration key.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def headline(self) -> str | None:
-        """The name of the first figure to look at: that of the first test, else the held-out loss, else any."""
+        """The name of the main metric: that of the first test, else the held-out loss, else any."""
         tests = [name for name in self.rows if name != "held_out_loss"]
         return next(iter([*tests, *self.figures]), None)
 
@@ -63,7 +63,7 @@ class Evaluation:
         """Writes `eval/<when>.json`.
 
         Raises:
-            RunError: It can't be written; nothing half-written is left.
+            RunError: The file can't be written; no partial file is left.
         """
         file = folder / f"{when}.json"
         try:
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def as_text(name: str, value: float | None) -> str:
-    """A figure for people: shares as percent, counts whole, all else with four digits; a dash for what is unknown."""
+    """A metric for people: shares as percent, counts as integers, others with four digits; a dash for None."""
     if value is None:
         return "–"
     if name.endswith(_SHARES):
@@ -90,11 +90,11 @@ def prepare_evaluators(
     Args:
         cfg: `eval`, and whether anything is measured while training.
         tokenizer: The model's tokenizer.
-        held_out: Held-out rows, perhaps none.
-        tests: Test rows by name, perhaps none.
+        held_out: Held-out rows; may be empty.
+        tests: Test rows by name; may be empty.
 
     Raises:
-        UserError: Settings or files that an evaluator can't work with.
+        UserError: Settings or files that an evaluator can't use.
     """
     inputs = Inputs(cfg, tokenizer, held_out, tests)
     return {name: _prepared(name, inputs) for name in cfg.evaluator_names}
@@ -130,14 +130,14 @@ def files_of(cfg: Config) -> list[Path]:
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | None = None) -> Evaluation:
-    """Runs evaluators one after the other; one that fails is noted, and the others go on.
+    """Runs evaluators one after the other; if one fails, the error is recorded and the others still run.
 
-    A figure that is NaN or infinite, or has such a row, is noted and left out, too.
+    A metric that is NaN or infinite, or has such a row, is recorded as a failure and left out, too.
 
     Args:
-        evaluators: By name.
-        engine: What they ask.
-        limit: Rows that each answers at most.
+        evaluators: The evaluators by name.
+        engine: The engine to evaluate.
+        limit: Rows per evaluator at most.
     """
     figures: dict[str, float] = {}
     rows: dict[str, list[ScoredRow]] = {}
@@ -153,7 +153,9 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
         for figure, value in outcome.figures.items():
             scores = [row["score"] for row in outcome.rows.get(figure, ())]
             if strange := [v for v in (value, *scores) if not math.isfinite(v)]:
-                failures[figure] = f"{'it' if strange[0] is value else 'the score of a row'} is {strange[0]}, no number"
+                failures[figure] = (
+                    f"{'it' if strange[0] is value else 'the score of a row'} is {strange[0]}, not a finite number"
+                )
                 not_finite.append(figure)
                 print(f"warning: {figure} is left out: {failures[figure]}", file=sys.stderr)
                 continue
@@ -166,7 +168,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
 
 
 def _failed(what: str, error: Exception) -> str:
-    """Warns of something that failed, and gives the reason."""
+    """Prints a warning about a failure and returns its reason."""
     said = " ".join(str(error).split())[:500] or type(error).__name__
     reason = f"{type(error).__name__}: {said}"
     print(f"warning: {what} failed, and the run goes on: {reason}", file=sys.stderr)
@@ -174,7 +176,7 @@ def _failed(what: str, error: Exception) -> str:
 
 
 def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: TokenizedRows) -> Evaluation:
-    """The same with a few answers to read: of a test's rows, or else to held-out prompts; without, where that fails."""
+    """Adds a few answers to read: those of a test, else to held-out prompts; none if answering fails."""
     n = cfg.eval.num_samples
     answered = [rows for rows in evaluation.rows.values() if rows and "answer" in rows[0]]
     if answered:
@@ -187,7 +189,7 @@ def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: 
 
 
 def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
-    """What the figures of these evaluators hang on beside the model and the rows, by the key of the configuration."""
+    """What the metrics of these evaluators depend on beside model and rows, by configuration key."""
     e, chosen = cfg.eval, set(names)
     found: dict[str, Any] = {"model.dtype": cfg.model.dtype, "model.load_in_4bit": cfg.model.load_in_4bit}
     if chosen & {"held_out_loss", "kl", "preference"}:

@@ -1,4 +1,4 @@
-"""Finding what stands in a long text: needles, keys, chains of variables, at any length."""
+"""Retrieval from long texts: needles, keys and chains of variables, at any length."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from gemma_tune.evals.haystack import HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import Difficulty
 from gemma_tune.run.paths import resolve
 
-# A prompt is long, and read by nobody: the question stands at its end.
+# Characters kept of a prompt for people: its end, where the question is.
 _SHOWN = 300
 
 
 def prepare(inputs: Inputs) -> Evaluator:
-    """Rows in the manner of RULER (arXiv:2404.06654), answered greedily; see `haystack.make_rows`.
+    """Rows like those of RULER (arXiv:2404.06654), answered greedily; see `haystack.make_rows`.
 
     Returns:
-        An evaluator that gives, for each kind and length, `<kind>_<length>_accuracy`, the share of what was hidden that
-        the answers name; `long_context_stopped`, the share of answers that ended by themselves; and
-        `long_context_rows_beyond`, those longer than the model's own `max_position_embeddings`: they are asked, and
-        what they show is how far it carries. Under a limit every kind and length has an equal share of the rows, one at
-        least, from all depths.
+        An evaluator that returns, for each kind and length, `<kind>_<length>_accuracy`, the share of hidden facts that
+        the answers name; `long_context_stopped`, the share of answers that ended with a stop token; and
+        `long_context_rows_beyond`, the number of rows longer than the model's `max_position_embeddings` (they are
+        evaluated, too, to show how far the model extrapolates). With a limit, each kind and length gets an equal share
+        of the rows, at least one, spread over all depths.
 
     Raises:
-        UserError: A length that is too short for its kind.
+        UserError: A length is too short for a kind.
     """
     cfg, tokenizer = inputs.cfg.eval.long_context, inputs.tokenizer
 
@@ -75,11 +75,11 @@ def prepare(inputs: Inputs) -> Evaluator:
 
 
 def equal_shares(rows: Sequence[HaystackRow], limit: int) -> list[HaystackRow]:
-    """As many rows of each kind and length, one at least, spread over its depths; in their order.
+    """An equal number of rows of each kind and length, at least one, spread over the depths, in the original order.
 
     Args:
         rows: The rows by kind, then length, then depth.
-        limit: Rows together, where there are not more kinds and lengths.
+        limit: Rows in total, if there are not more combinations of kind and length.
     """
     cells: dict[tuple[str, int], list[HaystackRow]] = {}
     for row in rows:
@@ -89,7 +89,7 @@ def equal_shares(rows: Sequence[HaystackRow], limit: int) -> list[HaystackRow]:
 
 
 def _spread(cell: list[HaystackRow], n: int) -> list[HaystackRow]:
-    """So many of the rows, the first and the last among them; the middle one where it is one."""
+    """`n` evenly spread rows, including the first and the last; for n = 1 the middle one."""
     if n >= len(cell):
         return cell
     last = len(cell) - 1

@@ -1,4 +1,4 @@
-"""Which of two answers a model finds likelier, on held-out pairs."""
+"""How often a model gives the chosen answer of a held-out pair the higher likelihood."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from gemma_tune.evals.samples import asked_text, row_ids
 
 
 def prepare(inputs: Inputs) -> Evaluator:
-    """Log-likelihood of both answers to each held-out prompt, of those rows that are kept as they were read.
+    """Log-likelihood of both answers to each held-out prompt.
 
-    Both are cut to `train.max_length` tokens; a pair that doesn't differ within it doesn't count.
+    Both are truncated to `train.max_length` tokens; a pair that is equal within that length doesn't count.
 
     Returns:
-        An evaluator that gives `preference_accuracy` (share of pairs whose chosen answer has the higher log-likelihood,
-        summed over its tokens), `preference_accuracy_per_token` (the same of their means: a longer answer loses
-        nothing by its length), `preference_margin` (mean difference of the sums, nats), `preference_chosen_loss`
-        (of the chosen answers, nats a token) and `preference_pairs`; nothing where no row is held out.
+        An evaluator that returns `preference_accuracy` (share of pairs whose chosen answer has the higher
+        log-likelihood, summed over its tokens), `preference_accuracy_per_token` (the same with means over tokens, so
+        that a longer answer has no disadvantage), `preference_margin` (mean difference of the sums, nats),
+        `preference_chosen_loss` (of the chosen answers, nats per token) and `preference_pairs`; nothing without
+        held-out rows.
 
     Raises:
-        UserError: A held-out row is no pair.
+        UserError: A held-out row isn't a pair.
     """
     records, pairs = [], []
     for record in inputs.held_out.records:

@@ -1,4 +1,4 @@
-"""How a reward model scores held-out pairs."""
+"""Scores held-out preference pairs with a reward model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gemma_tune.models.classifier import scores
 
 
 def score_pairs(model: Any, tokenizer: Any, pairs: Pairs, batch_size: int) -> Evaluation:
-    """Scores both answers of each held-out pair that is kept as it was read.
+    """Scores both answers of each held-out pair.
 
     Args:
         model: A classifier with one label, or a PeftModel around it.
         tokenizer: Its tokenizer.
-        pairs: Held-out pairs, perhaps none.
-        batch_size: Conversations of one forward pass.
+        pairs: Held-out pairs; may be empty.
+        batch_size: Conversations per forward pass.
 
     Returns:
         `reward_accuracy` (share of pairs whose chosen answer has the higher score), `reward_margin` (mean difference),

@@ -14,11 +14,11 @@ def prepare(inputs: Inputs) -> Evaluator:
     """Answers every test row greedily, and scores the answers by every reward of `reward`.
 
     Returns:
-        An evaluator that gives, for each of `data.test_files` and each reward, `<name>_<reward>` (the mean of its
-        scores; rows it says nothing of don't count), and for each test `<name>_stopped` and `<name>_rows`.
+        An evaluator that returns, for each of `data.test_files` and each reward, `<name>_<reward>` (the mean of its
+        scores; rows that it doesn't apply to don't count), and for each test `<name>_stopped` and `<name>_rows`.
 
     Raises:
-        UserError: A reward that can't work.
+        UserError: A reward that can't be used.
     """
     cfg = inputs.cfg
     scorer = scorer_of(cfg, pick_device(cfg.model))

@@ -1,4 +1,4 @@
-"""What a record asks, what it wants, and what a model answers to it."""
+"""The prompt and reference answer of a record, and a model's answer to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemma_tune.engines.transformers import Engine
 
 
 def row_ids(records: Sequence[Record]) -> list[str]:
-    """A name for each row that hangs on what it says, and, for equal rows, on how many came before."""
+    """An id for each row: a hash of its content, with a counter for equal rows."""
     seen: Counter[int] = Counter()
     ids = []
     for record in records:
@@ -33,14 +33,14 @@ def prompt_ids(tokenizer: Any, record: Record) -> list[int]:
 
 
 def full_ids(tokenizer: Any, record: Record) -> list[int]:
-    """Token ids of a record up to and with the answer that `prompt_ids` stops before."""
+    """Token ids of a record up to and including the answer after `prompt_ids`."""
     if record.messages is None:
         return render_text(tokenizer, record.text or "").input_ids
     return render_chat(tokenizer, record.messages[: len(record.prompt) + 1], record.tools).input_ids
 
 
 def asked_text(tokenizer: Any, record: Record) -> str:
-    """What was asked, for people: the last message before the answer, or the beginning of the text."""
+    """The prompt for people: the last message before the answer, or the beginning of a text."""
     if record.messages is None:
         return str(tokenizer.decode(prompt_ids(tokenizer, record), skip_special_tokens=True))
     return content_text(record.prompt[-1])
@@ -52,8 +52,8 @@ def sample_answers(
     """Greedy answers to the records' prompts.
 
     Returns:
-        For each record `id`, `prompt`, `wanted`, `answer` (as `answer_text` gives them) and `stopped` (whether it
-        ended by itself).
+        For each record `id`, `prompt`, `wanted`, `answer` (as `answer_text` returns them) and `stopped` (whether it
+        ended with a stop token).
     """
     tokenizer = engine.tokenizer
     prompts = [prompt_ids(tokenizer, r) for r in records]

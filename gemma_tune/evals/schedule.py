@@ -1,4 +1,4 @@
-"""The evaluations of a run: before, every N steps, at the end, of what it exports; and of any engine."""
+"""The evaluations of a run: before training, every N steps, after training, and of each exported file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gemma_tune.run.tracking import Tracker
 
 
 class RunEvaluator:
-    """Measures a model at one time or another; what fails is noted in the run's result.
+    """Evaluates a model at several points of a run; failures are recorded in the run's result.
 
     Args:
         cfg: `eval`, and the batch size for losses.
@@ -35,21 +35,21 @@ class RunEvaluator:
         self._cfg, self._evaluators, self._held_out, self._result = cfg, evaluators, held_out, result
 
     def at(self, when: str, model: Any, tokenizer: Any) -> Evaluation:
-        """What `eval.evaluators` say, and a few answers to read.
+        """Runs `eval.evaluators` on a loaded model, with a few answers to read.
 
         Args:
-            when: before, after, or what is exported; for what is said of failures.
+            when: `before`, `after`, or the export's name; used in failure messages.
             model: The model, or a PeftModel around it.
             tokenizer: Its tokenizer.
         """
         return self.of(when, transformers_engine(self._cfg, model, tokenizer))
 
     def of(self, when: str, engine: Engine) -> Evaluation:
-        """The same of any engine (`open_engine`).
+        """As `at`, for any engine (`open_engine`).
 
         Args:
             when: As for `at`.
-            engine: What is asked.
+            engine: The engine to evaluate.
         """
         cfg, loaded = self._cfg, engine.model if isinstance(engine, TransformersEngine) else None
         chosen = {name: self._evaluators[name] for name in cfg.eval.evaluators}
@@ -58,24 +58,24 @@ class RunEvaluator:
         self._note(when, found)
         failed = found.failures.keys() - {*found.not_finite}
         conditions = conditions_of(cfg, [n for n in chosen if n not in failed])
-        if loaded is None:  # a file has its own types
+        if loaded is None:  # an exported file has its own dtypes
             conditions = {key: value for key, value in conditions.items() if not key.startswith("model.")}
         return replace(found, conditions=conditions)
 
     def at_step(
         self, model: Any, tokenizer: Any, tracker: Tracker, step: int, kernel: str | None = None
     ) -> dict[str, float]:
-        """The figures of `eval.during_training`, which the tracker is told, too.
+        """Evaluates `eval.during_training` and logs the metrics with the tracker.
 
         Args:
             model: The model in training, or a PeftModel around it.
             tokenizer: Its tokenizer.
-            tracker: Where the figures go.
+            tracker: The tracker that logs the metrics.
             step: Optimizer steps done.
-            kernel: The attention that it is measured with before and after training, where it is trained with another.
+            kernel: The attention kernel used before and after training, if training uses another.
 
         Returns:
-            The figures; those that are no number as NaN.
+            The metrics; those that aren't finite as NaN.
         """
         chosen = {name: self._evaluators[name] for name in self._cfg.eval.during_training}
         base = language_part(model)

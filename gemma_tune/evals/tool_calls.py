@@ -12,22 +12,20 @@ from gemma_tune.run.paths import resolve
 
 
 def prepare(inputs: Inputs) -> Evaluator:
-    """Answers every question greedily; one that was cut off isn't right.
+    """Answers every question greedily; an answer that was cut off is wrong.
 
     Returns:
-        An evaluator that gives `tool_calls_accuracy`, the same for each category where there are several,
-        `tool_calls_stopped` (shares of 1) and `tool_calls_rows`. A wrong row's `kind` is the leaderboard's name of
-        what is wrong (`cut_off` where the answer has no end), and its `error` says it in words; both are empty in a
-        right one.
+        An evaluator that returns `tool_calls_accuracy`, the same for each category where there are several,
+        `tool_calls_stopped` (shares of 1) and `tool_calls_rows`. The `kind` of a wrong row is the
+        leaderboard's name of the error (`cut_off` for an answer without an end), and its `error` a message; both are
+        empty for a right row.
 
     Raises:
-        UserError: A bad file (and line), or a model whose chats have no calls.
+        UserError: A bad file (and line), or a model whose chat template has no calls.
     """
     cfg, tokenizer, form = inputs.cfg.eval, inputs.tokenizer, form_of(inputs.tokenizer)
     if not form.calls:
-        raise UserError(
-            f"eval.evaluators: tool_calls: chats in the form {form.name} have no calls; name another model."
-        )
+        raise UserError(f"eval.evaluators: tool_calls: the chat template {form.name} has no calls; name another model.")
     rows = read_bfcl(resolve(str(cfg.tool_calls.questions_file)), resolve(str(cfg.tool_calls.answers_file)))
     rows = rows[: cfg.max_samples]
     prompts = [render_prompt(tokenizer, row.messages, row.tools) for row in rows]

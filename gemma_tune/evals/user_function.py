@@ -1,4 +1,4 @@
-"""Evaluators of the user's own: `path/to/file.py:function`, and what such a function may give."""
+"""A user's own evaluators, `path/to/file.py:function`, and checks of what such a function returns."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
     """The user's function as an evaluator.
 
     Returns:
-        An evaluator that raises TypeError or ValueError where the function gives something else than numbers by name,
-        or an `Outcome` with rows that can be stored and compared.
+        An evaluator. It raises TypeError or ValueError if the function returns neither numbers by name nor an `Outcome`
+        with rows that can be stored and compared.
 
     Raises:
         UserError: No such file or function.
@@ -31,22 +31,22 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
             return Outcome(_numbers(found))
         figures = _numbers(found.figures)
         if strange := sorted(found.rows.keys() - figures.keys()):
-            raise ValueError(f"it gave rows of {strange[0]}, and no figure of that name")
+            raise ValueError(f"it returned rows of {strange[0]}, but no metric of that name")
         return replace(found, figures=figures, rows={name: _rows(name, rows) for name, rows in found.rows.items()})
 
     return evaluate
 
 
 def _numbers(figures: Any) -> dict[str, float]:
-    """The figures, of NumPy's types, too."""
+    """The metrics as Python numbers; NumPy's types are accepted, too."""
     if not isinstance(figures, Mapping):
-        raise TypeError(f"it gave {type(figures).__name__}, not numbers by name (or an Outcome)")
+        raise TypeError(f"it returned {type(figures).__name__}, not numbers by name (or an Outcome)")
     return {str(name): _number(f"{name}", value) for name, value in figures.items()}
 
 
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, Real):
-        raise TypeError(f"it gave {type(value).__name__} as {name}, not a number")
+        raise TypeError(f"it returned {type(value).__name__} as {name}, not a number")
     return int(value) if isinstance(value, Integral) else float(value)
 
 
@@ -54,7 +54,7 @@ def _rows(name: str, rows: Sequence[ScoredRow]) -> list[ScoredRow]:
     found = []
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"id", "score"} <= row.keys():
-            raise ValueError(f"row {place} of {name} is no mapping with an id and a score")
+            raise ValueError(f"row {place} of {name} is not a mapping with an id and a score")
         kept = {**row, "score": float(_number(f"{name}'s score", row["score"]))}
         if "weight" in row:
             kept["weight"] = _number(f"{name}'s weight", row["weight"])

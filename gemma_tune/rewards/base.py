@@ -1,7 +1,7 @@
-"""What a reward is given and gives back: the contract of every file beside this one, and of functions of the user's.
+"""The input and output of a reward: the contract of every file in this folder, and of a user's own reward functions.
 
-A new one is a file here (`prepare(options)` gives a `Reward`), its options in config/reward.py, a YAML in
-configs/reward/, and, where it is a share of right answers, its name in `_SHARES` of evals/evaluation.py.
+A new reward is a file here (`prepare(options)` gives a `Reward`), its options in config/reward.py, a YAML in
+configs/reward/, and, if it is a share of right answers, its name in `_SHARES` of evals/evaluation.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Completion(str):
-    """What a model said: all of it as text, with the tokens in it that mean something (around calls, thinking).
+    """A completion: its whole text, including the special tokens that mark calls and thinking.
 
     Attributes:
-        tokens: Tokens, the stop token among them.
-        stopped: Whether it ended by itself, and wasn't cut off.
+        tokens: Number of tokens, including the stop token.
+        stopped: Whether it ended with a stop token; False if it was cut off.
         text: The text alone, without thinking and calls.
-        thinking: What it thought before, in the forms that have tokens for it; else empty.
-        calls: The calls of tools in it: name and arguments.
+        thinking: The thinking before the answer, in chat templates that have tokens for it; else empty.
+        calls: The tool calls in it: name and arguments.
     """
 
     tokens: int
@@ -30,28 +30,28 @@ class Completion(str):
 
     def __new__(
         cls,
-        said: str,
+        whole: str,
         tokens: int = 0,
         stopped: bool = True,
         text: str | None = None,
         thinking: str = "",
         calls: Sequence[tuple[str, dict[str, Any]]] = (),
     ) -> Completion:
-        made = super().__new__(cls, said)
+        made = super().__new__(cls, whole)
         made.tokens, made.stopped, made.thinking, made.calls = tokens, stopped, thinking, tuple(calls)
-        made.text = said if text is None else text
+        made.text = whole if text is None else text
         return made
 
 
 @dataclass(frozen=True)
 class Task:
-    """What was asked, and what is wanted.
+    """The prompt and the reference answer.
 
     Attributes:
         where: File and line of the row.
         prompt: The conversation, as OpenAI messages.
-        answer: The wanted answer's text; empty where the row has none.
-        calls: The wanted answer's calls: name and arguments.
+        answer: The text of the reference answer; empty if the row has none.
+        calls: The tool calls of the reference answer: name and arguments.
         tools: Function schemas in the OpenAI form.
         row: The row as it stood in the file.
     """
@@ -64,12 +64,12 @@ class Task:
     row: dict[str, Any] = field(default_factory=dict)
 
 
-# A score for each completion; None where the reward says nothing of the row.
+# One score per completion; None if the reward doesn't apply to the row.
 Reward = Callable[[Sequence[Completion], Sequence[Task]], Sequence[float | None]]
 
 
 def per_completion(score: Callable[[Completion, Task], float | None]) -> Reward:
-    """A reward from what scores one completion."""
+    """A reward from a function that scores a single completion."""
 
     def scores(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:
         return [score(completion, record) for completion, record in zip(completions, records, strict=True)]

@@ -1,23 +1,23 @@
 """The share of a row's tests that a completion's code passes, run in a sandbox (sandbox.py).
 
-May be gamed: code that answers always the same earns the share of tests that this happens to fit, and code that knows
-a row's tests by heart all of them; give rows several tests with different results.
+It can be gamed: code that always returns the same value passes the tests with that result, and code that has memorized
+a row's tests passes all of them. Give each row several tests with different results.
 
 A row has a field `tests`, a list or a JSON text with one, of two kinds:
 
-- `{"input": …, "output": …}`: a program, its standard input and output. Lines are compared, without blanks at their
-  ends and without empty lines at the end; the program must end with status 0.
+- `{"input": …, "output": …}`: a program, its standard input and output. Lines are compared, ignoring trailing blanks
+  and trailing empty lines; the program must exit with status 0.
 - `{"args": […], "kwargs": {…}, "result": …}`: a function, named by the row's `entry_point` or the test's own. Its
-  result is compared as JSON: 20 is 20.0 and isn't true, a tuple is a list, floats may differ by 1e-9 of their size.
+  result is compared as JSON: 20 equals 20.0 but not true, a tuple equals a list, floats may differ by 1e-9 (relative).
 
-Each test runs in a sandbox of its own, which only that test's input enters. What is expected never does: results come
-back through a pipe and are compared out here. A program can write to that pipe what it likes, and past the driver, but
-it doesn't know what would be right.
+Each test runs in its own sandbox, which receives only that test's input, never the expected result: results come back
+through a pipe and are compared outside. A program can write anything to that pipe, bypassing the driver, but it doesn't
+know the right result.
 
-Time: a test takes `timeout` at most, and what is left of a completion's tests counts as failed once failed ones have
-taken twice that, two time-outs for example. So a completion takes 3 × `timeout` where nothing passes, and at most
-tests × `timeout` where all pass just in time, besides the starts (0.05 s each). A batch has a worker for each CPU that
-this process may use. An interrupt ends a batch after the tests that run at that moment.
+Time: a test takes at most `timeout`. Once the failed tests of a completion have taken twice that (two time-outs, for
+example), its remaining tests count as failed. So a completion takes at most 3 × `timeout` if nothing passes, and
+tests × `timeout` if every test passes just in time, plus 0.05 s to start each sandbox. A batch uses one worker per CPU
+that this process may use. An interrupt ends the batch after the tests that are running.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from gemma_tune.rewards.sandbox import Limits, Sandbox, SandboxResult
 from gemma_tune.rewards.sandbox_setup import find_sandbox
 from gemma_tune.same_json import same_json
 
-# Nothing is given back: a long line of marks is looked at once.
+# Possessive quantifiers don't backtrack, so a long line of marks is scanned once.
 _FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
 _PYTHON = ("python", "python3", "py")
-# Times `timeout` that the failed tests of a completion may take
+# Failed tests of one completion may take this many times `timeout`.
 _LOST = 2
-# Bytes that are read beyond the length of what is expected, and how many times that length: JSON may escape.
+# Bytes read at most: a constant, plus a multiple of the expected output's length, since JSON may escape characters.
 _MORE_OUTPUT, _TIMES_OUTPUT = 1 << 16, 8
 _TOLERANCE = 1e-9
 
@@ -55,7 +55,7 @@ class _Test:
     Attributes:
         expected: A program's output, or a call's result.
         stdin: A program's input.
-        call: What is called, for the driver; None: a program.
+        call: The function call for the driver; None for a program.
     """
 
     expected: Any
@@ -70,11 +70,11 @@ def prepare(options: CodeReward) -> Reward:
         options: Limits of the sandbox.
 
     Returns:
-        Scores from 0 to 1 for a batch; 0 where the code doesn't compile or the completion was cut off. It raises
-        ValueError for a row without proper tests, and SandboxError where the sandbox no longer starts.
+        Scores from 0 to 1 for a batch; 0 if the code doesn't compile or the completion was cut off. It raises
+        ValueError for a row without valid tests, and SandboxError if the sandbox no longer starts.
 
     Raises:
-        UserError: There is no sandbox on this machine.
+        UserError: The sandbox doesn't work on this machine.
     """
     sandbox = find_sandbox()
 
@@ -85,7 +85,7 @@ def prepare(options: CodeReward) -> Reward:
             pairs = list(zip(completions, tests, strict=True))
             try:
                 return list(pool.map(lambda pair: _share(sandbox, options, pair[0], pair[1], stop), pairs))
-            except BaseException:  # an interrupt, too: the pool waits for what runs
+            except BaseException:  # also an interrupt: the pool waits for running tests
                 stop.set()
                 raise
 
@@ -94,14 +94,14 @@ def prepare(options: CodeReward) -> Reward:
 
 def _workers() -> int:
     """The CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def code_of(text: str) -> str:
-    """The code in an answer: its last block of Python, else its last block of any name, else all of it.
+    """The code in an answer: its last Python block, else its last block of any language, else the whole text.
 
-    A block that isn't closed goes on to the end.
+    A block that isn't closed extends to the end.
     """
     blocks: list[tuple[str, str]] = []
     lines: list[str] = []
@@ -123,7 +123,7 @@ def code_of(text: str) -> str:
 
 
 def same_lines(found: str, expected: str) -> bool:
-    """Whether two outputs have the same lines, but for blanks at the ends of lines and empty lines at the end."""
+    """Whether two outputs have the same lines, ignoring trailing blanks and trailing empty lines."""
     return _lines(found) == _lines(expected)
 
 
@@ -134,7 +134,7 @@ def _lines(text: str) -> list[str]:
 def _share(
     sandbox: Sandbox, options: CodeReward, completion: Completion, tests: Sequence[_Test], stop: threading.Event
 ) -> float:
-    """The share of tests passed; those behind a `stop` aren't run."""
+    """The share of tests passed; once `stop` is set, no more tests are run."""
     code = code_of(completion.text)
     if not completion.stopped or not code.strip():
         return 0.0
@@ -168,7 +168,7 @@ def _passes(outcome: SandboxResult, test: _Test) -> bool:
     try:
         text = outcome.output.decode()
         return same_json(json.loads(text), test.expected, _TOLERANCE) if test.call else same_lines(text, test.expected)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, or JSON that is too deep
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
         return False
 
 
@@ -176,15 +176,15 @@ def _tests_of(record: Task) -> list[_Test]:
     """The row's tests.
 
     Raises:
-        ValueError: It has none, or one that isn't of either kind; names file and line.
+        ValueError: It has none, or one of neither kind; the message names file and line.
     """
     tests = record.row.get("tests")
     try:
         tests = json.loads(tests) if isinstance(tests, str) else tests
     except ValueError as error:
-        raise ValueError(f"{record.where}: `tests` is a text that isn't JSON ({error}).") from error
+        raise ValueError(f"{record.where}: `tests` is a string that isn't JSON ({error}).") from error
     if not isinstance(tests, list) or not tests:
-        raise ValueError(f"{record.where}: reward.code needs a field `tests`, a list of tests, and there is none.")
+        raise ValueError(f"{record.where}: reward.code needs the field `tests`, a non-empty list of tests.")
     return [_test(test, record.row, f"{record.where}: test {number}") for number, test in enumerate(tests, 1)]
 
 
@@ -200,4 +200,4 @@ def _test(test: Any, row: dict[str, Any], where: str) -> _Test:
         return _Test(test["result"], call={"entry_point": name, "args": args, "kwargs": kwargs})
     if isinstance(test, dict) and isinstance(test.get("output"), str) and isinstance(test.get("input", ""), str):
         return _Test(test["output"], stdin=test.get("input", ""))
-    raise ValueError(f"{where} has neither `input` and `output`, as texts, nor `args` and `result`.")
+    raise ValueError(f"{where} has neither `input` and `output` as strings, nor `args` and `result`.")

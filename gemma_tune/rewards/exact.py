@@ -1,6 +1,6 @@
-"""Whether the words are the row's.
+"""Whether the answer has the same words as the reference answer.
 
-May be gamed hardly at all, but it teaches to repeat one wording; where several are right, use another reward.
+It can hardly be gamed, but it teaches a single wording; if several wordings are right, use another reward.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 
 def prepare(options: ExactReward) -> Reward:
-    """1 where the words are the row's, else 0; any white space is one blank, and none counts at the ends.
+    """1 if the words are those of the reference answer, else 0; any run of white space counts as one blank.
 
-    A completion that was cut off is 0, whatever it says.
+    A completion that was cut off scores 0.
 
     Raises:
         ValueError: From the reward: a row without an answer.
@@ -24,7 +24,7 @@ def prepare(options: ExactReward) -> Reward:
     def score(completion: Completion, record: Task) -> float:
         wanted = words(record.answer)
         if not wanted:
-            raise ValueError(f"{record.where}: the row has no answer, and reward.exact needs one; mend the row.")
+            raise ValueError(f"{record.where}: the row has no answer, and reward.exact needs one; fix the row.")
         return float(completion.stopped and words(completion.text) == wanted)
 
     return per_completion(score)

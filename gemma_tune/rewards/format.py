@@ -1,6 +1,6 @@
-"""Whether a completion has a form: tags, thinking before the answer, or a pattern.
+"""Whether a completion has a given format: tags, thinking before the answer, or a regular expression.
 
-Gamed by saying anything at all in the form; give it a small weight beside a reward of what is said.
+Gamed by any text in that format; give it a small weight beside a reward for the content.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Reward, per_completion
 
 
-def _says(text: str) -> bool:
-    """Whether there is anything to be seen in it: blanks, zero-width and control characters are nothing."""
+def _is_visible(text: str) -> bool:
+    """Whether a text has visible characters: not only blanks, zero-width or control characters."""
     return any(mark.isprintable() and not mark.isspace() for mark in text)
 
 
 def has_tags(text: str, tags: Sequence[str]) -> bool:
-    """Whether a text is `<a>…</a> <b>…</b>` for the tags a and b: each once, with something in it, nothing around."""
+    """Whether a text is `<a>…</a> <b>…</b>` for the tags a and b: each once and not empty, with nothing around."""
     marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
     rest = text.strip()
     for tag in tags:
         if not rest.startswith(f"<{tag}>"):
             return False
         within, closed, rest = rest.removeprefix(f"<{tag}>").partition(f"</{tag}>")
-        if not closed or not _says(within) or any(mark in within for mark in marks):
+        if not closed or not _is_visible(within) or any(mark in within for mark in marks):
             return False
         rest = rest.lstrip()
     return not rest
@@ -38,9 +38,9 @@ def _checked_tags(tags: Sequence[str]) -> None:
     if not tags:
         raise UserError("reward.format.tags is empty; name a tag or more, for example [think, answer].")
     if wrong:
-        raise UserError(f"reward.format.tags: {wrong[0]!r} is no name of a tag; write it without < and >.")
+        raise UserError(f"reward.format.tags: {wrong[0]!r} is not a tag name; write it without < and >.")
     if twice:
-        raise UserError(f"reward.format.tags: {twice[0]} is there twice, and each tag may stand once; leave one out.")
+        raise UserError(f"reward.format.tags: {twice[0]} is listed twice; list each tag once.")
 
 
 def _pattern(regex: str | None) -> re.Pattern[str]:
@@ -49,23 +49,23 @@ def _pattern(regex: str | None) -> re.Pattern[str]:
     try:
         return re.compile(regex, re.DOTALL)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"reward.format.regex: {regex!r} is no regular expression ({error}); mend it.") from error
+        raise UserError(f"reward.format.regex: {regex!r} is not a regular expression ({error}); fix it.") from error
 
 
 def prepare(options: FormatReward) -> Reward:
-    """1 where the completion has the form, else 0; with tags and a pattern it is the text without thinking and calls.
+    """1 if the completion has the format, else 0; tags and patterns are matched on the text without thinking and calls.
 
-    A pattern that takes for ever over some text is stopped by `reward.timeout`.
+    A pattern that backtracks without end is stopped by `reward.timeout`.
 
     Raises:
-        UserError: Tags that can't be ones, or a pattern that isn't one.
+        UserError: Invalid tag names, or an invalid pattern.
     """
     if options.form == "tags":
         _checked_tags(options.tags)
-        return per_completion(lambda said, record: float(has_tags(said.text, options.tags)))
+        return per_completion(lambda answer, record: float(has_tags(answer.text, options.tags)))
     if options.form == "thinking":
-        return per_completion(lambda said, record: float(_says(said.thinking) and _says(said.text)))
+        return per_completion(lambda answer, record: float(_is_visible(answer.thinking) and _is_visible(answer.text)))
     if options.form == "regex":
         pattern = _pattern(options.regex)
-        return per_completion(lambda said, record: float(pattern.fullmatch(said.text) is not None))
+        return per_completion(lambda answer, record: float(pattern.fullmatch(answer.text) is not None))
     raise UserError(f"reward.format.form={options.form}: there is no such form; use tags, thinking or regex.")

@@ -1,6 +1,6 @@
 """Whether a completion is JSON that satisfies a schema.
 
-Gamed by the smallest values that the schema lets through (empty lists, any string); make the schema tight.
+Gamed by the smallest values that the schema allows (empty lists, any string); make the schema strict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.run.paths import resolve
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
-# Where a schema holds data, in which `$ref` means nothing.
+# Keywords whose values are data, in which `$ref` has no meaning.
 _DATA = ("enum", "const", "default", "examples")
 
 
@@ -38,10 +38,10 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def validator(schema: Any) -> Any:
-    """A validator of a schema, which looks nothing up in the network.
+    """A validator of a schema; it never accesses the network.
 
     Raises:
-        ValueError: What is wrong with the schema.
+        ValueError: The schema is invalid; the message says why.
     """
     from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
     from jsonschema.validators import validator_for  # type: ignore[import-untyped]
@@ -53,35 +53,35 @@ def validator(schema: Any) -> Any:
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is no JSON ({error})") from error
+            raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(schema, dict):
-        raise ValueError(f"it is no mapping but {type(schema).__name__}")
+        raise ValueError(f"it is not a mapping but {type(schema).__name__}")
     kind = validator_for(schema, default=Draft202012Validator)
     try:
         kind.check_schema(schema)
         root = DRAFT202012.create_resource(schema)
         resolver = Registry().with_resource("", root).resolver_with_root(root)
-        if "$id" not in json.dumps(schema):  # references may start anywhere then, and fail where they are used
+        if "$id" not in json.dumps(schema):  # with $id, references are relative to it; a bad one fails when it is used
             for reference in _references(schema):
                 resolver.lookup(reference)
     except SchemaError as error:
         raise ValueError(f"{'/'.join(map(str, error.absolute_path)) or 'the schema'}: {error.message}") from error
     except Unresolvable as error:
-        raise ValueError(f"$ref {error.ref!r} leads nowhere inside of it") from error
+        raise ValueError(f"$ref {error.ref!r} points to nothing in the schema") from error
     except (RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
     return kind(schema, registry=Registry())
 
 
 def prepare(options: JsonSchemaReward) -> Reward:
-    """1 where the text is JSON that satisfies the schema, 0.2 where it is other JSON, else 0.
+    """1 if the text is JSON that satisfies the schema, 0.2 if it is other JSON, else 0.
 
-    A code fence around all of it is passed over. A completion that was cut off is 0, and so is JSON with NaN, or nested
-    too deep to be read.
+    A code fence around the whole text is ignored. A completion that was cut off scores 0, and so does JSON with NaN or
+    nested too deeply to be parsed.
 
     Raises:
-        UserError: jsonschema is missing, or the file isn't there or holds no schema.
-        ValueError: From the reward: a row without `schema`, or one that is none (a mapping, or its JSON).
+        UserError: jsonschema is not installed, or the file is missing or holds no schema.
+        ValueError: From the reward: a row without a valid `schema` (a mapping, or its JSON).
     """
     try:
         import jsonschema  # noqa: F401
@@ -96,7 +96,7 @@ def prepare(options: JsonSchemaReward) -> Reward:
         except OSError as error:
             raise UserError(f"{key}: it can't be read ({error.strerror}); name a JSON file.") from error
         except ValueError as error:
-            raise UserError(f"{key}: {error}; mend it.") from error
+            raise UserError(f"{key}: {error}; fix it.") from error
     of_text = lru_cache(maxsize=512)(validator)
 
     def wanted(record: Task) -> Any:
@@ -110,7 +110,7 @@ def prepare(options: JsonSchemaReward) -> Reward:
         try:
             return of_text(schema if isinstance(schema, str) else json.dumps(schema))
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{record.where}: schema: {error}; mend it.") from error
+            raise ValueError(f"{record.where}: schema: {error}; fix it.") from error
 
     def score(completion: Completion, record: Task) -> float:
         schema, text = wanted(record), completion.text.strip()
@@ -124,8 +124,8 @@ def prepare(options: JsonSchemaReward) -> Reward:
         try:
             return 1.0 if schema.is_valid(value) else 0.2
         except Unresolvable as error:
-            raise ValueError(f"{record.where}: the schema's $ref {error.ref!r} leads nowhere inside of it.") from error
-        except Exception:  # what a value of the model's does to a rule: 1e999 to multipleOf
+            raise ValueError(f"{record.where}: the schema's $ref {error.ref!r} points to nothing in it.") from error
+        except Exception:  # a rule that fails on the model's value, such as multipleOf on 1e999
             return 0.2
 
     return per_completion(score)

@@ -1,6 +1,6 @@
-"""How surely a completion is in the wanted language, by lingua.
+"""Lingua's confidence that a completion is in the wanted language.
 
-Gamed by any words of the language, sense or none; short texts, numbers and code are hardly told apart.
+Gamed by any words of the language, even nonsense; short texts, numbers and code can hardly be classified.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _language(code: str) -> Language:
-    """Raises ValueError where there is no such language."""
+    """Raises ValueError for an unknown language."""
     from lingua import IsoCode639_1
     from lingua import Language as Languages
 
@@ -27,7 +27,7 @@ def _language(code: str) -> Language:
 
 @lru_cache(maxsize=1)
 def _detector() -> LanguageDetector:
-    """Of all languages; by trigrams only, which takes some 60 MB where all n-grams take 900."""
+    """A detector of all languages; it uses trigrams only: about 60 MB, where all n-grams take 900 MB."""
     from lingua import LanguageDetectorBuilder
 
     return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
@@ -37,8 +37,8 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def asked(prompt: Sequence[dict[str, Any]]) -> str:
-    """The text of the last message of the user's."""
+def last_user_text(prompt: Sequence[dict[str, Any]]) -> str:
+    """The text of the last user message."""
     content = next((m.get("content") for m in reversed(prompt) if m.get("role") == "user"), None) or ""
     if isinstance(content, str):
         return content
@@ -46,13 +46,13 @@ def asked(prompt: Sequence[dict[str, Any]]) -> str:
 
 
 def prepare(options: LanguageReward) -> Reward:
-    """Lingua's confidence, from 0 to 1, that the text is in the wanted language; 0 where it can't tell (no letters).
+    """Lingua's confidence, from 0 to 1, that the text is in the wanted language; 0 if it can't tell (no letters).
 
-    None where the language is to be the prompt's and lingua can't tell that (a prompt of numbers, say).
+    None if the language is taken from the prompt and lingua can't tell it (a prompt of numbers, for example).
 
     Raises:
-        UserError: Lingua is missing, or a language that it doesn't know.
-        ValueError: From the reward: the row's `language` is none that it knows.
+        UserError: Lingua is not installed, or doesn't know the language.
+        ValueError: From the reward: lingua doesn't know the row's `language`.
     """
     try:
         import lingua  # noqa: F401
@@ -77,7 +77,7 @@ def prepare(options: LanguageReward) -> Reward:
             return fixed
         code = record.row.get("language")
         if code is None:
-            return detected(_clean(asked(record.prompt)))
+            return detected(_clean(last_user_text(record.prompt)))
         try:
             return _language(str(code))
         except ValueError as error:

@@ -1,6 +1,6 @@
 """Whether a completion is neither too short nor too long.
 
-Gamed by filling up, or by breaking off, to the lengths that are set; give it a small weight.
+Gamed by padding or cutting an answer to the configured length; give it a small weight.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
 
 def prepare(options: LengthReward) -> Reward:
-    """1 from `min_tokens` to `max_tokens`; `margin` tokens outside of it, and beyond, 0; a straight line between.
+    """1 from `min_tokens` to `max_tokens`, falling linearly to 0 at `margin` tokens outside of that range.
 
-    All tokens count, those of thinking and of calls and the stop token, too.
+    All tokens count, including thinking, calls and the stop token.
 
     Raises:
-        UserError: More tokens at least than at most.
+        UserError: `min_tokens` is above `max_tokens`.
     """
     low, high = options.min_tokens, options.max_tokens
     if high is not None and low > high:

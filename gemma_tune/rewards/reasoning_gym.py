@@ -1,9 +1,9 @@
 r"""The score of reasoning-gym's own verifier.
 
-Gamed where a verifier gives a little for any answer (0.01 to 0.1), or a part for the answer within other words.
+Gamed if a verifier gives any answer a small score (0.01 to 0.1), or a partial one to the answer within other words.
 
-The answer is what stands in `<answer>…</answer>`, `\boxed{…}` or behind `####`, the first that is there, else all of
-the text. Some verifiers run the answer as Python; those get it only where it is plain data or plain arithmetic.
+The answer is the content of `<answer>…</answer>`, `\boxed{…}` or the line after `####`, whichever is found first, else
+the whole text. Some verifiers run the answer as Python; they receive it only if it is plain data or plain arithmetic.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 from gemma_tune.rewards.extract import boxed, hashes, tagged
 
-# Generators whose verifier calls `eval` on the answer, and those where sympy's parser, which does the same, reads it:
-# sums and products only, and formulas.
+# Generators whose verifier calls `eval` on the answer, and those whose verifier gives it to sympy's parser, which does
+# the same: of plain arithmetic, and of formulas.
 EVALUATED = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 SUMS = ("countdown", "puzzle24")
 FORMULAS = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
@@ -32,7 +32,7 @@ _SUM = ast.Add | ast.Sub | ast.Mult | ast.Div
 
 
 def _is_data(node: ast.expr, deep: int = 0) -> bool:
-    """Whether it is a constant or a list of such."""
+    """Whether it is a constant or a (nested) list of constants."""
     if isinstance(node, ast.List | ast.Tuple):
         return deep < _DEEPEST and all(_is_data(item, deep + 1) for item in node.elts)
     if isinstance(node, ast.UnaryOp):
@@ -41,9 +41,9 @@ def _is_data(node: ast.expr, deep: int = 0) -> bool:
 
 
 def _is_sum(node: ast.expr, powers: bool, deep: int = 0, calls: int = 0) -> bool:
-    """Whether it is arithmetic on numbers, with `powers` a formula with variables, powers and functions, too.
+    """Whether it is arithmetic on numbers; with `powers`, variables, powers and functions are allowed, too.
 
-    Towers of powers and of functions are none: what they come to may have more digits than there is memory.
+    Towers of powers and of functions are not: their value may have more digits than fit in memory.
     """
     if deep > _DEEPEST:
         return False
@@ -65,7 +65,7 @@ def _is_sum(node: ast.expr, powers: bool, deep: int = 0, calls: int = 0) -> bool
 
 
 def _height(node: ast.expr) -> float:
-    """The product of the exponents that stand above one another; more than any where one has a power in it."""
+    """The product of nested exponents; infinite if an exponent contains a power."""
     heights = [_height(n) for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
     height = max(heights, default=1.0)
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)):
@@ -78,7 +78,7 @@ def _height(node: ast.expr) -> float:
 
 
 def trusted(name: str, answer: str) -> bool:
-    """Whether a generator's verifier may be handed the answer: where it would run it, it must be harmless."""
+    """Whether a generator's verifier may receive the answer: if it would run it, it must be harmless."""
     if name not in EVALUATED + SUMS + FORMULAS:
         return True
     if len(answer) > _LONGEST or sum(answer.count(mark) for mark in "([{") > _BRACKETS:
@@ -86,10 +86,10 @@ def trusted(name: str, answer: str) -> bool:
     try:
         tree = ast.parse(answer.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # `eval` fails on it, too, and the verifier only compares it; sympy's parser may read it all the same
+        # `eval` fails on it, too, so the verifier only compares it; sympy's parser might still read it
         return name in EVALUATED
     if name in EVALUATED:
-        # A name in small letters may be one of the verifier's own, `oracle_answer`.
+        # A lowercase name may be a variable of the verifier, such as `oracle_answer`.
         return _is_data(tree) or (isinstance(tree, ast.Name) and tree.id.isupper())
     nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Pow)]
     return len(nodes) <= _POWERS and _is_sum(tree, powers=name in FORMULAS)
@@ -103,7 +103,7 @@ def answer_of(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def _verifier(name: str) -> Callable[[str | None, dict[str, Any]], float]:
-    """Raises ValueError where there is no such generator."""
+    """Raises ValueError for an unknown generator."""
     from reasoning_gym import get_score_answer_fn  # type: ignore[import-untyped]
 
     made: Callable[[str | None, dict[str, Any]], float] = get_score_answer_fn(name)
@@ -111,14 +111,14 @@ def _verifier(name: str) -> Callable[[str | None, dict[str, Any]], float]:
 
 
 def prepare(options: ReasoningGymReward) -> Reward:
-    """From 0 to 1, as the verifier of the row's generator scores it; a completion that was cut off is 0.
+    """From 0 to 1, as the verifier of the row's generator scores it; a completion that was cut off scores 0.
 
-    An answer that its verifier would run, and that is no plain data or arithmetic, is scored as no answer.
+    An answer that its verifier would run, and that isn't plain data or arithmetic, is scored as no answer.
 
     Raises:
-        UserError: reasoning-gym is missing.
+        UserError: reasoning-gym is not installed.
         ValueError: From the reward: a row without `dataset` (the generator's name) and `entry` (question, answer and
-            metadata), or with ones that the verifier can't use.
+            metadata), or whose values the verifier can't use.
     """
     try:
         import reasoning_gym  # noqa: F401
@@ -144,15 +144,15 @@ def prepare(options: ReasoningGymReward) -> Reward:
             return 0.0
         name, entry, answer = record.row["dataset"], record.row["entry"], answer_of(completion.text)
         try:
-            with warnings.catch_warnings(action="ignore"):  # Python's and numpy's about what the answer looks like
+            with warnings.catch_warnings(action="ignore"):  # from Python and numpy, about the answer's syntax
                 given = float(verify(answer if trusted(name, answer) else None, entry))
-        except Exception as error:  # the answer's fault, unless the row's own does the same
+        except Exception as error:  # the answer's fault, unless the row's own answer fails, too
             try:
                 verify(entry["answer"], entry)
             except Exception:
                 raise ValueError(
                     f"{record.where}: entry: the verifier of {name} fails on its own answer "
-                    f"({type(error).__name__}: {error}); make the row anew."
+                    f"({type(error).__name__}: {error}); generate the row again."
                 ) from error
             return 0.0
         return min(1.0, max(0.0, given)) if math.isfinite(given) else 0.0

@@ -1,6 +1,6 @@
-"""Minus the share of repeated n-grams, as in https://arxiv.org/abs/2502.03373 (there scaled by a penalty).
+"""The negative share of repeated n-grams, as in https://arxiv.org/abs/2502.03373 (there scaled by a penalty).
 
-Gamed by saying less than an n-gram, or by a loop of ever different words or of one without blanks; it is a guard only.
+Gamed by answers shorter than an n-gram, and by loops that vary the words or have no blanks; it is only a safeguard.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from gemma_tune.config.reward import RepetitionReward
 from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
 
-# Chinese and Japanese put no blanks between words: each of their characters is one.
+# Chinese and Japanese don't separate words by blanks: each character counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 
 def prepare(options: RepetitionReward) -> Reward:
-    """From 0, where no n-gram of words stands twice, towards -1, where hardly one is new.
+    """From 0 (no n-gram of words occurs twice) towards -1 (almost all are repeated).
 
-    Thinking and text count, each on its own: an answer may say again what was thought. Capitals don't matter.
+    Thinking and text are counted separately, since an answer may repeat what was thought. Case is ignored.
     """
     size = options.ngram_size
 

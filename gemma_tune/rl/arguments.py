@@ -1,4 +1,4 @@
-"""From our configuration to GRPOConfig and RLOOConfig."""
+"""Builds GRPOConfig and RLOOConfig from our configuration."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _BOTH = (
 def rl_arguments(
     cfg: Config, folder: RunFolder, device: torch.device, stops: Sequence[int] = ()
 ) -> GRPOConfig | RLOOConfig:
-    """The trainer's arguments; what is null is left to TRL.
+    """The trainer's arguments; null values keep TRL's default.
 
     Args:
         cfg: The configuration.
         folder: The run folder.
-        device: Where it is trained.
-        stops: The ids that end an answer. vLLM is told; Transformers has them in the model's generation config.
+        device: The device to train on.
+        stops: Ids of the stop tokens, for vLLM; Transformers reads them from the model's generation config.
 
     Raises:
-        UserError: TRL refuses a value.
+        UserError: TRL rejects a value.
     """
     grpo = cfg.traits.trainer == GRPOConfig.__name__
     named = {name: getattr(cfg.train, name) for name in (*_BOTH, *(_ONLY_GRPO if grpo else ()))}
     own: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if grpo:
-        own["use_bias_correction_kl"] = False  # TRL's default weighs the KL by the ratio, which no paper of GRPO's does
+        own["use_bias_correction_kl"] = False  # TRL's default weights the KL by the ratio, unlike the GRPO papers
     own |= {
         "reward_weights": list(cfg.reward.weighted().values()),
-        "log_completions": False,  # would print tables between the bar's lines; ours are in eval/completions.jsonl
+        "log_completions": False,  # it would break the progress bar; ours are in eval/completions.jsonl
     }
     made = arguments(GRPOConfig if grpo else RLOOConfig, cfg, folder, device, own)
     if cfg.train.use_vllm:

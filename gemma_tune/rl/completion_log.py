@@ -1,4 +1,4 @@
-"""A few completions of each generation, with every reward beside them, kept to be read."""
+"""Keeps a few completions of each generation with all their rewards, for people to read."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_KEPT, _SHOWN = 8, 4  # of one generation: in the file, and in tables
+_KEPT, _SHOWN = 8, 4  # completions of one generation: in the file, and in the report
 
 
 class CompletionLog:
-    """Writes `eval/completions.jsonl`, a completion a line.
+    """Writes `eval/completions.jsonl`, one completion per line.
 
     Args:
-        file: Where they go.
+        file: The file.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def begin(self, resumed_step: int | None) -> None:
-        """Begins the file anew, or, of a resumed run, without what is done again.
+        """Starts a new file; for a resumed run, keeps the completions before its step.
 
         Args:
             resumed_step: The step that the run is resumed from, or None.
@@ -33,17 +33,17 @@ class CompletionLog:
         self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def add(self, completions: Sequence[dict[str, Any]]) -> None:
-        """Keeps the first few of a generation."""
+        """Appends the first few completions of a generation."""
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(map(_line, completions[:_KEPT]))
 
     def shown(self) -> list[dict[str, Any]]:
-        """Those for tables; see `first_and_last`."""
+        """The completions to show; see `first_and_last`."""
         return first_and_last(read_completions(self._file))
 
 
 def read_completions(file: Path) -> list[dict[str, Any]]:
-    """The completions of a file, none where there is none; a last line that was cut off is passed over."""
+    """The completions in a file; empty if it is missing. An incomplete last line is ignored."""
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -51,7 +51,7 @@ def read_completions(file: Path) -> list[dict[str, Any]]:
 
 
 def first_and_last(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few completions of the first generation, and of the last."""
+    """A few completions of the first and of the last generation."""
     if not rows:
         return []
     first = [row for row in rows if row["step"] == rows[0]["step"]][:_SHOWN]
@@ -60,5 +60,5 @@ def first_and_last(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    # A model may say half of a surrogate pair
+    # A model may write half of a surrogate pair
     return json.dumps(row, ensure_ascii=True) + "\n"

@@ -1,4 +1,4 @@
-"""Whether what is rewarded is what is wanted: a reward that rises while held-out accuracy falls."""
+"""Detects reward hacking: the training reward rises while accuracy on held-out rows falls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import TrainerCallback
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.evals.statistics import paired_test
 
-_PART = 5  # the beginning and the end of a curve: a fifth each
+_PART = 5  # the first and the last fifth of the steps are compared
 
 
 class RewardHackingMonitor(TrainerCallback):  # type: ignore[misc]
-    """Notes the mean reward of every step.
+    """Records the mean reward of every step.
 
     Args:
-        before: The evaluation before training, perhaps empty.
+        before: The evaluation before training; may be empty.
 
     Attributes:
         rewards: The mean reward of each logged step.
@@ -28,7 +28,7 @@ class RewardHackingMonitor(TrainerCallback):  # type: ignore[misc]
         self.rewards: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Of a resumed run the steps before are in the checkpoint."""
+        """Restores the rewards of a resumed run from its checkpoint."""
         self.rewards = [line["reward"] for line in state.log_history if isinstance(line.get("reward"), float)]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class RewardHackingMonitor(TrainerCallback):  # type: ignore[misc]
         return {"reward_first": statistics.fmean(self.rewards[:n]), "reward_last": statistics.fmean(self.rewards[-n:])}
 
     def warnings(self, after: Evaluation) -> list[str]:
-        """A warning where the reward rose in training and the held-out figure fell, row by row (p < 0.05).
+        """A warning if the reward rose in training and the headline metric fell on the same held-out rows (p < 0.05).
 
         Args:
             after: The evaluation after training.

@@ -1,6 +1,6 @@
-"""The score of a reward model: of a run of `recipe=reward_model`, or any classifier with one label.
+"""The score of a reward model: from a run of `recipe=reward_model`, or any classifier with one label.
 
-It may be gamed by whatever its pairs had in common beside what was meant, length above all: look at the completions.
+It can be gamed by whatever else the chosen answers of its pairs had in common, above all length: read the completions.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _Render = Callable[[Task, Completion], list[int]]
 def prepare(options: ModelReward, device: torch.device) -> Reward:
     """Loads the reward model.
 
-    Completions are scored as the last answer of their prompt in the reward model's own chat form, up to and with its
-    stop token, whether they stopped or were cut off. What a completion says can't make it fail: text that the form has
-    no place for is scored as plain tokens.
+    A completion is scored as the last answer of its prompt in the reward model's own chat template, up to and including
+    its stop token, even if it was cut off. No completion makes it fail: text that the template can't render is scored
+    as plain tokens.
 
     Args:
-        options: The model's name and how many completions are scored at once.
-        device: Where to load it.
+        options: The model's name, and completions per forward pass.
+        device: The device to load it on.
 
     Raises:
-        UserError: It can't be loaded, or is no classifier with one label.
+        UserError: It can't be loaded, or isn't a classifier with one label.
     """
     model, tokenizer = _load(options, device)
     render = _renderer(tokenizer)
@@ -44,7 +44,7 @@ def prepare(options: ModelReward, device: torch.device) -> Reward:
     pad = int(model.config.get_text_config().pad_token_id)
 
     def score(completions: Sequence[Completion], records: Sequence[Task]) -> list[float | None]:
-        rows = [render(task, said)[-limit:] for said, task in zip(completions, records, strict=True)]
+        rows = [render(task, answer)[-limit:] for answer, task in zip(completions, records, strict=True)]
         return list(scores(model, rows, pad, options.batch_size))
 
     return score
@@ -75,15 +75,15 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{_KEY}={name}: {len(lost)} weights are missing in its files, for example {lost[0]}.")
     text = model.config.get_text_config()
-    if text.pad_token_id is None:  # the class would read every score at the row's last padding
+    if text.pad_token_id is None:  # without it, the class reads each score at the row's last padding token
         text.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if getattr(model, HEAD, None) is not None:  # scores in bfloat16 have three digits
+    if getattr(model, HEAD, None) is not None:  # bfloat16 scores have only three digits
         float32_head(model)
     return model.eval().requires_grad_(False), tokenizer
 
 
 def _renderer(tokenizer: Any) -> _Render:
-    """From a prompt and what was said to the token ids that are scored."""
+    """A function from a prompt and a completion to the token ids that are scored."""
     try:
         stop = tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens[0])
     except UnknownTemplate:
@@ -91,34 +91,34 @@ def _renderer(tokenizer: Any) -> _Render:
             raise UserError(
                 f"{_KEY}: its tokenizer has no chat template, so a prompt can't be written for it."
             ) from None
-        return lambda task, said: _by_template(tokenizer, task, said)
+        return lambda task, answer: _by_template(tokenizer, task, answer)
 
-    def ours(task: Task, said: Completion) -> list[int]:
+    def ours(task: Task, answer: Completion) -> list[int]:
         prompt, tools = list(task.prompt), list(task.tools) or None
         try:
-            row = render_chat(tokenizer, [*prompt, _message(said)], tools)
+            row = render_chat(tokenizer, [*prompt, _message(answer)], tools)
             return row.input_ids[: row.answer_end]
-        except (Unrenderable, TemplateError, ValueError, TypeError):  # the last: half a character, which has no bytes
-            whole = said.encode(errors="replace").decode()
+        except (Unrenderable, TemplateError, ValueError, TypeError):  # TypeError: a lone surrogate
+            whole = answer.encode(errors="replace").decode()
             text = tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             return [*render_prompt(tokenizer, prompt, tools), *text, stop]
 
     return ours
 
 
-def _message(said: Completion) -> dict[str, Any]:
-    """What was said as an assistant's message."""
-    message: dict[str, Any] = {"role": "assistant", "content": said.text}
-    if said.thinking:
-        message["reasoning_content"] = said.thinking
-    if said.calls:
-        functions = [{"name": name, "arguments": arguments} for name, arguments in said.calls]
+def _message(answer: Completion) -> dict[str, Any]:
+    """The completion as an assistant message."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.thinking:
+        message["reasoning_content"] = answer.thinking
+    if answer.calls:
+        functions = [{"name": name, "arguments": arguments} for name, arguments in answer.calls]
         message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return message
 
 
-def _by_template(tokenizer: Any, task: Task, said: Completion) -> list[int]:
-    """With the template of a reward model that is no Gemma."""
-    messages = [*task.prompt, {"role": "assistant", "content": said.text or str(said)}]
+def _by_template(tokenizer: Any, task: Task, answer: Completion) -> list[int]:
+    """Renders with the template of a reward model that isn't a Gemma."""
+    messages = [*task.prompt, {"role": "assistant", "content": answer.text or str(answer)}]
     ids = tokenizer.apply_chat_template(messages, tools=list(task.tools) or None, tokenize=True, return_dict=True)
     return list(ids["input_ids"])

@@ -25,10 +25,10 @@ def scorer_of(cfg: Config, device: torch.device) -> Scorer:
 
     Args:
         cfg: The configuration.
-        device: Where a reward model works.
+        device: The device of a reward model.
 
     Raises:
-        UserError: A reward that can't work: a missing package or sandbox, a file or a function that isn't there.
+        UserError: A reward that can't be used: a missing package, sandbox, file or function.
     """
     found = []
     for name, weight in cfg.reward.weighted().items():
@@ -49,7 +49,7 @@ def _prepared(name: str, cfg: Config, device: torch.device) -> Reward:
 
 @functools.lru_cache(maxsize=1)
 def _model(name: str, batch_size: int, device: torch.device) -> Reward:
-    """One reward model for training and for evaluations."""
+    """The reward model, loaded once for training and evaluation."""
     prepare: Callable[..., Reward] = importlib.import_module("gemma_tune.rl.reward_model").prepare
     return prepare(ModelReward(model_name_or_path=name, batch_size=batch_size), device)
 
@@ -66,7 +66,7 @@ def files_of_rewards(cfg: Config) -> list[Path]:
 
 
 def size_of_reward_model(cfg: Config) -> float:
-    """GiB of a reward model's weights as they lie on this machine; 0 without one, or before it is downloaded."""
+    """GiB of the reward model's files on this machine; 0 without a reward model, or before it is downloaded."""
     if not cfg.reward.model.weight:
         return 0.0
     place = reward_model_of(str(cfg.reward.model.model_name_or_path))

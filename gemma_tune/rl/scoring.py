@@ -1,4 +1,4 @@
-"""Rewards under guard: each under a time limit, its failures counted, and the run ended where they are too many."""
+"""Runs rewards safely: each has a time limit, failures are counted, and the run ends if there are too many."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 from gemma_tune.errors import RunError
 from gemma_tune.rewards.base import Completion, Reward, Task
 
-_WINDOW = 256  # completions that the share of failures is taken over
-_LARGEST = 3e38  # of a float32
-_LEAST = 16  # before so many were scored, only a reward that fails on a whole batch ends the run
+_WINDOW = 256  # completions that the share of failures is computed over
+_LARGEST = 3e38  # the largest float32
+_LEAST = 16  # with fewer scored, only a reward that fails on a whole batch ends the run
 
 
 class TooManyFailures(RunError):
-    """A reward failed on more completions than it may."""
+    """A reward failed on more completions than allowed."""
 
 
 class _TimeIsUp(BaseException):
-    """Not an Exception: a reward that catches every one would go on."""
+    """Not an Exception, since a reward might catch every Exception and go on."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class WeightedReward:
 
     Attributes:
         name: Its name.
-        reward: What scores.
+        reward: The reward function.
         weight: Its weight in the sum.
-        limited: Whether `reward.timeout` holds for it: not for code, whose tests have limits of their own, nor models.
+        limited: Whether `reward.timeout` applies: not to code, whose tests have their own limits, nor to models.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Scores:
     """The scores of a batch.
 
     Attributes:
-        values: By reward: a score for each completion, or None where it says nothing of it, or failed.
-        failed: By reward: why it failed, by the completion's place.
+        values: By reward: one score per completion; None if the reward doesn't apply or failed.
+        failed: By reward: the reason of each failure, by the completion's index.
     """
 
     values: dict[str, list[float | None]]
     failed: dict[str, dict[int, str]]
 
     def complete(self, place: int) -> bool:
-        """Whether no reward failed on a completion: else the sum of the others would stand for all."""
+        """Whether no reward failed on a completion; otherwise the sum of the others would pass for the sum of all."""
         return not any(place in reasons for reasons in self.failed.values())
 
     def share_failed(self, name: str) -> float:
@@ -70,8 +70,8 @@ class Scorer:
 
     Args:
         rewards: The rewards, with their weights.
-        timeout: Seconds for a batch, and for one completion where the batch took longer.
-        max_failure_share: Of the last 256 completions; above it the run ends.
+        timeout: Seconds for a batch, and for one completion if the batch took longer.
+        max_failure_share: Share of the last 256 completions; above it the run ends.
     """
 
     def __init__(self, rewards: Sequence[WeightedReward], timeout: float, max_failure_share: float) -> None:
@@ -87,11 +87,10 @@ class Scorer:
     def score(self, completions: Sequence[Completion], tasks: Sequence[Task]) -> Scores:
         """The scores of a batch.
 
-        A reward that fails on the batch is asked for each completion alone, so that only those are lost that it fails
-        on.
+        A reward that fails on the batch is called for each completion alone, so that only the failing ones are lost.
 
         Raises:
-            TooManyFailures: A reward failed on more completions than it may; the message has the first cause.
+            TooManyFailures: A reward failed on more completions than allowed; the message names the first cause.
         """
         scores = Scores({}, {})
         for r in self.rewards:
@@ -114,13 +113,13 @@ class Scorer:
         else:
             self._count(r.name, range(n), failed, tasks)
         if len(failed) == n > 1 and len(self._recent[r.name]) < _LEAST and self._most < 1:
-            raise self._too_many(r.name)  # nothing else is known of it yet
+            raise self._too_many(r.name)  # it has scored nothing else yet
         return values, failed
 
     def _asked(
         self, r: WeightedReward, completions: Sequence[Completion], tasks: Sequence[Task]
     ) -> tuple[list[float | None], dict[int, str]]:
-        """The scores, and what is wrong with each that is none."""
+        """The scores, and the reason of each failure by index."""
         n = len(completions)
         try:
             with time_limit(self._timeout if r.limited else None):
@@ -133,14 +132,14 @@ class Scorer:
         if len(given) != n:
             return [None] * n, dict.fromkeys(range(n), f"gave {len(given)} scores for {n} completions")
         values = [_number(value) for value in given]
-        wrong = {i: f"gave {str(given[i])[:80]!r}, no number" for i, v in enumerate(values) if v is None}
+        wrong = {i: f"gave {str(given[i])[:80]!r}, not a number" for i, v in enumerate(values) if v is None}
         failed = {i: reason for i, reason in wrong.items() if given[i] is not None}
         return [None if i in wrong else value for i, value in enumerate(values)], failed
 
     def _count(
         self, name: str, places: Sequence[int], failed: Mapping[int, str], tasks: Sequence[Task], left: int = 0
     ) -> None:
-        """Counts completions, and ends the run where too many failed, even if the `left` ones of the batch don't."""
+        """Counts failures; ends the run if there are too many even if the `left` remaining completions don't fail."""
         recent = self._recent[name]
         recent.extend(f"{tasks[i].where}: {failed[i]}" if i in failed else None for i in places)
         total = min(_WINDOW, len(recent) + left)
@@ -157,36 +156,36 @@ class Scorer:
 
 
 def weighted_sum(values: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """The reward of one completion: None where no reward says anything of it."""
+    """The reward of one completion; None if no reward applies to it."""
     known = [weights[name] * value for name, value in values.items() if value is not None]
     return sum(known) if known else None
 
 
 def _number(value: Any) -> float | None:
-    """A finite number of any type (NumPy's, a tensor of one), or None."""
+    """A finite number of any type (also NumPy scalars and tensors with one element), or None."""
     with contextlib.suppress(Exception):
         value = value.item() if hasattr(value, "item") and not isinstance(value, Real) else value
-        if isinstance(value, Real) and abs(float(value)) <= _LARGEST:  # not where it is NaN
+        if isinstance(value, Real) and abs(float(value)) <= _LARGEST:  # False for NaN
             return float(value)
     return None
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Breaks off what takes longer, on the main thread of a system with timers; elsewhere there is no limit.
+    """Interrupts the block after some seconds. It needs the main thread and SIGALRM; elsewhere there is no limit.
 
-    Python code is broken off between two instructions, and sleeping or waiting at once; a library's long computation
-    in C only when it returns.
+    Python code is interrupted between two instructions, sleeping and waiting at once; a long computation of a C library
+    only when it returns.
     """
     if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def up(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: Any) -> None:
         raise _TimeIsUp
 
-    before = signal.signal(signal.SIGALRM, up)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # once more, where a bare `except:` has caught it
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again and again, in case a bare `except:` caught it
     try:
         yield
     finally:

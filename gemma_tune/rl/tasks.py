@@ -1,4 +1,4 @@
-"""What the model is asked, and what it said, as rewards see them."""
+"""Prompts and completions in the form that rewards receive."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 
-_MADE = 100  # of prompts that are made when they are asked for, so many are rendered before training
+_MADE = 100  # of generated prompts, this many are rendered before training
 
 
 def task_of(record: Record) -> Task:
-    """A row as a reward sees it."""
+    """A record as rewards receive it."""
     calls = [(call.name, call.arguments) for call in calls_of(record.wanted or {})]
     return Task(record.where, record.prompt, record.answer, calls, record.tools or (), record.row)
 
 
 def parse_completion(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) -> Completion:
-    """A completion as a reward sees it.
+    """Parses the tokens of a completion for rewards.
 
     Args:
-        tokenizer: The tokenizer, with a template that we know.
-        ids: New tokens, with the stop token where it ended by itself.
-        stops: The ids that end an answer.
+        tokenizer: The tokenizer, with a known chat template.
+        ids: The new token ids, including the stop token if there is one.
+        stops: The ids of stop tokens.
     """
     text = answer_text(tokenizer, ids)
     found = parse_answer(text, form_of(tokenizer))
@@ -47,16 +47,16 @@ def parse_completion(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) 
 
 
 class Tasks:
-    """The rows that completions are asked for.
+    """The prompts of a run with rewards.
 
     Args:
-        records: The rows, at hand or made when they are asked for.
-        tokenizer: The tokenizer, with a template that we know.
+        records: The rows: a list, or a sequence that generates each one on access.
+        tokenizer: The tokenizer, with a known chat template.
         longest: Tokens of a prompt at most.
-        refused: Takes what is wrong with rows that can't be used, which are left out; without it one ends the reading.
+        refused: Collects the messages about unusable rows, which are left out; None: such a row is an error.
 
     Raises:
-        UserError: A row that isn't a conversation, has no place in the model's chats, or is too long.
+        UserError: A row isn't a conversation, can't be rendered by the model's chat template, or is too long.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class Tasks:
         return self._records[place].where
 
     def prompt(self, place: int) -> str:
-        """The prompt as the text that the model is given, `<bos>` and all.
+        """The prompt as the model's input text, including `<bos>`.
 
         Raises:
-            UserError: The model's chats have no place for something in it.
+            UserError: The model's chat template can't render it.
         """
         record = self._records[place]
         if record.messages is None:
-            raise UserError(f"{record.where} is running text, and there is nothing in it to answer.")
+            raise UserError(f"{record.where} is plain text without a prompt to answer.")
         try:
             return prompt_text(self._tokenizer, record.prompt, record.tools, record.thinking)
         except (Unrenderable, TemplateError) as error:
             raise UserError(f"{record.where}: {error}") from error
 
     def rows(self, count: int) -> TokenizedRows:
-        """The first prompts as rows, for checks of the model and of what is exported."""
+        """The first prompts as rows, for checks of the model and its exports."""
         places = range(min(count, self.looked_at))
         rendered = [Rendered(ids, ids) for ids in map(self._ids, places)]
         return TokenizedRows(records=[self._records[i] for i in places], rendered=rendered, read=len(rendered))
@@ -116,18 +116,18 @@ class Tasks:
         ids: list[int] = self._tokenizer(self.prompt(place), add_special_tokens=False)["input_ids"]
         if len(ids) > self._longest:
             raise UserError(
-                f"{self.where(place)}: the prompt has {len(ids):,} tokens, and the model holds {self._longest:,} "
-                "beside a completion; shorten it, or lower train.max_completion_length."
+                f"{self.where(place)}: the prompt has {len(ids):,} tokens, and {self._longest:,} fit into the model's "
+                "context beside a completion; shorten it, or lower train.max_completion_length."
             )
         return ids
 
     @property
     def dataset(self) -> Dataset:
-        """The rows as a trainer of TRL's takes them: `prompt` as text, and `row`, the row's place."""
+        """The rows as TRL's trainers take them: `prompt` (text) and `row` (the row's index)."""
 
         def rendered(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
             for i in batch["row"] if self._made else ():
-                self._ids(i)  # those at hand were looked at
+                self._ids(i)  # those of a list have been checked
             return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
 
         return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)

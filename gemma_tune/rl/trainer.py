@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer and RLOOTrainer with our prompts, our rewards under guard, and what each part of a step takes."""
+"""TRL's GRPOTrainer and RLOOTrainer with our prompts, our rewards, and the time that each part of a step takes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gemma_tune.rl.tasks import Tasks, parse_completion
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
-# What a step is made of: completions, their log-probabilities, their rewards, and the update.
+# The parts of a step: generating completions, their log-probabilities, their rewards, and the update.
 PARTS = ("generate", "score", "reward", "update")
 Sample = dict[str, Any]
 
 
 class TaskGuard(NonFiniteGuard):
-    """Knows the rows of a step by their places."""
+    """Names the rows of a step in its messages by their index."""
 
     def __init__(self, tasks: Tasks) -> None:
         super().__init__(lambda rows: [])
@@ -39,20 +39,20 @@ class TaskGuard(NonFiniteGuard):
         self._places: dict[int, None] = {}
 
     def begin(self) -> None:
-        """A new optimizer step begins."""
+        """Starts an optimizer step."""
         self._places = {}
 
     def saw(self, inputs: Any) -> None:
-        """One forward pass of this step."""
+        """Records the rows of one forward pass."""
         self._places |= dict.fromkeys(row["row"] for row in inputs)
 
     def rows(self) -> str:
-        """Where the rows of this step stand, in a sentence."""
+        """A sentence that names file and line of this step's rows."""
         return f"The rows of this step: {', '.join(self._tasks.where(i) for i in islice(self._places, 20))}."
 
 
 class OptimizerTimer(TrainerCallback):  # type: ignore[misc]
-    """Times the optimizer, which works outside of a trainer's `training_step`."""
+    """Measures the optimizer's time, which isn't part of `training_step`."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds, self._begun = seconds, 0.0
@@ -65,14 +65,14 @@ class OptimizerTimer(TrainerCallback):  # type: ignore[misc]
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's order of the prompts, which hangs on the seed and the epoch, so that a resumed run has it, too.
+    """TRL's order of the prompts, made to depend on seed and epoch only, so that a resumed run has the same order.
 
-    TRL draws an order at each beginning from one generator, and a run that is resumed in its third epoch would begin
-    with that of the first.
+    TRL draws each epoch's order from one generator: a run that is resumed in its third epoch would start with the order
+    of the first.
     """
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, from 0; whoever iterates says it beforehand."""
+        """Sets the epoch, from 0; it is called before each iteration."""
         if self.shuffle:
             self.generator.manual_seed((self.seed or 0) + epoch)
 
@@ -81,19 +81,19 @@ class RewardedTrainer(GemmaTrainer):
     """Stands before GRPOTrainer or RLOOTrainer, and:
 
     - what `GemmaTrainer` adds.
-    - prompts are tokenised as they were rendered: TRL would put a second `<bos>` before them.
-    - rewards see completions with the tokens that mean something, and the row; a completion that a reward failed on is
-      left out of its group, where TRL would take the failed reward as 0.
-    - every step logs, beside TRL's own figures, `rewards/<name>/failed` (a share), the seconds of each part
+    - prompts are tokenized as they were rendered: TRL would prepend a second `<bos>`.
+    - rewards receive the parsed completion and the row; a completion that a reward failed on is left out of its group,
+      where TRL would count the failed reward as 0.
+    - every step logs, beside TRL's own metrics, `rewards/<name>/failed` (a share), the seconds of each part
       (`time/generate`, …) and `tokens_per_second` (of completions).
-    - completions are handed to `keep`, with each reward beside them.
-    - with `train.beta` and every weight trained, the reference is a copy of the model as it begins. TRL would load one
-      by the name in the config: of another revision, or with towers.
+    - completions are passed to `keep`, each with its rewards.
+    - with `train.beta` and all weights trained, the reference is a copy of the initial model. TRL would load one by the
+      name in the config: perhaps another revision, or one with vision and audio towers.
 
     Args:
         scorer: The rewards.
         tasks: The rows.
-        keep: Takes the completions of one generation.
+        keep: Receives the completions of one generation.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class RewardedTrainer(GemmaTrainer):
         beta = settings.beta
         reference = copy.deepcopy(model) if beta and not isinstance(model, PeftModel) else None
         if reference is not None:
-            settings.beta = 0.0  # TRL loads no reference
+            settings.beta = 0.0  # so that TRL loads no reference
         with plain_copies(model):
             super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
-        if not beta:  # RLOOTrainer makes one that nobody asks
+        if not beta:  # RLOOTrainer creates one that is never used
             drop_reference(self.model)
         if reference is not None:
-            wide = getattr(settings, "cast_lm_head_to_fp32", False)  # RLOO has no such option
+            wide = getattr(settings, "cast_lm_head_to_fp32", False)  # RLOO lacks this option
             add_fused_lm_head(reference.eval().requires_grad_(False), self.temperature, wide)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
             self.args.beta = self.beta = beta
@@ -135,7 +135,7 @@ class RewardedTrainer(GemmaTrainer):
         return done
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass, with the generation before it where it is due."""
+        """One forward and backward pass, and a generation before it when due."""
         others = sum(self._seconds.values())
         begun = time.perf_counter()
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -148,7 +148,7 @@ class RewardedTrainer(GemmaTrainer):
         return EpochSampler(**{name: getattr(theirs, name) for name in names})
 
     def release(self) -> None:
-        """As `GemmaTrainer`, and gives back the reference's memory, too."""
+        """As `GemmaTrainer`, and also frees the reference model's memory."""
         self.ref_model = None
         drop_reference(self.model)
         super().release()
@@ -201,7 +201,7 @@ class RewardedTrainer(GemmaTrainer):
             return torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's figures, and what the parts of a step took since the last line, in seconds a step."""
+        """Adds to TRL's metrics the seconds per step of each part since the last logged step."""
         if "loss" in logs and self.state.global_step > self._steps_logged:
             steps = self.state.global_step - self._steps_logged
             logs |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
@@ -212,11 +212,11 @@ class RewardedTrainer(GemmaTrainer):
 
 
 class GemmaGRPOTrainer(RewardedTrainer, GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer, with what `RewardedTrainer` adds."""
+    """GRPOTrainer with the changes of `RewardedTrainer`."""
 
 
 class GemmaRLOOTrainer(RewardedTrainer, RLOOTrainer):  # type: ignore[misc]
-    """RLOOTrainer, with what `RewardedTrainer` adds."""
+    """RLOOTrainer with the changes of `RewardedTrainer`."""
 
 
 def rl_trainer(
@@ -233,11 +233,11 @@ def rl_trainer(
     Args:
         cfg: The configuration.
         args: GRPOConfig or RLOOConfig.
-        model: What is trained.
+        model: The model to train.
         tokenizer: Its tokenizer.
         tasks: The rows.
         scorer: The rewards.
-        keep: Takes the completions of one generation.
+        keep: Receives the completions of one generation.
 
     Raises:
         UserError: As `build_trainer`, or there are too few prompts for one generation.
@@ -254,7 +254,7 @@ def rl_trainer(
 
 
 def _named(name: str) -> Callable[..., Any]:
-    """What stands for a reward in TRL's list, which takes its name and weight from there."""
+    """A placeholder for a reward in TRL's list, from which TRL takes its name and weight."""
 
     def reward(**given: Mapping[str, Any]) -> Any:
         raise NotImplementedError(f"{name} is scored by RewardedTrainer")

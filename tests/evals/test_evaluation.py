@@ -48,7 +48,8 @@ def test_what_is_no_number_is_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     found = evaluate({"mine": giving(outcome), "other": giving(Outcome({"z": 1}))}, ENGINE)
     assert found.figures == {"c": 1.0, "d": 0.5, "z": 1} and found.rows == {"d": rows(0, 1)}
     assert found.failures == {
-        "a_loss": "it is nan, no number", "b": "it is inf, no number", "e": "the score of a row is nan, no number",
+        "a_loss": "it is nan, not a finite number", "b": "it is inf, not a finite number",
+        "e": "the score of a row is nan, not a finite number",
     }  # fmt: skip
     assert found.not_finite == ["a_loss", "b", "e"]
     assert capsys.readouterr().err.count("is left out") == 3
@@ -113,12 +114,12 @@ def test_rows_of_a_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        ("[1]", "TypeError: it gave list, not numbers by name"),
-        ("{'a': 'b'}", "TypeError: it gave str as a, not a number"),
-        ("{'a': 1j}", "TypeError: it gave complex as a, not a number"),
-        ("Outcome({'a': 1}, {'b': []})", "ValueError: it gave rows of b, and no figure of that name"),
-        ("Outcome({'a': 1}, {'a': [{'score': 1}]})", "ValueError: row 0 of a is no mapping with an id and a score"),
-        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': '1'}]})", "TypeError: it gave str as a's score, not a number"),
+        ("[1]", "TypeError: it returned list, not numbers by name"),
+        ("{'a': 'b'}", "TypeError: it returned str as a, not a number"),
+        ("{'a': 1j}", "TypeError: it returned complex as a, not a number"),
+        ("Outcome({'a': 1}, {'b': []})", "ValueError: it returned rows of b, but no metric of that name"),
+        ("Outcome({'a': 1}, {'a': [{'score': 1}]})", "ValueError: row 0 of a is not a mapping with an id and a score"),
+        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': '1'}]})", "TypeError: it returned str as a's score"),
         ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': 1, 'x': {2}}]})", "ValueError: row 0 of a can't be stored"),
     ],
 )  # fmt: skip

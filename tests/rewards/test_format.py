@@ -74,11 +74,11 @@ def test_pattern_sees_no_thinking() -> None:
     ("options", "message"),
     [
         ({"form": "regex"}, "regex is not set"),
-        ({"form": "regex", "regex": "(a"}, r"'\(a' is no regular expression"),
-        ({"form": "regex", "regex": "a{99999999999999}"}, "is no regular expression"),
+        ({"form": "regex", "regex": "(a"}, r"'\(a' is not a regular expression"),
+        ({"form": "regex", "regex": "a{99999999999999}"}, "is not a regular expression"),
         ({"tags": []}, "tags is empty"),
         ({"tags": ["<think>"]}, "without < and >"),
-        ({"tags": ["think", "think"]}, "there twice"),
+        ({"tags": ["think", "think"]}, "listed twice"),
         ({"form": "xml"}, "no such form"),
     ],
 )

@@ -97,11 +97,11 @@ def test_draft_of_the_schema_counts() -> None:
     [
         ({"type": "objekt"}, r"type: 'objekt' is not valid"),
         ({"properties": {"a": {"minimum": "3"}}}, "properties/a/minimum: "),
-        ({"$ref": "#/$defs/none"}, r"\$ref .* leads nowhere inside of it"),
-        ({"$ref": "https://example.com/schema.json"}, r"leads nowhere inside of it"),
-        ({"$id": "https://example.com/a", "$ref": "https://example.com/b"}, r"leads nowhere inside of it"),
-        ([1], "it is no mapping but list"),
-        ("{", "it is no JSON"),
+        ({"$ref": "#/$defs/none"}, r"\$ref .* points to nothing in"),
+        ({"$ref": "https://example.com/schema.json"}, r"points to nothing in"),
+        ({"$id": "https://example.com/a", "$ref": "https://example.com/b"}, r"points to nothing in"),
+        ([1], "it is not a mapping but list"),
+        ("{", "it is not JSON"),
         (None, "the row has no schema"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_is_no_schema_is_named(schema: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "it is no JSON"), ('{"type": 3}', "type: "), (None, r"can't be read .* name a JSON file")],
+    [("{", "it is not JSON"), ('{"type": 3}', "type: "), (None, r"can't be read .* name a JSON file")],
 )
 def test_file_that_holds_no_schema_is_named(folder: Path, text: str | None, message: str) -> None:
     if text is not None:

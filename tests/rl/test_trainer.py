@@ -56,7 +56,7 @@ def test_a_completion_that_a_reward_failed_on_is_out_of_its_group(tmp_path: Path
     wanted = [*((group - group.mean()) / (group.std(ddof=1) + 1e-4)), 0.0]
     np.testing.assert_allclose(generated["advantages"].numpy(), wanted * 2, atol=1e-5)
     assert [row["reward"] for row in samples[:4]] == [1.5, 2.0, 1.0, None]
-    assert samples[3]["failed"] == {"sometimes": "gave 'x', no number"} and samples[3]["reward.sometimes"] is None
+    assert samples[3]["failed"] == {"sometimes": "gave 'x', not a number"} and samples[3]["reward.sometimes"] is None
     assert trainer._metrics["train"]["rewards/sometimes/failed"] == [0.25]
     assert trainer._metrics["train"]["rewards/spelled/failed"] == [0.0]
 
