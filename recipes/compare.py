@@ -9,9 +9,8 @@ from rich.console import Console
 
 from gemma_tune.cli.dry_run import dry_run_of_measuring
 from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
-from gemma_tune.compare.markdown import markdown
 from gemma_tune.compare.measuring import Asked, look_at_all, measure, names_of
-from gemma_tune.compare.page import page
+from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import results_file
 from gemma_tune.compare.terminal import show
 from gemma_tune.config import Config
@@ -58,8 +57,7 @@ def run(cfg: Config) -> RunResult:
             with folder.timed("evaluate"):
                 measured.append(one if isinstance(one, ModelResults) else measure(one, number, folder))
         comparison = compare_or_keep(measured, cfg.compare.level, folder)
-        (folder.path / "comparison.md").write_text(markdown(comparison), encoding="utf-8")
-        (folder.path / "comparison.html").write_text(page(comparison), encoding="utf-8")
+        write_comparison(comparison, folder.path / "comparison.md")
         result.artifacts |= {"comparison": "comparison.html", "markdown": "comparison.md"}
         result.metrics |= comparison.summary()
         tracker.summary(result.metrics)

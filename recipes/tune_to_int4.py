@@ -9,8 +9,7 @@ from rich.console import Console
 
 from gemma_tune.cli.defaults import fill_in
 from gemma_tune.compare.comparison import ModelResults, compare_models
-from gemma_tune.compare.markdown import markdown
-from gemma_tune.compare.page import page
+from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.compare.terminal import show
 from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
@@ -77,8 +76,7 @@ def run(cfg: Config) -> RunResult:
             ModelResults("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better),
         ]
         comparison = compare_models([models[1], models[0], *models[2:]])
-        folder.report.write_text(markdown(comparison), encoding="utf-8")
-        folder.report.with_suffix(".html").write_text(page(comparison), encoding="utf-8")
+        write_comparison(comparison, folder.report)
         result.artifacts |= {"report": "report.md", "page": "report.html"}
         name = found.headline
         if name:

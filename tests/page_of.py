@@ -64,5 +64,5 @@ class Page(HTMLParser):
 
     def listed(self, title: str) -> list[str]:
         """The places of a list."""
-        found = re.search(rf"<summary>[^<]*{title}[^<]*</summary><ol>(.*?)</ol>", self.source, re.DOTALL)
+        found = re.search(rf"<summary>[^<]*{title}[^<]*</summary>\s*<ol>(.*?)</ol>", self.source, re.DOTALL)
         return re.findall(r"<code>(.*?)</code>", found[1]) if found else []

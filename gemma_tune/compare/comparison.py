@@ -53,7 +53,7 @@ class ModelStats:
         wins: Rows where it is better than the first model.
         losses: Rows where it is worse.
         ties: Rows where it is neither.
-        verdict: `better` or `worse` where p_corrected is below 1 - level, else `not told apart`; `not tested` of a
+        verdict: `better` or `worse` where p_corrected is below 1 - level, else `not significant`; `not tested` of a
             figure that is a part of another one; empty for the first.
     """
 
@@ -288,7 +288,7 @@ def _judged(figures: Sequence[ComparedFigure], level: float) -> list[ComparedFig
         if figure.part_of:
             return replace(stats, p_corrected=1.0, verdict="not tested")
         p_corrected = next(p_values)
-        verdict = "not told apart"
+        verdict = "not significant"
         if p_corrected < 1 - level:
             lower = (stats.test.difference.mean or 0) < 0
             verdict = "better" if lower == figure.lower_is_better else "worse"

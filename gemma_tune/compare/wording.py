@@ -1,20 +1,22 @@
-"""Figures, intervals and verdicts in words, for the page and the Markdown text alike."""
+"""Figures, intervals and verdicts as text, the same in HTML, Markdown and the terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from gemma_tune.chat.calls import shown
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, ModelStats
 from gemma_tune.evals.statistics import Interval
+from gemma_tune.page.blocks import Cell, FigureText
 
 _METHODS = (
-    "Each model is held against the first one, row by row. Right and wrong answers: Wilson’s interval of the share, "
+    "Each model is compared with the first one, row by row. Right and wrong answers: Wilson’s interval of the share, "
     "McNemar’s exact test, and Bonett and Price’s interval of the difference. Other scores: Student’s t interval of "
     "the mean and the paired t-test, weighted by tokens where rows have them. p is two-sided; where there is more than "
     "one test, Holm’s correction keeps the chance of any false verdict at {alpha}; a figure that is a part of another "
-    "one is not tested again. Not told apart doesn’t mean equal: the interval says how far apart they may be."
+    "one is not tested again. No significant difference does not mean equal: the interval says how large it may be."
 )
 
 
@@ -29,7 +31,7 @@ def methods(comparison: Comparison) -> str:
 
 
 def head(comparison: Comparison) -> list[str]:
-    """What stands in the columns of the table, from the model on."""
+    """Names of the columns of the table, from the model on."""
     interval = f"({percent(comparison.level)} interval)"
     tests = sum(s.test is not None for f in comparison.figures if not f.part_of for s in f.model_stats)
     p = "p, corrected" if tests > 1 else "p"
@@ -42,7 +44,7 @@ def p_text(p_value: float) -> str:
 
 
 class Wording:
-    """One figure in words: shares as percent, differences of shares in points, with as many digits as are sure.
+    """One figure as text: shares in percent, their differences in points, with the digits that the interval allows.
 
     Args:
         figure: The figure.
@@ -65,7 +67,7 @@ class Wording:
         return self.value(interval.mean) + ("%" if self.figure.binary else "")
 
     def span(self, interval: Interval, sign: str = "") -> str:
-        """From where to where it may lie; a dash where that can't be said."""
+        """The interval; a dash where there is none."""
         if interval.low is None or interval.high is None:
             return "–"
         return f"{self.value(interval.low, sign)} to {self.value(interval.high, sign)}"
@@ -80,32 +82,41 @@ class Wording:
             return "right" if score else "wrong"
         return f"{score:,.4g}".replace("-", "−")
 
-    def cells(self, stats: ModelStats) -> list[tuple[str, str]]:
-        """A row of the table, from the mean on, as `head` names its columns: what stands there, and its interval."""
-        mean = (self.mean(stats.mean), self.span(stats.mean))
+    def tick(self, value: float, decimals: int) -> str:
+        """A label of an axis, with `decimals` of the value (of a share: two fewer of its percentage)."""
+        number = f"{100 * value:.{max(decimals - 2, 0)}f}" if self.figure.binary else f"{value:,.{decimals}f}"
+        return (number if number.strip("-0.") else number.lstrip("-")).replace("-", "−")
+
+    def text(self, value: str, interval: Interval, sign: str = "") -> str:
+        """A value as text, and its interval in brackets where there is one."""
+        return FigureText(value, "" if interval.low is None else self.span(interval, sign)).line()
+
+    def cells(self, stats: ModelStats) -> list[Cell]:
+        """The cells of a model's row in the table, from the mean on; `head` names the columns."""
+        mean = FigureText(self.mean(stats.mean), self.span(stats.mean))
         if stats.test is None:
-            return [mean, *[("", "")] * 4]
+            return [mean, "", "", "", ""]
         d = stats.test.difference
         rows = f"{stats.wins:,} / {stats.losses:,} / {stats.ties:,}"
         p = "–" if self.figure.part_of else p_text(stats.p_corrected)
-        said = (stats.verdict, p, rows)
-        return [mean, (self.difference(d), self.span(d, "+")), *((text, "") for text in said)]
+        return [mean, FigureText(self.difference(d), self.span(d, "+")), stats.verdict, p, rows]
 
     def sentence(self, stats: ModelStats, level: float) -> str:
-        """What a model is against the first one."""
+        """A model compared with the first one, in a sentence."""
         first, test = self.figure.model_stats[0], stats.test
         if test is None:
             return ""
-        begin = f"{stats.model} is {stats.verdict} than {first.model}"
-        if stats.verdict.startswith("not"):
-            begin = f"{stats.model} and {first.model} are {stats.verdict}"
+        begin = {
+            "not significant": f"No significant difference between {stats.model} and {first.model}",
+            "not tested": f"{stats.model} and {first.model} are not tested",
+        }.get(stats.verdict, f"{stats.model} is {stats.verdict} than {first.model}")
         apart = f"{percent(level)} interval {self.span(test.difference, '+')}"
         values = (
-            f"{self.mean(stats.mean)} against {self.mean(first.mean)}, a difference of "
+            f"{self.mean(stats.mean)} compared with {self.mean(first.mean)}, a difference of "
             f"{self.difference(test.difference)}"
         )
         if self.figure.part_of:
-            return f"{begin}, as the rows are a part of {self.figure.part_of}: {values} ({apart})."
+            return f"{begin}, because the rows are a part of {self.figure.part_of}: {values} ({apart})."
         p = f"p {p_text(test.p_value)}" if test.p_value < 0.001 else f"p = {p_text(test.p_value)}"
         if p_text(stats.p_corrected) != p_text(test.p_value):
             p += f", corrected {p_text(stats.p_corrected)}"
@@ -120,7 +131,7 @@ def facts(figure: ComparedFigure) -> str:
 
 
 def groups(figure: ComparedFigure, most: int) -> Iterator[tuple[str, str, list[DifferingRow]]]:
-    """The groups of differing rows: title, how many of how many, and the first of them, `most` in all groups."""
+    """The groups of differing rows: title, how many of how many, and the first of them; `most` in all."""
     found = figure.groups()
     for title, rows in found:
         part = rows[: max(most // len(found), 1)]
@@ -128,18 +139,12 @@ def groups(figure: ComparedFigure, most: int) -> Iterator[tuple[str, str, list[D
         yield title, some, part
 
 
-def answers(row: DifferingRow) -> list[str | None]:
-    """Each model's answer for people, with calls as calls; None where it isn't kept."""
-    return [None if one.get("answer") is None else shown(str(one["answer"])) for one in row.rows]
+def shown_text(text: Any) -> str | None:
+    """A reference answer or an answer as people read it, calls as `name(…)`; None where there is none."""
+    return None if text is None else shown(str(text))
 
 
-def wanted(row: DifferingRow) -> str | None:
-    """What the row wants, for people."""
-    text = row.text("wanted")
-    return None if text is None else shown(text)
-
-
-def plain(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """A figure without rows."""
     if value is None:
         return "–"
@@ -147,7 +152,7 @@ def plain(value: float | None) -> str:
 
 
 def _decimals(figure: ComparedFigure) -> int:
-    """So many that the narrowest interval has two digits."""
+    """As many decimals as give the narrowest interval two digits."""
     intervals = [i for s in figure.model_stats for i in (s.mean, s.test and s.test.difference) if i]
     widths = [i.high - i.low for i in intervals if i.low is not None and i.high is not None and i.high > i.low]
     return min(max(1 - math.floor(math.log10(min(widths) / 2)), 0), 9) if widths else 4

@@ -9,7 +9,7 @@ from gemma_tune.config.option import option
 
 @dataclass
 class CompareConfig:
-    """Two or more models; each is held against the first one."""
+    """Two or more models; each is compared with the first one, the baseline."""
 
     models: list[str] = option(
         [],

@@ -1,1 +1,1 @@
-"""Pages and their parts."""
+"""Pages: blocks of content, their writers (HTML, Markdown, terminal), charts, and the one style sheet."""

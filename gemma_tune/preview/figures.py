@@ -1,4 +1,4 @@
-"""What is said of the rows' lengths: percentiles, a histogram, and how much of the batches would be padding."""
+"""Lengths of rows: percentiles, a histogram, and the share of padding for each way of batching."""
 
 from __future__ import annotations
 
@@ -11,31 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from gemma_tune.config import Config
+from gemma_tune.page.charts import Histogram
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 
 Lengths = NDArray[np.int64]
 
 _BARS = 60
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Rows by their length.
-
-    Attributes:
-        width: Tokens from one bar to the next.
-        rows: Rows of each bar; bar i holds the lengths from i · width on.
-        longer: Rows longer than the last bar reaches.
-    """
-
-    width: int
-    rows: list[int]
-    longer: int
-
-    @property
-    def end(self) -> int:
-        """Where the last bar ends, in tokens."""
-        return self.width * len(self.rows)
 
 
 def nice_step(span: float, parts: int) -> int:
@@ -49,7 +30,7 @@ def nice_step(span: float, parts: int) -> int:
 def histogram(lengths: Lengths, max_length: int) -> Histogram:
     """The histogram of row lengths.
 
-    A few very long rows are counted apart, as they would squeeze all others; so would a `max_length` far beyond.
+    A few very long rows are counted apart, as they would compress all other bars; so would a `max_length` far beyond.
 
     Args:
         lengths: Tokens of each row, [N].
@@ -66,20 +47,20 @@ def histogram(lengths: Lengths, max_length: int) -> Histogram:
 
 
 def percentiles(lengths: Lengths) -> dict[str, int]:
-    """Median, 95 % and the longest of the lengths, each that of a row."""
+    """The median, the 95th percentile and the maximum; each is the length of a row."""
     median, most = np.percentile(lengths, [50, 95], method="inverted_cdf")
     return {"median": int(median), "95 %": int(most), "longest": int(lengths.max())}
 
 
 @dataclass(frozen=True)
 class BatchingOption:
-    """One way to put rows into batches.
+    """One way of batching.
 
     Attributes:
-        name: The way, in words.
-        passes: Batches of an epoch.
-        padding: Share of their tokens that is padding; packed, of their room that stays empty.
-        chosen: Whether the configuration takes this way.
+        name: A description.
+        passes: Batches per epoch.
+        padding: The share of padding in their tokens; with packing, the share of empty places.
+        chosen: Whether the configuration batches this way.
     """
 
     name: str
@@ -89,7 +70,7 @@ class BatchingOption:
 
 
 def ways(cfg: Config, lengths: Lengths) -> list[BatchingOption]:
-    """The ways to put the rows into batches, with the padding of each.
+    """The ways of batching the rows, with the padding of each.
 
     Args:
         cfg: The configuration.
@@ -99,7 +80,7 @@ def ways(cfg: Config, lengths: Lengths) -> list[BatchingOption]:
     orders = {
         "random": ("in random order", torch.randperm(len(lengths), generator=torch.Generator().manual_seed(cfg.seed))),
         "sequential": ("in the files' order", torch.arange(len(lengths))),
-        "group_by_length": ("of like length", torch.tensor(list(LengthGroups(lengths.tolist(), size, cfg.seed)))),
+        "group_by_length": ("length-grouped", torch.tensor(list(LengthGroups(lengths.tolist(), size, cfg.seed)))),
     }
     found = []
     for strategy, (name, order) in orders.items():
@@ -117,9 +98,9 @@ def ways(cfg: Config, lengths: Lengths) -> list[BatchingOption]:
 
 
 def packed(lengths: Lengths, room: int) -> int:
-    """Rows of `room` tokens that hold rows of these lengths: the longest first, each where the least is left over.
+    """The number of packed rows of `room` tokens: best-fit decreasing.
 
-    TRL's packing does the same; here only the lengths are moved.
+    The same algorithm as TRL's packing (`bfd`), on the lengths alone.
     """
     open_packs: Counter[int] = Counter()  # by the room left
     left: list[int] = []  # the rooms that occur, in order

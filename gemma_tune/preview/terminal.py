@@ -75,7 +75,7 @@ def print_row(out: Console, seen: PreviewData, place: int) -> None:
 
 def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, streamed: bool) -> None:
     """Prints rows and tokens, and what is to be known of them."""
-    counts = {"training": train.counts(), "held out": held_out.counts()}
+    counts = {"training": train.counts(), "validation": held_out.counts()}
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")
     for name in counts:

@@ -1,35 +1,18 @@
-"""Token ids as text that people read, each with what the loss makes of it."""
+"""Token ids as readable text, each with whether the loss counts it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from gemma_tune.chat import Rendered
+from gemma_tune.page.blocks import Piece
 from gemma_tune.page.text import VISIBLE
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _VISIBLE = {**VISIBLE, ord("\t"): "⇥\t", ord("\n"): "⏎\n"}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token, or the tokens that spell characters byte by byte.
-
-    Attributes:
-        text: What it says, with what can't be seen made visible: ⏎ before a line break, ⇥ before a tab.
-        ids: Its token ids.
-        trained: Whether the loss counts it.
-        special: Whether it is one of the tokenizer's special tokens.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    trained: bool
-    special: bool
 
 
 class TokenTexts:
@@ -45,7 +28,7 @@ class TokenTexts:
         self._known: dict[int, str | None] = {}
 
     def pieces(self, row: Rendered) -> list[Piece]:
-        """The row piece by piece. The first token is no trained one: nothing stands before it to predict it from."""
+        """The row piece by piece. The first token is never a trained one: no token before it predicts it."""
         marked = enumerate(zip(row.input_ids, row.labels, strict=True))
         tokens = [(token, place > 0 and label != -100, self._text(token)) for place, (token, label) in marked]
         found: list[Piece] = []
@@ -58,7 +41,7 @@ class TokenTexts:
         return found
 
     def _text(self, token: int) -> str | None:
-        """The token's text, or None for a byte: only several of them are a character."""
+        """The token's text; None for a byte, as only several of them make a character."""
         if token not in self._known:
             is_byte = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
             self._known[token] = None if is_byte else self._decoded((token,))
@@ -70,6 +53,6 @@ class TokenTexts:
 
 
 def runs(pieces: Iterable[Piece]) -> Iterator[tuple[bool, list[Piece]]]:
-    """Stretches that the loss counts, or doesn't, one after the other."""
+    """Runs of pieces that the loss counts, and runs that it doesn't."""
     for trained, run in groupby(pieces, key=lambda piece: piece.trained):
         yield trained, list(run)

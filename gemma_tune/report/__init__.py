@@ -8,13 +8,15 @@ from pathlib import Path
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.page.charts import draw_curves
+from gemma_tune.page.html import html
+from gemma_tune.page.markdown import markdown
 from gemma_tune.page.text import VISIBLE
 from gemma_tune.report.curves import read_panels
-from gemma_tune.report.html import html
-from gemma_tune.report.markdown import markdown
-from gemma_tune.report.picture import draw
 from gemma_tune.report.sections import PICTURE, ReportInputs, sections
 from gemma_tune.run.folder import RunFolder
+
+PAGE_MARK = '<meta name="generator" content="gemma_tune report">'
 
 
 def write_report(
@@ -32,13 +34,13 @@ def write_report(
         cfg: The configuration.
         folder: The run folder, with its result.
         trained: What was trained, in one line.
-        before: The evaluation before training; empty where there was none.
-        after: The same after training.
-        notes: What is to be said of the rows, a line each.
-        checks: What was checked before training, a line each.
+        before: The evaluation before training; empty where there is none.
+        after: The evaluation after training.
+        notes: Notes about the rows, a line each.
+        checks: The checks before training, a line each.
 
     Returns:
-        Where report.md is.
+        The path of report.md.
 
     Raises:
         RunError: A file can't be written.
@@ -48,12 +50,12 @@ def write_report(
     title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(inputs)
     try:
         if panels:
-            draw(panels, folder.path / PICTURE)
+            draw_curves(panels, folder.path / PICTURE)
         for file, lines in (
             (folder.report, markdown(title, parts)),
-            (folder.report.with_suffix(".html"), html(title, parts)),
+            (folder.report.with_suffix(".html"), html(title, PAGE_MARK, parts)),
         ):
-            # A file's name may hold bytes that are no UTF-8
+            # File names may hold bytes that aren't UTF-8
             file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{folder.report}: the report can't be written ({error.strerror or error}).") from error

@@ -1,4 +1,4 @@
-"""What a run leaves for others: how large it is, and how to use it."""
+"""The artifacts of a run: their sizes, and how to use them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from gemma_tune.report.blocks import Block, Code, Mono, Table, Text
+from gemma_tune.page.blocks import Block, Code, Mono, Table, Text
 from gemma_tune.run.folder import RunFolder
 
-# The types in which a number is a weight; numbers of others may hold several.
+# Types in which each number is one weight; other types may pack several into one.
 _ONE_EACH = ("F64", "F32", "F16", "BF16")
 
 _MERGED = """\
@@ -44,7 +44,7 @@ folder = {folder!r}
 model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 chat = [{{"role": "user", "content": "Hello!"}}, {{"role": "assistant", "content": "Hello there."}}]
-# The score is read at the answer's stop token, so what the template writes after it is taken off
+# The score is read at the answer's stop token, so the template's text after it is removed
 text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()
 print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())"""
 
@@ -56,7 +56,7 @@ class Size:
     Attributes:
         total: Bytes of all its files.
         stored: Bytes of the weights among them.
-        weights: How many weights they are; None where they are packed, or of a format that doesn't say it.
+        weights: Their number; None where they are packed, or where the format doesn't tell it.
     """
 
     total: int
@@ -80,7 +80,7 @@ def size_of(artifact: Path) -> Size:
 
 
 def _tensors(file: Path) -> tuple[int, int | None]:
-    """Bits of a file's tensors, and how many weights they are, where each number is one."""
+    """Bits of a file's tensors, and the number of weights where each number is one."""
     bits, weights, packed = 0, 0, False
     with safe_open(file, framework="numpy") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (it isn't a dictionary)
@@ -94,7 +94,7 @@ def _tensors(file: Path) -> tuple[int, int | None]:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes for people, as disks are sold: 1 MB is a million."""
+    """Bytes in decimal units: 1 MB is a million."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.3g} {unit}"
@@ -114,7 +114,7 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
     for name, path in folder.result.artifacts.items():
         size = size_of(folder.path / path)
         weights = size.weights or model
-        # An adapter is held against the model that it stands on, a whole model against itself
+        # An adapter is compared with its base model, a whole model with itself
         whole = max(model, size.weights or 0)
         rows.append(
             [
@@ -128,25 +128,25 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
         )
     if not rows:
         return []
-    head = ["what", "where", "size", "weights", "bits a weight", "of the model in bfloat16"]
+    head = ["what", "where", "size", "weights", "bits per weight", "of the model in bfloat16"]
     return [Table(head, rows)]
 
 
 def how_to_use(folder: RunFolder) -> list[Block]:
-    """Lines to copy, for each artifact that can be loaded."""
+    """Commands and code to copy for each artifact that can be loaded."""
     artifacts, blocks = folder.result.artifacts, list[Block]()
     if "reward_model" in artifacts:
         place = folder.path / artifacts["reward_model"]
         named = shlex.quote(f"reward.model.model_name_or_path={folder.path}")
         return [
-            Text("The reward model, with Transformers; this run loaded it so:"),
+            Text("The reward model, with Transformers; this run loaded it this way:"),
             Code(_REWARD_MODEL.format(folder=str(place)), "python"),
             Text("As a reward:"),
             Code(f"python -m gemma_tune recipe=grpo reward=model {named} {_PROMPTS}", "bash"),
         ]
     if "merged" in artifacts:
         blocks += [
-            Text("The merged model, with Transformers; this run loaded it so:"),
+            Text("The merged model, with Transformers; this run loaded it this way:"),
             Code(_MERGED.format(folder=str(folder.path / artifacts["merged"])), "python"),
         ]
     if "adapter" in artifacts:
@@ -168,5 +168,5 @@ def how_to_use(folder: RunFolder) -> list[Block]:
     if blocks:
         named = shlex.quote(f"model.model_name_or_path={folder.path}")
         lines = [f"python -m gemma_tune recipe={recipe} {named}" for recipe in ("chat", "evaluate")]
-        blocks += [Text("Talk to it, or measure it on the same rows or others:"), Code("\n".join(lines), "bash")]
+        blocks += [Text("Chat with it, or evaluate it on the same rows or others:"), Code("\n".join(lines), "bash")]
     return blocks

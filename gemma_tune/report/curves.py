@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gemma_tune.evals.evaluation import as_text
+from gemma_tune.page.charts import Panel, Series
 
 _FEW = 20  # losses up to which a running mean says no more than they do
 _DRAWN = 800  # points of a line at most: of more, the lowest and the highest of each stretch
@@ -18,36 +18,6 @@ _COUNTS = ("_rows", "_tokens", "_left_out")  # how figures end that are no curve
 _OF_TRAINING = {
     "completions/mean_length": "tokens of a completion", "grad_norm": "gradient norm", "learning_rate": "learning rate",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line.
-
-    Attributes:
-        name: What it is.
-        points: Step and value, [N].
-        kind: `faint` (each step), `line` (their mean), or `dots` (measured now and then).
-    """
-
-    name: str
-    points: list[tuple[float, float]]
-    kind: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One drawing.
-
-    Attributes:
-        title: What it shows.
-        series: Its lines.
-        unit: `%`, or empty.
-    """
-
-    title: str
-    series: list[Series]
-    unit: str = ""
 
 
 def read_panels(metrics: Path) -> list[Panel]:

@@ -1,11 +1,11 @@
-"""The figures before and after: each with its interval, and what has changed, on the same rows, with its interval."""
+"""The figures before and after training, and their differences on the same rows, all with intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from gemma_tune.compare.comparison import (
     LEVEL,
@@ -19,19 +19,9 @@ from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.evals.statistics import Interval, interval, is_binary
+from gemma_tune.page.blocks import FigureText
 
 BEFORE, AFTER = "before", "after"
-
-
-class FigureText(NamedTuple):
-    """A value in words, and from where to where it may lie (empty where that isn't known)."""
-
-    value: str = "–"
-    span: str = ""
-
-    def line(self, between: str = " ") -> str:
-        """Both in one text: `93.5% (89.2–96.2)`."""
-        return f"{self.value}{between}({self.span})" if self.span else self.value
 
 
 @dataclass(frozen=True)
@@ -42,9 +32,9 @@ class Change:
         name: Its name.
         before: Its value before training.
         after: Its value after.
-        difference: What has changed; None where the rows weren't the same, or there are none.
-        stats: Its scores after, held against those before; None as with `difference`.
-        figure: What its rows say; None where it has none.
+        difference: After minus before; None where the rows aren't the same, or there are none.
+        stats: Its scores after, compared with those before; None as with `difference`.
+        figure: The comparison over its rows; None where it has none.
         part: Rows that were kept, where the value is that of more rows; else 0.
     """
 
@@ -58,7 +48,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, `not told apart`, or nothing."""
+        """`better`, `worse`, `not significant`, or empty."""
         return self.stats.verdict if self.stats else ""
 
     @property
@@ -72,7 +62,7 @@ def changes(before: Evaluation, after: Evaluation) -> list[Change]:
 
     Args:
         before: The evaluation before training, perhaps empty.
-        after: The one after.
+        after: The evaluation after training.
     """
     figures = _with_rows(before, after)
     names = dict.fromkeys([*before.figures, *after.figures])
@@ -88,7 +78,7 @@ def headline(head: Mapping[str, Any]) -> list[Change]:
 
 
 def is_share(figure: ComparedFigure) -> bool:
-    """Whether its values are said in percent: shares of right answers, and means of shares."""
+    """Whether its values are percentages: shares of right answers, and means of shares."""
     return figure.binary or as_text(figure.name, 0.5).endswith("%")
 
 
@@ -137,8 +127,8 @@ def _alone(name: str, when: str, rows: Sequence[ScoredRow]) -> ComparedFigure:
     return ComparedFigure(name, lower, binary, len(rows), [stats], [])
 
 
-def _wording(figure: ComparedFigure) -> Wording:
-    """How its values are said."""
+def wording_of(figure: ComparedFigure) -> Wording:
+    """How its values are written: shares in percent."""
     return Wording(replace(figure, binary=is_share(figure)))
 
 
@@ -152,7 +142,7 @@ def _change(name: str, before: float | None, after: float | None, figure: Compar
     part = 0 if value is None or _is_mean(value, last.mean) else figure.count
     if last.test is None:
         return Change(name, old, new, figure=figure, part=part)
-    words, apart = _wording(figure), last.test.difference
+    words, apart = wording_of(figure), last.test.difference
     difference = FigureText(words.difference(apart), _span(words, apart, "+"))
     return Change(name, old, new, difference, last, figure, part)
 
@@ -163,7 +153,7 @@ def _said(figure: ComparedFigure, stats: ModelStats | None, value: float | None)
     said = as_text(figure.name, value)
     if figure.binary and not said.endswith("%"):  # a figure of the user's, whose name doesn't say what it is
         said = f"{value:.1%}"
-    return FigureText(said, _span(_wording(figure), stats.mean))
+    return FigureText(said, _span(wording_of(figure), stats.mean))
 
 
 def _is_mean(value: float, of_rows: Interval) -> bool:

@@ -1,4 +1,4 @@
-"""The report of a run, section by section: what, from what, how well, what it took, and how to use it."""
+"""The report of a run, section by section: results, inputs, training, resources, artifacts, and how to use them."""
 
 from __future__ import annotations
 
@@ -7,59 +7,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.compare.chart import Dot, interval_chart
 from gemma_tune.config import Config
 from gemma_tune.evals.evaluation import Evaluation, as_text
+from gemma_tune.page.blocks import Block, Cell, Code, Curves, Listing, Mono, Samples, Section, Table, Text
+from gemma_tune.page.charts import Panel
 from gemma_tune.report.answers import moved_rows, sample_rows
 from gemma_tune.report.artifacts import how_to_use, sizes
-from gemma_tune.report.blocks import (
-    Block,
-    Cell,
-    Code,
-    Curves,
-    Dots,
-    Headline,
-    Listing,
-    Mono,
-    SampleAnswers,
-    Section,
-    Table,
-    Text,
-)
-from gemma_tune.report.curves import Panel
-from gemma_tune.report.figures import BEFORE, Change, changes, headline, is_share
+from gemma_tune.report.change_blocks import change_blocks, headline_block
+from gemma_tune.report.figures import Change, changes, headline
 from gemma_tune.rl.completion_log import first_and_last, read_completions
 from gemma_tune.run.folder import RunFolder
 
 PICTURE = "loss.png"
 
-_INTERVALS = (
-    "Beside a value stands its 95% interval over the rows: Wilson’s for right and wrong answers, Student’s t for other "
-    "scores."
-)
-_DIFFERENCES = (
-    "A difference pairs each row with itself; it is better or worse where the test (McNemar’s exact one, or the paired "
-    "t-test) gives p < 0.05, with Holm’s correction over all figures. Not told apart doesn’t mean equal."
-)
 _TERMS = (
-    "Versions, seed and the digests of every input and artifact stand in manifest.json. The weights are under Gemma's "
-    "licence where they come from a Gemma checkpoint: https://ai.google.dev/gemma/terms"
+    "manifest.json holds the versions, the seed, and the digests of all inputs and artifacts. Weights from a Gemma "
+    "checkpoint are under Gemma's licence: https://ai.google.dev/gemma/terms"
 )
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is made from.
+    """The inputs of a report.
 
     Attributes:
         cfg: The configuration.
         folder: The run folder, with its result.
         trained: What was trained, in one line.
         before: The evaluation before training, perhaps empty.
-        after: The one after.
+        after: The evaluation after training.
         panels: The values of metrics.jsonl.
-        notes: What is to be said of the rows, a line each.
-        checks: What was checked before training, a line each.
+        notes: Notes about the rows, a line each.
+        checks: The checks before training, a line each.
     """
 
     cfg: Config
@@ -78,7 +57,7 @@ class ReportInputs:
 
 
 def sections(inputs: ReportInputs) -> list[Section]:
-    """All sections that have something to say, in the order of the report."""
+    """All sections that have content, in the order of the report."""
     figures = changes(inputs.before, inputs.after)
     result = inputs.folder.result
     failures = [f"{where}: {reason}" for where, reason in result.failures.items()]
@@ -87,21 +66,21 @@ def sections(inputs: ReportInputs) -> list[Section]:
     found = [
         Section("", _headline(inputs, figures)),
         Section("What could not be measured", [Listing(failures, "bad")] if failures else []),
-        Section("Figures" if once else "Before and after", _figures(figures, once)),
-        Section("Losses and figures over the steps", _curves(inputs)),
-        Section("Answers", [SampleAnswers(samples, open=2)] if samples else []),
-        Section("Completions while training", _completions(inputs)),
+        Section("Figures" if once else "Before and after", change_blocks(figures, once)),
+        Section("Losses and metrics over the steps", _curves(inputs)),
+        Section("Answers", [Samples(samples, open=2)] if samples else []),
+        Section("Completions during training", _completions(inputs)),
         Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),
-        Section("From what", _inputs(inputs)),
+        Section("Inputs", _inputs(inputs)),
         Section("Rows and tokens", _row_counts(inputs.metrics.get("data", {}))),
-        Section("What to know of the rows", [Listing(inputs.notes)] if inputs.notes else []),
+        Section("Notes on the rows", [Listing(inputs.notes)] if inputs.notes else []),
         Section("What was trained", _trained(inputs)),
         Section("Checked before training", [Listing(inputs.checks)] if inputs.checks else []),
-        Section("The exported model against the trained one", _export(inputs)),
-        Section("What the grid costs, and what training took back", _recovered(inputs)),
-        Section("The files against what was trained", _verified(inputs)),
-        Section("What it took", _took(inputs)),
-        Section("What is here", sizes(inputs.folder, inputs.metrics.get("weights"))),
+        Section("The exported model compared with the trained one", _export(inputs)),
+        Section("Quantization loss, and what training recovered", _recovered(inputs)),
+        Section("The files compared with the trained model", _verified(inputs)),
+        Section("Time and memory", _took(inputs)),
+        Section("Artifacts", sizes(inputs.folder, inputs.metrics.get("weights"))),
         Section("How to use it", how_to_use(inputs.folder)),
         Section("How to repeat it", _repeat(inputs)),
     ]
@@ -111,78 +90,13 @@ def sections(inputs: ReportInputs) -> list[Section]:
 def _headline(inputs: ReportInputs, figures: Sequence[Change]) -> list[Block]:
     head = inputs.folder.result.headline
     found = [change for change in (*figures, *headline(head)) if change.name == head.get("name")]
-    blocks: list[Block] = []
-    for change in found[:1]:
-        note = ""
-        if change.difference:
-            note = f"{change.difference.line()}: {change.verdict}, on {_rows(change)}"
-        elif change.figure:
-            note = f"on {_rows(change)}"
-        values = [said for said in (change.before, change.after) if said.value != "–"]
-        blocks.append(Headline(change.name, values, note, change.verdict))
+    blocks: list[Block] = [headline_block(change) for change in found[:1]]
     if "steps" in inputs.metrics:
-        said = f"{inputs.metrics['steps']:,} optimizer steps on {', '.join(_trained_on(inputs.cfg))}"
-        blocks.append(Text(said, "quiet"))
+        data = inputs.cfg.data
+        files = [name for key, name in data.named().items() if key.startswith("data.train_file")]
+        rows = data.dataset_name or ", ".join(files)
+        blocks.append(Text(f"{inputs.metrics['steps']:,} optimizer steps on {rows}", "quiet"))
     return blocks
-
-
-def _trained_on(cfg: Config) -> list[str]:
-    if cfg.data.dataset_name:
-        return [cfg.data.dataset_name]
-    return [name for key, name in cfg.data.named().items() if key.startswith("data.train_file")]
-
-
-def _rows(change: Change) -> str:
-    count = change.figure.count if change.figure else 0
-    return f"{count:,} rows" if count != 1 else "1 row"
-
-
-def _figures(figures: Sequence[Change], once: bool) -> list[Block]:
-    if not figures:
-        return []
-    counted = [change for change in figures if change.figure]
-    blocks: list[Block] = []
-    if once:
-        blocks.append(Table(["", "value"], [[c.name, c.after] for c in figures]))
-    else:
-        head = ["", "before", "after", "difference", "", "rows better / worse / same"]
-        rows: list[list[Cell]] = [[c.name, c.before, c.after, c.difference or "", c.verdict, c.moved] for c in figures]
-        kinds = [c.verdict if c.verdict in ("better", "worse") else "" for c in figures]
-        if not any(c.stats for c in figures):
-            head, rows = head[:3], [row[:3] for row in rows]
-        blocks.append(Table(head, rows, kinds))
-    charts = {c.name: _chart(c) for c in counted}
-    parts = [
-        f"{c.name} is that of all rows; its interval and its difference are those of the first {c.part:,}, which were "
-        "kept."
-        for c in counted
-        if c.part
-    ]
-    if charts:
-        blocks += [Dots(charts), Text(_INTERVALS, "quiet")]
-    if any(change.stats for change in figures):
-        blocks.append(Text(_DIFFERENCES, "quiet"))
-    return [*blocks, *(Text(part, "quiet") for part in parts)]
-
-
-def _chart(change: Change) -> str:
-    """Where the figure stood and stands, each with its interval."""
-    figure = change.figure
-    assert figure is not None  # asked for those alone
-    share = is_share(figure)
-    dots = []
-    for stats in figure.model_stats:
-        said = change.before if stats.model == BEFORE else change.after
-        kind = change.verdict if stats.test and change.verdict in ("better", "worse") else ""
-        dots.append(Dot(stats.model, stats.mean, said.line(), kind))
-
-    def tick(value: float, decimals: int) -> str:
-        if share:
-            return f"{100 * value:.{max(decimals - 2, 0)}f}%".replace("-", "−")
-        return f"{value:,.{decimals}f}".replace("-", "−")
-
-    caption = "← better" if figure.lower_is_better else "better →"
-    return interval_chart(dots, change.name, caption, tick, around_zero=False)
 
 
 def _curves(inputs: ReportInputs) -> list[Block]:
@@ -192,7 +106,7 @@ def _curves(inputs: ReportInputs) -> list[Block]:
     blocks: list[Block] = [Curves(inputs.panels, PICTURE)]
     if few and inputs.cfg.train.eval_steps:
         most = inputs.cfg.eval.max_samples_during_training
-        said = f"While training, {', '.join(few)} took the first {most:,} rows at most; before and after, all."
+        said = f"During training, {', '.join(few)} used at most the first {most:,} rows; before and after it, all rows."
         blocks.append(Text(said, "quiet"))
     return blocks
 
@@ -208,7 +122,7 @@ def _inputs(inputs: ReportInputs) -> list[Block]:
         names["data set"] = cfg.data.dataset_name
     named = {"model": cfg.model.model_name_or_path, **names}
     blocks: list[Block] = [_pairs({key: Mono(name) for key, name in named.items()})]
-    return [*blocks, Table(["file", "SHA-256, its first digits"], rows, texts=True)] if rows else blocks
+    return [*blocks, Table(["file", "SHA-256, first digits"], rows, texts=True)] if rows else blocks
 
 
 def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
@@ -220,7 +134,7 @@ def _row_counts(counts: Mapping[str, Mapping[str, int]]) -> list[Block]:
 
 
 def _completions(inputs: ReportInputs) -> list[Block]:
-    """Some of what the model said while it was trained with rewards, with each reward beside it."""
+    """Completions of the model during training with rewards, each with its rewards."""
     rows = first_and_last(read_completions(inputs.folder.evals / "completions.jsonl"))
     if not rows:
         return []
@@ -232,7 +146,7 @@ def _completions(inputs: ReportInputs) -> list[Block]:
         for row in rows
     ]
     return [
-        Text("Of the first and of the last generation; more in eval/completions.jsonl.", "quiet"),
+        Text("From the first and the last generation; more in eval/completions.jsonl.", "quiet"),
         Table(head, cells, texts=True),
     ]
 
@@ -244,7 +158,7 @@ def _trained(inputs: ReportInputs) -> list[Block]:
     cfg, t = inputs.cfg, inputs.cfg.train
     rows = f"{t.per_device_train_batch_size} rows"
     if t.gradient_accumulation_steps > 1:
-        rows += f" × {t.gradient_accumulation_steps} passes"
+        rows += f" × {t.gradient_accumulation_steps} accumulation steps"
     adapter = "none: every weight was trained"
     if cfg.adapter.peft_type != "none":
         kinds = {"DoRA": cfg.adapter.use_dora, "rsLoRA": cfg.adapter.use_rslora, "LoRA": True}
@@ -259,11 +173,11 @@ def _trained(inputs: ReportInputs) -> list[Block]:
         "batch": f"{rows}, packed into {t.max_length:,} tokens" if t.packing else rows,
         "longest row": "" if rewards else f"{t.max_length:,} tokens",
         "longest completion": f"{t.max_completion_length:,} tokens" if rewards else "",
-        "completions of a prompt": str(t.num_generations) if rewards else "",
-        "learning rate": f"{t.learning_rate:g} at most, {t.lr_scheduler_type}" if t.learning_rate else "",
+        "completions per prompt": str(t.num_generations) if rewards else "",
+        "learning rate": f"{t.learning_rate:g} (peak), {t.lr_scheduler_type}" if t.learning_rate else "",
         "optimizer": t.optim,
-        "loss of the first and of the last logged step": ", ".join(losses),
-        "mean reward of the first and of the last fifth of the steps": ", ".join(rewards),
+        "loss at the first and the last logged step": ", ".join(losses),
+        "mean reward over the first and the last fifth of the steps": ", ".join(rewards),
         "seed": str(cfg.seed),
     }
     return [*blocks, _pairs({name: said for name, said in facts.items() if said})]
@@ -281,14 +195,14 @@ def _export(inputs: ReportInputs) -> list[Block]:
 
 
 def _verified(inputs: ReportInputs) -> list[Block]:
-    """What was written on a grid, against what was trained."""
+    """Checks of the written int4 files against the trained model."""
     lines = inputs.metrics.get("verify", [])
     rows = [[line["name"], line["must"], line["found"], line["verdict"]] for line in lines]
     return [Table(["", "must", "found", ""], rows)] if rows else []
 
 
 def _recovered(inputs: ReportInputs) -> list[Block]:
-    """What the grid costs, and what training took back."""
+    """The loss from quantization, and how much of it training recovered."""
     quality = inputs.metrics.get("quality")
     return [_pairs({name.replace("_", " "): f"{value:.4g}" for name, value in quality.items()})] if quality else []
 
@@ -296,7 +210,7 @@ def _recovered(inputs: ReportInputs) -> list[Block]:
 def _took(inputs: ReportInputs) -> list[Block]:
     result = inputs.folder.result
     rows = [[step, f"{seconds:,.1f} s"] for step, seconds in result.seconds.items()]
-    rows.append(["together", f"{sum(result.seconds.values()):,.1f} s"])
+    rows.append(["total", f"{sum(result.seconds.values()):,.1f} s"])
     if result.peak_memory_mb is not None:
         rows.append(["peak memory", f"{result.peak_memory_mb:,.0f} MiB"])
     return [Table(["", ""], rows)]

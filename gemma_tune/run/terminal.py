@@ -1,24 +1,23 @@
-"""What a run says in the terminal when it begins and when it ends."""
+"""What a run prints when it starts and when it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.page.blocks import Cell, FigureText, SampleRow
+from gemma_tune.page.terminal import print_figures
 from gemma_tune.page.text import VISIBLE
-from gemma_tune.report.answers import marks, sample_rows
-from gemma_tune.report.blocks import SampleRow
-from gemma_tune.report.figures import Change, FigureText, changes, headline, moved_line
+from gemma_tune.report.answers import sample_rows
+from gemma_tune.report.figures import Change, changes, headline, moved_line
 from gemma_tune.run.folder import RunFolder, is_main_process
 
-_SHOWN = 3
+_SHOWN = 3  # answers
 _MOST = 300  # characters of a text
-_WIDE = 1000  # columns of a terminal that holds every table
 
 
 def _console() -> Console:
@@ -37,16 +36,14 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str 
 
     Args:
         folder: The run folder, with its result.
-        before: The evaluation before training; empty where there was none.
-        after: The one after.
-        note: Where else to follow the run, if anywhere.
+        before: The evaluation before training; empty where there is none.
+        after: The evaluation after training.
+        note: Where else the run can be followed, if anywhere.
     """
     console, result = _console(), folder.result
     figures = changes(before, after) or headline(result.headline)
     if figures:
-        table = _figures(figures, " ")
-        wide = console.measure(table, options=console.options.update_width(_WIDE)).maximum
-        console.print(table if wide <= console.width else _figures(figures, "\n"))
+        _print_figures(console, figures)
         if any(f.figure for f in figures):
             console.print("In brackets: 95% intervals over the rows.", style="dim")
     for change in figures:
@@ -63,42 +60,35 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str 
         console.print(f"  {note}", markup=False, soft_wrap=True)
 
 
-def _figures(figures: Sequence[Change], between: str) -> Table:
-    """The figures; `between` stands between a value and its interval."""
+def _print_figures(console: Console, figures: Sequence[Change]) -> None:
     columns: dict[str, list[FigureText | None]] = {
         "before": [f.before for f in figures],
         "after": [f.after for f in figures],
         "difference": [f.difference for f in figures],
     }
     if not any(f.before.value != "–" for f in figures):
-        columns = {"after": columns["after"]}
+        columns = {"": columns["after"]}
     elif not any(columns["difference"]):
         del columns["difference"]
-    title = "Before and after" if len(columns) > 1 else "Figures"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in columns:
-        table.add_column(name if len(columns) > 1 else "", justify="right", no_wrap=True)
-    for name, *cells in zip([f.name for f in figures], *columns.values(), strict=True):
-        table.add_row(Text(name.replace("_", " ")), *(Text(_said(said, between)) for said in cells))
-    return table
+    rows: list[list[Cell]] = [
+        [figure.name.replace("_", " "), *(_without_unit(cell) for cell in cells)]
+        for figure, *cells in zip(figures, *columns.values(), strict=True)
+    ]
+    print_figures(console, "Before and after" if len(columns) > 1 else "Figures", ["", *columns], rows)
 
 
-def _said(said: FigureText | None, between: str) -> str:
-    return said.line(between).replace(" points", "") if said else ""
+def _without_unit(text: FigureText | None) -> FigureText:
+    return FigureText(text.value.replace(" points", ""), text.span) if text else FigureText("")
 
 
 def _answers(rows: Sequence[SampleRow]) -> Table:
     """Answers side by side, each with whether it is right."""
-    names = dict.fromkeys(side.name for row in rows for side in row.sides)
+    names = dict.fromkeys(answer.name for row in rows for answer in row.answers)
     table = Table(title="Answers", title_justify="left", show_lines=True)
-    for name in ("prompt", "wanted", *names):
+    for name in ("prompt", "reference", *names):
         table.add_column(name, ratio=1)
     for row in rows:
-        said = {
-            side.name: f"{sign} {side.text or ''}".strip()
-            for side, sign in zip(row.sides, marks(row.sides), strict=True)
-        }
-        texts = (row.prompt, row.wanted or "", *(said.get(name, "") for name in names))
+        answers = {answer.name: f"{answer.sign} {answer.text or ''}".strip() for answer in row.answers}
+        texts = (row.prompt or "", row.reference or "", *(answers.get(name, "") for name in names))
         table.add_row(*(Text(t[-_MOST:].translate(VISIBLE)) for t in texts))
     return table

@@ -12,12 +12,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from page_of import Page
 
-from gemma_tune.compare.chart import Dot, interval_chart
 from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
-from gemma_tune.compare.markdown import markdown
-from gemma_tune.compare.page import PAGE_MARK, page
+from gemma_tune.compare.sections import PAGE_MARK, write_comparison
 from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.statistics import Interval
+from gemma_tune.page.charts import Dot, interval_chart
 
 EVIL = (
     "</pre></details><script>alert(1)</script><b>bold</b> &amp; ```\n# no title\n| a | b |\n"
@@ -40,8 +39,13 @@ TUNED = measured("runs/tuned", [0] * 2 + [1] * 17 + [0], [1.25 + n / 10 + n % 3 
 
 
 def page_of(comparison: Comparison, file: Path) -> Page:
-    file.write_text(page(comparison), encoding="utf-8")
+    write_comparison(comparison, file.with_suffix(".md"))
     return Page(str(file))
+
+
+def markdown(comparison: Comparison, tmp_path: Path) -> str:
+    write_comparison(comparison, tmp_path / "comparison.md")
+    return (tmp_path / "comparison.md").read_text("utf-8")
 
 
 def parsed(text: str) -> list[Token]:
@@ -97,7 +101,7 @@ def test_nothing_is_loaded_or_run(shown: Page) -> None:
     used = set(re.findall(r"var\((--[a-z-]+)\)", style))
     assert used and all(f"{name}:" in style for name in used)
     links = {a["href"] for tag, a in shown.tags if tag == "a"}
-    assert links == {f"#{a['id']}" for tag, a in shown.tags if tag == "section"}
+    assert links == {f"#{a['id']}" for tag, a in shown.tags if tag == "section" and "id" in a}
 
 
 def test_texts_stay_texts(tmp_path: Path) -> None:
@@ -111,11 +115,11 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     said = EVIL.translate(str.maketrans(names))
     assert seen.rows[0]["text"].count(said) == 3
     assert "\u202e" not in seen.source and "\x1b" not in seen.source
-    tokens = [t for token in parsed(markdown(comparison)) for t in (token, *(token.children or ()))]
+    tokens = [t for token in parsed(markdown(comparison, tmp_path)) for t in (token, *(token.children or ()))]
     assert not {token.type for token in tokens} & {"html_block", "html_inline", "link_open", "image", "code_inline"}
     blocks = [t.content for t in tokens if t.type == "fence"]
     assert blocks.count(f"{said}\n") == 6  # two rows, each with two answers and what is wanted
-    assert " ".join(f"{said} 1".split()) in [t.content for t in tokens if t.type == "text"]
+    assert " ".join(f"{said} 1".replace("\n", "⏎").split()) in [t.content for t in tokens if t.type == "text"]
 
 
 def test_long_texts_are_folded(tmp_path: Path) -> None:
@@ -129,7 +133,7 @@ def test_long_texts_are_folded(tmp_path: Path) -> None:
     one, other = (measured(name, r, [1.0], answer="word " * 20_000) for name, r in (("a", [0]), ("b", [1])))
     text = page_of(compare_models([one, other]), tmp_path / "page.html").text
     assert "79,999 characters are left out here" in text and len(text) < 60_000
-    assert len(markdown(compare_models([one, other]))) < 10_000
+    assert len(markdown(compare_models([one, other]), tmp_path)) < 10_000
 
 
 def test_many_rows(tmp_path: Path) -> None:
@@ -139,8 +143,8 @@ def test_many_rows(tmp_path: Path) -> None:
     assert len(seen.rows) == 200
     assert "b right, a wrong (the first 100 of 900)" in seen.text
     assert "a right, b wrong (the first 100 of 300)" in seen.text
-    text = markdown(compare_models([one, other]))
-    assert text.count("asked:") == 20 and "(the first 10 of 900)" in text
+    text = markdown(compare_models([one, other]), tmp_path)
+    assert text.count("prompt:") == 20 and "(the first 10 of 900)" in text
 
 
 def test_few_rows(tmp_path: Path) -> None:
@@ -150,8 +154,8 @@ def test_few_rows(tmp_path: Path) -> None:
     comparison = compare_models([one, other])
     seen = page_of(comparison, tmp_path / "page.html")
     assert "+2.0000 –" in seen.text and "0 –" in seen.text and "1 row; lower is better" in seen.text
-    assert "No row tells the models apart: they score the same on all 1." in seen.text
-    for text in (seen.source, markdown(comparison)):
+    assert "All models have the same score on each of the 1 rows." in seen.text
+    for text in (seen.source, markdown(comparison, tmp_path)):
         assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
@@ -162,9 +166,9 @@ def test_many_models(tmp_path: Path) -> None:
     assert "model 7 right, model 0, model 1, model 2, model 3, model 4, model 5 and model 6 wrong (1)" in seen.text
 
 
-def test_markdown_tables() -> None:
+def test_markdown_tables(tmp_path: Path) -> None:
     """Two, with a cell in every place; the numbers are those of the page."""
-    text = markdown(compare_models([BASE, TUNED]))
+    text = markdown(compare_models([BASE, TUNED]), tmp_path)
     types = [token.type for token in parsed(text)]
     assert (types.count("table_open"), types.count("td_open")) == (2, 4 * 7 + 3)
     assert "85.0% (64.0 to 94.8) | +35.0 points (+5.4 to +58.2) | better | 0.039 | 8 / 1 / 11 |" in text
@@ -188,7 +192,7 @@ def test_digits_are_those_that_are_sure() -> None:
 
 def axis(svg: str) -> tuple[float, float]:
     """Slope and offset from places to values, from the labels of the axis."""
-    labels = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">([−\d.]+)</text>', svg)
+    labels = re.findall(r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="middle">([−\d.]+)</text>', svg)
     places = [(float(x), float(label.replace("−", "-"))) for x, label in labels]
     (x0, v0), (x1, v1) = places[0], places[-1]
     slope = (v1 - v0) / (x1 - x0)

@@ -51,7 +51,7 @@ def test_rows_are_matched_by_their_ids() -> None:
     assert (first.mean, second.mean) == (interval(RIGHT), interval(OTHER))
     assert second.test == paired_test(OTHER, RIGHT)
     assert (second.wins, second.losses, second.ties) == (2, 2, 4)
-    assert (first.test, first.verdict, second.verdict) == (None, "", "not told apart")
+    assert (first.test, first.verdict, second.verdict) == (None, "", "not significant")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_models_that_agree() -> None:
     same = rows(RIGHT)
     (figure,) = compare_models([model("a", acc=same), model("b", acc=same)]).figures
     assert (figure.rows, figure.groups()) == ([], [])
-    assert (figure.model_stats[1].p_corrected, figure.model_stats[1].verdict) == (1.0, "not told apart")
+    assert (figure.model_stats[1].p_corrected, figure.model_stats[1].verdict) == (1.0, "not significant")
 
 
 def test_verdicts_are_corrected_for_all_tests() -> None:
@@ -140,7 +140,7 @@ def test_verdicts_are_corrected_for_all_tests() -> None:
         test = figure.model_stats[1].test
         assert test is not None and test.p_value == pytest.approx(p_value)
         assert figure.model_stats[1].p_corrected == pytest.approx(8 * p_value)
-        assert figure.model_stats[1].verdict == "not told apart"
+        assert figure.model_stats[1].verdict == "not significant"
 
 
 def test_each_verdict_has_its_own_p_value() -> None:
@@ -196,8 +196,10 @@ def test_a_part_is_not_tested_again() -> None:
     numbers = comparison.summary()["part"]["b"]
     assert numbers["difference"] == 0.8 and numbers["p_value"] is None and numbers["p_corrected"] is None
     wording = Wording(part)
-    assert wording.sentence(last, 0.95).startswith("b and a are not tested, as the rows are a part of whole: 100.0%")
-    assert [said for said, _ in wording.cells(last)][2:4] == ["not tested", "–"] and "part of whole" in facts(part)
+    assert wording.sentence(last, 0.95).startswith(
+        "b and a are not tested, because the rows are a part of whole: 100.0%"
+    )
+    assert wording.cells(last)[2:4] == ["not tested", "–"] and "part of whole" in facts(part)
 
 
 def test_other_conditions_are_told() -> None:

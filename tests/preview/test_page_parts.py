@@ -12,7 +12,7 @@ from trl import pack_dataset
 
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.preview.chart import length_chart
+from gemma_tune.page.charts import length_chart
 from gemma_tune.preview.figures import histogram, nice_step, packed, percentiles, ways
 from gemma_tune.preview.tokens import TokenTexts, runs
 

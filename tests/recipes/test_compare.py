@@ -144,7 +144,7 @@ def test_a_figure_of_other_rows_is_left_out(measured: Path, other: Path, tmp_pat
     result = compare(tmp_path / "run", measured, other, words=("eval.max_samples=3",))
     assert set(result.metrics) == {"held_out_loss"}
     text = (tmp_path / "run" / "comparison.md").read_text("utf-8")
-    assert "exact\\_match is left out: the rows aren't the same. measured has 5, 2 of them not of other" in text
+    assert "exact_match is left out: the rows aren't the same. measured has 5, 2 of them not of other" in text
 
 
 def test_nothing_in_common_keeps_what_was_measured(measured: Path, other: Path, tmp_path: Path) -> None:

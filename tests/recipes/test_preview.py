@@ -83,7 +83,7 @@ def test_figures_counted_by_hand(folder: Path) -> None:
     trained = [sum(tokens(r["messages"][i]["content"] + "<end_of_turn>") for i in (1, 3)) for r in rows]
     page = Page()
     assert page.tile("rows used") == "8 of 8 read"
-    assert page.tile("tokens") == f"{sum(lengths):,} {sum(lengths) / 8:,.0f} a row"
+    assert page.tile("tokens") == f"{sum(lengths):,} {sum(lengths) / 8:,.0f} per row"
     assert page.tile("trained tokens") == f"{sum(trained):,} {sum(trained) / sum(lengths):.1%} of the tokens"
     assert f"median {sorted(lengths)[3]} " in page.text and f"longest {max(lengths)} " in page.text
     assert len(page.rows) == 5
@@ -112,7 +112,7 @@ def test_what_became_of_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -
         assert page.tile(name).startswith(value), name
     assert page.listed("were dropped") == [f"{here}:3", f"{here}:8"]
     assert page.listed("equal to an earlier one") == [f"{here}:4", f"{here}:8"]
-    assert page.listed("also held out or tested") == [f"{here}:5"]
+    assert page.listed("also in the validation or test set") == [f"{here}:5"]
     (skipped,) = page.listed("skipped as bad")
     assert skipped.startswith(f"{here}:7: ")
     summaries = [" ".join(row["summary"].split()) for row in page.rows]

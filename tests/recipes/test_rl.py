@@ -67,7 +67,7 @@ def test_completions_are_kept_to_be_read(done: tuple[Path, Any]) -> None:
     assert rows[0]["where"].rpartition(":")[0].endswith("train.jsonl")
     assert all(row["reward"] == pytest.approx(row["reward.math"] + 0.2 * row["reward.format"]) for row in rows)
     report = (folder / "report.md").read_text("utf-8")
-    assert "Completions while training" in report and "mean reward of the first and of the last fifth" in report
+    assert "Completions during training" in report and "mean reward over the first and the last fifth" in report
 
 
 @pytest.mark.parametrize("recipe", ["dapo", "dr_grpo", "gspo", "rloo"])

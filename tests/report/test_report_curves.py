@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma_tune.report.curves import Panel, Series, read_panels, running_mean, thinned
-from gemma_tune.report.picture import draw
-from gemma_tune.report.plot import Axis, plot
+from gemma_tune.page.charts import Panel, Series, curve_chart, draw_curves
+from gemma_tune.page.svg import Axis
+from gemma_tune.report.curves import read_panels, running_mean, thinned
 
 
 def panels_of(tmp_path: Path, *lines: dict[str, float]) -> dict[str, Panel]:
@@ -93,7 +93,9 @@ def test_steps_are_whole() -> None:
 def test_a_plot_has_every_point() -> None:
     """From the places of the dots back to the values."""
     points = [(0.0, 4.0), (10.0, 1.5), (40.0, 1.0)]
-    drawn = plot(Panel("<loss>", [Series("train & more", points[:2], "line"), Series("held out", points, "dots")]))
+    drawn = curve_chart(
+        Panel("<loss>", [Series("train & more", points[:2], "line"), Series("held out", points, "dots")])
+    )
     dots = [(float(x), float(y)) for x, y in re.findall(r'class="dot" d="M([\d.]+) ([\d.]+)h0"', drawn)]
     x, y = Axis([0.0, 40.0], 5, whole=True), Axis([4.0, 1.0], 4)
     assert dots == [(pytest.approx(x.place(s), abs=0.01), pytest.approx(100 - y.place(v), abs=0.01)) for s, v in points]
@@ -104,7 +106,7 @@ def test_a_plot_has_every_point() -> None:
 def test_the_picture(tmp_path: Path) -> None:
     for count in (1, 5):
         panels = [Panel(f"p{n}", [Series("a", [(0.0, 1.0), (5.0, 2.0)], "dots")], "%") for n in range(count)]
-        draw(panels, tmp_path / f"{count}.png")
+        draw_curves(panels, tmp_path / f"{count}.png")
     small, large = ((tmp_path / f"{count}.png").read_bytes() for count in (1, 5))
     assert small.startswith(b"\x89PNG") and large.startswith(b"\x89PNG")
     assert small[16:20] == large[16:20] and small[20:24] < large[20:24]  # as wide, and higher

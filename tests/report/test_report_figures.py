@@ -62,7 +62,7 @@ def test_verdicts_go_by_the_corrected_test() -> None:
     for found, scores in zip(both, (old, new), strict=True):
         found.rows.clear()
         found.rows.update({"a_accuracy": answered(scores), "b_accuracy": answered([0.0, *scores])})
-    assert [change.verdict for change in changes(*both)] == ["not told apart"] * 2
+    assert [change.verdict for change in changes(*both)] == ["not significant"] * 2
 
 
 def test_losses_are_better_below() -> None:

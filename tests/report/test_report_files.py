@@ -19,9 +19,8 @@ from safetensors.numpy import save_file
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.report import write_report
+from gemma_tune.report import PAGE_MARK, write_report
 from gemma_tune.report.artifacts import bytes_text, size_of
-from gemma_tune.report.html import PAGE_MARK
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import say_end
 
@@ -136,13 +135,13 @@ def test_both_say_the_same_in_the_same_order(tmp_path: Path) -> None:
     page, tokens = Page(run.report.with_suffix(".html")), tokens_of(run.report)
     titles = [tokens[n + 1].content for n, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
     assert titles == page.headings and titles == [
-        "Before and after", "Losses and figures over the steps", "Answers", "Rows that changed", "From what",
-        "Rows and tokens", "What to know of the rows", "What was trained", "Checked before training",
-        "The exported model against the trained one", "What it took", "What is here", "How to use it",
+        "Before and after", "Losses and metrics over the steps", "Answers", "Rows that changed", "Inputs",
+        "Rows and tokens", "Notes on the rows", "What was trained", "Checked before training",
+        "The exported model compared with the trained one", "Time and memory", "Artifacts", "How to use it",
         "How to repeat it",
     ]  # fmt: skip
     for text in texts_of(tokens):
-        if text in ("prompt", "wanted", "before", "after", "–", "-") or "over the optimizer steps" in text:
+        if text in ("prompt", "reference", "before", "after", "–", "-") or "over the optimizer steps" in text:
             continue  # the page says these beside each answer, or draws them
         for word in re.findall(r"[^\s()]*\d[^\s()]*", text.replace("⏎", " ")):
             assert word in page.text, text
@@ -153,18 +152,18 @@ def test_the_figures(tmp_path: Path) -> None:
     run = reported(tmp_path)
     text, page = run.report.read_text("utf-8"), Page(run.report.with_suffix(".html"))
     assert "**test_exact_match: 50.0% (25.4–74.6) → 91.7% (64.6–98.5)**" in text
-    assert "+41.7 points (−1.9 to +73.3): not told apart, on 12 rows" in text
-    assert "+41.7 points (−1.9 to +73.3): not told apart, on 12 rows" in page.text
+    assert "+41.7 points (−1.9 to +73.3): not significant, on 12 rows" in text
+    assert "+41.7 points (−1.9 to +73.3): not significant, on 12 rows" in page.text
     assert "| 6 / 1 / 5 |" in text and "6 / 1 / 5" in page.text
     assert "test_exact_match: 6 of 12 rows became right, 1 became wrong." in text
     assert "Became right, 5 of 6:" in text and "Became wrong:" in text
-    assert "| 1,234 |" in text and "4,321 MiB" in text and "| together | 1,201.8 s |" in text
+    assert "| 1,234 |" in text and "4,321 MiB" in text and "| total | 1,201.8 s |" in text
     assert "| export kl | – | 0.0123 |" in text and "| held out loss | 1.75 | 1.76 |" in text
     assert "0123456789abcdef" in text and "rows_of_mine.jsonl" in text
     assert "| adapter | `adapter` |" in text and "| 100 | 32.00 | 20.0% |" in text  # 400 of 2 · 1000 bytes
     assert "| 1,000 | 16.00 | 100.0% |" in text
     assert "✓ Ask" not in text and "✗ say 0 0.0" in text and "✓ say 0 1.0" in text and "(cut off)" in text
-    assert "after, right, cut off" in page.text and "before, wrong" in page.text
+    assert "after ✓ right, cut off" in page.text and "before ✗ wrong" in page.text
     # The intervals are drawn, and the curves
     assert "before 50.0% (25.4–74.6); after 91.7% (64.6–98.5)" in page.source
     assert page.source.count('class="plot"') == 2 and (run.path / "loss.png").stat().st_size > 5000
@@ -239,7 +238,7 @@ def test_a_measurement_alone(tmp_path: Path) -> None:
     text = run.report.read_text("utf-8")
     assert "**test_exact_match: 91.7% (64.6–98.5)**" in text and "## Figures" in text
     assert "Before and after" not in text and "How to use" not in text and "optimizer steps |" not in text
-    assert "| prompt | wanted | answer |" in text and "train.jsonl" not in text and "difference" not in text
+    assert "| prompt | reference | answer |" in text and "train.jsonl" not in text and "difference" not in text
 
 
 def test_nothing_was_measured(tmp_path: Path) -> None:
