@@ -140,19 +140,26 @@ class LlamaCppEngine:
             yield whole.log_softmax(-1)
 
     def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[TopTokens]:
-        """The k best tokens after each token of each row, a row at a time."""
+        """The k best tokens after each token of each row, a row at a time; each slot takes a piece of the text."""
 
-        def work(slot: int, row: Sequence[int]) -> TopTokens:
+        def work(slot: int, piece: tuple[Sequence[int], range]) -> TopTokens:
+            row, places = piece
             # No part of a character, which would leave the probabilities out
             harmless = self.tokenizer.bos_token_id
-            found = [self._ask(slot, row[: t + 1], k, harmless) for t in range(len(row))]
+            found = [self._ask(slot, row[: t + 1], k, harmless) for t in places]
             tops = [position["top_logprobs"] for position in found if position]
-            ids = torch.tensor([[entry["id"] for entry in top] for top in tops])
+            ids = torch.tensor([[entry["id"] for entry in top] for top in tops], dtype=torch.long)
+            log_probs = torch.tensor([[entry["logprob"] for entry in top] for top in tops], dtype=torch.float32)
             return TopTokens(
-                ids, torch.tensor([[entry["logprob"] for entry in top] for top in tops]).clamp_(min=_LOWEST)
+                ids.view(len(tops), -1 if tops else k), log_probs.view(len(tops), -1 if tops else k).clamp_(min=_LOWEST)
             )
 
-        yield from self._each(rows, work, name)
+        size = max(1, -(-sum(map(len, rows)) // self._slots))
+        pieces = [(row, range(len(row))[i : i + size]) for row in rows for i in range(0, len(row), size)]
+        found = self._each(pieces, work, name)
+        for row in rows:
+            parts = [next(found) for _ in range(0, len(row), size)]
+            yield TopTokens(torch.cat([part.ids for part in parts]), torch.cat([part.log_probs for part in parts]))
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
         """See `Engine`."""

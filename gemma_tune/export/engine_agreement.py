@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,14 +48,15 @@ def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -
     factor that fits best, within the error of such a sum, is taken out first.
 
     Args:
-        reference: Log-probabilities of all tokens, [T, V].
+        reference: Logits or log-probabilities of all tokens, [T, V].
         ids: The engine's best tokens, [T, K].
         found: Their log-probabilities, [T, K].
 
     Returns:
         float64, [T]; at most the KL over all tokens.
     """
-    log_p, log_q = reference.double().log_softmax(-1).gather(-1, ids), found.double()
+    exact = reference.double()
+    log_p, log_q = exact.gather(-1, ids) - exact.logsumexp(-1, keepdim=True), found.double()
     error = _SUM_ERROR * reference.shape[-1] ** 0.5
     factor = (log_p.exp().sum(-1) / log_q.exp().sum(-1)).clamp(1 - error, 1 + error)
     log_q = log_q + factor.log().unsqueeze(-1)
@@ -65,10 +66,10 @@ def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -
 
 
 def best_tokens(reference: torch.Tensor, best: torch.Tensor, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether the best token is the same, and whether another one is no matter.
+    """Whether the best token is the same, and whether it is another one by less than the margin.
 
     Args:
-        reference: Log-probabilities, [T, V].
+        reference: Logits or log-probabilities, [T, V].
         best: The engine's best token, [T].
         margin: Nats between the trained model's two best, below which either counts.
 
@@ -81,21 +82,25 @@ def best_tokens(reference: torch.Tensor, best: torch.Tensor, margin: float) -> t
 
 
 def measure_agreement(
-    rows: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], margin: float = 1e-3
-) -> EngineAgreement:
-    """Compares an engine with the trained model.
+    parts: Iterable[tuple[torch.Tensor, Sequence[tuple[torch.Tensor, torch.Tensor]]]], margin: float = 1e-3
+) -> list[EngineAgreement]:
+    """Compares engines with the trained model.
 
     Args:
-        rows: Of each row the trained model's log-probabilities, [T, V], and the engine's best tokens and their
-            log-probabilities, [T, K].
+        parts: Some positions at a time: the trained model's logits or log-probabilities, [T, V], and of each engine
+            its best tokens and their log-probabilities, [T, K].
         margin: See `best_tokens`.
+
+    Returns:
+        One agreement for each engine.
     """
-    positions, total, same, close = 0, 0.0, 0, 0
-    for reference, ids, found in rows:
-        best = ids.gather(-1, found.argmax(-1, keepdim=True)).squeeze(-1)
-        equal, near = best_tokens(reference, best, margin)
-        positions += len(reference)
-        total += engine_kl(reference, ids, found).sum().item()
-        same += int(equal.sum())
-        close += int(near.sum())
-    return EngineAgreement(positions, total / positions, same, close)
+    totals: list[list[float]] = []
+    for reference, engines in parts:
+        totals = totals or [[0, 0.0, 0, 0] for _ in engines]
+        for total, (ids, found) in zip(totals, engines, strict=True):
+            best = ids.gather(-1, found.argmax(-1, keepdim=True)).squeeze(-1)
+            equal, near = best_tokens(reference, best, margin)
+            kl = engine_kl(reference, ids, found).sum().item()
+            for i, value in enumerate((len(reference), kl, int(equal.sum()), int(near.sum()))):
+                total[i] += value
+    return [EngineAgreement(int(n), kl / n, int(same), int(close)) for n, kl, same, close in totals]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from compressed_tensors.quantization import QuantizationConfig
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from safetensors import SafetensorError, safe_open
 
 from gemma_tune.export.verify import ArtifactDiffers
@@ -106,7 +107,18 @@ def _cut(file: Path) -> str | None:
 
 
 class _WholeReader(GGUFReader):
-    """GGUF's reader; one that names the tensor where the file ends too early."""
+    """The package's reader, without the tokens; it names the tensor where the file ends too early."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        """An array of strings is skipped: the package takes 15 seconds for the tokens of a Gemma."""
+        if raw_type == GGUFValueType.ARRAY and self._get(orig_offs, np.uint32)[0] == GGUFValueType.STRING:
+            start, view = orig_offs + 12, memoryview(self.data)
+            (count,) = struct.unpack_from("<Q", view, orig_offs + 4)
+            for _ in range(count):
+                start += 8 + struct.unpack_from("<Q", view, start)[0]
+            return start - orig_offs, [], [], [GGUFValueType.ARRAY]
+        found: tuple[int, list[Any], list[int], list[GGUFValueType]] = super()._get_field_parts(orig_offs, raw_type)
+        return found
 
     def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
         for field in fields:
@@ -132,7 +144,7 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
     own_names = {known.get_name(n, try_suffixes=(".weight",)): n for n in names}
     try:
         tensors = _WholeReader(file).tensors
-    except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:
         raise ArtifactDiffers(f"{file}: it can't be read: {error}.") from error
     for tensor in tensors:
         yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor)

@@ -329,7 +329,7 @@ def test_best_tokens() -> None:
     assert (same.tolist(), close.tolist()) == ([True, False, False], [False, True, False])
     ids = torch.tensor([[0, 1], [1, 0], [0, 1]])
     found = torch.tensor([[-1.0, -2.0], [-0.9, -1.0], [-1.1, -1.0]])
-    both = measure_agreement([(reference, ids, found), (reference[:1], ids[:1], found[:1])])
+    (both,) = measure_agreement([(reference, [(ids, found)]), (reference[:1], [(ids[:1], found[:1])])])
     assert (both.positions, both.same, both.close, both.apart, both.top1) == (4, 2, 1, 1, 0.5)
     kl = engine_kl(reference, ids, found).sum() + engine_kl(reference[:1], ids[:1], found[:1]).sum()
     assert both.mean_kl == pytest.approx(kl.item() / 4)

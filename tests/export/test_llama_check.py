@@ -11,12 +11,10 @@ import pytest
 import torch
 from grid_models import ROWS, OnGridModel, on_grid
 
-from gemma_tune.engines.llama_cpp import LlamaCppEngine
-from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
 from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
-from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreement_in_llama_cpp, llama_lines
+from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreements_with, llama_lines, top_tokens
 from gemma_tune.export.tensors import DecodedWeights
 from gemma_tune.quant.grid import GRIDS
 
@@ -59,12 +57,11 @@ def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_p
     decoded = DecodedWeights(trained.trained, trained.plan)
     again = {n: positive(t) if "proj" in n else t for n, t in decoded.items()}
     coarse = {n: GRIDS["q3_0"].rounded(t) if "proj" in n else t for n, t in decoded.items()}
-    ours = TransformersEngine(trained.model, trained.tokenizer)
     found: list[EngineAgreement] = []
     for tensors in (again, coarse):
         path = exported(trained, tensors, torch.float32, tmp_path / "other.gguf")
-        with LlamaCppEngine(path, trained.tokenizer, ours.stops, exact=True, threads=1) as engine:
-            found.append(agreement_in_llama_cpp(engine, ours, ROWS[:1]))
+        tops = top_tokens(path, trained.model, trained.tokenizer, ROWS[:1], exact=True, threads=1)
+        found += agreements_with(trained.model, ROWS[:1], [tops])
     assert exact_line(EXACT, found[0]).verdict == FAIL and found[0].mean_kl > 1e-4
     assert gross_line(GROSS, found[1]).verdict == FAIL
 
