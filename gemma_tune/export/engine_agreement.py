@@ -55,8 +55,9 @@ def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -
     Returns:
         float64, [T]; at most the KL over all tokens.
     """
-    exact = reference.double()
-    log_p, log_q = exact.gather(-1, ids) - exact.logsumexp(-1, keepdim=True), found.double()
+    # float64 of a few positions at a time: of all it would be twice the memory of the logits
+    total = torch.cat([part.double().logsumexp(-1, keepdim=True) for part in reference.split(8)])
+    log_p, log_q = reference.gather(-1, ids).double() - total, found.double()
     error = _SUM_ERROR * reference.shape[-1] ** 0.5
     factor = (log_p.exp().sum(-1) / log_q.exp().sum(-1)).clamp(1 - error, 1 + error)
     log_q = log_q + factor.log().unsqueeze(-1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import torch
 from gguf import (
     GGML_QUANT_SIZES,
     GGML_QUANT_VERSION,
-    MODEL_ARCH,
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
@@ -20,10 +21,16 @@ from gguf import (
     size_label,
 )
 
-from gemma_tune.export.gguf_metadata import add_metadata
+from gemma_tune.export.gguf_metadata import add_metadata, architecture_of, check_config
 from gemma_tune.export.gguf_tokenizer import add_tokenizer
+from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.size import empty_model
 from gemma_tune.quant.grid import Encoded, Grid
 from gemma_tune.quant.plan import KEPT_16, Plan
+
+_LAYER = re.compile(r"^.*\.layers\.\d+\.")
+# The order of a layer's tensors in the file: that of the forward pass.
+_LAYER_ORDER = ("input_", "self_attn.", "post_attention_", "pre_feedforward_", "mlp.", "post_feedforward_")
 
 # By names of the language part, as Transformers has them. Values may be made when they are asked for: each is asked
 # for once, and let go when it is written.
@@ -55,7 +62,7 @@ def export(
     license: str | None = None,
     sixteen: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes a complete GGUF file of a Gemma 3 language model, a tensor at a time.
+    """Writes a complete GGUF file of a language model, a tensor at a time.
 
     Args:
         weights: Every tensor of the language part: codes and scales of those that the plan has on a grid, floats of
@@ -77,29 +84,34 @@ def export(
         ValueError: Tensors are missing, of another shape, or not as the plan says.
     """
     config = config.get_text_config()
-    shapes = dict(_shapes(config))
+    check_config(config)
+    family, shapes = FAMILIES[config.model_type], tensor_shapes(config)
+    architecture = str(family.gguf)
     kinds = {n: _kind(n, types, sixteen) for n in shapes}
-    if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, "lm_head.weight"}):
+    if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, *family.tied}):
         raise ValueError(f"not the tensors of this model: {strange[:5]}")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    writer = GGUFWriter(part, "gemma3")
+    writer = GGUFWriter(part, architecture)
     try:
-        _describe(writer, shapes, kinds, name, license)
+        _describe(writer, family, shapes, kinds, name, license)
         add_metadata(writer, config, generation_config)
         stops = generation_config.eos_token_id
         add_tokenizer(writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops)
-        names = get_tensor_name_map(MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+        names = get_tensor_name_map(architecture_of(architecture), config.num_hidden_layers)
         for own, shape in shapes.items():
             block, size = GGML_QUANT_SIZES[kinds[own]]
             stored = names.get_name(own, try_suffixes=(".weight",))
+            if stored is None:
+                raise ValueError(f"{own}: llama.cpp has no such tensor in {architecture}")
             n_bytes = int(np.prod(shape)) // block * size
-            writer.add_tensor_info(str(stored), shape, np.dtype(np.float32), n_bytes, raw_dtype=kinds[own])
+            writer.add_tensor_info(stored, shape, np.dtype(np.float32), n_bytes, raw_dtype=kinds[own])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for own, shape in shapes.items():
-            writer.write_tensor_data(_data(own, weights[own], shape, kinds[own]))
+            data = _data(own, weights[own], shape, kinds[own], add_one=family.norm_adds_one and _is_norm(own))
+            writer.write_tensor_data(data)
         writer.close()
         os.replace(part, file)
     except BaseException:  # Ctrl-C, too
@@ -111,6 +123,7 @@ def export(
 
 def _describe(
     writer: GGUFWriter,
+    family: Family,
     shapes: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, GGMLQuantizationType],
     name: str,
@@ -123,35 +136,34 @@ def _describe(
     if license:
         writer.add_license(license)
     # What the file is called after: the type of the projections
-    writer.add_file_type(_FILE_TYPES[kinds["model.layers.0.mlp.up_proj.weight"]])
+    projection = next(n for n in shapes if family.reaches(n.removesuffix(".weight")))
+    writer.add_file_type(_FILE_TYPES[kinds[projection]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
-def _shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a Gemma 3 language part with its shape, in the order of the file."""
-    hidden, width, head = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for i in range(config.num_hidden_layers):
-        for last, shape in {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "self_attn.q_norm": (head,),
-            "self_attn.k_norm": (head,),
-            "post_attention_layernorm": (hidden,),
-            "pre_feedforward_layernorm": (hidden,),
-            "mlp.gate_proj": (width, hidden),
-            "mlp.up_proj": (width, hidden),
-            "mlp.down_proj": (hidden, width),
-            "post_feedforward_layernorm": (hidden,),
-        }.items():
-            yield f"model.layers.{i}.{last}.weight", shape
-    yield "model.norm.weight", (hidden,)
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", (config.vocab_size, hidden)
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a language part with its shape, in the order of the file; of a tied pair there is the embedding.
+
+    The names and shapes are those of the model on the meta device.
+    """
+    _, head = FAMILIES[config.model_type].tied
+    shapes = {name: tuple(p.shape) for name, p in empty_model(config).named_parameters()}
+    if config.tie_word_embeddings:
+        shapes.pop(head, None)
+    found: dict[str, tuple[int, ...]] = {}
+    for layer, names in groupby(shapes, _layer_of):
+        found |= {name: shapes[name] for name in (sorted(names, key=_place_in_layer) if layer else names)}
+    return found
+
+
+def _layer_of(name: str) -> str:
+    found = _LAYER.match(name)
+    return found.group() if found else ""
+
+
+def _place_in_layer(name: str) -> int:
+    own = _LAYER.sub("", name)
+    return next((i for i, start in enumerate(_LAYER_ORDER) if own.startswith(start)), len(_LAYER_ORDER))
 
 
 def _is_norm(name: str) -> bool:
@@ -174,7 +186,7 @@ def grid_type(grid: Grid) -> GGMLQuantizationType:
 
 
 def _data(
-    name: str, weight: torch.Tensor | Encoded, shape: tuple[int, ...], kind: GGMLQuantizationType
+    name: str, weight: torch.Tensor | Encoded, shape: tuple[int, ...], kind: GGMLQuantizationType, add_one: bool
 ) -> np.ndarray[Any, Any]:
     """A tensor's bytes."""
     on_grid = kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
@@ -186,7 +198,7 @@ def _data(
     if isinstance(weight, Encoded):
         return _blocks(name, weight, kind)
     weight = weight.detach().cpu()
-    if _is_norm(name):
+    if add_one:
         weight = 1.0 + weight.float()  # llama.cpp multiplies by what is stored
     weight = weight.to(next(dtype for dtype, dense in _DENSE.items() if dense == kind)).contiguous()
     if not torch.isfinite(weight).all():

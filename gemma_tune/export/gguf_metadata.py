@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gguf import GGUFWriter, RopeScalingType
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 
 from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES
 
 # llama.cpp knows the 27B by its number of layers, and scales its queries by the width of a head's share.
 _LAYERS_27B = 62
@@ -20,11 +21,7 @@ def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
         writer: Of the file.
         config: Of the language part (`gemma3_text`).
         generation: The generation config.
-
-    Raises:
-        UserError: llama.cpp computes something else than this configuration asks for.
     """
-    check_config(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -53,10 +50,16 @@ def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
             writer.add_sampling_top_p(generation.top_p)
 
 
+def architecture_of(name: str) -> MODEL_ARCH:
+    """The package's own key of an architecture, by llama.cpp's name of it."""
+    return next(arch for arch, known in MODEL_ARCH_NAMES.items() if known == name)
+
+
 def check_config(config: Any) -> None:
     """Raises UserError where llama.cpp computes something else than this configuration asks for."""
-    if config.model_type != "gemma3_text":
-        raise UserError(f"export=gguf is made for Gemma 3 today, and this model is {config.model_type}.")
+    if FAMILIES[config.model_type].gguf is None:
+        written = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values() if family.gguf))
+        raise UserError(f"export=gguf writes {written} today, and this model is {config.model_type}.")
     large = config.num_hidden_layers == _LAYERS_27B
     width = config.hidden_size // config.num_attention_heads if large else config.head_dim
     full, local = (config.rope_parameters[kind]["rope_type"] for kind in ("full_attention", "sliding_attention"))

@@ -21,6 +21,7 @@ from gemma_tune.export.int4_check import (
     UNVERIFIED,
     WARN,
     CheckLine,
+    TrainedForward,
     forward_line,
     raise_failed,
     stored_lines,
@@ -70,7 +71,7 @@ def export_all(
     if not formats:
         return []
     trained = trained_tensors(model, plan)
-    ids = some_rows(rows)
+    forward = TrainedForward(model, some_rows(rows))
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         with folder.timed("export"), atomic_folder(folder.export(name)) as written:
@@ -80,7 +81,7 @@ def export_all(
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
         with folder.timed("verify"):
-            lines += _check(name, folder, model, tokenizer, plan, trained, ids)
+            lines += _check(name, folder.export(name), forward, tokenizer, plan, trained)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
@@ -122,20 +123,16 @@ def _write_gguf(
 
 
 def _check(
-    name: str, folder: RunFolder, model: Any, tokenizer: Any, plan: Plan, trained: TrainedTensors, ids: list[list[int]]
+    name: str, place: Path, forward: TrainedForward, tokenizer: Any, plan: Plan, trained: TrainedTensors
 ) -> list[CheckLine]:
-    place = folder.export(name)
-    if name.startswith("gguf"):
-        file = next(place.glob("*.gguf"))
-        matrices = torch.float16 if name == "gguf_f16" else torch.float32
-        lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
-        if name in _WIDE:
-            return [*lines, dense_gguf_line(name, file, model, tokenizer, ids, exact=_WIDE[name] == torch.float32)]
-        return [*lines, *llama_lines(file, model, tokenizer, trained, plan, ids)]
-    return [
-        *stored_lines(name, read_folder(place), trained, plan),
-        transformers_line(name, place, model, ids),
-    ]
+    if not name.startswith("gguf"):
+        return [*stored_lines(name, read_folder(place), trained, plan), transformers_line(name, place, forward)]
+    file = next(place.glob("*.gguf"))
+    matrices = torch.float16 if name == "gguf_f16" else torch.float32
+    lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
+    if name in _WIDE:
+        return [*lines, dense_gguf_line(name, file, forward, tokenizer, exact=_WIDE[name] == torch.float32)]
+    return [*lines, *llama_lines(file, forward, tokenizer, trained, plan)]
 
 
 def say_lines(lines: Sequence[CheckLine]) -> None:

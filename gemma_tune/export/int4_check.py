@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from gemma_tune.quant.plan import Plan
 
 OK, WARN, FAIL, UNVERIFIED = "ok", "warn", "fail", "unverified"
 
-# Positions whose logits stand in memory at once: 16 MiB at Gemma's vocabulary.
-_AT_ONCE = 16
+# Positions whose logits stand in memory at once: 64 MiB at Gemma's vocabulary.
+_AT_ONCE = 64
 _MOST_KL, _MOST_LOGIT, POSITIONS = 1e-6, 1e-5, 512
 # llama.cpp rounds activations to 8 bit in its Q4_0 kernels: that line finds gross errors only.
 _WARN_KL, _FAIL_KL, _WARN_TOP1, _FAIL_TOP1 = 5e-4, 1e-2, 0.98, 0.90
@@ -159,24 +160,22 @@ def _other_codes(name: str, expected: Encoded, found: Encoded) -> str:
     return f"{name}: {codes:,} of {total:,} codes and {scales:,} scales differ." if codes or scales else ""
 
 
-def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequence[int]]) -> CheckLine:
+def transformers_line(what: str, folder: Path, forward: TrainedForward) -> CheckLine:
     """Loads a folder with plain Transformers in float32 and compares logits with the trained model's own.
 
     Args:
         what: The format's name, for people.
         folder: The folder.
-        model: The trained model.
-        rows: Token ids.
+        forward: The trained model on some rows.
     """
-    device = model.get_input_embeddings().weight.device
+    device = forward.model.get_input_embeddings().weight.device
     loaded = load_exported(folder, torch.float32, {"": str(device)})
     with evaluating(loaded):
-        loaded(input_ids=torch.tensor([rows[0][:1]], device=device))  # the first forward decodes packed weights
+        loaded(input_ids=torch.tensor([forward.rows[0][:1]], device=device))  # the first forward decodes packed weights
     worst, positions = torch.zeros(()), 0
-    with in_float32(model):
-        for ours, theirs in zip(logits_in_parts(model, rows), logits_in_parts(loaded, rows), strict=True):
-            worst = torch.maximum(worst, (ours - theirs).abs().max())  # keeps NaN
-            positions += len(ours)
+    for ours, theirs in zip(forward.logits(), TrainedForward(loaded, forward.rows).logits(), strict=True):
+        worst = torch.maximum(worst, (ours - theirs).abs().max())  # keeps NaN
+        positions += len(ours)
     return CheckLine(
         f"{what} in Transformers, float32",
         f"the trained model's logits within {_MOST_LOGIT:g}",
@@ -185,18 +184,37 @@ def transformers_line(what: str, folder: Path, model: Any, rows: Sequence[Sequen
     )
 
 
-def logits_in_parts(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
-    """Logits after each token of each row, float32 on the CPU, some positions at a time, [T, V].
+class TrainedForward:
+    """A model on the rows of the check; the body is computed once, in float32, for all lines that compare with it.
 
-    Logits of a whole row would be 512 MiB at Gemma's vocabulary.
+    Args:
+        model: The model, or a PeftModel around it; it is not changed.
+        rows: Token ids.
     """
-    base = language_part(model)
-    head, device = head_of(base), base.get_input_embeddings().weight.device
-    for row in rows:
-        with evaluating(model):
-            hidden = base.model(input_ids=torch.tensor([row], device=device), use_cache=False).last_hidden_state[0]
-            for part in hidden.split(_AT_ONCE):
-                yield head(part).cpu()
+
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
+        self.model, self.rows = model, rows
+
+    @cached_property
+    def _states(self) -> list[torch.Tensor]:
+        """Hidden states after each token of each row, [T, H]."""
+        base = language_part(self.model)
+        device = base.get_input_embeddings().weight.device
+        with in_float32(self.model), evaluating(self.model):
+            rows = (torch.tensor([row], device=device) for row in self.rows)
+            return [base.model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
+
+    def logits(self) -> Iterator[torch.Tensor]:
+        """Logits after each token of each row, float32, some positions at a time, [T, V].
+
+        Those of a whole row would be 512 MiB at Gemma's vocabulary.
+        """
+        head, states = head_of(language_part(self.model)), self._states
+        with in_float32(self.model):
+            for part in (part for state in states for part in state.split(_AT_ONCE)):
+                with evaluating(self.model):
+                    logits = head(part)
+                yield logits
 
 
 @contextlib.contextmanager

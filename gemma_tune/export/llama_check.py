@@ -13,7 +13,7 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine, TopT
 from gemma_tune.errors import RunError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement, measure_agreement
-from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, exact_line, gross_line, in_float32, logits_in_parts
+from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, TrainedForward, exact_line, gross_line, in_float32
 from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, float_tensors
 from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
@@ -28,28 +28,27 @@ _SLOTS = 8
 
 def llama_lines(
     file: Path,
-    model: Any,
+    forward: TrainedForward,
     tokenizer: Any,
     trained: TrainedTensors,
     plan: Plan,
-    rows: Sequence[Sequence[int]],
     threads: int | None = None,
 ) -> list[CheckLine]:
     """Runs a GGUF file, and two float32 files that are written beside it for this and removed again.
 
     Args:
         file: The exported file.
-        model: The trained model on its grid; it is not changed.
+        forward: The trained model on its grid, and rows of together at least 512 positions.
         tokenizer: Its tokenizer.
         trained: Every tensor of its language part.
         plan: Its plan.
-        rows: Token ids; together at least 512 positions.
         threads: Of the CPU; all that this process may use by default.
 
     Returns:
         The lines of the control, the exact and the gross comparison. Where llama.cpp isn't installed or has died, a
         line says `unverified` and why.
     """
+    model, rows = forward.model, forward.rows
 
     def run(path: Path, exact: bool) -> list[TopTokens]:
         return top_tokens(path, model, tokenizer, rows, exact, threads)
@@ -61,39 +60,33 @@ def llama_lines(
             gguf.export(tensors, config, tokenizer, generation, torch.float32, path, name=file.stem)
             return run(path, exact=True)
 
-    with in_float32(model):
-        with off_grid(model):
-            control = _lines(model, rows, [(CONTROL, exact_line, lambda: run_in_float32(float_tensors(model)))])
-        return control + _lines(
-            model,
-            rows,
-            [
-                (EXACT, exact_line, lambda: run_in_float32(DecodedWeights(trained, plan))),
-                (GROSS, gross_line, lambda: run(file, exact=False)),
-            ],
-        )
+    with in_float32(model), off_grid(model):
+        asked = (CONTROL, exact_line, lambda: run_in_float32(float_tensors(model)))
+        control = _lines(TrainedForward(model, rows), [asked])
+    return control + _lines(
+        forward,
+        [
+            (EXACT, exact_line, lambda: run_in_float32(DecodedWeights(trained, plan))),
+            (GROSS, gross_line, lambda: run(file, exact=False)),
+        ],
+    )
 
 
-def dense_gguf_line(
-    name: str, file: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool
-) -> CheckLine:
+def dense_gguf_line(name: str, file: Path, forward: TrainedForward, tokenizer: Any, exact: bool) -> CheckLine:
     """Runs a GGUF file without blocks: as exactly as llama.cpp can where it is float32, else as any GGUF file.
 
     Args:
         name: The format's name, for people.
         file: The exported file.
-        model: The trained model on its grid; it is not changed.
+        forward: The trained model on its grid, and rows of together at least 512 positions.
         tokenizer: Its tokenizer.
-        rows: Token ids; together at least 512 positions.
         exact: Whether the file is float32.
     """
-    judged = exact_line if exact else gross_line
-    with in_float32(model):
-        (line,) = _lines(
-            model,
-            rows,
-            [(f"{name} in llama.cpp", judged, lambda: top_tokens(file, model, tokenizer, rows, exact, threads=None))],
-        )
+
+    def run() -> list[TopTokens]:
+        return top_tokens(file, forward.model, tokenizer, forward.rows, exact, threads=None)
+
+    (line,) = _lines(forward, [(f"{name} in llama.cpp", exact_line if exact else gross_line, run)])
     return line
 
 
@@ -108,26 +101,24 @@ def top_tokens(
         return list(engine.top_log_probs(rows, BEST, "llama.cpp"))
 
 
-def agreements_with(
-    model: Any, rows: Sequence[Sequence[int]], engines: Sequence[Sequence[TopTokens]]
-) -> list[EngineAgreement]:
+def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopTokens]]) -> list[EngineAgreement]:
     """Compares what several engines gave with one forward pass of the model over each row.
 
     Raises:
         RunError: An engine gave no probabilities at some position.
     """
     for tops in engines:
-        for row, top in zip(rows, tops, strict=True):
+        for row, top in zip(forward.rows, tops, strict=True):
             if len(row) != len(top.ids):
                 raise RunError(f"llama.cpp gave probabilities at {len(top.ids)} of {len(row)} positions.")
     ids, log_probs = ([torch.cat([top[i] for top in tops]) for tops in engines] for i in (0, 1))
 
     def parts() -> Iterator[tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]]:
         start = 0
-        for logits in logits_in_parts(model, rows):
+        for logits in forward.logits():
             part = slice(start, start + len(logits))
             start += len(logits)
-            yield logits, [(i[part], p[part]) for i, p in zip(ids, log_probs, strict=True)]
+            yield logits.cpu(), [(i[part], p[part]) for i, p in zip(ids, log_probs, strict=True)]
 
     return measure_agreement(parts())
 
@@ -135,7 +126,7 @@ def agreements_with(
 _Asked = tuple[str, Callable[[str, EngineAgreement], CheckLine], Callable[[], list[TopTokens]]]
 
 
-def _lines(model: Any, rows: Sequence[Sequence[int]], asked: Sequence[_Asked]) -> list[CheckLine]:
+def _lines(forward: TrainedForward, asked: Sequence[_Asked]) -> list[CheckLine]:
     """A line for each file; `unverified` where llama.cpp could not run it."""
     found: dict[str, list[TopTokens]] = {}
     missing: dict[str, str] = {}
@@ -144,7 +135,7 @@ def _lines(model: Any, rows: Sequence[Sequence[int]], asked: Sequence[_Asked]) -
             found[name] = run()
         except EngineUnavailable as error:
             missing[name] = str(error)
-    agreements = dict(zip(found, agreements_with(model, rows, list(found.values())) if found else [], strict=True))
+    agreements = dict(zip(found, agreements_with(forward, list(found.values())) if found else [], strict=True))
     return [
         judged(name, agreements[name])
         if name in agreements

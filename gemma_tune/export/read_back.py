@@ -18,6 +18,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from safetensors import SafetensorError, safe_open
 
+from gemma_tune.export.gguf_metadata import architecture_of
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.quant.grid import Encoded
@@ -130,7 +131,7 @@ class _WholeReader(GGUFReader):
 
 
 def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]]:
-    """The tensors of a GGUF file of a Gemma 3, by their names in the language part where they have one there.
+    """The tensors of a GGUF file, by their names in the language part where they have one there.
 
     Args:
         file: The file.
@@ -139,22 +140,27 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
     Raises:
         ArtifactDiffers: It is no whole GGUF file.
     """
-    layers = 1 + max(int(n.split(".")[2]) for n in names if n.startswith("model.layers."))
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, layers)
-    own_names = {known.get_name(n, try_suffixes=(".weight",)): n for n in names}
     try:
-        tensors = _WholeReader(file).tensors
+        reader = _WholeReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
     except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:
         raise ArtifactDiffers(f"{file}: it can't be read: {error}.") from error
-    for tensor in tensors:
-        yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor)
+    family = next((family for family in FAMILIES.values() if family.gguf == architecture), None)
+    if family is None:
+        raise ArtifactDiffers(f"{file}: its architecture is {architecture}, which export=gguf doesn't write.")
+    layers = 1 + max(int(n.split(".")[2]) for n in names if n.startswith("model.layers."))
+    known = gguf.get_tensor_name_map(architecture_of(architecture), layers)
+    own_names = {known.get_name(n, try_suffixes=(".weight",)): n for n in names}
+    for tensor in reader.tensors:
+        added = 1.0 if family.norm_adds_one and "norm" in tensor.name else 0.0
+        yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor, added)
 
 
-def _from_gguf(tensor: Any) -> StoredTensor:
+def _from_gguf(tensor: Any, added: float) -> StoredTensor:
     kind, data = tensor.tensor_type, tensor.data
     values = torch.from_numpy(np.array(gguf.quants.dequantize(data, kind), dtype=np.float32))
     if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
-        return StoredTensor(values, added=1.0 if "norm" in tensor.name else 0.0)
+        return StoredTensor(values, added=added)
     _, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.array(data).reshape(-1, size)
     scales = torch.from_numpy(blocks[:, :2].copy().view(np.float16).astype(np.float32)).view(values.shape[0], -1)

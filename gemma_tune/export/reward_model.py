@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.data.pairs import Pairs
 from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export.merged import merged_tensors
-from gemma_tune.export.verify import ArtifactDiffers, verify_written
+from gemma_tune.export.transformers_folder import write_weights
+from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.classifier import scores
 from gemma_tune.models.unwrap import language_part
 
@@ -43,13 +43,9 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> N
         ArtifactDiffers: What was written isn't what was to be written.
     """
     dtype, base = getattr(torch, options.dtype), language_part(model)
-    tensors = dict(_tensors(model, dtype))
     config = type(base.config).from_dict(base.config.to_dict())
     config.architectures, config.dtype = [type(base).__name__], dtype
-    config.save_pretrained(folder)
-    save_torch_state_dict(tensors, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
-    verify_written(folder, tensors)
-    tokenizer.save_pretrained(folder)
+    write_weights(dict(_tensors(model, dtype)), config, tokenizer, folder, options)
 
 
 def verify(

@@ -93,12 +93,30 @@ def write_folder(
     config.dtype = dtype
     if quantization is not None:
         config.quantization_config = dict(quantization)
-    config.save_pretrained(folder)
-    save_torch_state_dict(stored, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
-    verify_written(folder, stored)
+    write_weights(stored, config, tokenizer, folder, options)
     base.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     for name in _KEPT:
         if found := checkpoint.beside(name):
             shutil.copyfile(found, folder / name)
     return sorted(p for p in folder.iterdir() if p.is_file())
+
+
+def write_weights(
+    tensors: Mapping[str, torch.Tensor], config: Any, tokenizer: Any, folder: Path, options: ExportConfig
+) -> None:
+    """Writes config, weights and tokenizer, and reads the weights back.
+
+    Args:
+        tensors: Every weight by its name in the files.
+        config: The config.json.
+        tokenizer: The tokenizer with our template.
+        folder: Where to write.
+        options: `max_shard_size`.
+
+    Raises:
+        ArtifactDiffers: What was written isn't what was to be written.
+    """
+    config.save_pretrained(folder)
+    save_torch_state_dict(dict(tensors), folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
+    verify_written(folder, tensors)
+    tokenizer.save_pretrained(folder)

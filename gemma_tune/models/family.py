@@ -42,6 +42,7 @@ class Family:
         tied: Names of tensors that are one matrix.
         attention: Attention kernels of Transformers that compute it, the default first. SDPA has no place for the
             softcap of Gemma 2's attention.
+        gguf: llama.cpp's name of the architecture that `export=gguf` writes, or None where it writes none yet.
         experts: Where fused 3-D expert tensors stand, as a last name of their module, or None.
     """
 
@@ -54,6 +55,7 @@ class Family:
     norm_adds_one: bool = True
     tied: tuple[str, str] = ("model.embed_tokens.weight", "lm_head.weight")
     attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+    gguf: str | None = None
     experts: str | None = None
 
     @property
@@ -76,7 +78,7 @@ class Family:
         return name.rsplit(".", 1)[-1] in self.linear_layers
 
 
-_GEMMA3 = Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification")
+_GEMMA3 = Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", gguf="gemma3")
 _GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", norm_adds_one=False)
 _GEMMA4 = Family("Gemma 4", "gemma4", "Gemma4ForCausalLM", norm_adds_one=False, experts="experts")
 _GEMMA4_UNIFIED = Family("Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", norm_adds_one=False)

@@ -25,6 +25,7 @@ from gemma_tune.export.int4_check import (
     OK,
     WARN,
     CheckLine,
+    TrainedForward,
     exact_line,
     forward_line,
     gross_line,
@@ -86,7 +87,7 @@ def test_every_line_holds(grid: str, embedding: str | None, adapter: bool, tmp_p
         path = write(what, trained, trained.trained, tmp_path / what)
         lines += check(what, path, trained)
         if what != "gguf":
-            lines.append(transformers_line(what, path, trained.model, ROWS))
+            lines.append(transformers_line(what, path, TrainedForward(trained.model, ROWS)))
     assert [x for x in lines if x.verdict != OK] == []
     raise_failed(lines)
     named = {x.name: x.found for x in lines}
@@ -176,7 +177,7 @@ def test_a_grid_derived_again_on_export_fails(what: str, tmp_path: Path, trained
     with pytest.raises(ArtifactDiffers, match=r"model\.embed_tokens\.weight: [\d,]+ of 393,216 weights differ"):
         raise_failed(lines)
     if what != "gguf":
-        assert transformers_line(what, path, trained.model, ROWS).verdict == FAIL
+        assert transformers_line(what, path, TrainedForward(trained.model, ROWS)).verdict == FAIL
 
 
 def start_of(what: str, path: Path) -> tuple[Path, int]:
@@ -261,7 +262,7 @@ def test_a_model_that_trains_in_bfloat16_is_compared_in_float32(tmp_path: Path) 
         assert logits_of(trained.model).dtype == torch.float32
     assert torch.equal(logits_of(trained.model), logits)
     path = write("w4a16", trained, trained.trained, tmp_path)
-    assert transformers_line("w4a16", path, trained.model, ROWS).verdict == OK
+    assert transformers_line("w4a16", path, TrainedForward(trained.model, ROWS)).verdict == OK
     for name, parameter in trained.model.named_parameters():
         dtype, value = before[name]
         assert parameter.dtype == dtype and torch.equal(parameter, value), name
@@ -275,7 +276,7 @@ def test_other_logits_fail(tmp_path: Path, trained: OnGridModel, written: dict[s
         with torch.no_grad():
             model.model.norm.weight[0] += change
         model.save_pretrained(tmp_path)
-        assert transformers_line("merged", tmp_path, trained.model, ROWS).verdict == FAIL
+        assert transformers_line("merged", tmp_path, TrainedForward(trained.model, ROWS)).verdict == FAIL
 
 
 def brute(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -> list[float]:

@@ -13,7 +13,7 @@ from grid_models import ROWS, OnGridModel, on_grid
 
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
-from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
+from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, TrainedForward, exact_line, gross_line
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreements_with, llama_lines, top_tokens
 from gemma_tune.export.tensors import DecodedWeights
 from gemma_tune.quant.grid import GRIDS
@@ -29,6 +29,10 @@ def file(trained: OnGridModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return exported(trained, trained.trained, trained.plan, tmp_path_factory.mktemp("gguf") / "tiny-q4_0.gguf")
 
 
+def forward_of(trained: OnGridModel, rows: int) -> TrainedForward:
+    return TrainedForward(trained.model, ROWS[:rows])
+
+
 def exported(trained: OnGridModel, tensors: Any, types: Any, file: Path) -> Path:
     model = trained.model
     return gguf.export(tensors, model.config, trained.tokenizer, model.generation_config, types, file, name="tiny")
@@ -36,7 +40,7 @@ def exported(trained: OnGridModel, tensors: Any, types: Any, file: Path) -> Path
 
 def test_llama_cpp_computes_the_training_forward(file: Path, trained: OnGridModel) -> None:
     """The control, the exact line and the gross one, on 96 positions: too few to be `ok`."""
-    lines = llama_lines(file, trained.model, trained.tokenizer, trained.trained, trained.plan, ROWS[:2], threads=1)
+    lines = llama_lines(file, forward_of(trained, 2), trained.tokenizer, trained.trained, trained.plan, threads=1)
     assert [x.name for x in lines] == [CONTROL, EXACT, GROSS]
     assert [x.verdict for x in lines] == [WARN] * 3
     for line in lines[:2]:
@@ -61,7 +65,7 @@ def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_p
     for tensors in (again, coarse):
         path = exported(trained, tensors, torch.float32, tmp_path / "other.gguf")
         tops = top_tokens(path, trained.model, trained.tokenizer, ROWS[:1], exact=True, threads=1)
-        found += agreements_with(trained.model, ROWS[:1], [tops])
+        found += agreements_with(forward_of(trained, 1), [tops])
     assert exact_line(EXACT, found[0]).verdict == FAIL and found[0].mean_kl > 1e-4
     assert gross_line(GROSS, found[1]).verdict == FAIL
 
@@ -71,7 +75,7 @@ def test_without_llama_cpp_nothing_is_verified(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else found(name))
-    lines = llama_lines(file, trained.model, trained.tokenizer, trained.trained, trained.plan, ROWS[:1])
+    lines = llama_lines(file, forward_of(trained, 1), trained.tokenizer, trained.trained, trained.plan)
     assert [(x.verdict, x.found) for x in lines] == [(UNVERIFIED, "not run")] * 3
     assert all("llama.cpp isn't installed: pip install" in x.problem for x in lines)
     assert [f.name for f in file.parent.iterdir()] == [file.name]
