@@ -13,8 +13,8 @@ def prepare(inputs: Inputs) -> Evaluator:
     """Mean negative log-likelihood in nats over the trained tokens of all held-out rows, and its exponential.
 
     Returns:
-        An evaluator that gives `held_out_loss`, `perplexity` and `held_out_tokens`; nothing where no row is held out.
-        The first rows, which are kept as they were read, are given with their own mean loss.
+        An evaluator that gives `held_out_loss`, `perplexity` and `held_out_tokens`, or nothing without held-out rows.
+        Those rows whose text is kept are listed with a mean loss each.
     """
     rows = inputs.held_out
     ids = row_ids(rows.records)

@@ -1,4 +1,4 @@
-"""How far a model is from another one, token by token, on the held-out rows."""
+"""KL divergence from a reference model, token by token, on the held-out rows."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def kl_and_agreement(reference: torch.Tensor, found: torch.Tensor) -> tuple[torc
     for whose, log_probs in (("the reference", reference), ("the model", found)):
         if log_probs.isnan().any():
             raise ValueError(f"{whose} gives NaN as a log-probability")
+    # In float64 a chunk over 262,144 tokens takes 512 MiB
     chunks = zip(reference.split(CHUNK), found.split(CHUNK), strict=True)
     kl_T = torch.cat([bucketed_kl(p.double(), q, whole=True) for p, q in chunks])
     return kl_T, reference.argmax(-1) == found.argmax(-1)
 
 
 def reference_of(cfg: Config) -> tuple[ModelConfig, Source]:
-    """The other model, as `model` with its name; `model.revision` is the model's own.
+    """The reference model's configuration and source: `model` with another name, and without its revision.
 
     Raises:
         UserError: There is no such model.
@@ -55,12 +56,12 @@ def reference_of(cfg: Config) -> tuple[ModelConfig, Source]:
 
 @contextlib.contextmanager
 def _as_reference() -> Iterator[None]:
-    """What is wrong with the reference is said of its own key."""
+    """Errors about the reference name its own key, `eval.kl.reference`."""
     try:
         yield
     except UserError as error:
-        said = [p.replace("model.model_name_or_path", "eval.kl.reference") for p in error.problems]
-        raise UserError(*said) from error
+        problems = [p.replace("model.model_name_or_path", "eval.kl.reference") for p in error.problems]
+        raise UserError(*problems) from error
 
 
 def _loaded(other: ModelConfig, source: Source, tokenizer: Any) -> Any:
@@ -72,7 +73,7 @@ def prepare(inputs: Inputs) -> Evaluator:
     """Kullback-Leibler divergence from `eval.kl.reference`'s probabilities to the model's, where the loss counts.
 
     Returns:
-        An evaluator that gives `mean_kl` (nats a token), `top1_agreement` (share of positions with the same best
+        An evaluator that gives `mean_kl` (nats per token), `top1_agreement` (share of positions with the same best
         token) and `kl_tokens`.
 
     Raises:
@@ -83,11 +84,11 @@ def prepare(inputs: Inputs) -> Evaluator:
     with _as_reference():
         tokenizer = load_tokenizer(source, other.chat_template)
     if tokenizer.get_vocab() != inputs.tokenizer.get_vocab():
-        raise UserError(f"eval.kl.reference={cfg.eval.kl.reference}: its tokenizer is another one; so are its tokens.")
+        raise UserError(f"eval.kl.reference={cfg.eval.kl.reference}: its tokenizer differs from the model's.")
     records = inputs.held_out.records[: cfg.eval.kl.max_samples]
     rows = inputs.held_out.rendered[: len(records)]
     if not rows:
-        raise UserError("eval.evaluators: kl compares on held-out rows, and there are none; set data.validation_file.")
+        raise UserError("eval.evaluators: kl needs held-out rows, and there are none; set data.validation_file.")
     ids, prompts = row_ids(records), [asked_text(inputs.tokenizer, r) for r in records]
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:

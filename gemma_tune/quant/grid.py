@@ -1,7 +1,7 @@
-"""The int4 grid: which values a block of weights can hold. One code path for training, every exporter and the check.
+"""The int4 grid: which values a block of weights can hold. Training, all exporters and the verification use this code.
 
-A block of 32 weights along `in_features` shares a scale; docs/int4.md says why the grid is as it is. All arithmetic is
-in float32. Imports no other part.
+A block of 32 weights along `in_features` shares a scale; docs/int4.md explains the choice of the grid. All arithmetic
+is in float32. Imports no other part.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Scales that float16 holds with 5 significant bits begin here; and no weight may leave float16.
+# The smallest scale that float16 holds with 5 significant bits, and the largest number of float16
 _LEAST, _FLOAT16_MOST = 2.0**-20, 65504.0
 # Weights that a CPU rounds at once: these and their codes, 2 MiB, stay in its cache
 _IN_CACHE = 1 << 18
 
 
 class NotOnGrid(ValueError):
-    """Weights that no block can hold; the message says why, and the caller which tensor."""
+    """Weights that no block can hold. The message says why; the caller adds the name of the tensor."""
 
 
 class Encoded(NamedTuple):
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes times one scale a block: the extreme weight of a block gives the scale, and has the lowest code.
+    """Codes times one scale for each block. The weight of largest magnitude sets the scale and gets the lowest code.
 
     Attributes:
         name: What `quant=` calls it.
@@ -44,8 +44,8 @@ class Grid:
         block: Weights that share a scale.
         scale_bits: Significant bits that a scale is rounded to, before the codes are taken; None: the scale is rounded
             to float16 after that, which is llama.cpp's own rule to the bit.
-        from_zero: The scale is the largest magnitude by the highest code, rounded up; codes are symmetric around 0.
-            Without it the scale has the sign that makes the extreme weight's code the lowest one.
+        from_zero: The scale is the largest magnitude divided by the highest code, rounded up, and codes are symmetric
+            around 0. Without it the scale has the sign that gives the weight of largest magnitude the lowest code.
     """
 
     name: str
@@ -66,12 +66,14 @@ class Grid:
             weight: Of any float type, [..., N].
 
         Raises:
-            NotOnGrid: N is no multiple of `block`; NaN or infinity; a scale that float16 can't hold.
+            NotOnGrid: N is not a multiple of `block`; NaN or infinity; a scale that float16 can't hold.
         """
         codes = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         scales = torch.cat([scale for _, scale in self._encoded(weight, codes)]).view(*weight.shape[:-1], -1)
         if (scales.abs() > _FLOAT16_MOST / (2 ** (self.bits - 1) - self.from_zero)).any():
-            raise NotOnGrid(f"its largest weight is {weight.abs().max().item():.3g}, and the scale leaves float16")
+            raise NotOnGrid(
+                f"its largest weight is {weight.abs().max().item():.3g}, and its scale is too large for float16"
+            )
         return Encoded(codes.to(torch.int8), torch.where(scales == 0, -0.0, scales))
 
     def decode(self, encoded: Encoded) -> torch.Tensor:
@@ -84,16 +86,16 @@ class Grid:
         return _StraightThrough.apply(weight, self)
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        """decode(encode(weight)) without a gradient and without a look at what float16 holds: the training forward."""
+        """decode(encode(weight)) without a gradient, and without the check that float16 can hold the scales."""
         found = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         for codes, scale in self._encoded(weight, found):
             codes.mul_(scale).add_(0.0)
         return found
 
     def _encoded(self, weight: torch.Tensor, found: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Writes codes into `found`, [..., N]; gives some blocks of it at a time, [n, block], with scales, [n, 1]."""
+        """Writes codes into `found`, [..., N]; yields some blocks of it at a time, [n, block], with scales, [n, 1]."""
         if weight.shape[-1] % self.block:
-            raise NotOnGrid(f"its width, {weight.shape[-1]}, is no multiple of {self.block}")
+            raise NotOnGrid(f"its width, {weight.shape[-1]}, is not a multiple of {self.block}")
         blocks = weight.detach().reshape(-1, self.block)
         count = _IN_CACHE // self.block if weight.device.type == "cpu" else max(1, len(blocks))
         for part, codes in zip(blocks.split(count), found.view(-1, self.block).split(count), strict=True):

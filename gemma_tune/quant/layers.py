@@ -39,7 +39,7 @@ class OnGrid:
         raise NotImplementedError
 
     def forward_weight(self, like: torch.Tensor) -> torch.Tensor:
-        """The weight that the forward uses, in the type of `like`; in evaluation it is rounded once."""
+        """The weight that the forward pass uses, in the dtype of `like`. Without gradients it is rounded once."""
         if self.off:
             return self.float_weight().to(like.dtype)
         if self.shared is not None:
@@ -55,7 +55,7 @@ class OnGrid:
 
 
 class GridLinear(OnGrid, nn.Linear):
-    """A linear layer on the grid; it shares its weight with the layer that it takes the place of."""
+    """A linear layer on the grid; it shares its weight with the layer that it replaces."""
 
     def __init__(self, replaced: nn.Linear, grid: Grid) -> None:
         nn.Module.__init__(self)
@@ -73,7 +73,7 @@ class GridLinear(OnGrid, nn.Linear):
 
 
 class GridEmbedding(OnGrid, nn.Embedding):
-    """Gemma's embedding on the grid, scaled as Gemma scales it."""
+    """Gemma's embedding on the grid, with Gemma's scale."""
 
     def __init__(self, replaced: Any, grid: Grid) -> None:
         nn.Module.__init__(self)
@@ -94,7 +94,7 @@ class GridEmbedding(OnGrid, nn.Embedding):
 
 
 class GridLora(OnGrid, LoraLinear):
-    """PEFT's LoRA layer with the adapter inside the quantiser: the forward uses round(W + s·B·A)."""
+    """PEFT's LoRA layer with the adapter inside the quantiser: the forward pass uses round(W + s·B·A)."""
 
     def float_weight(self) -> torch.Tensor:
         """See `OnGrid`."""
@@ -106,7 +106,7 @@ class GridLora(OnGrid, LoraLinear):
         return weight
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The product with the rounded sum; dropout would stand between what is trained and what is served."""
+        """The product with the rounded sum. Dropout is left out: the served model has none."""
         bias = self.get_base_layer().bias
         if self.off or not torch.is_grad_enabled():
             return functional.linear(x, self.forward_weight(x), bias)
@@ -124,7 +124,8 @@ class GridLora(OnGrid, LoraLinear):
 class _AdapterInside(torch.autograd.Function):
     """x · weightᵀ, where weight = round(W + s·B·A), with the gradients of x · (W + s·B·A)ᵀ for A and B.
 
-    They come from the factors, as without a grid: autograd would compute that of the whole sum, [out, in], first.
+    They are computed from the factors, as without a grid; autograd would first compute the gradient of the whole
+    sum, [out, in].
     """
 
     @staticmethod
@@ -163,7 +164,8 @@ def grid_layers(model: nn.Module) -> dict[str, OnGrid]:
 def put_on_grid(model: Any, plan: Plan) -> None:
     """Puts the layers of the plan on the grid, in place; a PeftModel's adapters must be `GridLora`.
 
-    What is kept in 16 bit is rounded to them now and not trained: in float32 it would move away from what is served.
+    Weights that the files hold in 16 bit are rounded to bfloat16 now and not trained: training in float32 would make
+    them differ from those that are served.
 
     Args:
         model: The model, or a PeftModel around it.
@@ -190,7 +192,7 @@ def put_on_grid(model: Any, plan: Plan) -> None:
 
 @contextlib.contextmanager
 def off_grid(model: nn.Module) -> Iterator[None]:
-    """The model without its grid: float32 weights as they are."""
+    """Within it, layers on the grid use their float32 weights, not rounded."""
     layers = [m for m in model.modules() if isinstance(m, OnGrid)]
     for layer in layers:
         layer.off = True
@@ -203,7 +205,7 @@ def off_grid(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rounded_once(model: nn.Module) -> Iterator[None]:
-    """Within it, a tied embedding is rounded once for lookup and head: it is the largest matrix of a small Gemma."""
+    """Within it, a tied embedding, the largest matrix of a small Gemma, is rounded once for both lookup and head."""
     layers = [m for m in model.modules() if isinstance(m, GridEmbedding)]
     pairs = [m for m in model.modules() if isinstance(m, GridLinear) and any(m.weight is e.weight for e in layers)]
     for layer in layers:

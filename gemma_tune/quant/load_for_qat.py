@@ -1,4 +1,4 @@
-"""Where quantisation-aware training starts: full weights, with an adapter merged in float32 where there is one."""
+"""Loads the model that quantisation-aware training starts from: full weights in float32, an adapter merged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tune.run.paths import resolve
 
 
 def source_for_qat(model: ModelConfig) -> Source:
-    """The source to start from; of a run that exported merged weights these, which it has verified.
+    """The source to start from. Of a run that exported merged weights these are taken: the run has verified them.
 
     Raises:
         UserError: As `find_source`.
@@ -24,7 +24,7 @@ def source_for_qat(model: ModelConfig) -> Source:
 
 
 def load_for_qat(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
-    """The language part in float32, an adapter of the source merged into it.
+    """The language part in float32, every weight trainable; an adapter of the source is merged into it.
 
     Raises:
         UserError: As `load_model`.

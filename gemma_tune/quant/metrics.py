@@ -1,4 +1,4 @@
-"""How good a model on the grid is: how far from the unquantised one, and how much of the damage training took back."""
+"""Metrics of a model on its grid: KL from the unquantised model, and the share of its loss that training recovered."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
 from gemma_tune.models.unwrap import padded
 from gemma_tune.train.distill import top_k_of_rows
 
-# Whole distributions of small vocabularies; of Gemma's own the largest probabilities and all others as one.
+# Up to this vocabulary size all probabilities are compared; of Gemma's own the largest ones, and all others as one
 WHOLE, LARGEST = 4096, 256
 
 
 def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
-    """The unquantised model's probabilities on held-out rows.
+    """The unquantised model's log-probabilities before each trained token of held-out rows.
 
     Args:
         base: The model, off its grid.
@@ -36,7 +36,7 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list
     Args:
         base: The model on its grid.
         rows: Rendered rows.
-        targets: What the unquantised model says of them.
+        targets: The unquantised model's log-probabilities, from `held_out_targets`.
     """
     found = []
     with evaluating(base):
@@ -54,17 +54,18 @@ def recovered_share(
     tokens: Sequence[int] | None = None,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Which share of what plain quantisation costs is gone after training, with its 95 % interval.
+    """The share of the loss by plain quantisation that training recovered, with its 95 % interval.
 
     Args:
-        plain: What each row costs on the grid before training, summed over its tokens, in nats.
+        plain: Loss or KL of each row on the grid before training, summed over its tokens, in nats.
         trained: The same after training.
-        unquantised: The same without a grid; None: nothing, as of a divergence.
-        tokens: Of each row. Given, the shares are of perplexities: (PPL_plain - PPL_trained) / (PPL_plain - PPL).
+        unquantised: The same without a grid; None: 0, as for a KL.
+        tokens: Trained tokens of each row. Where they are given, the share is one of perplexities:
+            (PPL_plain - PPL_trained) / (PPL_plain - PPL).
         seed: Of the bootstrap over rows (percentile, 2,000 draws).
 
     Returns:
-        The share, and its lower and upper end; 1 is all of it, and NaN where there is nothing to recover.
+        The share with the lower and upper end of its interval: 1 where all is recovered, NaN where nothing was lost.
     """
     a, b = np.asarray(plain, dtype=np.float64), np.asarray(trained, dtype=np.float64)
     c = np.zeros_like(a) if unquantised is None else np.asarray(unquantised, dtype=np.float64)
@@ -93,16 +94,17 @@ def quality_metrics(
     trained: Sequence[float],
     rows: Sequence[Sequence[dict[str, Any]]] = (),
 ) -> dict[str, Any]:
-    """What plain quantisation costs, what is left of it after training, and the share that is gone.
+    """The KL by plain quantisation, the KL that is left after training, and the share that training recovered.
 
     Args:
         tokens: Trained tokens of each held-out row.
-        plain: KL to the unquantised model before training, summed a row, in nats.
+        plain: KL from the unquantised model before training, summed over each row, in nats.
         trained: The same after training.
-        rows: Rows of the held-out loss of the unquantised model, on the grid before, and after training.
+        rows: Rows of the held-out loss: of the unquantised model, on the grid before training, and after it.
 
     Returns:
-        `plain_kl` and `trained_kl` (nats a token), `recovered_kl` with `_low` and `_high`, and the same of perplexity.
+        `plain_kl` and `trained_kl` (nats per token), `recovered_kl` with `_low` and `_high`, and the same of
+        perplexity.
     """
     if not tokens:
         return {}

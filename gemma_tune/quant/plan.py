@@ -1,4 +1,4 @@
-"""Which tensor becomes what: the projections on the grid, the embedding as asked for, norms in float32."""
+"""What each tensor is quantized to: projections to the grid, the embedding as configured, norms not at all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KEPT_16, KEPT_32 = "16 bit", "float32"
 
 @dataclass(frozen=True)
 class Plan:
-    """What each tensor of a language part becomes.
+    """The format of each tensor of a language part.
 
     Attributes:
-        grids: The grid of each tensor that is on one, by its name in the language part; of a tied head and embedding
-            there is one tensor, `model.embed_tokens.weight`.
-        kept: Of every other tensor `16 bit` or `float32`.
-        sizes: Weights of every tensor.
+        grids: The grid of each tensor that is on one, by its name in the language part. A head tied to the embedding
+            is the same tensor, `model.embed_tokens.weight`.
+        kept: `16 bit` or `float32` for every other tensor.
+        sizes: The number of weights of every tensor.
     """
 
     grids: Mapping[str, Grid]
@@ -32,7 +32,7 @@ class Plan:
     sizes: Mapping[str, int]
 
     def lines(self) -> list[str]:
-        """What becomes of what, a line a kind, for people."""
+        """One line for each kind of tensor: its format, how many there are, and their size."""
         found: Counter[tuple[str, str]] = Counter()
         weights: Counter[tuple[str, str]] = Counter()
         for name in self.sizes:
@@ -44,24 +44,24 @@ class Plan:
 
     @property
     def frozen(self) -> int:
-        """Weights that are kept in 16 bit and so are not trained."""
+        """The number of weights that are kept in 16 bit and therefore not trained."""
         return sum(self.sizes[tensor] for tensor, kept in self.kept.items() if kept == KEPT_16)
 
     @property
     def name(self) -> str:
-        """What the file is called: the grid of most of its weights."""
+        """The grid of most weights, which names the files."""
         sizes: Counter[str] = Counter()
         for tensor, grid in self.grids.items():
             sizes[grid.name] += self.sizes[tensor]
         return sizes.most_common(1)[0][0]
 
     def as_dict(self) -> dict[str, str]:
-        """Tensor → what it becomes, for `quant_plan.json`."""
+        """The format of each tensor by its name, for `quant_plan.json`."""
         return {name: self.grids[name].name if name in self.grids else self.kept[name] for name in self.sizes}
 
     @property
     def bits_per_weight(self) -> float:
-        """Over all weights."""
+        """Mean over all weights, scales included."""
         bits = {KEPT_16: 16.0, KEPT_32: 32.0}
         total = sum(
             n * (self.grids[name].bits_per_weight if name in self.grids else bits[self.kept[name]])
@@ -79,7 +79,7 @@ def plan_of(model: Any, grid: str, embedding: str | None) -> Plan:
         embedding: Grid of the embedding (and the head tied to it); None keeps it in 16 bit.
 
     Raises:
-        UserError: A width that is no multiple of the block, or a tensor that has no place in the plan.
+        UserError: A width that is not a multiple of the block, or a tensor that the plan has no rule for.
     """
     family = FAMILIES[model.config.model_type]
     grids: dict[str, Grid] = {}
@@ -100,11 +100,11 @@ def plan_of(model: Any, grid: str, embedding: str | None) -> Plan:
         elif parameter.ndim == 1 and "norm" in name:
             kept[name] = KEPT_32
         else:
-            problems.append(f"{name}: no plan says what this tensor becomes; int4 export is made for Gemma 3 today.")
+            problems.append(f"{name}: the int4 plan has no rule for this tensor; int4 export supports Gemma 3.")
         if name in grids and parameter.shape[-1] % grids[name].block:
+            width, block = parameter.shape[-1], grids[name].block
             problems.append(
-                f"{name}: its width {parameter.shape[-1]} is no multiple of {grids[name].block}, so it can't be on the "
-                f"grid {grids[name].name}."
+                f"{name}: its width {width} is not a multiple of {block}, as the grid {grids[name].name} needs it."
             )
     if problems:
         raise UserError(*problems[:5])

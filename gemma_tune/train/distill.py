@@ -50,7 +50,7 @@ class Teacher:
 
     def __init__(self, base: Any, tokenizer: Any, top_k: int, live: bool = False, cache: Path | None = None) -> None:
         self._base, self._k, self._folder = base, top_k, None if live else cache
-        self._live = copy.deepcopy(base).eval() if live else None
+        self._live = copy.deepcopy(base).eval().requires_grad_(False) if live else None
         self._cache: TeacherCache | None = None
         # Of the weights as they are before training changes them
         self._digests = (weights_digest(base), vocabulary_digest(tokenizer)) if self._folder else ("", "")

@@ -1,4 +1,4 @@
-"""The head for the trained tokens alone."""
+"""Runs TRL's head on the trained tokens only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gemma_tune.models.unwrap import language_part
 
 @contextlib.contextmanager
 def head_on_trained_tokens(model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The inputs for a forward pass whose head sees only the positions before a trained token.
+    """Within it, the model's head sees only the positions before a trained token; yields the forward pass's inputs.
 
-    TRL leaves the others out where it has Triton, and scores every position elsewhere, which on a CPU costs half of
-    a step where the vocabulary is large or prompts are long. Their loss is masked in both, so it is the same.
+    Where Triton is installed, TRL skips the other positions itself. Elsewhere it computes logits for every position,
+    which on a CPU takes half of a step when the vocabulary is large or prompts are long. The loss of these positions
+    is masked either way, so it is the same.
 
     Args:
         model: The model, or a PeftModel around it.

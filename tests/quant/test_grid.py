@@ -181,10 +181,10 @@ def test_training_sees_what_is_encoded(name: str) -> None:
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.zeros(4, 40), "its width, 40, is no multiple of 32"),
+        (torch.zeros(4, 40), "its width, 40, is not a multiple of 32"),
         (torch.full((1, 32), torch.nan), "NaN or infinity"),
         (torch.tensor([[1.0] * 31 + [torch.inf]]), "NaN or infinity"),
-        (torch.full((1, 32), 1e5), "the scale leaves float16"),
+        (torch.full((1, 32), 1e5), "its scale is too large for float16"),
     ],
 )
 def test_weights_that_have_no_place(weight: torch.Tensor, message: str) -> None:

@@ -157,14 +157,14 @@ def test_gradients_of_an_adapter() -> None:
 def test_a_width_that_is_no_multiple_of_the_block() -> None:
     found = model()
     found.model.layers[1].mlp.up_proj = nn.Linear(40, 8, bias=False)
-    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight: its width 40 is no multiple of 32"):
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj.weight: its width 40 is not a multiple of 32"):
         plan_of(found, "q4_0", None)
 
 
 def test_a_tensor_that_nobody_planned() -> None:
     found = model()
     found.model.layers[1].extra = nn.Linear(32, 32, bias=False)
-    with pytest.raises(UserError, match=r"layers.1.extra.weight: no plan says what this tensor becomes"):
+    with pytest.raises(UserError, match=r"layers.1.extra.weight: the int4 plan has no rule for this tensor"):
         plan_of(found, "q4_0", None)
 
 
