@@ -71,8 +71,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"GSM8K, numbered, {report['bytes_a_row']:.0f} bytes each, from one JSONL file.", "",
         "Seconds count from typing the command to the end of the first step. Memory is the process's peak without what "
         "is mapped from files (rendered rows that aren't streamed lie in an Arrow file in the cache of `datasets`, and "
-        "the operating system keeps in memory what is in use). Not streamed, every row is read twice and rendered "
-        "before the first step: duplicates, the held-out share and the counts of the report come from that.", "",
+        "the operating system keeps in memory what is in use). Not streamed, every row is parsed once, stored on disk "
+        "and rendered before the first step: duplicates, the held-out share and the report's counts need all rows.", "",
         "| rows | streamed | first step, s | data, s | rows/s | memory, MiB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

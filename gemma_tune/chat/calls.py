@@ -1,4 +1,4 @@
-"""Calls of tools in what a model said: found, compared as data, written for people."""
+"""Tool calls in a model's answer: parse them, compare them as data, and write them for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FENCE_ENDS = re.compile(r"\s*```")
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the tool's name and its arguments as data."""
+    """One tool call: the tool's name and its arguments as data."""
 
     name: str
     arguments: dict[str, Any]
@@ -32,12 +32,12 @@ class Call:
 
 
 class ParsedAnswer(NamedTuple):
-    """What a model said.
+    """An answer, split into its parts.
 
     Attributes:
         text: The text around the calls.
-        calls: The calls in their order.
-        thinking: What it thought before.
+        calls: The calls in order.
+        thinking: The thinking before the answer.
     """
 
     text: str
@@ -52,7 +52,7 @@ def calls_of(message: dict[str, Any]) -> list[Call]:
 
 
 def content_text(message: dict[str, Any]) -> str:
-    """A message's text for people: its parts side by side, a result that is data as JSON."""
+    """The text of a message for people: its parts joined, and a result that is a mapping as JSON."""
     content = message["content"]
     if isinstance(content, dict):
         return json.dumps(content, ensure_ascii=False)
@@ -60,7 +60,7 @@ def content_text(message: dict[str, Any]) -> str:
 
 
 def as_message(answer: str, form: ChatForm | None = None) -> dict[str, Any]:
-    """What a model said as an OpenAI message, with its calls and its thinking where there are some."""
+    """A model's answer as an OpenAI message, with its calls and its thinking if there are any."""
     said = parse_answer(answer, form)
     message: dict[str, Any] = {"role": "assistant", "content": said.text}
     if said.thinking:
@@ -79,9 +79,9 @@ def shown(answer: str, form: ChatForm | None = None) -> str:
 
 
 def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Token ids of an answer as text, blanks and all: without stop tokens, with the tokens that mean something.
+    """Decodes an answer, blanks included: without stop tokens, but with the tokens around calls, strings and thinking.
 
-    Those around calls, strings and thinking are kept, although most tokenizers call them special.
+    Most tokenizers treat those as special and would leave them out.
     """
     form = form_of(tokenizer)
     kept = {tokenizer.convert_tokens_to_ids(t): t for t in form.answer_tokens}
@@ -106,13 +106,13 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
 def parse_answer(answer: str, form: ChatForm | None = None) -> ParsedAnswer:
     """Splits an answer into its text, its calls and its thinking.
 
-    In Gemma 3's form a call is a JSON object with `name` and `parameters`; several stand in a list, or one after the
-    other. A code fence around them is passed over, since the published models like to write one. FunctionGemma and
-    Gemma 4 have tokens for calls, and Gemma 4 for thinking. Anything that isn't a whole call is text.
+    In Gemma 3's chat format a call is a JSON object with `name` and `parameters`; several calls are a list, or follow
+    one another. A code fence around them is skipped, since the published models often write one. FunctionGemma and
+    Gemma 4 have tokens for calls, and Gemma 4 for thinking. Anything that isn't a complete call is text.
 
     Args:
         answer: The answer, as `answer_text` gives it.
-        form: Its form; None tells it by the tokens in it, which no answer of another form can hold.
+        form: Its chat format; None: told by its tokens, which can't occur in another format.
     """
     if form is None:
         native = (f for f in (FORMS["functiongemma"], FORMS["gemma4"]) if any(t in answer for t in f.answer_tokens))
@@ -142,9 +142,9 @@ def _native(answer: str, form: ChatForm) -> ParsedAnswer:
 
 
 def split_thinking(answer: str, form: ChatForm) -> tuple[str, str]:
-    """The thinking in an answer, and the rest, with its calls as they were written.
+    """The thinking in an answer, and the rest with its calls as written.
 
-    An answer may begin within its thinking, where the prompt began it, or be cut off in it.
+    An answer may begin inside its thinking, if the prompt opened it, and may be cut off there.
     """
     if "<|channel>" not in form.answer_tokens:
         return "", answer.strip()
@@ -194,7 +194,7 @@ def _calls(value: Any) -> list[Call]:
 
 
 def same_calls(made: Sequence[Call], wanted: Sequence[Call]) -> bool:
-    """Whether the same calls were made, in any order: names and arguments equal as JSON data."""
+    """Whether both are the same calls in any order; names and arguments are compared as JSON data."""
     left = list(made)
     for call in wanted:
         same = (i for i, c in enumerate(left) if c.name == call.name and same_json(c.arguments, call.arguments))

@@ -1,4 +1,4 @@
-"""Our templates as text, and which parts of it the model says."""
+"""Renders our chat templates, and finds the parts of the text that the model generates."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]] | None
 Span = tuple[int, int]
 
-# Unicode keeps these two out of texts: they mark where a part begins and ends while the template is rendered.
+# Unicode noncharacters, which texts don't contain: they mark begin and end of a part while the template is rendered.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks its text, unless the message has `"weight": 0`."""
+    """The tag `{% generation %}`: marks its text, unless the message has `"weight": 0`."""
 
     tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Reads the tag and its body, which stands in a loop over `message`."""
+        """Parses the tag and its body, which is inside a loop over `message`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         marked = self.call_method("_marked", [nodes.Name("message", "load")])
@@ -64,10 +64,10 @@ def _ours(form: ChatForm) -> Template:
 
 @functools.lru_cache(maxsize=32)
 def sandboxed(template: str) -> Template:
-    """A chat template of anyone's, as Transformers compiles it; the sandbox makes it some three times slower.
+    """Compiles any chat template as Transformers does; the sandbox makes it about three times slower.
 
     Raises:
-        jinja2.TemplateError: It is no template.
+        jinja2.TemplateError: It isn't a valid template.
     """
     extensions = [_Generation, loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
@@ -77,21 +77,21 @@ def sandboxed(template: str) -> Template:
 def conversation_text(
     form: ChatForm, messages: Messages, tools: Tools = None, prompt: bool = False, thinking: bool = False
 ) -> tuple[str, list[Span]]:
-    """A conversation as the form writes it; its last answer stands behind the prompt that it was given to.
+    """Renders a conversation in a chat format; its last answer follows the prompt that it answers.
 
     Args:
-        form: The form.
-        messages: OpenAI messages, as `prepared` leaves them.
+        form: The chat format.
+        messages: OpenAI messages, as `prepared` returns them.
         tools: OpenAI function schemas, or None.
-        prompt: Whether the model's next turn is begun.
+        prompt: Whether to end with the beginning of the model's next turn.
         thinking: Whether the model is asked to think (`enable_thinking`).
 
     Returns:
-        The text, and where the model speaks: begin and end of each part in characters, in order. Parts may touch.
+        The text, and the parts that the model generates: begin and end in characters, in order; parts may touch.
 
     Raises:
-        jinja2.TemplateError: Roles that don't alternate, or another order that the form doesn't know.
-        Unrenderable: A text with one of the two characters that are needed as marks.
+        jinja2.TemplateError: Roles that don't alternate, or another order that the template rejects.
+        Unrenderable: A text contains one of the two characters that serve as marks.
     """
     rendered = _ours(form).render(
         messages=messages,

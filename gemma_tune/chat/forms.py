@@ -1,4 +1,4 @@
-"""The chat forms of the Gemma families: their tokens, and what each has a place for."""
+"""The chat formats of the Gemma families: their tokens, and what each can express."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ STOP_TOKEN = "<end_of_turn>"
 
 
 class UnknownTemplate(ValueError):
-    """A chat template that is no form we know; the message says what was found and the ways out."""
+    """An unknown chat template; the message says what was found and how to go on."""
 
 
 class Unrenderable(ValueError):
-    """A conversation that a form has no place for, or that would say something else; the message has the fix."""
+    """A conversation that a chat format can't express, or would change; the message has the fix."""
 
 
 @dataclass(frozen=True)
 class ChatForm:
-    """How one family's conversations are written.
+    """The chat format of one family: its template, and what the code must know about it.
 
     Attributes:
-        name: What it is called, in `FORMS` and in `model.chat_template`.
-        families: The models, in words, for messages.
-        stop_token: Ends an answer. Gemma's `<eos>` never stands in a chat.
+        name: Its name in `FORMS` and in `model.chat_template`.
+        families: The models, for messages to the user.
+        stop_token: Ends an answer. Gemma's `<eos>` never occurs in a chat.
         needed_tokens: Tokens that the tokenizer must have.
-        control_tokens: Tokens that may not stand in a row's texts: the template writes them.
-        calls: How calls are written: as JSON text, in tokens of their own, or None where there are no tools.
-        calls_stop: Ends an answer that ends with calls, where that is another token: the model begins the results,
-            and the engine takes over.
-        answer_tokens: Tokens of an answer that mean something: around calls, strings and thinking.
-        string_token: Stands around strings in native calls and results.
-        system: Whether there is a place for a system text.
-        system_role: Whether that is a turn of its own; else it opens the first user turn.
-        thinking: Whether thinking is rendered at all. Past turns' never is.
-        closes_thinking: Whether a prompt that doesn't ask for thinking begins the answer with an empty one, which the
-            history lacks.
+        control_tokens: Tokens that only the template may write; texts of a row must not contain them.
+        calls: How tool calls are written: as JSON text, with tokens of their own, or None without tools.
+        calls_stop: Ends an answer that ends with calls, if that is another token: the model opens the results, and the
+            engine takes over.
+        answer_tokens: Tokens that carry meaning in an answer: around calls, strings and thinking.
+        string_token: Encloses strings in native calls and results.
+        system: Whether a system text is possible.
+        system_role: Whether the system text is a turn of its own; else it opens the first user turn.
+        thinking: Whether thinking is rendered at all; that of past turns never is.
+        closes_thinking: Whether a prompt that doesn't ask for thinking opens the answer with empty thinking, which is
+            missing in the history.
         bos_token: Begins every text.
         file: The template's file in `templates/`.
-        revision: Which of the texts published for the family it equals, in the order of their publication.
+        revision: Number of the published template that it equals, in order of publication.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ChatForm:
 
     @property
     def result_mappings(self) -> bool:
-        """Whether a result can be a mapping; else it is a text, with JSON in it."""
+        """Whether a tool result can be a mapping; else it is a text that contains JSON."""
         return self.calls == "native" and self.revision != 1
 
     @property
@@ -78,7 +78,7 @@ class ChatForm:
         return ("<pad>", *self.control_tokens)
 
     def check(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> None:
-        """Raises Unrenderable where this form has no place for something in the conversation, or would misread it."""
+        """Raises Unrenderable if the chat format can't express something in the conversation, or would change it."""
         if tools and not self.calls:
             raise Unrenderable(
                 f"there is no place for tools in {self.families}; take a model that has one, or leave tools out."
@@ -99,7 +99,7 @@ class ChatForm:
 
 
 def thinking_of(message: Mapping[str, Any]) -> str:
-    """The thinking of a message, under any name that servers give it; "" without."""
+    """The thinking of a message, under any of the names that servers use; "" if there is none."""
     return next((message[key] for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)), "")
 
 
@@ -142,7 +142,7 @@ def _gemma4(name: str, revision: int, large: bool = False) -> ChatForm:
         "<turn|>",
         _GEMMA4,
         "native",
-        # The text of the release closes a turn with calls like any other
+        # The template of the release ends a turn with calls like any other turn
         calls_stop="<|tool_response>" if revision > 1 else None,
         answer_tokens=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
         string_token='<|"|>',
@@ -154,8 +154,8 @@ def _gemma4(name: str, revision: int, large: bool = False) -> ChatForm:
     )
 
 
-# Gemma 4's texts have the names that TRL gives its copies; they were published in the order v2, v3, v1, v4, v5. 12B,
-# 26B-A4B and 31B share a text of their own each time; of their first one no copy is at hand.
+# Gemma 4's templates are named as TRL names its copies; they were published in the order v2, v3, v1, v4, v5. 12B,
+# 26B-A4B and 31B share another template in each version; no copy of their first one is available.
 _ALL = (
     ChatForm("gemma", "Gemma 1 and 2", STOP_TOKEN, _TURNS, None, system=False, file="gemma"),
     ChatForm("gemma3", "Gemma 3", STOP_TOKEN, _TURNS, "json"),
@@ -184,7 +184,7 @@ _ALL = (
 )
 _NAMED = {form.name: form for form in _ALL}
 
-# By name. `gemma4` and `gemma4_large` are the newest texts.
+# By name; `gemma4` and `gemma4_large` are the newest templates.
 FORMS: Mapping[str, ChatForm] = MappingProxyType(
     {**_NAMED, "gemma4": _NAMED["gemma4_v5"], "gemma4_large": _NAMED["gemma4_large_v5"]}
 )

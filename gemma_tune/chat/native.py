@@ -1,4 +1,4 @@
-"""Calls as FunctionGemma and Gemma 4 write them: `call:name{key:value,…}` between tokens of their own."""
+"""Parses calls as FunctionGemma and Gemma 4 write them: `call:name{key:value,…}` between special tokens."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ _BLANK = re.compile(r"\s*")
 
 
 class NoCall(ValueError):
-    """The text is no whole call."""
+    """The text is not a complete call."""
 
 
 class Reader:
-    """Reads one call.
+    """Parses one call.
 
     Args:
-        text: A text with a call in it.
-        place: Where to begin.
-        quote: The token that stands around strings.
+        text: A text that contains a call.
+        place: Position to begin at.
+        quote: The token that encloses strings.
     """
 
     def __init__(self, text: str, place: int, quote: str) -> None:
         self._text, self.place, self._quote = text, place, quote
 
     def call(self, end: str) -> tuple[str, dict[str, Any]]:
-        """The name and the arguments of a call that ends with the token `end`; afterwards `place` is behind it.
+        """Name and arguments of a call that ends with the token `end`; sets `place` behind it.
 
         Raises:
-            NoCall: There is none: it is cut off, or something in it is no value.
+            NoCall: There is none, it is cut off, or it contains an invalid value.
         """
         self._take("call:")
         name = self._text[self.place : self._text.find("{", self.place)].strip()
@@ -48,11 +48,11 @@ class Reader:
 
     def _skip(self) -> None:
         blank = _BLANK.match(self._text, self.place)
-        assert blank is not None  # it matches nothing, too
+        assert blank is not None  # it also matches the empty string
         self.place = blank.end()
 
     def _next_is(self, token: str) -> bool:
-        """Whether a token comes next; then it is taken."""
+        """Consumes a token if it comes next, and says whether it did."""
         self._skip()
         if not self._text.startswith(token, self.place):
             return False

@@ -1,4 +1,4 @@
-"""Which form a chat template is, told by its content."""
+"""Recognises the chat format of a checkpoint by the content of its template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_tune.chat.engine import Messages, Tools, sandboxed
 from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
 from gemma_tune.chat.template import served_template
 
-# SHA-256 of the published texts without the blanks around them.
+# SHA-256 of the published templates, stripped of surrounding blanks.
 PUBLISHED = {
     "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6": "gemma",
     "8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29": "gemma3",
@@ -26,7 +26,7 @@ PUBLISHED = {
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": "gemma4_large_v5",
 }
 
-# What is said in turns, with and without a system text; where no copy of the published text is at hand.
+# Conversations to render where no copy of the published template is available.
 _TALK: Messages = [
     {"role": "user", "content": " Où est la gare? \n"},
     {"role": "assistant", "content": "\nLà-bas. "},
@@ -77,7 +77,7 @@ _TOOLS: Tools = [
     }
 ]
 
-# What only this form's templates write: which form an unknown one is nearest to; the first that is found.
+# Texts that only one format's templates contain; the first one found names the closest format.
 _TELLING = {
     r"<|channel>thought\n<channel|>": "gemma4_large",
     "<|turn>": "gemma4",
@@ -106,19 +106,19 @@ def _text(template: str, probe: Probe) -> str | None:
         return sandboxed(template).render(
             messages=messages, tools=tools, bos_token="<bos>", eos_token="<eos>", add_generation_prompt=prompt
         )
-    except Exception:  # whatever a stranger's template does: it is not ours
+    except Exception:  # a foreign template may fail in any way; then it isn't ours
         return None
 
 
 def _expected(form: str, probe: Probe) -> Iterator[str | None]:
     messages, tools, prompt = probe
     yield _text(served_template(form), (_plain(messages), tools, prompt))
-    if form == "gemma3n":  # the published text drops tools without a word
+    if form == "gemma3n":  # the published template silently drops tools
         yield _text(served_template(form), (messages, None, prompt))
 
 
 def _plain(messages: Messages) -> Messages:
-    """Results as our template takes them: the name beside the content."""
+    """The results as our template expects them: the name beside the content."""
     return [{**m, "content": m["content"]["response"]} if isinstance(m.get("content"), dict) else m for m in messages]
 
 
@@ -138,19 +138,19 @@ def _known(template: str) -> ChatForm | None:
 
 
 def recognise_template(template: str | dict[str, str] | None, default: str) -> ChatForm:
-    """Which form a checkpoint's own chat template is.
+    """The chat format of a checkpoint's own template.
 
-    Published texts are known by their digest, ours by their text. Of Gemma 3n's and FunctionGemma's no copy is at
-    hand: a template is theirs where it renders a set of conversations as ours does, to the byte.
+    Published templates are recognised by digest, ours by text. No copy of Gemma 3n's and FunctionGemma's is available:
+    a template counts as theirs if it renders a set of conversations exactly as ours does.
 
     Args:
-        template: The checkpoint's chat template, perhaps by name; None where it has none, as pretrained ones.
-        default: Name of the form of its family.
+        template: The checkpoint's chat template, or several by name; None without one, as in pretrained checkpoints.
+        default: Name of the format of its family.
 
     Raises:
-        UnknownTemplate: It is none of them, for example since someone added a system text of their own.
+        UnknownTemplate: It is none of them, for example because somebody added a system text.
     """
-    if isinstance(template, dict):  # several by name, as some checkpoints have them
+    if isinstance(template, dict):  # some checkpoints have several, by name
         template = template.get("default")
     if template is None:
         return FORMS[default]
@@ -167,10 +167,10 @@ def recognise_template(template: str | dict[str, str] | None, default: str) -> C
 
 
 def form_of(tokenizer: Any) -> ChatForm:
-    """The form of a tokenizer's chat template, which `load_tokenizer` has set.
+    """The chat format of a tokenizer whose template `load_tokenizer` has set.
 
     Raises:
-        UnknownTemplate: It has none, or none that we know.
+        UnknownTemplate: It has no template, or an unknown one.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str):

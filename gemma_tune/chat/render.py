@@ -1,4 +1,4 @@
-"""From a conversation to token ids and loss mask. Every mask of the project is made here."""
+"""Renders conversations into token ids and loss masks. Every loss mask of the project is made here."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Rendered:
 
     @property
     def sides(self) -> tuple[Rendered]:
-        """Itself, as the two of a pair are the pair's."""
+        """The row itself; a preference pair has two."""
         return (self,)
 
     @property
     def answer_end(self) -> int:
-        """Tokens up to the last one that the loss counts: what the template writes after an answer lies beyond them.
+        """Number of tokens up to the last trained one; what the template writes after an answer is beyond it.
 
         Raises:
-            ValueError: The loss counts none.
+            ValueError: No token is trained.
         """
         return max(i for i, label in enumerate(self.labels) if label != -100) + 1
 
@@ -52,10 +52,10 @@ class Rendered:
 def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Rendered:
     """Renders a conversation; the loss counts the assistant's tokens and the stop token, nothing else.
 
-    What the assistant says is its text, its calls, its thinking where the form renders it, and the token it stops at.
-    Results of tools are not its own, although Gemma 4 and FunctionGemma write them into its turn. An answer with
-    `"weight": 0` counts nothing. Up to the last answer the row is that answer's prompt, as `render_prompt` gives it;
-    earlier answers stand as history (see `answers_apart`).
+    The assistant's tokens are its text, its calls, its thinking if the chat format renders it, and the stop token. Tool
+    results are not among them, although Gemma 4 and FunctionGemma write them into its turn. An answer with
+    `"weight": 0` is not counted. Before the last answer the row equals that answer's prompt, as `render_prompt` gives
+    it; earlier answers are rendered as history (see `answers_apart`).
 
     Args:
         tokenizer: A fast tokenizer of Transformers with a chat template that we know.
@@ -64,8 +64,8 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
         thinking: Whether the prompt asks the model to think (Gemma 4).
 
     Raises:
-        UnknownTemplate: The tokenizer's template is none that we know.
-        Unrenderable: The form has no place for something, or a text holds a control token.
+        UnknownTemplate: The tokenizer's template is unknown.
+        Unrenderable: The chat format can't express something, or a text contains a control token.
         jinja2.TemplateError: Roles that don't alternate.
     """
     form = form_of(tokenizer)
@@ -82,12 +82,12 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
 
 
 def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> list[int]:
-    """Token ids up to where the model's answer begins, [T]; the arguments are those of `render_chat`."""
+    """Token ids of the prompt, up to where the model's answer begins, [T]; arguments as for `render_chat`."""
     return list(tokenizer(prompt_text(tokenizer, messages, tools, thinking), add_special_tokens=False)["input_ids"])
 
 
 def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> str:
-    """The same as text, with `<bos>` in it."""
+    """The prompt as text, `<bos>` included."""
     form = form_of(tokenizer)
     if thinking and not form.thinking:
         raise Unrenderable(f"{form.families} isn't asked to think: leave data.enable_thinking out.")
@@ -95,18 +95,18 @@ def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
 
 
 def answers_apart(tokenizer: Any, messages: Messages) -> list[Messages]:
-    """The conversation as rows in which each answer that counts stands behind the prompt that a server gives it.
+    """Splits a conversation so that each trained answer follows exactly the prompt that a server would give it.
 
-    That is the conversation itself, but for Gemma 4 12B and larger: their prompts end with an empty thinking, which an
-    answer loses once it is history. So each answer that begins a turn gets a row that ends with it, and those that go
-    on after results, where the prompt has none, share one; the others weigh 0 there.
+    Only Gemma 4 12B and larger need that: their prompts end with empty thinking, which is missing once an answer is
+    history. There each answer that begins a turn gets a row that ends with it, and answers that continue after tool
+    results, whose prompt has no empty thinking, share one row; the other answers get weight 0.
 
     Args:
-        tokenizer: A tokenizer with a chat template that we know.
+        tokenizer: A tokenizer with a known chat template.
         messages: OpenAI messages.
 
     Returns:
-        The rows, in the order of the answers that they end with.
+        The conversations, in the order of their last answers; for all other models only the given one.
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
     if not form_of(tokenizer).closes_thinking or not answers:
@@ -128,14 +128,14 @@ def render_text(tokenizer: Any, text: str) -> Rendered:
 
 
 def prepared(form: ChatForm, messages: Messages, tools: Tools = None) -> Messages:
-    """The messages as the form's template wants them: every result named, thinking under one name, no nulls.
+    """The messages as the template expects them: every result named, thinking under one name, no nulls.
 
-    Results are named by `tool_call_id`, by their own `name`, or, without both, in the order of the calls: Gemma 4's
-    published template names results without ids after the last call. A result that is a mapping is written as JSON
-    where the form has no other way for it.
+    Results get their name by `tool_call_id`, by their own `name`, or, without both, by the order of the calls: the
+    published template of Gemma 4 would name results without ids after the last call. A result that is a mapping becomes
+    JSON text if the chat format has no other way to write it.
 
     Raises:
-        Unrenderable: The form has no place for something in the conversation.
+        Unrenderable: The chat format can't express something in the conversation.
     """
     form.check(messages, tools)
     ready: Messages = []
@@ -163,7 +163,7 @@ def _call(call: dict[str, Any], name: str) -> dict[str, Any]:
     function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        # The OpenAI API gives them as a text that holds JSON
+        # The OpenAI API gives them as JSON text
         try:
             arguments = json.loads(arguments)
         except ValueError:
@@ -174,7 +174,7 @@ def _call(call: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _asked(result: dict[str, Any], calls: list[dict[str, Any]], place: int) -> dict[str, Any] | None:
-    """The call that a result answers: by its id, else by its name, else by its place."""
+    """The call that a result belongs to: by id, else by name, else by position."""
     wanted, name = result.get("tool_call_id"), result.get("name")
     for call in calls:
         if wanted and call["id"] == wanted:

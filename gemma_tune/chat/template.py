@@ -1,4 +1,4 @@
-"""Our chat templates: one file a family, read in two ways."""
+"""Our chat templates: one file per family, for training and for serving."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gemma_tune.chat.forms import FORMS, ChatForm
 
 _GENERATION_TAG = re.compile(r"\s*\{%-? *(?:end)?generation *-?%\}\s*")
 
-# Gemma 3n writes Gemma 3's turns, with tokens of its own for pictures, and sound beside them.
+# Gemma 3n's turns are those of Gemma 3, with another token for images, and one for audio.
 _IMAGE = "{{- '<start_of_image>' -}}"
 _IMAGE_AND_AUDIO = """{{- '<image_soft_token>' -}}
                 {%- elif item['type'] == 'audio' -%}
@@ -26,7 +26,7 @@ def training_template(form: str | ChatForm = "gemma3") -> str:
     """The template with `{% generation %}` around what is trained on.
 
     Args:
-        form: A form, or its name.
+        form: A chat format, or its name.
     """
     form = _form(form)
     text = (Path(__file__).parent / "templates" / f"{form.file}.jinja").read_text(encoding="utf-8")
@@ -40,12 +40,12 @@ def training_template(form: str | ChatForm = "gemma3") -> str:
 
 @functools.cache
 def served_template(form: str | ChatForm = "gemma3") -> str:
-    """The same template as it is saved with a model: the tag is Transformers' own, engines need not know it.
+    """The template as it is saved with a model, without the tag, which engines other than Transformers don't know.
 
-    It renders the same text to the byte: every tag of the file trims the blanks around it.
+    It renders exactly the same text, since every tag of the file trims the blanks around it.
 
     Args:
-        form: A form, or its name.
+        form: A chat format, or its name.
     """
     first, _, rest = training_template(form).partition("{#-")
     body = rest.partition("-#}")[2].lstrip()

@@ -1,4 +1,4 @@
-"""What a model said, and how it is printed while it is said: calls of tools as calls."""
+"""A model's answer, and a streamer that prints it while it is generated, tool calls as calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_tune.chat import FORMS, ChatForm, form_of
 from gemma_tune.chat.calls import Call, as_message, content_text, decode_answer, parse_answer, split_thinking
 from gemma_tune.chat.render import Messages
 
-# A line that is, or may become, the beginning of a call; the published models like to fence theirs.
+# A line that is, or may become, the beginning of a call; the published models often put calls in code fences.
 _CALL = re.compile(r"[ \t]*(```[a-z_]*\s*)?[{\[]")
 _PERHAPS = re.compile(r"[ \t]*(`{0,2}|```[a-z_]*\s*)\Z")
 
@@ -25,12 +25,12 @@ _THINKS = ("<|channel>", "<channel|>")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
+    """A model's answer.
 
     Attributes:
-        said: The text without special tokens, calls and thinking as the model wrote them.
-        stopped: Whether the model ended it, and not a limit or the person.
-        form: The form it is written in.
+        said: The text without special tokens; calls and thinking as the model wrote them.
+        stopped: Whether the model ended it, not a limit or the user.
+        form: Its chat format.
     """
 
     said: str
@@ -39,14 +39,14 @@ class Answer:
 
     @classmethod
     def of(cls, tokenizer: Any, ids: list[int]) -> Answer:
-        """The answer of new token ids, [T], the stop token among them where there is one."""
+        """The answer of new token ids, [T], including the stop token if there is one."""
         form = form_of(tokenizer)
         stops = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(form.stop_tokens))}
         return cls(decode_answer(tokenizer, ids).strip(), bool(ids) and ids[-1] in stops, form)
 
     @property
     def text(self) -> str:
-        """What it says, without thinking; calls as the model wrote them."""
+        """The text without thinking; calls as the model wrote them."""
         return split_thinking(self.said, self.form)[1]
 
     @property
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def thinking(self) -> str:
-        """What the model thought before it spoke, or nothing."""
+        """The thinking before the answer, perhaps empty."""
         return split_thinking(self.said, self.form)[0]
 
     def message(self) -> dict[str, Any]:
@@ -64,9 +64,9 @@ class Answer:
         return as_message(self.said, self.form)
 
     def row(self, messages: Messages) -> dict[str, Any]:
-        """The answer for programs: `prompt` (the last message's text), `answer`, `calls`, `stopped`.
+        """The answer for programs: `prompt` (the text of the last message), `answer`, `calls`, `stopped`.
 
-        Where the model thought, `thinking` is there, too.
+        `thinking` is added if there is any.
         """
         calls = [{"name": c.name, "arguments": c.arguments} for c in self.calls]
         row = {"prompt": content_text(messages[-1]), "answer": self.text, "calls": calls, "stopped": self.stopped}
@@ -74,7 +74,7 @@ class Answer:
 
 
 class _Decoder:
-    """A tokenizer that keeps the tokens of an answer that mean something; TextStreamer asks it for nothing else."""
+    """A tokenizer that keeps the tokens around calls, strings and thinking; TextStreamer only calls `decode`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -84,10 +84,10 @@ class _Decoder:
 
 
 class AnswerStreamer(TextStreamer):
-    """Prints an answer while it is made, its calls as calls, and its thinking on standard error.
+    """Prints an answer while it is generated: calls as calls, thinking on standard error.
 
-    From where a call begins, or may begin, the text is held back until the end, where it shows what it is. Nothing is
-    lost: text that turns out to be no call is printed as it stands.
+    From the position where a call begins, or may begin, the text is held back until the end of the answer. Nothing is
+    lost: text that turns out not to be a call is printed unchanged.
 
     Attributes:
         ids: The answer's token ids so far, [T].
@@ -111,13 +111,13 @@ class AnswerStreamer(TextStreamer):
         super().put(value)
 
     def end(self) -> None:
-        """Prints what is left; `generate` says so, and whoever interrupts it."""
+        """Prints the rest; called by `generate`, and by whoever interrupts it."""
         if not self._ended:
             self._ended = True
             super().end()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Prints what can't be part of a call, and at the end the rest."""
+        """Prints the text that can't be part of a call, and the rest at the end."""
         self._held += text
         if self._form.calls == "native":
             self._print_native()
@@ -127,7 +127,7 @@ class AnswerStreamer(TextStreamer):
             self._print_rest()
 
     def _print_lines(self) -> None:
-        """Calls in JSON: whole lines, up to one that may be the first of a call."""
+        """For calls in JSON: prints complete lines, up to one that may begin a call."""
         while self._held and not self._holding:
             if self._line_begins and _CALL.match(self._held):
                 self._holding = True
@@ -139,7 +139,7 @@ class AnswerStreamer(TextStreamer):
                 print(line + line_break, end="", flush=True)
 
     def _print_native(self) -> None:
-        """Calls between tokens, which come in one piece: everything up to the first of them."""
+        """For calls between special tokens: prints everything up to the first such token."""
         call = next(t for t in self._form.answer_tokens if "call" in t)
         while self._held and not self._holding:
             stops = [_THINKS[1]] if self._thinks else [call, _THINKS[0]]

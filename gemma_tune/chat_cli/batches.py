@@ -1,4 +1,4 @@
-"""Many prompts in batches, and their answers as JSON lines."""
+"""Answers many prompts in batches and writes JSON lines."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from gemma_tune.engines.generate import answer_batch
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
-# Batches whose answers are written at once: within them, prompts of like length go together.
+# Batches whose answers are written together; their prompts are sorted by length.
 _BATCHES = 16
 
 
 def answer_file(
     model: Any, tokenizer: Any, records: Sequence[Record], prompts: Sequence[list[int]], chat: ChatConfig, limit: int
 ) -> list[dict[str, Any]]:
-    """Answers the prompts and writes the answers, in the prompts' order, as they come.
+    """Answers the prompts, and writes the answers in the order of the prompts as soon as they are ready.
 
     Args:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         records: The conversations.
         prompts: Their token ids.
-        chat: How to answer, and where to.
-        limit: Tokens that the model has positions for.
+        chat: Sampling and the output file.
+        limit: Number of positions that the model has.
 
     Returns:
         The rows written: `prompt`, `answer`, `calls` and `stopped`.
@@ -47,7 +47,7 @@ def answer_file(
         try:
             for place, answer in _answers(model, tokenizer, prompts, chat, limit, bar):
                 rows.append(answer.row(records[place].messages or []))
-                # Past the bar, which may stand on the same terminal
+                # tqdm.write keeps the progress bar intact, which may be on the same terminal
                 tqdm.write(json.dumps(rows[-1], ensure_ascii=False), file=out)
         except BaseException:
             note(f"{len(rows)} of {len(prompts)} answers were written to {chat.output_file or 'standard output'}.")
@@ -60,7 +60,7 @@ def answer_file(
 def _answers(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], chat: ChatConfig, limit: int, bar: tqdm[Any]
 ) -> Iterator[tuple[int, Answer]]:
-    """Each prompt's place and its answer, in the prompts' order."""
+    """The index of each prompt and its answer, in the order of the prompts."""
     window = chat.batch_size * _BATCHES
     for start in range(0, len(prompts), window):
         places = range(start, min(start + window, len(prompts)))
@@ -94,12 +94,12 @@ def _output(chat: ChatConfig) -> Iterator[TextIO]:
 
 
 def _batches(lengths: list[tuple[int, int]], chat: ChatConfig, limit: int) -> Iterator[list[int]]:
-    """Places of prompts of like length; those near the model's limit alone, since the longest sets a batch's room.
+    """Batches of prompts of similar length, as indices; a prompt near the model's limit gets a batch of its own.
 
     Args:
-        lengths: Each prompt's tokens, and its place.
-        chat: The size of a batch, and the answer's length.
-        limit: Tokens that the model has positions for.
+        lengths: Number of tokens and index of each prompt.
+        chat: Batch size and answer length.
+        limit: Number of positions that the model has.
     """
     most = limit - chat.max_new_tokens
     short = [i for length, i in sorted(lengths) if length <= most]

@@ -1,4 +1,4 @@
-"""A conversation at the terminal: turns, commands, and results of the calls that the model makes."""
+"""A conversation in the terminal: turns, commands, and results for the model's tool calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def ask_terminal(prompt: str) -> str:
-    """A line from the terminal, with readline's keys where answers go there, too.
+    """Reads a line from the terminal, with readline's keys if standard output is the terminal, too.
 
     Raises:
         EOFError: Ctrl-D.
@@ -39,23 +39,23 @@ def ask_terminal(prompt: str) -> str:
 
 
 class _Forget(Exception):
-    """The person wants another conversation."""
+    """The user wants a new conversation."""
 
 
 class Conversation:
-    """A conversation in the terminal, kept whole until `/new`.
+    """A conversation in the terminal, kept until `/new`.
 
     Args:
-        voice: Who answers.
-        opening: What stands before the first turn: a system text, or nothing.
+        responder: Generates the answers.
+        opening: Messages before the first turn: a system text, or none.
         tools: Function schemas, or None.
-        ask: Gives the next line for a prompt; ends with EOFError or KeyboardInterrupt.
+        ask: Returns the next line for a prompt; raises EOFError or KeyboardInterrupt at the end.
     """
 
     def __init__(
-        self, voice: Responder, opening: Messages, tools: Tools, ask: Callable[[str], str] = ask_terminal
+        self, responder: Responder, opening: Messages, tools: Tools, ask: Callable[[str], str] = ask_terminal
     ) -> None:
-        self._voice = voice
+        self._responder = responder
         self._opening = opening
         self._tools = tools
         self._ask = ask
@@ -64,7 +64,7 @@ class Conversation:
         self.messages = [*opening]
 
     def run(self) -> list[dict[str, Any]]:
-        """Talks until the person ends it; the rows of all answers."""
+        """Runs until the user ends it; returns the rows of all answers."""
         while True:
             try:
                 turn = self._turn()
@@ -87,7 +87,7 @@ class Conversation:
 
     def _answer(self, turn: Messages) -> None:
         asked = [*self.messages, *turn]
-        answer = self._voice.answer(asked, self._tools, "the conversation", stoppable=True)
+        answer = self._responder.answer(asked, self._tools, "the conversation", stoppable=True)
         self._rows.append(answer.row(asked))
         if answer.said or answer.stopped:
             self.messages, self._calls = [*asked, answer.message()], answer.calls
@@ -95,7 +95,7 @@ class Conversation:
             note("(nothing was said; your turn is forgotten)")
 
     def _turn(self) -> Messages:
-        """The person's side: results of the calls just made, or what they say."""
+        """The user's next messages: results for the calls just made, or a message."""
         results: Messages = []
         for call in self._calls:
             line = self._line(f"result of {call.name}> ")
@@ -110,10 +110,10 @@ class Conversation:
         return [user_message(line, "this message")]
 
     def _line(self, prompt: str) -> str:
-        """A line that is no command."""
+        """Reads lines until one isn't a command, and returns it."""
         while True:
             line = self._ask(prompt).strip()
-            if not re.fullmatch(r"/\w+", line):  # /usr/bin is none
+            if not re.fullmatch(r"/\w+", line):  # /usr/bin is not a command
                 return line
             if line == "/quit":
                 raise EOFError

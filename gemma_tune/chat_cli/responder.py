@@ -1,4 +1,4 @@
-"""A model that answers on standard output; notes for people go to standard error."""
+"""Streams a model's answers to standard output; notes for the user go to standard error."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from gemma_tune.models.load import check_vocabulary
 
 
 def note(text: str) -> None:
-    """Prints a line for people, on standard error."""
+    """Prints a line for the user on standard error."""
     Console(stderr=True, highlight=False).print(text, style="dim", markup=False, soft_wrap=True)
 
 
 def sampling_of(chat: ChatConfig) -> Mapping[str, Any]:
-    """How tokens are chosen, in the words of Transformers' `generate`."""
+    """Sampling options for Transformers' `generate`."""
     if chat.temperature == 0:
         return GREEDY
     return {"do_sample": True, "temperature": chat.temperature, "top_k": chat.top_k, "top_p": chat.top_p}
 
 
 def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, where: str) -> list[int]:
-    """Token ids up to where the model answers, [T].
+    """Token ids of the prompt, [T].
 
     Args:
         tokenizer: The tokenizer.
         messages: The conversation.
         tools: Function schemas, or None.
-        limit: Tokens that the model has positions for.
-        where: What the conversation is, for the message.
+        limit: Number of positions that the model has.
+        where: Name of the conversation, for the message.
 
     Raises:
-        UserError: There is no room for an answer, or the model's chat has no place for something.
+        UserError: There is no room for an answer, or the chat template can't render the conversation.
     """
     try:
         ids = render_prompt(tokenizer, messages, tools)
@@ -52,13 +52,13 @@ def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, whe
 
 
 class Responder:
-    """A model that answers aloud.
+    """Answers conversations with a model, and streams the answers.
 
     Args:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        chat: How it answers.
-        limit: Tokens that the model has positions for.
+        chat: Sampling options and the largest length of an answer.
+        limit: Number of positions that the model has.
     """
 
     def __init__(self, model: Any, tokenizer: Any, chat: ChatConfig, limit: int) -> None:
@@ -71,15 +71,14 @@ class Responder:
         """Streams an answer.
 
         Args:
-            messages: The conversation up to where the model answers.
+            messages: The conversation, without the answer.
             tools: Function schemas, or None.
-            where: What the conversation is, for messages.
-            stoppable: Whether Ctrl-C ends the answer alone; what there is of it is given back.
+            where: Name of the conversation, for messages.
+            stoppable: Whether Ctrl-C ends only the answer; then the answer so far is returned.
 
         Raises:
-            UserError: The conversation is too long for the model or for the memory, or holds tokens that the model
-                doesn't have.
-            KeyboardInterrupt: Ctrl-C, unless `stoppable`; what was held back is printed first.
+            UserError: The conversation is too long for the model or the memory, or contains unknown tokens.
+            KeyboardInterrupt: Ctrl-C, unless `stoppable`; text that was held back is printed first.
         """
         ids = ids_within(self._tokenizer, messages, tools, self._limit, where)
         check_vocabulary(self._model, ids)

@@ -1,4 +1,4 @@
-"""Which files a name means, and their rows whatever the file's type: JSONL, JSON, CSV, TSV and Parquet, gzipped too."""
+"""Finds the files that a name stands for, and reads their rows: JSONL, JSON, CSV, TSV and Parquet, also gzipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gemma_tune.data.records import BadRow
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import FILE_TYPES, file_type, resolve
 
-Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
+Row = tuple[str, dict[str, Any]]  # file and line, and the fields
 _DELIMITERS = ",;\t|"
 _NOTHING = "\x1f"  # the unit separator, which no text holds
 _LONGEST_FIELD = 2**31 - 1
@@ -27,15 +27,15 @@ _BUFFER = 1 << 17  # bytes that are read at once
 
 
 def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
-    """The files of a name: a file, every file of a known type in a folder and below it, or a glob; by name.
+    """The files that a name stands for, sorted: a file, all files of a known type below a folder, or a glob.
 
     Args:
         name: As the user wrote it.
         key: Its key, for the message.
-        any_type: Whether a single file may be of a type that isn't known.
+        any_type: Whether a single file may have an unknown type.
 
     Raises:
-        UserError: There is none, or one is of a type that isn't known.
+        UserError: There is none, or one has an unknown type.
     """
     path = resolve(name)
     if path.is_dir():
@@ -64,14 +64,14 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def read_file(path: Path, raw: io.RawIOBase | None = None) -> Iterator[Row | BadRow]:
-    """Every row of a file, or what is wrong with it, in the file's order. The file is opened once.
+    """Yields the rows of a file in order, and a BadRow for each that can't be read. The file is opened once.
 
     Args:
         path: The file.
-        raw: The same, open and unbuffered, where the caller follows what is read of it.
+        raw: The same file, open and unbuffered, for a caller that observes the reads.
 
     Raises:
-        BadRow: The rest of the file can't be read, whatever a single row may hold.
+        BadRow: The rest of the file can't be read, unlike a bad row, which is yielded.
         OSError: The file can't be opened.
     """
     kind = file_type(path)
@@ -119,7 +119,7 @@ def _not_utf8(raw: bytes, at: int, where: str) -> BadRow:
 
 
 def _json(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
-    """One array of objects; or, as many files are named so, one object a line."""
+    """One array of objects, or one object per line, since many such files are named .json."""
     start = file.read(4096).lstrip(codecs.BOM_UTF8).lstrip()
     file.seek(0)
     if not start.startswith(b"["):
@@ -172,7 +172,7 @@ def _csv(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
     file.seek(0)
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise _not_utf8(start, 0, f"{path}:1")
-    # Line ends stay as they are; bytes that are no UTF-8 become lone surrogates, and are found in their row
+    # newline="" keeps line ends; bytes that aren't UTF-8 become lone surrogates, which are reported with their row
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     head = next((line for line in text if line.strip()), "")
     text.seek(0)
@@ -196,7 +196,7 @@ def _csv(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
 
 
 def _delimiter(head: str) -> str:
-    """The separator that the first line has most of, outside of quotes; in a single column nothing separates."""
+    """The delimiter that occurs most often in the first line, outside quotes; a single column needs none."""
     plain = re.sub(r'"[^"]*("|$)', "", head)
     best = max(_DELIMITERS, key=plain.count)
     return best if best in plain else _NOTHING
@@ -247,7 +247,7 @@ def _parquet(path: Path, raw: IO[bytes]) -> Iterator[Row | BadRow]:
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose structs lack the fields that are null: in columnar files they have every field of all rows."""
+    """The row without null fields in its structs: columnar files give each struct the fields of all rows."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, read with `datasets`."""
+"""Reads data sets of the Hugging Face Hub with `datasets`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HubSplit:
         return ":".join(part for part in (self.name, self.config, self.split) if part)
 
     def rows(self) -> Iterator[Row]:
-        """The rows in their order, each as `(name:config:split:row N, fields)`.
+        """Yields the rows in order, each as `(name:config:split:row N, fields)`.
 
         Raises:
             UserError: There is no such data set, configuration, split or revision, or it can't be reached or read.
@@ -54,7 +54,7 @@ class HubSplit:
             ) from error
 
 
-@functools.lru_cache(maxsize=8)  # the rows are read several times, and the branch may move
+@functools.lru_cache(maxsize=8)  # several passes must see one revision, even if the branch moves
 def _loaded(split: HubSplit) -> Any:
     import datasets
 

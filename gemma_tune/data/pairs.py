@@ -1,4 +1,4 @@
-"""Preference pairs as token ids: rendered by our templates, cut, counted, and stored as TRL's trainers take them."""
+"""Preference pairs as token ids: rendered with our templates, cut, counted, and stored for TRL's trainers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Pair:
     """Two answers to one prompt.
 
     Attributes:
-        prompt: Token ids up to where an answer begins, `<bos>` first, [P].
-        chosen: Those of the better answer, its stop token at the end, [C].
-        rejected: Those of the worse one, [R].
+        prompt: Token ids of the prompt, `<bos>` first, [P].
+        chosen: Token ids of the better answer, its stop token last, [C].
+        rejected: Token ids of the worse answer, [R].
     """
 
     prompt: list[int]
@@ -44,17 +44,17 @@ class Pair:
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt and the longer answer."""
+        """Number of tokens of the prompt and the longer answer."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
     def cut(self, max_length: int) -> Pair:
-        """The same within `max_length` tokens: the prompt stays as far as it fits, and answers lose their end."""
+        """The pair cut to `max_length` tokens: answers lose their end, and the prompt too if it alone is longer."""
         left = max(0, max_length - len(self.prompt))
         return Pair(self.prompt[:max_length], self.chosen[:left], self.rejected[:left])
 
     @property
     def sides(self) -> tuple[Rendered, Rendered]:
-        """Both conversations with labels on the answer alone, the chosen one first."""
+        """Both conversations, the chosen one first; only the answers have labels."""
         return _row(self.prompt, self.chosen), _row(self.prompt, self.rejected)
 
 
@@ -63,29 +63,30 @@ def _row(prompt: list[int], answer: list[int]) -> Rendered:
 
 
 def render_pair(record: Record, tokenizer: Any) -> Pair:
-    """A pair as the model sees it, of whatever length.
+    """A pair as the model sees it, not cut.
 
     Raises:
-        BadRow: The record has no rejected answer, the model's chats have no place for something in it, or they write
-            both answers alike.
+        BadRow: The record has no rejected answer, or the chat template can't render it or renders both answers alike.
     """
     if record.messages is None or record.rejected is None:
-        raise BadRow(f"{record.where}: this row is no pair of answers; preferences need chosen and rejected.")
+        raise BadRow(f"{record.where}: this row is not a pair of answers; preferences need chosen and rejected.")
     try:
         prompt = render_prompt(tokenizer, record.prompt, record.tools)
         answers = record.messages[len(record.prompt) :], record.rejected
         rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
-        # With the token that the model stops at, and without what the template writes after it
+        # The stop token belongs to an answer; what the template writes after it doesn't
         chosen, rejected = (row.input_ids[len(prompt) : row.answer_end] for row in rows)
     except (Unrenderable, TemplateError) as error:
         raise BadRow(f"{record.where}: {error}") from error
     if chosen == rejected:
-        raise BadRow(f"{record.where}: the model's template writes chosen and rejected alike; nothing is to prefer.")
+        raise BadRow(
+            f"{record.where}: the chat template renders chosen and rejected alike; there is nothing to prefer."
+        )
     return Pair(prompt, chosen, rejected)
 
 
 class ChosenRows(Sequence[Rendered]):
-    """The chosen conversations of a stored set as rows."""
+    """The chosen conversations of stored pairs, as rows."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -102,12 +103,12 @@ class ChosenRows(Sequence[Rendered]):
 
 @dataclass
 class Pairs(TokenizedRows):
-    """`TokenizedRows` of pairs: `rendered` are the chosen conversations, and tokens are counted of both sides.
+    """`TokenizedRows` of pairs: `rendered` holds the chosen conversations; the tokens of both answers are counted.
 
     Attributes:
         drop_long: Whether pairs longer than max_length are dropped instead of cut: a reward model reads its score at
             the end of the answer.
-        for_reward: `dataset` as the reward trainer takes it: conversations, where DPO has the prompt apart.
+        for_reward: The same pairs for the reward trainer, as whole conversations; for DPO the prompt is a column.
     """
 
     drop_long: bool = False
@@ -160,15 +161,15 @@ def load_pairs(
 ) -> tuple[Pairs, Pairs]:
     """The rendered pairs to train on and those held out (perhaps none).
 
-    Pairs longer than `max_length` keep their prompt, and both answers are cut at their end, as in TRL; those whose
-    answers don't differ within it are dropped.
+    In pairs longer than `max_length` both answers are cut at their end, as in TRL; pairs whose answers don't differ
+    after that are dropped.
 
     Args:
         data: Names the files.
         tokenizer: A fast tokenizer.
-        max_length: Tokens of a prompt and an answer at most.
-        seed: Draws those held out.
-        drop_long: Whether longer pairs are dropped and none is cut.
+        max_length: The largest number of tokens of a prompt and an answer.
+        seed: Seed of the held-out share.
+        drop_long: Whether longer pairs are dropped instead of cut.
 
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
@@ -192,7 +193,7 @@ def load_pairs(
 
 
 def find_pairs(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
-    """Where training pairs stand, by the token ids of either side; as `find_rows`."""
+    """Finds training pairs by the token ids of either conversation, as `find_rows` does."""
 
     def sides(record: Record) -> set[tuple[int, ...]]:
         return {tuple(side.input_ids) for side in render_pair(record, tokenizer).cut(max_length).sides}

@@ -1,8 +1,7 @@
 """The records of the files of a run. Each file is opened, recognised, parsed, checked and hashed once.
 
-The first walk over a file keeps its records on disk, pickled; every later walk, and the rest of one that was left
-early, takes them from there. So the check of the first rows costs the run nothing, and memory doesn't grow with the
-number of rows.
+The first pass over a file stores its records on disk, pickled, and later passes read them from there. A pass that stops
+early, such as the check of the first rows, is continued by the next one. Memory doesn't grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from gemma_tune.user_code import load_function
 
 
 class SourceRecords:
-    """The records of a file or of a split on the Hub, parsed at every walk.
+    """The records of a file or of a Hub split, parsed anew on every pass.
 
     Args:
         source: The file or the split.
         data: How it is read.
-        hashed: Whether the digest of a file that is read to its end is kept for the manifest.
+        hashed: Whether the SHA-256 of a file that is read to its end is remembered for the manifest.
 
     Attributes:
-        format: The format that the source was recognised as (`data=auto`), from the first record on.
+        format: The recognised format (`data=auto`), set before the first record is yielded.
     """
 
     def __init__(self, source: Source, data: DataConfig, hashed: bool = False) -> None:
@@ -75,7 +74,7 @@ class SourceRecords:
 
 
 def _hashed_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The rows of a file; once all are read, the manifest need not read the file for its digest."""
+    """The rows of a file; when all are read, `file_digest` knows the file's digest."""
     version = file_version(path)
     file = HashedFile(path)
     try:
@@ -86,7 +85,7 @@ def _hashed_rows(path: Path) -> Iterator[Row | BadRow]:
 
 
 def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """What a reader of the user's own yields, checked as the records of our formats are."""
+    """The records of a reader of the user's own, checked like those of our formats."""
     for record in load_function(data.format, "data.format")(source, data):
         if isinstance(record, BadRow):
             yield record
@@ -109,12 +108,12 @@ def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 
 class ParsedFile:
-    """The records of a file, and what is wrong with its bad rows, in order; walked over as often as wanted.
+    """The records and bad rows of a file, in order; it can be iterated any number of times, also concurrently.
 
     Args:
         path: The file.
         data: How it is read.
-        kept: Where the records are kept.
+        kept: File to store the records in.
     """
 
     def __init__(self, path: Path, data: DataConfig, kept: Path) -> None:
@@ -123,7 +122,7 @@ class ParsedFile:
         self._end: str | None = None  # why the rest of the file can't be read
         self._kept = kept
         self._out = kept.open("wb")
-        self._size = 0  # bytes that are kept
+        self._size = 0  # bytes stored so far
         self.failed = False
 
     @property
@@ -153,12 +152,12 @@ class ParsedFile:
                     return
 
     def _next(self, unread: Iterator[Record | BadRow]) -> Record | BadRow | None:
-        """Parses one more row and keeps it; None at the end."""
+        """Parses one more row and stores it; None at the end."""
         try:
             row = next(unread, None)
         except BadRow as error:
             self._end, row = str(error), None
-        except BaseException:  # Ctrl-C, too: what was parsed so far is no whole file
+        except BaseException:  # also Ctrl-C: the file is parsed only in part, and starts anew next time
             self.failed = True
             raise
         try:
@@ -180,13 +179,13 @@ class ParsedFile:
         return row
 
     def close(self) -> None:
-        """Deletes what is kept."""
+        """Deletes the stored records."""
         self._out.close()
         self._kept.unlink(missing_ok=True)
 
 
 class _Parsed:
-    """The files that were parsed in this process, by path and configuration."""
+    """The parsed files of this process, by path and configuration."""
 
     def __init__(self) -> None:
         self._files: dict[tuple[Path, str], tuple[object, ParsedFile]] = {}
@@ -194,10 +193,10 @@ class _Parsed:
         self._count = 0
 
     def file(self, path: Path, data: DataConfig) -> ParsedFile | SourceRecords:
-        """The file's records: those at hand, as long as neither the file nor the reader of it has changed."""
+        """The records of a file, parsed again only if the file or the user's reader has changed."""
         reader = resolve(data.format.rpartition(":")[0]) if ":" in data.format else path
         key, version = (path.absolute(), repr(data)), (file_version(path), file_version(reader), str(path))
-        if version[0] is None:  # the reader of the user's own knows what it is; ours say that they can't open it
+        if version[0] is None:  # no such file: our formats report it, and a user's reader may know what the name means
             return SourceRecords(path, data)
         known, found = self._files.get(key, (None, None))
         if found is None or known != version or found.failed:
@@ -228,10 +227,10 @@ forget_parsed = _PARSED.clear
 
 
 def records_of(source: Source, data: DataConfig, streamed: bool = False) -> SourceRecords | ParsedFile:
-    """The records of a source: a file is parsed once, and a split on the Hub at every walk, as is a streamed file.
+    """The records of a source. A file is parsed once; a streamed file and a Hub split are parsed on every pass.
 
     Raises:
-        UserError: There is no room to keep them.
+        UserError: The disk has no room for the records.
     """
     if isinstance(source, Path) and not streamed:
         return _PARSED.file(source, data)

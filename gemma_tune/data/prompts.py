@@ -1,4 +1,4 @@
-"""What `recipe=chat` answers: one prompt, or a file of them. Imports no torch."""
+"""Reads what `recipe=chat` answers: one prompt, or a file of prompts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gemma_tune.run.paths import resolve
 
 
 def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
-    """What a person wrote, as a message.
+    """A text that the user typed, as a message.
 
     Raises:
-        BadRow: It holds tokens that the template writes itself, or bytes that are no text.
+        BadRow: It contains control tokens of the chat template, or bytes that aren't UTF-8.
     """
     try:
         text.encode()
@@ -59,7 +59,7 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
 
 
 def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """A row's messages up to where the model answers."""
+    """The messages of a row, without a last answer."""
     if "messages" not in row:
         if "prompt" not in row:
             raise BadRow(f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}.")
@@ -104,10 +104,10 @@ def _file(chat: ChatConfig) -> list[Record]:
 
 
 def opening(chat: ChatConfig) -> list[dict[str, Any]]:
-    """What stands before the first turn: `chat.system`, where it is set.
+    """The messages before the first turn: `chat.system`, if it is set.
 
     Raises:
-        UserError: It holds tokens that the template writes itself.
+        UserError: It contains control tokens of the chat template.
     """
     try:
         return [user_message(chat.system, "chat.system", "system")] if chat.system else []
@@ -116,12 +116,12 @@ def opening(chat: ChatConfig) -> list[dict[str, Any]]:
 
 
 def read_chat_prompts(chat: ChatConfig) -> list[Record]:
-    """The conversations to answer, each up to where the model answers; none when one talks in the terminal.
+    """The conversations to answer; none if the user chats in the terminal.
 
-    `chat.system` and `chat.tools_file` are added where a row has none of its own.
+    `chat.system` and `chat.tools_file` are added to rows that have no system text or tools of their own.
 
     Raises:
-        UserError: A bad row (file and line), no rows at all, or tools that are none.
+        UserError: A bad row (file and line), no rows at all, or tools in a wrong format.
     """
     system, tools = opening(chat), read_tools(chat)
     try:
@@ -143,14 +143,14 @@ def read_chat_prompts(chat: ChatConfig) -> list[Record]:
 
 
 def check_prompts(chat: ChatConfig, must_talk: bool) -> None:
-    """Reads what is asked: mistakes in it show before torch is imported.
+    """Reads the prompts, so that mistakes in them are reported before torch is imported.
 
     Args:
         chat: The configuration.
-        must_talk: Whether somebody must sit at a terminal where the configuration asks nothing.
+        must_talk: Whether a terminal is needed if the configuration names no prompt.
 
     Raises:
-        UserError: As `read_chat_prompts`; or there is nothing to answer, and nobody to ask for it.
+        UserError: As `read_chat_prompts`; or there is neither a prompt nor a terminal.
     """
     read_chat_prompts(chat)
     asks = chat.prompt is not None or chat.prompts_file is not None

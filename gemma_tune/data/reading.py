@@ -1,4 +1,4 @@
-"""The rows of a configuration as records: which files, how they are mixed, what is done with bad rows."""
+"""Reads the rows of a configuration as records: finds the files, mixes them, and handles bad rows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FIRST = 200
 
 @dataclass
 class SplitReader:
-    """The rows of one part, to be read as often as wanted: those to train on, those held out, or those of a test.
+    """The rows of one split (training, held-out or a test set); they can be read any number of times.
 
     Attributes:
         data: The configuration.
-        names: What is read, by its key: a file, a folder, a glob, or a split of `data.dataset_name`.
-        limit: Rows at most.
+        names: What is read, by configuration key: a file, a folder, a glob, or a split of `data.dataset_name`.
+        limit: The largest number of rows.
         formats: The format that each file was recognised as (`data=auto`), by its name.
         skipped: What is wrong with each row that was left out (`data.on_bad_row=skip`), in the order read.
     """
@@ -54,7 +54,7 @@ class SplitReader:
         return islice(rows, self.limit)
 
     def sources(self) -> list[Source]:
-        """Every file or split, in the order they are read where sets aren't mixed."""
+        """Every file or Hub split, in reading order."""
         return [source for key, name in self.names.items() for source in self._sources(key, name)]
 
     def _sources(self, key: str, name: str) -> Sequence[Source]:
@@ -113,7 +113,7 @@ def validation(data: DataConfig) -> SplitReader | None:
 
 
 def tests(data: DataConfig) -> dict[str, SplitReader]:
-    """The rows of each of `data.test_files`, by its name; a bad one is never skipped, as figures are over all rows."""
+    """The rows of each of `data.test_files`, by name; bad rows are never skipped, since metrics cover all rows."""
     data = replace(data, on_bad_row="error")
     return {
         name: SplitReader(data, {f"data.test_files.{name}": file}) for name, file in data.test_files.items() if file
@@ -135,10 +135,10 @@ def _paths(parts: Sequence[SplitReader]) -> list[Path]:
 
 
 def answered(part: SplitReader, record: Record) -> Record:
-    """The test row.
+    """The test row itself.
 
     Raises:
-        UserError: It is running text.
+        UserError: It is running text, which has no answer to compare with.
     """
     if record.messages is None:
         raise UserError(f"{part}: {record.where} is running text, and there is no answer in it to compare with.")
@@ -148,7 +148,8 @@ def answered(part: SplitReader, record: Record) -> Record:
 def check_first_rows(data: DataConfig) -> None:
     """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
 
-    A run begins with it, and goes on from what it has read; what earlier runs of this process have read is forgotten.
+    Every run begins here: the rows read are reused later in the run, and those of earlier runs in this process are
+    forgotten.
 
     Raises:
         UserError: A bad row (file and line), or no rows at all.

@@ -1,4 +1,4 @@
-"""What every data adapter yields, and the checks that every row passes."""
+"""The record that every data format yields, and the checks that every row passes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 CONTROL_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 ROLES = ("system", "user", "assistant", "tool")
-# What newer OpenAI models, and FunctionGemma, call the system's role.
+# The system role's name in newer OpenAI models and in FunctionGemma.
 _SYSTEM_TOO = "developer"
-# How servers call what a model thought before it spoke.
+# Field names that servers use for a model's thinking.
 _THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -26,8 +26,8 @@ class Record:
         rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
         where: File and line, for messages to the user.
         thinking: Whether the prompt asks the model to think.
-        unanswered: Whether all of the conversation is the prompt, earlier answers in it, too.
-        row: The row as it stood in the file, where a format of ours read it; rewards look at it.
+        unanswered: Whether the whole conversation is the prompt, earlier answers included.
+        row: The original row of the file, which rewards may read; a reader of the user's own may leave it empty.
     """
 
     where: str
@@ -67,7 +67,7 @@ class Record:
 
     @property
     def wanted(self) -> dict[str, Any] | None:
-        """The conversation's last answer, a message; None where there is none."""
+        """The last answer of the conversation as a message (the reference answer), or None."""
         messages, last = self.messages or [], len(self.prompt)
         return messages[last] if last < len(messages) else None
 
@@ -83,7 +83,7 @@ class BadRow(ValueError):
 
 
 def _refuse_control_tokens(text: Any, tokens: tuple[str, ...], where: str) -> None:
-    """Written in a row they would become the tokens themselves: a second <bos>, or a turn that nobody took."""
+    """In a row's text they would become real control tokens: a second <bos>, or a forged turn."""
     found = [t for t in tokens if isinstance(text, str) and t in text]
     if found:
         raise BadRow(f"{where}: the text holds {', '.join(found)}, which the template writes itself; take it out.")
@@ -112,10 +112,10 @@ def _is_blank(content: Any) -> bool:
 
 
 def parsed(value: Any, where: str, what: str) -> Any:
-    """The same, or what it holds where it is a text with JSON, as in a cell of a table.
+    """Parses a value that is a JSON text, as in the cell of a table; any other value is returned as it is.
 
     Raises:
-        BadRow: A text that is no JSON; the message calls it `what`.
+        BadRow: The text isn't JSON; the message calls it `what`.
     """
     try:
         return json.loads(value) if isinstance(value, str) else value
@@ -142,14 +142,14 @@ def _by_id(calls: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _answered(result: dict[str, Any], called: dict[str, str]) -> str | None:
-    """The function whose result this is, where the row says it: by the call's id, or by name."""
+    """Name of the function whose result this is, by the call's id or its own name; None if the row doesn't say."""
     by_id, name = result.get("tool_call_id"), result.get("name")
     found = called.get(by_id) if isinstance(by_id, str) else None
     return found or (name if isinstance(name, str) else None)
 
 
 def _results(message: Any) -> list[Any]:
-    """The message; results in Google's form, `{"name", "response"}` or a list of them, as one message each."""
+    """The message; results in Google's format, `{"name", "response"}` or a list of them, become one message each."""
     if not isinstance(message, dict) or message.get("role") != "tool":
         return [message]
     content = message.get("content")
@@ -173,10 +173,9 @@ def _thinking(message: dict[str, Any], where: str) -> str | None:
 
 
 def checked_messages(messages: Any, where: str, answered: bool = True) -> list[dict[str, Any]]:
-    """The conversation with every message checked, call arguments as mappings, results named where the row names them.
+    """Checks every message; call arguments become mappings, and results get the names that the row gives them.
 
-    The role `developer` is `system` under another name. Thinking is kept as `reasoning_content`. A tool's result is a
-    text, or a mapping as it came.
+    The role `developer` becomes `system`, and thinking `reasoning_content`. A tool's result stays a text or a mapping.
 
     Args:
         messages: The conversation as it was read.
@@ -240,10 +239,10 @@ def _check_order(roles: list[str], where: str) -> None:
 
 
 def checked_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
-    """The tools as a list of function schemas, or None where there are none.
+    """Checks the tools: a list of function schemas, or None without tools.
 
     Raises:
-        BadRow: Not in the OpenAI form.
+        BadRow: Not in the OpenAI format.
     """
     tools = parsed(tools, where, "tools") if tools else None
     if not tools:

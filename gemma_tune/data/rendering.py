@@ -22,10 +22,10 @@ class Sided(Protocol):
 
 
 def render_record(record: Record, tokenizer: Any) -> Rendered:
-    """A row as the model sees it, of whatever length.
+    """A row as the model sees it, not cut.
 
     Raises:
-        BadRow: The model's chat template has no place for something in it.
+        BadRow: The chat template can't render something in it.
     """
     if record.messages is None:
         return render_text(tokenizer, record.text or "")

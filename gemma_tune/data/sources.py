@@ -1,4 +1,4 @@
-"""Where rows come from, and how a format walks over them."""
+"""Sources of rows, and the helpers with which formats read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tune.data.records import BadRow, Record
 
 
 class RowSource(Protocol):
-    """Rows that are in no file of their own, as those of a data set on the Hub."""
+    """Rows that don't come from a file of their own, such as a split of a Hub data set."""
 
     def rows(self) -> Iterator[Row | BadRow]:
         """The rows in their order."""
@@ -21,7 +21,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class OpenRows:
-    """Rows that are being read already, as the source of a format; to be walked over once."""
+    """Rows of a source that is open already; they can be iterated once."""
 
     given: Iterator[Row | BadRow]
 
@@ -34,12 +34,12 @@ Source = Path | RowSource
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:
-    """Every row of a file or of a split, or what is wrong with it."""
+    """The rows of a file or of a split, and a BadRow for each that can't be read."""
     return read_file(source) if isinstance(source, Path) else source.rows()
 
 
 def map_rows(source: Source, record: Callable[[str, dict[str, Any]], Record]) -> Iterator[Record | BadRow]:
-    """A record for each row, made by `record(where, row)`; what is wrong with a row is given in its place."""
+    """Yields `record(where, row)` for each row, and a BadRow for each row that can't be used."""
     for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
@@ -53,10 +53,10 @@ def map_rows(source: Source, record: Callable[[str, dict[str, Any]], Record]) ->
 
 
 def field(row: dict[str, Any], name: str, where: str, fix: str = "") -> Any:
-    """A field that must be there.
+    """A required field of a row.
 
     Raises:
-        BadRow: It isn't; the message lists the fields that are, and ends with `fix`.
+        BadRow: It is missing; the message lists the fields that exist, and ends with `fix`.
     """
     if name not in row:
         raise BadRow(f"{where}: there is no field {name!r}; found: {', '.join(row) or 'none'}.{fix and ' ' + fix}")
@@ -64,7 +64,7 @@ def field(row: dict[str, Any], name: str, where: str, fix: str = "") -> Any:
 
 
 def text_field(row: dict[str, Any], name: str, where: str, key: str = "") -> str:
-    """A field that must be a text with something in it; `key` of the configuration maps it, if there is one."""
+    """A required field that holds a non-blank text; `key` is the configuration key that names the field, if any."""
     value, said = field(row, name, where, f"Set {key}." if key else ""), f" ({key})" if key else ""
     if not isinstance(value, str):
         raise BadRow(f"{where}: the field {name!r} is {type(value).__name__}, not a text{said}.")

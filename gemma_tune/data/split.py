@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out, and which stand twice: found out before one of them is rendered."""
+"""Splits the rows into those to train on and those held out, and finds duplicates, before any row is rendered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 
 def digest(record: Record, seed: int = 0) -> int:
-    """64 bits that equal rows share, whatever the order of their fields and the blanks around their texts."""
+    """A 64-bit digest of a row that ignores the order of fields and blanks around texts."""
     said = [_trimmed(record.messages), (record.text or "").strip(), record.tools]
     if record.rejected is not None:
         said.append(_trimmed(record.rejected))
@@ -37,14 +37,14 @@ def _trimmed(messages: list[dict[str, Any]] | None) -> Any:
 
 
 def _digests(part: SplitReader, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The digest of every row, and a hash of where it stands, [N] each."""
+    """The digest of every row, and a hash of its file and line, [N] each."""
     bar = tqdm(part, desc=f"read {part}"[:40], unit=" rows", disable=None, leave=False)
     found = np.fromiter(((digest(r, seed), hash(r.where)) for r in bar), dtype=[("row", "u8"), ("where", "i8")])
     return found["row"], found["where"]
 
 
 def _seen(values: NDArray[Any]) -> Mask:
-    """Those that are equal to an earlier one, [N]."""
+    """Whether each value equals an earlier one, [N]."""
     order = np.argsort(values, kind="stable")
     seen = np.zeros(len(values), dtype=np.bool_)
     seen[order[1:]] = values[order[1:]] == values[order[:-1]]
@@ -53,17 +53,17 @@ def _seen(values: NDArray[Any]) -> Mask:
 
 @dataclass(frozen=True)
 class TrainHeldOut:
-    """The rows of a run, each read from its file when it is asked for.
+    """The rows of a run, split in two; each row is read when it is asked for.
 
     Attributes:
         part: All rows that may be trained on, N.
         others: The rows of `data.validation_file`, if there is one.
-        drawn: Those of `part` that are held out, [N]: the share with the smallest digests, so that equal rows stay
-            together and a row's side doesn't hang on where it stands in its file.
-        begun_again: Those of `part` that were given before, as their set is read once more (all_exhausted), [N].
-        repeated: Those to train on that are equal to an earlier row, [N].
-        leaked: Those to train on that stand among the held-out or the test rows, too, [N].
-        limit: Held-out rows at most.
+        drawn: Whether each row of `part` is held out, [N]: the share with the smallest digests, so that equal rows stay
+            together and the split doesn't depend on the order of the file.
+        begun_again: Whether each row of `part` was read before, since its set was restarted (all_exhausted), [N].
+        repeated: Whether each row is to be trained on and equals an earlier row, [N].
+        leaked: Whether each row is to be trained on and is also in the held-out or test set, [N].
+        limit: The largest number of held-out rows.
         said_again: `file:line` of the repeated rows, once `train` has been read.
         said_elsewhere: The same for the leaked ones.
     """

@@ -1,4 +1,4 @@
-"""Rendered rows on disk: their number doesn't show in memory."""
+"""Rendered rows in a memory-mapped Arrow file, so that memory doesn't grow with their number."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("in
 
 
 class ArrowRows(Sequence[Rendered]):
-    """Rendered rows in an Arrow file, of which the operating system keeps in memory what is in use.
+    """Rendered rows in a memory-mapped Arrow file.
 
     Attributes:
-        dataset: The same as a data set with `input_ids` and `labels`.
+        dataset: The same rows as a data set with the columns `input_ids` and `labels`.
     """
 
     def __init__(self, rows: Iterable[Rendered]) -> None:

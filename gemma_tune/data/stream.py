@@ -17,18 +17,18 @@ from gemma_tune.data.storage import FEATURES
 from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 
-_FIRST = 200  # rows that are looked at beforehand, for what the model's vocabulary must hold
+_FIRST = 200  # rows that are rendered before training, to check their token ids against the vocabulary
 
 
 def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
-    """The rows to train on as a stream, and those held out, which are read before.
+    """The rows to train on as a stream, and those held out, which are read before training.
 
-    The share held out is that of the rows whose digest is small; each row's side hangs on the row alone. Rows that
-    stand twice are not looked for.
+    The held-out share is the rows with the smallest digests, so whether a row is held out depends on that row alone.
+    Duplicates are not looked for.
 
     Returns:
-        Rows to train on, of which `rendered` and `records` are the first ones and the counts those of what was read so
-        far, again and again; and the rows held out.
+        The rows to train on, of which `rendered` and `records` hold the first ones, while the counts follow the current
+        pass over the files; and the rows held out.
 
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
@@ -66,7 +66,7 @@ def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) ->
 
 
 def _once(records: Iterator[Record]) -> Iterator[Record]:
-    """Each row once, where a set that is mixed is begun again."""
+    """Each row once, even where a mixed set is restarted."""
     seen: set[str] = set()
     for record in records:
         if record.where not in seen:

@@ -1,4 +1,4 @@
-"""From the configuration's files to rendered rows: read, split, render, count."""
+"""From the files of the configuration to tokenized rows: read, split, render, count."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ R = TypeVar("R", bound="TokenizedRows")
 
 @dataclass
 class TokenizedRows:
-    """Rendered rows and what became of the rows read.
+    """Rows as token ids and labels, and what became of each row that was read.
 
     Attributes:
-        records: The first `KEPT` rows that are used, as read.
+        records: The first `KEPT` records that are used, as read.
         rendered: All rows that are used, as token ids and labels.
-        read: Rows read, each answer apart where a form wants that; those skipped as bad are not among them.
+        read: Rows read; where each answer needs a prompt of its own, each counts. Rows skipped as bad don't count.
         cut: Rows longer than max_length, of which only the beginning is used.
-        dropped: `file:line` of the rows of which cutting left no trained token.
+        dropped: `file:line` of the rows that have no trained token left after cutting.
         skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
-        skip_refused: Whether rows that the model's chats have no place for are left out, too, or end the run.
+        skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
         refused: What is wrong with each of those.
         formats: The format that each file was recognised as, by its name (`data=auto`).
-        repeated: `file:line` of the rows that are equal to an earlier one; None where they aren't looked for.
-        leaked: `file:line` of the training rows that stand among the held-out or test rows, too; or None.
-        tokens: Tokens of the rows used, after cutting.
-        trained_tokens: Those that the loss counts.
-        longest: Tokens of the longest row.
-        dataset: The same as `rendered`, as the trainer takes it; a stream where `data.streaming` is set.
+        repeated: `file:line` of the rows that equal an earlier one; None where duplicates aren't looked for.
+        leaked: `file:line` of the training rows that are also in the held-out or test set; or None.
+        tokens: Number of tokens of the rows used, after cutting.
+        trained_tokens: Number of those that the loss counts.
+        longest: Number of tokens of the longest row.
+        dataset: The same rows as the trainer takes them; a stream where `data.streaming` is set.
         ids: The token ids that occur.
         trained_ids: Those that occur where the loss counts.
     """
@@ -77,11 +77,11 @@ class TokenizedRows:
 
     @property
     def why_dropped(self) -> str:
-        """What is said of the rows that were dropped."""
+        """Why rows were dropped, for the notes."""
         return "rows have no trained token within train.max_length and were dropped"
 
     def read_by(self, part: reading.SplitReader | None) -> None:
-        """Notes which formats and bad rows the reader of these rows has met, and will meet."""
+        """Takes over the formats and the bad rows of the reader of these rows, which grow while it reads."""
         if part is not None:
             self.skipped, self.formats = part.skipped, part.formats
 
@@ -90,7 +90,7 @@ class TokenizedRows:
         return [*self.skipped, *self.refused]
 
     def begin(self) -> None:
-        """Counts from nothing."""
+        """Resets the counts."""
         self.read = self.cut = self.tokens = self.trained_tokens = self.longest = 0
         self.records, self.dropped = [], []
 
@@ -106,12 +106,12 @@ class TokenizedRows:
     def keep(
         self, records: Iterable[Record], render: Callable[[Record], T], fit: Callable[[T], tuple[T | None, bool]]
     ) -> Iterator[T]:
-        """The one walk from records to what is trained on; counts what becomes of each.
+        """Renders records and fits them into the length; counts what becomes of each.
 
         Args:
             records: As read.
             render: Renders a record; one that raises BadRow is left out (`skip_refused`), or ends the reading.
-            fit: What of it fits into the length, or None where nothing is left; and whether it was cut.
+            fit: Gives the part that fits into the length, or None where nothing is left; and whether it was cut.
 
         Raises:
             UserError: A record that can't be rendered, unless such records are left out.
@@ -134,7 +134,7 @@ class TokenizedRows:
             yield row
 
     def add(self, record: Record, *rows: Rendered) -> None:
-        """Counts what is used of a record."""
+        """Counts a record that is used, and its rows."""
         if len(self.records) < KEPT:
             self.records.append(record)
         for row in rows:
@@ -145,7 +145,7 @@ class TokenizedRows:
             self.trained_ids.update(i for i in row.labels if i >= 0)
 
     def counts(self) -> dict[str, int]:
-        """Rows and tokens, as the report gives them. Tokens are those of the rows used, after cutting."""
+        """Numbers of rows and tokens for the report; tokens are counted after cutting."""
         looked_for = {"rows_repeated": self.repeated, "rows_leaked": self.leaked}
         return {
             "rows_read": self.read,
@@ -160,7 +160,7 @@ class TokenizedRows:
         }
 
     def notes(self, name: str) -> list[str]:
-        """What a person should know of these rows, a line each; `name` is what they are called."""
+        """What the user should know about these rows, one line each; `name` says which rows they are."""
         found = []
         for kind, number in Counter(self.formats.values()).items():
             first = next(file for file, its in self.formats.items() if its == kind)
@@ -179,7 +179,7 @@ class TokenizedRows:
 
 
 def notes_of(train: TokenizedRows, held_out: TokenizedRows) -> list[str]:
-    """What a person should know of the rows of a run, a line each."""
+    """What the user should know about the rows of a run, one line each."""
     return [*train.notes("training rows"), *held_out.notes("held-out rows")]
 
 
@@ -191,9 +191,9 @@ def render_rows(
     Args:
         records: Rows as read.
         tokenizer: A fast tokenizer.
-        max_length: Tokens of a row at most.
-        name: What the rows are, for the progress bar and the message.
-        skip_refused: Whether rows that the model's chats have no place for are left out, or end the run.
+        max_length: The largest number of tokens in a row.
+        name: Which rows these are, for the progress bar and the message.
+        skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
 
     Raises:
         UserError: No row is left.
@@ -226,7 +226,7 @@ def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> t
 
 
 def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
-    """Both, with what was noticed while they were read."""
+    """Adds to both what the split has found: formats, bad rows, duplicates and leaked rows."""
     train.read_by(split.part)
     held_out.read_by(split.others)
     train.repeated, train.leaked = split.said_again, split.said_elsewhere
@@ -234,7 +234,7 @@ def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
 
 
 def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> TokenizedRows:
-    """The rendered rows held out, perhaps none; those to train on are read only where a share of them is held out.
+    """The rendered held-out rows, perhaps none; training rows are read only where a share of them is held out.
 
     Raises:
         UserError: As `load_rows`.
@@ -250,16 +250,16 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
 
 
 def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
-    """Where training rows stand, by their token ids: the files are read and rendered once more, up to the last one.
+    """Finds training rows by their token ids; rows are rendered again until all are found.
 
     Args:
         data: Names the files.
         tokenizer: A fast tokenizer.
-        max_length: Tokens of a row at most.
+        max_length: The largest number of tokens in a row.
         wanted: Rows as token ids.
 
     Returns:
-        `file:line` of each that is found, once for rows that are equal.
+        `file:line` of each that is found; of equal rows only the first.
     """
     records = split_answers(reading.training(data), tokenizer)
     return find_records(records, lambda r: {tuple(render_record(r, tokenizer).input_ids[:max_length])}, wanted)
@@ -268,11 +268,11 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
 def read_training_prompts(
     data: DataConfig, tests: Mapping[str, Sequence[Record]]
 ) -> tuple[Sequence[Record], TokenizedRows]:
-    """The rows that a model trained with rewards is asked: those to train on, all of them, unrendered.
+    """The prompts of training with rewards: all rows to train on, not rendered.
 
     Args:
         data: Names the files, or a generator of tasks.
-        tests: The test rows; prompts that stand among them, too, are noted as leaked.
+        tests: The test rows; prompts that are also among them are counted as leaked.
 
     Returns:
         The rows, and what became of them.

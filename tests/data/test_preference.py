@@ -106,7 +106,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -
 
 def test_rows_that_are_no_pairs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     file = write(tmp_path / "chats.jsonl", {"messages": turn("Why?", "So.")})
-    with pytest.raises(UserError, match=rf"^{file}:1: this row is no pair"):
+    with pytest.raises(UserError, match=rf"^{file}:1: this row is not a pair"):
         load_pairs(DataConfig(train_file=file), tokenizer, 64, seed=0)
 
 

@@ -117,6 +117,6 @@ def test_dry_run_reads_the_pairs(pairs: list[str], tmp_path: Path, capsys: pytes
 
 
 def test_rows_that_are_no_pairs_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sample/train\.jsonl:1: this row is no pair of answers"):
+    with pytest.raises(UserError, match=r"sample/train\.jsonl:1: this row is not a pair of answers"):
         short_run("dpo", tmp_path / "run", "data=sample", "eval.evaluators=[preference]")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""`data=alpaca`: an instruction, perhaps an input to it, and the output. The form of Stanford Alpaca's data."""
+"""`data=alpaca`: instruction, optional input, and output, as in Stanford Alpaca's data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have."""
+    """Required fields."""
     return ("instruction", "output")
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one conversation a row: instruction and input, an empty line between them, are the user's turn.
+    """Yields one conversation per row; instruction and input form the user's turn, separated by an empty line.
 
-    `system`, and earlier turns as pairs in `history`, may stand beside (LLaMA-Factory's fields).
+    `system`, and earlier turns as pairs in `history`, are optional (LLaMA-Factory's fields).
     """
 
     def record(where: str, row: dict[str, Any]) -> Record:

@@ -1,4 +1,4 @@
-"""`data=auto`: the format is recognised by the fields of a file's first row."""
+"""`data=auto`: recognises the format by the fields of a file's first row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_tune.config.data import RECOGNISED
 from gemma_tune.data.files import Row
 from gemma_tune.data.records import BadRow
 
-# Pairs of a question's and an answer's field that are seen often, for the message.
+# Common field names of a question and its answer, for the message.
 _PAIRS = [
     ("prompt", "answer"), ("prompt", "solution"), ("prompt", "ground_truth"), ("problem", "solution"),
     ("problem", "answer"), ("question", "answer"), ("instruction", "response"), ("query", "response"),
@@ -21,16 +21,14 @@ _PAIRS = [
 
 
 def recognise_format(rows: Iterator[Row | BadRow], data: DataConfig) -> tuple[str | None, Iterator[Row | BadRow]]:
-    """The name of the format of the first row that has the fields of one; None where no row has.
-
-    Unless bad rows are skipped it is the first row that decides.
+    """The format whose fields the first row has, or None; where bad rows are skipped, the first row that fits one.
 
     Args:
         rows: All rows of a source.
-        data: Which fields have another name, and what is done with bad rows.
+        data: Names of fields, and what happens to bad rows.
 
     Returns:
-        The name, and all rows again.
+        The format's name, and all rows from the first on.
     """
     looked_at = []
     for row in rows:
@@ -46,7 +44,7 @@ def recognise_format(rows: Iterator[Row | BadRow], data: DataConfig) -> tuple[st
 
 
 def refuse_rows(rows: Iterable[Row | BadRow]) -> Iterator[BadRow]:
-    """What is wrong with each row of a file whose format isn't known; it says what to set."""
+    """A BadRow for each row of a file whose format isn't recognised; it says what to set."""
     for row in rows:
         if isinstance(row, BadRow):
             yield row

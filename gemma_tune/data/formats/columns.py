@@ -1,4 +1,4 @@
-"""`data=columns`: one prompt and one answer a row, in fields of any name."""
+"""`data=columns`: one prompt and one answer per row, in fields of any name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have; nothing as long as the columns aren't named."""
+    """Required fields; none as long as the columns aren't named."""
     if data.prompts_only and data.prompt_column and not data.completion_column:
         return (data.prompt_column,)
     return (data.prompt_column, data.completion_column) if data.prompt_column and data.completion_column else ()
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one conversation a row: of one turn, or of messages with the answer behind them."""
-    assert data.prompt_column  # `strict` has asked for it
+    """Yields one conversation per row: a prompt, or messages, followed by the answer."""
+    assert data.prompt_column  # `validation` requires it
     keys = {"system": data.system_column, "user": data.prompt_column, "assistant": data.completion_column}
     names = {"system": "data.system_column", "user": "data.prompt_column", "assistant": "data.completion_column"}
 
@@ -38,5 +38,5 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a prompt is a list of messages, perhaps as the text in a table's cell."""
+    """Whether a prompt is a list of messages, or such a list as text in a table's cell."""
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))

@@ -1,4 +1,4 @@
-"""`data=reasoning_gym`: tasks that a generator makes without end, each by its number, always the same."""
+"""`data=reasoning_gym`: an endless supply of generated tasks; each number always gives the same task."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
 from gemma_tune.validation.suggest import did_you_mean
 
-_ENDLESS = 2**20  # tasks that are numbered; a run that takes so many steps begins again
+_ENDLESS = 2**20  # tasks; a run that uses them all starts again with the first
 _HELD_OUT = 200
-_APART = 500_000_009  # between the seeds of the tasks trained on and of those held out
-_OTHERS, _TRIES = 7_000_003, 20  # between those of a task and of what stands in its place; and how often
+_APART = 500_000_009  # between the seeds of the training tasks and of the held-out tasks
+_OTHERS, _TRIES = 7_000_003, 20  # between the seeds of a task and of its replacement; and replacements tried
 
 
 class GymTasks(Sequence[Record]):
-    """The tasks of a generator, made when they are asked for.
+    """The tasks of a generator, each generated when it is asked for.
 
     Args:
         data: `generator`, and its difficulty in `generator_options`.
-        seed: The first task's seed; that of the task N is `seed + N`.
-        count: How many.
-        without: Questions that must not be among them; others of other seeds stand in their places.
+        seed: Seed of the first task; task N has the seed `seed + N`.
+        count: Number of tasks.
+        without: Questions to exclude; tasks of other seeds replace them.
 
     Raises:
-        UserError: There is no such generator, or it refuses an option.
+        UserError: There is no such generator, or it rejects an option.
     """
 
     def __init__(self, data: DataConfig, seed: int, count: int, without: Collection[str] = ()) -> None:
@@ -84,11 +84,11 @@ class GymTasks(Sequence[Record]):
 
 
 def training_tasks(data: DataConfig) -> GymTasks:
-    """The tasks to train on: as many as `data.max_train_samples`, or without end; none of those held out."""
+    """The training tasks: `data.max_train_samples` of them, or an endless supply; none is also held out."""
     held_out = {record.prompt[0]["content"] for record in held_out_tasks(data)}
     return GymTasks(data, data.generator_seed, data.max_train_samples or _ENDLESS, held_out)
 
 
 def held_out_tasks(data: DataConfig) -> list[Record]:
-    """The tasks held out: `data.max_eval_samples`, or 200, of other seeds."""
+    """The held-out tasks: `data.max_eval_samples` (default 200), with other seeds than the training tasks."""
     return list(GymTasks(data, data.generator_seed + _APART, data.max_eval_samples or _HELD_OUT))

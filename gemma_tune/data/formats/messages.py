@@ -1,4 +1,4 @@
-"""`data=messages`: conversations in the OpenAI form, with tools."""
+"""`data=messages`: conversations in the OpenAI format, with tools."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ELSE = (
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have."""
+    """Required fields."""
     return (data.messages_column,)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one record a row."""
+    """Yields one record per row."""
 
     def record(where: str, row: dict[str, Any]) -> Record:
         given = field(row, data.messages_column, where, _ELSE)

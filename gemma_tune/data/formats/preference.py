@@ -1,4 +1,4 @@
-"""`data=preference`: an answer and a worse one to the same prompt, TRL's `prompt`, `chosen` and `rejected`."""
+"""`data=preference`: a better and a worse answer to one prompt; TRL's `prompt`, `chosen` and `rejected`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Messages = list[dict[str, Any]]
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have; `prompt` may stand in the two conversations instead."""
+    """Required fields; the prompt may also be the beginning of both conversations."""
     return ("chosen", "rejected")
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one pair a row: texts, or lists of messages, of which the prompt may be the beginning.
+    """Yields one pair per row: texts, or lists of messages that may begin with the prompt.
 
-    Only the last answer is trained on or compared; answers in the prompt are history.
+    Only the last answer is trained on; earlier answers are history.
     """
 
     def record(where: str, row: dict[str, Any]) -> Record:
@@ -34,7 +34,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 
 def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str, Any]] | None) -> Record:
-    """The record of two conversations that part at their last message.
+    """The record of two conversations that differ in their last message.
 
     Args:
         where: File and line.
@@ -43,7 +43,7 @@ def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str,
         tools: Function schemas in the OpenAI form, or None.
 
     Raises:
-        BadRow: No conversations, another prompt, not one answer each, or the same answer.
+        BadRow: Not two conversations, different prompts, not one answer each, or equal answers.
     """
     sides = {}
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
@@ -63,7 +63,7 @@ def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str,
             f"{where}: chosen and rejected part at message {apart + 1} already; they must have the same prompt, and "
             "one answer each after it."
         )
-    if _said(ours[-1]) == _said(theirs[-1]):
+    if _answer(ours[-1]) == _answer(theirs[-1]):
         raise BadRow(f"{where}: chosen and rejected are the same answer; there is nothing to prefer.")
     return Record(where, messages=ours, tools=tools, rejected=theirs[-1:])
 
@@ -72,8 +72,8 @@ def _history(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "weight": 0} if message["role"] == "assistant" else message
 
 
-def _said(message: dict[str, Any]) -> dict[str, Any]:
-    """What counts of an answer: blanks around a text don't, nor does a weight."""
+def _answer(message: dict[str, Any]) -> dict[str, Any]:
+    """An answer for comparison: without blanks around its text and without its weight."""
     found = {k: v.strip() if isinstance(v, str) else v for k, v in message.items() if k != "weight"}
     if isinstance(found["content"], list):
         found["content"] = "".join(part["text"] for part in found["content"]).strip()
@@ -81,7 +81,7 @@ def _said(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conversation(row: dict[str, Any], name: str, prompt: Messages, where: str) -> Messages:
-    """One side, its prompt included."""
+    """One conversation, its prompt included."""
     side = as_messages(field(row, name, where), "assistant", name, where)
     if side[0].get("role") == "assistant":
         if not prompt:
@@ -90,7 +90,7 @@ def _conversation(row: dict[str, Any], name: str, prompt: Messages, where: str) 
                 "sides as lists of messages that begin with it."
             )
         return [*prompt, *side]
-    # The prompt stands in it, perhaps beside a field of its own, as in UltraFeedback
+    # It begins with the prompt, which may also have a field of its own, as in UltraFeedback
     if prompt and prompt[-1].get("content") not in [m.get("content") for m in side[:-1]]:
         raise BadRow(f"{where}: {name} is a conversation of its own, and what the field 'prompt' asks isn't in it.")
     return side

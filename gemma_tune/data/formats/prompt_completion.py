@@ -12,14 +12,14 @@ from gemma_tune.data.sources import Source, field, map_rows
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have."""
+    """Required fields."""
     return ("prompt",) if data.prompts_only else ("prompt", "completion")
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one conversation a row; answers in the prompt are not trained on, as in TRL.
+    """Yields one conversation per row; answers in the prompt are not trained on, as in TRL.
 
-    Texts are the user's turn and the answer.
+    A text is one turn: the user's or the assistant's.
     """
 
     def record(where: str, row: dict[str, Any]) -> Record:
@@ -35,7 +35,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 
 def as_messages(value: Any, role: str, name: str, where: str) -> list[dict[str, Any]]:
-    """A field that is a text or a list of messages, as messages: a text is one of `role`.
+    """A field as messages: a text becomes one message of `role`, and a list of messages stays.
 
     Raises:
         BadRow: It is neither, or empty; the message calls it `name`.
@@ -52,7 +52,7 @@ def as_messages(value: Any, role: str, name: str, where: str) -> list[dict[str, 
 
 
 def _list_in_a_cell(text: str) -> Any:
-    """A list of messages that a table holds as a text; any other text, JSON too, is what somebody said."""
+    """A list of messages that is stored as text in a table's cell; any other text, even JSON, is returned as it is."""
     try:
         value = json.loads(text) if text.lstrip().startswith("[") else text
     except ValueError:

@@ -1,4 +1,4 @@
-"""`data=sharegpt`: `conversations` of `from` and `value`, as ShareGPT's exports and their followers have them."""
+"""`data=sharegpt`: `conversations` of `from` and `value`, as in ShareGPT's exports and data sets that follow them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROLES = {
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have."""
+    """Required fields."""
     return ("conversations",)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one conversation a row; `system` and `tools` may stand beside it.
+    """Yields one conversation per row; `system` and `tools` may be fields beside it.
 
-    A `function_call` is an answer that calls: its value is JSON, `{"name": …, "arguments": {…}}` or a list of them.
+    The value of a `function_call` is JSON: `{"name": …, "arguments": {…}}` or a list of them.
     """
 
     def record(where: str, row: dict[str, Any]) -> Record:
@@ -59,7 +59,7 @@ def _message(message: Any, number: int, where: str) -> dict[str, Any]:
 
 
 def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
-    """Tools may be bare functions here: `{"name": …, "parameters": …}`."""
+    """The tools, which may also be bare functions: `{"name": …, "parameters": …}`."""
     tools = parsed(tools, where, "tools") if tools else None
     if isinstance(tools, list):
         tools = [{"type": "function", "function": t} if isinstance(t, dict) and "name" in t else t for t in tools]

@@ -10,12 +10,12 @@ from gemma_tune.data.sources import Source, map_rows, text_field
 
 
 def fields(data: DataConfig) -> tuple[str, ...]:
-    """What a row must have."""
+    """Required fields."""
     return (data.text_column,)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """Yields one record a row."""
+    """Yields one record per row."""
     return map_rows(
         source, lambda where, row: Record(where, text=text_field(row, data.text_column, where, "data.text_column"))
     )
