@@ -52,8 +52,8 @@ TOP = ("", "__main__", "cli", "compare", "page", "preview", "report", "chat_cli"
 COMPOSED = ("recipes.tune_to_int4",)
 # "Nothing up to 'the configuration has passed' imports torch."
 LIGHT = (
-    *BASE, "config", "validation", "run.identity", "run.manifest", "run.folder", "", "__main__", "cli.compose",
-    "cli.defaults", "cli.runner",
+    *BASE, "config", "validation", "run.identity", "run.manifest", "run.existing", "run.folder", "", "__main__",
+    "cli.main", "cli.arguments", "cli.overview", "cli.compose", "cli.defaults", "cli.runner",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def may_import(importer: str, target: str) -> bool:
     if belongs(importer, COMPOSED) and belongs(target, ("recipes",)):
         return not belongs(target, COMPOSED)
     if belongs(importer, ("recipes",)):
-        return not belongs(target, ("", "__main__", "cli.compose", "cli.runner", "recipes"))
+        return not belongs(target, ("", "__main__", "cli.main", "cli.compose", "cli.runner", "recipes"))
     return belongs(target, ORDER) and (belongs(target, PURE) or place(target) <= place(importer))
 
 

@@ -1,4 +1,4 @@
-"""From words to a checked configuration: Hydra composes, `strict` checks, dataclasses come out."""
+"""From words to a checked configuration: Hydra composes, `validation` checks, dataclasses come out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gemma_tune import validation
 from gemma_tune.cli.defaults import fill_in
 from gemma_tune.config import Config
-from gemma_tune.config.model import is_gguf
+from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.errors import UserError
-from gemma_tune.run.paths import CONFIGS, absolute, resolve
+from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.schema import GROUPS
 
 ConfigStore.instance().store("schema", node=Config)
@@ -69,37 +69,7 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     if problems:
         raise UserError(*problems)
     fill_in(cfg)
-    # The stored configuration must repeat the run from any folder.
-    d = cfg.data
-    d.train_file = d.train_file and absolute(d.train_file)
-    d.validation_file = d.validation_file and absolute(d.validation_file)
-    d.train_files = {name: absolute(file) for name, file in d.train_files.items() if file}
-    d.test_files = {name: absolute(file) for name, file in d.test_files.items() if file}
-    if d.dataset_name and resolve(d.dataset_name).is_dir():
-        d.dataset_name = absolute(d.dataset_name)
-    if ":" in cfg.data.format:
-        cfg.data.format = absolute(cfg.data.format)
-    e = cfg.eval
-    e.evaluators = [absolute(name) if ":" in name else name for name in e.evaluators]
-    e.during_training = [absolute(name) if ":" in name else name for name in e.during_training]
-    e.tool_calls.questions_file = e.tool_calls.questions_file and absolute(e.tool_calls.questions_file)
-    e.tool_calls.answers_file = e.tool_calls.answers_file and absolute(e.tool_calls.answers_file)
-    e.lm_eval.include_path = e.lm_eval.include_path and absolute(e.lm_eval.include_path)
-    e.long_context.text_file = e.long_context.text_file and absolute(e.long_context.text_file)
-    cfg.quant.teacher_folder = cfg.quant.teacher_folder and absolute(cfg.quant.teacher_folder)
-    if e.kl.reference and resolve(e.kl.reference).is_dir():
-        e.kl.reference = absolute(e.kl.reference)
-    r = cfg.reward
-    r.functions = {name: absolute(function) for name, function in r.functions.items()}
-    r.json_schema.schema_file = r.json_schema.schema_file and absolute(r.json_schema.schema_file)
-    if r.model.model_name_or_path and resolve(r.model.model_name_or_path).is_dir():
-        r.model.model_name_or_path = absolute(r.model.model_name_or_path)
-    cfg.compare.models = [absolute(m) if resolve(m).is_dir() else m for m in cfg.compare.models]
-    m = cfg.model
-    if is_gguf(m.model_name_or_path) or resolve(m.model_name_or_path).is_dir():
-        m.model_name_or_path = absolute(m.model_name_or_path)
-    if m.tokenizer_name_or_path and resolve(m.tokenizer_name_or_path).is_dir():
-        m.tokenizer_name_or_path = absolute(m.tokenizer_name_or_path)
+    make_absolute(cfg)
     return cfg
 
 

@@ -46,7 +46,9 @@ class Config:
     recipe: str = option("", "Name of the recipe; chosen with `recipe=NAME`.")
     method: str = option("", "The file in recipes/ that runs; set by the recipe.")
     seed: int = option(42, "Seed of Python, NumPy and torch, of the data order and of the held-out share.", at_least=0)
-    output_dir: str | None = option(None, "Run folder; null: runs/<recipe>-<digest of the configuration>.")
+    output_dir: str | None = option(
+        None, "Run folder; null: runs/<recipe>-<digest of the configuration>.", path="output"
+    )
     overwrite: bool = option(
         False, "Replace a run folder that holds another run, or a `chat.output_file` or `preview.output_file`."
     )

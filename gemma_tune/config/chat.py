@@ -16,11 +16,16 @@ class ChatConfig:
         None,
         "File of prompts to answer in batches: rows (JSONL, JSON, CSV, TSV, Parquet) with `messages` (a last answer "
         "is left off) and perhaps `tools`, or with `prompt`; or a .txt file with one prompt a line.",
+        path="file",
     )
-    output_file: str | None = option(None, "JSONL file for the answers to prompts_file; null: standard output.")
+    output_file: str | None = option(
+        None, "JSONL file for the answers to prompts_file; null: standard output.", path="output"
+    )
     system: str | None = option(None, "System text for conversations that have none.")
     tools_file: str | None = option(
-        None, "JSON file with a list of tools in the OpenAI form, for conversations without any."
+        None,
+        "JSON file with a list of tools in the OpenAI form, for conversations without any.",
+        path="file",
     )
     max_new_tokens: int = option(256, "Tokens of an answer at most.", at_least=1)
     temperature: float = option(0.0, "Temperature of sampling; 0: always the likeliest token.", at_least=0)

@@ -19,15 +19,18 @@ class DataConfig:
         "auto",
         "messages, columns, text, alpaca, sharegpt, prompt_completion or preference; auto: recognised by the first "
         "row's fields, for each file; or a reader of yours: `path/to/file.py:function`.",
+        path="function",
     )
     train_file: str = option(
         "",
         "Rows to train on: a file (.jsonl, .json, .csv, .tsv, .parquet, each also .gz), a folder of them, or a glob.",
+        path="rows",
     )
     train_files: dict[str, str | None] = option(
         {},
         "Several sets to train on, by name, in place of `data.train_file`: `data.train_files.mine=my.jsonl`; they are "
         "mixed in the shares of `data.weights`.",
+        path="rows",
     )
     weights: dict[str, float] = option(
         {}, "Share of each of `data.train_files` among the rows; 1 where it is not named."
@@ -39,7 +42,9 @@ class DataConfig:
         choices=("first_exhausted", "all_exhausted"),
     )
     dataset_name: str | None = option(
-        None, "Data set on the Hugging Face Hub to train on, in place of a file; `datasets` loads it."
+        None,
+        "Data set on the Hugging Face Hub to train on, in place of a file; `datasets` loads it.",
+        path="dataset",
     )
     dataset_config_name: str | None = option(None, "Its configuration (subset).")
     split: str = option("train", "Its split of the rows to train on; a part of one is `train[:10%]`.")
@@ -60,10 +65,11 @@ class DataConfig:
     shuffle_buffer_size: int = option(
         1000, "Rows among which the next one is drawn where rows are streamed.", at_least=1
     )
-    validation_file: str | None = option(None, "Rows held out: a file, a folder or a glob.")
+    validation_file: str | None = option(None, "Rows held out: a file, a folder or a glob.", path="rows")
     test_files: dict[str, str | None] = option(
         {},
         "Test rows by name, for evaluation by answers: `data.test_files.mine=my_test.jsonl`; null leaves one out.",
+        path="rows",
     )
     on_bad_row: str = option(
         "error",

@@ -40,15 +40,19 @@ class AnswersConfig:
 class ToolCallsConfig:
     """Files of the Berkeley Function-Calling Leaderboard, as they are."""
 
-    questions_file: str | None = option(None, "Questions with their functions (`BFCL_v4_simple_python.json`, …).")
-    answers_file: str | None = option(None, "Their ground truth (`possible_answer/…`).")
+    questions_file: str | None = option(
+        None, "Questions with their functions (`BFCL_v4_simple_python.json`, …).", path="file"
+    )
+    answers_file: str | None = option(None, "Their ground truth (`possible_answer/…`).", path="file")
 
 
 @dataclass
 class KLConfig:
     """Kullback-Leibler divergence to another model, and how often the best token is the same, on the held-out rows."""
 
-    reference: str | None = option(None, "The other model: a folder, an adapter, a run folder, or a name of the Hub.")
+    reference: str | None = option(
+        None, "The other model: a folder, an adapter, a run folder, or a name of the Hub.", path="model"
+    )
     max_samples: int = option(64, "Rows that are compared at most.", at_least=1)
 
 
@@ -57,7 +61,9 @@ class LmEvalConfig:
     """Tasks of lm-evaluation-harness; names are those of its command."""
 
     tasks: list[str] = option([], "Names of tasks or groups, for example `[mmlu,hellaswag]`.")
-    include_path: str | None = option(None, "Folder with your own task YAMLs; with it they can run without a network.")
+    include_path: str | None = option(
+        None, "Folder with your own task YAMLs; with it they can run without a network.", path="folder"
+    )
     num_fewshot: int | None = option(None, "Examples in the prompt; null: as each task says.", at_least=0)
     limit: int | None = option(
         None, "Rows of each task at most; null: all, but in a run that trains `eval.max_samples`.", at_least=1
@@ -80,7 +86,9 @@ class LongContextConfig:
     queries: int = option(4, "multi_query: keys that are asked for.", at_least=2)
     hops: int = option(4, "variable_tracking: assignments after the first one.", at_least=1)
     chains: int = option(1, "variable_tracking: chains of assignments, of which one is asked for.", at_least=1)
-    text_file: str | None = option(None, "Text of yours to hide things in; null: sentences that are made up.")
+    text_file: str | None = option(
+        None, "Text of yours to hide things in; null: sentences that are made up.", path="file"
+    )
     max_new_tokens: int = option(64, "Tokens of an answer at most.", at_least=1)
 
 
@@ -93,10 +101,13 @@ class EvalConfig:
         "What is measured before and after training, or by `recipe=evaluate`: held_out_loss (and perplexity), answers "
         "(to `data.test_files`), rewards (of such answers, by `reward`), preference (of held-out pairs), tool_calls, "
         "kl, lm_eval, long_context, or `path/to/file.py:function` of yours.",
+        path="function",
     )
     before: bool = option(True, "Measure before training, too.")
     during_training: list[str] = option(
-        ["held_out_loss"], "Which of them are measured every `train.eval_steps` steps, too."
+        ["held_out_loss"],
+        "Which of them are measured every `train.eval_steps` steps, too.",
+        path="function",
     )
     max_samples_during_training: int = option(
         64,

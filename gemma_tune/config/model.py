@@ -21,11 +21,13 @@ class ModelConfig:
         "",
         "A name on the Hugging Face Hub, a local model folder, a PEFT adapter folder, or a run folder of ours "
         "(the last two are continued from). recipe=evaluate takes a GGUF file, too.",
+        path="model",
     )
     tokenizer_name_or_path: str | None = option(
         None,
         "Folder or Hub name of the tokenizer; null: that beside the weights, and of a GGUF file that beside it or in "
         "the run folder that holds it.",
+        path="model",
     )
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
     dtype: str | None = option(

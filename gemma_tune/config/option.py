@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
+
+# What a key names on disk:
+PathKind = Literal[
+    "file",  # one file
+    "folder",  # one folder
+    "rows",  # a file, a folder of files, or a glob
+    "model",  # a folder of a model, an adapter or a run, a GGUF file, or a name on the Hub
+    "dataset",  # a folder, or a name on the Hub
+    "function",  # `path/to/file.py:function`, or a short name of ours
+    "cache",  # a folder that is read where it is there, and written where it isn't
+    "checkpoint",  # a folder within the run folder, or a word for one
+    "output",  # a file or a folder that is written
+]
 
 
 def option(
@@ -14,6 +27,7 @@ def option(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    path: PathKind | None = None,
 ) -> Any:
     """A dataclass field with its documentation and limits.
 
@@ -24,8 +38,16 @@ def option(
         at_least: The lowest value allowed.
         above: The value must be greater than this.
         at_most: The highest value allowed.
+        path: What the value names on disk, or each value of a list or a mapping; see `path_keys`.
     """
-    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "path": path,
+    }
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -21,4 +21,5 @@ class PreviewConfig:
     output_file: str | None = option(
         "preview.html",
         "The page, an HTML file; null: none. An earlier page is replaced; any other file only with `overwrite=true`.",
+        path="output",
     )

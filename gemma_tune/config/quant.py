@@ -51,7 +51,9 @@ class QuantConfig:
         64, "Held-out rows on which the distance from the unquantised model is measured.", at_least=1
     )
     teacher_folder: str | None = option(
-        None, "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder."
+        None,
+        "Folder of the cache, to use it again in other runs; null: `teacher/` in the run folder.",
+        path="cache",
     )
     stage2: Stage2Config = field(default_factory=Stage2Config)
 

@@ -85,7 +85,7 @@ class JsonSchemaReward:
     """1 where the completion is JSON that satisfies the schema, 0.2 where it is other JSON, else 0."""
 
     weight: float = option(0.0, _WEIGHT)
-    schema_file: str | None = option(None, "File with the JSON schema; null: the row's field `schema`.")
+    schema_file: str | None = option(None, "File with the JSON schema; null: the row's field `schema`.", path="file")
 
 
 @dataclass
@@ -125,7 +125,9 @@ class ModelReward:
 
     weight: float = option(0.0, _WEIGHT)
     model_name_or_path: str | None = option(
-        None, "A run folder of `recipe=reward_model`, or a checkpoint for sequence classification with one label."
+        None,
+        "A run folder of `recipe=reward_model`, or a checkpoint for sequence classification with one label.",
+        path="model",
     )
     batch_size: int = option(8, "Completions scored at once.", at_least=1)
 
@@ -146,7 +148,9 @@ class RewardConfig:
     reasoning_gym: ReasoningGymReward = field(default_factory=ReasoningGymReward)
     model: ModelReward = field(default_factory=ModelReward)
     functions: dict[str, str] = option(
-        {}, "Rewards of yours by name: `reward.functions.polite=my.py:polite`, a function (completions, records)."
+        {},
+        "Rewards of yours by name: `reward.functions.polite=my.py:polite`, a function (completions, records).",
+        path="function",
     )
     weights: dict[str, float] = option({}, "Weights of `reward.functions`; 1 where it is not named.")
     timeout: float = option(

@@ -112,7 +112,9 @@ class TrainConfig:
     )
     save_total_limit: int | None = option(2, "Checkpoints kept, the newest ones and the best; null: all.", at_least=1)
     resume_from_checkpoint: str | None = option(
-        None, "Folder of a checkpoint, or `latest`: the newest one of the run folder."
+        None,
+        "Folder of a checkpoint, or `latest`: the newest one of the run folder.",
+        path="checkpoint",
     )
     extra: dict[str, Any] = option({}, "Any other option of the trainer's own dataclass, by its name there.")
 

@@ -1,9 +1,8 @@
-"""The run folder: where it is, whether it may be used, and what it says about the run. Imports no torch."""
+"""The run folder: what a run writes there about itself, from its begin to its end. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,9 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.identity import as_one_run, identity, not_resumable, without_operational
-from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, named_paths, write_json, write_manifest
-from gemma_tune.run.paths import RUNS, folder_status, resolve
+from gemma_tune.run.existing import aside, folder_of, has_files, is_finished, stored_config
+from gemma_tune.run.identity import as_one_run
+from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, write_json, write_manifest
 
 
 @dataclass
@@ -58,41 +57,6 @@ class RunResult:
 def is_main_process() -> bool:
     """True on the one process that writes (rank 0)."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _aside(path: Path) -> Path:
-    """Where a run stands while another one is to replace it."""
-    return path.with_name(f"{path.name}.replaced")
-
-
-def _refuse_second_aside(path: Path) -> None:
-    if _aside(path).exists():
-        raise UserError(
-            f"{_aside(path)} holds the run that an earlier overwrite=true was to replace and that did not finish; look "
-            "at it, and delete it or give it another name."
-        )
-
-
-def _has_files(path: Path) -> bool:
-    return any(p.is_file() for p in path.rglob("*"))
-
-
-def _stored_config(path: Path) -> dict[str, Any] | None:
-    """The configuration that a run left in its folder, or None where there is none."""
-    try:
-        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return tree if ours and isinstance(tree, dict) and tree.get("method") else None
-
-
-def folder_of(cfg: Config) -> Path:
-    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every setting has a folder of its own."""
-    if cfg.output_dir:
-        return Path(cfg.output_dir).expanduser()
-    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    return Path(RUNS) / f"{cfg.recipe}-{digest}"
 
 
 class RunFolder:
@@ -144,47 +108,7 @@ class RunFolder:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
         """
         path = folder_of(cfg)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"output_dir={path}: this is a file; name a folder.")
-        if not _has_files(path):
-            return cls(path, cfg, finished=False)
-        old = _stored_config(path)
-        if old is None:
-            # overwrite=true would delete what is there: never anything but a run of ours.
-            raise UserError(
-                f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder."
-            )
-        if cfg.overwrite:
-            if inside := [u for u in named_paths(cfg) if resolve(u).resolve().is_relative_to(path.resolve())]:
-                raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
-            _refuse_second_aside(path)
-            return cls(path, cfg, finished=False)
-        ways = (
-            "choose another output_dir, go on with train.resume_from_checkpoint=latest, or replace it with "
-            "overwrite=true"
-        )
-        mine, theirs = identity(cfg), without_operational(old)
-        same = theirs == mine
-        if cfg.train.resume_from_checkpoint:
-            if differing := not_resumable(mine, theirs):
-                raise UserError(
-                    f"output_dir={path}: the run in this folder has another {', '.join(differing)}, so it can't be "
-                    "resumed with yours; set it as it was, or choose another output_dir."
-                )
-            return cls(path, cfg, finished=same and folder_status(path) == "finished")
-        if not same:
-            raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {ways}.")
-        status = folder_status(path)
-        folder = cls(path, cfg, finished=status == "finished")
-        runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
-        places = (folder.checkpoints, folder.adapter, path / "export", *runs_within)
-        held = [p.name for p in places if _has_files(p)]
-        if status == "running" or (status != "finished" and held):
-            what = f"has {', '.join(held)}" if held else "may still be running"
-            raise UserError(f"output_dir={path}: this run was begun and {what}; {ways}.")
-        if not folder.finished:
-            _refuse_second_aside(path)
-        return folder
+        return cls(path, cfg, is_finished(cfg, path))
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
@@ -227,7 +151,7 @@ class RunFolder:
         try:
             yield
         except UserError:
-            if is_main_process() and self.path.exists() and not _has_files(self.path):
+            if is_main_process() and self.path.exists() and not has_files(self.path):
                 shutil.rmtree(self.path)
             raise
 
@@ -281,8 +205,8 @@ class RunFolder:
     def _make(self) -> None:
         """Makes the folder; a run that is replaced stands beside it as `….replaced` until the new one is finished."""
         if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
-            if _stored_config(self.path):
-                self._replaced = self.path.rename(_aside(self.path))
+            if stored_config(self.path):
+                self._replaced = self.path.rename(aside(self.path))
             else:
                 shutil.rmtree(self.path)  # empty folders that the trainer has made
         self.path.mkdir(parents=True, exist_ok=True)

@@ -15,33 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.config import Config
-
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "wandb", "hydra-core",
     "safetensors", "tokenizers",
 )  # fmt: skip
-
-
-def named_paths(cfg: Config) -> list[str]:
-    """Every file and folder that a configuration names to be read; names of the Hub are among them."""
-    e = cfg.eval
-    functions = [cfg.data.format, *e.evaluators, *e.during_training]
-    found = [
-        cfg.model.model_name_or_path,
-        cfg.model.tokenizer_name_or_path,
-        *cfg.compare.models,
-        cfg.data.dataset_name,
-        *cfg.data.named().values(),
-        *(name.rpartition(":")[0] for name in functions),
-        e.kl.reference,
-        e.tool_calls.questions_file,
-        e.tool_calls.answers_file,
-        e.lm_eval.include_path,
-        e.long_context.text_file,
-        cfg.quant.teacher_folder,
-    ]
-    return [name for name in found if name]
 
 
 def disk_is_full(error: BaseException) -> bool:

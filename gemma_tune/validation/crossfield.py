@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
 from gemma_tune.config.methods import METHODS, Kind, Reads
 from gemma_tune.config.model import is_gguf
-from gemma_tune.run.paths import RUNS, looks_local, resolve
+from gemma_tune.run.paths import RUNS
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.grid import grid_problems
@@ -23,8 +22,9 @@ from gemma_tune.validation.other_recipes import (
     no_other,
     preview_problems,
 )
+from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.rewards import no_generator, preference_problems, reward_problems, rl_problems
-from gemma_tune.validation.suggest import did_you_mean, missing_path
+from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
@@ -44,12 +44,7 @@ def _model(cfg: Config) -> Iterator[str]:
         yield "model.model_name_or_path is empty: choose model=… or name a folder."
     elif is_gguf(name):
         yield from gguf_problems(cfg)
-    elif looks_local(name) and not resolve(name).is_dir():
-        kind = "model folder, and it is no `owner/name` of the Hub" if "/" not in name else "model folder"
-        yield missing_path("model.model_name_or_path", name, kind)
-    other = cfg.model.tokenizer_name_or_path
-    if other is not None and looks_local(other) and not resolve(other).is_dir():
-        yield missing_path("model.tokenizer_name_or_path", other, "folder")
+    yield from missing_paths(cfg, "model")
 
 
 def _adapter(cfg: Config) -> Iterator[str]:
@@ -88,20 +83,15 @@ def _adapter(cfg: Config) -> Iterator[str]:
 
 def _data(cfg: Config) -> Iterator[str]:
     d = cfg.data
-    if ":" in d.format:
-        file = d.format.rsplit(":", 1)[0]
-        if not resolve(file).is_file():
-            yield missing_path("data.format", file, "file")
-    elif d.format not in FORMATS:
+    if ":" not in d.format and d.format not in FORMATS:
         yield (
             f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, FORMATS)}"
         )
     yield from _sets(d, trains=cfg.traits.reads_training_set or d.validation_split_percentage > 0)
+    yield from missing_paths(cfg, "data")
     named = d.named()
-    for key, path in named.items():
-        if not resolve(path).exists() and not glob.has_magic(path):
-            yield missing_path(key, path, "file")
+    for key in named:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", key.split(".", 2)[-1]):
             yield f"{key}: a name has letters, digits, - and _ only; it becomes a part of the figures' names."
     shipped = {key for key, path in named.items() if path.startswith("assets://")}

@@ -9,8 +9,8 @@ from typing import Any
 from gemma_tune.config import Config, EvalConfig
 from gemma_tune.config.eval import EVALUATORS, LONG_CONTEXT_KINDS
 from gemma_tune.config.model import is_gguf
-from gemma_tune.run.paths import looks_local, resolve
-from gemma_tune.validation.suggest import did_you_mean, missing_path
+from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.suggest import did_you_mean
 
 
 def evaluator_problems(cfg: Config) -> Iterator[str]:
@@ -18,10 +18,7 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
     e = cfg.eval
     for key, names in (("evaluators", e.evaluators), ("during_training", e.during_training)):
         for name in names:
-            file, colon, function = name.rpartition(":")
-            if colon and function and not resolve(file).is_file():
-                yield missing_path(f"eval.{key}", file, "file")
-            elif not colon and name not in EVALUATORS:
+            if ":" not in name and name not in EVALUATORS:
                 yield (
                     f"eval.{key}: there is no evaluator {name}; there are {', '.join(EVALUATORS)}, and "
                     f"path/to/file.py:function.{did_you_mean(name, EVALUATORS)}"
@@ -34,20 +31,16 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
                 yield f"eval.{section}.{key} has no effect: add {section} to eval.evaluators, or leave it out."
     yield from _during_training(cfg)
     yield from _answers(e.answers)
-    if "tool_calls" in used:
-        yield from _files(e.tool_calls)
+    for key in ("questions_file", "answers_file") if "tool_calls" in used else ():
+        if not getattr(e.tool_calls, key):
+            yield f"eval.tool_calls.{key} is not set: name the leaderboard's file."
     if "kl" in used and not e.kl.reference:
         yield "eval.kl.reference is not set: name the model to compare with (a folder, a run folder, or a Hub name)."
     if e.kl.reference and is_gguf(e.kl.reference):
         yield f"eval.kl.reference={e.kl.reference}: Transformers loads the reference; name a checkpoint, no GGUF file."
-    elif e.kl.reference and looks_local(e.kl.reference) and not resolve(e.kl.reference).is_dir():
-        yield missing_path("eval.kl.reference", e.kl.reference, "folder")
     if "lm_eval" in used and not e.lm_eval.tasks:
         yield "eval.lm_eval.tasks is empty: name tasks, for example eval.lm_eval.tasks=[hellaswag]."
-    if e.lm_eval.include_path and not resolve(e.lm_eval.include_path).is_dir():
-        yield missing_path("eval.lm_eval.include_path", e.lm_eval.include_path, "folder")
-    if e.long_context.text_file and not resolve(e.long_context.text_file).is_file():
-        yield missing_path("eval.long_context.text_file", e.long_context.text_file, "file")
+    yield from missing_paths(cfg, "eval")
     for kind in e.long_context.kinds:
         if kind not in LONG_CONTEXT_KINDS:
             yield (
@@ -82,12 +75,3 @@ def _answers(answers: Any) -> Iterator[str]:
             re.compile(answers.regex)
         except re.error as error:
             yield f"eval.answers.regex={answers.regex}: this is no regular expression ({error})."
-
-
-def _files(files: Any) -> Iterator[str]:
-    for key in ("questions_file", "answers_file"):
-        name = getattr(files, key)
-        if not name:
-            yield f"eval.tool_calls.{key} is not set: name the leaderboard's file."
-        elif not resolve(name).is_file():
-            yield missing_path(f"eval.tool_calls.{key}", name, "file")

@@ -10,8 +10,8 @@ from typing import Any
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
-from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, looks_local, resolve
-from gemma_tune.validation.suggest import missing_path
+from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, resolve
+from gemma_tune.validation.paths import missing_paths
 
 # What they use of `train`: how long held-out rows may be, and how many are passed at once.
 _MEASURE_WITH = ("max_length", "per_device_eval_batch_size")
@@ -50,14 +50,13 @@ def compare_problems(cfg: Config) -> Iterator[str]:
     for model in models:
         if is_gguf(model):
             yield f"compare.models: {model} is a GGUF file: measure it with recipe=evaluate, and name that run."
-        elif looks_local(model) and not resolve(model).is_dir():
-            yield missing_path("compare.models", model, "folder")
         elif has_results(model) and not is_run_with_results(model):
             yield (
                 f"compare.models: {model} is a run that has not finished (its status is "
                 f"{folder_status(resolve(model)) or 'unknown'}), so what it has measured isn't taken; finish it, or "
                 f"name the weights that it has left, to measure them now: {model}/adapter or {model}/export/merged."
             )
+    yield from missing_paths(cfg, "compare")
     if cfg.model.model_name_or_path != _BEGUN_FROM:
         yield "model.model_name_or_path has no effect with recipe=compare; name the model in compare.models."
     if needs_rows(cfg):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from gemma_tune.config import ChatConfig, CompareConfig, Config, PreviewConfig, TrainConfig
 from gemma_tune.config.preview import PAGE_MARK
 from gemma_tune.run.paths import FILE_TYPES, file_type, resolve
-from gemma_tune.validation.suggest import missing_path
+from gemma_tune.validation.paths import missing_paths
 
 
 def no_other(cfg: Config) -> Iterator[str]:
@@ -26,9 +26,7 @@ def chat_problems(cfg: Config) -> Iterator[str]:
         yield "chat.prompt and chat.prompts_file are both set; choose one."
     if c.prompt is not None and not c.prompt.strip():
         yield "chat.prompt is empty; write a prompt, or leave it out to talk in the terminal."
-    for key, path in (("chat.prompts_file", c.prompts_file), ("chat.tools_file", c.tools_file)):
-        if path is not None and not resolve(path).is_file():
-            yield missing_path(key, path, "file")
+    yield from missing_paths(cfg, "chat")
     file = resolve(c.prompts_file or "")
     if file.is_file() and file.suffix.lower() != ".txt" and not file_type(file):
         yield (

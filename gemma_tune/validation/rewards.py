@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from gemma_tune.config import Config, RewardConfig
 from gemma_tune.config.eval import lower_is_better
 from gemma_tune.config.reward import REWARDS
-from gemma_tune.run.paths import looks_local, resolve
-from gemma_tune.validation.suggest import did_you_mean, missing_path
+from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.suggest import did_you_mean
 
 
 def reward_problems(cfg: Config) -> Iterator[str]:
@@ -44,21 +44,14 @@ def reward_problems(cfg: Config) -> Iterator[str]:
             )
         elif not file or not function:
             yield f"reward.functions.{name}={reference}: write path/to/file.py:function."
-        elif not resolve(file).is_file():
-            yield missing_path(f"reward.functions.{name}", file, "file")
     for name in r.weights:
         if name in REWARDS:
             yield f"reward.weights.{name}: set reward.{name}.weight."
         elif name not in r.functions:
             yield f"reward.weights.{name}: there is no reward.functions.{name}.{did_you_mean(name, list(r.functions))}"
-    if r.model.weight:
-        path = r.model.model_name_or_path
-        if not path:
-            yield "reward.model.model_name_or_path is not set: name a run of recipe=reward_model, or a checkpoint."
-        elif looks_local(path) and not resolve(path).is_dir():
-            yield missing_path("reward.model.model_name_or_path", path, "folder")
-    if r.json_schema.weight and r.json_schema.schema_file and not resolve(r.json_schema.schema_file).is_file():
-        yield missing_path("reward.json_schema.schema_file", r.json_schema.schema_file, "file")
+    if r.model.weight and not r.model.model_name_or_path:
+        yield "reward.model.model_name_or_path is not set: name a run of recipe=reward_model, or a checkpoint."
+    yield from missing_paths(cfg, "reward")
     if r.format.weight and r.format.form == "thinking" and not cfg.data.enable_thinking:
         yield "reward.format.form=thinking: no prompt asks the model to think; set data.enable_thinking=true, too."
     known = ("boxed", "answer", "hashes", "plain")

@@ -99,7 +99,7 @@ def test_measured_runs_are_compared_without_a_model(
         (["{measured}", "{measured}"], (), "stands there twice"),
         (["{measured}", "{other}"], ("compare.names=[a]",), "has 1 names for 2 models"),
         (["{measured}", "{other}"], ("compare.names=[a,a]",), "a stands there 2 times"),
-        (["{measured}", "runs/measure"], (), r"no such folder.* Did you mean runs/measured\?"),
+        (["{measured}", "runs/measure"], (), r"no such model folder.* Did you mean runs/measured\?"),
         (["{measured}", "{other}"], ("model=gemma3_1b_it",), "model_name_or_path has no effect"),
         (["{measured}", "{other}"], ("eval=none",), "nothing to compare"),
         (["{measured}", "{other}"], ("data=auto",), "nothing would be measured"),

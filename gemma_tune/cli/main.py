@@ -1,0 +1,122 @@
+"""The command line: `python -m gemma_tune recipe=NAME group=option key=value`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from gemma_tune.cli import arguments, compose
+from gemma_tune.cli.overview import help_page, overview, recipes
+from gemma_tune.cli.runner import launch
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.run.folder import RunResult
+from gemma_tune.run.paths import CONFIGS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        The exit status: 0; 2 after a user's mistake, with a message on stderr and no traceback; 1 after a run that
+        failed; 130 after Ctrl-C; 141 where nobody reads the output any more.
+    """
+    try:
+        _dispatch(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"gemma_tune: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        print(f"gemma_tune: {compose.as_user_error(error)}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"gemma_tune: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, `head` for example, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("gemma_tune: nobody reads the output any more.", file=sys.stderr)
+            return 128 + signal.SIGPIPE
+        raise
+    except PermissionError as error:
+        print(f"gemma_tune: {error.filename}: you have no right to read or write this.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    """Prints the overview or the help, repeats a run, or lets Hydra run jobs."""
+    if not argv:
+        print(overview())
+        return
+    if {"-h", "--help"} & set(argv):
+        print(help_page())
+        return
+    words, config_dirs, flags = arguments.parse(argv)
+    reruns = [w for w in words if w.startswith("rerun=")]
+    if reruns:
+        if flags or config_dirs:
+            raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
+        stored = Path(reruns[-1].removeprefix("rerun="))
+        if failures := _failures(launch(compose.load_stored(stored, [w for w in words if w not in reruns]))):
+            raise RunError("\n".join(failures))
+        return
+    if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
+        compose.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
+        raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
+    if {"-m", "--multirun"} & set(flags) and any(w.startswith("output_dir=") and "," not in w for w in words):
+        raise UserError("command line: output_dir= with --multirun: every job needs a folder of its own; leave it out.")
+    ready = compose.check_words(words, config_dirs)
+    with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
+        rest = [w for w in argv if w not in words]
+        sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
+        _run_jobs()
+
+
+def _run_jobs() -> None:
+    """Lets Hydra run one job, or with --multirun several, and then reports the mistakes of all of them."""
+    problems: list[str] = []
+    failures: list[str] = []
+
+    def job(tree: DictConfig) -> float | None:
+        """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
+        try:
+            recipe = HydraConfig.get().runtime.choices["recipe"]
+            result = launch(compose.checked(tree, recipe, "configuration"))
+            failures.extend(_failures(result))
+            return result.headline_after
+        except UserError as error:
+            # Raised from here, Hydra would write a line of its own, and drop the mistakes of all jobs but one
+            problems.extend(p for p in error.problems if p not in problems)
+            return None
+        except RunError as error:
+            failures.append(str(error))
+            return None
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to main() and not to Hydra's own exit with status 1
+    hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")(job)()
+    if problems:
+        raise UserError(*problems)
+    if failures:
+        raise RunError("\n".join(failures))
+
+
+def _failures(result: RunResult) -> list[str]:
+    """What a finished run could not measure: its files are complete, and the exit status is 1."""
+    where = f"{result.folder}: " if result.folder else ""
+    return [f"{where}{what} failed: {reason}" for what, reason in result.failures.items()]

@@ -1,0 +1,33 @@
+"""Checks that the files and folders which a configuration names are there."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+
+from gemma_tune.config import Config
+from gemma_tune.config.model import is_gguf
+from gemma_tune.config.path_keys import NamedPath, read_paths
+from gemma_tune.run.paths import looks_local, resolve
+from gemma_tune.validation.suggest import missing_path
+
+
+def missing_paths(cfg: Config, group: str) -> Iterator[str]:
+    """What the keys of a group name and isn't there; of evaluators and rewards only where they are used."""
+    for path in read_paths(cfg, group):
+        if what := _missing(path):
+            yield missing_path(path.key, path.name, what)
+
+
+def _missing(path: NamedPath) -> str | None:
+    """What is not there, a file or a folder; None where it is, or need not be on this machine."""
+    name, place = path.name, resolve(path.name)
+    if path.kind in ("file", "function"):
+        return None if place.is_file() else "file"
+    if path.kind == "folder":
+        return None if place.is_dir() else "folder"
+    if path.kind == "rows":
+        return None if place.exists() or glob.has_magic(name) else "file"
+    if path.kind == "model" and looks_local(name) and not place.is_dir() and not is_gguf(name):
+        return "model folder" if "/" in name else "model folder, and it is no `owner/name` of the Hub"
+    return None
