@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class RunError(Exception):
-    """A run that can't go on or didn't pass its check: the command ends with status 1 and this message."""
+    """A run that can't continue or failed a check: the command ends with status 1 and this message."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: each problem says what, where and how to mend it.
+    """A user's mistake: each problem says what, where and how to fix it.
 
     The command line prints the problems without a traceback and ends with exit status 2.
 

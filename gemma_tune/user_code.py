@@ -1,4 +1,4 @@
-"""Functions of the user's: `path/to/file.py:function` wherever a short name of ours is accepted."""
+"""User functions: `path/to/file.py:function` wherever a short name of ours is accepted."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         where = f"{error.filename or file}:{error.lineno}"
-        raise UserError(f"{key}={reference}: {where}: {error.msg}; mend it.") from error
+        raise UserError(f"{key}={reference}: {where}: {error.msg}; fix it.") from error
     except Exception as error:  # whatever the user's file does where it is loaded
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
         where = f"{file}:{lines[-1]}" if lines else str(file)
-        raise UserError(f"{key}={reference}: {where}: {type(error).__name__}: {error}; mend it.") from error
+        raise UserError(f"{key}={reference}: {where}: {type(error).__name__}: {error}; fix it.") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{key}={reference}: {file} has no function {name!r}.")

@@ -45,14 +45,23 @@ class Config:
 
     recipe: str = option("", "Name of the recipe; chosen with `recipe=NAME`.")
     method: str = option("", "The file in recipes/ that runs; set by the recipe.")
-    seed: int = option(42, "Seed of Python, NumPy and torch, of the data order and of the held-out share.", at_least=0)
+    seed: int = option(
+        42,
+        "Seed of Python, NumPy and torch; it also decides the order of the examples and which ones are held out.",
+        at_least=0,
+    )
     output_dir: str | None = option(
         None, "Run folder; null: runs/<recipe>-<digest of the configuration>.", path="output"
     )
     overwrite: bool = option(
-        False, "Replace a run folder that holds another run, or a `chat.output_file` or `preview.output_file`."
+        False,
+        "Replace a run folder that holds another run, or a `chat.output_file` or `preview.output_file` that exists.",
     )
-    dry_run: bool = option(False, "Stop before the first weight is loaded: check, count and estimate.")
+    dry_run: bool = option(
+        False,
+        "Check the configuration and the data, count tokens and estimate the memory; stop before the first weight "
+        "is loaded.",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -79,6 +88,6 @@ class Config:
 
     @property
     def evaluator_names(self) -> list[str]:
-        """The evaluators that the run needs: at its begin and end, and those of `eval_steps`."""
+        """Every evaluator that the run uses: before and after training, and every `train.eval_steps` steps."""
         during = self.eval.during_training if self.train.eval_steps else ()
         return list(dict.fromkeys([*self.eval.evaluators, *during]))

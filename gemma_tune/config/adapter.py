@@ -1,4 +1,4 @@
-"""`adapter=…`: what is trained beside or instead of the weights themselves."""
+"""`adapter=…`: which adapter is trained, or every weight without one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ class AdapterConfig:
 
     peft_type: str = option("none", "none trains every weight of the model.", choices=("none", "lora"))
     r: int = option(16, "Rank of the two adapter matrices.", at_least=1)
-    lora_alpha: int = option(32, "The update is scaled by lora_alpha / r (with rsLoRA: / sqrt(r)).", at_least=1)
-    lora_dropout: float = option(0.0, "Share of the adapter's inputs dropped in training.", at_least=0, at_most=0.99)
+    lora_alpha: int = option(
+        32, "The update is scaled by lora_alpha / r (rsLoRA: by lora_alpha / sqrt(r)).", at_least=1
+    )
+    lora_dropout: float = option(
+        0.0, "Dropout probability on the input of the adapter while training.", at_least=0, at_most=0.99
+    )
     target_modules: Any = option(
         "all-linear", "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
     )
-    use_dora: bool = option(False, "DoRA: learn the weight's magnitude apart from its direction.")
+    use_dora: bool = option(False, "DoRA: learn the magnitude of the weight apart from its direction.")
     use_rslora: bool = option(False, "rsLoRA: scale by lora_alpha / sqrt(r).")
     init_lora_weights: Any = option(
         True,
         "true (B = 0), gaussian, pissa, pissa_niter_N, olora, or loftq (only with `model.load_in_4bit=true`).",
     )
     loraplus_lr_ratio: float | None = option(
-        None, "LoRA+: the learning rate of B as a multiple of `train.learning_rate`; null: the same.", at_least=1
+        None,
+        "LoRA+: learning rate of B as a multiple of `train.learning_rate`; null: the same rate for A and B.",
+        at_least=1,
     )

@@ -1,4 +1,4 @@
-"""`eval=…`: what is measured before, while and after training."""
+"""`eval=…`: what is measured before, during and after training."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _LOWER_IS_BETTER = re.compile(r"(^|_)(loss|perplexity|kl|bits_per_byte|brier_sco
 
 
 def lower_is_better(figure: str) -> bool:
-    """Whether a figure is the better the lower it is, as far as its name says: a loss, a perplexity, a divergence, …"""
+    """Whether a lower value of a metric is better, judging by its name: a loss, a perplexity, a divergence, …"""
     return bool(_LOWER_IS_BETTER.search(figure))
 
 
 @dataclass
 class AnswersConfig:
-    """Greedy answers to the rows of `data.test_files`, and when one is right."""
+    """Greedy answers to the rows of `data.test_files`, and when one is correct."""
 
     match: str = option(
         "exact_match",
-        "exact_match: the same calls as data, or the same words; number: the same final answer, read as `reward.math` "
-        "does (`\\boxed{…}`, `<answer>…</answer>`, `#### …`, `answer is …`, else the last number), without computing "
+        "exact_match: the same tool calls (compared as JSON), or the same words; number: the same final answer, read "
+        "as `reward.math` does (`\\boxed{…}`, `<answer>…</answer>`, `#### …`, `answer is …`, else the last number), without computing "
         "formulas; regex: the same match of `eval.answers.regex`.",
         choices=("exact_match", "number", "regex"),
     )
     regex: str | None = option(
         None,
-        "regex: what to look for in the answer and in the wanted one, for example `#### (-?[0-9.,]+)`; the last find "
-        "counts, and of groups the first.",
+        "regex: the pattern to find in the model's answer and in the reference answer, for example `#### "
+        "(-?[0-9.,]+)`; the last match counts, and its first group if it has groups.",
     )
 
 
@@ -48,12 +48,12 @@ class ToolCallsConfig:
 
 @dataclass
 class KLConfig:
-    """Kullback-Leibler divergence to another model, and how often the best token is the same, on the held-out rows."""
+    """KL divergence from another model, and the share of positions with the same top token, on the validation set."""
 
     reference: str | None = option(
-        None, "The other model: a folder, an adapter, a run folder, or a name of the Hub.", path="model"
+        None, "The reference model: a folder, an adapter, a run folder, or a name on the Hub.", path="model"
     )
-    max_samples: int = option(64, "Rows that are compared at most.", at_least=1)
+    max_samples: int = option(64, "Maximum number of validation examples to compare.", at_least=1)
 
 
 @dataclass
@@ -62,74 +62,76 @@ class LmEvalConfig:
 
     tasks: list[str] = option([], "Names of tasks or groups, for example `[mmlu,hellaswag]`.")
     include_path: str | None = option(
-        None, "Folder with your own task YAMLs; with it they can run without a network.", path="folder"
+        None, "Folder with your own task YAMLs; a run that uses only those needs no network.", path="folder"
     )
-    num_fewshot: int | None = option(None, "Examples in the prompt; null: as each task says.", at_least=0)
+    num_fewshot: int | None = option(None, "Few-shot examples in the prompt; null: as each task says.", at_least=0)
     limit: int | None = option(
-        None, "Rows of each task at most; null: all, but in a run that trains `eval.max_samples`.", at_least=1
+        None, "Maximum number of rows of each task; null: all, but `eval.max_samples` in a run that trains.", at_least=1
     )
-    apply_chat_template: bool = option(False, "Ask in the form of a chat.")
-    batch_size: int = option(8, "Rows of one pass.", at_least=1)
+    apply_chat_template: bool = option(False, "Ask with the chat template.")
+    batch_size: int = option(8, "Rows of one batch.", at_least=1)
 
 
 @dataclass
 class LongContextConfig:
-    """Finding what stands in a long text, as in RULER."""
+    """Retrieval from long texts, as in RULER."""
 
     kinds: list[str] = option(
         ["needle", "multi_key", "variable_tracking"], f"Which tasks, of {', '.join(LONG_CONTEXT_KINDS)}."
     )
-    lengths: list[int] = option([2048, 8192], "Tokens of a prompt and its answer, the template counted.")
+    lengths: list[int] = option([2048, 8192], "Lengths of a prompt and its answer in tokens, chat template included.")
     num_samples: int = option(10, "Rows of each kind and length, whatever `eval.max_samples` is.", at_least=1)
     distractor_keys: int = option(3, "multi_key: keys beside the one that is asked for.", at_least=1)
-    values: int = option(4, "multi_value: values of the one key.", at_least=2)
+    values: int = option(4, "multi_value: values of the key.", at_least=2)
     queries: int = option(4, "multi_query: keys that are asked for.", at_least=2)
     hops: int = option(4, "variable_tracking: assignments after the first one.", at_least=1)
     chains: int = option(1, "variable_tracking: chains of assignments, of which one is asked for.", at_least=1)
-    text_file: str | None = option(
-        None, "Text of yours to hide things in; null: sentences that are made up.", path="file"
-    )
-    max_new_tokens: int = option(64, "Tokens of an answer at most.", at_least=1)
+    text_file: str | None = option(None, "Your own text to hide the facts in; null: generated sentences.", path="file")
+    max_new_tokens: int = option(64, "Maximum number of tokens of an answer.", at_least=1)
 
 
 @dataclass
 class EvalConfig:
-    """Evaluators, and how much of each."""
+    """Which evaluators run, and on how many rows."""
 
     evaluators: list[str] = option(
         ["held_out_loss", "answers"],
-        "What is measured before and after training, or by `recipe=evaluate`: held_out_loss (and perplexity), answers "
-        "(to `data.test_files`), rewards (of such answers, by `reward`), preference (of held-out pairs), tool_calls, "
-        "kl, lm_eval, long_context, or `path/to/file.py:function` of yours.",
+        "Evaluators to run before and after training, or by `recipe=evaluate`: held_out_loss (and perplexity), "
+        "answers (to `data.test_files`), rewards (of such answers, by `reward`), preference (of validation pairs), "
+        "tool_calls, kl, lm_eval, long_context, or your own `path/to/file.py:function`.",
         path="function",
     )
-    before: bool = option(True, "Measure before training, too.")
+    before: bool = option(True, "Evaluate before training, too.")
     during_training: list[str] = option(
         ["held_out_loss"],
-        "Which of them are measured every `train.eval_steps` steps, too.",
+        "Evaluators to run every `train.eval_steps` steps, too.",
         path="function",
     )
     max_samples_during_training: int = option(
         64,
-        "Rows that an evaluator answers at most while training, of each test or task (of long_context an equal share "
-        "of each kind and length, at least one); losses are taken of all rows.",
+        "Maximum number of rows that an evaluator answers during training, of each test set or task (long_context: "
+        "an equal share of each kind and length, at least one); losses are computed on all rows.",
         at_least=1,
     )
     max_samples: int | None = option(
         None,
-        "Rows that are answered at most, before and after, the first ones: of each of `data.test_files`, of the "
-        "questions of tool_calls, and in a run that trains of each task of lm_eval; null: 200, or all for models "
-        "narrower than 512. kl and long_context have limits of their own.",
+        "Maximum number of rows to answer before and after training, the first ones: of each of `data.test_files`, "
+        "of the questions of tool_calls, and in a run that trains of each task of lm_eval; null: 200, or all for "
+        "models with a hidden size below 512. kl and long_context have limits of their own.",
         at_least=1,
     )
     num_samples: int = option(
-        4, "Answers shown side by side, before and after: of test rows, or of held-out ones.", at_least=0
+        4,
+        "Answers shown side by side, before and after training: to test rows, or to validation rows without any.",
+        at_least=0,
     )
     batch_size: int | None = option(
-        None, "Prompts answered at once; null: 8, or 64 for models narrower than 512.", at_least=1
+        None, "Prompts answered in one batch; null: 8, or 64 for models with a hidden size below 512.", at_least=1
     )
     max_new_tokens: int = option(
-        64, "Tokens of such an answer at most; where rewards train, `train.max_completion_length` holds.", at_least=1
+        64,
+        "Maximum number of tokens of such an answer; in training with rewards `train.max_completion_length` counts.",
+        at_least=1,
     )
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     tool_calls: ToolCallsConfig = field(default_factory=ToolCallsConfig)
@@ -139,5 +141,5 @@ class EvalConfig:
 
     @property
     def answers_tests(self) -> bool:
-        """Whether the rows of `data.test_files` are read: for `answers`, and for functions of the user's."""
+        """Whether the rows of `data.test_files` are read: for `answers`, `rewards`, and user functions."""
         return any(name in ("answers", "rewards") or ":" in name for name in (*self.evaluators, *self.during_training))

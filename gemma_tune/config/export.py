@@ -15,9 +15,9 @@ class ExportConfig:
 
     formats: list[str] = option(
         ["merged"],
-        "What is written: merged (a plain Transformers folder), and of models on a grid gguf (llama.cpp, Ollama), "
-        "w4a16 (vLLM, compressed-tensors), and as a control the same numbers in wider types: gguf_f32, gguf_f16, "
-        "gguf_bf16.",
+        "Formats to write: merged (a plain Transformers folder), and for models in a quantization format gguf "
+        "(llama.cpp, Ollama), w4a16 (vLLM, compressed-tensors), and as a control the same numbers in wider types: "
+        "gguf_f32, gguf_f16, gguf_bf16.",
     )
     dtype: str = option("bfloat16", "Type of the exported weights.", choices=("bfloat16", "float32"))
-    max_shard_size: str = option("5GB", "Largest file of the exported weights.")
+    max_shard_size: str = option("5GB", "Maximum size of one file of the exported weights.")

@@ -19,14 +19,14 @@ class ModelConfig:
 
     model_name_or_path: str = option(
         "",
-        "A name on the Hugging Face Hub, a local model folder, a PEFT adapter folder, or a run folder of ours "
-        "(the last two are continued from). recipe=evaluate takes a GGUF file, too.",
+        "A name on the Hugging Face Hub, a model folder, a PEFT adapter folder, or a run folder of ours (training "
+        "continues from the last two). recipe=evaluate takes a GGUF file, too.",
         path="model",
     )
     tokenizer_name_or_path: str | None = option(
         None,
-        "Folder or Hub name of the tokenizer; null: that beside the weights, and of a GGUF file that beside it or in "
-        "the run folder that holds it.",
+        "Folder or Hub name of the tokenizer; null: the one beside the weights; for a GGUF file the one beside it "
+        "or in the run folder that holds it.",
         path="model",
     )
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
@@ -38,20 +38,20 @@ class ModelConfig:
     )
     attn_implementation: str | None = option(
         None,
-        "Attention kernel of Transformers; the flash ones need a GPU and their package. null: sdpa, but models "
-        "narrower than 512 are trained with eager, which is faster there at short rows.",
+        "Attention kernel of Transformers; the flash ones need a GPU and their package. null: sdpa, but eager to "
+        "train models with a hidden size below 512: it is faster there on short sequences.",
         choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
     chat_template: str | None = option(
         None,
-        "Form of the chats: gemma, gemma3, gemma3n, functiongemma, gemma4 and gemma4_large (the newest), gemma4_v1 to "
-        "gemma4_v5, or gemma4_large_v1 and v3 to v5 (12B and larger); null: the checkpoint's own template, where it is "
-        "one of them, or its family's form where it has none.",
+        "Chat template: gemma, gemma3, gemma3n, functiongemma, gemma4 and gemma4_large (the newest), gemma4_v1 to "
+        "gemma4_v5, or gemma4_large_v1 and v3 to v5 (12B and larger); null: the checkpoint's own template, if it "
+        "is one of them, or its family's where it has none.",
     )
-    device: str = option("auto", "auto takes the GPU where there is one.", choices=("auto", "cpu", "cuda"))
-    load_in_4bit: bool = option(False, "Quantise the linear layers with bitsandbytes while loading (QLoRA).")
-    bnb_4bit_quant_type: str = option("nf4", "4-bit code of bitsandbytes.", choices=("nf4", "fp4"))
-    bnb_4bit_use_double_quant: bool = option(True, "Quantise the scales of the 4-bit blocks, too.")
+    device: str = option("auto", "auto uses the GPU where there is one.", choices=("auto", "cpu", "cuda"))
+    load_in_4bit: bool = option(False, "Quantize the linear layers with bitsandbytes while loading (QLoRA).")
+    bnb_4bit_quant_type: str = option("nf4", "4-bit data type of bitsandbytes.", choices=("nf4", "fp4"))
+    bnb_4bit_use_double_quant: bool = option(True, "Quantize the scales of the 4-bit blocks, too.")
     bnb_4bit_compute_dtype: str | None = option(
-        None, "Type of the products of the 4-bit layers; null: `model.dtype`.", choices=("bfloat16", "float32")
+        None, "Type in which the 4-bit layers compute; null: `model.dtype`.", choices=("bfloat16", "float32")
     )

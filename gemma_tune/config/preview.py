@@ -14,9 +14,9 @@ PAGE_MARK = '<meta name="generator" content="gemma_tune preview">'
 class PreviewConfig:
     """Rows as the model will see them: token by token, with what the loss counts."""
 
-    rows: int = option(100, "Rows on the page, from the first one on.", at_least=1, at_most=1000)
+    rows: int = option(100, "Rows on the page, the first ones.", at_least=1, at_most=1000)
     rows_shown: int = option(
-        3, "Rows printed where there is no terminal to turn them over in.", at_least=0, at_most=1000
+        3, "Rows printed where there is no terminal to page through them.", at_least=0, at_most=1000
     )
     output_file: str | None = option(
         "preview.html",

@@ -50,8 +50,8 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every key with its default, made from the schema (`make docs`). A file of `configs/` changes what it names; "
-        "the command line changes both. Names are those of Transformers, TRL and PEFT.",
+        "Every key with its default, generated from the schema (`make docs`). A file of `configs/` overrides some of "
+        "them, and the command line overrides both. Names are those of Transformers, TRL and PEFT.",
         "",
         *_table(Config, ""),
     ]

@@ -6,49 +6,49 @@ from dataclasses import dataclass, field
 
 from gemma_tune.config.option import option
 
-# gemma_tune/rewards/<name>.py each, but for `model`, which is gemma_tune/rl/reward_model.py. What says whether
-# an answer is right comes first: the first one that is used is the figure of a run.
+# One file each, gemma_tune/rewards/<name>.py; `model` is gemma_tune/rl/reward_model.py. Rewards for correct answers
+# come first: the first one that is used is the headline metric of a run.
 REWARDS = (
     "math", "exact", "tool_call", "code", "reasoning_gym", "json_schema", "model", "format", "language", "length",
     "repetition",
 )  # fmt: skip
-# Those that say whether an answer is right
+# Rewards for correct answers
 RIGHT = ("math", "exact", "tool_call", "code", "reasoning_gym", "json_schema")
 _WEIGHT = "Weight in the sum; 0: not used."
 
 
 @dataclass
 class MathReward:
-    """1 where the answer is the row's, as a number or a formula, else 0."""
+    """1 where the answer equals the reference answer, as a number or a formula, else 0."""
 
     weight: float = option(0.0, _WEIGHT)
     formats: list[str] = option(
         ["boxed", "answer", "hashes", "plain"],
-        "Where the answer is looked for, the first that is there: boxed (`\\boxed{…}`), answer (`<answer>…</answer>`), "
-        "hashes (`#### …`), plain (behind `answer is` or the like, else the last number).",
+        "Where the answer is looked for; the first that is found counts: boxed (`\\boxed{…}`), answer "
+        "(`<answer>…</answer>`), hashes (`#### …`), plain (after `answer is` or the like, else the last number).",
     )
 
 
 @dataclass
 class ExactReward:
-    """1 where the words are the row's, else 0."""
+    """1 where the text equals the reference answer word for word, else 0."""
 
     weight: float = option(0.0, _WEIGHT)
-    ignore_case: bool = option(False, "Whether capitals count as small letters.")
+    ignore_case: bool = option(False, "Compare without regard to upper and lower case.")
 
 
 @dataclass
 class FormatReward:
-    """1 where the completion has the form, else 0."""
+    """1 where the completion has the required format, else 0."""
 
     weight: float = option(0.0, _WEIGHT)
     form: str = option(
         "tags",
-        "tags: `reward.format.tags`, one after the other, each once, nothing around them; thinking: Gemma 4's thinking "
-        "channel, then an answer; regex: all of it matches `reward.format.regex`.",
+        "tags: `reward.format.tags`, one after the other, each once, nothing around them; thinking: Gemma 4's "
+        "thinking channel, then an answer; regex: the whole completion matches `reward.format.regex`.",
         choices=("tags", "thinking", "regex"),
     )
-    tags: list[str] = option(["think", "answer"], "tags: their names in their order.")
+    tags: list[str] = option(["think", "answer"], "tags: their names in order.")
     regex: str | None = option(None, "regex: the pattern; a dot matches line breaks, too.")
 
 
@@ -57,14 +57,16 @@ class LengthReward:
     """1 between two lengths, falling to 0 over a margin on either side."""
 
     weight: float = option(0.0, _WEIGHT)
-    min_tokens: int = option(0, "Tokens at least.", at_least=0)
-    max_tokens: int | None = option(None, "Tokens at most; null: no limit.", at_least=1)
-    margin: int = option(16, "Tokens outside of it over which the reward falls to 0.", at_least=0)
+    min_tokens: int = option(0, "Minimum length in tokens.", at_least=0)
+    max_tokens: int | None = option(None, "Maximum length in tokens; null: no limit.", at_least=1)
+    margin: int = option(
+        16, "Tokens below the minimum or above the maximum over which the reward falls to 0.", at_least=0
+    )
 
 
 @dataclass
 class RepetitionReward:
-    """0 without repetition, down to -1: minus the share of n-grams of words that stood before."""
+    """From 0 (no repetition) down to -1: minus the share of word n-grams that occurred before."""
 
     weight: float = option(0.0, _WEIGHT)
     ngram_size: int = option(3, "Words of an n-gram.", at_least=1)
@@ -72,11 +74,11 @@ class RepetitionReward:
 
 @dataclass
 class LanguageReward:
-    """How surely the completion is in the language wanted, from 0 to 1 (lingua)."""
+    """Confidence that the completion is in the wanted language, from 0 to 1 (lingua)."""
 
     weight: float = option(0.0, _WEIGHT)
     language: str | None = option(
-        None, "ISO 639-1 code, for example `de`; null: the row's field `language`, else the prompt's own language."
+        None, "ISO 639-1 code, for example `de`; null: the row's field `language`, else the language of the prompt."
     )
 
 
@@ -90,12 +92,10 @@ class JsonSchemaReward:
 
 @dataclass
 class ToolCallReward:
-    """1 where the calls are the row's (name and arguments as data), else 0."""
+    """1 where the calls equal the reference calls (name and arguments, compared as JSON), else 0."""
 
     weight: float = option(0.0, _WEIGHT)
-    partial: bool = option(
-        False, "Whether a call of the right tool earns a half for its name, and the rest by the share of arguments."
-    )
+    partial: bool = option(False, "Partial credit: half for the right tool, the rest by the share of right arguments.")
 
 
 @dataclass
@@ -103,13 +103,15 @@ class CodeReward:
     """Share of the row's tests that the completion's code passes, in a sandbox (bubblewrap) without a network."""
 
     weight: float = option(0.0, _WEIGHT)
-    timeout: float = option(5.0, "Seconds of one test at most; a completion's failed tests take 3 times that.", above=0)
-    memory_mb: int = option(512, "MiB of memory of one test at most.", at_least=64)
-    processes: int = option(
-        16, "Threads at most; other processes are refused, so that `memory_mb` bounds all of it.", at_least=1
+    timeout: float = option(
+        5.0, "Seconds for one test; the failing tests of a completion together take at most 3 times that.", above=0
     )
-    file_mb: int = option(16, "MiB that the code may write, in all, in memory.", at_least=1)
-    max_tests: int | None = option(None, "Tests of a row at most, the first ones; null: all.", at_least=1)
+    memory_mb: int = option(512, "Memory limit of one test in MiB.", at_least=64)
+    processes: int = option(
+        16, "Maximum number of threads; other processes are refused, so that `memory_mb` limits all of it.", at_least=1
+    )
+    file_mb: int = option(16, "MiB of files that the code may write in total, in memory.", at_least=1)
+    max_tests: int | None = option(None, "Run only the first tests of a row, up to this number; null: all.", at_least=1)
 
 
 @dataclass
@@ -121,7 +123,7 @@ class ReasoningGymReward:
 
 @dataclass
 class ModelReward:
-    """The score of a reward model, as it gives it."""
+    """The score of a reward model, unchanged."""
 
     weight: float = option(0.0, _WEIGHT)
     model_name_or_path: str | None = option(
@@ -129,7 +131,7 @@ class ModelReward:
         "A run folder of `recipe=reward_model`, or a checkpoint for sequence classification with one label.",
         path="model",
     )
-    batch_size: int = option(8, "Completions scored at once.", at_least=1)
+    batch_size: int = option(8, "Completions scored in one batch.", at_least=1)
 
 
 @dataclass
@@ -149,26 +151,26 @@ class RewardConfig:
     model: ModelReward = field(default_factory=ModelReward)
     functions: dict[str, str] = option(
         {},
-        "Rewards of yours by name: `reward.functions.polite=my.py:polite`, a function (completions, records).",
+        "Your own rewards by name: `reward.functions.polite=my.py:polite`, a function (completions, records).",
         path="function",
     )
-    weights: dict[str, float] = option({}, "Weights of `reward.functions`; 1 where it is not named.")
+    weights: dict[str, float] = option({}, "Weights of `reward.functions`; 1 where it is not set.")
     timeout: float = option(
         20.0,
-        "Seconds that a reward may take for a batch, and, where it took longer, for one completion; code and model "
-        "have no such limit.",
+        "Seconds that a reward may take for a batch and, where that was too long, for each completion; code and "
+        "model have no such limit.",
         above=0,
     )
     max_failure_share: float = option(
         0.1,
-        "Share of completions that a reward may fail on (an error, a time-out, no number), of the last 256; above it "
+        "Share of the last 256 completions on which a reward may fail (an error, a time-out, no number); above it "
         "the run stops.",
         at_least=0,
         at_most=1,
     )
 
     def weighted(self) -> dict[str, float]:
-        """The weights of the rewards that are used, by name: what is right or wrong first, which heads the report."""
+        """Weights of the rewards that are used, by name: rewards for correct answers first, for the report."""
         ours = {name: float(getattr(self, name).weight) for name in REWARDS}
         yours = {name: float(self.weights.get(name, 1.0)) for name in self.functions}
         right = {name: ours.pop(name) for name in REWARDS if name in RIGHT}

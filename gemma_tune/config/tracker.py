@@ -18,4 +18,4 @@ class TrackerConfig:
     project: str = option("gemma_tune", "W&B project.")
     entity: str | None = option(None, "W&B user or team; null: the account's own.")
     name: str | None = option(None, "Name of the W&B run; null: the run folder's.")
-    log_samples: bool = option(False, "Send sample answers to W&B, too; they can hold private data.")
+    log_samples: bool = option(False, "Send sample answers to W&B, too; they may contain private data.")
