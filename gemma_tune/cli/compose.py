@@ -18,6 +18,7 @@ from gemma_tune import validation
 from gemma_tune.cli.defaults import fill_in
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
+from gemma_tune.config.renamed import translated
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.schema import GROUPS
@@ -128,7 +129,7 @@ def load_stored(path: Path, words: Sequence[str]) -> Config:
         if not isinstance(tree, dict) or not tree.get("method"):
             raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
         own = {"output_dir": None, "overwrite": False, "dry_run": False}
-        return checked(OmegaConf.merge(tree, own, OmegaConf.from_dotlist(list(words))), "", str(file))
+        return checked(OmegaConf.merge(translated(tree), own, OmegaConf.from_dotlist(list(words))), "", str(file))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"rerun={path}: this is not valid YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:

@@ -37,48 +37,49 @@ class NamedPath:
     name: str
 
 
-def _marked(group: Any, prefix: str = "") -> Iterator[tuple[Any, str, str, str]]:
+def _marked(part: Any, prefix: str = "") -> Iterator[tuple[Any, str, str, str]]:
     """Every key of the schema with `path=`: the instance that holds it, the field's name, the whole key, the kind."""
-    for f in dataclasses.fields(group):
-        if dataclasses.is_dataclass(value := getattr(group, f.name)):
+    for f in dataclasses.fields(part):
+        if dataclasses.is_dataclass(value := getattr(part, f.name)):
             yield from _marked(value, f"{prefix}{f.name}.")
         elif kind := f.metadata.get("path"):
-            yield group, f.name, f"{prefix}{f.name}", kind
+            yield part, f.name, f"{prefix}{f.name}", kind
 
 
-def named_paths(cfg: Config, *groups: str) -> Iterator[NamedPath]:
+def named_paths(part: Any, prefix: str = "") -> Iterator[NamedPath]:
     """Everything on disk that is named, in the order of the schema; names on the Hub are among them.
 
     Short names, of an evaluator for example, are not: they name no file.
 
     Args:
-        cfg: The configuration.
-        groups: Only the keys of these groups; all keys without any.
+        part: The configuration, or one of its groups.
+        prefix: What its keys begin with: `data.`; nothing for the whole configuration.
     """
-    for owner, field, key, kind in _marked(cfg):
+    for owner, field, key, kind in _marked(part, prefix):
         value = getattr(owner, field)
         named = value.items() if isinstance(value, dict) else [("", v) for v in _as_list(value)]
-        for name, path in named if not groups or key.split(".")[0] in groups else ():
+        for name, path in named:
             path = path.rpartition(":")[0] if kind == "function" and path else path
             if path:
                 yield NamedPath(f"{key}.{name}" if name else key, kind, path)
 
 
-def read_paths(cfg: Config, *groups: str) -> Iterator[NamedPath]:
-    """The same without what isn't read, and without what has no effect: files of an evaluator that isn't used."""
-    return (path for path in named_paths(cfg, *groups) if path.kind not in NOT_READ and _has_effect(cfg, path.key))
+def read_paths(cfg: Config, group: str) -> Iterator[NamedPath]:
+    """What the run reads by the keys of a group: nothing of an evaluator or a reward that isn't used."""
+    for path in named_paths(getattr(cfg, group), f"{group}."):
+        if path.kind not in NOT_READ and _has_effect(cfg, path.key):
+            yield path
 
 
 def _has_effect(cfg: Config, key: str) -> bool:
-    """Whether the run reads what the key names, as far as its own group says."""
+    """Whether what a key of `eval` or `reward` names is used."""
     group, section, *_ = key.split(".")
     if group == "eval" and section in EVALUATORS:
         return section in cfg.evaluator_names
-    if group == "reward" and section != "functions":
-        return bool(getattr(cfg.reward, section).weight)
-    if key == "eval.during_training":
-        return bool(cfg.train.eval_steps)
-    return True
+    if group == "reward":
+        used = cfg.traits.rewarded or "rewards" in cfg.evaluator_names
+        return used and (section == "functions" or bool(getattr(cfg.reward, section).weight))
+    return key != "eval.during_training" or bool(cfg.train.eval_steps)
 
 
 def make_absolute(cfg: Config) -> None:

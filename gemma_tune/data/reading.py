@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from gemma_tune.config import DataConfig
+from gemma_tune.config.path_keys import named_paths
 from gemma_tune.data.files import find_files
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
@@ -17,6 +18,7 @@ from gemma_tune.data.parsed import forget_parsed, records_of
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
+from gemma_tune.run.paths import resolve
 
 _FIRST = 200
 
@@ -52,10 +54,6 @@ class SplitReader:
         weights = [self.data.weights.get(key.rpartition(".")[2], 1.0) for key in self.names]
         rows = sets[0]() if len(sets) == 1 else interleave(sets, weights, self.data.stopping_strategy)
         return islice(rows, self.limit)
-
-    def sources(self) -> list[Source]:
-        """Every file or Hub split, in reading order."""
-        return [source for key, name in self.names.items() for source in self._sources(key, name)]
 
     def _sources(self, key: str, name: str) -> Sequence[Source]:
         d = self.data
@@ -121,17 +119,19 @@ def tests(data: DataConfig) -> dict[str, SplitReader]:
 
 
 def data_files(data: DataConfig) -> list[Path]:
-    """Every file that a run with this configuration reads."""
-    return [*_paths([training(data)]), *measured_files(data)]
+    """Every file of the training, validation and test sets, and that of the user's own reader."""
+    found: list[Path] = []
+    for path in named_paths(data, "data."):
+        if path.kind == "rows":
+            found += find_files(path.name, path.key, any_type=":" in data.format)
+        elif path.kind == "function":
+            found.append(resolve(path.name))
+    return found
 
 
 def measured_files(data: DataConfig) -> list[Path]:
-    """Every file with held-out or test rows."""
-    return _paths([*filter(None, [validation(data)]), *tests(data).values()])
-
-
-def _paths(parts: Sequence[SplitReader]) -> list[Path]:
-    return [source for part in parts for source in part.sources() if isinstance(source, Path)]
+    """The same without the training set."""
+    return data_files(replace(data, train_file="", train_files={}))
 
 
 def answered(part: SplitReader, record: Record) -> Record:

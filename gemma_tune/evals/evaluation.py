@@ -12,6 +12,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS
+from gemma_tune.config.path_keys import read_paths
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import Engine
@@ -19,9 +20,8 @@ from gemma_tune.errors import RunError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
-from gemma_tune.rl.rewards import files_of_rewards
 from gemma_tune.run.manifest import write_json
-from gemma_tune.run.paths import resolve
+from gemma_tune.run.paths import reward_model_of
 
 _SHARES = (
     "exact_match", "_number", "_regex", "stopped", "_accuracy", "_accuracy_per_token", "agreement", "_acc", "_acc_norm",
@@ -108,25 +108,22 @@ def _prepared(name: str, inputs: Inputs) -> Evaluator:
 
 
 def files_of(cfg: Config) -> list[Path]:
-    """The files that the evaluators of a run read beside those of `data`, and the folders of another model's weights.
+    """The files that the evaluators and rewards of a run read beside those of `data`, and folders of other models.
 
     Raises:
         UserError: As `prepare`.
     """
-    names, e = cfg.evaluator_names, cfg.eval
-    found = [resolve(name.rpartition(":")[0]) for name in names if ":" in name]
-    if "tool_calls" in names:
-        found += [resolve(str(e.tool_calls.questions_file)), resolve(str(e.tool_calls.answers_file))]
-    if "long_context" in names and e.long_context.text_file:
-        found.append(resolve(e.long_context.text_file))
-    if "lm_eval" in names and e.lm_eval.include_path:
-        found += lm_eval_tasks.files_of(resolve(e.lm_eval.include_path))
-    if "rewards" in names or cfg.traits.rewarded:
-        found += files_of_rewards(cfg)
-    if "kl" in names:
-        _, source = kl.reference_of(cfg)
-        found += [path for path in (source.folder, source.adapter) if path]
-    return found
+    found: list[Path] = []
+    for path in (*read_paths(cfg, "eval"), *read_paths(cfg, "reward")):
+        place = reward_model_of(path.name)
+        if path.key == "eval.lm_eval.include_path":
+            found += lm_eval_tasks.files_of(place)
+        elif path.key == "eval.kl.reference":
+            _, source = kl.reference_of(cfg)
+            found += [path for path in (source.folder, source.adapter) if path]
+        elif path.kind != "model" or place.is_dir():
+            found.append(place)
+    return list(dict.fromkeys(found))
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | None = None) -> Evaluation:

@@ -14,7 +14,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.rewards.base import Reward
 from gemma_tune.rl.scoring import Scorer, WeightedReward
-from gemma_tune.run.paths import resolve, reward_model_of
+from gemma_tune.run.paths import reward_model_of
 from gemma_tune.user_code import load_function
 
 _OWN_LIMITS = ("code", "model")
@@ -52,17 +52,6 @@ def _model(name: str, batch_size: int, device: torch.device) -> Reward:
     """The reward model, loaded once for training and evaluation."""
     prepare: Callable[..., Reward] = importlib.import_module("gemma_tune.rl.reward_model").prepare
     return prepare(ModelReward(model_name_or_path=name, batch_size=batch_size), device)
-
-
-def files_of_rewards(cfg: Config) -> list[Path]:
-    """The files that the rewards of a run hang on, and the folder of a reward model that is here."""
-    found = [resolve(reference.rpartition(":")[0]) for reference in cfg.reward.functions.values()]
-    if cfg.reward.json_schema.weight and cfg.reward.json_schema.schema_file:
-        found.append(resolve(cfg.reward.json_schema.schema_file))
-    folder = reward_model_of(str(cfg.reward.model.model_name_or_path))
-    if cfg.reward.model.weight and folder.is_dir():
-        found.append(folder)
-    return found
 
 
 def size_of_reward_model(cfg: Config) -> float:

@@ -12,6 +12,7 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, named_paths
+from gemma_tune.config.renamed import as_before, translated
 from gemma_tune.data.files import find_files
 from gemma_tune.errors import UserError
 from gemma_tune.run.identity import identity, not_resumable, without_operational
@@ -23,11 +24,16 @@ _WAYS = (
 
 
 def folder_of(cfg: Config) -> Path:
-    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own."""
+    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own.
+
+    A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
+    """
     if cfg.output_dir:
         return Path(cfg.output_dir).expanduser()
-    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    return Path(RUNS) / f"{cfg.recipe}-{digest}"
+    trees = identity(cfg), as_before(identity(cfg))
+    digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
+    now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
+    return before if before.exists() and not now.exists() else now
 
 
 def stored_config(path: Path) -> dict[str, Any] | None:
@@ -61,7 +67,7 @@ def is_finished(cfg: Config, path: Path) -> bool:
             raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
         _refuse_second_aside(path)
         return False
-    mine, theirs = identity(cfg), without_operational(stored)
+    mine, theirs = identity(cfg), without_operational(translated(stored, cfg.method))
     if cfg.train.resume_from_checkpoint:
         if differing := not_resumable(mine, theirs):
             raise UserError(

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
-from gemma_tune.validation.suggest import OPTIONS_INSTEAD, did_you_mean
+from gemma_tune.validation.suggest import did_you_mean, other_option
 
 WHERE = "command line"
 # Keys that hold what a person writes: taken as it stands, with commas, braces and quotes.
@@ -51,8 +51,7 @@ def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | Non
                 f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
                 f"move it to {root / 'recipe' / stray.name}."
             )
-    instead = OPTIONS_INSTEAD.get((group, value))
-    hint = f" Instead: {instead}." if instead else did_you_mean(value, options)
+    hint = other_option(group, value, options)
     return (
         f"{WHERE}: there is no {group} `{value}`.{hint} "
         f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"

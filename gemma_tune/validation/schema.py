@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.config import Config
+from gemma_tune.config.renamed import renamed_key
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean, suggest_key
 from gemma_tune.validation.trainer_options import of_the_trainer, problems_of_extra
 
@@ -51,6 +52,8 @@ def unknown_key(key: str, where: str) -> str | None:
     """The message for a key that the schema lacks, or None."""
     if key in FIELDS or is_open(key) or key in GROUPS:
         return None
+    if said := renamed_key(key):
+        return f"{where}: there is no key `{key}`: {said}."
     above, _, last = key.rpartition(".")
     hint = ""
     if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(last) not in FIELDS):

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from gemma_tune.config.renamed import OPTIONS
 from gemma_tune.run.paths import resolve
 
 # Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
@@ -108,6 +109,15 @@ OPTIONS_INSTEAD = {
     **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "kto", "simpo", "cpo")},
     **{("recipe", name): f"write recipe={name}_sft" for name in ("lora", "qlora", "full")},
 }
+
+
+def other_option(group: str, option: str, options: Iterable[str]) -> str:
+    """What to say to an option that a group lacks: its new name, what stands for it, the nearest name, or nothing."""
+    if new := OPTIONS.get((group, option)):
+        return f" It is {group}={new} now."
+    if instead := OPTIONS_INSTEAD.get((group, option)):
+        return f" Instead: {instead}."
+    return did_you_mean(option, options)
 
 
 def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.commandline import options_of
 from gemma_tune.validation.schema import GROUPS, problems_of_tree
-from gemma_tune.validation.suggest import did_you_mean
+from gemma_tune.validation.suggest import did_you_mean, other_option
 
 EXAMPLE = """\
     # @package _global_
@@ -51,7 +51,9 @@ def _override_problems(tree: dict[str, Any], file: Path, config_dirs: list[Path]
             elif str(words) != f"override /{group}":
                 found.append(f"{file}: defaults: write {{override /{group}: {option}}} in place of `{words}`.")
             elif str(option) not in (options := options_of(group, config_dirs)):
-                found.append(f"{file}: defaults: there is no {group} `{option}`.{did_you_mean(str(option), options)}")
+                found.append(
+                    f"{file}: defaults: there is no {group} `{option}`.{other_option(group, str(option), options)}"
+                )
             else:
                 found += _file_problems(group, str(option), config_dirs, seen)
     return found
@@ -80,7 +82,7 @@ def _file_problems(group: str, name: str, config_dirs: list[Path], seen: set[Pat
     found = _override_problems(tree, file, config_dirs, seen)
     for parent in _defaults_of(tree):
         if parent.lstrip("/") not in options:
-            found.append(f"{file}: defaults: there is no {group} `{parent}`.{did_you_mean(parent, options)}")
+            found.append(f"{file}: defaults: there is no {group} `{parent}`.{other_option(group, parent, options)}")
         else:
             found += _file_problems(group, parent, config_dirs, seen)
     values = {k: v for k, v in tree.items() if k not in ("defaults", "hydra")}

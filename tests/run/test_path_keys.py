@@ -150,6 +150,7 @@ def test_what_is_missing_is_named(key: str) -> None:
     cfg = with_path(key, "./nix")
     cfg.eval.evaluators += [name for name in ("tool_calls", "kl", "lm_eval", "long_context") if name in key]
     cfg.train.eval_steps = 1
+    cfg.method = "grpo" if key.startswith("reward.") else "sft"
     cfg.reward.model.weight = cfg.reward.json_schema.weight = 1.0
     problems = list(missing_paths(cfg, key.split(".")[0]))
     assert len(problems) == 1 and problems[0].startswith(key) and "./nix: there is no such" in problems[0]
@@ -160,4 +161,5 @@ def test_what_is_missing_is_named(key: str) -> None:
 )
 def test_what_has_no_effect_is_not_read(key: str) -> None:
     """An evaluator's and a reward's files count only where it is used."""
-    assert key not in [path.key for path in read_paths(with_path(key, "mine"))]
+    cfg = with_path(key, "mine")
+    assert key not in [path.key for path in read_paths(cfg, key.split(".")[0])]

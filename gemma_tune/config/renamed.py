@@ -1,0 +1,89 @@
+"""Keys, options and methods that had another name once: the only place that knows the earlier names.
+
+There are no aliases: an earlier name on the command line or in a file is answered with the new one. What an earlier
+version has stored, the `config.yaml` of a run, is translated.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from gemma_tune.config.methods import METHODS
+
+# A key, or a mapping with all keys below it.
+KEYS = {
+    "eval.while_training": "eval.during_training",
+    "eval.max_samples_while_training": "eval.max_samples_during_training",
+    "quant.train": "quant.stage2",
+}
+# Keys that are gone, and what says the same now.
+GONE = {"train.algorithm": "the recipe says it: recipe=grpo or recipe=rloo; in a recipe of yours `method: rloo`"}
+# By group and option.
+OPTIONS = {("data", "preferences"): "sample_preferences"}
+# The one method of all training with rewards, which `train.algorithm` told apart.
+_REWARDED = "rl"
+RENAMED_METHODS = {_REWARDED: "grpo, dapo, dr_grpo, gspo or rloo"}
+
+_MISSING = object()
+
+
+def renamed_key(key: str) -> str | None:
+    """What to say to an earlier key, as the end of a sentence; None for any other key."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"it is `{new}{key.removeprefix(old)}` now"
+    return GONE.get(key)
+
+
+def translated(tree: dict[str, Any], method: str | None = None) -> dict[str, Any]:
+    """A stored configuration under today's names; one of today as it is.
+
+    Args:
+        tree: What `config.yaml` holds; it is not changed.
+        method: The method that is expected: where a stored `method: rl` can mean it, it does.
+    """
+    tree = copy.deepcopy(tree)
+    for old, new in KEYS.items():
+        if (value := _pop(tree, old)) is not _MISSING:
+            _set(tree, new, value)
+    algorithm = _pop(tree, "train.algorithm")
+    if tree.get("method") == _REWARDED:
+        algorithm = "grpo" if algorithm is _MISSING else algorithm
+        names = [n for n in (method, tree.get("recipe")) if n in METHODS and _algorithm(n) == algorithm]
+        tree["method"] = next((n for n in names if METHODS[n].rewarded), algorithm)
+    return tree
+
+
+def as_before(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of today as the version before the renaming stored it: the names of run folders come of it."""
+    tree = copy.deepcopy(tree)
+    for old, new in KEYS.items():
+        if (value := _pop(tree, new)) is not _MISSING:
+            _set(tree, old, value)
+    _set(tree, "train.algorithm", _algorithm(tree["method"]))
+    if tree["method"] in METHODS and METHODS[tree["method"]].rewarded:
+        tree["method"] = _REWARDED
+    return tree
+
+
+def _algorithm(method: str) -> str:
+    """What `train.algorithm` was; its default where it had no effect."""
+    return "rloo" if method == "rloo" else "grpo"
+
+
+def _pop(tree: dict[str, Any], key: str) -> Any:
+    """Takes the value of a dotted key out of a nested mapping."""
+    *above, last = key.split(".")
+    for name in above:
+        tree = tree.get(name) or {}
+        if not isinstance(tree, dict):
+            return _MISSING
+    return tree.pop(last, _MISSING)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = key.split(".")
+    for name in above:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
