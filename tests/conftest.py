@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # libraries read it when they are imported
 
 from gemma_tune.run.paths import ASSETS
+
+if TYPE_CHECKING:
+    from gemma_tune import RunResult
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +30,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], tuple[Path, RunResult]]:
+    """The finished run of a name of `every_recipe.SHORT_RUNS`: its folder, which tests only read, and its result.
+
+    A run is made once for all worker processes: the first that asks makes it, the others wait at its lock.
+    """
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "finished"
+
+    def get(name: str) -> tuple[Path, RunResult]:
+        from every_recipe import make_short_run
+
+        folder = place / name.replace(", ", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        result_file = folder.with_suffix(".result")
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not result_file.is_file():
+                result_file.write_bytes(pickle.dumps(make_short_run(name, folder)))
+        return folder, pickle.loads(result_file.read_bytes())
+
+    return get

@@ -25,9 +25,9 @@ class ShortRun:
     recipe: str
     words: tuple[str, ...] = ()
     rows: str | None = None
-    step_key: str = "train.max_steps"
 
 
+_CHECKPOINTS = ("train.save_steps=5", "train.save_total_limit=null")  # of runs that tests resume
 _DPO = ("eval.evaluators=[preference]", "train.max_grad_norm=0")
 _REWARD_MODEL = ("eval.evaluators=[]", "eval.num_samples=0", "export.dtype=float32")
 _RL = (
@@ -41,27 +41,27 @@ _QAT = ("quant.max_kl_samples=3", "eval.num_samples=0", "data.max_eval_samples=n
 
 SHORT_RUNS = {
     "full_sft": ShortRun("full_sft"),
-    "lora_sft": ShortRun("lora_sft"),
+    "lora_sft": ShortRun("lora_sft", _CHECKPOINTS),
     "qlora_sft": ShortRun("qlora_sft"),
     "dpo, full": ShortRun("dpo", _DPO, "pairs"),
-    "dpo, lora": ShortRun("dpo", (*_DPO, "adapter=lora"), "pairs"),
+    "dpo, lora": ShortRun("dpo", (*_DPO, *_CHECKPOINTS, "adapter=lora"), "pairs"),
     "dpo, qlora": ShortRun("dpo", (*_DPO, "adapter=lora", "model.load_in_4bit=true"), "pairs"),
     "reward_model, full": ShortRun("reward_model", _REWARD_MODEL, "scored_pairs"),
     "reward_model, lora": ShortRun(
-        "reward_model", (*_REWARD_MODEL, "adapter=lora", "train.learning_rate=5e-3"), "scored_pairs"
+        "reward_model", (*_REWARD_MODEL, *_CHECKPOINTS, "adapter=lora", "train.learning_rate=5e-3"), "scored_pairs"
     ),
-    "grpo": ShortRun("grpo", (*_RL, "reward=math_format", "train.eval_steps=5", "eval.while_training=[rewards]")),
-    "grpo, lora": ShortRun("grpo", (*_RL_VARIANT, "adapter=lora", "train.beta=0.04")),
+    "grpo": ShortRun("grpo", (*_RL, "reward=math_format", "train.eval_steps=5", "eval.during_training=[rewards]")),
+    "grpo, lora": ShortRun("grpo", (*_RL_VARIANT, *_CHECKPOINTS, "adapter=lora", "train.beta=0.04")),
     "dapo": ShortRun("dapo", _RL_VARIANT),
     "dr_grpo": ShortRun("dr_grpo", _RL_VARIANT),
     "gspo": ShortRun("gspo", _RL_VARIANT),
     "rloo": ShortRun("rloo", _RL_VARIANT),
     "qat, full": ShortRun("qat", (*_QAT, "quant.embedding=q4_0"), "answers"),
-    "qat, lora": ShortRun("qat", (*_QAT, "adapter=lora", "quant.embedding=none"), "answers"),
+    "qat, lora": ShortRun("qat", (*_QAT, *_CHECKPOINTS, "adapter=lora", "quant.embedding=none"), "answers"),
     "tune_to_int4": ShortRun(
         "tune_to_int4",
-        (*_QAT, "adapter.r=4", "quant.train.max_steps=10", "quant.train.per_device_train_batch_size=2",
-         "quant.train.learning_rate=1e-3", "export=gguf", "eval.evaluators=[held_out_loss,answers]",
+        (*_QAT, "adapter.r=4", "quant.stage2.max_steps=10", "quant.stage2.per_device_train_batch_size=2",
+         "quant.stage2.learning_rate=1e-3", "export=gguf", "eval.evaluators=[held_out_loss,answers]",
          "eval.max_samples=4", "eval.max_new_tokens=24"),
         "answers",
     ),
@@ -69,7 +69,7 @@ SHORT_RUNS = {
 
 
 def write_rows(kind: str, folder: Path) -> list[str]:
-    """Writes 24 short rows of a kind into `folder` unless they are there.
+    """Writes 24 short rows of a kind into `folder`.
 
     Returns:
         The words of the command line that read them: 16 rows to train on, 8 validation rows.
@@ -97,6 +97,10 @@ def write_rows(kind: str, folder: Path) -> list[str]:
 
 def make_short_run(name: str, folder: Path) -> gemma_tune.RunResult:
     """Makes the run of SHORT_RUNS with this name in `folder`; its rows are written beside it."""
+    return short_run(SHORT_RUNS[name].recipe, folder, *short_words(name, folder), steps=STEPS)
+
+
+def short_words(name: str, folder: Path) -> list[str]:
+    """The words with which `make_short_run` made the run in `folder`, for a run that goes on with it."""
     made = SHORT_RUNS[name]
-    rows = write_rows(made.rows, folder.parent / "rows") if made.rows else []
-    return short_run(made.recipe, folder, *rows, *made.words, steps=STEPS)
+    return [*(write_rows(made.rows, folder.with_name(f"{folder.name}.rows")) if made.rows else []), *made.words]
