@@ -24,10 +24,10 @@ run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, i
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
 test: .venv/.done ## Run every test that needs no GPU and no network, but for the slow ones
-	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not slow' tests
+	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow' tests
 
 test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, long runs and texts, build_tiny
-	$(PYTEST) -n 2 --dist loadfile -m slow tests
+	$(PYTEST) -n 2 --dist worksteal -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
 	$(PYTEST) -m gpu tests

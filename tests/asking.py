@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-# As `python -m gemma_tune` does it, but it looks at the end whether torch was imported on the way.
-CHILD = """
-import runpy, sys
-try:
-    runpy.run_module("gemma_tune", run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    assert "torch" not in sys.modules, "torch was imported"
-    raise
-"""
 ROW = '{"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2."}]}\n'
 # The example of the design, which the messages show, too.
 MY_RUN = """\
@@ -34,10 +28,40 @@ def write(name: str, text: str) -> Path:
     return path
 
 
+# A process that has imported the command line once; each command runs in a copy of it, which spares the import.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["gemma_tune.cli.compose", "hydra"])
+
+
+def _command_line(words: tuple[str, ...], folder: str, env: dict[str, str], out: str, err: str) -> None:
+    """As `python -m gemma_tune` does it, but it looks at the end whether torch was imported on the way."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    for name, number, file in (("stdout", 1, out), ("stderr", 2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+    sys.argv = ["gemma_tune", *words]
+    try:
+        runpy.run_module("gemma_tune", run_name="__main__", alter_sys=True)
+    except SystemExit:
+        assert "torch" not in sys.modules, "torch was imported"
+        raise
+    finally:
+        sys.stdout.flush()
+
+
 def ask(*words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in the current folder."""
+    """Runs the command line in the current folder, in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, env=env, timeout=120)
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        child = _SERVER.Process(target=_command_line, args=(words, str(Path.cwd()), env, str(out), str(err)))
+        child.start()
+        child.join(120)
+        assert child.exitcode is not None, "no answer in two minutes"
+        texts = (out.read_text("utf-8"), err.read_text("utf-8"))
+        return subprocess.CompletedProcess(words, child.exitcode, *texts)
 
 
 def refused(*words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 import typing
@@ -117,6 +118,18 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _converted(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return _converted_once(key, type(value), value)
+    return _merged(key, value)
+
+
+@functools.cache  # a merge copies the whole group, and most values are the same in every composition of a process
+def _converted_once(key: str, kind: type, value: Any) -> Any:
+    """As `_merged`; `kind` tells True from 1."""
+    return _merged(key, value)
+
+
+def _merged(key: str, value: Any) -> Any:
     group, _, name = key.rpartition(".")
     defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
     return OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)

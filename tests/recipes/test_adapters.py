@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_recipe import write_rows
 from peft import PeftModel
 from reference import load_plain
 from safetensors.torch import load_file
@@ -20,6 +21,12 @@ TINY = ASSETS / "tiny"
 QUICK = ["eval=none", "eval.num_samples=0", "export.dtype=float32", "train.learning_rate=1e-3"]
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Nothing is measured, and rows are shorter than the sample's."""
+    return [*QUICK, *write_rows("answers", tmp_path_factory.mktemp("rows")), "data.max_eval_samples=null"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "adapter"),
     [
@@ -28,9 +35,9 @@ QUICK = ["eval=none", "eval.num_samples=0", "export.dtype=float32", "train.learn
         ("qlora_sft", "loftq"), ("qlora_sft", "loraplus"),
     ],
 )  # fmt: skip
-def test_saved_adapter_is_the_trained_one(recipe: str, adapter: str, tmp_path: Path) -> None:
+def test_saved_adapter_is_the_trained_one(recipe: str, adapter: str, quick: list[str], tmp_path: Path) -> None:
     """adapter/ on the base, by PEFT alone, gives the logits of export/merged, which the run has checked itself."""
-    short_run(recipe, tmp_path / "run", f"adapter={adapter}", *QUICK, steps=4)
+    short_run(recipe, tmp_path / "run", f"adapter={adapter}", *quick, steps=4)
     base = load_plain(TINY, four_bit=recipe == "qlora_sft")
     ids = torch.arange(30, 90).unsqueeze(0)
     with torch.no_grad():
@@ -55,8 +62,8 @@ def test_a_chain_of_pissa_runs_keeps_what_was_learned(tmp_path: Path) -> None:
         before = tmp_path / name
 
 
-def test_adapters_that_cannot_be_trained_on(tmp_path: Path) -> None:
-    short_run("lora_sft", tmp_path / "one", "adapter=pissa", "train.save_steps=1", *QUICK, steps=1)
+def test_adapters_that_cannot_be_trained_on(quick: list[str], tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "one", "adapter=pissa", "train.save_steps=1", *quick, steps=1)
     checkpoint = tmp_path / "one" / "checkpoints" / "step-1"
     with pytest.raises(UserError, match="a pissa adapter fits only the base"):
         short_run("lora_sft", tmp_path / "two", "adapter=pissa", f"model.model_name_or_path={checkpoint}")
@@ -68,8 +75,8 @@ def test_adapters_that_cannot_be_trained_on(tmp_path: Path) -> None:
     assert not (tmp_path / "two").exists()
 
 
-def test_an_adapter_that_says_another_thing_is_refused(tmp_path: Path) -> None:
-    short_run("lora_sft", tmp_path / "one", "adapter.target_modules=[q_proj,v_proj]", *QUICK, steps=1)
+def test_an_adapter_that_says_another_thing_is_refused(quick: list[str], tmp_path: Path) -> None:
+    short_run("lora_sft", tmp_path / "one", "adapter.target_modules=[q_proj,v_proj]", *quick, steps=1)
     words = [
         f"model.model_name_or_path={tmp_path / 'one'}",
         "adapter.lora_dropout=0.1",
@@ -80,11 +87,11 @@ def test_an_adapter_that_says_another_thing_is_refused(tmp_path: Path) -> None:
     assert "adapter.target_modules=['q_proj'], but" in str(caught.value)
 
 
-def test_loraplus_gives_b_its_own_rate(tmp_path: Path) -> None:
+def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None:
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}
     for adapter in ("lora", "loraplus"):
-        words = [f"adapter={adapter}", "train.warmup_steps=0", "train.lr_scheduler_type=constant", *QUICK]
+        words = [f"adapter={adapter}", "train.warmup_steps=0", "train.lr_scheduler_type=constant", *quick]
         short_run("lora_sft", tmp_path / adapter, *words, steps=1)
         stored = load_file(tmp_path / adapter / "adapter" / "adapter_model.safetensors")
         moved[adapter] = torch.cat([w.abs().flatten() for n, w in stored.items() if "lora_B" in n]).max().item()
@@ -92,22 +99,22 @@ def test_loraplus_gives_b_its_own_rate(tmp_path: Path) -> None:
     assert moved["loraplus"] == pytest.approx(16e-3, rel=0.05)
 
 
-def test_adapters_stay_float32_over_four_bit(tmp_path: Path) -> None:
+def test_adapters_stay_float32_over_four_bit(quick: list[str], tmp_path: Path) -> None:
     """TRL rounds adapters over 4-bit weights to bfloat16; ours don't lose their small updates."""
-    short_run("qlora_sft", tmp_path / "run", *QUICK)
+    short_run("qlora_sft", tmp_path / "run", *quick)
     stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert all(w.dtype == torch.float32 for w in stored.values())
     assert any((w != w.bfloat16().float()).any() for w in stored.values())
 
 
-def test_target_modules(tmp_path: Path) -> None:
-    words = ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", *QUICK]
+def test_target_modules(quick: list[str], tmp_path: Path) -> None:
+    words = ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", *quick]
     result = short_run("lora_sft", tmp_path / "run", *words, steps=1)
     assert result.metrics["weights"]["adapted_layers"] == 12
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"] and config["r"] == 4
     with pytest.raises(UserError, match=r"no layer is named qq_proj\. Linear layers: .*q_proj"):
-        short_run("lora_sft", tmp_path / "two", "adapter.target_modules=[q_proj,qq_proj]", *QUICK)
+        short_run("lora_sft", tmp_path / "two", "adapter.target_modules=[q_proj,qq_proj]", *quick)
     assert not (tmp_path / "two").exists()
 
 
@@ -122,15 +129,15 @@ def test_target_modules(tmp_path: Path) -> None:
         ["train.bf16=true"],
     ],
 )
-def test_options_of_one_gpu_that_a_cpu_has(words: list[str], tmp_path: Path) -> None:
-    short_run("qlora_sft", tmp_path / "run", *QUICK, *words)
+def test_options_of_one_gpu_that_a_cpu_has(words: list[str], quick: list[str], tmp_path: Path) -> None:
+    short_run("qlora_sft", tmp_path / "run", *quick, *words)
     assert len(losses(tmp_path / "run")) == 3
 
 
 @pytest.mark.slow
-def test_checkpointing_moves_no_loss(tmp_path: Path) -> None:
+def test_checkpointing_moves_no_loss(quick: list[str], tmp_path: Path) -> None:
     for name in ("false", "true"):
-        short_run("lora_sft", tmp_path / name, *QUICK, f"train.gradient_checkpointing={name}")
+        short_run("lora_sft", tmp_path / name, *quick, f"train.gradient_checkpointing={name}")
     assert losses(tmp_path / "false") == pytest.approx(losses(tmp_path / "true"), rel=1e-6)
 
 

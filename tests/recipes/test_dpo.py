@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from every_recipe import write_rows
 from safetensors.torch import load_file
-from short_runs import hold_to_golden, losses, metrics, short_run
+from short_runs import losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune.errors import UserError
@@ -25,13 +25,7 @@ MODES = {
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Short pairs of which the longer answer is the better one, as words of the command line."""
-    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [
-        {"prompt": f"What is {n} plus 5?", "chosen": f"That makes {n + 5}.", "rejected": f"I say {n} and no more."}
-        for n in range(20, 44)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return ["data=preference", f"data.train_file={file}", "data.validation_split_percentage=33"]
+    return write_rows("pairs", tmp_path_factory.mktemp("pairs"))
 
 
 def dpo(folder: Path, pairs: list[str], *words: str, steps: int = 3) -> gemma_tune.RunResult:
@@ -40,10 +34,9 @@ def dpo(folder: Path, pairs: list[str], *words: str, steps: int = 3) -> gemma_tu
     )
 
 
-@pytest.fixture(scope="module", params=MODES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs: list[str]) -> Any:
-    folder = tmp_path_factory.mktemp("dpo") / request.param
-    return request.param, folder, dpo(folder, pairs, *MODES[request.param])
+@pytest.fixture(params=MODES)
+def run(request: pytest.FixtureRequest, finished: Any) -> Any:
+    return (request.param, *finished(f"dpo, {request.param}"))
 
 
 def test_first_loss_is_that_of_no_difference(run: Any) -> None:
@@ -57,7 +50,6 @@ def test_first_loss_is_that_of_no_difference(run: Any) -> None:
 
 def test_run_folder(run: Any) -> None:
     mode, folder, result = run
-    hold_to_golden(f"dpo, {mode}", folder)
     stored = json.loads((folder / "result.json").read_text("utf-8"))
     assert stored["status"] == result.status == "finished" and stored["headline"]["name"] == "preference_accuracy"
     assert stored["metrics"]["after"]["preference_margin"] > stored["metrics"]["before"]["preference_margin"]
@@ -83,22 +75,6 @@ def test_the_run_can_be_gone_on_from(run: Any, pairs: list[str], tmp_path: Path)
 
 
 SMALL = ["adapter=lora", "eval.evaluators=[]", "eval.num_samples=0", "export=none", "train.save_steps=2"]
-
-
-def test_resume_ends_where_one_run_ends(pairs: list[str], tmp_path: Path) -> None:
-    """Four steps, and two with two more: the same losses and the same adapter, to the bit."""
-    whole, begun = tmp_path / "whole", tmp_path / "begun"
-    dpo(whole, pairs, *SMALL, steps=4)
-    shutil.copytree(whole, begun)
-    shutil.rmtree(begun / "checkpoints" / "step-4")
-    shutil.rmtree(begun / "adapter")
-    (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
-    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-    (begun / "metrics.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
-    dpo(begun, pairs, *SMALL, "train.resume_from_checkpoint=latest", steps=4)
-    assert losses(begun) == losses(whole) and len(losses(whole)) == 4
-    one, other = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, begun))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_evaluations_while_training_change_nothing(pairs: list[str], tmp_path: Path) -> None:

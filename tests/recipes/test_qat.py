@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from short_runs import losses, short_run
@@ -24,11 +25,9 @@ def lines_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("adapter", "embedding"), [("none", "q4_0"), ("lora", "none")])
-def test_trained_and_written(adapter: str, embedding: str, tmp_path: Path) -> None:
+def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> None:
     """Every line of the check; and in adapter mode the adapter inside the quantiser."""
-    folder = tmp_path / "run"
-    words = [f"adapter={adapter}", f"quant.embedding={embedding}", "train.learning_rate=1e-3"]
-    result = short_run("qat", folder, *SMALL, *words, steps=2)
+    folder, result = finished("qat, lora" if adapter == "lora" else "qat, full")
     assert result.status == "finished" and set(result.artifacts) >= {"gguf", "w4a16", "merged"}
     verdicts = lines_of(folder)
     assert len(verdicts) == 12 and "fail" not in verdicts.values(), verdicts

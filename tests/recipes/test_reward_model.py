@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from every_recipe import write_rows
 from safetensors.torch import load_file
-from short_runs import hold_to_golden, losses, metrics, short_run
+from short_runs import metrics, short_run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import gemma_tune
@@ -26,35 +26,24 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks
 
-MODES = {"full": [], "lora": ["adapter=lora", "train.learning_rate=5e-3"]}
-
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Short pairs, as words of the command line; the better answer ends with a number."""
-    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [
-        {"prompt": f"What is {n} plus 5?", "chosen": f"That makes {n + 5}.", "rejected": "It is yellow and cool."}
-        for n in range(20, 44)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return ["data=preference", f"data.train_file={file}", "data.validation_split_percentage=33"]
+    return write_rows("scored_pairs", tmp_path_factory.mktemp("pairs"))
 
 
 def train_one(folder: Path, pairs: list[str], *words: str, steps: int = 4) -> gemma_tune.RunResult:
     return short_run("reward_model", folder, "eval.evaluators=[]", "eval.num_samples=0", *pairs, *words, steps=steps)
 
 
-@pytest.fixture(scope="module", params=MODES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs: list[str]) -> Any:
-    folder = tmp_path_factory.mktemp("reward") / request.param
-    words = [*MODES[request.param], "export.dtype=float32"]
-    return request.param, folder, train_one(folder, pairs, *words, steps=6)
+@pytest.fixture(params=["full", "lora"])
+def run(request: pytest.FixtureRequest, finished: Any) -> Any:
+    return (request.param, *finished(f"reward_model, {request.param}"))
 
 
 def test_run_folder(run: Any) -> None:
     mode, folder, result = run
-    hold_to_golden(f"reward_model, {mode}", folder)
     stored = json.loads((folder / "result.json").read_text("utf-8"))
     assert stored["status"] == "finished" and stored["headline"]["name"] == "reward_accuracy"
     assert stored["metrics"]["after"]["reward_margin"] > stored["metrics"]["before"]["reward_margin"]
@@ -143,33 +132,15 @@ def test_checks_look_at_the_padding_and_the_stop_token(tmp_path: Path, pairs: li
         score_checks(model, tokenizer, train)
 
 
-def test_resume_ends_where_one_run_ends(pairs: list[str], tmp_path: Path) -> None:
-    whole, begun = tmp_path / "whole", tmp_path / "begun"
-    words = ["adapter=lora", "export=none", "eval.before=false", "train.save_steps=2"]
-    train_one(whole, pairs, *words, steps=4)
-    shutil.copytree(whole, begun)
-    shutil.rmtree(begun / "checkpoints" / "step-4")
-    shutil.rmtree(begun / "adapter")
-    (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
-    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-    (begun / "metrics.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
-    train_one(begun, pairs, *words, "train.resume_from_checkpoint=latest", steps=4)
-    assert losses(begun) == losses(whole) and len(losses(whole)) == 4
-    one, other = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, begun))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_four_bit_is_refused(pairs: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load_in_4bit"):
         train_one(tmp_path / "run", pairs, "adapter=lora", "model.load_in_4bit=true")
     assert not (tmp_path / "run").exists()
 
 
-def test_grpo_goes_on_with_it(run: Any, tmp_path: Path) -> None:
+def test_grpo_goes_on_with_it(finished: Any, tmp_path: Path) -> None:
     """The run folder is the reward: each completion's score is what the exported model gives it."""
-    mode, folder, _ = run
-    if mode != "full":
-        pytest.skip("once is enough")
+    folder, _ = finished("reward_model, full")
     words = [
         "tracker=none", "model.dtype=float32", "train.bf16=false", "reward=model", "export=none", "train.save_steps=2",
         f"reward.model.model_name_or_path={folder}", "train.per_device_train_batch_size=8", "train.num_generations=4",

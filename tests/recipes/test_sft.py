@@ -1,4 +1,4 @@
-"""Each recipe runs on the embedded model; golden losses; a rerun repeats to the last digit; resuming does, too."""
+"""Each recipe runs on the embedded model; a rerun repeats to the last digit; what resuming refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from short_runs import hold_to_golden, losses, metrics, short_run
+from every_recipe import make_short_run
+from short_runs import losses, metrics, short_run
 
 import gemma_tune
 from gemma_tune import UserError
@@ -27,16 +28,10 @@ from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss, rows_of
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml") if "\nmethod: sft\n" in f.read_text("utf-8"))
 
 
-@pytest.fixture(scope="module", params=RECIPES)
-def ten_steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+@pytest.fixture(params=RECIPES)
+def ten_steps(request: pytest.FixtureRequest, finished: Any) -> tuple[str, Path, Any]:
     """Ten steps of each recipe."""
-    folder = tmp_path_factory.mktemp("runs") / request.param
-    return request.param, folder, short_run(request.param, folder, steps=10)
-
-
-def test_golden_losses(ten_steps: tuple[str, Path, Any]) -> None:
-    recipe, folder, _ = ten_steps
-    hold_to_golden(recipe, folder)
+    return (request.param, *finished(request.param))
 
 
 def test_run_folder(ten_steps: tuple[str, Path, Any]) -> None:
@@ -62,9 +57,12 @@ def test_run_folder(ten_steps: tuple[str, Path, Any]) -> None:
         assert f"{count:,}" in report
 
 
-def test_rerun_repeats_every_figure(ten_steps: tuple[str, Path, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe", ["qlora_sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full_sft", "lora_sft"))]
+)
+def test_rerun_repeats_every_figure(recipe: str, finished: Any, tmp_path: Path) -> None:
     """From config.yaml alone: every figure of metrics.jsonl to the last digit, but those that measure time."""
-    _, folder, _ = ten_steps
+    folder, _ = finished(recipe)
     launch(load_stored(folder / "config.yaml", [f"output_dir={tmp_path / 'again'}"]))
     first, second = metrics(folder), metrics(tmp_path / "again")
     timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -77,81 +75,71 @@ def test_rerun_repeats_every_figure(ten_steps: tuple[str, Path, Any], tmp_path: 
 def test_finished_run_is_not_repeated(ten_steps: tuple[str, Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
     recipe, folder, result = ten_steps
     before = (folder / "result.json").stat().st_mtime_ns
-    again = short_run(recipe, folder, steps=10)
+    again = make_short_run(recipe, folder)
     assert "done already" in capsys.readouterr().out
     assert again.headline == result.headline and (folder / "result.json").stat().st_mtime_ns == before
 
 
-RESUMING = ["train.save_steps=4", "train.save_total_limit=null"]
+RESUMING = ["train.save_steps=5", "train.save_total_limit=null"]
 
 
-@pytest.fixture(scope="module")
-def eight_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of eight steps with two checkpoints."""
-    folder = tmp_path_factory.mktemp("resume") / "whole"
-    short_run("lora_sft", folder, *RESUMING, steps=8)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-4", "step-8"]
+@pytest.fixture
+def two_checkpoints(finished: Any) -> Path:
+    """A finished run of ten steps with two checkpoints."""
+    folder: Path = finished("lora_sft")[0]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-10", "step-5"]
     return folder
 
 
-def test_resume_ends_where_one_run_ends(eight_steps: Path, tmp_path: Path) -> None:
-    """Killed after step 6 of 8 and resumed from step 4: metrics and weights equal those of one run, to the bit."""
+def test_a_run_that_was_begun_is_not_begun_again(two_checkpoints: Path, tmp_path: Path) -> None:
+    """Nor resumed with another setting; `test_every_recipe.py` resumes it."""
     begun = tmp_path / "begun"
-    shutil.copytree(eight_steps, begun)
-    (begun / "checkpoints" / "step-8").rename(begun / "checkpoints" / "checkpoint-8")  # half-written
-    shutil.rmtree(begun / "adapter")
+    shutil.copytree(two_checkpoints, begun)
     (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
-    lines = (begun / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-    (begun / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:9], encoding="utf-8")
     with pytest.raises(UserError, match=r"begun and has checkpoints.*resume_from_checkpoint=latest.*overwrite=true"):
-        short_run("lora_sft", begun, *RESUMING, steps=8)
+        short_run("lora_sft", begun, *RESUMING, steps=10)
     with pytest.raises(UserError, match=r"another train\.learning_rate, so it can't be resumed"):
-        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", "train.learning_rate=1", steps=8)
-    short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
-    assert losses(begun) == losses(eight_steps)
-    assert [line["step"] for line in metrics(begun)] == [line["step"] for line in metrics(eight_steps)]
-    weights = "adapter/adapter_model.safetensors"
-    assert file_digest(begun / weights) == file_digest(eight_steps / weights)
-    assert "resume_from_checkpoint: null" in (begun / "config.yaml").read_text("utf-8")  # a rerun is one run
+        words = [*RESUMING, "train.resume_from_checkpoint=latest", "train.learning_rate=1"]
+        short_run("lora_sft", begun, *words, steps=10)
 
 
-def test_a_resumed_run_saves_as_it_is_set_now(eight_steps: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_saves_as_it_is_set_now(two_checkpoints: Path, tmp_path: Path) -> None:
     """Transformers would take the steps between two checkpoints from the checkpoint."""
     begun = tmp_path / "begun"
-    shutil.copytree(eight_steps, begun)
-    shutil.rmtree(begun / "checkpoints" / "step-8")
+    shutil.copytree(two_checkpoints, begun)
+    shutil.rmtree(begun / "checkpoints" / "step-10")
     (begun / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
     words = [*RESUMING, "train.save_steps=3", "train.resume_from_checkpoint=latest", "export=none"]
-    short_run("lora_sft", begun, *words, steps=8)
-    assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == ["step-4", "step-6", "step-8"]
+    short_run("lora_sft", begun, *words, steps=10)
+    assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == ["step-10", "step-5", "step-6", "step-9"]
 
 
-def test_nothing_left_to_resume(eight_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_left_to_resume(two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Transformers would take one step too many and change the weights."""
-    before = file_digest(eight_steps / "adapter" / "adapter_model.safetensors")
-    short_run("lora_sft", eight_steps, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
+    before = file_digest(two_checkpoints / "adapter" / "adapter_model.safetensors")
+    short_run("lora_sft", two_checkpoints, *RESUMING, "train.resume_from_checkpoint=latest", steps=10)
     assert "done already" in capsys.readouterr().out
-    assert file_digest(eight_steps / "adapter" / "adapter_model.safetensors") == before
+    assert file_digest(two_checkpoints / "adapter" / "adapter_model.safetensors") == before
     begun = tmp_path / "begun"
-    shutil.copytree(eight_steps, begun)
+    shutil.copytree(two_checkpoints, begun)
     (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
     with pytest.raises(UserError, match="nothing is left to train; name an earlier one, or latest"):
-        path = begun / "checkpoints" / "step-8"
-        short_run("lora_sft", begun, *RESUMING, f"train.resume_from_checkpoint={path}", steps=8)
+        path = begun / "checkpoints" / "step-10"
+        short_run("lora_sft", begun, *RESUMING, f"train.resume_from_checkpoint={path}", steps=10)
     with pytest.raises(UserError, match=r"another train\.max_steps, so it can't be resumed"):
         short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=16)
     with pytest.raises(UserError, match="a run is resumed in its own folder"):
-        path = eight_steps / "checkpoints" / "step-4"
-        short_run("lora_sft", tmp_path / "new", *RESUMING, f"train.resume_from_checkpoint={path}", steps=8)
+        path = two_checkpoints / "checkpoints" / "step-5"
+        short_run("lora_sft", tmp_path / "new", *RESUMING, f"train.resume_from_checkpoint={path}", steps=10)
 
 
-def test_what_a_failed_run_has_trained_is_kept(eight_steps: Path, tmp_path: Path) -> None:
+def test_what_a_failed_run_has_trained_is_kept(two_checkpoints: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
-    shutil.copytree(eight_steps, begun)
+    shutil.copytree(two_checkpoints, begun)
     shutil.rmtree(begun / "checkpoints")
     (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
     with pytest.raises(UserError, match="this run was begun and has adapter, export"):
-        short_run("lora_sft", begun, *RESUMING, steps=8)
+        short_run("lora_sft", begun, *RESUMING, steps=10)
     assert (begun / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -167,13 +155,13 @@ def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
     assert (kept / "result.json").is_file() and (tmp_path / "run" / "config.yaml").is_file()
 
 
-def test_half_a_checkpoint_is_refused(eight_steps: Path, tmp_path: Path) -> None:
+def test_half_a_checkpoint_is_refused(two_checkpoints: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
-    shutil.copytree(eight_steps, begun)
+    shutil.copytree(two_checkpoints, begun)
     (begun / "result.json").write_text('{"status": "failed"}', encoding="utf-8")
-    (begun / "checkpoints" / "step-4" / "optimizer.pt").unlink()
+    (begun / "checkpoints" / "step-5" / "optimizer.pt").unlink()
     with pytest.raises(UserError, match=r"optimizer\.pt missing"):
-        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=8)
+        short_run("lora_sft", begun, *RESUMING, "train.resume_from_checkpoint=latest", steps=10)
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:

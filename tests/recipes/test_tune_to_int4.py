@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.cli.runner import run
 from gemma_tune.errors import UserError
 
 pytest.importorskip("xllamacpp")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("run") / "out"
-    words = [
-        f"output_dir={folder}", "tracker=none", "train.max_steps=3", "quant.stage2.max_steps=2", "eval.max_samples=4",
-        "data.max_train_samples=12", "data.max_eval_samples=3", "eval.max_new_tokens=24", "quant.max_kl_samples=3",
-        "export=gguf", "adapter.r=4",
-    ]  # fmt: skip
-    return folder, run("tune_to_int4", words)
+@pytest.fixture
+def done(finished: Any) -> tuple[Path, Any]:
+    folder, result = finished("tune_to_int4")
+    return folder, result
 
 
 def test_everything_is_there_and_verified(done: tuple[Path, Any]) -> None:
@@ -55,8 +49,8 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     first, second = (load_stored(folder / name, [f"output_dir={folder}/x"]) for name in ("tuned", "int4"))
     assert (first.recipe, second.recipe) == ("lora_sft", "qat")
     assert second.model.model_name_or_path == str(folder / "tuned")
-    assert (first.train.per_device_train_batch_size, second.train.per_device_train_batch_size) == (4, 8)
-    assert second.model.dtype == "float32" and second.train.max_steps == 2 and second.quant.grid == "q4_0"
+    assert (first.train.per_device_train_batch_size, second.train.per_device_train_batch_size) == (2, 2)
+    assert second.model.dtype == "float32" and second.train.max_steps == 10 and second.quant.grid == "q4_0"
 
 
 @pytest.mark.parametrize(
