@@ -119,12 +119,12 @@ def _fits(key: str, value: Any) -> bool:
 
 def _converted(key: str, value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
-        return _converted_once(key, type(value), value)
+        return _converted_once(key, type(value).__name__, value)
     return _merged(key, value)
 
 
 @functools.cache  # a merge copies the whole group, and most values are the same in every composition of a process
-def _converted_once(key: str, kind: type, value: Any) -> Any:
+def _converted_once(key: str, kind: str, value: Any) -> Any:
     """As `_merged`; `kind` tells True from 1."""
     return _merged(key, value)
 
