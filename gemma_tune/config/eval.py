@@ -25,8 +25,8 @@ class AnswersConfig:
     match: str = option(
         "exact_match",
         "exact_match: the same tool calls (compared as JSON), or the same words; number: the same final answer, read "
-        "as `reward.math` does (`\\boxed{…}`, `<answer>…</answer>`, `#### …`, `answer is …`, else the last number), without "
-        "computing formulas; regex: the same match of `eval.answers.regex`.",
+        "as `reward.math` does (`\\boxed{…}`, `<answer>…</answer>`, `#### …`, `answer is …`, else the last number), "
+        "without computing formulas; regex: the same match of `eval.answers.regex`.",
         choices=("exact_match", "number", "regex"),
     )
     regex: str | None = option(
