@@ -63,12 +63,12 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def read_file(path: Path, raw: io.RawIOBase | None = None) -> Iterator[Row | BadRow]:
+def read_file(path: Path, descriptor: int | None = None) -> Iterator[Row | BadRow]:
     """Yields the rows of a file in order, and a BadRow for each that can't be read. The file is opened once.
 
     Args:
         path: The file.
-        raw: The same file, open and unbuffered, for a caller that observes the reads.
+        descriptor: Of the same file where the caller has opened it; it stays open.
 
     Raises:
         BadRow: The rest of the file can't be read, unlike a bad row, which is yielded.
@@ -78,7 +78,8 @@ def read_file(path: Path, raw: io.RawIOBase | None = None) -> Iterator[Row | Bad
     if kind is None:
         raise BadRow(f"{path}: of no known type; name it {', '.join(FILE_TYPES)} (or one of them .gz).")
     try:
-        with io.BufferedReader(raw or path.open("rb", buffering=0), _BUFFER) as file:
+        raw = path.open("rb", buffering=0) if descriptor is None else io.FileIO(descriptor, closefd=False)
+        with io.BufferedReader(raw, _BUFFER) as file:
             yield from _READERS[kind](path, _unzipped(path, file))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadRow(f"{path}: this is no whole gzip file ({error}).") from error

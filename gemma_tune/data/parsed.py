@@ -7,6 +7,7 @@ early, such as the check of the first rows, is continued by the next one. Memory
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import pickle
 import tempfile
@@ -18,7 +19,6 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data.files import Row, read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
 from gemma_tune.data.formats.preference import pair
-from gemma_tune.data.hashed import HashedFile
 from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.sources import OpenRows, Source
@@ -76,12 +76,10 @@ class SourceRecords:
 def _hashed_rows(path: Path) -> Iterator[Row | BadRow]:
     """The rows of a file; when all are read, `file_digest` knows the file's digest."""
     version = file_version(path)
-    file = HashedFile(path)
-    try:
-        yield from read_file(path, file)
-        remember_digest(path, version, file.digest())
-    finally:
-        file.release()
+    with path.open("rb", buffering=0) as file:
+        yield from read_file(path, file.fileno())
+        file.seek(0)
+        remember_digest(path, version, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:

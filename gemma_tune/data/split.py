@@ -60,37 +60,37 @@ class TrainHeldOut:
         others: The rows of `data.validation_file`, if there is one.
         drawn: Whether each row of `part` is held out, [N]: the share with the smallest digests, so that equal rows stay
             together and the split doesn't depend on the order of the file.
-        begun_again: Whether each row of `part` was read before, since its set was restarted (all_exhausted), [N].
+        reread: Whether each row of `part` was read before, since its set was restarted (all_exhausted), [N].
         repeated: Whether each row is to be trained on and equals an earlier row, [N].
         leaked: Whether each row is to be trained on and is also in the held-out or test set, [N].
         limit: The largest number of held-out rows.
-        said_again: `file:line` of the repeated rows, once `train` has been read.
-        said_elsewhere: The same for the leaked ones.
+        repeated_at: `file:line` of the repeated rows, once `train` has been read.
+        leaked_at: The same for the leaked ones.
     """
 
     part: SplitReader
     others: SplitReader | None
     drawn: Mask
-    begun_again: Mask
+    reread: Mask
     repeated: Mask
     leaked: Mask
     limit: int | None
-    said_again: list[str] = field(default_factory=list)
-    said_elsewhere: list[str] = field(default_factory=list)
+    repeated_at: list[str] = field(default_factory=list)
+    leaked_at: list[str] = field(default_factory=list)
 
     def train(self) -> Iterator[Record]:
         """The rows to train on, in the files' order."""
         for record, drawn, again, elsewhere in zip(self.part, self.drawn, self.repeated, self.leaked, strict=True):
             if again:
-                self.said_again.append(record.where)
+                self.repeated_at.append(record.where)
             if elsewhere:
-                self.said_elsewhere.append(record.where)
+                self.leaked_at.append(record.where)
             if not drawn:
                 yield record
 
     def held_out(self) -> Iterator[Record]:
         """The rows held out, in the files' order."""
-        drawn = compress(self.part, self.drawn & ~self.begun_again)
+        drawn = compress(self.part, self.drawn & ~self.reread)
         return islice(drawn if self.others is None else self.others, self.limit)
 
 

@@ -169,7 +169,7 @@ class TokenizedRows:
             ("bad rows were skipped", self.left_out()),
             (self.why_dropped, self.dropped),
             ("rows are equal to an earlier one", self.repeated),
-            ("rows stand among the held-out or test rows, too: what is measured there was trained on", self.leaked),
+            ("rows are also in the held-out or test set: what is measured there was trained on", self.leaked),
         ):
             if where:
                 found.append(f"warning: {name}: {len(where):,} {what}. The first: {'; '.join(islice(where, _NAMED))}")
@@ -229,7 +229,7 @@ def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
     """Adds to both what the split has found: formats, bad rows, duplicates and leaked rows."""
     train.read_by(split.part)
     held_out.read_by(split.others)
-    train.repeated, train.leaked = split.said_again, split.said_elsewhere
+    train.repeated, train.leaked = split.repeated_at, split.leaked_at
     return train, held_out
 
 
@@ -240,10 +240,8 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
         UserError: As `load_rows`.
     """
     part = reading.validation(data)
-    if data.validation_split_percentage:
-        records = split_rows(data, seed).held_out()
-    else:
-        records = islice(part or (), data.max_eval_samples)
+    share = data.validation_split_percentage
+    records = split_rows(data, seed).held_out() if share else islice(part or (), data.max_eval_samples)
     rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip")
     rows.read_by(part)
     return rows

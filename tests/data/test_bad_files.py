@@ -190,7 +190,7 @@ def test_rows_of_two_parts_and_rows_said_twice(tmp_path: Path) -> None:
     assert found.leaked == [f"{train}:4", f"{train}:6"]
     assert (len(found.rendered), len(others.rendered)) == (7, 1)
     notes = "\n".join(found.notes("training rows"))
-    assert "1 rows are equal to an earlier one" in notes and "2 rows stand among the held-out or test rows" in notes
+    assert "1 rows are equal to an earlier one" in notes and "2 rows are also in the held-out or test set" in notes
 
 
 def test_equal_rows_are_held_out_together(tmp_path: Path) -> None:

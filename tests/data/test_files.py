@@ -194,4 +194,4 @@ def test_rows_of_an_array_on_one_line_are_rows_of_their_own(tmp_path: Path) -> N
     train, held_out = list(split.train()), list(split.held_out())
     assert len(train) + len(held_out) == 100 and len(held_out) >= 20
     assert len({r.where for r in [*train, *held_out]}) == 100
-    assert len(split.said_again) + len(held_out) - len({r.text for r in held_out}) == 10
+    assert len(split.repeated_at) + len(held_out) - len({r.text for r in held_out}) == 10

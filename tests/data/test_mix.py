@@ -48,7 +48,7 @@ def test_rows_held_out_of_a_set_that_is_begun_again(tmp_path: Path) -> None:
         assert len({r.where for r in records}) == len(records)
     assert len({r.where for r in train} | {r.where for r in held_out}) == 110
     split = split_rows(data, 0)
-    assert len(list(split.train())) > 110 and split.said_again == []
+    assert len(list(split.train())) > 110 and split.repeated_at == []
 
 
 @pytest.mark.parametrize(("strategy", "counts"), [("first_exhausted", (10, 10)), ("all_exhausted", (30, 30))])

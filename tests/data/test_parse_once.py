@@ -21,7 +21,6 @@ from transformers import AutoTokenizer
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import auto
-from gemma_tune.data.hashed import HashedFile
 from gemma_tune.data.parsed import forget_parsed, records_of
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.tokenized import find_rows, load_held_out, load_rows, read_tests
@@ -173,15 +172,3 @@ def test_messages_of_bad_rows_survive() -> None:
     assert str(pickle.loads(pickle.dumps(BadRow("a.jsonl:1: wrong")))) == "a.jsonl:1: wrong"
     record = Record("a.jsonl:1", text="Hi", row={"text": "Hi"})
     assert pickle.loads(pickle.dumps(record)) == record and pickle.loads(pickle.dumps(record)).row == {"text": "Hi"}
-
-
-def test_hash_wherever_it_is_read(tmp_path: Path) -> None:
-    """Back and forth, with gaps: each byte counts once."""
-    path = tmp_path / "bytes"
-    path.write_bytes(bytes(range(256)) * 1000)
-    file = HashedFile(path)
-    for place, count in ((255_000, 50), (0, 100), (50, 100), (20, 10), (100, 3000)):
-        file.seek(place)
-        assert file.read(count) == path.read_bytes()[place : place + count]
-    assert file.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
-    file.release()
