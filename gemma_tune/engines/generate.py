@@ -1,4 +1,4 @@
-"""Continuations of a loaded model of Transformers."""
+"""Generates answers with a loaded Transformers model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from gemma_tune.models.contexts import evaluating
 
-# Tokens of one batch, prompts and answers together: long prompts go by fewer, or one by one.
+# Tokens of one batch, prompts and answers together; of long prompts a batch has fewer, at least one.
 _BATCH_TOKENS = 32768
-# The published generation configs ask for sampling, and greedy decoding warns about their values.
+# The published generation configs set sampling values, about which greedy decoding would warn.
 GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False, "top_k": None, "top_p": None})
 
 
@@ -30,10 +30,10 @@ def greedy_answers(
     Args:
         model: The model; stops at the ids of its generation config.
         tokenizer: For the padding id.
-        prompts: Token ids, one list a prompt.
+        prompts: Token ids, one list per prompt.
         max_new_tokens: Tokens at most.
-        batch_size: Prompts of one pass at most; prompts of like length go together, of long ones fewer.
-        name: What the progress bar says.
+        batch_size: Prompts per batch at most, fewer of long ones; batches are length-grouped.
+        name: The label of the progress bar.
 
     Returns:
         New token ids of each prompt, with the stop token where there is one, without padding.
@@ -50,12 +50,12 @@ def greedy_answers(
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
-    """The places in their order, so many at once that they fit: `batch_size` of them, and 32,768 tokens, or one.
+    """Splits the indices into batches of at most `batch_size` prompts and 32,768 tokens, but at least one prompt.
 
     Args:
-        order: Places in `lengths`, the shortest first.
-        lengths: Tokens of each.
-        batch_size: Places of one batch at most.
+        order: Indices into `lengths`, the shortest first.
+        lengths: Tokens of each prompt and its answer.
+        batch_size: Prompts per batch at most.
     """
     start = 0
     while start < len(order):
@@ -73,14 +73,14 @@ def answer_batch(
     max_new_tokens: int,
     sampling: Mapping[str, Any] = GREEDY,
 ) -> list[list[int]]:
-    """Continuations of one batch; the model's mode is the caller's.
+    """Continuations of one batch; the caller sets the model's mode.
 
     Args:
         model: The model; stops at the ids of its generation config.
         tokenizer: For the padding id.
-        prompts: Token ids, one list a prompt; padded on the left.
+        prompts: Token ids, one list per prompt; they are padded on the left.
         max_new_tokens: Tokens at most.
-        sampling: How tokens are chosen, in `generate`'s words.
+        sampling: Sampling options of `generate`.
 
     Returns:
         New token ids of each prompt, with the stop token where there is one, without padding.

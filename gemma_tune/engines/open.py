@@ -1,4 +1,4 @@
-"""The engine for whatever holds the weights: Transformers, or llama.cpp for a GGUF file."""
+"""Opens the engine for a source of weights: llama.cpp for a GGUF file, else Transformers."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.engines.base import Engine
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
-from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
 from gemma_tune.models.source import Source
 
-# Tokens of a prompt and its answer in llama.cpp, where nothing longer is asked for: it has memory for them beforehand.
+# Default context length of llama.cpp, in tokens; it allocates memory for all of them at the start.
 _LENGTH = 4096
 _PROBE = "The cat sat on the mat, and 12 dogs didn't.\nThen they went home; it was late."
 
 
 def transformers_engine(cfg: Config, model: Any, tokenizer: Any) -> TransformersEngine:
-    """A loaded model as an engine, with the configuration's batches."""
+    """A loaded model as an engine, with the configured batch sizes."""
     return TransformersEngine(model, tokenizer, cfg.train.per_device_eval_batch_size, cfg.eval.batch_size or 1)
 
 
 @contextlib.contextmanager
 def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0) -> Iterator[Engine]:
-    """Loads the weights, and lets them go at the end.
+    """Loads the weights, and frees them on exit.
 
-    A GGUF file of float32 weights is computed in float32, any other as llama.cpp does by default.
+    A GGUF file of float32 weights is computed in float32, any other with llama.cpp's defaults.
 
     Args:
-        cfg: `model`, and what is asked of it.
+        cfg: The configuration; `model`, `eval` and `train.max_length` are used.
         source: Where the weights are.
         tokenizer: Their tokenizer.
-        highest_id: The highest token id that will be asked for.
+        highest_id: The highest token id that will be used.
 
     Raises:
-        UserError: The weights can't be loaded, or the tokenizer is another model's.
-        EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
+        UserError: The weights can't be loaded, or the tokenizer belongs to another model.
+        EngineUnavailable: llama.cpp isn't installed, or can't load the file.
     """
     if source.gguf is None:
         model = load_model(cfg.model, source, tokenizer, packed=True)
@@ -57,16 +58,16 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
 
 
 def check_evaluators(cfg: Config, source: Source, tokenizer: Any) -> None:
-    """Raises UserError for an evaluator that wants more than the engine can give."""
+    """Raises UserError for an evaluator that the engine can't serve."""
     if source.gguf and len(tokenizer) > WHOLE_VOCABULARY and "kl" in cfg.evaluator_names:
         raise UserError(
-            f"eval.evaluators: kl wants the probabilities of all tokens, and llama.cpp gives those of a vocabulary of "
-            f"{len(tokenizer):,} as text of megabytes a token; leave kl out, or measure export=merged, which has the "
-            "same weights."
+            f"eval.evaluators: kl needs the probabilities of all tokens, and llama.cpp returns them as text: megabytes "
+            f"per token for a vocabulary of {len(tokenizer):,}; leave kl out, or evaluate export=merged, which has "
+            "the same weights."
         )
 
 
 def _longest(cfg: Config) -> int:
-    """Tokens that llama.cpp needs room for."""
+    """The context length that llama.cpp needs, in tokens."""
     asked = cfg.eval.long_context.lengths if "long_context" in cfg.evaluator_names else []
     return max(_LENGTH, cfg.train.max_length, *asked)

@@ -1,9 +1,9 @@
-"""What evaluators ask a model for, whatever is behind it; and Transformers behind it."""
+"""The engine for a model loaded by Transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,40 +15,14 @@ from gemma_tune.models.head import head_of, nll, trained_positions, trained_stat
 from gemma_tune.models.unwrap import language_part, padded
 
 
-class Engine(Protocol):
-    """A model that can be asked.
-
-    Attributes:
-        tokenizer: Its tokenizer, with a chat template that we know.
-        max_length: Tokens of a prompt and its answer at most.
-        stops: The ids that end an answer.
-    """
-
-    tokenizer: Any
-    max_length: int
-    stops: frozenset[int]
-
-    def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
-        """Negative log-likelihood of each row's trained tokens, summed, in nats; `name` is for the progress bar."""
-        ...
-
-    def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
-        """Log-probabilities after each token of each row, float32 on the CPU, [T, V] a row."""
-        ...
-
-    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
-        """Greedy continuations as token ids, in the prompts' order, with the stop token where there is one."""
-        ...
-
-
 class TransformersEngine:
-    """A loaded model of Transformers, with or without an adapter. Leaves mode and random state as they were.
+    """A model loaded by Transformers, with or without an adapter. It restores the model's mode and the random state.
 
     Args:
         model: The model, or a PeftModel around it.
         tokenizer: Its tokenizer.
-        eval_batch_size: Rows of one pass where losses are asked for.
-        batch_size: Prompts answered at once at most; fewer of long ones.
+        eval_batch_size: Rows per forward pass for losses.
+        batch_size: Prompts per batch for answers, at most; fewer of long ones.
     """
 
     def __init__(self, model: Any, tokenizer: Any, eval_batch_size: int = 8, batch_size: int = 8) -> None:
@@ -82,8 +56,8 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
         model: The model, or a PeftModel around it.
         rows: Rendered rows.
         pad_id: Token id to pad with.
-        batch_size: Rows of one forward pass; rows of like length go together.
-        name: What the progress bar says.
+        batch_size: Rows per forward pass; batches are length-grouped.
+        name: The label of the progress bar.
     """
     base = language_part(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))  # little padding

@@ -10,7 +10,7 @@ from gemma_tune.chat import ChatForm, form_of
 from gemma_tune.chat.calls import calls_of, content_text, parse_answer, same_calls
 from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import sample_answers

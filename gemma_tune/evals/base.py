@@ -10,7 +10,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 
 # One scored test row: `id` (the same for every model), `score`, optionally `weight` (tokens), and for people optionally
 # `prompt`, `wanted`, `answer`, `stopped`.

@@ -1,8 +1,8 @@
-"""Rows of the Berkeley Function-Calling Leaderboard (BFCL), read as they are, and whether an answer is right.
+"""Reads questions of the Berkeley Function-Calling Leaderboard (BFCL) and checks answers to them.
 
-A question's file has lines `{"id", "question": [[messages]], "function": [functions]}`, that of the answers
-`{"id", "ground_truth": [{name: {argument: [allowed values]}}]}`. An id begins with its category. The rules of what is
-right are those of `bfcl_rules`.
+A file of questions has lines `{"id", "question": [[messages]], "function": [functions]}`, a file of answers has lines
+`{"id", "ground_truth": [{name: {argument: [allowed values]}}]}`. An id begins with its category. The rules
+are in `bfcl_rules`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gemma_tune.evals.bfcl_rules import (
     stands_for_variable,
 )
 
-# The Python categories of one turn whose ground truth is calls; v3 called the first one `simple`.
+# The single-turn Python categories whose ground truth is calls; v3 called the first one `simple`.
 CATEGORIES = (
     "simple_python", "simple", "multiple", "parallel", "parallel_multiple",
     "live_simple", "live_multiple", "live_parallel", "live_parallel_multiple",
 )  # fmt: skip
-# JSON Schema's names of the leaderboard's types. An `any` is checked as a text.
+# The leaderboard's types in JSON Schema. An `any` is checked as a string.
 _JSON_SCHEMA = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 _TYPE_NAMES = {*_JSON_SCHEMA, "string", "integer", "boolean", "array", "object", "number", "null"}
 
@@ -42,12 +42,12 @@ class BfclRow:
 
     Attributes:
         id: Its id in both files.
-        category: One of `CATEGORIES`, as the id says it.
+        category: One of `CATEGORIES`, the beginning of the id.
         where: File and line of the question.
         messages: The question.
-        tools: The functions in the OpenAI form, with JSON Schema's names of types.
-        functions: The functions as the file has them.
-        ground_truth: The wanted calls: each a name, and the values that its arguments may have.
+        tools: The functions in the OpenAI format, with JSON Schema types.
+        functions: The functions as in the file.
+        ground_truth: The wanted calls: a name and the allowed values of each argument.
     """
 
     id: str
@@ -59,12 +59,12 @@ class BfclRow:
     ground_truth: list[tuple[str, Allowed]]
 
     def gold(self, optional: bool = False) -> list[Call]:
-        """Calls that are right: of each argument the first allowed value.
+        """Right calls, with the first allowed value of each argument.
 
-        A handful of the leaderboard's live rows have no right answer at all; there these aren't right either.
+        A handful of the leaderboard's live rows have no right answer at all; for those, these calls are wrong, too.
 
         Args:
-            optional: Whether arguments that may be left out are given where a value is allowed.
+            optional: Whether to include optional arguments that have an allowed value.
         """
         return [_gold(_function(self.functions, name), allowed, optional) for name, allowed in self.ground_truth]
 
@@ -78,7 +78,7 @@ class BfclRow:
 
 
 def check_answer(made: Sequence[Call], row: BfclRow) -> Verdict:
-    """Whether the calls of an answer are right, as the leaderboard's checker says it for the row's category."""
+    """The leaderboard's verdict on the calls of an answer, by the rules of the row's category."""
     return check_calls(made, row.functions, row.ground_truth, "parallel" in row.category)
 
 
@@ -86,7 +86,7 @@ def read_bfcl(questions: Path, answers: Path) -> list[BfclRow]:
     """The rows of two files, in the order of the questions.
 
     Args:
-        questions: The leaderboard's file of a category, such as `BFCL_v4_multiple.json`; one may hold several.
+        questions: The leaderboard's file of a category, such as `BFCL_v4_multiple.json`; several may be in one file.
         answers: Its ground truth (`possible_answer/…`).
 
     Raises:
@@ -110,7 +110,7 @@ def read_bfcl(questions: Path, answers: Path) -> list[BfclRow]:
 
 
 def _by_id(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The lines of a file by their ids, with where they stand."""
+    """The rows of a file by id, each with its file and line."""
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for found in read_file(path):
         if isinstance(found, BadRow):
@@ -118,15 +118,15 @@ def _by_id(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         where, row = found
         name = row.get("id")
         if not isinstance(name, str):
-            raise BadRow(f"{where}: there is no id (a text) as in the leaderboard's files.")
+            raise BadRow(f"{where}: there is no id (a string) as in the leaderboard's files.")
         category = name.rpartition("_")[0]
         if category not in CATEGORIES:
             raise BadRow(
-                f"{where}: {name!r} is of no category that is supported; those are the Python ones of a single turn: "
-                f"{', '.join(CATEGORIES)}, with `_` and a number behind it."
+                f"{where}: the category of {name!r} is not supported; supported are the single-turn Python ones: "
+                f"{', '.join(CATEGORIES)}, each followed by `_` and a number."
             )
         if name in rows:
-            raise BadRow(f"{where}: {name} stands in {rows[name][0]} already; keep one of them.")
+            raise BadRow(f"{where}: {name} is already in {rows[name][0]}; keep one of them.")
         rows[name] = where, row
     if not rows:
         raise BadRow(f"{path}: the file holds no rows.")
@@ -141,14 +141,14 @@ def _row(name: str, where: str, row: dict[str, Any], answer_where: str, answer: 
         raise BadRow(f"{where}: the question has {len(turns)} turns; only questions of a single turn are supported.")
     functions = row.get("function")
     if not isinstance(functions, list) or not functions:
-        raise BadRow(f"{where}: function is no list of functions.")
+        raise BadRow(f"{where}: function is not a list of functions.")
     for function in functions:
         _check_function(function, where)
     category = name.rpartition("_")[0]
     tools = [{"type": "function", "function": _json_schema(f, where)} for f in functions]
     wanted = _wanted(answer.get("ground_truth"), functions, answer_where)
     if len(wanted) != 1 and "parallel" not in category:
-        raise BadRow(f"{answer_where}: {name} wants {len(wanted)} calls, and {category} means one.")
+        raise BadRow(f"{answer_where}: {name} has {len(wanted)} calls, and a row of {category} must have one.")
     found = BfclRow(
         id=name,
         category=category,
@@ -158,7 +158,7 @@ def _row(name: str, where: str, row: dict[str, Any], answer_where: str, answer: 
         functions=functions,
         ground_truth=wanted,
     )
-    _ = found.record  # what a record refuses
+    _ = found.record  # raises BadRow if it isn't a valid record
     return found
 
 
@@ -173,7 +173,7 @@ def _check_function(function: Any, where: str) -> None:
 
 
 def _json_schema(function: Function, where: str) -> dict[str, Any]:
-    """A function with JSON Schema's names of types; `format` still tells floats, as in the leaderboard's own tools."""
+    """A function with JSON Schema types; `format` marks floats, as in the leaderboard's own tools."""
 
     def renamed(schema: Any, name: str) -> dict[str, Any]:
         kind = schema.get("type") if isinstance(schema, dict) else None
@@ -200,20 +200,20 @@ def _function(functions: Sequence[Function], name: str) -> Function:
 
 
 def _wanted(truth: Any, functions: Sequence[Function], where: str) -> list[tuple[str, Allowed]]:
-    """The ground truth, checked so far that every answer can be held against it."""
+    """The ground truth, checked so that every answer can be compared with it."""
     if not isinstance(truth, list) or not truth or not all(isinstance(c, dict) and len(c) == 1 for c in truth):
-        raise BadRow(f"{where}: ground_truth is no list of calls, each {{name: {{argument: [allowed values]}}}}.")
+        raise BadRow(f"{where}: ground_truth is not a list of calls, each {{name: {{argument: [allowed values]}}}}.")
     calls = [(name, allowed) for call in truth for name, allowed in call.items()]
     for name, allowed in calls:
         if name not in (f["name"] for f in functions):
             raise BadRow(f"{where}: {name} is none of the question's functions.")
         if not isinstance(allowed, dict):
-            raise BadRow(f"{where}: {name}: this is no mapping of arguments to allowed values.")
+            raise BadRow(f"{where}: {name}: this is not a mapping of arguments to allowed values.")
         # A few rows of the leaderboard list arguments that the function lacks; no call with one is right
         properties = _function(functions, name)["parameters"]["properties"]
         for argument, options in allowed.items():
             if not isinstance(options, list):
-                raise BadRow(f"{where}: {name}: the allowed values of {argument} are no list.")
+                raise BadRow(f"{where}: {name}: the allowed values of {argument} are not a list.")
             if argument in properties:
                 _check_options(properties[argument], options, f"{where}: {name}: {argument}")
     return calls
@@ -250,7 +250,7 @@ def _gold(function: Function, allowed: Allowed, optional: bool) -> Call:
 
 
 def _value(option: Any, schema: Mapping[str, Any], optional: bool) -> Any:
-    """An allowed value as a call has it: mappings hold, to each key, a list of what is allowed."""
+    """An allowed value as in a call: an allowed mapping has a list of allowed values for each key."""
 
     def mapping(entry: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         given = {k: [v for v in values if v != ""] for k, values in entry.items() if optional or "" not in values}

@@ -6,18 +6,18 @@ described in gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboa
 - Names must be equal, dots and all. The leaderboard turns dots into underscores only for models whose interface can't
   write dots (`underscore_to_dot`), and no Gemma is one: its calls are text.
 - No required argument is missing, and none is given that the function or the ground truth doesn't list.
-- Types are exact, except that an integer does for a `float`. It doesn't inside a list, and `true` is no integer.
+- Types are exact, except that an integer is accepted for a `float` (not inside a list); `true` is not an integer.
   The elements of an `array` or `tuple` are checked one level deep, unless the argument may be left out.
-- Where the first allowed value is of another type than the function says, it stands for a variable (`"my_data"` for
-  an array): then that type is right too, and values must be equal as they are.
-- Texts are compared without case, spaces and `,./-_*^`, and with both quotes alike: directly, in a list, and as a
-  mapping's values; not deeper. The order counts in lists, not in mappings.
-- An allowed value `""` means that the argument may be left out; an empty text, or an empty list, does as well.
-- Parallel calls may come in any order. Each wanted call takes the first of the calls left that is right.
+- If the first allowed value has another type than the function says, it stands for a variable (`"my_data"` for an
+  array): then that type is right, too, and values must be equal without normalization.
+- Strings are compared ignoring case, spaces, `,./-_*^` and the kind of quotes: directly, in a list, and as values of
+  a mapping; not deeper. Order matters in lists, not in mappings.
+- An allowed value `""` means that the argument may be left out; an empty string or list is right, too.
+- Parallel calls may come in any order. Each wanted call is matched with the first remaining call that is right.
 
-Where ours depart: where the leaderboard's checker would stop with an exception (a list of texts where a list of
-mappings is wanted, an integer too large for a float), ours says that the call is wrong. Calls come as data here, so
-that what its decoder says of text that holds no call is `wrong_count`. No category of another language.
+Differences: if the leaderboard's checker would raise an exception (a list of strings instead of mappings, an integer
+too large for a float), the call is wrong here. Calls are already parsed here, so its decoder's errors for text without
+a call become `wrong_count`. Only the Python categories are supported.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, Literal
 
 from gemma_tune.chat.calls import Call
 
-# The leaderboard's names of errors, without the name of the function that says it (`simple_function_checker:…`).
+# The leaderboard's error names, without the prefix of its checking function (`simple_function_checker:…`).
 Kind = Literal[
     "", "wrong_count", "wrong_func_name", "missing_required", "missing_optional", "unexpected_param",
     "type_error:simple", "type_error:nested", "value_error:string", "value_error:list/tuple", "value_error:dict_key",
     "value_error:dict_value", "value_error:list_dict_count", "value_error:others", "unclear", "cannot_find_match",
 ]  # fmt: skip
 
-# The leaderboard's types of parameters, and what a value of each is in JSON.
+# The leaderboard's parameter types, and the Python type of a JSON value of each.
 TYPES: dict[str, type] = {
     "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
     "any": str,
@@ -50,12 +50,12 @@ _SAME = str.maketrans({"'": '"', **dict.fromkeys(" ,./-_*^", "")})
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of an answer.
+    """The verdict on an answer.
 
     Attributes:
         right: Whether it is right.
-        kind: The first error's name; empty where it is right.
-        message: The same for people.
+        kind: The name of the first error; empty if it is right.
+        message: The error for people.
     """
 
     right: bool
@@ -73,13 +73,13 @@ def _wrong(kind: Kind, message: str) -> Verdict:
 def check_calls(
     made: Sequence[Call], functions: Sequence[Function], wanted: Sequence[tuple[str, Allowed]], parallel: bool
 ) -> Verdict:
-    """Whether calls are what a row wants.
+    """Whether calls are right for a row.
 
     Args:
         made: The calls of an answer.
-        functions: The functions of the row; they hold every wanted name.
-        wanted: The wanted calls: each a name, and the values that its arguments may have.
-        parallel: Whether the row is of a parallel category; otherwise one call is wanted.
+        functions: The functions of the row, including all wanted ones.
+        wanted: The wanted calls: a name and the allowed values of each argument.
+        parallel: Whether the row is of a parallel category; otherwise there is one wanted call.
     """
     if len(made) != len(wanted):
         return _wrong("wrong_count", f"calls made: {len(made)}, not {len(wanted)}")
@@ -92,7 +92,7 @@ def check_calls(
         verdicts = [check_call(call, by_name[name], allowed) for call in left]
         match = next((i for i, verdict in enumerate(verdicts) if verdict.right), None)
         if match is None:
-            # Of calls of this name the errors say more
+            # The error of a call with this name is more helpful
             near = next((v for v, call in zip(verdicts, left, strict=True) if call.name == name), verdicts[0])
             return _wrong("cannot_find_match", f"no call is wanted call {number}, {name} ({near.message})")
         del left[match]
@@ -104,8 +104,8 @@ def check_call(made: Call, function: Function, allowed: Allowed) -> Verdict:
 
     Args:
         made: The call.
-        function: The function that is wanted.
-        allowed: The values that its arguments may have.
+        function: The wanted function.
+        allowed: The allowed values of each argument.
     """
     if made.name != function["name"]:
         return _wrong("wrong_func_name", f"{made.name} was called, not {function['name']}")
@@ -126,12 +126,12 @@ def check_call(made: Call, function: Function, allowed: Allowed) -> Verdict:
 
 
 def element_type(schema: Mapping[str, Any]) -> type | None:
-    """What a list's elements must be by its schema in the leaderboard's types; None where it is no list."""
+    """The type of a list's elements by its schema; None if the schema isn't a list."""
     return TYPES[schema["items"]["type"]] if TYPES[schema["type"]] is list else None
 
 
 def stands_for_variable(schema: Mapping[str, Any], options: Sequence[Any]) -> bool:
-    """Whether the allowed values are of another type than a parameter's, so that they name a variable."""
+    """Whether the allowed values have another type than the parameter, so that they name a variable."""
     return _first_type(options) not in (None, TYPES[schema["type"]])
 
 
@@ -159,11 +159,12 @@ def _argument(name: str, value: Any, schema: Mapping[str, Any], options: Sequenc
     if element is dict:
         return _mappings(name, value, options)
     if expected is str:
-        texts = [_plain(o) for o in options if isinstance(o, str)]
-        return RIGHT if _plain(value) in texts else _wrong("value_error:string", f"{said}, {wanted}")
+        texts = [_normalized(o) for o in options if isinstance(o, str)]
+        return RIGHT if _normalized(value) in texts else _wrong("value_error:string", f"{said}, {wanted}")
     if expected is list:
-        found = [_plain(e) for e in value] in [[_plain(e) for e in o] for o in options]  # "" is the empty list here
-        return RIGHT if found else _wrong("value_error:list/tuple", f"{said}, {wanted}")
+        lists = [[_normalized(e) for e in o] for o in options]  # "" becomes the empty list
+        right = [_normalized(e) for e in value] in lists
+        return RIGHT if right else _wrong("value_error:list/tuple", f"{said}, {wanted}")
     return RIGHT if value in options else _wrong("value_error:others", f"{said}, {wanted}")
 
 
@@ -176,7 +177,7 @@ def _shown(*values: Any) -> str:
 def _as_float(value: int) -> int | float:
     try:
         return float(value)
-    except OverflowError:  # as it is, it is no float
+    except OverflowError:  # too large: it stays an int, which is the wrong type
         return value
 
 
@@ -187,13 +188,13 @@ def _elements_fit(value: list[Any], element: type, option: Any) -> bool:
     return all(type(v) is element or type(v) is first for v in value)
 
 
-def _plain(value: Any) -> Any:
-    """A text without what doesn't count in it; anything else as it is."""
+def _normalized(value: Any) -> Any:
+    """A string without the characters that are ignored; anything else unchanged."""
     return value.translate(_SAME).lower() if isinstance(value, str) else value
 
 
 def _mapping(name: str, value: Any, options: Sequence[Any]) -> Verdict:
-    """Whether one of the options holds a mapping: to each key the values that it may have."""
+    """Whether a mapping fits one of the options, each with the allowed values per key."""
     verdict = _wrong("unclear", f"{name}={_shown(value)}: no mapping is wanted")
     for option in options:
         if isinstance(option, dict):
@@ -205,20 +206,20 @@ def _mapping(name: str, value: Any, options: Sequence[Any]) -> Verdict:
 
 def _entries(name: str, value: Any, option: Allowed) -> Verdict:
     if not isinstance(value, dict):
-        return _wrong("type_error:nested", f"{_shown(value)} in {name} is no mapping")
+        return _wrong("type_error:nested", f"{_shown(value)} in {name} is not a mapping")
     if missing := [key for key, values in option.items() if key not in value and "" not in values]:
         return _wrong("value_error:dict_key", f"{name} lacks {', '.join(missing)}")
     for key, entry in value.items():
         if key not in option:
             return _wrong("value_error:dict_key", f"{name} holds {key}, which is not wanted")
-        if _plain(entry) not in [_plain(v) for v in option[key]]:
+        if _normalized(entry) not in [_normalized(v) for v in option[key]]:
             said = f"{name}: {key} is {_shown(entry)}, not {_shown(*option[key])}"
             return _wrong("value_error:dict_value", said)
     return RIGHT
 
 
 def _mappings(name: str, value: list[Any], options: Sequence[Any]) -> Verdict:
-    """Whether a list of mappings is one of the options, in its order."""
+    """Whether a list of mappings fits one of the options, in order."""
     verdict = _wrong("unclear", f"{name}={_shown(value)}: no mappings are wanted")
     for option in options:
         if len(value) != len(option):

@@ -15,7 +15,7 @@ from gemma_tune.config.eval import EVALUATORS
 from gemma_tune.config.path_keys import read_paths
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.errors import RunError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better

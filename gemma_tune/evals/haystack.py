@@ -1,10 +1,10 @@
-"""Long-context rows in the manner of RULER (arXiv 2404.06654): facts hidden in a long text, and a question about them.
+"""Long-context rows like those of RULER (arXiv 2404.06654): facts hidden in a long text, and a question about them.
 
 The kinds are RULER's retrieval with one key, several keys, several values and several queries, and its variable
-tracking, with its defaults. Where they depart from it: the words are our own, and so is the text, put together by
-chance; the depth of a single fact goes evenly from start to end, and facts that are asked for together are spread over
-the whole text; a variable's name has no vowels, so that an answer's words can't be taken for one; no solved example
-comes before the question; rows of one kind ask the same questions at every length.
+tracking, with its defaults. Differences from RULER: the words and the text are our own, and the text is randomly
+generated; the depth of a single fact is evenly distributed from start to end, and facts that are asked for together are
+spread over the whole text; variable names have no vowels, so that no English word can be one; there is no solved
+example before the question; rows of one kind ask the same questions at every length.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gemma_tune.errors import UserError
 from gemma_tune.evals.haystack_facts import KINDS, SETTINGS, Difficulty, Draw, HaystackTask, Kind, make_task
 from gemma_tune.evals.haystack_text import CountTokens, Filler, pieces, read_text, sentences
 
-_STARTS = 1024  # sentences that a made-up text may begin with, the same ones whatever lengths are asked for
-_KEY = "eval.long_context."  # of the configuration, for messages
-_TRIES = 10  # at the length, where a text's tokens aren't the sum of its pieces'
+_STARTS = 1024  # sentences that a generated text may begin with, independent of the lengths
+_KEY = "eval.long_context."  # of the configuration keys in messages
+_TRIES = 10  # to reach the length: a text may have fewer or more tokens than the sum of its pieces
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class HaystackRow:
     """One question about one text.
 
     Attributes:
-        id: `<kind>-<length>-<number>-<digest of the message>`: one of another seed, text or difficulty is another row.
+        id: `<kind>-<length>-<number>-<digest of the message>`: another seed, text or difficulty gives other ids.
         kind: One of `KINDS`.
-        length: The length that was asked for, in tokens, reserve included.
-        tokens: The length that it has, reserve included; never more than `length`.
-        depth: Where the wanted fact stands, 0 (start) to 1 (end); None where several are wanted, all over the text.
-        messages: One message of the user's.
-        wanted: What an answer must hold.
+        length: The requested length in tokens, including the reserve.
+        tokens: The actual length, including the reserve; at most `length`.
+        depth: The depth of the wanted fact, 0 (start) to 1 (end); None for several facts all over the text.
+        messages: One user message.
+        wanted: The strings that an answer must contain.
     """
 
     id: str
@@ -60,24 +60,24 @@ def make_rows(
     difficulty: Difficulty | None = None,
     text_file: Path | None = None,
 ) -> list[HaystackRow]:
-    """Rows of every kind at every length, filled close to the length and never beyond it.
+    """Rows of every kind at every length, filled close to the length but never beyond it.
 
     Args:
         kinds: Some of `KINDS`.
         lengths: In tokens.
-        rows_per_cell: Rows of one kind and length; their depths go evenly from 0 to 1 (one row: 0.5).
+        rows_per_cell: Rows per kind and length; their depths are evenly spaced from 0 to 1 (one row: 0.5).
         seed: Equal seeds give equal rows.
-        count_tokens: Tokens of a text.
-        reserve: Tokens of a length that aren't the message's text: the chat template's, and perhaps the answer's.
-        difficulty: How much is hidden; None is as much as in RULER.
-        text_file: A text to hide it in, begun anywhere, and again where it is too short; None makes one up.
+        count_tokens: Returns the number of tokens of a text.
+        reserve: Tokens of the length for the chat template and the answer.
+        difficulty: How much is hidden; None for RULER's defaults.
+        text_file: The text to hide facts in; it starts anywhere and repeats if too short. None generates one.
 
     Returns:
         The rows by kind, then length, then depth.
 
     Raises:
-        UserError: An unknown kind, a number that makes no sense, a text that can't be read, or lengths that are too
-            short for a kind (the message names the least one).
+        UserError: An unknown kind, an invalid number, an unreadable text, or lengths that are too short for a kind (the
+            message names the minimum).
     """
     difficulty = difficulty or Difficulty()
     wanted_kinds = _checked(kinds, lengths, rows_per_cell, difficulty)
@@ -93,10 +93,10 @@ def make_rows(
     _check_lengths(tasks, lengths, count_tokens, reserve)
 
     if text is None:
-        # So many that, at eight tokens a sentence or more, none stands twice in a text, wherever it begins
+        # Enough that no sentence occurs twice in a text, at eight tokens or more per sentence
         supply, starts = sentences(random.Random(f"{seed} text"), _STARTS + max(lengths) // 8), _STARTS
     else:
-        supply = pieces("\n\n" + text.strip())  # a paragraph of its own where it begins again
+        supply = pieces("\n\n" + text.strip())  # a new paragraph where the text repeats
         starts = len(supply)
     filler = Filler(supply, count_tokens)
     rows = []
@@ -111,22 +111,22 @@ def make_rows(
 
 
 def score(row: HaystackRow, answer: str) -> float:
-    """The share of the wanted strings that stand in the answer, in capitals or not: RULER's `string_match_all`.
+    """The share of the wanted strings in the answer, ignoring case: RULER's `string_match_all`.
 
-    As there, nothing is taken off for what else the answer says.
+    As in RULER, other content of the answer isn't penalized.
     """
     return sum(wanted.lower() in answer.lower() for wanted in row.wanted) / len(row.wanted)
 
 
 def _checked(kinds: Sequence[str], lengths: Sequence[int], rows: int, difficulty: Difficulty) -> list[Kind]:
-    """The kinds, each once. Raises UserError for whatever can be told without a text."""
+    """The kinds without duplicates. Raises UserError for problems that don't depend on the text."""
     problems = [
-        f"{_KEY}kinds: {kind!r} is no kind of long-context row; the kinds are {', '.join(KINDS)}."
+        f"{_KEY}kinds: {kind!r} is not a kind of long-context row; the kinds are {', '.join(KINDS)}."
         for kind in kinds
         if kind not in KINDS
     ]
     problems += [
-        f"{_KEY}{what} is empty; name one at least."
+        f"{_KEY}{what} is empty; name at least one."
         for what, given in (("kinds", kinds), ("lengths", lengths))
         if not given
     ]
@@ -151,9 +151,9 @@ def _check_lengths(
         if short := [n for n in dict.fromkeys(lengths) if n < least]:
             fewer = f", or for fewer {' and '.join(SETTINGS[kind])}" if SETTINGS[kind] else ""
             problems.append(
-                f"{_KEY}lengths: {kind} rows of {', '.join(map(str, short))} tokens can't be made: the question and "
-                f"what is hidden take {least} tokens, with {reserve} kept for the chat's form and the answer. Ask for "
-                f"{least} tokens at least{fewer}."
+                f"{_KEY}lengths: {kind} rows of {', '.join(map(str, short))} tokens are too short: the question and "
+                f"the hidden facts take {least} tokens, including {reserve} for the chat template and the answer. Use "
+                f"at least {least} tokens{fewer}."
             )
     if problems:
         raise UserError(*problems)
@@ -164,7 +164,7 @@ def _depth(i: int, rows: int) -> float:
 
 
 def _hidden(task: HaystackTask, texts: Sequence[str], counts: Sequence[int]) -> str:
-    """The pieces of a text, of so many tokens each, with the task's facts between them."""
+    """The pieces of a text (with their token counts), with the task's facts inserted."""
     before = [0, *itertools.accumulate(counts)]  # tokens before each piece
     parts: list[str] = []
     done = 0
@@ -176,7 +176,7 @@ def _hidden(task: HaystackTask, texts: Sequence[str], counts: Sequence[int]) -> 
 
 
 def _filled(task: HaystackTask, filler: Filler, start: int, room: int, count_tokens: CountTokens) -> tuple[str, int]:
-    """The message with as much of the text as there's room for, and its tokens."""
+    """The message with as much of the text as fits, and its number of tokens."""
     best = task.prompt(_hidden(task, [], []))
     most = count_tokens(best)
     budget = room - most

@@ -1,4 +1,4 @@
-"""What is hidden in a long text, and what is asked about it: one function for each kind of row."""
+"""The facts hidden in a long text and the question about them: one function per kind of row."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from gemma_tune.errors import UserError
-from gemma_tune.evals.haystack_text import words
+from gemma_tune.evals.haystack_text import split_words
 
 Kind = Literal["needle", "multi_key", "multi_value", "multi_query", "variable_tracking"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_ADJECTIVES = words(
+_ADJECTIVES = split_words(
     """
     amber ancient azure bitter bold brave bright brisk broad bronze calm chilly clear copper coral crimson crisp curly
     damp dapper deep distant dusky eager early elegant faint famous fancy fierce fluffy fresh frosty gentle giant golden
@@ -22,7 +22,7 @@ _ADJECTIVES = words(
     round royal ruby rusty sandy scarlet sharp shiny silent silver simple sleek slow smooth soft solid spicy steady
     """
 )
-_NOUNS = words(
+_NOUNS = split_words(
     """
     anchor apple arrow badger balloon basil beacon beetle bison button cabin cactus camel candle canyon carrot castle
     cedar cherry cobra comet compass cookie cricket crystal dagger daisy desert dolphin donkey dragon eagle engine
@@ -44,11 +44,11 @@ class Difficulty:
     """How much is hidden; the defaults are RULER's.
 
     Attributes:
-        distractor_keys: multi_key: keys beside the one that is asked for.
-        values: multi_value: numbers of the one key.
+        distractor_keys: multi_key: keys in addition to the wanted one.
+        values: multi_value: numbers of the key.
         queries: multi_query: keys, all asked for.
         hops: variable_tracking: assignments of a chain after its first.
-        chains: variable_tracking: chains, one of them asked for.
+        chains: variable_tracking: chains, of which one is asked for.
     """
 
     distractor_keys: int = 3
@@ -58,7 +58,7 @@ class Difficulty:
     chains: int = 1
 
 
-# The settings of `Difficulty` that make a kind's rows longer
+# The fields of `Difficulty` that make a kind's rows longer
 SETTINGS: Mapping[Kind, tuple[str, ...]] = {
     "needle": (),
     "multi_key": ("distractor_keys",),
@@ -70,14 +70,14 @@ SETTINGS: Mapping[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class HaystackTask:
-    """A question about facts that are to be hidden in a text.
+    """Facts to hide in a text, and a question about them.
 
     Attributes:
         facts: Sentences, each with its depth in the text, 0 to 1.
-        about: What stands before the text.
-        question: What stands after it.
-        wanted: What an answer must hold.
-        depth: The depth of the wanted fact; None where there are several.
+        about: The introduction before the text.
+        question: The question after the text.
+        wanted: The strings that an answer must contain.
+        depth: The depth of the wanted fact; None if there are several.
     """
 
     facts: list[tuple[float, str]]
@@ -87,16 +87,16 @@ class HaystackTask:
     depth: float | None = None
 
     def prompt(self, text: str) -> str:
-        """The whole message around a text that holds the facts."""
+        """The whole message, around a text that contains the facts."""
         return f"{self.about}\n\n{text.lstrip()}\n\n{self.question}"
 
 
 class Draw:
-    """What is drawn by chance, nothing twice and nothing that the text says itself.
+    """Draws random keys, numbers and names: none twice, and none that occurs in the text.
 
     Args:
-        rng: Where chance comes from.
-        taken: The text's own words, in small letters.
+        rng: The random generator.
+        taken: The words of the text, in lower case.
     """
 
     def __init__(self, rng: random.Random, taken: Set[str] = frozenset()) -> None:
@@ -104,29 +104,29 @@ class Draw:
         self._taken = taken
 
     def keys(self, n: int) -> list[str]:
-        """Names of two words with a hyphen between.
+        """Names of two words joined by a hyphen.
 
         Raises:
-            UserError: There aren't so many.
+            UserError: There aren't that many.
         """
         free = [key for key in _KEYS if key not in self._taken]
         _check_most(n, len(free), "keys")
         return self.rng.sample(free, n)
 
     def numbers(self, n: int, digits: int) -> list[str]:
-        """Numbers of so many digits. Raises UserError as `keys` does."""
+        """Numbers with `digits` digits. Raises UserError as `keys` does."""
         first = 10 ** (digits - 1)
         _check_most(n, 9 * first // 2, "numbers")
         return self._several(n, lambda: str(self.rng.randrange(first, 10 * first)))
 
     def names(self, n: int) -> list[str]:
-        """Names of variables, without vowels, so that none is in an English word. Raises UserError as `keys` does."""
+        """Variable names without vowels, so that no English word contains one. Raises UserError as `keys` does."""
         letters = "BCDFGHJKLMNPQRSTVWXZ"
         _check_most(n, len(letters) ** _NAME_LETTERS // 2, "variables")
         return self._several(n, lambda: "".join(self.rng.choices(letters, k=_NAME_LETTERS)))
 
     def spread(self, n: int) -> list[float]:
-        """Depths in rising order, one in each n-th of the text."""
+        """Ascending depths, one in each n-th of the text."""
         return [(i + self.rng.random()) / n for i in range(n)]
 
     def _several(self, n: int, draw: Callable[[], str]) -> list[str]:
@@ -142,12 +142,12 @@ def make_task(kind: Kind, draw: Draw, difficulty: Difficulty, depth: float) -> H
 
     Args:
         kind: One of `KINDS`.
-        draw: Where chance comes from.
+        draw: Draws keys, numbers and names.
         difficulty: How much is hidden.
-        depth: Where the wanted fact is to stand; kinds with several wanted spread them over the text.
+        depth: The depth of the wanted fact; kinds with several wanted facts spread them over the text.
 
     Raises:
-        UserError: There are fewer keys, numbers or variables than `difficulty` wants.
+        UserError: There are fewer keys, numbers or variables than `difficulty` needs.
     """
     if kind == "variable_tracking":
         return _variables(draw, difficulty.hops, difficulty.chains)
@@ -176,7 +176,7 @@ def _values(draw: Draw, n: int) -> HaystackTask:
 def _queries(draw: Draw, n: int) -> HaystackTask:
     keys, numbers = draw.keys(n), draw.numbers(n, _NUMBER_DIGITS)
     facts = [(d, _number(k, v)) for d, k, v in zip(draw.spread(n), keys, numbers, strict=True)]
-    asked = ", ".join(draw.rng.sample(keys, n))  # in another order than in the text
+    asked = ", ".join(draw.rng.sample(keys, n))  # not in the order of the text
     question = f"What are the magic numbers of these in the text above: {asked}? Answer with the numbers alone."
     return HaystackTask(facts, _ABOUT_NUMBERS, question, numbers)
 

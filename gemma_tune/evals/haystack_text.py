@@ -1,4 +1,4 @@
-"""The text that needles are hidden in: plain sentences put together by chance, or a text file of the user's."""
+"""The text that needles are hidden in: randomly generated sentences, or a user's text file."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from gemma_tune.errors import UserError
 CountTokens = Callable[[str], int]
 
 
-def words(text: str, by: str | None = None) -> list[str]:
+def split_words(text: str, by: str | None = None) -> list[str]:
     """The words of a text (or its parts between `by`), as a list."""
     return [" ".join(part.split()) for part in text.split(by)]
 
 
 _SLOTS = {
-    "adjective": words(
+    "adjective": split_words(
         """
         old young patient careful quiet cheerful tired clever honest proud gentle curious busy lonely friendly stubborn
         shy generous sleepy nervous
         """
     ),
-    "person": words(
+    "person": split_words(
         """
         baker gardener teacher sailor farmer painter carpenter doctor shepherd librarian weaver fisherman postman cook
         student driver musician tailor miller clerk ferryman grocer potter nurse
         """
     ),
-    "verb": words(
+    "verb": split_words(
         """
         carried mended painted sold found lost borrowed cleaned hid measured described remembered forgot repaired moved
         bought admired covered
         """
     ),
-    "kind": words(
+    "kind": split_words(
         """
         wooden heavy small broken painted rusty blue green yellow narrow hollow beautiful plain woollen leather dusty
         new crooked
         """
     ),
-    "thing": words(
+    "thing": split_words(
         """
         ladder basket lamp table coat boat drum letter bench barrel mirror chair kettle clock wheel blanket map bell
         cupboard bucket rope saddle parasol suitcase
         """
     ),
-    "place": words(
+    "place": split_words(
         """near the harbour|behind the mill|under the bridge|beside the river|in the market|on the hill|in the orchard|
         at the edge of the forest|by the lake|behind the church|in the upper town|at the station|along the canal|
         in the library garden|outside the village|near the lighthouse""",
         by="|",
     ),
-    "time": words(
+    "time": split_words(
         """in the morning|late in the evening|on a rainy afternoon|before breakfast|after the harvest|one winter day|
         during the long summer|at noon|shortly before sunset|on the day of the fair|in the second week of spring|
         every autumn""",
         by="|",
     ),
-    "weather": words(
+    "weather": split_words(
         """cold|windy|foggy|warm and still|so dry that the grass turned brown|too hot for work|unusually bright|
         raining without a pause|snowing a little|getting dark""",
         by="|",
     ),
-    "topic": words(
+    "topic": split_words(
         """the price of wool|the new road|an old song|the weather|the next harvest|a journey to the coast|a lost dog|
         the repair of the roof|the history of the town|the best way to bake bread|the school play|
         a letter from abroad""",
         by="|",
     ),
-    "ending": words(
+    "ending": split_words(
         """and nobody was surprised|but it was already too late|although few people noticed|while the others waited|
         and that was the end of it|because there was nothing else to do|and everyone agreed|as had been promised""",
         by="|",
@@ -94,8 +94,8 @@ _FORMS = (
 )
 _PARAGRAPH = 8  # sentences
 
-# A user's text in pieces: up to the end of a sentence, else of a word, at most about so many characters. Each
-# begins with the blanks before it.
+# Splits a user's text into pieces that end with a sentence, else with a word, of at most about `_LONGEST` characters.
+# Each begins with the blanks before it.
 _LONGEST = 160
 _PIECE = re.compile(
     rf"\s*\S(?:.{{0,{_LONGEST}}}?(?:[.!?][\"'”’)]*(?=\s|\Z)|[。！？])|.{{0,{_LONGEST}}}(?=\s|\Z)|.{{0,{_LONGEST}}})",
@@ -104,9 +104,9 @@ _PIECE = re.compile(
 
 
 def sentences(rng: random.Random, n: int) -> list[str]:
-    """So many sentences in paragraphs, each with the blank or the line breaks before it.
+    """`n` sentences in paragraphs, each beginning with a blank or line breaks.
 
-    They hold small letters (but for the first one), commas and full stops only: no figures, no hyphens.
+    They contain only letters, commas and full stops: no digits, no hyphens.
     """
     made = []
     for i in range(n):
@@ -118,14 +118,14 @@ def sentences(rng: random.Random, n: int) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file of the user's.
+    """Reads a user's text file.
 
     Raises:
-        UserError: It can't be read, is not UTF-8, is empty, or holds tokens that a chat template writes itself.
+        UserError: It can't be read, isn't UTF-8, is empty, or contains control tokens of a chat template.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        Record(str(path), messages=[{"role": "user", "content": text}])  # refuses control tokens
+        Record(str(path), messages=[{"role": "user", "content": text}])  # rejects control tokens
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the bytes are not UTF-8; save the file as UTF-8.") from error
     except OSError as error:
@@ -133,21 +133,21 @@ def read_text(path: Path) -> str:
     except BadRow as error:
         raise UserError(str(error)) from error
     if not text.strip():
-        raise UserError(f"{path}: there is no text in this file; name one with text, or none.")
+        raise UserError(f"{path}: the file has no text; name another file, or none.")
     return text
 
 
 def pieces(text: str) -> list[str]:
-    """The sentences of a text; joined they are the text again, but for blanks at its end."""
+    """The sentences of a text; joined, they give the text again except for trailing blanks."""
     return _PIECE.findall(text.rstrip())
 
 
 class Filler:
-    """A supply of text, of which every piece's tokens are counted once.
+    """A cyclic text whose pieces' tokens are counted once.
 
     Args:
-        supply: Pieces that follow each other; after the last one comes the first again.
-        count_tokens: Tokens of a text; special tokens that it adds to every text don't count.
+        supply: Consecutive pieces; the first follows the last.
+        count_tokens: Returns the number of tokens of a text; special tokens that it adds to every text are subtracted.
     """
 
     def __init__(self, supply: Sequence[str], count_tokens: CountTokens) -> None:
@@ -160,14 +160,14 @@ class Filler:
         return len(self._supply)
 
     def count(self, text: str) -> int:
-        """Tokens of a piece in the middle of a text."""
+        """Tokens of a piece within a text."""
         return self._count_tokens(text) - self._added
 
     def take(self, start: int, budget: int) -> tuple[list[str], list[int]]:
-        """Whole pieces from number `start` on, and before them the end of the piece before, as much as there's room.
+        """Whole pieces from index `start` on, preceded by the end of the previous piece, as much as fits.
 
         Returns:
-            The pieces, and the tokens of each, together at most `budget`.
+            The pieces and their token counts, in total at most `budget`.
         """
         taken, counts, left, i = list[str](), list[int](), budget, start
         while (n := self._counted(i % len(self))) <= left:
@@ -181,11 +181,11 @@ class Filler:
 
     def _counted(self, i: int) -> int:
         if i not in self._counts:
-            self._counts[i] = max(1, self.count(self._supply[i]))  # so that `take` comes to an end
+            self._counts[i] = max(1, self.count(self._supply[i]))  # so that `take` ends
         return self._counts[i]
 
     def _end_of(self, piece: str, budget: int) -> str:
-        """The last words of a piece (characters, where there are no blanks) that take no more than `budget` tokens."""
+        """The last words (or characters, without blanks) of a piece that take at most `budget` tokens."""
         words = re.findall(r"\s*\S+", piece)
         parts = words if len(words) > 1 else list(piece)
         ends = ("".join(parts[k:]) for k in range(1, len(parts)))

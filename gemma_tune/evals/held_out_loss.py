@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome
 from gemma_tune.evals.samples import asked_text, row_ids
 

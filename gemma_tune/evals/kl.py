@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from gemma_tune.config import Config, ModelConfig
-from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.engines.base import Engine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.evals.samples import asked_text, row_ids

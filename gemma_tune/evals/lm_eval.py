@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness, its own or YAML files of yours, with the numbers that its command prints.
+"""Tasks of lm-evaluation-harness, built in or from your own YAML files, with the same numbers as its command line.
 
-The numbers are those of `lm_eval --model hf --model_args pretrained=FOLDER` with the same tasks, batch size and dtype,
-where FOLDER holds the model with the chat template and the stop tokens that it is tuned with, as we save it.
+They equal those of `lm_eval --model hf --model_args pretrained=FOLDER` with the same tasks, batch size and dtype,
+where FOLDER holds the model as we save it, with the chat template and stop tokens that it was tuned with.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.engines.base import Engine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.lm_eval_tasks import find_tasks
 from gemma_tune.models.contexts import evaluating, same_random_state
 
-# Of a prompt with examples in it, what is kept for people: the question stands at its end.
+# Characters kept of a few-shot prompt for people: its end, where the question is.
 _SHOWN = 1000
 
 
 def prepare(inputs: Inputs) -> Evaluator:
-    """Finds the tasks; their data is read, or fetched from the Hub, when they are run.
+    """Finds the tasks; their data is read, or downloaded from the Hub, when they run.
 
     Returns:
-        An evaluator that gives for each task and group `<task>_<metric>`, with `_<filter>` behind it where the task
-        filters answers, and the standard error of it, `…_stderr`, where lm-eval has one. A row's id hangs on its data,
-        on the number of examples in the prompt, and on whether it is a chat.
+        An evaluator that returns `<task>_<metric>` for each task and group, with `_<filter>` appended if the task
+        filters answers, and its standard error, `…_stderr`, if lm-eval has one. A row's id depends on its data, on the
+        number of few-shot examples, and on whether the chat template is applied.
 
     Raises:
         UserError: As `find_tasks`.
@@ -55,12 +56,12 @@ def prepare(inputs: Inputs) -> Evaluator:
                 fewshot_as_multiturn=cfg.apply_chat_template,
                 task_manager=manager,
             )
-        if results is None:  # of several processes, only the first gets them
+        if results is None:  # with several processes, only rank 0 gets results
             return Outcome({})
         figures = _figures(results["results"])
         rows = _with_groups(_rows(results, figures, cfg.apply_chat_template), figures, results)
         for found in rows.values():
-            if not all("answer" in row for row in found):  # a figure's rows are alike
+            if not all("answer" in row for row in found):  # all rows of a metric have the same fields
                 for row in found:
                     row.pop("answer", None)
         return Outcome(figures, rows, _lower_is_better(results))
@@ -69,7 +70,7 @@ def prepare(inputs: Inputs) -> Evaluator:
 
 
 def _limit(cfg: Config, limit: int | None) -> int | None:
-    """Rows of each task: the least of what is asked for; before and after training at most `eval.max_samples`, too."""
+    """Rows per task: the smallest of the limits; with training, `eval.max_samples` is one of them."""
     trains = cfg.traits.trains
     said = (cfg.eval.lm_eval.limit, limit, cfg.eval.max_samples if trains else None)
     return min((n for n in said if n is not None), default=None)
@@ -77,7 +78,7 @@ def _limit(cfg: Config, limit: int | None) -> int | None:
 
 @contextlib.contextmanager
 def _as_lm(engine: Engine, batch_size: int) -> Iterator[Any]:
-    """The engine as lm-eval asks a model; model and random state stand afterwards where they stood before."""
+    """The engine as a model of lm-eval; restores the model's mode and the random state afterwards."""
     if not isinstance(engine, TransformersEngine):
         from gemma_tune.evals.lm_eval_engine import EngineLM
 
@@ -89,7 +90,7 @@ def _as_lm(engine: Engine, batch_size: int) -> Iterator[Any]:
     log = logging.getLogger("lm_eval.models.huggingface")
     level = log.level
     with evaluating(engine.model):
-        log.setLevel(logging.ERROR)  # it warns of a model that is already loaded
+        log.setLevel(logging.ERROR)  # it warns about a model that is already loaded
         try:
             lm = HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, batch_size=batch_size)
         finally:
@@ -113,14 +114,14 @@ def _figures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _lower_is_better(results: Mapping[str, Any]) -> frozenset[str]:
-    """The figures that lm-eval says to be the better the lower they are."""
+    """The metrics where lm-eval says that lower is better."""
     higher: Mapping[str, Mapping[str, Any]] = results["higher_is_better"]
     keys = ((task, *key.split(",", 1)) for task, values in results["results"].items() for key in values if "," in key)
     return frozenset(_name(*key) for key in keys if higher.get(key[0], {}).get(key[1]) is False)
 
 
 def _rows(results: Mapping[str, Any], figures: Mapping[str, float], chat: bool) -> dict[str, list[ScoredRow]]:
-    """The rows of those figures that are the mean of scores."""
+    """The rows of the metrics that are a mean of scores."""
     rows: dict[str, list[ScoredRow]] = {}
     for task, answered in results["samples"].items():
         asked = f"{results['n-shot'].get(task)} {chat}"
@@ -141,7 +142,7 @@ def _rows(results: Mapping[str, Any], figures: Mapping[str, float], chat: bool) 
 
 
 def _shown(sample: Mapping[str, Any], metric: str) -> ScoredRow:
-    """What people see of a row: the end of the prompt, what is wanted, and what the model says."""
+    """A row for people: the end of the prompt, the reference answer, and the model's answer."""
     requests, wanted = sample["arguments"], sample["target"]
     prompt = requests[0][0]
     shown = {"prompt": prompt[-_SHOWN:]}
@@ -151,7 +152,7 @@ def _shown(sample: Mapping[str, Any], metric: str) -> ScoredRow:
         choices = [request[1].strip() for request in requests]
         if isinstance(wanted, int) and 0 <= wanted < len(choices):
             wanted = choices[wanted]
-        if metric == "acc":  # others choose by other measures
+        if metric == "acc":  # other metrics choose by other scores
             shown["answer"] = choices[max(range(len(choices)), key=lambda i: sample["filtered_resps"][i][0])]
     return shown | {"wanted": str(wanted).strip()}
 
@@ -159,7 +160,7 @@ def _shown(sample: Mapping[str, Any], metric: str) -> ScoredRow:
 def _with_groups(
     rows: dict[str, list[ScoredRow]], figures: Mapping[str, float], results: Mapping[str, Any]
 ) -> dict[str, list[ScoredRow]]:
-    """The rows of a group's tasks as the group's own, where its figure is their mean; they aren't given twice."""
+    """The rows of a group's tasks as rows of the group, if its metric is their mean; they are not listed twice."""
     members: Mapping[str, Sequence[str]] = results["group_subtasks"]
     inner = set(itertools.chain.from_iterable(members.values()))
 

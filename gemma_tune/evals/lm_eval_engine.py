@@ -1,6 +1,6 @@
 """lm-evaluation-harness on any engine: token ids go in, log-probabilities and greedy answers come out.
 
-It is apart from `lm_eval.py` because its class needs the package, which is an extra.
+A file of its own, because its base class needs the package lm-eval, which is an extra.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 
-# A text with its context, their token ids, and those of what is scored.
+# Context and continuation as text, token ids of the context, token ids of the continuation.
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class EngineLM(TemplateLM):
-    """An engine as lm-eval asks a model; texts become token ids as in its class for Transformers.
+    """An engine as a model of lm-eval; it tokenizes like lm-eval's class for Transformers.
 
     Args:
-        engine: The engine. It answers greedily: a task that samples is refused.
+        engine: The engine. It only decodes greedily: a task that samples is an error.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -38,7 +38,7 @@ class EngineLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without a context stands behind: `<bos>`."""
+        """The prefix of a text without context: `<bos>`."""
         return int(self.tokenizer.bos_token_id)
 
     @property
@@ -47,7 +47,7 @@ class EngineLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text; with one `<bos>`, where nothing else is asked for."""
+        """Token ids of a text; with one `<bos>` by default."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.bos_token)
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
@@ -65,7 +65,7 @@ class EngineLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         """Log-likelihood in nats, and whether it is the greedy continuation, of each request's last ids."""
-        rows: dict[tuple[int, ...], list[int]] = {}  # choices of one token share a row
+        rows: dict[tuple[int, ...], list[int]] = {}  # choices of a single token share a row
         for place, (_text, context, wanted) in enumerate(requests):
             rows.setdefault(tuple((context + wanted)[-self.engine.max_length - 1 : -1]), []).append(place)
         found = [(0.0, False)] * len(requests)
@@ -79,7 +79,7 @@ class EngineLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of each text as a whole; one that is too long, in pieces."""
+        """Log-likelihood of each whole text; a long one is split into windows."""
         pieces: list[Request] = []
         owners: list[int] = []
         for place, (text,) in enumerate(request.args for request in requests):
@@ -95,7 +95,7 @@ class EngineLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to the first of its stop sequences."""
+        """Greedy answers, each cut at its first stop sequence."""
         texts = [""] * len(requests)
         by_length: dict[int, list[tuple[int, str, list[str]]]] = {}
         for place, (context, settings) in enumerate(request.args for request in requests):
@@ -107,7 +107,7 @@ class EngineLM(TemplateLM):
         for tokens, asked in by_length.items():
             room = self.engine.max_length - tokens
             if room < 1:
-                raise ValueError(f"the task wants answers of {tokens} tokens; the model's texts have {room + tokens}")
+                raise ValueError(f"answers of {tokens} tokens are asked for; the model's context has {room + tokens}")
             prompts = [self.tok_encode(context)[-room:] for _, context, _ in asked]
             answers = self.engine.answers(prompts, tokens, "answers")
             for (place, _, stops), ids in zip(asked, answers, strict=True):

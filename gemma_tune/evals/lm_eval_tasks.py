@@ -1,4 +1,4 @@
-"""The tasks that lm-evaluation-harness is asked for, and what is wrong with them, as far as no model need be loaded."""
+"""Finds the tasks of lm-evaluation-harness and checks them before a model is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import did_you_mean
 
-# Readers of `datasets` for files of one's own: what `dataset_path` may name beside a data set.
+# Loaders of `datasets` for local files: values of `dataset_path` that don't name a data set.
 _READERS = ("json", "csv", "parquet", "text")
 
 
@@ -20,8 +20,8 @@ def find_tasks(cfg: LmEvalConfig) -> Any:
     """A TaskManager that knows every task of `eval.lm_eval.tasks`.
 
     Raises:
-        UserError: lm-eval isn't there, it has no such task, or a YAML file of the user's can't be read, or names a
-            metric or a data file that isn't there.
+        UserError: lm-eval isn't installed or has no such task, or a user's YAML file can't be read or names an unknown
+            metric or a missing data file.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -35,7 +35,7 @@ def find_tasks(cfg: LmEvalConfig) -> Any:
     if folder:
         manager = TaskManager(include_path=str(folder), include_defaults=False)
     if manager is None or not all(name in manager.all_subtasks for name in cfg.tasks):
-        # 14,000 YAML files: ten seconds, and not needed where all tasks are the user's
+        # it reads 14,000 YAML files (ten seconds); skipped if all tasks are the user's
         manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [name for name in cfg.tasks if not manager.match_tasks([name])]
     own: list[Path] = []
@@ -48,7 +48,7 @@ def find_tasks(cfg: LmEvalConfig) -> Any:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of tasks in a folder of the user's, and the local files with rows that they name."""
+    """The task files in a user's folder, and the local data files that they name."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".yaml", ".py") and "__pycache__" not in f.parts)
@@ -56,13 +56,13 @@ def files_of(folder: Path) -> list[Path]:
     for file in (f for f in files if f.suffix == ".yaml"):
         try:
             rows += [found for _, names in _data_files(load_yaml(file, resolve_func=False)) for found in names]
-        except Exception:  # none of the tasks asked for: those have been read
+        except Exception:  # not one of the requested tasks: those have been read
             continue
     return [*files, *dict.fromkeys(rows)]
 
 
 def _own_files(manager: Any, names: Sequence[str], folder: Path) -> list[Path]:
-    """The YAML files in a folder that tasks, groups and tags by these names are of."""
+    """The YAML files in a folder that define the tasks, groups and tags with these names."""
     found: dict[Path, None] = {}
     seen: set[str] = set()
     left = [match for name in names for match in manager.match_tasks([name])]
@@ -83,8 +83,8 @@ def _own_files(manager: Any, names: Sequence[str], folder: Path) -> list[Path]:
 def _no_such_task(name: str, known: Sequence[str]) -> str:
     if name.endswith((".yaml", ".yml")):
         return (
-            f"eval.lm_eval.tasks: {name} is a file; set eval.lm_eval.include_path to its folder, and name the task "
-            "as its line `task:` does."
+            f"eval.lm_eval.tasks: {name} is a file; set eval.lm_eval.include_path to its folder, and use the name "
+            "in its line `task:`."
         )
     return (
         f"eval.lm_eval.tasks: there is no task or group {name}; `lm_eval ls tasks` lists lm-eval's, and yours are "
@@ -93,20 +93,20 @@ def _no_such_task(name: str, known: Sequence[str]) -> str:
 
 
 def _wrong_in(files: Sequence[Path], resolve_functions: bool) -> Iterator[str]:
-    """What is wrong with YAML files: lm-eval leaves those out that it can't read, and says nothing.
+    """Messages about bad YAML files: lm-eval silently skips those that it can't read.
 
     Args:
         files: YAML files.
-        resolve_functions: Whether the Python functions that they name are looked for, and what else they name.
+        resolve_functions: Whether to check the functions, metrics and data files that they name.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for file in files:
         try:
             task = load_yaml(file, resolve_func=resolve_functions)
-        except Exception as error:  # whatever a user's Python file raises, too
+        except Exception as error:  # also whatever a user's Python file raises
             reason = " ".join(str(error).split()) or type(error).__name__
-            yield f"eval.lm_eval.include_path: {file} can't be read as a task ({reason}); mend it."
+            yield f"eval.lm_eval.include_path: {file} can't be read as a task ({reason}); fix it."
             continue
         if resolve_functions:
             yield from _unknown_metrics(file, task)
@@ -114,12 +114,12 @@ def _wrong_in(files: Sequence[Path], resolve_functions: bool) -> Iterator[str]:
                 if missing := [f for f in found or [Path(name)] if not f.exists()]:
                     yield (
                         f"eval.lm_eval.include_path: {file}: dataset_kwargs: there is no file {missing[0].absolute()}; "
-                        "put it there, or mend the path (a relative one begins in the folder that the command runs in)."
+                        "put it there, or fix the path (relative paths start from the current folder)."
                     )
 
 
 def _unknown_metrics(file: Path, task: Mapping[str, Any]) -> Iterator[str]:
-    """Metrics that lm-eval doesn't have; it would look for them on the Hub, and go on without a function."""
+    """Messages about metrics that lm-eval lacks; it would look for them on the Hub, then go on without them."""
     import lm_eval.api.metrics  # noqa: F401 (fills the registries)
     from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 
@@ -142,7 +142,7 @@ def _unknown_metrics(file: Path, task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _data_files(task: Mapping[str, Any]) -> Iterator[tuple[str, list[Path]]]:
-    """The local files with rows that a task names, and what each name stands for: none where nothing is there."""
+    """The local data files that a task names: each pattern with its files; none if nothing matches."""
     settings = task.get("dataset_kwargs")
     if task.get("dataset_path") not in _READERS or not isinstance(settings, Mapping):
         return

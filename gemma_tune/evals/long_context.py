@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.chat.calls import answer_text
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.haystack import HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import Difficulty

@@ -6,7 +6,7 @@ import math
 
 from gemma_tune.data.pairs import render_pair
 from gemma_tune.data.records import BadRow
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import asked_text, row_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
 from gemma_tune.models.load import pick_device

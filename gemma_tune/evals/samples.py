@@ -10,7 +10,7 @@ from gemma_tune.chat import render_chat, render_prompt, render_text
 from gemma_tune.chat.calls import answer_text, content_text
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 
 
 def row_ids(records: Sequence[Record]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.engines.base import Engine
 from gemma_tune.engines.open import transformers_engine
-from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, with_samples
 from gemma_tune.models.contexts import attention, evaluating

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tune.chat import form_of, render_prompt
 from gemma_tune.chat.calls import answer_text, content_text, parse_answer
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.bfcl import check_answer, read_bfcl

@@ -8,7 +8,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
-from gemma_tune.engines.transformers import Engine
+from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.user_code import load_function
 

@@ -1,20 +1,18 @@
-"""Runs a model's code where it can do no harm: bubblewrap (`bwrap`), without a network, files of yours, or rights.
+"""Runs a model's code where it can do no harm: in bubblewrap (`bwrap`), without network, your files, or privileges.
 
 Each run has namespaces of its own (user, mount, process, network, IPC, UTS, cgroup), no capabilities, an empty
-environment, a filter of system calls (sandbox_filter.py) and limits. It sees, read-only, the interpreter and its folder
-of libraries, /usr/lib and /usr/lib64 with all that is in them, the time zones, the linker's cache, /proc and /dev; and
-an empty /tmp in memory, the one place it may write to. Installed packages of Python (site-packages, dist-packages) are
-hidden.
+environment, a system call filter (sandbox_filter.py) and limits. It sees, read-only, the interpreter and its library
+folder, all of /usr/lib and /usr/lib64, the time zones, the linker's cache, /proc and /dev; and an empty /tmp in memory,
+the only place it can write to. Installed Python packages (site-packages, dist-packages) are hidden.
 
-bwrap runs as an unprivileged user: limits on processes don't bind root, so root gives its rights up first. That is
-done by `setpriv` and not by subprocess's `user=`, which forks this process: with 4 GiB in use that took 258 ms, and
-7 ms without.
+bwrap runs as an unprivileged user: process limits don't apply to root, so root drops its privileges first, by `setpriv`
+and not by subprocess's `user=`, which forks this process: with 4 GiB in use that took 258 ms, without it 7 ms.
 
-Memory: the filter lets the code start threads and no other process, so that RLIMIT_AS bounds what it can hold, plus
-what it writes to /tmp, plus the buffers of pipes and socket pairs. Those the number of descriptors bounds: a pipe holds
-1 MiB at most, a pair of sockets 0.4 MiB, since the filter lets no code ask for more; 34 MiB were the most that could be
-held so. Together a batch can hold `workers × (memory_mb + file_mb + 34 MiB)`; the kernel is told to end these processes
-before others where memory runs out (`choom`). Not bound, but by time: empty files in /tmp, about 1 KB each.
+Memory: the filter allows threads but no other process, so RLIMIT_AS limits the code's memory, except files in /tmp and
+the buffers of pipes and socket pairs. Those buffers are limited by the number of descriptors: a pipe holds at most
+1 MiB, a socket pair 0.4 MiB, since the filter forbids larger ones; the most that could be held was 34 MiB. A batch can
+use `workers × (memory_mb + file_mb + 34 MiB)`; if memory runs out, the kernel kills these processes first (`choom`).
+Only limited by time: empty files in /tmp, about 1 KB each.
 """
 
 from __future__ import annotations
@@ -32,9 +30,9 @@ from typing import IO, Any
 
 from gemma_tune.rewards.sandbox_driver import BROKEN, COMPILED, DRIVER, STARTED
 
-# "nobody": no process of use runs as it, and it owns no files.
+# "nobody": no useful process runs as it, and it owns no files.
 NOBODY = 65534
-# Seconds for bwrap and the interpreter to start; it takes 0.06 of them, more on a busy machine.
+# Seconds to wait for bwrap and the interpreter to start; it takes 0.06 s, more on a busy machine.
 START = 30.0
 _FILES = 64
 _BYTES_AT_ONCE = 1 << 16
@@ -42,19 +40,19 @@ MIB = 1 << 20
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself didn't start; says nothing of the code."""
+    """The sandbox itself didn't start; this says nothing about the code."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use.
+    """The limits of one run.
 
     Attributes:
-        seconds: Time, from the moment the interpreter has started.
+        seconds: Time after the interpreter has started.
         memory_mb: MiB of address space.
-        threads: Threads, the first among them.
-        file_mb: MiB of files in all.
-        output: Bytes that are read; more of them end the run.
+        threads: Threads, including the first.
+        file_mb: MiB of files in total.
+        output: Bytes of output; more end the run.
     """
 
     seconds: float
@@ -64,14 +62,14 @@ class Limits:
     output: int
 
     def as_rlimits(self) -> dict[str, int]:
-        """As setrlimit(2) takes them, by the names of the module resource."""
+        """The limits for setrlimit(2), by their names in the module resource."""
         return {
             "RLIMIT_AS": self.memory_mb * MIB,
-            # Counts in the sandbox's own user namespace (before Linux 5.14: all of the user's), bwrap's first process
-            # among them.
+            # Counted in the sandbox's own user namespace (before Linux 5.14: for the whole user), including bwrap's
+            # first process.
             "RLIMIT_NPROC": self.threads + 1,
             "RLIMIT_FSIZE": self.file_mb * MIB,
-            "RLIMIT_CPU": int(self.seconds * self.threads) + 2,  # of all threads together
+            "RLIMIT_CPU": int(self.seconds * self.threads) + 2,  # of all threads in total
             "RLIMIT_CORE": 0,
             "RLIMIT_NOFILE": _FILES,
             "RLIMIT_MSGQUEUE": 0,
@@ -80,14 +78,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What came of one run.
+    """The result of one run.
 
     Attributes:
-        output: What came back, judged by nobody yet: the code may have written anything.
-        status: Its exit status; None where it was ended from outside.
+        output: The output, unchecked: the code may have written anything.
+        status: The exit status; None if it was killed.
         compiled: Whether the code compiled.
-        timed_out: Whether its time was over.
-        seconds: How long it ran, without the start.
+        timed_out: Whether it exceeded its time.
+        seconds: Running time, without the start.
     """
 
     output: bytes
@@ -103,9 +101,9 @@ class Sandbox:
 
     Attributes:
         start: Programs and options before bwrap's arguments.
-        places: What is to be seen in it, as arguments of bwrap.
+        places: The visible files, as arguments of bwrap.
         python: The interpreter.
-        system_calls: The filter.
+        system_calls: The system call filter.
     """
 
     start: Sequence[str]
@@ -116,16 +114,16 @@ class Sandbox:
     def run(self, code: str, limits: Limits, stdin: str = "", call: Mapping[str, Any] | None = None) -> SandboxResult:
         """Runs code as a program, or calls a function of it.
 
-        It never raises because of what the code does, and never takes much longer than `limits.seconds`.
+        Nothing that the code does makes it raise, or take much longer than `limits.seconds`.
 
         Args:
-            code: Python's source text.
-            limits: What it may use.
-            stdin: A program's standard input.
-            call: `entry_point`, `args` and `kwargs` of a call; None: a program.
+            code: Python source.
+            limits: The limits of the run.
+            stdin: The standard input of a program.
+            call: `entry_point`, `args` and `kwargs` of a function call; None for a program.
 
         Returns:
-            What came back: a program's standard output, or the call's result as JSON.
+            A program's standard output, or the call's result as JSON.
 
         Raises:
             SandboxError: The sandbox didn't start.
@@ -137,16 +135,16 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _started(self, file_mb: int) -> Iterator[subprocess.Popen[bytes]]:
-        """The process of bwrap; at the end all that runs in the sandbox is dead.
+        """The process of bwrap; on exit, everything in the sandbox is killed.
 
-        The kernel ends it, too, with the thread that is in here (`--die-with-parent`).
+        The kernel also kills it when this thread ends (`--die-with-parent`).
         """
         with contextlib.ExitStack() as open_ends:
             filter_in, filter_out = os.pipe()
             info_in, info_out = os.pipe()
             reading = open_ends.enter_context(os.fdopen(info_in, "rb"))
             with os.fdopen(filter_in, "rb"), os.fdopen(info_out, "wb"), os.fdopen(filter_out, "wb") as writing:
-                writing.write(self.system_calls)  # less than a pipe holds
+                writing.write(self.system_calls)  # it fits into a pipe's buffer
                 writing.close()
                 command = [*self.start, *self._options(filter_in, info_out, file_mb), self.python, "-s", "-c", DRIVER]
                 process = subprocess.Popen(
@@ -158,7 +156,7 @@ class Sandbox:
                     env={},  # the code can read bwrap's own environment in /proc/1/environ
                     cwd="/",
                     bufsize=0,
-                    process_group=0,  # a terminal's Ctrl-C goes to this process, which ends the sandbox itself
+                    process_group=0,  # Ctrl-C reaches only this process, which then ends the sandbox
                 )
             open_ends.enter_context(process)  # closes its pipes and waits
             first = None
@@ -172,28 +170,28 @@ class Sandbox:
         return [
             "--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL",
             "--die-with-parent", "--new-session", "--hostname", "sandbox",
-            # Strings have the same hashes each time, so that the same code has the same score.
+            # Fixed string hashes, so that the same code always gets the same score.
             "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONUTF8", "1",
             "--setenv", "PYTHONDONTWRITEBYTECODE", "1", "--setenv", "HOME", "/tmp",
             *self.places, "--proc", "/proc", "--dev", "/dev",
             "--size", str(file_mb * MIB), "--tmpfs", "/tmp", "--chdir", "/tmp",
-            # bwrap's first process has no filter and no limits: through /proc/1/mem it could be made to do things.
+            # bwrap's first process has no filter and no limits: the code could control it through /proc/1/mem.
             "--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/",
             "--seccomp", str(filter_fd), "--info-fd", str(info_fd),
         ]  # fmt: skip
 
 
 def _first_process(reading: IO[bytes]) -> int | None:
-    """A pidfd of the sandbox's first process: with it all the others in there die. None where bwrap didn't start."""
+    """A pidfd of the sandbox's first process, whose death kills all others in it; None if bwrap didn't start."""
     try:
-        # bwrap writes it before anything runs inside, and the end of the pipe comes where it ends instead.
+        # bwrap writes it before anything runs inside; if bwrap fails, the pipe ends instead.
         return os.pidfd_open(json.loads(reading.read())["child-pid"])
     except (ValueError, OSError):
         return None
 
 
 def _end(process: subprocess.Popen[bytes], first: int | None) -> None:
-    """Ends the sandbox, and waits until nothing of it is left."""
+    """Kills the sandbox and waits until all of its processes have ended."""
     process.kill()
     if first is None:
         return
@@ -208,7 +206,7 @@ def _end(process: subprocess.Popen[bytes], first: int | None) -> None:
 
 
 def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> SandboxResult:
-    """Hands `given` in and reads what comes back, until bwrap has ended, or time or bytes are over."""
+    """Writes `given` and reads the output, until bwrap has ended or a limit is exceeded."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     back, most, rest = bytearray(), limits.output + len(STARTED + COMPILED), memoryview(given)
     deadline, started, timed_out = time.monotonic() + START, False, False
@@ -244,14 +242,14 @@ def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> San
     if not started:
         process.kill()
         said = process.stderr.read(_BYTES_AT_ONCE).decode(errors="replace").strip()
-        raise SandboxError(said or f"nothing came from it in {START:.0f} s")
+        raise SandboxError(said or f"no output in {START:.0f} s")
     status = None if over else process.wait()
     seconds = time.monotonic() - (deadline - limits.seconds)
     return SandboxResult(bytes(back[2:]), status, back[1:2] != BROKEN, timed_out, seconds)
 
 
 def _hand_in(stdin: IO[bytes], rest: memoryview) -> memoryview:
-    """What is left to write; nothing where the other side doesn't read any more."""
+    """Writes a part and returns the rest; empty if the other side has stopped reading."""
     try:
         return rest[os.write(stdin.fileno(), rest[:_BYTES_AT_ONCE]) :]
     except BlockingIOError:

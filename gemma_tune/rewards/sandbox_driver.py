@@ -1,22 +1,22 @@
-"""What runs first inside the sandbox: it reads the code and one test's input, sets the limits and runs the code.
+"""The driver inside the sandbox: it reads the code and one test's input, sets the limits and runs the code.
 
-It is handed to the interpreter as text (`python -c`), since nothing of the project is in there. It takes part in
-no decision: what comes back is judged outside, and the code may do with it whatever it likes.
+It is passed to the interpreter as text (`python -c`), since no file of the project is visible there. It isn't trusted:
+the code may do anything to it, and the output is judged outside.
 
-In, on file descriptor 0: the length of a JSON document (8 hexadecimal digits), the document, and then the test's
+Input, on file descriptor 0: the length of a JSON document (8 hexadecimal digits), the document, and then the test's
 standard input. The document: `code`, `limits` (names of the module resource), and `call` (entry point, args, kwargs) or
 null for a program.
 
-Out, on file descriptor 1: STARTED, then COMPILED or BROKEN, both before the code has run; then what a program prints,
-or the call's result as one JSON document. A call's result goes to a copy of the descriptor, so that what the code
-prints doesn't mix into it.
+Output, on file descriptor 1: STARTED, then COMPILED or BROKEN, both before the code has run; then a program's output,
+or the call's result as one JSON document. A call's result is written to a copy of the descriptor, so that it
+isn't mixed with what the code prints.
 """
 
 from __future__ import annotations
 
 STARTED, COMPILED, BROKEN = b"s", b"c", b"b"
 
-# Modules that the driver needs are imported before the code can put others in their place.
+# Modules that the driver needs are imported before the code can replace them.
 DRIVER = """
 import json, os, resource, sys, types
 

@@ -1,17 +1,16 @@
-"""Which system calls code in the sandbox may make: a seccomp filter, as bubblewrap loads it.
+"""The system calls that code in the sandbox may make: a seccomp filter for bubblewrap.
 
-The namespaces keep the code apart from the machine; this closes what they and the limits leave open:
+The namespaces isolate the code from the machine; the filter forbids what they and the limits leave open:
 
-- Other processes. Limits on memory count for one process each; where there is only one, they bound all of it. Threads
-  are let through: they share its memory.
-- Memory that no limit of a process counts: memfd, System V shared memory, message queues, and larger buffers of
-  sockets. Socket pairs are let through (asyncio needs one) with buffers as they are, and so are pipes: the number of
-  descriptors bounds both.
-- Writing out all that the machine has in its caches (sync): others would wait for it.
-- The sockets, namespaces and mounts themselves, other processes' memory, keys, and calls that have no use in a
-  solution and a history of holes in the kernel.
+- Other processes. Memory limits apply per process; with only one process they limit everything. Threads are allowed:
+  they share its memory.
+- Memory that no process limit counts: memfd, System V shared memory, message queues, and larger socket buffers. Socket
+  pairs (asyncio needs one) and pipes are allowed with their default buffers: the number of descriptors limits both.
+- Flushing the machine's file caches (sync), which would delay other processes.
+- Sockets, namespaces and mounts, other processes' memory, keys, and calls that no solution needs and that have had
+  kernel vulnerabilities.
 
-What is refused fails with EPERM. Numbers: asm/unistd_64.h and asm-generic/unistd.h of Linux. Form: seccomp(2).
+A forbidden call fails with EPERM. Numbers: asm/unistd_64.h and asm-generic/unistd.h of Linux. Form: seccomp(2).
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from gemma_tune.errors import UserError
 # AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE = {"x86_64": 56, "aarch64": 220}
-# Its flags stand in memory, where a filter can't look. "Not there" sends the C library back to clone.
+# Its flags are in memory, which a filter can't read. ENOSYS makes the C library use clone instead.
 _CLONE3 = 435
-# Numbers on x86-64 and on arm64; None where there is no such call.
+# Numbers on x86-64 and on arm64; None if there is no such call.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "vfork": (58, None),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
@@ -50,7 +49,7 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 # Offsets in struct seccomp_data; both machines are little-endian, so this is an argument's lower half.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _CLONE_THREAD = 0x00010000
-# Calls of the x32 ABI have numbers of their own from here on.
+# Numbers from here on are calls of the x32 ABI.
 _X32 = 0x40000000
 
 
@@ -58,10 +57,10 @@ def syscall_filter(machine: str | None = None) -> bytes:
     """The filter for a machine, an array of struct sock_filter.
 
     Args:
-        machine: As `platform.machine()` calls it; None: this one.
+        machine: As `platform.machine()` returns it; None for this machine.
 
     Raises:
-        UserError: A machine whose numbers of calls aren't known here.
+        UserError: The machine's system call numbers aren't listed here.
     """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
@@ -71,7 +70,7 @@ def syscall_filter(machine: str | None = None) -> bytes:
     which = list(_ARCHITECTURES).index(machine)
     numbers = [n for pair in _REFUSED.values() if (n := pair[which]) is not None]
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    # Each jump skips the instruction behind it or doesn't: (what, skip where true, skip where false, value).
+    # Instructions: (operation, instructions to skip if true, to skip if false, value).
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, _ARCHITECTURES[machine]),

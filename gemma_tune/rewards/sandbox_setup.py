@@ -1,4 +1,4 @@
-"""Finds the sandbox of this machine: the programs, an interpreter that works in it, and what that needs to see."""
+"""Finds the programs for the sandbox, an interpreter that works in it, and the files that the interpreter needs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _TRIAL = "import sys\ndef version(): return sys.version"
 
 
 def find_sandbox() -> Sandbox:
-    """The sandbox of this machine, after a trial.
+    """The sandbox of this machine, after a test run.
 
-    The interpreter is the one that runs this, without its packages, or the system's python3 where that one lies in a
-    folder that only its owner may enter; where this is another version of Python, stderr says so once.
+    Its interpreter is the running one without its packages, or the system's python3 if the former is in a folder that
+    only its owner may enter; a different Python version is reported once on stderr.
 
     Raises:
-        UserError: There is none, or it doesn't work; says how to mend it.
+        UserError: It is missing or doesn't work; the message says how to fix it.
     """
     filter_ = syscall_filter()
     start = _start_of_command()
-    problem = "no interpreter that others than its owner may run"
+    problem = "no interpreter that other users may run"
     call = {"entry_point": "version", "args": [], "kwargs": {}}
     for python, version in _interpreters():
         sandbox = Sandbox(start, _places(python), str(python), filter_)
         try:
             found = sandbox.run(_TRIAL, Limits(START, 512, 4, 1, MIB), call=call)
-            # With another libpython than here it would be another interpreter on this one's library.
+            # Otherwise it has found another libpython, that of a different interpreter.
             if found.status == 0 and version in (None, found.output.decode()):
                 _say_version(json.loads(found.output))
                 return sandbox
@@ -42,34 +42,34 @@ def find_sandbox() -> Sandbox:
         except SandboxError as error:
             problem = str(error)
     raise UserError(
-        f"reward.code: the sandbox doesn't start ({problem}), and a model's code runs nowhere else; where that says "
+        f"reward.code: the sandbox doesn't start ({problem}), and a model's code never runs outside of it. If "
         "namespaces are refused, allow them (sysctl -w kernel.unprivileged_userns_clone=1, or "
         "kernel.apparmor_restrict_unprivileged_userns=0; a container: --security-opt seccomp=unconfined --security-opt "
-        "systempaths=unconfined), or leave reward.code.weight at 0. An interpreter that lies in root's home needs "
-        "/usr/bin/python3 beside it."
+        "systempaths=unconfined), or leave reward.code.weight at 0. If this interpreter is in root's home, "
+        "/usr/bin/python3 is needed, too."
     )
 
 
 @cache
 def _say_version(version: str) -> None:
-    """Says once which Python it is, where it isn't of this one's major and minor version."""
+    """Reports once on stderr if the sandbox's Python has another major or minor version."""
     found, own = version.split(".")[:2], [str(part) for part in sys.version_info[:2]]
     if found != own:
         print(
-            f"reward.code: solutions run in Python {'.'.join(found)}, and this in {'.'.join(own)}, whose folder "
-            f"({sys.base_prefix}) the sandbox can't use.",
+            f"reward.code: solutions run in Python {'.'.join(found)}, not in this Python {'.'.join(own)}, since "
+            f"the sandbox can't use its folder ({sys.base_prefix}).",
             file=sys.stderr,
         )
 
 
 def _start_of_command() -> list[str]:
-    """bwrap, with what gives up root's rights, and makes it the first to go where memory runs out."""
+    """bwrap, wrapped by setpriv (drops root's privileges) and choom (the first to be killed if memory runs out)."""
     wanted = ["bwrap", "choom"] + ["setpriv"] * (os.getuid() == 0)
     missing = [name for name in wanted if shutil.which(name) is None]
     if missing:
         packages = ["bubblewrap" if name == "bwrap" else "util-linux" for name in missing]
         raise UserError(
-            f"reward.code: a model's code runs in a sandbox only, and {' and '.join(missing)} isn't installed; install "
+            f"reward.code: a model's code only runs in a sandbox, which needs {' and '.join(missing)}; install "
             f"it (apt install {' '.join(dict.fromkeys(packages))}), or leave reward.code.weight at 0."
         )
     paths = {name: str(shutil.which(name)) for name in wanted}
@@ -80,15 +80,15 @@ def _start_of_command() -> list[str]:
 
 
 def _interpreters() -> Iterator[tuple[Path, str | None]]:
-    """Interpreters, the best first, and their versions as JSON where they are known."""
+    """Interpreters, the best first, with their version as JSON if known."""
     own = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     for python, version in ((own, json.dumps(sys.version)), (Path("/usr/bin/python3"), None)):
-        if os.access(python, os.X_OK):  # for others than root, a folder of root's isn't even to be looked into
+        if os.access(python, os.X_OK):  # False for non-root users if it is in root's home
             yield python.resolve(), version
 
 
 def _places(python: Path) -> list[str]:
-    """What the interpreter needs: its program, its libraries, the system's libraries; without installed packages."""
+    """The files that the interpreter needs: program, libraries and system libraries, without installed packages."""
     system = [Path("/usr", name) for name in ("lib", "lib64") if Path("/usr", name).is_dir()]
     folders = [*system, *(f for f in [python.parent.parent / "lib"] if f not in system)]
     places = [str(part) for folder in folders for part in ("--ro-bind", folder, folder)]

@@ -159,7 +159,7 @@ def test_kl_of_a_large_vocabulary_is_refused_beforehand(file: Path) -> None:
     words = [f"model.model_name_or_path={file}", f"eval.kl.reference={TINY}", *WORDS]
     cfg = compose_config("evaluate", [*words, "eval.evaluators=[kl]"])
     served = Source(str(file), None, None, str(TINY))
-    with pytest.raises(UserError, match=r"kl wants the probabilities of all tokens.*262,144"):
+    with pytest.raises(UserError, match=r"kl needs the probabilities of all tokens.*262,144"):
         check_evaluators(cfg, served, _LargeVocabulary())
     check_evaluators(cfg, source_of(TINY), _LargeVocabulary())
 

@@ -174,12 +174,12 @@ def test_lengths_too_short_are_answered_with_the_least_ones() -> None:
         rows_of(lengths=[64, 100, 8192])
     assert [p.split()[:2] for p in error.value.problems] == [["eval.long_context.lengths:", kind] for kind in KINDS]
     for kind, problem in zip(KINDS, error.value.problems, strict=True):
-        found = re.search(r"Ask for (\d+) tokens at least", problem)
+        found = re.search(r"Use at least (\d+) tokens", problem)
         assert found and "64, 100 tokens" in problem and "8192" not in problem
         least = int(found[1])
         for row in rows_of(kind, lengths=[least]):
             assert row.tokens <= least and score(row, solve(row)) == 1
-        with pytest.raises(UserError, match=f"{kind} rows of {least - 1} tokens can't be made"):
+        with pytest.raises(UserError, match=f"{kind} rows of {least - 1} tokens are too short"):
             rows_of(kind, lengths=[least - 1])
     with pytest.raises(UserError, match="or for fewer hops and chains"):
         rows_of("variable_tracking", lengths=[512], difficulty=Difficulty(hops=40))
@@ -238,7 +238,7 @@ def test_a_text_without_blanks_is_cut_anywhere(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "the file can't be read"),
-        (b" \n\n", "there is no text in this file"),
+        (b" \n\n", "the file has no text"),
         ("Käse".encode("latin-1"), "the bytes are not UTF-8"),
         (b"One.<end_of_turn>\nTwo.", "<end_of_turn>"),
     ],

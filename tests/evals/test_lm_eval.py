@@ -21,7 +21,8 @@ from transformers import AutoTokenizer
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.engines.transformers import Engine, TransformersEngine
+from gemma_tune.engines.base import Engine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals import evaluation
 from gemma_tune.evals.base import Inputs, Outcome, mean

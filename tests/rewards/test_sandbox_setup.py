@@ -60,7 +60,7 @@ def test_another_version_of_python_is_said_once(
     for _ in range(2):
         find_sandbox()
     said = capsys.readouterr().err
-    assert said.count(f"solutions run in Python {found}, and this in 2.7") == other
+    assert said.count(f"solutions run in Python {found}, not in this Python 2.7") == other
     assert bool(said) == other
 
 

@@ -1,0 +1,37 @@
+"""The interface of an engine: every evaluator works with any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gemma_tune.chat import Rendered
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Engine(Protocol):
+    """A model that computes log-probabilities and answers, whatever library runs it.
+
+    Attributes:
+        tokenizer: Its tokenizer, with a known chat template.
+        max_length: Tokens of a prompt and its answer, at most.
+        stops: The ids of the stop tokens.
+    """
+
+    tokenizer: Any
+    max_length: int
+    stops: frozenset[int]
+
+    def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
+        """Negative log-likelihood of each row's trained tokens, summed, in nats; `name` is for the progress bar."""
+        ...
+
+    def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
+        """Log-probabilities after each token of each row, float32 on the CPU, [T, V] per row."""
+        ...
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
+        """Greedy continuations as token ids, in the prompts' order, including the stop token if there is one."""
+        ...
