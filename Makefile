@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-rl figures-rl clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -70,6 +70,9 @@ bench-packing: .venv/.done ## Measure packed rows against padded batches, and wr
 
 bench-qat: .venv/.done ## Measure a step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_qat.py
+
+bench-export: .venv/.done ## Measure recipe=export of the 270M shape, and write docs/benchmarks/export.md (AGAINST=another checkout)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_export.py $(if $(AGAINST),--against $(AGAINST))
 
 bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_rl.py

@@ -1,9 +1,9 @@
-"""llama.cpp as an engine: what evaluators ask of a model, asked of a GGUF file.
+"""llama.cpp as an engine: evaluates a GGUF file.
 
-llama.cpp's server gives the probabilities of tokens that it generates, not of those that it is given. So a text is
-asked for position by position: its beginning as the prompt, of which all but the last token is in the slot's cache, and
-one token to generate. A bias forces that token to be the one whose probability is wanted; probabilities are given as
-they were without it. So losses cost one small answer a token, whatever the size of the vocabulary.
+llama.cpp's server gives the probabilities of tokens that it generates, not of prompt tokens. So a text is scored
+position by position: its beginning is the prompt, all but its last token in the slot's cache, and one token is
+generated. A bias forces the token whose probability is needed; the probabilities in the answer don't include the bias.
+So a loss costs one small request a token, whatever the size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["EngineUnavailable", "LlamaCppEngine", "TopTokens"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Of a larger vocabulary the log-probabilities of one position are JSON of megabytes, and take seconds.
+# With a larger vocabulary, the log-probabilities of one position are megabytes of JSON and take seconds.
 WHOLE_VOCABULARY = 32_768
-# What is asked for first where a token's probability is not given with it
+# How many top tokens to ask for first where the answer lacks the probability of the token itself
 _MANY = 1024
-# A probability that float32 can't hold is given as the smallest float
+# llama.cpp gives the smallest float where float32 can't hold a probability
 _LOWEST = -104.0
 _FORCED = 1e5
 
@@ -58,9 +58,9 @@ class LlamaCppEngine:
         stops: The ids that end an answer.
         max_length: Tokens of a prompt and its answer at most; less where the model has less.
         exact: Computes in float32 where the file's types allow it, for comparisons; else as llama.cpp does by default.
-        slots: Rows asked for at once. With more than one, sums are not the same to the last bit in every run.
-        threads: Of the CPU; as many as torch uses by default.
-        timeout: Seconds to load the file in, and of one request.
+        slots: Requests computed at once. With more than one, sums may differ in the last bit from run to run.
+        threads: CPU threads; by default as many as torch uses.
+        timeout: Seconds for loading the file, and for one request.
 
     Raises:
         EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
@@ -96,7 +96,7 @@ class LlamaCppEngine:
         self.close()
 
     def close(self) -> None:
-        """Ends llama.cpp."""
+        """Stops llama.cpp."""
         self._server.close()
 
     def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
@@ -144,7 +144,7 @@ class LlamaCppEngine:
 
         def work(slot: int, piece: tuple[Sequence[int], range]) -> TopTokens:
             row, places = piece
-            # No part of a character, which would leave the probabilities out
+            # A token that is no part of a character: llama.cpp leaves the probabilities out for those
             harmless = self.tokenizer.bos_token_id
             found = [self._ask(slot, row[: t + 1], k, harmless) for t in places]
             tops = [position["top_logprobs"] for position in found if position]

@@ -1,4 +1,4 @@
-"""llama.cpp behind HTTP: starts it in a child process, asks it, and says why where it isn't there any more."""
+"""Runs llama.cpp's HTTP server in a child process, sends requests, and explains why where it has died."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STAMP = re.compile(r"^[\d.]+ [A-Z] ")
 
 
 class EngineUnavailable(RunError):
-    """llama.cpp isn't there, can't load the file, or has died; the message says which, with the end of its log."""
+    """llama.cpp isn't installed, can't load the file, or has died; the message says which, with the end of its log."""
 
 
 class LlamaServer:
@@ -35,11 +35,11 @@ class LlamaServer:
 
     Args:
         file: A GGUF file.
-        context: Tokens of each slot at most.
-        slots: Requests answered at once.
-        threads: Of the CPU.
-        exact: Keys and values in float32, and no kernel that rounds where it needn't.
-        timeout: Seconds to load the file in, and of one request.
+        context: Maximum tokens of each slot.
+        slots: Requests computed at once.
+        threads: CPU threads.
+        exact: Keys and values in float32, and only kernels that don't round.
+        timeout: Seconds for loading the file, and for one request.
 
     Raises:
         EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
@@ -58,7 +58,7 @@ class LlamaServer:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            # Threads that wait sleep: where others use the cores, too, two spinning ones took 15 times as long as one
+            # Waiting threads sleep: on cores that others use too, two spinning threads took 15 times as long as one
             env={"GOMP_SPINCOUNT": "0", **os.environ, "GGML_NO_BACKTRACE": "1"},
         )
         self.close = weakref.finalize(self, _end, self._child)  # at the interpreter's end, too
@@ -136,7 +136,7 @@ class LlamaServer:
         return connection
 
     def _dead(self, what: str) -> EngineUnavailable:
-        """Ends the child; the error says how it ended, and what it said last."""
+        """Stops the child; the error gives its exit status and the end of its log."""
         try:
             ended = f" (exit status {self._child.wait(timeout=5)})"  # it may be about to
         except subprocess.TimeoutExpired:
@@ -155,5 +155,5 @@ def _end(child: subprocess.Popen[str]) -> None:
     child.wait()
     for pipe in (child.stdin, child.stdout):
         assert pipe
-        with contextlib.suppress(OSError):  # what was to be written had no reader
+        with contextlib.suppress(OSError):  # the pipe has no reader any more
             pipe.close()

@@ -1,4 +1,4 @@
-"""How close an engine's answers are to the trained model's, at each position, where the engine gives only its best."""
+"""Compares an engine's top-k log-probabilities with the trained model's, position by position."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SUM_ERROR = 1e-6
 
 @dataclass(frozen=True)
 class EngineAgreement:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        positions: Compared.
-        mean_kl: KL of the trained model to the engine, nats a position.
-        same: Positions with the same best token.
-        close: Positions with another one, where the trained model's two best are less than the margin apart.
+        positions: Number of positions compared.
+        mean_kl: KL(trained model ‖ engine), nats a position.
+        same: Positions with the same top-1 token.
+        close: Positions with another top-1 token, where the trained model's top two are less than the margin apart.
     """
 
     positions: int

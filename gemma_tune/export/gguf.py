@@ -32,8 +32,7 @@ _LAYER = re.compile(r"^.*\.layers\.\d+\.")
 # The order of a layer's tensors in the file: that of the forward pass.
 _LAYER_ORDER = ("input_", "self_attn.", "post_attention_", "pre_feedforward_", "mlp.", "post_feedforward_")
 
-# By names of the language part, as Transformers has them. Values may be made when they are asked for: each is asked
-# for once, and let go when it is written.
+# By their names in the language part. Values may be computed on access: each is read once and released once written.
 Tensors = Mapping[str, torch.Tensor | Encoded]
 
 _DENSE = {
@@ -67,20 +66,20 @@ def export(
     Args:
         weights: Every tensor of the language part: codes and scales of those that the plan has on a grid, floats of
             the others. Of a tied head and embedding there is the embedding.
-        config: The model's configuration; of one with images its language part's is taken.
+        config: The model's configuration, or that of its language part.
         tokenizer: The tokenizer with the chat template that the model is served with.
         generation_config: Stop tokens, and how answers are sampled.
-        types: The plan that the codes are of; or one float type for all but the norms, which are float32 always.
+        types: The plan of the codes; or one float type for all tensors but the norms, which are always float32.
         file: Where to write; it has this name once it is whole.
-        name: Of the model, for people.
-        license: Its licence, by the name that the Hub has for it.
-        sixteen: What the plan's 16 bit are.
+        name: The model's name, for people.
+        license: Its licence, by the Hub's name of it.
+        sixteen: The type of the plan's 16-bit tensors.
 
     Returns:
         The file.
 
     Raises:
-        UserError: llama.cpp has no place for something in the configuration or the tokenizer.
+        UserError: llama.cpp can't compute the configuration or hold the tokenizer.
         ValueError: Tensors are missing, of another shape, or not as the plan says.
     """
     config = config.get_text_config()
@@ -135,7 +134,7 @@ def _describe(
     writer.add_size_label(size_label(sum(sizes.values()), sum(sizes.values()), 0, 0))
     if license:
         writer.add_license(license)
-    # What the file is called after: the type of the projections
+    # The file's type is that of its projections
     projection = next(n for n in shapes if family.reaches(n.removesuffix(".weight")))
     writer.add_file_type(_FILE_TYPES[kinds[projection]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -181,7 +180,7 @@ def _kind(name: str, types: Plan | torch.dtype, sixteen: torch.dtype) -> GGMLQua
 
 
 def grid_type(grid: Grid) -> GGMLQuantizationType:
-    """The type whose blocks hold a grid's codes as they are."""
+    """The GGUF type whose blocks hold a grid's codes unchanged."""
     return GGMLQuantizationType.Q4_0 if grid.bits <= 4 else GGMLQuantizationType.Q8_0
 
 
@@ -191,7 +190,7 @@ def _data(
     """A tensor's bytes."""
     on_grid = kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
     if on_grid != isinstance(weight, Encoded):
-        raise ValueError(f"{name}: the file has it as {kind.name}, and it was given as {type(weight).__name__}")
+        raise ValueError(f"{name}: the file has it as {kind.name}, but it is given as {type(weight).__name__}")
     found = tuple((weight.codes if isinstance(weight, Encoded) else weight).shape)
     if found != shape:
         raise ValueError(f"{name}: its shape is {found}, and the configuration says {shape}")
@@ -208,7 +207,7 @@ def _data(
 
 
 def _blocks(name: str, encoded: Encoded, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
-    """Blocks of 32 codes behind a float16 scale; of Q4_0 byte j holds the codes j (low) and j + 16 (high), plus 8."""
+    """Blocks of a float16 scale and 32 codes; in Q4_0, byte j holds codes j (low bits) and j + 16 (high), plus 8."""
     codes = encoded.codes.cpu().unflatten(-1, (-1, GGML_QUANT_SIZES[kind][0])).numpy()
     exact = encoded.scales.cpu()
     scales = exact.half()

@@ -1,4 +1,4 @@
-"""What a GGUF file says of a Gemma 3 model beside its tensors: shape, attention, rotary embedding, sampling."""
+"""The metadata of a GGUF file: shape, attention, rotary embedding, sampling."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 
-# llama.cpp knows the 27B by its number of layers, and scales its queries by the width of a head's share.
+# llama.cpp recognises the 27B by its number of layers, and scales its queries by hidden size / heads.
 _LAYERS_27B = 62
 
 
 def add_metadata(writer: GGUFWriter, config: Any, generation: Any) -> None:
-    """Writes the shape of the model, and how answers are sampled by default.
+    """Writes the shape of the model and the default sampling.
 
     Args:
-        writer: Of the file.
-        config: Of the language part (`gemma3_text`).
+        writer: The file's writer.
+        config: The language part's (`gemma3_text`).
         generation: The generation config.
     """
     writer.add_context_length(config.max_position_embeddings)
@@ -56,7 +56,7 @@ def architecture_of(name: str) -> MODEL_ARCH:
 
 
 def check_config(config: Any) -> None:
-    """Raises UserError where llama.cpp computes something else than this configuration asks for."""
+    """Raises UserError where llama.cpp doesn't compute what this configuration asks for."""
     if FAMILIES[config.model_type].gguf is None:
         written = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values() if family.gguf))
         raise UserError(f"export=gguf writes {written} today, and this model is {config.model_type}.")
@@ -74,13 +74,13 @@ def check_config(config: Any) -> None:
     }
     if refused := [f"{key}={getattr(config, key)!r}" for key, ok in fits.items() if not ok]:
         raise UserError(
-            f"config.json: llama.cpp computes Gemma 3 otherwise than {', '.join(refused)} asks for, so no GGUF file "
-            "can hold this model; take export=merged."
+            f"config.json: llama.cpp can't compute {', '.join(refused)}, so no GGUF file can hold this model; "
+            "use export=merged."
         )
 
 
 def _period(layer_types: list[str]) -> int:
-    """Every so many layers one has full attention, the last of each group; 0 where they stand in another order."""
+    """N where every N-th layer has full attention and all others sliding; 0 for any other order."""
     full = [i for i, kind in enumerate(layer_types) if kind == "full_attention"]
     period = full[0] + 1 if full else len(layer_types) + 1
     return period if full == list(range(period - 1, len(layer_types), period)) else 0

@@ -1,4 +1,4 @@
-"""Gemma's tokenizer as llama.cpp's SentencePiece kind, made from tokenizer.json."""
+"""Converts tokenizer.json into llama.cpp's SentencePiece vocabulary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPACE = "▁"  # stands for a space inside tokens
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """What a GGUF file says of each token id.
+    """The token table of a GGUF file, by id.
 
     Attributes:
         tokens: Their texts.
@@ -33,17 +33,17 @@ class GgufVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, rows: int) -> GgufVocabulary:
-        """The vocabulary of a tokenizer for an embedding of so many rows.
+        """Builds the vocabulary for an embedding with a given number of rows.
 
-        Rows that no token has get a placeholder, as llama.cpp's own converter does: they have logits, too. Tokens
-        beyond the rows (an image token, in a language model that has no images) are left out.
+        Rows without a token get a placeholder, as in llama.cpp's own converter: they have logits, too. Tokens beyond
+        the rows (an image token of a language model without images) are left out.
 
         Args:
             tokenizer: A fast tokenizer.
-            rows: Of the embedding.
+            rows: Rows of the embedding.
 
         Raises:
-            UserError: It isn't Gemma's kind of tokenizer: what llama.cpp would make of it isn't known.
+            UserError: It isn't a tokenizer like Gemma's, so llama.cpp may tokenise differently.
         """
         stored = json.loads(tokenizer.backend_tokenizer.to_str())
         model = stored["model"]
@@ -88,11 +88,11 @@ def _check(stored: dict[str, Any], vocabulary: dict[str, int], tokenizer: Any) -
         problem = "it has no unk_token or no bos_token"
     if problem:
         raise UserError(
-            f"the tokenizer can't be written into a GGUF file: {problem}. Take that of a published Gemma model."
+            f"the tokenizer can't be written into a GGUF file: {problem}. Use the tokenizer of a published Gemma model."
         )
 
 
-# llama.cpp finds these stop tokens by their text, whatever the file says.
+# llama.cpp recognises these stop tokens by their text, whatever the file says.
 _KNOWN_STOPS = ("<eos>", "<end_of_turn>")
 
 
@@ -100,13 +100,13 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
     """Writes tokens, special ids and the chat template.
 
     Args:
-        writer: Of the file.
+        writer: The file's writer.
         tokenizer: A fast tokenizer, with or without a chat template.
-        rows: Of the embedding.
+        rows: Rows of the embedding.
         stops: Ids that end an answer.
 
     Raises:
-        UserError: The tokenizer can't be written, or llama.cpp has no place for a stop token.
+        UserError: The tokenizer can't be written, or it has more stop tokens than GGUF has keys.
     """
     vocabulary = GgufVocabulary.of(tokenizer, rows)
     writer.add_tokenizer_model("llama")
@@ -119,13 +119,11 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
     writer.add_unk_token_id(tokenizer.unk_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    # Beside eos there are two more places; of the first one <end_of_turn> is found by its text, too
+    # Beside eos there are two keys for stop tokens, eot and eom; <end_of_turn> is also recognised by its text
     others = sorted({*stops} - {tokenizer.eos_token_id}, key=lambda i: vocabulary.tokens[i] not in _KNOWN_STOPS)
     if others[2:]:
         names = ", ".join(vocabulary.tokens[i] for i in others[2:])
-        raise UserError(
-            f"generation_config.eos_token_id: llama.cpp has place for three stop tokens, and these are more: {names}."
-        )
+        raise UserError(f"generation_config.eos_token_id: llama.cpp takes three stop tokens; too many: {names}.")
     for stop, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
         add(stop)
     writer.add_add_bos_token(tokenizer("").input_ids[:1] == [tokenizer.bos_token_id])

@@ -1,4 +1,4 @@
-"""What a run on the grid leaves for others: each format written from the same codes, read back, and run."""
+"""Exports a model on its grid: every format is written from the same codes, read back, and run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder, is_main_process
 from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
 
-# The control: the numbers of the grid in types that hold them without it.
-_WIDE = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
+# Controls: the decoded weights in GGUF files without blocks.
+_DENSE_GGUF = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
 _FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
 
 
@@ -54,12 +54,12 @@ def export_all(
 
     Args:
         cfg: `export`.
-        folder: The run folder; its result is told the artifacts, and has the lines as `metrics.verify` at once.
+        folder: The run folder; its result gets the artifacts, and the lines as `metrics.verify`.
         model: The trained model, or a PeftModel around it.
         tokenizer: Its tokenizer.
         source: What the model was loaded from.
         plan: The plan of its grid.
-        rows: Held-out rows, and those that are taken where there are too few of them.
+        rows: Held-out rows, then rows to take where there are too few of those.
 
     Returns:
         The lines of the check.
@@ -88,7 +88,7 @@ def export_all(
 
 
 def title_of(name: str) -> str:
-    """What a model is called: the name of the checkpoint that its runs began with."""
+    """The name of a model in its files: that of the checkpoint that its runs began with."""
     path = resolve(name)
     if path.parent.name == "export":
         path = path.parent.parent
@@ -97,7 +97,7 @@ def title_of(name: str) -> str:
 
 
 def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
-    """Rows that together have the positions that the check wants, the held-out ones first."""
+    """Rows with enough positions for the check, the held-out ones first."""
     found: list[list[int]] = []
     for part in parts:
         for row in part.rendered:
@@ -112,11 +112,11 @@ def _write_gguf(
 ) -> None:
     written.mkdir(parents=True)
     config, generation = model.config.get_text_config(), model.generation_config
-    wide = _WIDE.get(name)
-    weights = DecodedWeights(trained, plan) if wide else trained
-    kind = name.removeprefix("gguf_") if wide else plan.name
+    dense = _DENSE_GGUF.get(name)
+    weights = DecodedWeights(trained, plan) if dense else trained
+    kind = name.removeprefix("gguf_") if dense else plan.name
     file = gguf.export(
-        weights, config, tokenizer, generation, wide or plan, written / f"{title}-{kind}.gguf", name=title
+        weights, config, tokenizer, generation, dense or plan, written / f"{title}-{kind}.gguf", name=title
     )
     text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
     (written / "Modelfile").write_text(text, encoding="utf-8")
@@ -130,16 +130,16 @@ def _check(
     file = next(place.glob("*.gguf"))
     matrices = torch.float16 if name == "gguf_f16" else torch.float32
     lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
-    if name in _WIDE:
-        return [*lines, dense_gguf_line(name, file, forward, tokenizer, exact=_WIDE[name] == torch.float32)]
+    if name in _DENSE_GGUF:
+        return [*lines, dense_gguf_line(name, file, forward, tokenizer, exact=_DENSE_GGUF[name] == torch.float32)]
     return [*lines, *llama_lines(file, forward, tokenizer, trained, plan)]
 
 
 def say_lines(lines: Sequence[CheckLine]) -> None:
-    """Prints the table of the check; nothing where nothing was written."""
+    """Prints the table of the check, if anything was exported."""
     if not lines:
         return
-    table = Table(title="What was written against what was trained", title_justify="left")
+    table = Table(title="Exported files compared with the trained model", title_justify="left")
     for name in ("", "must", "found", ""):
         table.add_column(name)
     for line in lines:

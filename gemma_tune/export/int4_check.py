@@ -1,6 +1,6 @@
-"""The check of an int4 export: what was written is, code for code, what the training forward used.
+"""The check of an int4 export: the codes in the files are those that the training forward used.
 
-docs/int4.md has the table; a line of it that fails raises `ArtifactDiffers`, which names the tensor.
+docs/int4.md shows the table. A line that fails raises `ArtifactDiffers`, which names the tensor.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def raise_failed(lines: Iterable[CheckLine]) -> None:
 
 
 def forward_line(model: Any, trained: TrainedTensors, plan: Plan) -> CheckLine:
-    """The weights that the forward computes with, against what the exporters are given: a model on its grid."""
+    """Compares the weights that the forward pass on the grid uses with those that the exporters are given."""
     tally = _Tally()
     like = torch.empty(0, dtype=torch.float32)
     with evaluating(model):
@@ -78,15 +78,14 @@ def stored_lines(
     plan: Plan,
     matrices: torch.dtype = torch.float32,
 ) -> list[CheckLine]:
-    """Holds a file against the trained model, tensor by tensor.
+    """Compares a file with the trained model, tensor by tensor.
 
     Args:
         what: The format's name, for people.
         stored: `read_folder` or `read_gguf`.
         trained: Every tensor of the language part.
         plan: Its plan.
-        matrices: The type that the file has its matrices in, where it isn't one that holds all of them: float16 rounds
-            what is below 6e-8.
+        matrices: The type of the file's matrices where it can't hold every weight: float16 rounds what is below 6e-8.
     """
     codes, values, again = _Tally(), _Tally(), _Tally()
     left = set(trained)
@@ -101,7 +100,7 @@ def stored_lines(
             expected = trained[name]
             wanted = decoded_weight(name, trained, plan)
             wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
-            values.add(_unlike(name, wanted + tensor.added, tensor.values))
+            values.add(_unlike(name, wanted + tensor.added if tensor.added else wanted, tensor.values))
             if isinstance(expected, Encoded) and tensor.encoded is not None:
                 codes.add(_other_codes(name, expected, tensor.encoded))
                 if tensor.same_again is not None and plan.grids[name].name.startswith("q4_0"):
@@ -127,7 +126,7 @@ class _Tally:
         self.problems: list[str] = []
 
     def add(self, problem: str) -> None:
-        """One tensor, with what is wrong with it, or nothing."""
+        """Counts a tensor; `problem` is empty where it is as it should be."""
         self.total += 1
         self.problems += [problem] if problem else []
 
@@ -219,13 +218,13 @@ class TrainedForward:
 
 @contextlib.contextmanager
 def in_float32(model: Any) -> Iterator[None]:
-    """The model with every weight in float32, as the exports are compared; afterwards as it was."""
+    """Converts every weight to float32, in which exports are compared; afterwards the model is as it was."""
     kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
     embedding = model.get_input_embeddings()
     scale = embedding.embed_scale.data
     try:
         if kept:
-            # bfloat16 has rounded it, too
+            # bfloat16 has rounded this one, too
             embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
         for parameter, data in kept:
             parameter.data = data.float()
@@ -237,7 +236,7 @@ def in_float32(model: Any) -> Iterator[None]:
 
 
 def exact_line(name: str, found: EngineAgreement) -> CheckLine:
-    """Of an engine that computes in float32: the control, and the same codes decoded into a float32 file."""
+    """The line of an engine that computes in float32: the control, and the same codes decoded into a float32 file."""
     good = found.mean_kl <= _MOST_KL and not found.apart
     return CheckLine(
         name,
@@ -248,7 +247,7 @@ def exact_line(name: str, found: EngineAgreement) -> CheckLine:
 
 
 def gross_line(name: str, found: EngineAgreement) -> CheckLine:
-    """Of an engine that rounds activations, too."""
+    """The line of an engine that also rounds activations."""
     verdict = _at_least_ok(found)
     if not found.mean_kl <= _WARN_KL or found.top1 < _WARN_TOP1:
         verdict = WARN

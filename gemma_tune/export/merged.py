@@ -1,4 +1,4 @@
-"""`export=merged`: one plain Transformers folder, in which the adapter is part of the weights."""
+"""`export=merged`: a plain Transformers folder with the adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.
     """Every tensor under its plain name, one at a time, on the CPU, rounded once: from float32 to `dtype`."""
     base = language_part(model)
     tied = base.config.get_text_config().tie_word_embeddings
-    inside = "\0"  # the LoRA layer whose own parts are walked through; they are part of what was yielded
+    inside = "\0"  # the prefix of the LoRA layer that the walk is in; its parts are in the weight that was yielded
     for name, module in base.named_modules():
         if name.startswith(inside):
             continue

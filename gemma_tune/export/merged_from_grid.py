@@ -1,4 +1,4 @@
-"""`export=merged` of a model on a grid: a plain Transformers folder that holds the decoded weights."""
+"""`export=merged` for a model on a grid: a plain Transformers folder with the decoded weights."""
 
 from __future__ import annotations
 

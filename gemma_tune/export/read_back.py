@@ -1,4 +1,4 @@
-"""Reads what the exporters wrote, a tensor at a time, with the formats' own libraries and none of our writers."""
+"""Reads exported files back, a tensor at a time, with the libraries of the formats and none of our writers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from gemma_tune.quant.grid import Encoded
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file has it.
+    """A tensor as it stands in a file.
 
     Attributes:
-        values: The numbers it stands for, float32.
+        values: Its numbers, decoded, float32.
         encoded: Its codes and scales, or None where it is dense.
-        same_again: Whether the format's own library, given the values, quantises them to the same bytes; None where
-            the format doesn't quantise.
+        same_again: Whether the format's own library quantises the values to the same bytes; None for a format that
+            doesn't quantise.
         added: What the format adds to the weights (1 to a norm of Gemma 3 in GGUF).
     """
 
@@ -46,7 +46,7 @@ def read_folder(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
     """The language part of a Transformers folder, dense or packed, by its names there.
 
     Raises:
-        ArtifactDiffers: A file that is no whole safetensors file, or a packed tensor without its parts.
+        ArtifactDiffers: A safetensors file that ends too early, or a packed tensor without its parts.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = FAMILIES[config["model_type"]]
@@ -74,7 +74,7 @@ def _tensors(stored: Any, family: Family, packing: _Packing | None) -> Iterator[
 
 
 class _Packing:
-    """How config.json says that weights are packed."""
+    """How the weights are packed, as config.json says."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         (self.scheme,) = QuantizationConfig.model_validate(config["quantization_config"]).config_groups.values()
@@ -95,7 +95,7 @@ class _Packing:
 
 
 def _cut(file: Path) -> str | None:
-    """Of a safetensors file that ends too early, which tensor is the first that it lacks bytes of."""
+    """Which tensor is the first that lacks bytes, in a safetensors file that ends too early."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     try:
@@ -138,7 +138,7 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
         names: The language part's names.
 
     Raises:
-        ArtifactDiffers: It is no whole GGUF file.
+        ArtifactDiffers: It is no GGUF file, or one that ends too early.
     """
     try:
         reader = _WholeReader(file)

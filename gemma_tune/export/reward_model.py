@@ -1,4 +1,4 @@
-"""A trained reward model as a plain Transformers folder: written, and loaded again as anyone would."""
+"""Exports a reward model as a plain Transformers folder, and loads it with plain Transformers to compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gemma_tune.models.classifier import scores
 from gemma_tune.models.unwrap import language_part
 
 _ROWS = 8  # pairs
-# Of the largest score: the weights are held to the bit elsewhere, this finds a head that is read at another place.
+# Relative to the largest score. The weights are compared to the bit elsewhere; this finds a head that is read at
+# another position.
 _EXACT, _ROUNDED = 1e-4, 0.1
 
 

@@ -1,6 +1,6 @@
-"""What a trained model is made of: codes and scales of the tensors on a grid, float32 numbers of the others.
+"""The tensors of a trained model: codes and scales where they are on a grid, float32 numbers elsewhere.
 
-Every exporter writes these, and the check holds what they wrote against these.
+Every exporter writes these, and the check compares the files with these.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
 from gemma_tune.quant.layers import OnGrid, grid_layers
 from gemma_tune.quant.plan import KEPT_16, Plan
 
-# By names of the language part; of a tied head and embedding there is the embedding.
+# By their names in the language part; a tied head and embedding are one tensor, the embedding.
 TrainedTensors = Mapping[str, Encoded | torch.Tensor]
 
 
 def trained_tensors(model: Any, plan: Plan) -> dict[str, Encoded | torch.Tensor]:
     """Every tensor of a language part, on the CPU.
 
-    A layer on the grid gives the codes of the tensor that its forward rounds, on the device where it does. A model
-    without such layers is quantised as it is, with its adapter merged in float32: post-training quantisation.
+    For a layer on the grid, the tensor that its forward pass rounds is encoded, on the same device. A model without
+    such layers is quantised as it is, with its adapter merged in float32 (post-training quantisation).
 
     Args:
         model: The trained model, or a PeftModel around it; it is not changed.
-        plan: What each tensor becomes.
+        plan: The format of each tensor.
 
     Raises:
-        RunError: A tensor that no block can hold (NaN, too large), or that the plan doesn't know or knows otherwise.
+        RunError: A tensor that no block can hold (NaN, too large), or that the plan doesn't list or lists with another
+            size or grid.
     """
     found: dict[str, Encoded | torch.Tensor] = {}
     with torch.no_grad():
@@ -45,7 +46,7 @@ def trained_tensors(model: Any, plan: Plan) -> dict[str, Encoded | torch.Tensor]
 
 
 def float_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Every tensor of a language part as it is before it is rounded, float32, on the CPU: the unquantised model."""
+    """Every tensor of the unquantised model, as it is before rounding: float32, on the CPU."""
     with torch.no_grad():
         return {name: weight.float().cpu() for name, weight, _ in weights_of(model)}
 
@@ -67,7 +68,7 @@ def _encoded(name: str, weight: torch.Tensor, grid: Grid) -> Encoded:
 
 
 def decoded_weight(name: str, trained: TrainedTensors, plan: Plan) -> torch.Tensor:
-    """The float32 numbers that an artifact stands for: on the grid, or rounded to bfloat16, or as they are."""
+    """The float32 numbers of a tensor in the files: decoded from the grid, rounded to bfloat16, or unchanged."""
     tensor = trained[name]
     if isinstance(tensor, Encoded):
         return plan.grids[name].decode(tensor)
@@ -75,7 +76,7 @@ def decoded_weight(name: str, trained: TrainedTensors, plan: Plan) -> torch.Tens
 
 
 class DecodedWeights(Mapping[str, torch.Tensor]):
-    """`decoded_weight` of every tensor, made when it is asked for: what a file of float32 numbers has to hold.
+    """`decoded_weight` of every tensor, computed on access: the contents of a float32 file.
 
     Args:
         trained: Every tensor.
@@ -96,14 +97,14 @@ class DecodedWeights(Mapping[str, torch.Tensor]):
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor, OnGrid | None]]:
-    """Every tensor before it is rounded, by its name in the language part, with its layer where it is on a grid."""
+    """Every tensor before rounding, by its name in the language part, with its layer where that is on a grid."""
     layers = grid_layers(model)
     if not layers:
         for name, weight in merged_tensors(model, torch.float32):
             yield name, weight, None
         return
     base = language_part(model)
-    inside = "\0"  # the layer on the grid whose parts are walked through
+    inside = "\0"  # the prefix of the layer on the grid that the walk is in
     for name, module in base.named_modules():
         if name.startswith(inside):
             continue

@@ -1,4 +1,4 @@
-"""A Transformers folder under the checkpoint's own names: what every export but GGUF is."""
+"""Writes a Transformers folder with the checkpoint's own names: every export but GGUF."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 
-# What a checkpoint says of itself beside its weights and its tokenizer: how images and audio are prepared.
+# Files of a checkpoint beside its weights and tokenizer: how images and audio are prepared.
 _KEPT = ("preprocessor_config.json", "processor_config.json")
 
 
 def whole_checkpoint(
     tensors: Mapping[str, torch.Tensor], checkpoint: CheckpointFiles
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The merged tensors under the names that the checkpoint has, and all else that it holds, to the bit.
+    """The merged tensors under the checkpoint's names, and its other tensors, unchanged.
 
-    So the export has the checkpoint's tensors, no more and no less: the towers for images and audio, which are not
-    trained, fixed scales, and the keys and values of layers that share others' and never use their own.
+    So the export has exactly the checkpoint's tensors. The unchanged ones are the towers for images and audio, fixed
+    scales, and the keys and values of layers that share those of another layer.
 
     Args:
-        tensors: Of the language part, by their names there.
+        tensors: Those of the language part, by their names there.
         checkpoint: What the model was loaded from.
 
     Raises:
@@ -43,7 +43,7 @@ def whole_checkpoint(
         left.discard(own)
         if own in tensors:
             yield name, tensors[own]
-        elif own == head:  # tied, and stored once more; one memory under two names would be written once
+        elif own == head:  # tied, and stored twice; a tensor under two names would be written once
             yield name, tensors[embedding].clone()
         else:
             yield name, checkpoint.read(name)
@@ -65,7 +65,7 @@ def write_folder(
     """Writes a Transformers folder with the tensors under the checkpoint's own names, its towers to the bit.
 
     Args:
-        tensors: Of the language part, by their names there.
+        tensors: Those of the language part, by their names there.
         dtype: What config.json says that the model computes in.
         quantization: `quantization_config` of config.json, or None.
         model: The trained model, or a PeftModel around it: its generation config.
@@ -73,7 +73,7 @@ def write_folder(
         folder: Where to write.
         options: `max_shard_size`.
         source: What the model was loaded from.
-        parts: Tensors of `tensors` that are stored as several: by name, the parts by the ends of their names.
+        parts: For a tensor that is stored as several, by its name: the parts, by the suffix of their names.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""Loads what was exported, as anyone would, and compares it with the trained model."""
+"""Loads an exported folder with plain Transformers and compares it with the trained model."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from gemma_tune.models.family import FAMILIES
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
-# Nats a position. The weights are held to the bit elsewhere; this finds gross errors: an engine that reads the folder
-# otherwise than it is meant. Rounding to bfloat16 gave 9e-6 on the embedded model after 60 steps, 1.3e-2 on the shape
+# Nats a position. The weights are compared to the bit elsewhere; this finds gross errors, such as an engine that reads
+# the folder in another way. Rounding to bfloat16 gave 9e-6 on the embedded model after 60 steps, 1.3e-2 on the shape
 # of Gemma 3 270M after three steps of full fine-tuning, the small updates of which it takes back in part.
 _MAX_KL_FLOAT32, _MAX_KL_ROUNDED = 1e-4, 1e-1
 
 
 class ArtifactDiffers(RunError):
-    """The exported file isn't the trained model."""
+    """An exported file doesn't hold the trained model."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model says, to hold its export against.
+    """Outputs of the trained model that its export is compared with.
 
     Attributes:
         rows: Token ids, [T] each.
@@ -67,7 +67,7 @@ def take_reference(
     held_out: TokenizedRows,
     measure: Callable[[Any, Any], Evaluation],
 ) -> Reference:
-    """Notes the trained model's log-probabilities and greedy answers, on held-out rows where there are any.
+    """Stores the trained model's log-probabilities and greedy answers, on held-out rows where there are any.
 
     Args:
         cfg: `eval`, and the batch size of evaluations.
@@ -106,7 +106,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
     Returns:
         `export_kl` (nats a position), `export_top1` (share of positions with the same best token),
         `export_same_answers` (share of greedy answers equal to the last token), `export_stopped` (share that end with
-        a stop token), and what the run's own evaluation says of the export (rounding to `export.dtype` can eat small
+        a stop token), and what the run's own evaluation says of the export (rounding to `export.dtype` can undo small
         updates), under its own names; one of the former names has `measured_` before it there.
 
     Raises:
@@ -141,9 +141,9 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
 
 
 def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:
-    """The exported model as anyone would load it.
+    """Loads an exported folder with plain Transformers.
 
-    Where a package is missing that its towers need (Gemma 3n's image tower wants timm), the language part of it.
+    Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place)
@@ -158,7 +158,7 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
 
 
 def verify_written(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Reads the weights back and holds them against what was to be written, to the bit.
+    """Reads the weights back and compares them, to the bit, with those that were to be written.
 
     Args:
         folder: A folder of safetensors files.

@@ -41,10 +41,10 @@ BITS, BLOCK = 4, 32
 def export(
     trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
 ) -> list[Path]:
-    """Writes the codes as they are, 8 in an int32, their scales, and every other tensor dense.
+    """Writes the codes, 8 in an int32, with their scales; every other tensor is dense.
 
-    Weights that fit bfloat16 have bfloat16 scales. Those of llama.cpp's own rule don't: their scales are float16, and
-    the folder says that the model computes in float32, since bfloat16 would move them by up to 0.8 %.
+    Weights that bfloat16 holds exactly get bfloat16 scales. For `q4_0_fp16`, llama.cpp's own rule, it doesn't: the
+    scales are float16, and config.json says float32, because bfloat16 would move the weights by up to 0.8 %.
 
     Args:
         trained: Every tensor of the language part (`trained_tensors`).
@@ -59,7 +59,7 @@ def export(
         The files written.
 
     Raises:
-        UserError: A grid whose codes have more than 4 bits, or whose blocks are no 32 wide.
+        UserError: A grid whose codes have more than 4 bits, or whose blocks are not 32 wide.
     """
     packed = {name: tensor for name, tensor in trained.items() if isinstance(tensor, Encoded) and _is_projection(name)}
     for name in packed:
@@ -92,7 +92,7 @@ def export(
 
 
 def quantization_config(checkpoint: CheckpointFiles) -> dict[str, Any]:
-    """What config.json says of the weights, with all keys that llm-compressor writes."""
+    """The `quantization_config` of config.json, with all keys that llm-compressor writes."""
     towers = [name for name in checkpoint.files if checkpoint.family.is_tower(name)]
     described = QuantizationConfig(
         config_groups={
@@ -117,18 +117,18 @@ def quantization_config(checkpoint: CheckpointFiles) -> dict[str, Any]:
 
 
 def _ignored(towers: Iterable[str]) -> list[str]:
-    """Linear layers that stay dense. vLLM and Transformers put other words before a part's name."""
+    """Linear layers that stay dense, as patterns: vLLM and Transformers put different prefixes before a part's name."""
     parts = sorted({name.removeprefix("model.").split(".")[0] for name in towers})
     return ["lm_head" if not parts else "re:.*lm_head$", *(rf"re:.*{re.escape(part)}\." for part in parts)]
 
 
 def _is_projection(name: str) -> bool:
-    """Not the embedding and not the head, which are dense in this format."""
+    """Whether it is neither the embedding nor the head, which are dense in this format."""
     return ".layers." in name
 
 
 def _parts(encoded: Encoded, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
-    """One layer's tensors, by the ends of their names behind `.weight`."""
+    """One layer's tensors, by the suffix of their names after `.weight`."""
     return {
         "_packed": pack_to_int32(encoded.codes, BITS),
         "_scale": encoded.scales.to(dtype),
