@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gemma_tune.cli.defaults import fill_in
+from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.compare.comparison import ModelResults, compare_models
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import stored_results
@@ -135,7 +135,7 @@ def training_on_grid(cfg: Config, path: Path) -> Config:
         train=train,
         quant=replace(cfg.quant, stage2=QuantConfig().stage2),
     )
-    fill_in(found)  # by the width of the base, which is that of the tuned model
+    resolve_defaults(found)  # by the width of the base, which is that of the tuned model
     found.model.model_name_or_path, found.model.revision = str(path / TUNED), None
     return found
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import validation
-from gemma_tune.cli.defaults import fill_in
+from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.config.renamed import translated
@@ -25,7 +25,7 @@ from gemma_tune.validation.schema import GROUPS
 
 ConfigStore.instance().store("schema", node=Config)
 
-# A rerun repeats a run; only where it goes and whether it goes may differ.
+# A rerun repeats a run; only its folder and whether it runs may differ.
 RERUN_KEYS = ("output_dir", "overwrite", "dry_run")
 
 
@@ -37,7 +37,7 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
         config_dirs: Folders named with `--config-dir`.
 
     Returns:
-        The words as Hydra wants them.
+        The words as Hydra expects them.
     """
     dirs = list(config_dirs)
     problems = validation.problems_of_words(list(words), dirs)
@@ -69,7 +69,7 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     problems = validation.cross_problems(cfg)
     if problems:
         raise UserError(*problems)
-    fill_in(cfg)
+    resolve_defaults(cfg)
     make_absolute(cfg)
     return cfg
 

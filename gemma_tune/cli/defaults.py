@@ -1,4 +1,4 @@
-"""Values that hang on others: those left null are filled in here, before a run begins. Imports no torch."""
+"""Values that depend on others: those left null are filled in here, before a run begins. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BATCH_PACKED = 2
 # Prompts answered at once, wide and narrow.
 _ANSWERED = (8, 64)
 _COMPLETION_TOKENS = (256, 32)
-# So that a model of 4B doesn't answer for an hour before it is trained.
+# Otherwise a model of 4B would answer for an hour before training.
 _ANSWERS = 200
 
 
-def fill_in(cfg: Config) -> None:
+def resolve_defaults(cfg: Config) -> None:
     """Sets what is null: the type of the weights, the rate, the batches, the order of the rows.
 
     What has no effect stays null, so that the stored configuration passes the checks, too.

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.overview import help_page, overview, recipes
-from gemma_tune.cli.runner import launch
+from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.folder import RunResult
 from gemma_tune.run.paths import CONFIGS
@@ -73,7 +73,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         if flags or config_dirs:
             raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
         stored = Path(reruns[-1].removeprefix("rerun="))
-        if failures := _failures(launch(compose.load_stored(stored, [w for w in words if w not in reruns]))):
+        if failures := _failures(run_recipe(compose.load_stored(stored, [w for w in words if w not in reruns]))):
             raise RunError("\n".join(failures))
         return
     if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
@@ -97,7 +97,7 @@ def _run_jobs() -> None:
         """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
         try:
             recipe = HydraConfig.get().runtime.choices["recipe"]
-            result = launch(compose.checked(tree, recipe, "configuration"))
+            result = run_recipe(compose.checked(tree, recipe, "configuration"))
             failures.extend(_failures(result))
             return result.headline_after
         except UserError as error:

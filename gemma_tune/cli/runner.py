@@ -29,7 +29,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def launch(cfg: Config) -> RunResult:
+def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
     if cfg.traits.kind is Kind.CHAT:
@@ -40,10 +40,10 @@ def launch(cfg: Config) -> RunResult:
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
-        return _run_recipe(cfg)
+        return _run_method(cfg)
 
 
-def _run_recipe(cfg: Config) -> RunResult:
+def _run_method(cfg: Config) -> RunResult:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one bar a shard; ours shows the long steps
@@ -70,4 +70,4 @@ def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Non
 
     if isinstance(overrides, str):
         raise UserError(f'overrides={overrides!r}: write a list of words, for example ["{overrides}"].')
-    return launch(compose_config(recipe, overrides, config_dir))
+    return run_recipe(compose_config(recipe, overrides, config_dir))

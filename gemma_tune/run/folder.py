@@ -121,11 +121,11 @@ class RunFolder:
         return inputs
 
     def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
-        """Notes the digest of each input file, and of every file directly in an input folder.
+        """Records the digest of each input file, and of every file directly in an input folder.
 
         Args:
             *paths: Files and folders.
-            hashed: Whether to read them for it, or to note their size and date (of files that are streamed).
+            hashed: Whether to record a digest; otherwise size and date, for files that are streamed.
         """
         if not is_main_process():
             return
@@ -147,7 +147,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def nothing_left(self) -> Iterator[None]:
-        """After a UserError the empty folders that the trainer makes are gone."""
+        """Deletes the empty folders that the trainer has made, after a UserError."""
         try:
             yield
         except UserError:
@@ -157,7 +157,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Makes the folder, and leaves a result.json that says how the run ended, whatever happens.
+        """Makes the folder, and always leaves a result.json that says how the run ended.
 
         After a UserError there is no folder, unless training had begun (a stream may hold a bad row far on).
 
@@ -189,7 +189,7 @@ class RunFolder:
                 self._undo()
                 raise
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError):  # what went wrong is to be said, and not that this did, too
+            with contextlib.suppress(OSError):  # the first error is to be reported, not this one
                 self._write_failure()
             if self._replaced:
                 print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
@@ -212,7 +212,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _undo(self) -> None:
-        """Everything as it was before `_make`; a run that was resumed keeps what it has."""
+        """Restores the state before `_make`; a resumed run keeps its files."""
         if not self.cfg.train.resume_from_checkpoint:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._replaced:
@@ -228,7 +228,7 @@ class RunFolder:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)
 
     def _write_failure(self) -> None:
-        """The result; on a full disk its status alone, in the place that it has there."""
+        """Writes the result; on a full disk only its status, over the bytes that are there."""
         try:
             self._write_result()
         except OSError:

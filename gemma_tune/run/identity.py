@@ -1,4 +1,4 @@
-"""When two configurations are the same run, and when one may go on from the other. Imports no torch."""
+"""When two configurations are the same run, and when one may resume the other. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from gemma_tune.config import Config
 
-# Keys that say how a run is carried out, and those of `recipe=chat` and `recipe=preview`, not what a run is: they don't
-# change its folder.
+# Keys that say how a run is carried out, not what it computes, and those of `recipe=chat` and `recipe=preview`: they
+# don't change its folder.
 OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview")
-# Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate hangs on
-# it, and the stored configuration would not repeat the run.
+# Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate depends
+# on it, and the stored configuration would not repeat the run.
 RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
 
 
@@ -37,7 +37,7 @@ def as_one_run(cfg: Config) -> dict[str, Any]:
 
 
 def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The keys that differ and may not when a run is resumed: all but what is measured and kept."""
+    """Keys that differ though a resumed run must not change them: all but those of evaluation and checkpoints."""
     found = []
     for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
         a, b = mine[group], theirs.get(group)

@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether it, or what it came of, is an error of a full disk; libraries in C++ and Rust say so in words alone."""
+    """Whether an error, or its cause, means a full disk; libraries in C++ and Rust say so only in the message."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""Where the folders that stand beside the package in a checkout are, and inside it in a wheel."""
+"""What a path of the configuration means, and where the shipped folders are (in a checkout and in a wheel)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _shipped(inside_wheel: str, in_checkout: str) -> Path:
 
 CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
-# Where runs stand that were given no folder of their own
+# Folder of the runs without `output_dir`
 RUNS = "runs"
 # What a run of recipe=reward_model exports
 REWARD_MODEL = "export/reward_model"
@@ -60,7 +60,7 @@ def absolute(path: str) -> str:
 
 
 def reward_model_of(name: str) -> Path:
-    """What a run folder of `recipe=reward_model` holds for others; any other name as a path."""
+    """The exported model of a run folder of `recipe=reward_model`; any other name as a path."""
     place = resolve(name)
     exported = place / REWARD_MODEL
     return exported if exported.is_dir() else place
@@ -83,12 +83,12 @@ def folder_status(folder: Path) -> str | None:
 
 
 def has_results(name: str) -> bool:
-    """Whether it is the folder of a run, perhaps an unfinished one, that has measured its model at its end."""
+    """Whether it is a run folder, perhaps of an unfinished run, with the results of the final evaluation."""
     return (resolve(name) / "manifest.json").is_file() and (resolve(name) / "eval" / "after.json").is_file()
 
 
 def model_of_run(folder: Path) -> str | None:
-    """The model that a run was of, by the config.yaml in its folder; None where there is none."""
+    """The model of a run, from the config.yaml in its folder; None without one."""
     try:
         stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         return str(stored["model"]["model_name_or_path"])
@@ -97,7 +97,7 @@ def model_of_run(folder: Path) -> str | None:
 
 
 def is_run_with_results(name: str) -> bool:
-    """Whether it is the folder of a finished run that has measured its model at its end."""
+    """Whether it is the folder of a finished run with the results of the final evaluation."""
     return has_results(name) and folder_status(resolve(name)) == "finished"
 
 

@@ -15,7 +15,7 @@ from gemma_tune.run.folder import RunFolder, is_main_process
 
 Answers = Sequence[dict[str, Any]]
 
-# How our figures begin, and how W&B's do: what training says of itself, and what was measured. Of the first that fits.
+# Prefixes of our metric names, and what W&B gets instead; the first prefix that fits counts.
 _GROUPS = {
     "after/": "eval/",
     "before/": "eval/before/",
@@ -48,10 +48,10 @@ class Tracker:
         """Opens the tracker; closes it with the run's status, whatever happens.
 
         Args:
-            cfg: `tracker`, and what W&B is told of the run.
+            cfg: `tracker`, and the configuration that W&B stores.
             folder: The run folder.
             resumed_step: The step that the run is resumed from: later lines of metrics.jsonl are dropped, since
-                those steps are done again; None: the file begins anew.
+                those steps are repeated; None: a new file.
 
         Raises:
             UserError: `tracker.mode=online` without a key.
@@ -128,7 +128,7 @@ class Tracker:
         self._run.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """The run's closing figures, for W&B's table of runs: `eval/…` as after training, `eval/before/…`, `train/…`.
+        """The run's final metrics, for W&B's table of runs: `eval/…` as after training, `eval/before/…`, `train/…`.
 
         Args:
             figures: A result's metrics, nested as they are there.
@@ -138,7 +138,7 @@ class Tracker:
 
 
 def _name(metric: str, group: str) -> str:
-    """Of Transformers' closing line (train_runtime, …) the group is said once; train_loss is the mean of all steps."""
+    """Without the doubled prefix of Transformers' final metrics (train_runtime, …); train_loss is their mean loss."""
     if group == "train":
         metric = "mean_loss" if metric == "train_loss" else metric.removeprefix("train_")
     return f"{group}/{metric}"

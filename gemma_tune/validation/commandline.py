@@ -16,12 +16,12 @@ from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, pr
 from gemma_tune.validation.suggest import did_you_mean, other_option
 
 WHERE = "command line"
-# Keys that hold what a person writes: taken as it stands, with commas, braces and quotes.
+# Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
 
 
 def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
-    """The options of a group with their files; the shipped ones win, as they do in Hydra."""
+    """The options of a group with their files; shipped ones take precedence, as in Hydra."""
     found: dict[str, Path] = {}
     for root in [*config_dirs[::-1], CONFIGS]:
         found.update({f.stem: f for f in sorted((root / group).glob("*.yaml"))})

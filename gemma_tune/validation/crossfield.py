@@ -96,7 +96,7 @@ def _data(cfg: Config) -> Iterator[str]:
     named = d.named()
     for key in named:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", key.split(".", 2)[-1]):
-            yield f"{key}: a name has letters, digits, - and _ only; it becomes a part of the figures' names."
+            yield f"{key}: a name has letters, digits, - and _ only; it becomes part of the names of metrics."
     shipped = {key for key, path in named.items() if path.startswith("assets://")}
     if shipped and shipped != set(named):
         yield (
@@ -131,7 +131,7 @@ def _data(cfg: Config) -> Iterator[str]:
 
 
 def _sets(d: DataConfig, trains: bool) -> Iterator[str]:
-    """What is trained on is named once."""
+    """Problems of the training set: it must be named exactly once."""
     several = {k: v for k, v in d.train_files.items() if v}
     if sum(map(bool, (d.train_file, several, d.dataset_name, d.generator))) > 1:
         yield (
@@ -182,17 +182,17 @@ def _train(cfg: Config) -> Iterator[str]:
 
 
 def _best(cfg: Config) -> Iterator[str]:
-    """The figure that decides on the best step, where its name can be told before it is measured."""
+    """Problems of the metric that selects the best step, as far as its name is known beforehand."""
     t, e, metric = cfg.train, cfg.eval, cfg.train.metric_for_best_model
     if metric is None:
         for key in ("greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
             if getattr(t, key) != getattr(TrainConfig(), key):
                 yield f"train.{key} has no effect without train.metric_for_best_model; set it, too, or leave this out."
         if t.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a figure: set train.metric_for_best_model."
+            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a metric: set train.metric_for_best_model."
         return
     if not t.eval_steps:
-        yield f"train.metric_for_best_model={metric}: nothing is measured while training; set train.eval_steps, too."
+        yield f"train.metric_for_best_model={metric}: nothing is measured during training; set train.eval_steps, too."
     if t.early_stopping_threshold and t.early_stopping_patience is None:
         yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
     if not cfg.traits.evaluators:  # its figures are its own
@@ -259,7 +259,7 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
 
 
 def cross_problems(cfg: Config) -> list[str]:
-    """Everything that single values can't show, all at once."""
+    """All problems that a single value can't show."""
     method = cfg.traits
     groups: list[_Check] = [_method, no_other, reward_problems, no_generator]
     if method.kind is Kind.COMPARE:

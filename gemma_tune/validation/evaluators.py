@@ -1,4 +1,4 @@
-"""Checks of `eval=…`: evaluators that exist, and have what they need."""
+"""Checks of `eval=…`: every evaluator exists and has what it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemma_tune.validation.suggest import did_you_mean
 
 
 def evaluator_problems(cfg: Config) -> Iterator[str]:
-    """What is wrong with the evaluators, and with what is set of them."""
+    """Problems of the evaluators and of their keys."""
     e = cfg.eval
     for key, names in (("evaluators", e.evaluators), ("during_training", e.during_training)):
         for name in names:
@@ -50,7 +50,7 @@ def evaluator_problems(cfg: Config) -> Iterator[str]:
 
 
 def _during_training(cfg: Config) -> Iterator[str]:
-    """What is set of the evaluations before and while training, where there are none."""
+    """Keys of evaluations before and during training that are set where there are no such evaluations."""
     trains = cfg.traits.trains
     keys = ("during_training", "max_samples_during_training", *(() if trains else ("before",)))
     if trains and cfg.train.eval_steps:

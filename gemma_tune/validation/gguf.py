@@ -9,7 +9,7 @@ from gemma_tune.config import Config, ModelConfig
 from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import missing_path
 
-# Any other key of `model` says how Transformers loads weights.
+# Every other key of `model` is about loading weights with Transformers.
 _WITH_LLAMA_CPP = ("model_name_or_path", "tokenizer_name_or_path", "chat_template")
 
 

@@ -13,9 +13,9 @@ from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, resolve
 from gemma_tune.validation.paths import missing_paths
 
-# What they use of `train`: how long held-out rows may be, and how many are passed at once.
+# Keys of `train` that they use: the length of validation rows, and the batch size.
 _MEASURE_WITH = ("max_length", "per_device_eval_batch_size")
-# What configs/config.yaml begins from.
+# The default model of configs/config.yaml.
 _BEGUN_FROM = "assets://tiny"
 
 
@@ -71,7 +71,7 @@ def compare_problems(cfg: Config) -> Iterator[str]:
 
 
 def needs_rows(cfg: Config) -> bool:
-    """Whether a model is measured, so that rows and evaluators are wanted."""
+    """Whether a model is measured now, so that data and evaluators are needed."""
     return cfg.traits.kind is not Kind.COMPARE or not all(is_run_with_results(model) for model in cfg.compare.models)
 
 
@@ -84,12 +84,12 @@ def _trains_nothing(cfg: Config) -> Iterator[str]:
 
 
 def holds_out(data: DataConfig) -> bool:
-    """Whether rows are held out."""
+    """Whether there is a validation set."""
     return bool(data.validation_file or data.validation_split or data.validation_split_percentage)
 
 
 def _measures_nothing(cfg: Config) -> Iterator[str]:
-    """Evaluators of which none has rows would measure nothing, and say nothing of it."""
+    """Evaluators without any rows: they would silently measure nothing."""
     needs = {
         "held_out_loss": (holds_out(cfg.data), "data.validation_file"),
         "kl": (holds_out(cfg.data), "data.validation_file"),
@@ -105,7 +105,7 @@ def _measures_nothing(cfg: Config) -> Iterator[str]:
 
 
 def _set_of_measuring(cfg: Config) -> list[str]:
-    """The keys of what is measured, and how, that differ from what every run begins from."""
+    """The keys of what is measured, and how, that differ from their defaults."""
     shipped = {key.split(".")[1] for key, name in cfg.data.named().items() if name.startswith("assets://")}
     return [
         *_differing(cfg.model, ModelConfig(), "model", ["model_name_or_path"]),

@@ -12,7 +12,7 @@ from gemma_tune.validation.paths import missing_paths
 
 
 def no_other(cfg: Config) -> Iterator[str]:
-    """What is set of a group that only another recipe uses."""
+    """Keys that are set in a group that only another recipe uses."""
     for group, defaults in (("chat", ChatConfig()), ("preview", PreviewConfig()), ("compare", CompareConfig())):
         for key, default in vars(defaults).items() if group != cfg.traits.group else ():
             if getattr(getattr(cfg, group), key) != default:
@@ -50,7 +50,7 @@ def _output_file(name: str, chat: ChatConfig, overwrite: bool) -> Iterator[str]:
 
 
 def _written(key: str, name: str, read: Iterable[str], replace: bool) -> Iterator[str]:
-    """A file that is to be written, and not over one that is `read`, nor, without `replace`, over any other."""
+    """Problems of a file to be written: it may not be one that is `read`, and may exist only with `replace`."""
     file, sources = resolve(name), [resolve(p) for p in read]
     if file.is_dir():
         yield f"{key}={name}: this is a folder; name a file."
@@ -64,7 +64,7 @@ def _written(key: str, name: str, read: Iterable[str], replace: bool) -> Iterato
         yield f"{key}={name}: this file is there already; name another one, or replace it: overwrite=true."
 
 
-# What recipe=preview uses of `train`: how long rows may be, and how they are put into batches.
+# Keys of `train` that recipe=preview uses: the length of rows, and how they are batched.
 _PREVIEWS_WITH = ("max_length", "per_device_train_batch_size", "packing", "train_sampling_strategy")
 
 

@@ -14,7 +14,7 @@ from gemma_tune.validation.suggest import did_you_mean
 
 
 def reward_problems(cfg: Config) -> Iterator[str]:
-    """What is wrong with the rewards; and that there are some only where something uses them."""
+    """Problems of the rewards, and rewards that are set where nothing uses them."""
     r = cfg.reward
     used = r.weighted()
     if not (cfg.traits.rewarded or "rewards" in cfg.eval.evaluators):
@@ -101,7 +101,7 @@ def rl_problems(cfg: Config) -> Iterator[str]:
 
 
 def no_generator(cfg: Config) -> Iterator[str]:
-    """Tasks of a generator have answers that nobody would learn to write: they are for rewards."""
+    """Generated tasks have bare answers, which a model should not learn to imitate: they are for rewards."""
     if cfg.data.generator and not cfg.traits.answers_prompts:
         yield f"data.generator={cfg.data.generator} with recipe={cfg.recipe}: its tasks are for rewards (recipe=grpo)."
 

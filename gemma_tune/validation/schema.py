@@ -1,4 +1,4 @@
-"""Holds a tree of values against the dataclasses: unknown keys, wrong types, values out of their limits."""
+"""Checks a tree of values against the dataclasses: unknown keys, wrong types, values outside their limits."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ OTHER_TOOLS = {
     "stage": "recipe",
     "finetuning_type": "adapter",
 }
-# Names of other tools that no key of ours stands for, and what to do instead.
+# Names of other tools that have no key here, and what to do instead.
 INSTEAD = {
     "max_prompt_length": "prompts are never cut; one that is too long for the model is named, with its row",
     "reward_funcs": "set reward.functions.NAME=path/to/file.py:function, or choose reward=OPTION",
@@ -101,7 +101,7 @@ INSTEAD = {
     "reference_free": "the reference is the model as it began",
 }
 
-# Options that a group hasn't, and what stands for them.
+# Options that a group doesn't have, and what to write instead.
 OPTIONS_INSTEAD = {
     ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
     ("eval", "preference"): "write eval.evaluators=[preference]",
@@ -152,7 +152,7 @@ def suggest_key(key: str, known: Iterable[str]) -> str:
 
 
 def missing_path(key: str, path: str, kind: str) -> str:
-    """The message for a file or folder that is not there, with the nearest name beside it."""
+    """The message for a missing file or folder, with the most similar name in its folder."""
     real = resolve(path)
     if real.is_dir() and kind == "file":
         return f"{key}={path}: this is a folder; name a file."

@@ -13,7 +13,7 @@ from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.methods import TRAINERS
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
-# Options of the trainer that another key of ours already decides, or that can't be left to the user.
+# Options of the trainer that a key of ours already sets, or that a user may not set.
 DECIDED = {
     "load_best_model_at_end": "set train.metric_for_best_model",
     "restore_callback_states_from_checkpoint": "it is set where train.early_stopping_patience is",
@@ -62,7 +62,7 @@ DECIDED = {
 
 _NOT_HERE = DECIDED | INSTEAD
 
-# Losses by TRL's dataclass; of DPO's several are joined by `+`. `sft` is the plain loss of the chosen answer.
+# Losses by TRL's dataclass; several of DPO's can be joined by `+`. `sft` is the plain loss of the chosen answer.
 LOSSES = {
     "SFTConfig": ("nll", "dft", "chunked_nll"),
     "GRPOConfig": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
@@ -72,10 +72,10 @@ LOSSES = {
     ),
 }  # fmt: skip
 
-# Keys of ours in `train` that are no option of TRL's.
+# Keys in `train` that are not options of TRL.
 _OURS = ("extra", "early_stopping_patience", "early_stopping_threshold")
 
-# Types that can be held against a value here; any other one is left to the trainer's own dataclass.
+# Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
 }  # fmt: skip

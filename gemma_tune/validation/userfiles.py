@@ -1,4 +1,4 @@
-"""Checks the YAML files that the user keeps with `--config-dir`, where Hydra would pass over a slip in silence."""
+"""Checks the YAML files that the user keeps with `--config-dir`, where Hydra would silently ignore a mistake."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def problems_of_files(chosen: dict[str, list[str]], config_dirs: list[Path]) -> 
 
     Args:
         chosen: For each group named on the command line, its options.
-        config_dirs: The folders of `--config-dir`; those that are missing are passed over here.
+        config_dirs: The folders of `--config-dir`; missing ones are ignored here.
     """
     roots = [d for d in config_dirs if d.is_dir()]
     found = [p for root in roots for p in _layout_problems(root)]

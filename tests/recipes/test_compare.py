@@ -14,7 +14,7 @@ import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.__main__ import main
 from gemma_tune.cli.compose import load_stored
-from gemma_tune.cli.runner import launch
+from gemma_tune.cli.runner import run_recipe
 from gemma_tune.compare import measuring
 from gemma_tune.errors import RunError
 from gemma_tune.run.paths import ASSETS
@@ -88,7 +88,7 @@ def test_measured_runs_are_compared_without_a_model(
     shutil.copytree(measured, again)
     result = compare(tmp_path / "run", measured, again, words=("compare.names=[a,b]",), rows=False)
     assert result.metrics["held_out_loss"]["b"]["mean"] == result.metrics["held_out_loss"]["a"]["mean"]
-    assert launch(load_stored(tmp_path / "run", [f"output_dir={tmp_path / 'anew'}"])).metrics == result.metrics
+    assert run_recipe(load_stored(tmp_path / "run", [f"output_dir={tmp_path / 'anew'}"])).metrics == result.metrics
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from short_runs import losses, metrics, short_run
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.cli.compose import load_stored
-from gemma_tune.cli.runner import launch
+from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS, CONFIGS
@@ -63,7 +63,7 @@ def test_run_folder(ten_steps: tuple[str, Path, Any]) -> None:
 def test_rerun_repeats_every_figure(recipe: str, finished: Any, tmp_path: Path) -> None:
     """From config.yaml alone: every figure of metrics.jsonl to the last digit, but those that measure time."""
     folder, _ = finished(recipe)
-    launch(load_stored(folder / "config.yaml", [f"output_dir={tmp_path / 'again'}"]))
+    run_recipe(load_stored(folder / "config.yaml", [f"output_dir={tmp_path / 'again'}"]))
     first, second = metrics(folder), metrics(tmp_path / "again")
     timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
     for line in (*first, *second):

@@ -10,7 +10,7 @@ from short_runs import short_run
 
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.cli.runner import launch
+from gemma_tune.cli.runner import run_recipe
 from gemma_tune.data.tokenized import read_tests
 
 TESTED = ["eval.evaluators=[held_out_loss,answers]", "eval.max_new_tokens=8", "eval.max_samples=3"]
@@ -67,7 +67,7 @@ def test_bad_files(tmp_path: Path, text: str, reader: str, message: str) -> None
     train.write_text(json.dumps(good) + "\n")
     words = [f"data={reader}", f"data.train_file={train}", f"data.test_files.mine={file}", "dry_run=true"]
     with pytest.raises(UserError, match=message):
-        launch(compose_config("lora_sft", words))
+        run_recipe(compose_config("lora_sft", words))
 
 
 @pytest.mark.parametrize(

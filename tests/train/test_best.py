@@ -58,7 +58,7 @@ ANSWERS = "eval.during_training=[held_out_loss,answers]"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.metric_for_best_model=held_out_loss"], "nothing is measured while training; set train.eval_steps"),
+        (["train.metric_for_best_model=held_out_loss"], "nothing is measured during training; set train.eval_steps"),
         (["train.eval_steps=1", "train.metric_for_best_model=held_out_los"], "Did you mean held_out_loss"),
         (["train.eval_steps=1", "train.metric_for_best_model=eval_loss"], "they give held_out_loss, perplexity. Did"),
         (
@@ -92,7 +92,7 @@ ANSWERS = "eval.during_training=[held_out_loss,answers]"
             "no effect without train.early_stopping_patience",
         ),
         (["train.early_stopping_patience=0"], "early_stopping_patience"),
-        (["train.lr_scheduler_type=reduce_lr_on_plateau"], "needs a figure"),
+        (["train.lr_scheduler_type=reduce_lr_on_plateau"], "needs a metric"),
         (["train.extra.metric_for_best_model=loss"], "set train.metric_for_best_model"),
         (["train.extra.greater_is_better=true"], "set train.greater_is_better"),
     ],
