@@ -101,6 +101,7 @@ def test_begins_with_a_comment(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     if file.parent.name == "recipe":
         assert lines.pop(0) == "# @package _global_"
+        assert any(line.startswith(f"#   python -m gemma_tune recipe={file.stem}") for line in lines), "the command"
     assert lines[0].startswith("# ") and len(lines[0].split()) > 2, lines[0]
 
 

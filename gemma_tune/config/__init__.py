@@ -44,7 +44,7 @@ class Config:
     """The whole configuration of one run."""
 
     recipe: str = option("", "Name of the recipe; chosen with `recipe=NAME`.")
-    method: str = option("", "The file in recipes/ that runs; set by the recipe.")
+    method: str = option("", "What the recipe does to the model, a row of config/methods.py; set by the recipe.")
     seed: int = option(
         42,
         "Seed of Python, NumPy and torch; it also decides the order of the examples and which ones are held out.",

@@ -26,8 +26,7 @@ class AdapterConfig:
     use_dora: bool = option(False, "DoRA: learn the magnitude of the weight apart from its direction.")
     use_rslora: bool = option(False, "rsLoRA: scale by lora_alpha / sqrt(r).")
     init_lora_weights: Any = option(
-        True,
-        "true (B = 0), gaussian, pissa, pissa_niter_N, olora, or loftq (only with `model.load_in_4bit=true`).",
+        True, "true (B = 0), gaussian, pissa, pissa_niter_N, olora, or loftq (only with `model.load_in_4bit=true`)."
     )
     loraplus_lr_ratio: float | None = option(
         None,

@@ -23,9 +23,7 @@ class ChatConfig:
     )
     system: str | None = option(None, "System prompt for conversations that have none.")
     tools_file: str | None = option(
-        None,
-        "JSON file with a list of tools in the OpenAI format, for conversations that have none.",
-        path="file",
+        None, "JSON file with a list of tools in the OpenAI format, for conversations that have none.", path="file"
     )
     max_new_tokens: int = option(256, "Maximum number of tokens of an answer.", at_least=1)
     temperature: float = option(0.0, "Sampling temperature; 0: greedy decoding.", at_least=0)

@@ -40,9 +40,7 @@ class DataConfig:
         choices=("first_exhausted", "all_exhausted"),
     )
     dataset_name: str | None = option(
-        None,
-        "Training set on the Hugging Face Hub, in place of a file; it is loaded with `datasets`.",
-        path="dataset",
+        None, "Training set on the Hugging Face Hub, in place of a file; it is loaded with `datasets`.", path="dataset"
     )
     dataset_config_name: str | None = option(None, "Configuration (subset) of that data set.")
     split: str = option("train", "Its split to train on; a slice is `train[:10%]`.")

@@ -103,9 +103,7 @@ class EvalConfig:
     )
     before: bool = option(True, "Evaluate before training, too.")
     during_training: list[str] = option(
-        ["held_out_loss"],
-        "Evaluators to run every `train.eval_steps` steps, too.",
-        path="function",
+        ["held_out_loss"], "Evaluators to run every `train.eval_steps` steps, too.", path="function"
     )
     max_samples_during_training: int = option(
         64,

@@ -59,9 +59,7 @@ class QuantConfig:
         64, "Validation examples on which the KL divergence from the unquantized model is measured.", at_least=1
     )
     teacher_folder: str | None = option(
-        None,
-        "Folder of the cache, to reuse it in other runs; null: `teacher/` in the run folder.",
-        path="cache",
+        None, "Folder of the cache, to reuse it in other runs; null: `teacher/` in the run folder.", path="cache"
     )
     stage2: Stage2Config = field(default_factory=Stage2Config)
 

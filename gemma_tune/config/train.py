@@ -126,9 +126,7 @@ class TrainConfig:
         2, "Checkpoints to keep, the newest ones and the best; null: all.", at_least=1
     )
     resume_from_checkpoint: str | None = option(
-        None,
-        "Folder of a checkpoint, or `latest`: the newest one of the run folder.",
-        path="checkpoint",
+        None, "Folder of a checkpoint, or `latest`: the newest one of the run folder.", path="checkpoint"
     )
     extra: dict[str, Any] = option({}, "Any other option of the trainer, by its name in TRL's dataclass.")
 

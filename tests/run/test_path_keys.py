@@ -26,7 +26,6 @@ MARKED = {key: f.metadata["path"] for key, (f, _) in FIELDS.items() if f.metadat
 READ = {key: kind for key, kind in MARKED.items() if kind not in NOT_READ}
 # Texts whose name or help speaks of files or folders, and that name none.
 NAME_NO_PATH = {
-    "method",
     "data.weights",
     "data.generator",
     "export.formats",
