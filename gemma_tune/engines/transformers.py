@@ -12,7 +12,8 @@ from gemma_tune.chat import Rendered
 from gemma_tune.engines.generate import greedy_answers
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
-from gemma_tune.models.unwrap import language_part, padded
+from gemma_tune.models.padding import pad_rows
+from gemma_tune.models.unwrap import language_part
 
 
 class TransformersEngine:
@@ -72,7 +73,7 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
 
 
 def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:
-    inputs = padded(base, batch, pad_id)
+    inputs = pad_rows(base, batch, pad_id)
     hidden_NH, labels_N = trained_states(base, inputs)
     trained, _ = trained_positions(inputs["labels"])
     losses_N = nll(hidden_NH, head_of(base), labels_N).double().cpu()

@@ -1,4 +1,4 @@
-"""Attaches LoRA adapters and counts what is trained."""
+"""Attaches LoRA adapters, and counts trained and quantised weights."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def count(model: nn.Module) -> WeightCounts:
 def attach(
     model: Any, adapter: AdapterConfig, source: Source, layers: Layers = FUSED_LAYERS, trained_whole: Sequence[str] = ()
 ) -> Any:
-    """The model with what is to be trained set trainable.
+    """Makes the weights to train trainable: an adapter's, or all.
 
     Args:
         model: The loaded base.
         adapter: `peft_type=none` trains every weight.
         source: Names the adapter to continue from, and where LoftQ finds the 16-bit weights.
-        layers: What stands in place of PEFT's own adapted layers, by the class of the layer adapted.
-        trained_whole: Layers that are trained themselves and saved with the adapter: the head of a classifier.
+        layers: Our classes to use instead of PEFT's adapter layers, by the class of the adapted layer.
+        trained_whole: Layers that are trained in full and saved with the adapter: the head of a classifier.
 
     Returns:
         The model itself, or a PeftModel around it.
@@ -127,7 +127,7 @@ def attach(
     leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
     leaves = [leaf for leaf in leaves if leaf not in ("lm_head", *trained_whole)]
     if isinstance(adapter.target_modules, list):
-        # PEFT passes over a name that matches nothing, as long as another one does.
+        # PEFT ignores a name that matches nothing, as long as another one matches.
         names = [n for n, _ in model.named_modules()]
         lost = [t for t in adapter.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
         if lost:
@@ -149,7 +149,7 @@ def attach(
 
 
 def _check_reach(model: Any) -> None:
-    """Raises UserError where an adapter stands on the embedding or the head: they are one matrix, and would part."""
+    """Raises UserError for an adapter on the embedding or the head: they are one tied matrix, and would diverge."""
     for name, module in model.get_base_model().named_modules():
         if hasattr(module, "lora_A") and (name == "lm_head" or isinstance(module.get_base_layer(), nn.Embedding)):
             raise UserError(f"adapter.target_modules reaches {name}: head and embedding are one matrix.")
@@ -157,10 +157,10 @@ def _check_reach(model: Any) -> None:
 
 @contextlib.contextmanager
 def plain_copies(model: Any) -> Iterator[None]:
-    """What copies the model's adapter begins the copy with zeros, before it fills it.
+    """While this is active, a copy of the model's adapter is initialised with zeros before it is filled.
 
-    TRL's copy, its reference, would be initialised like the first one, and with PiSSA and OLoRA that changes the base
-    once more.
+    TRL would initialise its copy, the reference, like the adapter itself; with PiSSA and OLoRA that changes the base a
+    second time.
     """
     config = model.peft_config["default"] if isinstance(model, PeftModel) else None
     if config is None:
@@ -174,6 +174,6 @@ def plain_copies(model: Any) -> Iterator[None]:
 
 
 def drop_reference(model: Any) -> None:
-    """Takes TRL's copy of the adapter, its reference, off the model, where there is one."""
+    """Removes TRL's copy of the adapter, its reference, if there is one."""
     if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
         model.delete_adapter(_REFERENCE)

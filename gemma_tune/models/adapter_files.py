@@ -1,4 +1,4 @@
-"""Adapters in files: saved so that they fit the published base, and taken up again."""
+"""Adapter files: saved so that they fit the published base, and loaded again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.lora import FUSED_LAYERS
 
-# What a stored adapter decides, and what the configuration must not contradict.
+# Values that a stored adapter sets, and that the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
 
 # The language part of a checkpoint with towers: its layers' names there, and where we load it alone.
@@ -26,12 +26,12 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# Ways to begin an adapter that change the base with it.
+# Initialisations that change the base, too.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 
 
 def _stored_config(folder: Path) -> dict[str, Any]:
-    """What PEFT has written of an adapter that fits its base as that was published.
+    """PEFT's adapter_config.json of an adapter that fits the published base.
 
     Raises:
         UserError: It can't be read, isn't LoRA, or fits only a base that was changed with it.
@@ -54,7 +54,7 @@ def _stored_config(folder: Path) -> dict[str, Any]:
 
 
 def load_frozen_adapter(model: Any, folder: Path) -> Any:
-    """The model with a stored adapter on it, of any rank, to be used and not trained.
+    """The model with a stored adapter of any rank, for inference.
 
     Args:
         model: The loaded base, 16-bit or 4-bit.
@@ -69,12 +69,12 @@ def load_frozen_adapter(model: Any, folder: Path) -> Any:
     _stored_config(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    config.init_lora_weights = True  # whatever it began with, its weights come from the file
+    config.init_lora_weights = True  # its weights come from the file, whatever its initialisation was
     return _with_weights(model, config, folder).eval()
 
 
 def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
-    """A PeftModel that goes on from a stored adapter.
+    """A PeftModel that continues training a stored adapter.
 
     Args:
         model: The loaded base.
@@ -92,7 +92,7 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
     stored_config = _stored_config(folder)
     if stored_config.get("modules_to_save") or stored_config.get("bias", "none") != "none":
         raise UserError(
-            f"{folder}: only LoRA adapters without modules_to_save and without bias can be trained on; merge it with "
+            f"{folder}: only LoRA adapters without modules_to_save and without bias can be continued; merge it with "
             "PEFT and name the merged folder."
         )
     config = LoraConfig.from_pretrained(str(folder))
@@ -113,7 +113,7 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
 
 
 def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
-    """A PeftModel with the weights of the folder's file; every one of them must have its place."""
+    """A PeftModel with the stored weights; each of them must match a weight of the model."""
     config._register_custom_module(FUSED_LAYERS)
     peft_model = get_peft_model(model, config)
     try:
@@ -130,12 +130,12 @@ def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
 class AdapterSaver:
     """Saves an adapter so that it fits the published base.
 
-    PiSSA and OLoRA take the adapter's start out of the base's weights. An adapter saved as it stands would only fit
-    that changed base, so what was learned is saved as a plain LoRA of twice the rank (PEFT's conversion).
+    PiSSA and OLoRA subtract the adapter's initial product from the base's weights. An adapter saved as it is would only
+    fit that changed base, so it is saved as a plain LoRA of twice the rank (PEFT's conversion).
 
     Many checkpoints are published with towers for images or audio around the language part, which is all that we load.
-    Their adapters are saved under the names of the published model; on it, others would be passed over with no more
-    than a warning.
+    Their adapters are saved under the names of the published model; weights under other names would be ignored there
+    with no more than a warning.
 
     Args:
         model: The model with its adapter, before training.
@@ -175,6 +175,6 @@ def _use_published_names(folder: Path) -> None:
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     leaves = "|".join(sorted({k.split(".lora_")[0].rsplit(".", 1)[-1] for k in weights}))
-    # The image tower has layers of the same names; both forms of the language part match.
+    # The image tower has layers of the same names; the language part matches alone and inside the whole model.
     config["target_modules"] = rf"model\.(language_model\.)?layers\.\d+\.(\w+\.)*({leaves})"
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Whether a run fits the machine's memory and its disk: held against the estimate before anything is loaded."""
+"""Compares the estimated memory and disk space of a run with what is free, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.memory import BYTES, estimate, optimizer_bytes
+from gemma_tune.models.memory import BYTES, estimate, has_live_teacher, optimizer_bytes
 from gemma_tune.models.size import ModelSize
 from gemma_tune.models.source import Source
 
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _SHORTEST = 256
-_BESIDE = ("reference", "reward model")  # parts of the estimate that are models of their own
+_BESIDE = ("reference", "teacher", "reward model")  # parts of the estimate that are models of their own
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
 
@@ -41,7 +41,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0) -> None:
-    """Holds what no shorter rows make smaller against the memory that is free.
+    """Compares what does not depend on the length of the rows with the free memory.
 
     Args:
         cfg: The configuration.
@@ -51,7 +51,7 @@ def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside
         beside: GiB of a model that scores the trained one.
 
     Raises:
-        UserError: Weights, gradients and the optimizer's state alone are more than there is.
+        UserError: Weights, gradients and the optimizer's state alone need more.
     """
     parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
@@ -66,10 +66,10 @@ def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside
 
 
 def check_weights(cfg: Config, shape: ModelSize, free: float) -> None:
-    """Holds the weights alone, float32, against the memory that is free (GiB), where nothing is trained.
+    """Compares the weights alone, in float32, with the free memory (GiB); for recipes that train nothing.
 
     Raises:
-        UserError: They are more than there is.
+        UserError: They need more.
     """
     needed = shape.parameters * BYTES["float32"] / _GIB
     if needed > free:
@@ -88,7 +88,7 @@ def _others(parts: Mapping[str, float]) -> str:
 def memory_warning(
     cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float = 0.0
 ) -> str | None:
-    """What to say where the estimate is above the memory that is free; None where it isn't.
+    """The warning that the estimate exceeds the free memory; None if it doesn't.
 
     Args:
         cfg: The configuration.
@@ -111,10 +111,10 @@ def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, 
 
 
 def _ways_that_fit(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> list[str]:
-    """The fewest words of the command line, in the order of what they cost, with which the estimate fits; or none."""
+    """The fewest options, cheapest first, with which the estimate fits; an empty list if none do."""
     tried = copy.deepcopy(cfg)
     words: dict[str, str] = {}
-    for change in (_small_batches, _recompute, _adapters, _four_bit, _shorter):
+    for change in (_small_batches, _recompute, _cached_teacher, _adapters, _four_bit, _shorter):
         for key, word in change(tried):
             words[key] = word
         now_mixed = mixed and tried.model.dtype == "float32"
@@ -146,6 +146,12 @@ def _recompute(cfg: Config) -> _Words:
         yield "recompute", "train.gradient_checkpointing=true"
 
 
+def _cached_teacher(cfg: Config) -> _Words:
+    if has_live_teacher(cfg):
+        cfg.quant.teacher = "cache"
+        yield "teacher", "quant.teacher=cache"
+
+
 def _adapters(cfg: Config) -> _Words:
     if cfg.adapter.peft_type == "none":
         cfg.adapter.peft_type = "lora"
@@ -172,7 +178,7 @@ def _shorter(cfg: Config) -> _Words:
 
 
 def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path) -> None:
-    """Holds what a run downloads and writes against the disks' free space.
+    """Compares what a run downloads and writes with the free disk space.
 
     Args:
         cfg: The configuration.

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which tensors they hold, and what each is in the language part."""
+"""The files of a checkpoint: the tensors in them, and their names in the language part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CheckpointFiles:
     Attributes:
         folder: Where its files lie.
         family: Whose names they have.
-        hub: Its name on the Hub, or None.
+        hub: Its name on the Hub, or None for a local folder.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class CheckpointFiles:
 
     @cached_property
     def language(self) -> dict[str, str]:
-        """The name in the language part of each tensor that is no tower's, by its name in the files."""
+        """The name in the language part of each tensor that belongs to no tower, by its name in the files."""
         return {n: self.family.language_name(n) for n in self.files if not self.family.is_tower(n)}
 
     def beside(self, name: str) -> Path | None:

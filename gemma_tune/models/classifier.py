@@ -1,4 +1,4 @@
-"""A language model with a head that gives one number for a conversation: a reward model."""
+"""Reward models: a language model with a head that gives one score for a conversation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import check_vocabulary, load_config, load_language_part, stop_token_ids
+from gemma_tune.models.padding import pad_rows
 from gemma_tune.models.source import Source
-from gemma_tune.models.unwrap import language_part, padded
+from gemma_tune.models.unwrap import language_part
 
 HEAD = "score"
 
 
 class ScoreHead(nn.Linear):  # type: ignore[misc]
-    """The head in float32, whatever the model's type is: small updates of bfloat16 weights would be rounded away."""
+    """A head in float32, whatever the model's dtype: bfloat16 weights would round small updates away."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores, float32, [..., 1]."""
@@ -31,10 +32,10 @@ class ScoreHead(nn.Linear):  # type: ignore[misc]
 
 
 def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTrainedModel:
-    """The language part of a checkpoint under a new head with one label, whose padding id is set.
+    """The language part of a checkpoint with a new head of one label; its padding id is set.
 
-    The class reads the score at the last token that isn't padding, by `config.pad_token_id`. The head begins as
-    Transformers begins it: small and random, by torch's generator.
+    The class reads the score at the last token that isn't padding, by `config.pad_token_id`. Transformers initialises
+    the head: small random numbers from torch's generator.
 
     Args:
         model: What is asked for.
@@ -54,8 +55,8 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
         )
     if source.adapter is not None:
         raise UserError(
-            f"model.model_name_or_path: {source.adapter} is an adapter, and a reward model begins with whole weights; "
-            "name merged ones, as in the run folder's export/merged."
+            f"model.model_name_or_path: {source.adapter} is an adapter, and a reward model needs full weights; name "
+            "merged ones, as in the run folder's export/merged."
         )
     if model.load_in_4bit:
         raise UserError("model.load_in_4bit=true: a reward model is trained on 16-bit or 32-bit weights; leave it out.")
@@ -67,7 +68,7 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
 
 
 def float32_head(model: Any) -> None:
-    """Puts a `ScoreHead` in the place of a classifier's own, with its weights."""
+    """Replaces a classifier's own head by a `ScoreHead` with the same weights."""
     begun = model.score.weight.detach()
     model.score = ScoreHead(*reversed(begun.shape), bias=False, device=begun.device)
     model.score.weight.data.copy_(begun)
@@ -80,7 +81,7 @@ def scores(model: Any, rows: Sequence[Sequence[int]], pad_id: int, batch_size: i
         model: A classifier with one label, or a PeftModel around it.
         rows: Token ids, their stop token at the end.
         pad_id: Token id to pad with, on the right.
-        batch_size: Rows of one forward pass; rows of like length go together.
+        batch_size: Rows of one forward pass; rows of similar length go together.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = [0.0] * len(rows)
@@ -88,7 +89,7 @@ def scores(model: Any, rows: Sequence[Sequence[int]], pad_id: int, batch_size: i
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            inputs = padded(base, [Rendered(list(rows[i]), [-100] * len(rows[i])) for i in places], pad_id)
+            inputs = pad_rows(base, [Rendered(list(rows[i]), [-100] * len(rows[i])) for i in places], pad_id)
             del inputs["labels"]
             logits = base(**inputs, use_cache=False).logits
             for place, score in zip(places, logits[:, 0].float().tolist(), strict=True):

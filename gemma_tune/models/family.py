@@ -1,4 +1,4 @@
-"""What differs between the Gemma families: the one place that says it. Imports no torch."""
+"""What differs between the Gemma families, in one place. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TOWERS = (
 
 @dataclass(frozen=True)
 class Family:
-    """What the rest of the project must know about a family.
+    """The properties of a family that other modules need.
 
     Sizes, softcaps, layer types, and how many layers share keys and values stand in config.json and are read there.
 
     Attributes:
-        name: As people say it.
+        name: For messages.
         form: Chat form of checkpoints that have no template of their own (the pretrained ones).
         language_class: Transformers' class of the language part, which is what we train.
         classifier_class: Transformers' class of the language part under a head for sequence classification, or None.

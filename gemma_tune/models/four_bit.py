@@ -1,4 +1,4 @@
-"""What is special about bitsandbytes' 4-bit layers: their layout, their values, and what rounding took from them."""
+"""4-bit weights: how they are loaded, and the layout, the values and the rounding error of bitsandbytes' layers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+from transformers import BitsAndBytesConfig, CompressedTensorsConfig
 
+from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.size import empty_model
+from gemma_tune.models.source import Source
 
 
 def is_four_bit(module: nn.Module) -> bool:
@@ -33,7 +39,7 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def weight_of(layer: Any) -> torch.Tensor:
-    """The weight that the forward pass uses, float32 on the CPU, [out, in]; 4-bit ones dequantised."""
+    """The weight that the forward pass uses, as float32 on the CPU, [out, in]; a 4-bit one is dequantised."""
     weight = dequantize_module_weight(layer) if is_four_bit(layer) else layer.weight
     return weight.detach().float().cpu()
 
@@ -52,9 +58,10 @@ def _originals(model: Any, checkpoint: CheckpointFiles) -> Iterator[tuple[Any, t
 
 
 def rounding_gap(model: Any, checkpoint: CheckpointFiles) -> float | None:
-    """How far the 4-bit weights are from the checkpoint's: ‖W₄ − W‖ / ‖W‖ over all 4-bit layers (Frobenius).
+    """Relative error of the 4-bit weights: ‖W₄ − W‖ / ‖W‖ over all 4-bit layers (Frobenius norm).
 
-    That is what merging into the checkpoint's weights would change in silence, and what our merge keeps.
+    Merging the adapter into the checkpoint's weights would silently drop this error, which it was trained with; our
+    merge keeps it.
 
     Args:
         model: The model, not the PeftModel around it.
@@ -72,10 +79,10 @@ def rounding_gap(model: Any, checkpoint: CheckpointFiles) -> float | None:
 
 
 def init_loftq(model: Any, checkpoint: CheckpointFiles, adapter: str = "default") -> int:
-    """Starts each adapter as the best rank-r image of what 4-bit rounding lost: s·B·A ≈ W − W₄.
+    """Initialises each adapter with the best rank-r approximation of the 4-bit rounding error: s·B·A ≈ W − W₄.
 
     One round of LoftQ (https://arxiv.org/abs/2310.08659), in which the 4-bit weights stay as they are. PEFT's
-    `replace_lora_weights_loftq` does the same, but only on a GPU, and leaves out the scale s = lora_alpha / r.
+    `replace_lora_weights_loftq` does the same, but only on a GPU, and omits the scale s = lora_alpha / r.
 
     Args:
         model: The model with its adapters, not the PeftModel around it.
@@ -97,3 +104,43 @@ def init_loftq(model: Any, checkpoint: CheckpointFiles, adapter: str = "default"
         b.data.copy_(u[:, : a.shape[0]] * root)
         done += 1
     return done
+
+
+def quantization_config(model: ModelConfig, config: Any) -> BitsAndBytesConfig | CompressedTensorsConfig | None:
+    """How Transformers is to load the weights: rounded to 4 bit (`model.load_in_4bit`), decoded, or as they are.
+
+    Args:
+        model: What is asked for.
+        config: Of the whole checkpoint.
+    """
+    if getattr(config, "quantization_config", None):
+        # Else the first forward pass of the whole model decodes them, and losses call its parts
+        return CompressedTensorsConfig(dequantize=True)
+    if not model.load_in_4bit:
+        return None
+    family, text = FAMILIES[config.model_type], config.get_text_config()
+    kept = [n for n, m in empty_model(text).named_modules() if isinstance(m, nn.Linear) and not family.reaches(n)]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=model.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, str(model.bnb_4bit_compute_dtype or model.dtype)),
+        llm_int8_skip_modules=kept,  # despite its name it holds for 4 bit, too
+    )
+
+
+def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
+    """Raises UserError for weights that are stored quantised, except packed ones that are only measured."""
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    said = f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and"
+    if not packed or source.adapter is not None:
+        raise UserError(
+            f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "
+            "rounds that itself)."
+        )
+    if method != "compressed-tensors":
+        raise UserError(f"{said} only those of compressed-tensors are measured; name what it was made from.")
+    if model.load_in_4bit:
+        raise UserError(f"{said} model.load_in_4bit=true can't round them again; leave it out.")
+    if config.get_text_config().dtype == torch.float32 and model.dtype != "float32":
+        raise UserError(f"{said} model.dtype={model.dtype} can't hold their scales; set model.dtype=float32.")

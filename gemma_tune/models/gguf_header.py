@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read in a moment: the format's reader takes 15 seconds for the tokens of a Gemma."""
+"""Reads the metadata of a GGUF file up to the tokenizer: gguf's own reader takes 15 seconds for a Gemma's tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gemma_tune.errors import UserError
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a file says before its tokens.
+    """Metadata that precedes the tokenizer.
 
     Attributes:
-        architecture: llama.cpp's name of the model's kind, for example `gemma3`.
+        architecture: llama.cpp's name of the architecture, for example `gemma3`.
         width: `hidden_size`.
         float32: Whether every weight is float32.
     """
@@ -41,7 +41,7 @@ class _GgufHeaderReader(GGUFReader):  # type: ignore[misc]  # the package is not
 
 
 def read_gguf_header(file: Path) -> GGUFHeader:
-    """Reads it.
+    """Reads the header of a GGUF file.
 
     Raises:
         UserError: It is no GGUF file, or ends within the header.

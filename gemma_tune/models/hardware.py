@@ -1,4 +1,4 @@
-"""Options that only some machines have: refused with a reason, before anything is loaded."""
+"""Options that this machine does not support are refused with a reason, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 
 def check_hardware(cfg: Config) -> None:
-    """Raises UserError with every option of the model and the trainer that this machine can't do."""
+    """Raises UserError with every option of the model and the trainer that this machine doesn't support."""
     problems = _problems_of_model(cfg.model)
     on_gpu = pick_device(cfg.model).type == "cuda"
     if cfg.train.optim.startswith("paged_") and not on_gpu:
@@ -30,7 +30,7 @@ def check_hardware(cfg: Config) -> None:
 
 
 def check_model_hardware(model: ModelConfig) -> None:
-    """Raises UserError with every option of the model that this machine can't do."""
+    """Raises UserError with every option of the model that this machine doesn't support."""
     if problems := _problems_of_model(model):
         raise UserError(*problems)
 
@@ -64,11 +64,11 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
 
 
 def check_vllm(cfg: Config, with_towers: bool) -> None:
-    """Raises UserError where vLLM would hold another model than the one that is trained.
+    """Raises UserError if vLLM would load another model than the one that is trained.
 
     Args:
         cfg: The configuration.
-        with_towers: Whether the checkpoint has towers, which vLLM would load and we don't.
+        with_towers: Whether the checkpoint has towers, which vLLM loads and we don't.
     """
     if cfg.train.use_vllm and with_towers:
         raise UserError(

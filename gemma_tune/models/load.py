@@ -1,4 +1,4 @@
-"""Loads the tokenizer and the model, ready to be trained and to stop."""
+"""Loads the configuration, the tokenizer and the model, with a generation config that stops where chats end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
-    CompressedTensorsConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -29,7 +26,6 @@ from gemma_tune.models import four_bit
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_gguf_header
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.run.read_once import read_json
 
@@ -88,7 +84,7 @@ def load_config(source: Source) -> Any:
 
 
 def family_of(source: Source) -> Family:
-    """The family of a checkpoint, by its config.json, or of a GGUF file, by what it says of itself.
+    """The family of a checkpoint, by its config.json, or of a GGUF file, by its header.
 
     Raises:
         UserError: As `load_config`, or it is no GGUF file.
@@ -153,40 +149,6 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
     return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens)]
 
 
-def _quantization(model: ModelConfig, config: Any) -> BitsAndBytesConfig | CompressedTensorsConfig | None:
-    if getattr(config, "quantization_config", None):
-        # Else it is the first forward of the whole that decodes them, and losses ask the parts
-        return CompressedTensorsConfig(dequantize=True)
-    if not model.load_in_4bit:
-        return None
-    family, text = FAMILIES[config.model_type], config.get_text_config()
-    kept = [n for n, m in empty_model(text).named_modules() if isinstance(m, nn.Linear) and not family.reaches(n)]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=model.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=model.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, str(model.bnb_4bit_compute_dtype or model.dtype)),
-        llm_int8_skip_modules=kept,  # the name is of the 8-bit days; it holds for 4 bit, too
-    )
-
-
-def _check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
-    """Raises UserError for weights that are stored quantised, but for packed ones that are only measured."""
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    said = f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and"
-    if not packed or source.adapter is not None:
-        raise UserError(
-            f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "
-            "rounds that itself)."
-        )
-    if method != "compressed-tensors":
-        raise UserError(f"{said} only those of compressed-tensors are measured; name what it was made from.")
-    if model.load_in_4bit:
-        raise UserError(f"{said} model.load_in_4bit=true can't round them again; leave it out.")
-    if config.get_text_config().dtype == torch.float32 and model.dtype != "float32":
-        raise UserError(f"{said} model.dtype={model.dtype} can't hold their scales; set model.dtype=float32.")
-
-
 def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> PreTrainedModel:
     """The language part on its device, in its dtype, 4-bit where asked for, with a generation config that stops.
 
@@ -194,7 +156,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         model: What is asked for.
         source: Where it is.
         tokenizer: Its tokenizer.
-        packed: Whether weights that are stored in 4 bit are good enough (compressed-tensors: `export=w4a16`).
+        packed: Whether weights that are stored in 4 bit are accepted (compressed-tensors: `export=w4a16`).
 
     Raises:
         UserError: Not loadable, weights missing in the files or too many, or stored in a quantised form.
@@ -226,7 +188,7 @@ def load_language_part(
     family = FAMILIES[config.model_type]
     text = config.get_text_config()
     if stored := getattr(config, "quantization_config", None):
-        _check_stored(model, source, config, stored, packed)
+        four_bit.check_stored(model, source, config, stored, packed)
         text.quantization_config = stored
     attention = model.attn_implementation
     if attention and attention not in family.attention:
@@ -246,7 +208,7 @@ def load_language_part(
             dtype=getattr(torch, str(model.dtype)),
             attn_implementation=attention or family.attention[0],
             revision=source.revision,
-            quantization_config=_quantization(model, config),
+            quantization_config=four_bit.quantization_config(model, config),
             device_map={"": str(pick_device(model))},
             output_loading_info=True,
         )
@@ -264,7 +226,7 @@ def load_language_part(
 
 
 def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> Any:
-    """The language part with its adapter on it, where there is one, to be used and not trained.
+    """The language part, with its adapter if there is one, for inference.
 
     Args:
         model: What is asked for.

@@ -1,4 +1,4 @@
-"""Memory: an estimate before anything is loaded, and the peak that was measured."""
+"""Memory: the estimate before anything is loaded, and the measured peak."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.models.size import ModelSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
-# NF4: 4 bit a weight, and for each block of 64 a scale of 32 bit, or 8 bit and 32/256 with double quantisation.
+# NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantisation 8 + 32/256.
 _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 _GIB = 1024**3
 _STATUS = Path("/proc/self/status")
@@ -29,6 +29,15 @@ def optimizer_bytes(optim: str) -> float:
     return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
 
 
+def has_live_teacher(cfg: Config) -> bool:
+    """Whether training keeps a copy of the unquantised model beside the trained one (`quant.teacher=live`).
+
+    Of a method with stages it is the stage, with a configuration of its own, that does.
+    """
+    quantizes = cfg.traits.trains and cfg.traits.quantizes and not cfg.traits.stages
+    return quantizes and cfg.quant.teacher == "live"
+
+
 def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 
@@ -37,7 +46,7 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         shape: The model's sizes.
         mixed: Whether products run in bfloat16 over float32 weights.
         longest: Tokens of the longest row, after cutting.
-        beside: GiB of a model that stands beside the trained one and scores it.
+        beside: GiB of a reward model that scores the completions.
     """
     size = BYTES[str(cfg.model.dtype)]
     linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
@@ -71,13 +80,15 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     }
     if cfg.traits.rewarded and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
         parts["reference"] = weights
+    if has_live_teacher(cfg):
+        parts["teacher"] = shape.parameters * size
     if beside:
         parts["reward model"] = beside * _GIB
     return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
 
 
 def reset_peak(device: torch.device) -> None:
-    """Lets the peak be measured from here on, where the system can: several runs may share a process."""
+    """Resets the peak where the system supports it, since several runs may share a process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():

@@ -1,4 +1,4 @@
-"""The sizes of a language model, counted on one that has no memory behind it."""
+"""Parameter counts and sizes of a language model, taken from an instance on the meta device (no memory)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class ModelSize:
     """Sizes of a language part.
 
     Attributes:
-        hidden_size: Width of the residual stream.
+        hidden_size: Size of the residual stream.
         num_hidden_layers: Blocks.
         vocab_size: Rows of the embedding.
         parameters: All weights; a tied matrix counts once.
         linear_parameters: Weights of the linear layers that 4-bit quantisation and adapters reach.
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
-        num_attention_heads: Heads that ask.
+        num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
-        layer_width: Numbers that one token leaves behind in an average block for the backward pass.
+        layer_width: Activations that an average block keeps for the backward pass, per token.
         tower_parameters: Weights of the towers for images and audio, which are not loaded.
     """
 
@@ -56,7 +56,7 @@ def is_expert(family: Family, name: str) -> bool:
 
 
 def empty_model(text_config: Any) -> Any:
-    """The language part on the meta device: every name and shape, and no memory."""
+    """The language part on the meta device: every name and shape, no memory."""
     cls: Any = getattr(transformers, FAMILIES[text_config.model_type].language_class)
     with torch.device("meta"):
         return cls(text_config)

@@ -13,8 +13,8 @@ from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import missing_path
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-PLAN = "quant_plan.json"  # what a run on a grid leaves in its folder
-ON_GRID = "int4"  # the run on a grid in a folder of recipe=tune_to_int4
+PLAN = "quant_plan.json"  # what a QAT run leaves in its folder
+ON_GRID = "int4"  # the QAT run inside a folder of recipe=tune_to_int4
 # Where a run keeps a tokenizer
 _IN_RUNS = ("adapter", "export/merged", "export/w4a16")
 
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def inputs(self) -> list[Path]:
-        """The local files and folders that are read: weights, adapter, and the tokenizer's files elsewhere."""
+        """The local files and folders that are read: weights, adapter, and tokenizer files from elsewhere."""
         found = [path for path in (self.gguf, self.folder, self.adapter) if path]
         tokenizer = Path(self.tokenizer)
         if tokenizer.is_dir() and tokenizer not in found:
@@ -56,7 +56,7 @@ class Source:
 
 
 def find_source(model: ModelConfig) -> Source:
-    """Looks at what the name means.
+    """Finds the weights and the tokenizer behind `model.model_name_or_path`.
 
     Raises:
         UserError: A folder without weights or tokenizer, a run folder without a trained model, or an adapter whose
@@ -77,7 +77,7 @@ def find_source(model: ModelConfig) -> Source:
 
 
 def _tokenizer_in(folder: Path) -> Path | None:
-    """The folder, or the one in it where it is a run's, that holds a tokenizer; None without one."""
+    """This folder, or in a run folder one inside it, if it holds a tokenizer; else None."""
     runs = _IN_RUNS if (folder / "manifest.json").is_file() else ()
     places = [folder, *(folder / name for name in runs)]
     return next((p for p in places if any((p / file).is_file() for file in _TOKENIZER_FILES[:2])), None)
@@ -110,8 +110,8 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
         on_grid = (path / PLAN).is_file()
         if on_grid and not (path / "export" / "merged" / "config.json").is_file():
             raise UserError(
-                f"model.model_name_or_path={name}: the weights of this run stand on an int4 grid, of which its adapter "
-                f"alone knows nothing; name one of its exports ({path / 'export'}/…)."
+                f"model.model_name_or_path={name}: the weights of this run are quantised to int4, which its adapter "
+                f"alone does not store; name one of its exports ({path / 'export'}/…)."
             )
         if not on_grid and (path / "adapter" / "adapter_config.json").is_file():
             path = path / "adapter"
@@ -130,7 +130,7 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
         if not Path(base).is_dir() and (not base or base.startswith(("/", "."))):
             raise UserError(
                 f"model.model_name_or_path={name}: the adapter's base, {base or 'not named'}, is not there; put it "
-                f"back, or mend base_model_name_or_path in {path / 'adapter_config.json'}."
+                f"back, or fix base_model_name_or_path in {path / 'adapter_config.json'}."
             )
         own = (path / "tokenizer.json").is_file()
         return Source(base, stored.get("revision") or model.revision, path, str(path) if own else base)

@@ -1,4 +1,4 @@
-"""Finds tokens that a model never trained: adapters can't teach it to say them, since the embedding stays as it is."""
+"""Finds undertrained tokens: adapters can't teach a model to write them, since the embedding stays frozen."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-# Shares of the median over all rows.
+# As shares of the median over all rows.
 _NEAR, _SHORT = 0.2, 0.2
 _UNUSED = re.compile(r"<unused\d+>")
 _LEAST_UNUSED, _ALIKE = 16, 0.5
 
 
 def undertrained_tokens(model: Any, tokenizer: Any, ids: Iterable[int]) -> list[int]:
-    """Those of the ids whose row of the embedding looks as if it had never been trained.
+    """The ids whose row of the embedding looks untrained.
 
-    Three signs, each of its own cause: the row is next to the mean of all rows (where Transformers puts new ones),
-    it is very short (zeros, or a small random start), or it points where the `<unused…>` tokens of the same model
-    point: rows that are never a target are all pushed the same way (Fishing for Magikarp, Land and Bartolo 2024). A
-    new row of random numbers of the usual size can't be told from a trained one, and isn't found.
+    Three signs, each with its own cause: the row is close to the mean of all rows (where Transformers puts new ones),
+    its norm is very small (zeros, or a small random initialisation), or it points in the direction of the model's
+    `<unused…>` tokens: rows that are never a target are all pushed the same way (Fishing for Magikarp, Land and
+    Bartolo 2024). A new row of random numbers of the usual size can't be told from a trained one, and isn't found.
 
     Args:
         model: The base; head and embedding are one matrix.
         tokenizer: Its tokenizer.
-        ids: Token ids that the rows hold.
+        ids: Token ids that occur in the rows.
 
     Returns:
         Ids in ascending order.
@@ -41,12 +41,12 @@ def undertrained_tokens(model: Any, tokenizer: Any, ids: Iterable[int]) -> list[
         centre = (embedding[unused].float() - mean).mean(0)
         likeness = torch.cosine_similarity(embedding[unused].float() - mean, centre[None], dim=1).quantile(0.05)
         if likeness > _ALIKE:
-            # Half as far again: the tokens that make the centre are nearer to it than any other
+            # A margin of half the distance: the tokens that make up the centre are closer to it than any other
             least = likeness - (1 - likeness) / 2
             found |= torch.cosine_similarity(embedding[used].float() - mean, centre[None], dim=1) >= least
     return [int(i) for i in used[found]]
 
 
 def _lengths(embedding: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Length of each row after the offset is taken away, [V]; in parts, since float32 copies of all rows are large."""
+    """Norm of each row after the offset is subtracted, [V]; in parts, since float32 copies of all rows are large."""
     return torch.cat([(part.float() - offset).norm(dim=1) for part in embedding.split(8192)])

@@ -10,7 +10,7 @@ import numpy as np
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
-from gemma_tune.models.unwrap import padded
+from gemma_tune.models.padding import pad_rows
 from gemma_tune.train.distill import top_k_of_rows
 
 # Up to this vocabulary size all probabilities are compared; of Gemma's own the largest ones, and all others as one
@@ -41,7 +41,7 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list
     found = []
     with evaluating(base):
         for row, wanted in zip(rows, targets, strict=True):
-            hidden, _ = trained_states(base, padded(base, [row]))
+            hidden, _ = trained_states(base, pad_rows(base, [row]))
             here = TopK(*(tensor.to(hidden.device) for tensor in wanted))
             found.append(kl_from_top_k(hidden, head_of(base), here).item())
     return found

@@ -1,4 +1,4 @@
-"""From our configuration to the options of TRL's trainers."""
+"""Translates our configuration into the options of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def mixed_precision(cfg: Config, device: torch.device) -> bool:
-    """Whether the products run in bfloat16 over float32 weights (`train.bf16`, null: where the hardware has them)."""
+    """Whether matrix products run in bfloat16 over float32 weights (`train.bf16`; null: where the hardware can)."""
     if cfg.train.bf16 is not None:
         return cfg.train.bf16
     if device.type == "cuda":
@@ -35,7 +35,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
     own: dict[str, Any] = {
         "max_length": t.max_length,
         "packing": t.packing,
-        # Batches of ever new lengths make a CPU build ever new kernels and scatter its memory
+        # With ever new lengths a CPU keeps compiling kernels and fragments its memory
         "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else PAD_TO,
     }
     if t.loss_type is not None:
@@ -47,14 +47,14 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
 
 
 def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.device, own: dict[str, Any]) -> T:
-    """A trainer's arguments; `train.extra` goes in as it is.
+    """A trainer's arguments; `train.extra` is passed on unchanged.
 
     Args:
         kind: TRL's dataclass.
         cfg: The configuration.
         folder: The run folder.
         device: Where it is trained.
-        own: What this kind of trainer takes besides those that all of them take.
+        own: Options of this kind of trainer, beside those that all trainers have.
 
     Raises:
         UserError: The dataclass refuses a value.

@@ -1,4 +1,4 @@
-"""What every trainer of ours adds to TRL's: exactness, safe checkpoints, and evaluations of the run's own."""
+"""What all our trainers add to TRL's: exact resumption, atomic checkpoints, and the run's own evaluations."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ CHECKPOINT = re.compile(r"^step-(\d+)$")
 
 
 class GemmaTrainer(Trainer):  # type: ignore[misc]
-    """Stands before a trainer of TRL (`class Ours(GemmaTrainer, SFTTrainer)`), and:
+    """A mixin that precedes one of TRL's trainers (`class Ours(GemmaTrainer, SFTTrainer)`):
 
-    - adapters keep their float32. TRL rounds them to bfloat16 over 4-bit weights, which changes an adapter that is
-      continued, and loses updates below 2⁻⁸ of a weight.
-    - LoRA+ (`loraplus_lr_ratio`), through PEFT's optimizer.
-    - a checkpoint is written under another name and renamed when it is whole: `step-N` is never half a checkpoint.
-    - a checkpoint's weights go back to where they came from, all of them, or the run ends.
-    - a loss or a gradient that is no number ends the run before it changes a weight, with a checkpoint and the rows.
-    - evaluations while training are the run's own, by `measure`: what is measured before and after, with its names.
-      They leave the model's mode and the random generators alone, so they change no weight.
+    - Adapters stay float32. TRL rounds them to bfloat16 over 4-bit weights, which changes a continued adapter and
+      loses updates below 2⁻⁸ of a weight.
+    - LoRA+ (`loraplus_lr_ratio`) uses PEFT's optimizer.
+    - A checkpoint is written under another name and renamed when complete: `step-N` is never half a checkpoint.
+    - All weights of a checkpoint are restored, or the run ends.
+    - A NaN or infinite loss or gradient stops the run before the weights are updated; the error names the rows, and a
+      checkpoint is kept.
+    - Evaluations during training call `measure`, so their metrics are those from before and after training. They
+      leave the modules' modes and the random state alone, so they change no weight.
     - `create_model_card` writes nothing: the run's report.md is the card.
 
     Args:
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
         checkpoints_kept: How many checkpoints to keep, or None for all.
-        guard: Watches each step.
+        guard: Remembers the batches of each step, to name its rows.
 
     Attributes:
-        measure: What is measured every `train.eval_steps` steps: figures by name, of the step it is given.
-        passed_over: Why steps could not be the best one, by the step and the figure that decides.
+        measure: Called every `train.eval_steps` steps with the step; returns metrics by name.
+        passed_over: Why a step could not become the best one, by step and deciding metric.
     """
 
     optimizer: Any
@@ -95,7 +96,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         """One forward and backward pass.
 
         Raises:
-            NonFiniteLoss: The loss is no number.
+            NonFiniteLoss: The loss is NaN or infinite.
         """
         self._guard.saw(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
@@ -110,13 +111,13 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def _stop_if(self, name: str, value: float) -> None:
-        """Ends the run where the value is no number: nothing of this step has reached a weight yet."""
+        """Stops the run at a NaN or infinite value; this step has updated no weight yet."""
         if math.isfinite(value):
             return
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:
-            self._checkpoints_kept = None  # it may be one that can't be resumed, and takes no other's place
+            self._checkpoints_kept = None  # it may not be resumable, so it replaces no other checkpoint
             self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
@@ -125,9 +126,9 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         )
 
     def release(self) -> None:
-        """Gives the optimizer's memory back after training, and the model its own forward pass.
+        """Frees the optimizer's memory after training, and restores the model's own forward pass.
 
-        Evaluation and export may need the memory; and all that follows runs in the types that it ran in before.
+        Evaluation and export may need the memory, and must run in the same dtypes as before training.
         """
         self.optimizer = self.lr_scheduler = None
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -136,10 +137,10 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
             torch.cuda.empty_cache()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """What `measure` gives, as the trainer's callbacks know it: `eval_<name>`.
+        """The metrics of `measure` under the names that the trainer's callbacks expect: `eval_<name>`.
 
         Raises:
-            RunError: No evaluation has given the figure that decides on the best step.
+            RunError: No evaluation has given the metric that decides on the best step.
         """
         step, decides = self.state.global_step, self.args.metric_for_best_model
         with evaluating(self.model), own_forward(self.model):  # a user's evaluator may set a seed, or a mode
@@ -155,7 +156,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         return named
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """A resumed run logs, evaluates and saves as it is set now, and finds its best checkpoint by its step."""
+        """A resumed run logs, evaluates and saves by the current options, and finds its best checkpoint by step."""
         done: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
         if self.state.best_global_step:
@@ -189,10 +190,10 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
             raise RunError(f"the checkpoint doesn't fit the model: {len(lost)} weights, for example {lost[0]}.")
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Under the names that the model has.
+        """Saves the weights under the names that the loaded model has.
 
-        `save_pretrained` gives back those of the checkpoint with towers that a language part was loaded from. Under
-        them it is found neither by Transformers when it resumes, which says nothing, nor by anyone who loads it.
+        `save_pretrained` would restore the names of the checkpoint with towers that a language part was loaded from.
+        Under those, Transformers does not find the weights when it resumes (silently), nor when it loads them.
         """
         folder = Path(output_dir or self.args.output_dir)
         if isinstance(self.model, PeftModel):  # the adapter that is trained, and not TRL's copy of it
@@ -241,7 +242,7 @@ def build_trainer(
     guard: NonFiniteGuard,
     **more: Any,
 ) -> T:
-    """A trainer with our progress bar and the stop at a loss that is no number.
+    """Builds a trainer with our progress bar and the stop at a NaN or infinite loss.
 
     Args:
         kind: The trainer's class.
@@ -250,8 +251,8 @@ def build_trainer(
         model: What is trained.
         tokenizer: Its tokenizer.
         dataset: The rows as the trainer takes them.
-        guard: Watches each step, and knows the rows.
-        more: What the class takes besides.
+        guard: Remembers the batches of each step, to name its rows.
+        more: Further arguments of the class.
 
     Raises:
         UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
@@ -280,6 +281,6 @@ def build_trainer(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a folder, oldest first."""
+    """The complete checkpoints of a folder, oldest first."""
     found = [p for p in folder.glob("step-*") if CHECKPOINT.match(p.name)]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))

@@ -1,4 +1,4 @@
-"""The best step by a figure of the evaluations while training: kept, loaded at the end; and the stop without better."""
+"""The best step by a metric of the evaluations during training: kept and loaded at the end; and early stopping."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gemma_tune.validation.suggest import did_you_mean
 
 
 def greater_is_better(train: TrainConfig) -> bool:
-    """Whether a greater figure is better: as it is set, else by the figure's name."""
+    """Whether a greater value is better: as configured, else by the metric's name."""
     if train.greater_is_better is not None:
         return train.greater_is_better
     return not lower_is_better(str(train.metric_for_best_model))
 
 
 def best_arguments(train: TrainConfig) -> dict[str, Any]:
-    """What Transformers' trainer has to know to keep the best step and to load it at the end."""
+    """The arguments with which Transformers' trainer keeps the best step and loads it at the end."""
     if train.metric_for_best_model is None:
         return {}
     return {
@@ -37,7 +37,7 @@ def best_arguments(train: TrainConfig) -> dict[str, Any]:
 
 
 def best_callbacks(train: TrainConfig) -> list[TrainerCallback]:
-    """For checkpoints beside the best ones, and for the early stop."""
+    """The callbacks for checkpoints beside the best ones, and for early stopping."""
     if train.metric_for_best_model is None:
         return []
     found: list[TrainerCallback] = [SaveSteps(train.save_steps)]
@@ -47,7 +47,7 @@ def best_callbacks(train: TrainConfig) -> list[TrainerCallback]:
 
 
 class SaveSteps(TrainerCallback):
-    """Checkpoints every `save_steps` steps and at the end: Transformers leaves them out where it saves the best ones.
+    """Checkpoints every `save_steps` steps and at the end; Transformers omits them when it saves the best ones.
 
     Args:
         save_steps: Steps between two of these checkpoints, or None for none.
@@ -62,23 +62,23 @@ class SaveSteps(TrainerCallback):
 
 
 def why_not_best(metric: str, figures: Mapping[str, float], step: int, known: bool) -> str | None:
-    """Why a step can't be the best one, whatever its weights are worth; None where it can.
+    """Why a step can't be the best one; None if it can.
 
     Args:
-        metric: The figure that decides.
-        figures: Those of this step.
+        metric: The deciding metric.
+        figures: The metrics of this step.
         step: Optimizer steps done.
-        known: Whether an earlier evaluation gave the figure.
+        known: Whether an earlier evaluation gave the metric.
 
     Raises:
-        RunError: No evaluation has given it so far.
+        RunError: No evaluation has given the metric so far.
     """
     if metric not in figures:
         if known:
             return "the evaluation did not give it, so this step can't be the best."
         there = ", ".join(figures) or "none"
         raise RunError(
-            f"train.metric_for_best_model={metric}: the evaluation at step {step} gave no such figure; it gave: "
+            f"train.metric_for_best_model={metric}: the evaluation at step {step} gave no such metric; it gave: "
             f"{there}.{did_you_mean(metric, figures)} Where its evaluator failed, the warning above says why."
         )
     if not math.isfinite(figures[metric]):
@@ -88,14 +88,14 @@ def why_not_best(metric: str, figures: Mapping[str, float], step: int, known: bo
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """How a training ended, and whose step's weights the model has now.
+    """How training ended, and from which step the model's weights are.
 
     Attributes:
         steps: Optimizer steps done.
-        kept: The step that the weights are of.
-        figures: For `result.json`: `steps`; where a figure decides, `stopped_early` and `best` (`step`, `metric`,
-            `value`).
-        lines: For people, without full stops; none where there is nothing to say.
+        kept: The step of the weights.
+        figures: For `result.json`: `steps`; with `train.metric_for_best_model` also `stopped_early` and `best` (`step`,
+            `metric`, `value`).
+        lines: For the terminal and the report, without full stops; may be empty.
     """
 
     steps: int

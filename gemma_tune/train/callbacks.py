@@ -1,4 +1,4 @@
-"""Callbacks: the progress bar, the tracker's lines, and the stop at a loss that is no number."""
+"""Callbacks: progress bar, tracker, and the stop at a NaN or infinite loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_tune.train.nonfinite import NonFiniteLoss
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the loss, the rate and the time left; where no terminal is, a line every tenth of the way."""
+    """A bar with the loss, the rate and the time left; without a terminal, a line every 10 % of the steps."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -65,7 +65,7 @@ class ProgressBar(TrainerCallback):
 
 
 class TrackerCallback(TrainerCallback):
-    """Hands every logged step to the tracker; `first_step` is the number of steps of trainings before this one."""
+    """Passes every logged step to the tracker; `first_step` counts the steps of earlier trainings in the same run."""
 
     def __init__(self, tracker: Tracker, first_step: int = 0) -> None:
         self._tracker, self._first = tracker, first_step
@@ -76,7 +76,7 @@ class TrackerCallback(TrainerCallback):
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a plain Trainer's training where a logged loss or gradient is no number (ours has a `NonFiniteGuard`)."""
+    """Stops a plain Trainer at a NaN or infinite logged loss or gradient (ours have a `NonFiniteGuard`)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm"):

@@ -16,7 +16,8 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, trained_states
-from gemma_tune.models.unwrap import language_part, padded
+from gemma_tune.models.padding import pad_rows
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.train.sft import GemmaSFTTrainer
 from gemma_tune.train.teacher_cache import TeacherCache, vocabulary_digest, weights_digest
 
@@ -30,7 +31,7 @@ def top_k_of_rows(base: Any, rows: Sequence[Rendered], k: int) -> list[TopK]:
         k: Log-probabilities of each position, the largest ones.
     """
     with torch.no_grad():
-        hidden_NH, _ = trained_states(base, padded(base, rows))
+        hidden_NH, _ = trained_states(base, pad_rows(base, rows))
         found = top_k(hidden_NH, head_of(base), k)
     of_each = [tensor.cpu().split([row.trained_tokens for row in rows]) for tensor in found]
     return [TopK(*tensors) for tensors in zip(*of_each, strict=True)]

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on pairs that are rendered already, with the model as it began for its reference."""
+"""TRL's DPOTrainer on rendered pairs; the reference is the model before training."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from trl import DPOConfig, DPOTrainer
 
 from gemma_tune.config import Config
-from gemma_tune.data.pairs import Pairs, find_pairs
+from gemma_tune.data.pairs import Pairs
 from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.base import GemmaTrainer, build_trainer
-from gemma_tune.train.nonfinite import NonFiniteGuard
+from gemma_tune.train.pairs import PairTrainer, pair_arguments, pair_trainer
 from gemma_tune.train.preflight import CHECKS
 
 # Each pair counts the same, however many tokens it has.
 WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
 
 
-class GemmaDPOTrainer(GemmaTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer, and what `GemmaTrainer` says; besides:
+class GemmaDPOTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer with what `PairTrainer` adds; besides:
 
-    - rows come as token ids, rendered by our templates.
-    - the reference is the model as it is before the first step, whatever that is: its log-probabilities of every answer
-      are taken once, before training. So no second model is held in memory, and none is loaded by the name in the
-      config, which need not be what was loaded.
-    - with an adapter that is the base without it, but for those that don't begin at nothing: one that is continued,
-      PiSSA, OLoRA and LoftQ. TRL takes a copy of the adapter for them, which is removed again.
+    - The reference is the model as it is before the first step. Its log-probabilities of every answer are computed
+      once, before training. So no second model is held in memory, and none is loaded by the name in the config, which
+      need not be the one that was loaded.
+    - With an adapter, the reference is the base without it. Adapters that don't begin at zero are the exception: one
+      that is continued, PiSSA, OLoRA and LoftQ. For them TRL makes a copy of the adapter, which is removed again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,10 +46,6 @@ class GemmaDPOTrainer(GemmaTrainer, DPOTrainer):  # type: ignore[misc]
         with evaluating(self.model):  # an adapter's dropout would be in the reference for good
             return super()._precompute_ref_logps(*args, **kwargs)
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The rows as they are."""
-        return dataset
-
 
 def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOConfig:
     """DPOTrainer's arguments; see `arguments`.
@@ -65,32 +57,27 @@ def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOCo
     own: dict[str, Any] = {
         # Several are added up, with train.extra.loss_weights
         "loss_type": [name.strip() for name in (t.loss_type or "sigmoid").split("+")],
-        "max_length": t.max_length,
-        "pad_to_multiple_of": PAD_TO,
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": t.per_device_train_batch_size,
-        # TRL switches every dropout off, the adapter's, too; one that was asked for stays
-        "disable_dropout": cfg.adapter.lora_dropout == 0,
     }
     if t.beta is not None:
         own["beta"] = t.beta
-    return arguments(DPOConfig, cfg, folder, device, own)
+    return pair_arguments(DPOConfig, cfg, folder, device, own)
 
 
 def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train: Pairs) -> GemmaDPOTrainer:
-    """The trainer for rendered pairs, which has asked the reference already.
+    """The trainer for rendered pairs; the reference's log-probabilities are computed here.
 
     Raises:
         UserError: As `build_trainer`.
     """
-    guard = NonFiniteGuard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
     with _no_bar_in_files():
-        return build_trainer(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset, guard)
+        return pair_trainer(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset)
 
 
 @contextlib.contextmanager
 def _no_bar_in_files() -> Iterator[None]:
-    """TRL's bar of the reference only where there is a terminal; the variable is the one switch that it has."""
+    """Shows TRL's progress bar of the reference only in a terminal; this variable is the only switch it has."""
     said = os.environ.get("TQDM_DISABLE")
     if said is None and not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
@@ -102,9 +89,10 @@ def _no_bar_in_files() -> Iterator[None]:
 
 
 def likelihood_warning(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    """What to say where the chosen answers have become less likely; None where they haven't, or it isn't measured.
+    """The warning that the chosen answers have become less likely; None if they haven't, or if it isn't measured.
 
-    DPO's loss looks at the difference alone: it falls, too, where both answers fall and the rejected one faster.
+    DPO's loss depends only on the difference: it also falls when both answers become less likely, the rejected one
+    faster.
     """
     name, margin = "preference_chosen_loss", "preference_margin"
     if after.get(name, 0.0) <= before.get(name, math.inf):

@@ -1,4 +1,4 @@
-"""The order of the rows where rows of like length go together (`train.train_sampling_strategy=group_by_length`)."""
+"""Length-grouped batches in random order (`train.train_sampling_strategy=group_by_length`)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-_BATCHES = 50  # batches' worth of rows that are sorted at once, as Transformers has it
+_BATCHES = 50  # batches' worth of rows that are sorted together, as in Transformers
 
 
 class LengthGroups(Sampler[int]):
-    """Batches of rows of like length, in random order.
+    """Batches of rows of similar length, in random order.
 
-    Transformers' `LengthGroupedSampler` gives such batches from long to short, over and over, so that what is learned
-    last are the shortest rows; and its order hangs on torch's global state, which a resumed run can't repeat. Here the
-    batches are shuffled, and the order hangs on seed and epoch alone.
+    Transformers' `LengthGroupedSampler` yields such batches from long to short, again and again, so the shortest rows
+    are always learned last; and its order depends on torch's global state, which a resumed run can't repeat. Here the
+    batches are shuffled, and the order depends on seed and epoch alone.
 
     Args:
         lengths: Tokens of each row, [N].
@@ -27,7 +27,7 @@ class LengthGroups(Sampler[int]):
         self._lengths, self._batch_size, self._seed, self._epoch = torch.tensor(lengths), batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Another pass over the rows has another order."""
+        """Each epoch has an order of its own."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class LengthGroups(Sampler[int]):
         order = torch.randperm(len(self), generator=generator)
         parts = order.split(_BATCHES * self._batch_size)
         batches = [b for p in parts for b in p[self._lengths[p].argsort(descending=True)].split(self._batch_size)]
-        # Only the last can be short; a short one elsewhere would mix the lengths of all that follow
+        # Only the last batch may be short; elsewhere it would shift the borders of all batches after it
         *whole, last = batches
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator)]
         return iter(torch.cat([*shuffled, last]).tolist())

@@ -1,4 +1,4 @@
-"""The stop at a loss or a gradient that is no number: which step, and which rows were in its batch."""
+"""The stop at a NaN or infinite loss or gradient, with the step and the rows of its batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NonFiniteLoss(RunError):
 
 
 class NonFiniteGuard:
-    """Watches one optimizer step at a time.
+    """Remembers the batches of one optimizer step, to name its rows.
 
     Args:
         find_rows: From rows as token ids to where they stand (file and line).
@@ -34,20 +34,21 @@ class NonFiniteGuard:
         """One forward pass of this step.
 
         Raises:
-            RunError: Packed rows come with a mask, with which they would see each other.
+            RunError: Packed rows come with an attention mask, so they would attend to each other.
         """
         if inputs.get("attention_mask") is not None and inputs.get("position_ids") is not None:
             starts = int((inputs["position_ids"] == 0).sum())
             if starts > len(inputs["input_ids"]):
                 raise RunError(
                     f"{starts} packed rows in a batch of {len(inputs['input_ids'])} have an attention mask beside "
-                    "their position ids: with it they would see each other. Leave out what makes it (train.extra)."
+                    "their position ids, so they would attend to each other. Leave out the option of train.extra that "
+                    "adds it."
                 )
         kept = ("input_ids", "attention_mask", "position_ids")
         self._batches.append({k: v for k, v in inputs.items() if k in kept and v is not None})
 
     def rows(self) -> str:
-        """Where the rows of this step stand, in a sentence."""
+        """The files and lines of this step's rows, in a sentence."""
         try:
             where = self._find_rows([row for batch in self._batches for row in rows_of(batch)])
         except UserError as error:  # the files have changed, or the network is gone
@@ -59,7 +60,7 @@ class NonFiniteGuard:
 
 
 def rows_of(batch: dict[str, Any]) -> Iterator[list[int]]:
-    """The rows of a batch as token ids, without padding; packed ones apart."""
+    """The rows of a batch as token ids, without padding; packed rows are separated."""
     ids, mask, positions = (batch.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     assert ids is not None
     for i, row in enumerate(ids.tolist()):

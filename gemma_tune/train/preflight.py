@@ -1,4 +1,4 @@
-"""What is held against the facts before a model is trained: a list of checks, one line each."""
+"""Checks before a model is trained, each with one line of result."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from gemma_tune.models.unwrap import language_part
 
 _NAMED = 8
 _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
-_SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; attention adds in another order with a cache
+_SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; a cache changes the order of summation
 
 
 class CheckFailed(Exception):
-    """A check that doesn't hold: what, where and how to mend it."""
+    """A check failed: what, where and how to fix it."""
 
 
 @dataclass(frozen=True)
 class CheckInputs:
-    """All that the checks look at.
+    """The inputs of the checks.
 
     Attributes:
         cfg: The configuration.
         model: What is trained: the model, or a PeftModel around it.
         tokenizer: Its tokenizer.
-        rows: The rows to train on; of a stream the first ones.
+        rows: The rows to train on; of a stream, the first ones.
         counts: What is trained and what is quantised.
         shape: The sizes of the model.
         weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
         memory: GiB that training needs, estimated, and GiB that are free.
-        frozen: Weights that are meant to stay as they are where all others are trained.
+        frozen: Weights that stay frozen on purpose where all others are trained.
     """
 
     cfg: Config
@@ -233,27 +233,27 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
 }
 
 
-# What can be checked where no row has an answer to learn from.
+# The checks that apply where no row has an answer to learn from.
 WITHOUT_ANSWERS = ("<bos>", "adapters", "experts", "in 4 bit", "types", "memory")
 
 
-def preflight(looked: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> list[str]:
-    """Makes every check that concerns this model.
+def preflight(inputs: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> list[str]:
+    """Runs the checks that apply to this model.
 
     Args:
-        looked: What is looked at.
-        names: The checks to make.
+        inputs: What they look at.
+        names: The checks to run.
 
     Returns:
-        A line for each.
+        A line for each check.
 
     Raises:
-        UserError: With each check that doesn't hold.
+        UserError: With every check that failed.
     """
     lines, failed = [], []
     for name, check in ((name, check) for name, check in CHECKS.items() if name in names):
         try:
-            said = check(looked)
+            said = check(inputs)
         except CheckFailed as error:
             failed.append(f"✗ {name}: {error}")
             continue
@@ -265,7 +265,7 @@ def preflight(looked: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> li
 
 
 def undertrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | None:
-    """The warning for rows with tokens that the model never trained, where adapters leave the embedding frozen.
+    """The warning for rows with undertrained tokens, where adapters leave the embedding frozen.
 
     Args:
         model: The base, before adapters are attached.
@@ -273,12 +273,12 @@ def undertrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str
         rows: The rows to train on.
 
     Returns:
-        The warning, or None where there is no such token.
+        The warning, or None without such tokens.
     """
     found = undertrained_tokens(model, tokenizer, rows.ids)
     if not found:
         return None
-    found.sort(key=lambda i: i not in rows.trained_ids)  # those that it must learn to say come first
+    found.sort(key=lambda i: i not in rows.trained_ids)  # those that it must learn to write come first
     names = ", ".join(repr(t) for t in tokenizer.convert_ids_to_tokens(found[:_NAMED]))
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     said = len(rows.trained_ids & set(found))

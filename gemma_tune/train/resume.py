@@ -1,4 +1,4 @@
-"""Which checkpoint to resume from, and whether it holds all that an exact resumption needs."""
+"""Finds the checkpoint to resume from, and checks that it holds all that an exact resumption needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.base import checkpoints
 
-# Without any one of these Transformers resumes in silence and ends elsewhere.
+# Without any one of these, Transformers resumes silently and ends with other weights.
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
@@ -24,7 +24,7 @@ class ResumePoint:
 
 
 def _is_at_the_end(path: Path) -> bool:
-    """Whether nothing is left to train (the last step, or an early stop): Transformers would train on in silence."""
+    """Whether nothing is left to train (last step, or early stop): Transformers would silently train on."""
     try:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
-"""TRL's RewardTrainer on pairs that are rendered already, and what must hold of them and of the model."""
+"""TRL's RewardTrainer on rendered pairs, and the checks of pairs and model before it trains."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,37 +9,25 @@ from trl import RewardConfig, RewardTrainer
 
 from gemma_tune.chat import form_of
 from gemma_tune.config import Config
-from gemma_tune.data.pairs import Pairs, find_pairs
+from gemma_tune.data.pairs import Pairs
 from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.base import GemmaTrainer, build_trainer
-from gemma_tune.train.nonfinite import NonFiniteGuard
+from gemma_tune.train.pairs import PairTrainer, pair_arguments, pair_trainer
 
 # The general checks that hold of a classifier, too (`preflight`).
 GENERAL = ("<bos>", "template", "experts", "types", "memory")
 _LOOKED_AT = 1000
 
 
-class GemmaRewardTrainer(GemmaTrainer, RewardTrainer):  # type: ignore[misc]
-    """RewardTrainer, and what `GemmaTrainer` says; rows come as token ids, rendered by our templates."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The rows as they are."""
-        return dataset
+class GemmaRewardTrainer(PairTrainer, RewardTrainer):  # type: ignore[misc]
+    """RewardTrainer with what `PairTrainer` adds."""
 
 
 def reward_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> RewardConfig:
     """RewardTrainer's arguments; see `arguments`."""
-    own: dict[str, Any] = {
-        "max_length": cfg.train.max_length,
-        "pad_to_multiple_of": PAD_TO,
-        # TRL switches every dropout off, the adapter's, too; one that was asked for stays
-        "disable_dropout": cfg.adapter.lora_dropout == 0,
-    }
-    return arguments(RewardConfig, cfg, folder, device, own)
+    return pair_arguments(RewardConfig, cfg, folder, device)
 
 
 def reward_trainer(cfg: Config, args: RewardConfig, model: Any, tokenizer: Any, train: Pairs) -> GemmaRewardTrainer:
@@ -49,14 +36,13 @@ def reward_trainer(cfg: Config, args: RewardConfig, model: Any, tokenizer: Any, 
     Raises:
         UserError: As `build_trainer`.
     """
-    guard = NonFiniteGuard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
-    return build_trainer(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward, guard)
+    return pair_trainer(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward)
 
 
 def score_checks(model: Any, tokenizer: Any, train: Pairs) -> list[str]:
-    """Whether the score is read where an answer ends, and its head is trained.
+    """Checks that the score is read where an answer ends, and that its head is trained.
 
-    The class takes the last token that isn't `config.pad_token_id`: without that id it would be padding.
+    The class reads the score at the last token that isn't `config.pad_token_id`; without that id, at padding.
 
     Returns:
         A line for each check.

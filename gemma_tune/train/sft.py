@@ -16,11 +16,10 @@ from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 
 
 class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer, and:
+    """SFTTrainer with what `GemmaTrainer` adds; besides:
 
-    - what `GemmaTrainer` adds.
-    - batches of rows of like length come in random order, and in the same one when resumed.
-    - on a CPU the head works for trained tokens alone.
+    - Length-grouped batches come in random order, and in the same order when resumed.
+    - On a CPU the head computes the logits of trained tokens only.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -34,7 +33,7 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss, with the head for trained tokens alone where TRL would score them all."""
+        """TRL's loss, with logits of trained tokens only, where TRL would compute those of all tokens."""
         plain = self.compute_loss_func is None and self.label_smoother is None and not return_outputs
         if not plain or self.accelerator.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -190,3 +190,18 @@ def test_the_size_of_a_reward_model(tmp_path: Path) -> None:
         size_of_reward_model(compose_config("grpo", [words[0], "reward.model.model_name_or_path=a-team/a-model"])) == 0
     )
     assert size_of_reward_model(compose_config("grpo")) == 0
+
+
+def test_a_live_teacher_is_a_second_model() -> None:
+    """`quant.teacher=live` keeps a float32 copy of the unquantised model; the cache keeps its answers on disk."""
+    words = ["model=gemma3_1b_it", *SAMPLE, "train.per_device_train_batch_size=1", "train.gradient_checkpointing=true"]
+    cached, live = (compose_config("qat", [*words, f"quant.teacher={name}"]) for name in ("cache", "live"))
+    size = published_size(cached.model.model_name_or_path)
+    assert size is not None
+    plain, more = (estimate(cfg, size, False, 512) for cfg in (cached, live))
+    assert "teacher" not in plain and more["teacher"] == size.parameters * 4 / 2**30
+    assert more["total"] == pytest.approx(plain["total"] + more["teacher"], rel=1e-12)
+    free = plain["total"] + 0.1
+    assert capacity.memory_warning(cached, size, False, 512, free) is None
+    warning = capacity.memory_warning(live, size, False, 512, free)
+    assert warning is not None and "quant.teacher=cache" in warning

@@ -262,7 +262,7 @@ def test_without_any_number_the_last_step_is_kept(quick: list[str], tmp_path: Pa
 
 def test_a_figure_that_nothing_gives(quick: list[str], tmp_path: Path) -> None:
     words = best_words(scripted(tmp_path, 1, figure="peaks"), "export=none")
-    message = r"metric_for_best_model=peak: the evaluation at step 2 gave no such figure; it gave: peaks\. Did you mean"
+    message = r"metric_for_best_model=peak: the evaluation at step 2 gave no such metric; it gave: peaks\. Did you mean"
     with pytest.raises(RunError, match=message):
         short_run("lora_sft", tmp_path / "run", *quick, *words, steps=4)
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "failed"

@@ -234,11 +234,11 @@ def test_the_rows_of_a_bad_step_are_looked_for_last() -> None:
 
 
 def test_packed_rows_with_a_mask_are_an_error() -> None:
-    """Trap 7: with a mask of ones beside position ids the rows would see each other."""
+    """Trap 7: with a mask of ones beside position ids the rows would attend to each other."""
     ids, positions = torch.tensor([[2, 5, 6, 2, 7]]), torch.tensor([[0, 1, 2, 0, 1]])
     guard = NonFiniteGuard(lambda rows: [])
     guard.saw({"input_ids": ids, "position_ids": positions})
-    with pytest.raises(RunError, match="they would see each other"):
+    with pytest.raises(RunError, match="they would attend to each other"):
         guard.saw({"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)})
     assert list(rows_of({"input_ids": ids, "position_ids": positions})) == [[2, 5, 6], [2, 7]]
 

@@ -33,7 +33,7 @@ def test_why_a_step_is_not_the_best() -> None:
     for value in (math.nan, math.inf, -math.inf):
         assert f"it is {value}" in str(why_not_best("f1", {"f1": value}, 4, known=False))
     assert "did not give it" in str(why_not_best("f1", {}, 4, known=True))
-    with pytest.raises(RunError, match=r"f1: the evaluation at step 4 gave no such figure; it gave: none\."):
+    with pytest.raises(RunError, match=r"f1: the evaluation at step 4 gave no such metric; it gave: none\."):
         why_not_best("f1", {}, 4, known=False)
 
 
