@@ -134,7 +134,8 @@ class ParsedFile:
             while True:
                 if place < self._size:
                     if self._unread is not None:
-                        self._out.flush()
+                        with self._room():
+                            self._out.flush()
                     kept.seek(place)
                     place = self._size
                     while kept.tell() < place:
@@ -158,23 +159,29 @@ class ParsedFile:
         except BaseException:  # also Ctrl-C: the file is parsed only in part, and starts anew next time
             self.failed = True
             raise
-        try:
-            if row is None:
-                self._unread = None
+        if row is None:
+            self._unread = None
+            with self._room():
                 self._out.close()
-                return None
-            try:
-                packed = pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
-            except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-                where = row.where if isinstance(row, Record) else str(row)
-                row = BadRow(f"{where}: this row can't be kept on disk ({error}); give plain values.")
-                packed = pickle.dumps(row)
+            return None
+        try:
+            packed = pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            where = row.where if isinstance(row, Record) else str(row)
+            row = BadRow(f"{where}: this row can't be kept on disk ({error}); give plain values.")
+            packed = pickle.dumps(row)
+        with self._room():
             self._out.write(packed)
+        self._size += len(packed)
+        return row
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.failed = True
             raise no_room("parsed rows", error) from error
-        self._size += len(packed)
-        return row
 
     def close(self) -> None:
         """Deletes the stored records."""
