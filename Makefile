@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread a worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl tiny clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -26,7 +26,7 @@ run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, i
 test: .venv/.done ## Run every test that needs no GPU and no network, but for the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow' tests
 
-test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, long runs and texts, build_tiny
+test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, long runs and texts, the embedded model's maker
 	$(PYTEST) -n 2 --dist worksteal -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
@@ -76,6 +76,9 @@ bench-export: .venv/.done ## Measure recipe=export of the 270M shape, and write 
 
 bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_rl.py
+
+tiny: .venv/.done ## Build the embedded model anew in build/tiny, in about 27 minutes
+	$(BIN)/python -m tools.tiny_model --output build/tiny
 
 clean: ## Remove what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

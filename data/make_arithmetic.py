@@ -1,8 +1,8 @@
 """Write the sums for `recipe=grpo`: problems of two numbers, the test's in none of the embedded model's training text.
 
-    python data/make_arithmetic.py --seed 0
+    python -m data.make_arithmetic --seed 0
 
-Less than a second. How problems are held out stands in `tools/tiny_model/sums.py`.
+It takes less than a second. `tools/tiny_model/sums.py` decides which problems are held out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from gemma_tune.tiny.sums import arithmetic_question, held_out, result
+from tools.tiny_model.sums import arithmetic_question, held_out, result
 
 HERE = Path(__file__).resolve().parent / "arithmetic"
 ROWS = {"train": 4480, "test": 300}

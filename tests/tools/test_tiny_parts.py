@@ -1,4 +1,4 @@
-"""What recipe=build_tiny makes: the model's form, its tokenizer, and the text it is trained on."""
+"""The parts of `python -m tools.tiny_model`: the model's shape, its tokenizer, and the text it is trained on."""
 
 from __future__ import annotations
 

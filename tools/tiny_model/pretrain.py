@@ -9,16 +9,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from gemma_tune.config import Config
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.callbacks import ProgressBar, StopAtNonFinite
 from tools.tiny_model.text import documents
 
@@ -85,7 +84,7 @@ def target_counts(rows: Iterable[list[int]]) -> Counter[int]:
     return Counter(itertools.chain.from_iterable(row[1:] for row in rows))
 
 
-class Batches(Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
+class TokenBatches(Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
     """Rows of like length together, each batch as it goes into the model.
 
     Args:
@@ -118,38 +117,39 @@ class Batches(Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
 
 
 def pretrain(
-    cfg: Config, folder: RunFolder, model: Any, rows: list[list[int]], callback: TrainerCallback
+    model: Any, rows: list[list[int]], output: Path, rate: float, warmup_steps: int, max_steps: int, seed: int
 ) -> tuple[int, bool]:
-    """Trains every weight on all tokens of the rows, once.
+    """Trains all weights on all tokens of the rows, for one epoch, with a progress bar.
 
     Args:
-        cfg: `train`, `seed`.
-        folder: The run folder.
-        model: As `build_model` gives it, float32.
+        model: As `build_model` returns it, float32.
         rows: Token ids.
-        callback: Takes the logged figures.
+        output: A folder for the Trainer; it writes nothing into it.
+        rate: Peak learning rate.
+        warmup_steps: Steps up to the peak.
+        max_steps: Steps at most; -1 for the whole epoch.
+        seed: Of the order of the batches.
 
     Returns:
-        The number of steps, and whether they saw every row.
+        The number of steps, and whether they included every row.
     """
-    t = cfg.train
     arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        learning_rate=t.learning_rate,
+        output_dir=str(output),
+        learning_rate=rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.02},
-        warmup_steps=t.warmup_steps,
-        max_steps=t.max_steps,
-        num_train_epochs=t.num_train_epochs,
-        weight_decay=t.weight_decay,
-        max_grad_norm=t.max_grad_norm,
+        warmup_steps=warmup_steps,
+        max_steps=max_steps,
+        num_train_epochs=1,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
         adam_beta2=0.98,
-        optim=t.optim,
-        bf16=bool(t.bf16),
+        optim="adamw_torch_fused",
+        bf16=True,
         use_cpu=True,
-        per_device_train_batch_size=1,  # a batch is an item of the data set
-        seed=cfg.seed,
-        logging_steps=t.logging_steps,
+        per_device_train_batch_size=1,  # an item of the data set is a batch
+        seed=seed,
+        logging_steps=50,
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
@@ -157,13 +157,13 @@ def pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    batches = Batches(rows, model.config.pad_token_id)
+    batches = TokenBatches(rows, model.config.pad_token_id)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=batches,
         data_collator=lambda items: items[0],
-        callbacks=[ProgressBar(), StopAtNonFinite(), callback],
+        callbacks=[ProgressBar(), StopAtNonFinite()],
     )
     trainer.remove_callback(PrinterCallback)
     with training_attention(model, None):
