@@ -97,7 +97,7 @@ def write_rows(kind: str, folder: Path) -> list[str]:
 
 def make_short_run(name: str, folder: Path) -> gemma_tune.RunResult:
     """Makes the run of SHORT_RUNS with this name in `folder`; its rows are written beside it."""
-    return short_run(SHORT_RUNS[name].recipe, folder, *short_words(name, folder), steps=STEPS)
+    return short_run(SHORT_RUNS[name].recipe, folder, *short_words(name, folder), steps=STEPS, picture=True)
 
 
 def short_words(name: str, folder: Path) -> list[str]:
