@@ -30,7 +30,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "adapter"),
     [
-        ("lora_sft", "lora"), ("lora_sft", "dora"), ("lora_sft", "rslora"), ("lora_sft", "pissa"), ("lora_sft", "olora"),
+        ("lora_sft", "lora"), ("lora_sft", "dora"), ("lora_sft", "rslora"), ("lora_sft", "pissa"),
+        ("lora_sft", "olora"),
         ("qlora_sft", "lora"), ("qlora_sft", "dora"), ("qlora_sft", "loftq"),
         # Another rate for B alone, which test_loraplus_gives_b_its_own_rate shows
         pytest.param("lora_sft", "loraplus", marks=pytest.mark.slow),
