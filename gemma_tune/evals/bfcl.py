@@ -222,9 +222,12 @@ def _wanted(truth: Any, functions: Sequence[Function], where: str) -> list[tuple
 def _check_options(schema: Any, options: Sequence[Any], what: str) -> None:
     kind = schema["type"]
     items = schema.get("items")
-    for said in (kind, *([items.get("type") if isinstance(items, dict) else None] if TYPES.get(kind) is list else [])):
-        if said not in TYPES:
-            raise BadRow(f"{what} is checked by its type, and {said!r} is none of {', '.join(TYPES)}.")
+    for checked in (
+        kind,
+        *([items.get("type") if isinstance(items, dict) else None] if TYPES.get(kind) is list else []),
+    ):
+        if checked not in TYPES:
+            raise BadRow(f"{what} is checked by its type, and {checked!r} is none of {', '.join(TYPES)}.")
     if stands_for_variable(schema, options):
         return
     given = [o for o in options if o != ""]

@@ -143,29 +143,29 @@ def _argument(name: str, value: Any, schema: Mapping[str, Any], options: Sequenc
     expected, element = TYPES[schema["type"]], element_type(schema)
     if expected is float and type(value) is int:
         value = _as_float(value)
-    said = f"{name}={_shown(value)}"
+    argument = f"{name}={_shown(value)}"
     as_said = type(value) is expected
     if not as_said and type(value) is not _first_type(options):
-        return _wrong("type_error:simple", f"{said} is {type(value).__name__}, not {schema['type']}")
+        return _wrong("type_error:simple", f"{argument} is {type(value).__name__}, not {schema['type']}")
     if as_said and element and not options:
-        return _wrong("type_error:simple", f"{said}: nothing is allowed")
+        return _wrong("type_error:simple", f"{argument}: nothing is allowed")
     if as_said and element and not any(_elements_fit(value, element, o) for o in options):
-        return _wrong("type_error:nested", f"an element of {said} is not {schema['items']['type']}")
+        return _wrong("type_error:nested", f"an element of {argument} is not {schema['items']['type']}")
     wanted = f"not {_shown(*options)}"
     if stands_for_variable(schema, options):
-        return RIGHT if value in options else _wrong("value_error:others", f"{said}, {wanted}")
+        return RIGHT if value in options else _wrong("value_error:others", f"{argument}, {wanted}")
     if expected is dict:
         return _mapping(name, value, options)
     if element is dict:
         return _mappings(name, value, options)
     if expected is str:
         texts = [_normalized(o) for o in options if isinstance(o, str)]
-        return RIGHT if _normalized(value) in texts else _wrong("value_error:string", f"{said}, {wanted}")
+        return RIGHT if _normalized(value) in texts else _wrong("value_error:string", f"{argument}, {wanted}")
     if expected is list:
         lists = [[_normalized(e) for e in o] for o in options]  # "" becomes the empty list
         right = [_normalized(e) for e in value] in lists
-        return RIGHT if right else _wrong("value_error:list/tuple", f"{said}, {wanted}")
-    return RIGHT if value in options else _wrong("value_error:others", f"{said}, {wanted}")
+        return RIGHT if right else _wrong("value_error:list/tuple", f"{argument}, {wanted}")
+    return RIGHT if value in options else _wrong("value_error:others", f"{argument}, {wanted}")
 
 
 def _shown(*values: Any) -> str:
@@ -213,8 +213,8 @@ def _entries(name: str, value: Any, option: Allowed) -> Verdict:
         if key not in option:
             return _wrong("value_error:dict_key", f"{name} holds {key}, which is not wanted")
         if _normalized(entry) not in [_normalized(v) for v in option[key]]:
-            said = f"{name}: {key} is {_shown(entry)}, not {_shown(*option[key])}"
-            return _wrong("value_error:dict_value", said)
+            message = f"{name}: {key} is {_shown(entry)}, not {_shown(*option[key])}"
+            return _wrong("value_error:dict_value", message)
     return RIGHT
 
 

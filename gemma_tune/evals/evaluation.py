@@ -117,7 +117,7 @@ def files_of(cfg: Config) -> list[Path]:
     for path in (*read_paths(cfg, "eval"), *read_paths(cfg, "reward")):
         place = reward_model_of(path.name)
         if path.key == "eval.lm_eval.include_path":
-            found += lm_eval_tasks.files_of(place)
+            found += lm_eval_tasks.task_files(place)
         elif path.key == "eval.kl.reference":
             _, source = kl.reference_of(cfg)
             found += [path for path in (source.folder, source.adapter) if path]
@@ -166,8 +166,8 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
 
 def _failed(what: str, error: Exception) -> str:
     """Prints a warning about a failure and returns its reason."""
-    said = " ".join(str(error).split())[:500] or type(error).__name__
-    reason = f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())[:500] or type(error).__name__
+    reason = f"{type(error).__name__}: {message}"
     print(f"warning: {what} failed, and the run goes on: {reason}", file=sys.stderr)
     return reason
 

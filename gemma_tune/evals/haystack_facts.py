@@ -187,8 +187,8 @@ def _variables(draw: Draw, hops: int, chains: int) -> HaystackTask:
     for chain, value in enumerate(values):
         own = names[chain * (hops + 1) :][: hops + 1]
         sources = [value, *(f"VAR {name}" for name in own[:-1])]
-        said = [f" VAR {name} = {source}." for name, source in zip(own, sources, strict=True)]
-        facts += list(zip(draw.spread(hops + 1), said, strict=True))
+        assignments = [f" VAR {name} = {source}." for name, source in zip(own, sources, strict=True)]
+        facts += list(zip(draw.spread(hops + 1), assignments, strict=True))
     question = (
         f"Which {hops + 1} variables have the value {values[0]} in the text above, directly or through other "
         "variables? Answer with their names alone."

@@ -72,8 +72,8 @@ def prepare(inputs: Inputs) -> Evaluator:
 def _limit(cfg: Config, limit: int | None) -> int | None:
     """Rows per task: the smallest of the limits; with training, `eval.max_samples` is one of them."""
     trains = cfg.traits.trains
-    said = (cfg.eval.lm_eval.limit, limit, cfg.eval.max_samples if trains else None)
-    return min((n for n in said if n is not None), default=None)
+    limits = (cfg.eval.lm_eval.limit, limit, cfg.eval.max_samples if trains else None)
+    return min((n for n in limits if n is not None), default=None)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def find_tasks(cfg: LmEvalConfig) -> Any:
     return manager
 
 
-def files_of(folder: Path) -> list[Path]:
+def task_files(folder: Path) -> list[Path]:
     """The task files in a user's folder, and the local data files that they name."""
     from lm_eval.tasks._yaml_loader import load_yaml
 

@@ -6,9 +6,12 @@ configs/reward/, and, if it is a share of right answers, its name in `_SHARES` o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from gemma_tune.errors import UserError
 
 
 class Completion(str):
@@ -75,3 +78,11 @@ def per_completion(score: Callable[[Completion, Task], float | None]) -> Reward:
         return [score(completion, record) for completion, record in zip(completions, records, strict=True)]
 
     return scores
+
+
+def require_package(reward: str, package: str) -> None:
+    """Raises UserError if a package of the extra `rl` that a reward needs isn't installed."""
+    try:
+        importlib.import_module(package.replace("-", "_"))
+    except ImportError as error:
+        raise UserError(f"reward.{reward}: {package} is not installed; pip install 'gemma_tune[rl]'.") from error

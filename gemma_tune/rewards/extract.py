@@ -187,9 +187,9 @@ def plain_answer(text: str) -> str | None:
     between its numbers.
     """
     for mark in reversed(deque(_MARK.finditer(text), maxlen=20)):
-        said = _stated_answer(text[mark.end() : mark.end() + 1000])
-        if said is not None:
-            return said
+        answer = _stated_answer(text[mark.end() : mark.end() + 1000])
+        if answer is not None:
+            return answer
     whole = text.strip().strip("*`")
     alone = _FORMULA.fullmatch(whole.rstrip("."))
     letter = OPTION.fullmatch(whole.rstrip("."))

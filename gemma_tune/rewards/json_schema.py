@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from gemma_tune.config.reward import JsonSchemaReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion, require_package
 from gemma_tune.run.paths import resolve
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
@@ -83,11 +83,9 @@ def prepare(options: JsonSchemaReward) -> Reward:
         UserError: jsonschema is not installed, or the file is missing or holds no schema.
         ValueError: From the reward: a row without a valid `schema` (a mapping, or its JSON).
     """
-    try:
-        import jsonschema  # noqa: F401
-        from referencing.exceptions import Unresolvable
-    except ImportError as error:
-        raise UserError("reward.json_schema: jsonschema is not installed; pip install 'gemma_tune[rl]'.") from error
+    require_package("json_schema", "jsonschema")
+    from referencing.exceptions import Unresolvable
+
     fixed: Any = None
     if options.schema_file is not None:
         key = f"reward.json_schema.schema_file={options.schema_file}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_tune.config.reward import LanguageReward
 from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion, require_package
 
 if TYPE_CHECKING:
     from lingua import Language, LanguageDetector
@@ -54,10 +54,7 @@ def prepare(options: LanguageReward) -> Reward:
         UserError: Lingua is not installed, or doesn't know the language.
         ValueError: From the reward: lingua doesn't know the row's `language`.
     """
-    try:
-        import lingua  # noqa: F401
-    except ImportError as error:
-        raise UserError("reward.language: lingua is not installed; pip install 'gemma_tune[rl]'.") from error
+    require_package("language", "lingua")
     fixed: Language | None = None
     if options.language is not None:
         try:

@@ -28,7 +28,7 @@ from typing import Any
 from gemma_tune.config.reward import MathReward
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.answers import FORMATS, LONGEST, final_answer, same_answer
-from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion, require_package
 from gemma_tune.rewards.number import FUNCTIONS
 
 # Limits that are checked before sympy computes anything. Worker processes with limits of time and memory were measured
@@ -158,10 +158,7 @@ def prepare(options: MathReward) -> Reward:
     if wrong or not formats:
         named = f"there is no format {wrong[0]}" if wrong else "the list is empty"
         raise UserError(f"reward.math.formats: {named}; name some of {', '.join(FORMATS)}.")
-    try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
-        raise UserError("reward.math: math-verify is not installed; pip install 'gemma_tune[rl]'.") from error
+    require_package("math", "math-verify")
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns whenever its time limit is off
 
     def score(completion: Completion, record: Task) -> float:

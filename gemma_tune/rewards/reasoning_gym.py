@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from gemma_tune.config.reward import ReasoningGymReward
-from gemma_tune.errors import UserError
-from gemma_tune.rewards.base import Completion, Reward, Task, per_completion
+from gemma_tune.rewards.base import Completion, Reward, Task, per_completion, require_package
 from gemma_tune.rewards.extract import boxed, hashes, tagged
 
 # Generators whose verifier calls `eval` on the answer, and those whose verifier gives it to sympy's parser, which does
@@ -120,12 +119,7 @@ def prepare(options: ReasoningGymReward) -> Reward:
         ValueError: From the reward: a row without `dataset` (the generator's name) and `entry` (question, answer and
             metadata), or whose values the verifier can't use.
     """
-    try:
-        import reasoning_gym  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "reward.reasoning_gym: reasoning-gym is not installed; pip install 'gemma_tune[rl]'."
-        ) from error
+    require_package("reasoning_gym", "reasoning-gym")
 
     def verifier(record: Task) -> Callable[[str | None, dict[str, Any]], float]:
         name, entry = record.row.get("dataset"), record.row.get("entry")

@@ -241,8 +241,8 @@ def _talk(process: subprocess.Popen[bytes], given: bytes, limits: Limits) -> San
     over = timed_out or len(back) > most
     if not started:
         process.kill()
-        said = process.stderr.read(_BYTES_AT_ONCE).decode(errors="replace").strip()
-        raise SandboxError(said or f"no output in {START:.0f} s")
+        message = process.stderr.read(_BYTES_AT_ONCE).decode(errors="replace").strip()
+        raise SandboxError(message or f"no output in {START:.0f} s")
     status = None if over else process.wait()
     seconds = time.monotonic() - (deadline - limits.seconds)
     return SandboxResult(bytes(back[2:]), status, back[1:2] != BROKEN, timed_out, seconds)

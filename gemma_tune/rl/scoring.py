@@ -127,8 +127,8 @@ class Scorer:
         except _TimeIsUp:
             return [None] * n, dict.fromkeys(range(n), f"took longer than {self._timeout:g} s (reward.timeout)")
         except (Exception, SystemExit) as error:
-            said = " ".join(str(error).split())[:300]
-            return [None] * n, dict.fromkeys(range(n), f"{type(error).__name__}: {said}")
+            message = " ".join(str(error).split())[:300]
+            return [None] * n, dict.fromkeys(range(n), f"{type(error).__name__}: {message}")
         if len(given) != n:
             return [None] * n, dict.fromkeys(range(n), f"gave {len(given)} scores for {n} completions")
         values = [_number(value) for value in given]
