@@ -86,6 +86,17 @@ def test_probabilities(llama: LlamaCppEngine, ours: TransformersEngine, tokenize
     torch.testing.assert_close(best.log_probs, reference.gather(1, best.ids), atol=0.01, rtol=0)
 
 
+def test_top_tokens_of_pieces(file: Path, llama: LlamaCppEngine, ours: TransformersEngine, tokenizer: Any) -> None:
+    """Three slots take pieces of two rows; put together they are what one slot gives for the whole rows."""
+    rows = [tokenizer(text).input_ids for text in (TEXTS[0], TEXTS[2])] + [[2]]
+    with LlamaCppEngine(file, tokenizer, ours.stops, max_length=128, exact=True, slots=3, threads=1) as engine:
+        found = list(engine.top_log_probs(rows, 4, "pieces"))
+    for row, pieces, whole in zip(rows, found, llama.top_log_probs(rows, 4, "whole"), strict=True):
+        assert pieces.ids.shape == (len(row), 4) and torch.equal(pieces.ids[:, 0], whole.ids[:, 0])
+        # llama.cpp itself is off by up to 4e-3 here: it looks GELU up in a table of float16
+        torch.testing.assert_close(pieces.log_probs, whole.log_probs, atol=2e-3, rtol=0)
+
+
 def random_model(**values: Any) -> Any:
     """A small model of another shape, whose attention is far from uniform."""
     config = Gemma3TextConfig(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, TokenType
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, GenerationConfig
 
 from gemma_tune.chat import FORMS, Unrenderable, served_template
 from gemma_tune.errors import UserError
-from gemma_tune.export.gguf import export
+from gemma_tune.export.gguf import export, tensor_shapes
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
 from gemma_tune.export.ollama import modelfile
@@ -168,6 +168,26 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     with pytest.raises(UserError, match=next(iter(values))):
         export(weights_of(model), config, tokenizer, model.generation_config, torch.float32, tmp_path / "x", name="x")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_and_shapes_are_those_of_the_model(model: Any) -> None:
+    """In the order of the forward pass, which files had from the beginning."""
+    shapes = tensor_shapes(model.config)
+    assert shapes == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    names = list(shapes)
+    assert (names[0], names[-1]) == ("model.embed_tokens.weight", "model.norm.weight")
+    assert [n.removeprefix("model.layers.0.").removesuffix(".weight") for n in names[1:14]] == [
+        "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm", "pre_feedforward_layernorm",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_feedforward_layernorm",
+    ]  # fmt: skip
+    untied = tensor_shapes(changed(model, tie_word_embeddings=False))
+    assert list(untied)[-1] == "lm_head.weight" and untied["lm_head.weight"] == shapes[names[0]]
+
+
+def test_a_family_without_an_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match="export=gguf writes Gemma 3 today, and this model is gemma2"):
+        check_config(Gemma2Config())
 
 
 def test_other_rotary_scaling_is_refused(model: Any) -> None:
