@@ -43,7 +43,7 @@ class GemmaDPOTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]
             drop_reference(model)
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-        with evaluating(self.model):  # an adapter's dropout would be in the reference for good
+        with evaluating(self.model):  # else dropout of the adapter would change the reference
             return super()._precompute_ref_logps(*args, **kwargs)
 
 

@@ -152,7 +152,7 @@ def _adapters(x: CheckInputs) -> str:
         )
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
     if x.cfg.adapter.target_modules == ALL_LINEAR and not continued and len(placed) != x.shape.linear_layers:
-        raise CheckFailed(f"adapters stand on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
+        raise CheckFailed(f"adapters are on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
     return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
 
 

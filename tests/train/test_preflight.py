@@ -113,7 +113,7 @@ def test_another_template_would_be_saved(tiny: CheckInputs) -> None:
 def test_adapters_that_do_not_add_up(tiny: CheckInputs) -> None:
     with pytest.raises(UserError, match=r"1 weights are trained, and r·\(in \+ out\) over all adapted layers is"):
         preflight(replace(tiny, counts=replace(tiny.counts, trainable=1)))
-    with pytest.raises(UserError, match="adapters stand on 42 of 43 linear layers of Gemma 3"):
+    with pytest.raises(UserError, match="adapters are on 42 of 43 linear layers of Gemma 3"):
         preflight(replace(tiny, shape=replace(tiny.shape, linear_layers=43)))
 
 
