@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from gemma_tune.cli.dry_run import dry_run_of_measuring
-from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
+from gemma_tune.compare.comparison import Comparison, compare_models
 from gemma_tune.compare.measuring import Asked, look_at_all, measure, names_of
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import results_file
 from gemma_tune.compare.terminal import show

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from gemma_tune.cli.defaults import resolve_defaults
-from gemma_tune.compare.comparison import ModelResults, compare_models
+from gemma_tune.compare.comparison import compare_models
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.compare.terminal import show

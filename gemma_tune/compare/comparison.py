@@ -1,55 +1,39 @@
-"""Evaluated models against the first of them, row by row."""
+"""Evaluated models compared with the first of them, row by row."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from gemma_tune.compare.results import (
+    ModelResults,
+    differing_conditions,
+    listed,
+    not_comparable,
+    row_notes,
+)
 from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.errors import UserError
+from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.statistics import Floats, Interval, PairedTest, holm, interval, is_binary, paired_test
 
 LEVEL = 0.95
 
-# A row that a model was measured on: `id` (the same for every model), `score` (1 right, 0 wrong; or nats a token),
-# perhaps `weight` (tokens), and for people perhaps `prompt`, `wanted`, `answer`, `stopped` (False: it was cut off).
-ScoredRow: TypeAlias = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ModelResults:
-    """What one model was measured at.
-
-    Attributes:
-        name: What it is called on the page.
-        figures: Its figures by name, those without rows too.
-        scores: Of figures that are the mean of scores, the rows.
-        lower_is_better: Figures that are the better the lower they are, beside those whose name says so.
-        conditions: How it was measured (`dtype`, …); empty where that isn't known.
-    """
-
-    name: str
-    figures: Mapping[str, float]
-    scores: Mapping[str, Sequence[ScoredRow]]
-    lower_is_better: Collection[str] = ()
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-
 
 @dataclass(frozen=True)
 class ModelStats:
-    """A model in one figure.
+    """The statistics of a model in one figure.
 
     Attributes:
         model: Its name.
         mean: The mean of its scores.
-        test: Its scores against the first model's; None for the first model itself.
+        test: Its scores compared with the first model's; None for the first model itself.
         p_corrected: The test's p value, corrected for all tests of the comparison; 1 for the first model, and where
-            the test is none of them.
+            the test doesn't count.
         wins: Rows where it is better than the first model.
         losses: Rows where it is worse.
         ties: Rows where it is neither.
@@ -75,7 +59,7 @@ class DifferingRow:
         id: Its id.
         weight: Its tokens, or 1.
         scores: Of each model.
-        rows: What each model's evaluation says of it.
+        rows: The row in each model's evaluation.
     """
 
     id: str
@@ -85,11 +69,11 @@ class DifferingRow:
 
     @property
     def spread(self) -> float:
-        """How far apart the models are: of losses, in nats over all tokens of the row."""
+        """The largest difference between the models; for losses in nats over all tokens of the row."""
         return self.weight * (max(self.scores) - min(self.scores))
 
     def text(self, key: str) -> str | None:
-        """What the first model that says it says for `prompt` or `wanted`."""
+        """The `prompt` or `wanted` of the first model that has it."""
         return next((str(row[key]) for row in self.rows if row.get(key) is not None), None)
 
 
@@ -100,11 +84,11 @@ class ComparedFigure:
     Attributes:
         name: The figure's name.
         lower_is_better: Whether it is a loss.
-        binary: Whether scores are right or wrong.
+        binary: Whether scores are 0 or 1.
         count: Rows.
-        model_stats: Of each model, the first one first.
+        model_stats: The statistics of each model; the first one is the baseline.
         rows: The rows where the models differ, the most different ones first.
-        part_of: The figure that has all of its rows, with the same scores, and is tested in its place; or None.
+        part_of: A figure that includes all of its rows with the same scores, and is tested in its place; or None.
     """
 
     name: str
@@ -127,7 +111,7 @@ class ComparedFigure:
         for scores, rows in sorted(by_scores.items(), key=lambda item: -len(item[1])):
             right = [n for n, score in zip(names, scores, strict=True) if score]
             wrong = [n for n, score in zip(names, scores, strict=True) if not score]
-            found.append((f"{_listed(right)} right, {_listed(wrong)} wrong", rows))
+            found.append((f"{listed(right)} right, {listed(wrong)} wrong", rows))
         return found
 
 
@@ -136,11 +120,11 @@ class Comparison:
     """All models in all figures.
 
     Attributes:
-        models: Their names; the others are held against the first.
+        models: Their names; the first is the baseline.
         figures: Those that all models have rows of.
-        others: Figures without rows: each model's value, None where it has none.
-        notes: What is to be known of it, a sentence each.
-        level: Of the intervals.
+        others: Figures without rows: the value of each model, or None.
+        notes: Notes, a sentence each.
+        level: The level of the intervals.
     """
 
     models: list[str]
@@ -161,28 +145,28 @@ class Comparison:
 
 
 def compare_models(models: Sequence[ModelResults], level: float = LEVEL) -> Comparison:
-    """Holds each model against the first one, on the same rows.
+    """Compares each model with the first one, on the same rows.
 
     Args:
-        models: Two or more, with names of their own.
-        level: Of the intervals.
+        models: Two or more, with different names.
+        level: The level of the intervals.
 
     Raises:
-        UserError: Nothing that all models were measured at on the same rows, with numbers as scores.
+        UserError: No figure that all models have on the same rows, with numbers as scores.
     """
     names = [m.name for m in models]
     if len(models) < 2:
         raise UserError("A comparison needs two evaluated models or more.")
     if twice := [n for n, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{len(models)} models, and more than one is called {twice[0]}: give each a name of its own.")
+        raise UserError(f"{len(models)} models, and more than one is called {twice[0]}: give each its own name.")
     shared = [f for f in models[0].scores if all(m.scores.get(f) for m in models)]
-    comparable = [f for f in shared if not _reason(f, models)]
-    notes = [*_other_conditions(models), *_notes(models, shared, comparable)]
+    comparable = [f for f in shared if not not_comparable(f, models)]
+    notes = [*differing_conditions(models), *row_notes(models, shared, comparable)]
     if not comparable:
         raise UserError(
-            f"{_listed(names)} have no figure in common that could be compared row by row"
+            f"{listed(names)} have no figure in common that could be compared row by row"
             + (f" ({' '.join(notes)})" if notes else "")
-            + ": measure them with the same evaluators on the same data, each with recipe=evaluate "
+            + ": evaluate them with the same evaluators on the same data, each with recipe=evaluate "
             "model.model_name_or_path=…, and compare those runs."
         )
     figures = _judged(list(_without_parts([_compared(f, models, level) for f in comparable], models)), level)
@@ -191,59 +175,8 @@ def compare_models(models: Sequence[ModelResults], level: float = LEVEL) -> Comp
     return Comparison(names, figures, others, notes, level)
 
 
-def _reason(figure: str, models: Sequence[ModelResults]) -> str | None:
-    """Why the models can't be held against each other in a figure; None where they can."""
-    first, first_ids = models[0], {row["id"] for row in models[0].scores[figure]}
-    for model in models:
-        rows = model.scores[figure]
-        ids = {row["id"] for row in rows}
-        if len(ids) < len(rows):
-            return f"in {model.name}, ids stand twice ({len(rows) - len(ids):,} rows too many)"
-        bad = [row["id"] for row in rows if row["score"] is None or not np.isfinite(row["score"])]
-        if bad:
-            return f"{model.name} has no number as score of {len(bad):,} of {len(rows):,} rows (the first is {bad[0]})"
-        ones, others = len(first_ids - ids), len(ids - first_ids)
-        if ones or others:
-            return (
-                f"the rows aren't the same. {first.name} has {len(first_ids):,}, {ones:,} of them not of "
-                f"{model.name}; {model.name} has {len(ids):,}, {others:,} of them not of {first.name}"
-            )
-    weights = [{row["id"]: row.get("weight", 1) for row in m.scores[figure]} for m in models]
-    if other := [m.name for m, w in zip(models, weights, strict=True) if w != weights[0]]:
-        return f"{_listed(other)} cut the rows into other tokens than {first.name}, so nats a token can't be compared"
-    return None
-
-
-def _other_conditions(models: Sequence[ModelResults]) -> Iterator[str]:
-    """What the models weren't measured alike in, as far as that is known."""
-    for key in dict.fromkeys(key for m in models for key in m.conditions):
-        values = [(m.name, m.conditions[key]) for m in models if key in m.conditions]
-        said = [(n, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for n, v in values]
-        if len({value for _, value in said}) > 1:
-            yield f"{key} wasn't the same: {_listed([f'{value} for {name}' for name, value in said])}."
-
-
-def _notes(models: Sequence[ModelResults], shared: Sequence[str], comparable: Sequence[str]) -> Iterator[str]:
-    """What is to be known of the rows before their figures are read."""
-    for figure in shared:
-        if figure not in comparable:
-            yield f"{figure} is left out: {_reason(figure, models)}."
-            continue
-        for model in models:
-            rows, value = model.scores[figure], model.figures.get(figure)
-            mean = interval([r["score"] for r in rows], [r.get("weight", 1) for r in rows]).mean
-            if value is not None and mean is not None and not np.isclose(value, mean, rtol=1e-4, atol=1e-6):
-                yield (
-                    f"{figure} of {model.name} is {value:,.4g} over all rows that were evaluated; what stands here is "
-                    f"of the {len(rows):,} rows that were kept."
-                )
-    for figure in dict.fromkeys(f for m in models for f in m.scores if f not in shared):
-        lacking = [m.name for m in models if not m.scores.get(figure)]
-        yield f"{figure} can't be compared: {_listed(lacking)} {'has' if len(lacking) == 1 else 'have'} no rows of it."
-
-
 def _compared(figure: str, models: Sequence[ModelResults], level: float) -> ComparedFigure:
-    """One figure, with p values as they are."""
+    """One figure, with uncorrected p values."""
     by_id = [{row["id"]: row for row in m.scores[figure]} for m in models]
     ids = list(by_id[0])
     scores: list[Floats] = [np.array([rows[i]["score"] for i in ids], dtype=np.float64) for rows in by_id]
@@ -267,7 +200,7 @@ def _compared(figure: str, models: Sequence[ModelResults], level: float) -> Comp
 
 
 def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[ModelResults]) -> Iterator[ComparedFigure]:
-    """The same, with those marked whose rows an earlier figure has: a second test of them would count them twice."""
+    """Marks figures whose rows are part of an earlier one: a second test would count these rows twice."""
     scores = {f.name: [{(row["id"], row["score"]) for row in m.scores[f.name]} for m in models] for f in figures}
     for place, figure in enumerate(figures):
         wholes = (
@@ -279,7 +212,7 @@ def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[ModelResu
 
 
 def _judged(figures: Sequence[ComparedFigure], level: float) -> list[ComparedFigure]:
-    """The same with Holm's correction over all tests, and the verdicts."""
+    """Adds Holm's correction over all tests, and the verdicts."""
     p_values = iter(holm([s.test.p_value for f in figures if not f.part_of for s in f.model_stats if s.test]))
 
     def judged(stats: ModelStats, figure: ComparedFigure) -> ModelStats:
@@ -307,8 +240,3 @@ def _numbers(stats: ModelStats) -> Iterator[tuple[str, Any]]:
         yield from ((key, value if tested else None) for key, value in said)
         yield from (("wins", stats.wins), ("losses", stats.losses), ("ties", stats.ties))
         yield ("verdict", stats.verdict)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names as in a sentence: a, b and c."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

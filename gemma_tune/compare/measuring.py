@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from gemma_tune.compare.comparison import ModelResults
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import Config
 from gemma_tune.data.records import Record

@@ -1,4 +1,4 @@
-"""What a run has measured, as its folder holds it."""
+"""The evaluation results in a run folder."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.compare.comparison import ModelResults
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
 
 def results_file(run: str, when: str = "after") -> Path:
-    """The file with what a run has measured, at its end or at another time."""
+    """The file with the results of a run, at its end or at another time."""
     return resolve(run) / "eval" / f"{when}.json"
 
 
 def stored_results(name: str, run: str, when: str = "after") -> ModelResults:
-    """What a run has measured.
+    """The evaluation results of a run.
 
     Args:
-        name: What it is called in the comparison.
+        name: Its name in the comparison.
         run: Its folder.
         when: after, at its end; or before.
 
     Raises:
-        UserError: The file can't be read, or lacks something.
+        UserError: The file can't be read, or a part is missing.
     """
     file = results_file(run, when)
     try:
@@ -37,7 +37,7 @@ def stored_results(name: str, run: str, when: str = "after") -> ModelResults:
     if reason:
         weights = any((resolve(run) / part).is_dir() for part in ("adapter", "export/merged"))
         raise UserError(
-            f"compare.models: {file}: {reason}; measure the model again with recipe=evaluate "
+            f"compare.models: {file}: {reason}; evaluate the model again with recipe=evaluate "
             f"model.model_name_or_path={run if weights else '…'}, and compare that run."
         )
     return ModelResults(

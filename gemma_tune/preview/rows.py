@@ -1,4 +1,4 @@
-"""The rows that are shown, with what became of each, and the lengths of all."""
+"""The rows that are shown, with what happened to each, and the lengths of all rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PreviewRow:
         where: File and line.
         row: Token ids and labels, after cutting: those that are trained on, unless the row is dropped.
         length: Tokens before cutting.
-        lost: Trained tokens that cutting took.
-        dropped: Whether the row is left out, since cutting left no trained token.
+        lost: Trained tokens that were cut off.
+        dropped: Whether the row is left out, because cutting left no trained token.
         equal_to: The earlier row that it equals, or None.
         leaked_to: The held-out or test row that it equals, or None.
     """
@@ -47,16 +47,16 @@ class PreviewRow:
 
     @property
     def share(self) -> float:
-        """The part of the tokens that the loss counts."""
+        """The share of trained tokens."""
         return self.row.trained_tokens / self.tokens
 
     @property
     def is_cut(self) -> bool:
-        """Whether tokens are left away."""
+        """Whether tokens were cut off."""
         return self.length > self.tokens
 
     def badges(self) -> list[str]:
-        """What a person should know of the row, in a few words each."""
+        """What happened to the row, in a few words each."""
         said = {
             f"cut: {self.tokens:,} of {self.length:,} tokens": self.is_cut,
             "dropped: no trained token left": self.dropped,
@@ -66,9 +66,9 @@ class PreviewRow:
         return [text for text, holds in said.items() if holds]
 
     def cut_line(self) -> str:
-        """What cutting took."""
+        """A sentence about the tokens that were cut off."""
         left = self.length - self.tokens
-        return f"cut here at train.max_length: {left:,} tokens are left away, {self.lost:,} of them trained"
+        return f"cut here at train.max_length: {left:,} tokens are cut off, {self.lost:,} of them trained"
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class PreviewData:
     """All that is shown of the rows of a run.
 
     Attributes:
-        train: The rows to train on.
-        held_out: The rows held out.
-        shown: The first rows to train on, each with what became of it.
+        train: The training rows.
+        held_out: The validation rows.
+        shown: The first training rows, each with what happened to it.
         lengths: Tokens of every row before cutting, [N].
-        batches: The ways to put the rows into batches, with their padding.
-        texts: What the tokens say.
-        form: The form of the chats.
+        batches: The ways of batching the rows, with their padding.
+        texts: The texts of the tokens.
+        form: The name of the chat template.
     """
 
     train: TokenizedRows
@@ -97,14 +97,14 @@ class PreviewData:
 def preview_data(
     cfg: Config, tokenizer: Any, train: TokenizedRows, held_out: TokenizedRows, whole: TokenizedRows
 ) -> PreviewData:
-    """Gathers what is shown.
+    """Collects what is shown.
 
     Args:
         cfg: The configuration.
         tokenizer: The tokenizer that has rendered the rows.
-        train: The rows to train on, as training takes them.
-        held_out: The rows held out.
-        whole: The rows to train on before cutting, those among them that were dropped for it.
+        train: The training rows, as the trainer gets them.
+        held_out: The validation rows.
+        whole: The training rows before cutting, including those that cutting dropped.
 
     Raises:
         UserError: The held-out or test rows can't be read.
@@ -132,10 +132,10 @@ def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max
     """The first rows read, at most as many as `TokenizedRows.records` keeps.
 
     Args:
-        data: Names the files in which leaked rows are looked for.
-        train: The rows as they are trained on.
-        whole: The same before cutting, those among them that were dropped for it.
-        max_length: Tokens of a row at most.
+        data: The files in which leaked rows are looked up.
+        train: The training rows.
+        whole: The same before cutting, including those that cutting dropped.
+        max_length: Tokens per row at most.
 
     Raises:
         UserError: The held-out or test rows can't be read.
@@ -164,7 +164,7 @@ def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max
 
 
 def _held_out(data: DataConfig, wanted: set[int]) -> dict[int, str]:
-    """Where each of the wanted rows stands among the held-out and test rows, by its digest."""
+    """File and line of each of the wanted rows in the validation and test files, by its digest."""
     if not wanted:
         return {}
     others = filter(None, [reading.validation(data), *reading.tests(data).values()])

@@ -1,4 +1,4 @@
-"""Rows in the terminal, one at a time; and as plain text where there is none."""
+"""Rows in the terminal, one at a time; as plain text where there is no terminal."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ KEYS = {
 
 
 def in_terminal() -> bool:
-    """Whether a person sits at both ends."""
+    """Whether both stdin and stdout are a terminal."""
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
 
 
 def console() -> Console:
-    """A console that breaks no line of its own, and that writes plain text where nobody sits."""
+    """A console that wraps no lines, and that writes plain text where there is no terminal."""
     return Console(highlight=False, soft_wrap=True, force_terminal=None if in_terminal() else False)
 
 
 def header(shown: PreviewRow, number: int, every: int) -> Text:
-    """One line on a row: where it stands, its tokens, and what became of it."""
+    """One line about a row: file and line, its tokens, and what happened to it."""
     line = Text(f"{number:,}/{every:,}  {shown.where}", style="bold")
     trained = f"{shown.row.trained_tokens:,} trained ({shown.share:.0%})"
     line.append(f"  {shown.tokens:,} tokens, {trained}", style="not bold")
@@ -49,8 +49,8 @@ def body(shown: PreviewRow, texts: TokenTexts, colours: bool) -> Text:
 
     Args:
         shown: The row.
-        texts: What its tokens say.
-        colours: Whether colours tell what is trained; else it stands between ⟦ and ⟧.
+        texts: The texts of its tokens.
+        colours: Whether colours mark what is trained; if not, ⟦ and ⟧ do.
     """
     text = Text()
     for trained, run in runs(texts.pieces(shown.row)):
@@ -74,7 +74,7 @@ def print_row(out: Console, seen: PreviewData, place: int) -> None:
 
 
 def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, streamed: bool) -> None:
-    """Prints rows and tokens, and what is to be known of them."""
+    """Prints counts of rows and tokens, and notes about them."""
     counts = {"training": train.counts(), "validation": held_out.counts()}
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")
@@ -90,14 +90,14 @@ def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, st
 
 
 def print_lengths(out: Console, seen: PreviewData) -> None:
-    """Prints how long rows are, and what is padding."""
+    """Prints the lengths of the rows, and the share of padding."""
     out.print("Lengths before cutting: " + ", ".join(f"{k} {v:,}" for k, v in percentiles(seen.lengths).items()) + ".")
     for way in seen.batches:
         out.print(f"Padding: {way.padding:6.1%} {way.name}{' ← this configuration' if way.chosen else ''}")
 
 
 def turn_over(out: Console, seen: PreviewData) -> None:
-    """Shows one row after the other, as the person wants it."""
+    """Shows one row after the other, by the keys that are pressed."""
     every, place = seen.train.read, 0
     print_row(out, seen, place)
     while True:
@@ -123,7 +123,7 @@ def turn_over(out: Console, seen: PreviewData) -> None:
 
 
 def _wanted(key: str, place: int) -> int | None:
-    """The place of the row that a key asks for, or None where it asks for none."""
+    """The place of the row that a key asks for; None for any other key."""
     number = key.replace(",", "")
     if number.isdecimal():
         return int(number) - 1

@@ -7,14 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gemma_tune.compare.comparison import (
-    LEVEL,
-    ComparedFigure,
-    ModelResults,
-    ModelStats,
-    compare_models,
-    lower_is_better,
-)
+from gemma_tune.compare.comparison import LEVEL, ComparedFigure, ModelStats, compare_models, lower_is_better
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.evaluation import Evaluation, as_text

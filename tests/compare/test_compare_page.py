@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from page_of import Page
 
-from gemma_tune.compare.comparison import Comparison, ModelResults, compare_models
+from gemma_tune.compare.comparison import Comparison, compare_models
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import PAGE_MARK, write_comparison
 from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.statistics import Interval

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from gemma_tune.compare.comparison import ComparedFigure, ModelResults, ScoredRow, compare_models, lower_is_better
+from gemma_tune.compare.comparison import ComparedFigure, compare_models, lower_is_better
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.wording import Wording, facts
 from gemma_tune.errors import UserError
+from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.statistics import holm, interval, paired_test
 
 
@@ -176,7 +178,7 @@ def test_what_is_to_be_known() -> None:
     b = model("b", {"acc": 0.625}, acc=rows(OTHER), loss=rows([1.0, 2.0]), other=[])
     notes = compare_models([a, b]).notes
     assert notes == [
-        "acc of a is 0.5 over all rows that were evaluated; what stands here is of the 8 rows that were kept.",
+        "acc of a is 0.5 over all rows that were evaluated; the value here is that of the 8 rows that were kept.",
         "other can't be compared: b has no rows of it.",
     ]
 
@@ -233,7 +235,7 @@ def test_what_cannot_be_compared_is_left_out() -> None:
     assert comparison.notes[:3] == [
         "few is left out: the rows aren't the same. a has 3, 1 of them not of b; b has 2, 0 of them not of a.",
         "loss is left out: b has no number as score of 2 of 3 rows (the first is row-1).",
-        "twice is left out: in b, ids stand twice (1 rows too many).",
+        "twice is left out: b has duplicate ids (1 rows too many).",
     ]
 
 
@@ -245,7 +247,7 @@ def test_losses_over_other_tokens_are_left_out() -> None:
     assert [f.name for f in comparison.figures] == ["acc"]
     assert comparison.others == {"loss": [1.0, 1.1]}
     assert comparison.notes == [
-        "loss is left out: b cut the rows into other tokens than a, so nats a token can't be compared."
+        "loss is left out: the tokens of the rows aren't the same in a and b, so nats per token can't be compared."
     ]
     said = refusal(model("a", loss=a.scores["loss"]), model("b", loss=b.scores["loss"]))
     assert "no figure in common" in said and "other tokens" in said

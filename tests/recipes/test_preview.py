@@ -134,7 +134,7 @@ def test_what_became_of_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert page.rows[2]["trained"] == []
     lost = len(tokenizer(SO + "<end_of_turn>", add_special_tokens=False)["input_ids"])
     lost -= len(page.rows[1]["trained"])
-    assert f"{whole[0] - 40} tokens are left away, {lost} of them trained" in page.rows[1]["text"]
+    assert f"{whole[0] - 40} tokens are cut off, {lost} of them trained" in page.rows[1]["text"]
     assert f"longest {max(whole)} " in page.text and f"longest {max(whole)}." in out
 
 
