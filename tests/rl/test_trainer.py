@@ -119,7 +119,7 @@ def test_the_order_of_an_epoch_hangs_on_its_number(tmp_path: Path) -> None:
 def test_rows_that_can_not_be_asked() -> None:
     records = [Record(f"f:{i}", messages=[{"role": "user", "content": "a " * n}]) for i, n in enumerate((3, 900, 5))]
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
-    with pytest.raises(UserError, match=r"f:1: the prompt has [\d,]+ tokens, and the model holds 100"):
+    with pytest.raises(UserError, match=r"f:1: the prompt has [\d,]+ tokens, and 100 fit"):
         Tasks(records, tokenizer, 100)
     refused: dict[str, None] = {}
     tasks = Tasks(records, tokenizer, 100, refused)
