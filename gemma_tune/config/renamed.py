@@ -18,7 +18,7 @@ KEYS = {
     "quant.train": "quant.stage2",
 }
 # Keys that are gone, and what says the same now.
-GONE = {"train.algorithm": "the recipe says it: recipe=grpo or recipe=rloo; in a recipe of yours `method: rloo`"}
+GONE = {"train.algorithm": "the recipe says it: recipe=grpo or recipe=rloo; in your own recipe `method: rloo`"}
 # By group and option.
 OPTIONS = {("data", "preferences"): "sample_preferences"}
 # The one method of all training with rewards, which `train.algorithm` told apart.

@@ -133,8 +133,8 @@ class RunFolder:
             if path is not None:
                 for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
                     stat = file.stat()
-                    told = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
-                    self.inputs[str(file)] = file_digest(file) if hashed else told
+                    seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
+                    self.inputs[str(file)] = file_digest(file) if hashed else seen
         self._write_manifest()
 
     @contextlib.contextmanager
@@ -194,9 +194,9 @@ class RunFolder:
             if self._replaced:
                 print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(self._how_to_go_on()) from error
+                raise KeyboardInterrupt(self._how_to_resume()) from error
             if disk_is_full(error) and not isinstance(error, UserError | RunError):
-                go_on = f" {self._how_to_go_on()}" if self.training else ""
+                go_on = f" {self._how_to_resume()}" if self.training else ""
                 raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
             raise
         if self._replaced:
@@ -219,9 +219,9 @@ class RunFolder:
             self._replaced.rename(self.path)
             self._replaced = None
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         if any(self.checkpoints.glob("step-*")):
-            return f"{self.path} has checkpoints: the same command with train.resume_from_checkpoint=latest goes on."
+            return f"{self.path} has checkpoints: the same command with train.resume_from_checkpoint=latest resumes it."
         return f"{self.path} has no checkpoint yet (train.save_steps writes them)."
 
     def _write_manifest(self) -> None:

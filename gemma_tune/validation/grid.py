@@ -1,4 +1,4 @@
-"""Checks of `quant=…` and of what is exported on a grid."""
+"""Checks of `quant=…` and of exports in a quantization format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tune.validation.suggest import did_you_mean
 
 
 def grid_problems(cfg: Config) -> Iterator[str]:
-    """What a run on a grid can't do, and what has no effect without one."""
+    """What a run in a quantization format can't do, and what has no effect without one."""
     q, a = cfg.quant, cfg.adapter
     for name in cfg.export.formats:
         if name not in FORMATS:
@@ -24,20 +24,22 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         for name in cfg.export.formats:
             if name in FORMATS and name != "merged":
                 yield (
-                    f"export.formats={name} is written of models on a grid: use recipe=qat, or afterwards "
-                    "recipe=export model.model_name_or_path=RUN."
+                    f"export.formats={name} is written of models in a quantization format: use recipe=qat, or "
+                    "afterwards recipe=export model.model_name_or_path=RUN."
                 )
         return
     if q.grid == "none":
-        yield f"quant=none with recipe={cfg.recipe}: choose a grid, for example quant=q4_0."
+        yield f"quant=none with recipe={cfg.recipe}: choose a quantization format, for example quant=q4_0."
     if q.grid == "q3_0" and set(cfg.export.formats) - {"merged"}:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
     if q.grid == "q4_0_fp16" and q.embedding != "none":
-        yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding's grids are those of q4_0; use quant.grid=q4_0."
+        yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding needs quant.grid=q4_0; set it."
     if q.grid == "q4_0_fp16" and "gguf_bf16" in cfg.export.formats:
         yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
     if q.teacher == "live" and q.teacher_folder:
         yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
+    if cfg.data.streaming and cfg.traits.trains:
+        yield "data.streaming=true in QAT: the teacher's probabilities are kept for each row; leave it out."
     if cfg.traits.stages:
         yield from _tune_to_int4_problems(cfg)
         return
@@ -46,7 +48,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if q.grid == "q4_0_fp16" and cfg.model.dtype == "bfloat16":
         yield "quant.grid=q4_0_fp16 with model.dtype=bfloat16, which can't hold its values; leave model.dtype out."
     if cfg.model.load_in_4bit:
-        yield f"model.load_in_4bit=true with recipe={cfg.recipe}: the grid rounds full weights; leave it out."
+        yield f"model.load_in_4bit=true with recipe={cfg.recipe}: quantization rounds full weights; leave it out."
     if not cfg.traits.trains:
         for key, default in vars(QuantConfig()).items():
             if key not in ("grid", "embedding", "stage2") and getattr(q, key) != default:
@@ -56,27 +58,23 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         return
     for key, value, wanted in (("lora_dropout", a.lora_dropout, 0.0), ("use_dora", a.use_dora, False)):
         if a.peft_type != "none" and value != wanted:
-            yield f"adapter.{key}={value} with recipe=qat: the adapter is inside the quantiser; set it to {wanted}."
+            yield f"adapter.{key}={value} with recipe=qat: the adapter is inside the quantizer; set it to {wanted}."
     if a.peft_type != "none" and str(a.init_lora_weights).startswith(("pissa", "olora", "loftq")):
         yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
     if not cfg.eval.before:
-        yield "eval.before=false has no effect with recipe=qat: what the grid costs is measured before; leave it out."
-    if cfg.data.streaming:
-        yield "data.streaming=true with recipe=qat: what the teacher says is kept a row; leave it out."
+        yield "eval.before=false has no effect with recipe=qat: the cost of rounding is measured then; leave it out."
 
 
 def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:
-    """What `recipe=tune_to_int4` can't do beside what its two trainings can't."""
+    """What `recipe=tune_to_int4` can't do, apart from what neither of its trainings can do."""
     if "gguf" not in cfg.export.formats:
-        yield "export.formats lacks gguf, which recipe=tune_to_int4 measures in the end; add it, or use recipe=qat."
+        yield "export.formats lacks gguf, which recipe=tune_to_int4 measures at the end; add it, or use recipe=qat."
     if importlib.util.find_spec("xllamacpp") is None:
-        yield "recipe=tune_to_int4 measures in llama.cpp, which isn't there: pip install 'gemma_tune[gguf]' brings it."
+        yield "recipe=tune_to_int4 measures in llama.cpp, which is not installed: pip install 'gemma_tune[gguf]'"
     if "kl" in cfg.eval.evaluators:
-        yield "eval.evaluators: kl with recipe=tune_to_int4 has one reference for four models; measure it by itself."
+        yield "eval.evaluators: kl with recipe=tune_to_int4 has one reference for four models; use recipe=evaluate."
     if cfg.quant.stage2.max_steps == 0:
         yield "quant.stage2.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
-    if cfg.data.streaming:
-        yield "data.streaming=true with recipe=tune_to_int4: what the teacher says is kept a row; leave it out."
     if not cfg.eval.before:
         yield "eval.before=false has no effect with recipe=tune_to_int4: its table begins with the base; leave it out."
     if cfg.train.resume_from_checkpoint:

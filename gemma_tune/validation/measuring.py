@@ -43,10 +43,10 @@ def compare_problems(cfg: Config) -> Iterator[str]:
         yield f"compare.names has {len(names)} names for {len(models)} models; give one to each, or leave it out."
     folders = Counter(str(resolve(m).resolve()) if resolve(m).is_dir() else m for m in models)
     for model in (m for m, count in folders.items() if count > 1):
-        yield f"compare.models: {model} stands there twice; name each model once."
+        yield f"compare.models: {model} is named twice; name each model once."
     for name, count in Counter(names).items():
         if count > 1:
-            yield f"compare.names: {name} stands there {count} times; give each model a name of its own."
+            yield f"compare.names: {name} is used {count} times; give each model its own name."
     for model in models:
         if is_gguf(model):
             yield f"compare.models: {model} is a GGUF file: measure it with recipe=evaluate, and name that run."

@@ -98,7 +98,7 @@ INSTEAD = {
     "rejected_column": "pairs have fields named prompt, chosen and rejected",
     "rpo_alpha": "set train.loss_type=sigmoid+sft, with train.extra.loss_weights",
     "simpo_gamma": "TRL's DPOTrainer has no SimPO",
-    "reference_free": "the reference is the model as it began",
+    "reference_free": "the reference is the initial model",
 }
 
 # Options that a group doesn't have, and what to write instead.

@@ -115,7 +115,7 @@ MISTAKES = {
     "a recipe alone": (["grpo"], ["`grpo` is not of the form key=value", "Did you mean recipe=grpo?"]),
     # options of TRL's that are no keys of ours
     "an option of TRL's": (["train.top_p=0.9"], ["no key `train.top_p`", "Did you mean train.extra.top_p?"]),
-    "an option that is decided": (["train.ref_model=x"], ["The reference is the model as it began."]),
+    "an option that is decided": (["train.ref_model=x"], ["The reference is the initial model."]),
     "the same by its name alone": (["generation_batch_size=8"], ["Set train.steps_per_generation."]),
     "an option of old": (["train.max_prompt_length=512"], ["Prompts are never cut"]),
     "TRL's list of rewards": (["train.extra.reward_funcs=[a]"], ["set reward.functions.NAME=path/to/file.py:function"]),

@@ -96,9 +96,9 @@ def test_measured_runs_are_compared_without_a_model(
     [
         (["nowhere/at/all", "{measured}"], (), "nowhere/at/all"),
         (["{measured}"], (), "fewer than two"),
-        (["{measured}", "{measured}"], (), "stands there twice"),
+        (["{measured}", "{measured}"], (), "is named twice"),
         (["{measured}", "{other}"], ("compare.names=[a]",), "has 1 names for 2 models"),
-        (["{measured}", "{other}"], ("compare.names=[a,a]",), "a stands there 2 times"),
+        (["{measured}", "{other}"], ("compare.names=[a,a]",), "a is used 2 times"),
         (["{measured}", "runs/measure"], (), r"no such model folder.* Did you mean runs/measured\?"),
         (["{measured}", "{other}"], ("model=gemma3_1b_it",), "model_name_or_path has no effect"),
         (["{measured}", "{other}"], ("eval=none",), "nothing to compare"),

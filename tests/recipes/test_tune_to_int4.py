@@ -57,12 +57,12 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     ("words", "said"),
     [
         (["export=merged"], "export.formats lacks gguf"),
-        (["quant=none"], "choose a grid"),
+        (["quant=none"], "choose a quantization format"),
         (["eval.evaluators=[answers,kl]", "eval.kl.reference=assets://tiny"], "one reference for four models"),
         (["eval.before=false"], "begins with the base"),
         (["quant.stage2.max_steps=0"], "would train nothing"),
         (["train.resume_from_checkpoint=latest"], "recipe=qat"),
-        (["data.streaming=true", "train.max_steps=5"], "kept a row"),
+        (["data.streaming=true", "train.max_steps=5"], "kept for each row"),
     ],
 )
 def test_refused(words: list[str], said: str) -> None:

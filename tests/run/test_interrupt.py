@@ -46,7 +46,7 @@ def test_while_training(tmp_path: Path) -> None:
     checkpoints = folder / "checkpoints"
     done = interrupted(folder, lambda: any(checkpoints.glob("step-*")), "train.save_steps=1", "train.max_steps=200")
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-    assert "gemma_tune: interrupted." in done.stderr and "resume_from_checkpoint=latest goes on" in done.stderr
+    assert "gemma_tune: interrupted." in done.stderr and "resume_from_checkpoint=latest resumes it" in done.stderr
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "interrupted"
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml", "result.json", "manifest.json", "metrics.jsonl", "checkpoints", "eval",
