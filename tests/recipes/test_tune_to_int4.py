@@ -71,5 +71,5 @@ def test_refused(words: list[str], said: str) -> None:
 
 
 def test_its_training_keys_belong_to_it() -> None:
-    with pytest.raises(UserError, match=r"quant\.train has no effect"):
+    with pytest.raises(UserError, match=r"quant\.stage2 has no effect"):
         compose_config("qat", ["quant.stage2.max_steps=5"])
