@@ -2,147 +2,64 @@
 
 from __future__ import annotations
 
-from transformers import set_seed
+from typing import Any
 
-from gemma_tune.cli.dry_run import dry_run
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import load_pairs
-from gemma_tune.data.reading import data_files
-from gemma_tune.data.tokenized import notes_of
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export import reward_model
-from gemma_tune.models import adapter as adapters
-from gemma_tune.models.adapter_files import AdapterSaver
-from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
+from gemma_tune.models.adapter import attach
 from gemma_tune.models.classifier import HEAD, load_classifier
-from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.hardware import check_hardware
-from gemma_tune.models.load import check_vocabulary, family_of, load_config, load_tokenizer, pick_device
-from gemma_tune.models.memory import estimate, peak_memory_mb, reset_peak
-from gemma_tune.models.size import size_of
-from gemma_tune.models.source import find_source
-from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
-from gemma_tune.run.terminal import say, say_end
-from gemma_tune.run.tracking import Tracker
-from gemma_tune.train.arguments import mixed_precision
-from gemma_tune.train.best import TrainingEnd
-from gemma_tune.train.callbacks import TrackerCallback
-from gemma_tune.train.preflight import CheckInputs, preflight
-from gemma_tune.train.resume import find_checkpoint
+from gemma_tune.steps.data import Data
+from gemma_tune.steps.session import session
+from gemma_tune.steps.setup import Setup, loading, set_up
+from gemma_tune.train.preflight import preflight
 from gemma_tune.train.reward import GENERAL, reward_arguments, reward_trainer, score_checks
 
 
-def run(cfg: Config) -> RunResult:
+def read(cfg: Config, setup: Setup) -> Data:
+    """Pairs as token ids, none of them cut: the score is read at an answer's end."""
+    train, held_out = load_pairs(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed, drop_long=True)
+    return Data(train, held_out, {}, {}, 2 * train.longest)
+
+
+def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains a classifier with one label to score the better answer of a pair higher, and exports it."""
-    check_hardware(cfg)
-    folder = RunFolder.open(cfg)
-    if folder.finished and not cfg.dry_run:
-        print(f"This run is done already: see {folder.report}, or repeat it with overwrite=true.")
-        return folder.stored_result()
-    checkpoint = None if folder.finished else find_checkpoint(cfg.train, folder)
-    if cfg.dry_run:
-        return dry_run(cfg, folder)
-
-    # What surely doesn't fit is said before a long file is read
-    source, device = find_source(cfg.model), pick_device(cfg.model)
-    tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    shape, mixed, free = size_of(load_config(source)), mixed_precision(cfg, device), free_memory(device)
-    check_memory(cfg, shape, mixed, free)
-    check_disk(cfg, shape, source, folder.path)
-
-    # Pairs as token ids, none of them cut: the score is read at an answer's end
+    setup = set_up(cfg, folder)
     with folder.timed("data"):
-        train, held_out = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, drop_long=True)
-    longest = 2 * train.longest  # both answers of a pair stand in a batch, each with its prompt
-    notes = list(filter(None, [memory_warning(cfg, shape, mixed, longest, free)]))
+        data = read(cfg, setup)
+    batch = cfg.train.per_device_eval_batch_size
 
-    # The base under a new head, and what is trained of it
-    set_seed(cfg.seed)
-    reset_peak(device)
-    with folder.timed("load"):
-        base = load_classifier(cfg.model, source, tokenizer)
-        check_vocabulary(base, [train.highest_id, held_out.highest_id])
-        model = adapters.attach(base, cfg.adapter, source, trained_whole=[HEAD])
-    counts = adapters.count(model)
-    saver = AdapterSaver(model, with_towers=family_of(source).has_towers)
-    needs = estimate(cfg, shape, mixed, longest)["total"]
+    def score(when: str, model: Any, tokenizer: Any) -> Evaluation:
+        return score_pairs(model, tokenizer, data.held_out, batch)
+
+    # The base under a new head, and its adapter
+    with loading(cfg, folder, setup):
+        base = load_classifier(cfg.model, setup.source, setup.tokenizer)
+        data.check_vocabulary(base)
+        model = attach(base, cfg.adapter, setup.source, trained_whole=[HEAD])
     with folder.nothing_left():
-        checks = preflight(CheckInputs(cfg, model, tokenizer, train, counts, shape, True, (needs, free)), GENERAL)
-        trainer = reward_trainer(cfg, reward_arguments(cfg, folder, device), model, tokenizer, train)
-        checks += score_checks(model, tokenizer, train)
+        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), GENERAL)
+        arguments = reward_arguments(cfg, folder, setup.device)
+        trainer = reward_trainer(cfg, arguments, model, setup.tokenizer, data.train)
+        checks += score_checks(model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    result = folder.result
-    batch = cfg.train.per_device_eval_batch_size
-    with folder.recording(), Tracker.open(cfg, folder, checkpoint.step if checkpoint else None) as tracker:
-        begun = f"{cfg.recipe}: {source.base} → {folder.path}"
-        say(begun, counts.line(), *notes_of(train, held_out), *notes, *checks)
-        if source.folder is None:
-            folder.inputs[source.base] = f"commit {model.config._commit_hash}"
-        folder.add_inputs(*source.inputs)
-        folder.add_inputs(*data_files(cfg.data))
-        if cfg.data.dataset_name:
-            folder.inputs[cfg.data.dataset_name] = f"revision {cfg.data.revision or 'main'}"
-
-        before = Evaluation()
-        if cfg.eval.before:
-            with folder.timed("evaluate"):
-                before = score_pairs(model, tokenizer, held_out, batch)
-        before.save(folder.evals, "before")
-        if not checkpoint:
-            tracker.log(before.figures, step=0, group="eval")
-
-        trainer.add_callback(TrackerCallback(tracker))
-        trainer.measure = lambda step: score_pairs(model, tokenizer, held_out, batch).figures
-        folder.training = True
-        with folder.timed("train"), training_attention(base, cfg.model.attn_implementation):
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        result.peak_memory_mb = peak_memory_mb(device)
-        result.failures |= trainer.passed_over
-        ending = TrainingEnd.of(cfg.train, trainer.state)
-        say(*ending.lines)
-        trainer.release()
-
-        with folder.timed("evaluate"):
-            after = score_pairs(model, tokenizer, held_out, batch)
-        after.save(folder.evals, "after")
-        tracker.log(after.figures, step=ending.kept, group="eval")
-
-        # Keep the adapter, export, and load the export as anyone would
-        if cfg.adapter.peft_type != "none":
-            with atomic_folder(folder.adapter) as written:
-                saver.save(model, tokenizer, written)
-            result.artifacts["adapter"] = "adapter"
+    with session(cfg, folder, setup, data, model, checks, measure_at=score) as run:
+        before = run.measure("before")
+        run.fit(trainer)
+        after = run.measure("after")
+        run.save_adapter()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
             with folder.timed("export"), atomic_folder(place) as written:
-                reward_model.export(model, tokenizer, written, cfg.export)
+                reward_model.export(model, setup.tokenizer, written, cfg.export)
             with folder.timed("verify"):
-                measured = reward_model.verify(place, model, cfg.export, train, held_out, batch)
-            result.metrics["export"] = measured
-            result.artifacts["reward_model"] = REWARD_MODEL
-
-        # Say what happened
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        name, (first, last) = "train_loss", (losses[0], losses[-1])
-        if before.headline:
-            name = before.headline
-            first, last = before.figures[name], after.figures.get(name)
-        result.headline = {"name": name, "before": first, "after": last}
-        result.metrics |= {
-            "before": before.figures,
-            "after": after.figures,
-            **ending.figures,
-            "train_loss_first": losses[0],
-            "train_loss_last": losses[-1],
-            "data": {"training": train.counts(), "held_out": held_out.counts()},
-            "weights": vars(counts),
-        }
-        tracker.summary(result.metrics)
-        notes = [*notes_of(train, held_out), *notes, *train.left_out(), *held_out.left_out()]
-        write_report(cfg, folder, ". ".join([counts.line(), *ending.lines]), before, after, notes, checks)
-    say_end(folder, before, after, tracker.note)
-    return result
+                figures = reward_model.verify(place, model, cfg.export, data.train, data.held_out, batch)
+            folder.result.metrics["export"] = figures
+            folder.result.artifacts["reward_model"] = REWARD_MODEL
+        run.finish(before, after)
+    return folder.result

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,103 +10,82 @@ from rich.console import Console
 from rich.table import Table
 
 from gemma_tune.config import Config
-from gemma_tune.config.methods import Reads
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
-from gemma_tune.data.pairs import load_pairs
-from gemma_tune.data.records import Record
-from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import TokenizedRows, load_rows, notes_of, read_tests, read_training_prompts
-from gemma_tune.errors import UserError
-from gemma_tune.evals.evaluation import prepare_evaluators
-from gemma_tune.models.capacity import free_memory, memory_warning
-from gemma_tune.models.load import load_config, load_tokenizer, pick_device
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import ModelSize, published_size, size_of
-from gemma_tune.models.source import Source, find_source
-from gemma_tune.rl.rewards import size_of_reward_model
-from gemma_tune.rl.tasks import Tasks
+from gemma_tune.data.tokenized import read_tests
 from gemma_tune.run.folder import RunFolder, RunResult
-from gemma_tune.train.arguments import mixed_precision
+from gemma_tune.steps.measuring import ToMeasure
+from gemma_tune.steps.setup import Setup, look_at_model
 
 
-def _shape(cfg: Config, source: Source) -> ModelSize | None:
-    try:
-        return size_of(load_config(source))
-    except UserError:
-        if source.folder is not None:
-            raise
-        return published_size(cfg.model.model_name_or_path)
+def _console(cfg: Config) -> Console:
+    """The console, with the resolved configuration on it."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+    return console
 
 
-def _counts(cfg: Config, source: Source) -> tuple[dict[str, dict[str, int]], list[str]]:
-    try:
-        tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    except UserError as error:
-        if source.folder is not None:
-            raise
-        # A checkpoint that isn't downloaded yet is no reason to leave the rows unread.
+def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str, int]], list[str], int]:
+    """Rows and tokens of each part, notes, and the tokens of the longest sequence of a batch."""
+    if setup.missing:
+        # A checkpoint that isn't downloaded yet is no reason to leave the rows unread
         training = None if cfg.data.streaming or cfg.data.generator else reading.training(cfg.data)
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
-        return read, [f"Tokens are not counted: {error}"]
-    if cfg.traits.rewarded:
-        records, prompts = read_training_prompts(cfg.data, read_tests(cfg.data))
-        tasks = Tasks(records, tokenizer, sys.maxsize, prompts.refused if cfg.data.skips_rows else None)
-        _prepare(cfg, tokenizer, TokenizedRows())
-        longest = tasks.longest_prompt + (cfg.train.max_completion_length or 0)
-        return {"training": {"rows": len(tasks), "longest_row": longest}}, prompts.notes("prompts")
-    if cfg.traits.reads is Reads.PAIRS:
-        drop_long = not cfg.traits.evaluators
-        pairs, others = load_pairs(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, drop_long)
-        _prepare(cfg, tokenizer, others)
-        counts = {"training": pairs.counts(), "held_out": others.counts()}
-        counts["training"]["longest_row"] *= 2  # both answers of a pair stand in a batch
-        return counts, notes_of(pairs, others)
-    if cfg.data.streaming:
-        train, held_out = stream_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
-        _prepare(cfg, tokenizer, held_out)
-        said = "Training rows are streamed: they are not counted beforehand."
-        return {"held_out": held_out.counts()}, [said, *notes_of(train, held_out)]
-    train, held_out = load_rows(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
-    _prepare(cfg, tokenizer, held_out)
-    counts = {"training": train.counts(), "held_out": held_out.counts()}
-    return counts, notes_of(train, held_out)
-
-
-def _prepare(cfg: Config, tokenizer: Any, held_out: TokenizedRows) -> None:
-    """Raises UserError for what the evaluators can't work with."""
+        return read, [f"Tokens are not counted: {setup.missing}"], cfg.train.max_length
     if cfg.reward.model.weight:  # would be loaded
         cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
-    prepare_evaluators(cfg, tokenizer, held_out, read_tests(cfg.data) if cfg.eval.answers_tests else {})
+    data = recipe.read(cfg, setup)
+    counts, notes = data.counts(), data.notes()
+    if data.streamed:
+        del counts["training"]
+        notes.insert(0, "Training rows are streamed: they are not counted beforehand.")
+    else:
+        counts["training"]["longest_row"] = data.longest
+    return counts, notes, data.longest
 
 
 def _size(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
-def dry_run_of_measuring(cfg: Config, held_out: TokenizedRows, tests: Mapping[str, Sequence[Record]]) -> RunResult:
-    """Prints the resolved configuration and how many rows there are; writes nothing."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
-    counts = {"held_out": held_out.counts()["rows"], **{name: len(records) for name, records in tests.items()}}
-    for name, rows in counts.items():
-        console.print(f"Rows, {name.replace('_', ' ')}: {rows:,}", markup=False)
+def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
+    """Prints the resolved configuration and how many rows there are; writes nothing.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder, which isn't made.
+        recipe: The recipe's module, whose `read` gives what is measured.
+
+    Raises:
+        UserError: The model or the data can't be used.
+    """
+    found = (getattr(one, "asked", one) for one in recipe.read(cfg, folder))
+    asked = next((one for one in found if isinstance(one, ToMeasure)), None)
+    if asked is None:  # runs that have measured themselves are compared
+        return RunResult(cfg.recipe, status="dry_run")
+    console = _console(cfg)
+    rows = {"held_out": asked.held_out.counts()["rows"], **{name: len(rows) for name, rows in asked.tests.items()}}
+    for name, number in rows.items():
+        console.print(f"Rows, {name.replace('_', ' ')}: {number:,}", markup=False)
     console.print("No weight was loaded: dry_run=true.")
-    return RunResult(cfg.recipe, status="dry_run", metrics={"rows": counts})
+    return RunResult(cfg.recipe, status="dry_run", metrics={"rows": rows})
 
 
-def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
+def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     """Prints the resolved configuration, the data's counts and the memory estimate; writes nothing.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder, which isn't made.
+        recipe: The recipe's module, whose `read` reads the data.
 
     Raises:
         UserError: The data can't be used, or not by the evaluators.
     """
-    source = find_source(cfg.model)
-    shape = _shape(cfg, source)
-    counts, notes = _counts(cfg, source)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+    setup = getattr(recipe, "look", look_at_model)(cfg)
+    counts, notes, longest = _counts(cfg, recipe, setup)
+    console = _console(cfg)
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")
     for name in counts:
@@ -121,19 +98,14 @@ def dry_run(cfg: Config, folder: RunFolder) -> RunResult:
     for note in notes:
         console.print(note, markup=False)
     metrics: dict[str, Any] = {"data": counts}
-    if shape is None:
+    if setup.size is None:
         console.print("Memory: unknown; the model's config.json isn't on this machine.")
     else:
-        longest = max(c.get("longest_row", cfg.train.max_length) for c in counts.values())
-        longest = cfg.train.max_length if cfg.data.streaming else longest
-        device = pick_device(cfg.model)
-        mixed = mixed_precision(cfg, device)
-        beside = size_of_reward_model(cfg)
-        parts = estimate(cfg, shape, mixed, longest, beside)
+        parts = setup.memory(cfg, longest)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
         console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
-        if warning := memory_warning(cfg, shape, mixed, longest, free_memory(device), beside):
+        for warning in setup.memory_warning(cfg, longest):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
     return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind
@@ -14,7 +15,7 @@ from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.source import find_source
-from gemma_tune.run.folder import RunResult
+from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.validation.measuring import needs_rows
 
 
@@ -48,8 +49,31 @@ def _run_method(cfg: Config) -> RunResult:
 
     disable_progress_bar()  # one bar a shard; ours shows the long steps
     recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
-    result: RunResult = recipe.run(cfg)
+    result: RunResult = _run_in_folder(recipe, cfg) if cfg.traits.run_folder else recipe.run(cfg)
     return result
+
+
+def _run_in_folder(recipe: Any, cfg: Config) -> RunResult:
+    """What every recipe with a run folder begins with: a finished run is not repeated, a dry run trains nothing.
+
+    Args:
+        recipe: A module of `recipes/`: `run(cfg, folder)`, `read`, by which a dry run reads the data, too, and perhaps
+            `look`, which finds the model, and `recheck`, which refuses a finished run whose inputs have changed.
+        cfg: The configuration.
+    """
+    from gemma_tune.cli.dry_run import dry_run, dry_run_of_measuring
+
+    folder = RunFolder.open(cfg)
+    if cfg.dry_run:
+        return dry_run(cfg, folder, recipe) if cfg.traits.trains else dry_run_of_measuring(cfg, folder, recipe)
+    if not folder.finished:
+        result: RunResult = recipe.run(cfg, folder)
+        return result
+    if hasattr(recipe, "recheck"):
+        recipe.recheck(cfg, folder)
+    seen = folder.report if folder.report.is_file() else folder.path
+    print(f"This run is done already: see {seen}, or repeat it with overwrite=true.")
+    return folder.stored_result()
 
 
 def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunResult:

@@ -4,50 +4,30 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import set_seed
 
+from gemma_tune.compare.comparison import Comparison, compare_models
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import Config
-from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows, load_held_out, read_tests
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.evals.base import Evaluator
-from gemma_tune.evals.evaluation import prepare_evaluators
-from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.models.load import check_vocabulary, load_model, load_tokenizer
-from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import is_run_with_results
+from gemma_tune.steps.inputs import note_source
+from gemma_tune.steps.measuring import ToMeasure, to_measure
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model that is to be measured, and what that needs beside its weights.
+class NamedModel:
+    """A model that is to be measured, and what it is called in the comparison."""
 
-    Attributes:
-        cfg: The configuration, with this model as its own.
-        name: What it is called.
-        source: Where it is.
-        tokenizer: Its tokenizer.
-        held_out: The held-out rows, as its tokenizer cuts them.
-        tests: The test rows by name.
-        evaluators: What measures it.
-    """
-
-    cfg: Config
     name: str
-    source: Source
-    tokenizer: Any
-    held_out: TokenizedRows
-    tests: Mapping[str, Sequence[Record]]
-    evaluators: dict[str, Evaluator]
+    asked: ToMeasure
 
 
 def names_of(cfg: Config) -> list[str]:
@@ -58,13 +38,13 @@ def names_of(cfg: Config) -> list[str]:
     return cfg.compare.names or ["/".join(p[-depth:]) for p in parts]
 
 
-def look_at_all(cfg: Config) -> list[ModelResults | Asked]:
+def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
     """What is known of each model without its weights.
 
     Raises:
         UserError: All that is wrong with them.
     """
-    found: list[ModelResults | Asked] = []
+    found: list[ModelResults | NamedModel] = []
     problems: dict[str, None] = {}
     for name, model in zip(names_of(cfg), cfg.compare.models, strict=True):
         try:
@@ -77,33 +57,45 @@ def look_at_all(cfg: Config) -> list[ModelResults | Asked]:
     return found
 
 
-def _look_at(cfg: Config, name: str, model: str) -> Asked:
-    own = replace(cfg, model=replace(cfg.model, model_name_or_path=model))
-    source = find_source(own.model)
-    tokenizer = load_tokenizer(source, own.model.chat_template)
-    held_out = load_held_out(own.data, tokenizer, own.train.max_length, own.seed)
-    tests = read_tests(own.data) if own.eval.answers_tests else {}
-    evaluators = prepare_evaluators(own, tokenizer, held_out, tests)
-    return Asked(own, name, source, tokenizer, held_out, tests, evaluators)
+def _look_at(cfg: Config, name: str, model: str) -> NamedModel:
+    return NamedModel(name, to_measure(replace(cfg, model=replace(cfg.model, model_name_or_path=model))))
 
 
-def measure(asked: Asked, number: int, folder: RunFolder) -> ModelResults:
+def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     """Loads one model, and measures it as `recipe=evaluate` does.
 
     Raises:
         RunError: It can't be loaded; what was measured of the models before it is kept.
     """
-    cfg, name = asked.cfg, asked.name
-    folder.add_inputs(*asked.source.inputs)
-    set_seed(cfg.seed)
+    name, source = model.name, model.asked.source
+    note_source(folder, source, model.asked.config)
     try:
-        model = load_model(cfg.model, asked.source, asked.tokenizer)
-        check_vocabulary(model, [asked.held_out.highest_id])
+        found = model.asked.measure(name, folder)
     except (UserError, torch.OutOfMemoryError) as error:
         kept = f" What was measured before it is kept in {folder.evals}." if number > 1 else ""
         raise RunError(f"{name}: {error}{kept}") from error
-    found = RunEvaluator(cfg, asked.evaluators, asked.held_out, folder.result).at(name, model, asked.tokenizer)
     found.save(folder.evals, f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}")
-    del model
     gc.collect()
     return ModelResults(name, found.figures, found.rows, found.lower_is_better, found.conditions)
+
+
+def refuse_changed(folder: RunFolder, results: Sequence[Path]) -> None:
+    """Raises UserError where runs have been measured anew since they were compared."""
+    then = folder.stored_inputs()
+    if changed := [file for file in results if then.get(str(file)) != file_digest(file)]:
+        raise UserError(
+            f"{folder.path} holds this comparison, and since then {', '.join(map(str, changed))} has changed; compare "
+            "anew with overwrite=true, or in another output_dir."
+        )
+
+
+def compare_or_keep(measured: Sequence[ModelResults], level: float, folder: RunFolder) -> Comparison:
+    """The comparison.
+
+    Raises:
+        RunError: Nothing can be compared; what was measured for it is kept.
+    """
+    try:
+        return compare_models(measured, level)
+    except UserError as error:
+        raise RunError(f"{error} What was measured is kept in {folder.evals}.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -12,8 +12,9 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
+from gemma_tune.config import DataConfig
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.data.tokenized import TokenizedRows, read_training_prompts
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 
@@ -60,8 +61,14 @@ class Tasks:
     """
 
     def __init__(
-        self, records: Sequence[Record], tokenizer: Any, longest: int, refused: dict[str, None] | None = None
+        self,
+        records: Sequence[Record],
+        tokenizer: Any,
+        longest: int,
+        refused: dict[str, None] | None = None,
+        read: TokenizedRows | None = None,
     ) -> None:
+        self._read = read or TokenizedRows(read=len(records))
         self._records, self._tokenizer, self._longest = records, tokenizer, longest
         self._made = not isinstance(records, list)
         self.looked_at = min(len(records), _MADE) if self._made else len(records)
@@ -84,6 +91,19 @@ class Tasks:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def counts(self) -> dict[str, int]:
+        """Prompts used and skipped, and tokens of the longest one."""
+        skipped = len(self.left_out())
+        return {"rows": len(self), "rows_skipped": skipped, "longest_prompt": self.longest_prompt}
+
+    def notes(self, name: str) -> list[str]:
+        """What a person should know of the prompts, a line each."""
+        return [*self._read.notes("prompts"), f"prompts: {len(self):,}, of {self.longest_prompt:,} tokens at most"]
+
+    def left_out(self) -> list[str]:
+        """The bad rows that were skipped, each with file, line and reason."""
+        return self._read.left_out()
 
     def __getitem__(self, place: int) -> Task:
         return task_of(self._records[place])
@@ -131,3 +151,19 @@ class Tasks:
             return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
 
         return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)
+
+
+def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenizer: Any, longest: int) -> Tasks:
+    """The prompts of the training set as tasks.
+
+    Args:
+        data: Names the files, or a generator of tasks.
+        tests: The test rows; prompts that are among them, too, are noted as leaked.
+        tokenizer: The tokenizer, with a template that we know.
+        longest: Tokens of a prompt at most.
+
+    Raises:
+        UserError: As `Tasks` and `read_training_prompts`.
+    """
+    records, read = read_training_prompts(data, tests)
+    return Tasks(records, tokenizer, longest, read.refused if data.skips_rows else None, read)

@@ -48,6 +48,13 @@ class RunResult:
     peak_memory_mb: float | None = None
     folder: Path | None = None
 
+    def take(self, name: str, stage: RunResult) -> None:
+        """Adds what a stage, a run of its own in the folder `name`, has left and measured."""
+        self.artifacts |= {f"{name}/{key}": f"{name}/{path}" for key, path in stage.artifacts.items()}
+        self.metrics[name] = stage.metrics
+        self.failures |= {f"{name}: {where}": reason for where, reason in stage.failures.items()}
+        self.peak_memory_mb = max(self.peak_memory_mb or 0.0, stage.peak_memory_mb or 0.0)
+
     @property
     def headline_after(self) -> float | None:
         """The headline figure after training, which sweepers optimise."""

@@ -1,0 +1,73 @@
+"""The configurations of the stages of `recipe=tune_to_int4`, each a run of its own in the run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gemma_tune.cli.defaults import resolve_defaults
+from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
+from gemma_tune.models.source import ON_GRID
+
+TUNED = "tuned"  # the folder of the first training; that of the second is ON_GRID
+
+
+def of_tuning(cfg: Config, folder: Path) -> Config:
+    """The configuration of the first training, which is a run of its own."""
+    adapted = "qlora_sft" if cfg.model.load_in_4bit else "lora_sft"
+    recipe = "full_sft" if cfg.adapter.peft_type == "none" else adapted
+    return replace(
+        cfg,
+        recipe=recipe,
+        method="sft",
+        output_dir=str(folder / TUNED),
+        tracker=_tracker(cfg, folder, TUNED),
+        quant=QuantConfig(),
+        export=replace(cfg.export, formats=ExportConfig().formats),
+    )
+
+
+def of_quantization(cfg: Config, folder: Path) -> Config:
+    """The configuration of the second training, on the merged weights of the first one."""
+    second = cfg.quant.stage2
+    kind = second.peft_type or cfg.adapter.peft_type
+    adapter = AdapterConfig()
+    if kind != "none":
+        a = cfg.adapter
+        adapter = AdapterConfig(kind, a.r, a.lora_alpha, target_modules=a.target_modules)
+    train = replace(
+        cfg.train,
+        learning_rate=second.learning_rate,
+        per_device_train_batch_size=second.per_device_train_batch_size,
+        num_train_epochs=second.num_train_epochs,
+        max_steps=second.max_steps,
+        eval_steps=None,
+        metric_for_best_model=None,
+        greater_is_better=None,
+        early_stopping_patience=None,
+        early_stopping_threshold=0.0,
+    )
+    found = replace(
+        cfg,
+        recipe="qat",
+        method="qat",
+        output_dir=str(folder / ON_GRID),
+        tracker=_tracker(cfg, folder, ON_GRID),
+        model=replace(cfg.model, load_in_4bit=False, dtype=None),
+        adapter=adapter,
+        train=train,
+        quant=replace(cfg.quant, stage2=QuantConfig().stage2),
+    )
+    resolve_defaults(found)  # by the width of the base, which is that of the tuned model
+    found.model.model_name_or_path, found.model.revision = str(folder / TUNED), None
+    return found
+
+
+def _tracker(cfg: Config, folder: Path, stage: str) -> TrackerConfig:
+    return replace(cfg.tracker, name=f"{cfg.tracker.name or folder.name}-{stage}")
+
+
+def of_gguf(cfg: Config, file: Path, tuned: Path) -> Config:
+    """The configuration that measures the GGUF, with the tokenizer of the tuned model."""
+    tokenizer = str(tuned / "export" / "merged")
+    return replace(cfg, model=replace(cfg.model, model_name_or_path=str(file), tokenizer_name_or_path=tokenizer))

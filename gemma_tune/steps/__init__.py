@@ -1,0 +1,1 @@
+"""What the recipes share, one function for each step. No step calls a recipe, and none asks which recipe it serves."""

@@ -1,0 +1,88 @@
+"""The second step: what is trained on, the validation rows, and what measures the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gemma_tune.config import Config
+from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import TokenizedRows, read_tests
+from gemma_tune.evals.base import Evaluator
+from gemma_tune.evals.evaluation import prepare_evaluators
+from gemma_tune.models.load import check_vocabulary
+
+
+class TrainingRows(Protocol):
+    """What the steps ask of rows: tokenized rows, pairs, or prompts."""
+
+    highest_id: Any
+
+    def counts(self) -> dict[str, int]:
+        """Rows and tokens by name, as the result gives them."""
+
+    def notes(self, name: str) -> list[str]:
+        """What a person should know of the rows, a line each."""
+
+    def left_out(self) -> list[str]:
+        """The bad rows that were skipped, each with file, line and reason."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of one run.
+
+    Attributes:
+        train: What is trained on.
+        held_out: The validation rows, perhaps none.
+        evaluators: What measures the model, by name.
+        tests: The test rows, by name.
+        longest: Tokens of the longest sequence of a training batch.
+        streamed: Whether training rows are read while training, so that they are not counted beforehand.
+    """
+
+    train: Any
+    held_out: Any
+    evaluators: Mapping[str, Evaluator]
+    tests: Mapping[str, Sequence[Record]]
+    longest: int
+    streamed: bool = False
+
+    @property
+    def parts(self) -> dict[str, TrainingRows]:
+        """The training and, where there are any, the validation rows."""
+        train: TrainingRows = self.train
+        return {"training": train} if self.held_out is NO_ROWS else {"training": train, "held_out": self.held_out}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows and tokens of each part; of a stream as far as it was read."""
+        return {name: part.counts() for name, part in self.parts.items()}
+
+    def notes(self) -> list[str]:
+        """What a person should know of the rows, a line each."""
+        named = {"training": "training rows", "held_out": "held-out rows"}
+        return [line for name, part in self.parts.items() for line in part.notes(named[name])]
+
+    def left_out(self) -> list[str]:
+        """The bad rows that were skipped."""
+        return [line for part in self.parts.values() for line in part.left_out()]
+
+    def check_vocabulary(self, model: Any) -> None:
+        """Raises UserError where a row has a token id that the model has no row of the embedding for."""
+        check_vocabulary(model, [part.highest_id for part in self.parts.values()])
+
+
+NO_ROWS = TokenizedRows()  # where nothing is held out
+
+
+def with_evaluators(
+    cfg: Config, tokenizer: Any, train: Any, held_out: Any, longest: int, streamed: bool = False
+) -> Data:
+    """Training and validation rows with the test rows and evaluators of the configuration.
+
+    Raises:
+        UserError: Test rows or settings that an evaluator cannot work with.
+    """
+    tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
+    return Data(train, held_out, prepare_evaluators(cfg, tokenizer, held_out, tests), tests, longest, streamed)

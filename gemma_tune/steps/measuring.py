@@ -1,0 +1,93 @@
+"""Measuring a model that is not trained: what is asked of it, and its answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import set_seed
+
+from gemma_tune.config import Config
+from gemma_tune.data.records import Record
+from gemma_tune.data.tokenized import TokenizedRows, load_held_out, read_tests
+from gemma_tune.engines.open import check_evaluators, open_engine
+from gemma_tune.evals.base import Evaluator
+from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
+from gemma_tune.evals.schedule import RunEvaluator
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
+from gemma_tune.models.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.source import Source, find_source
+from gemma_tune.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ToMeasure:
+    """A model that is to be measured, and all that this needs beside its weights.
+
+    Attributes:
+        cfg: The configuration, with this model as its own.
+        source: Where the weights are.
+        tokenizer: Their tokenizer.
+        held_out: The validation rows, as the tokenizer cuts them.
+        tests: The test rows, by name.
+        evaluators: What measures the model, by name.
+    """
+
+    cfg: Config
+    source: Source
+    tokenizer: Any
+    held_out: TokenizedRows
+    tests: Mapping[str, Sequence[Record]]
+    evaluators: dict[str, Evaluator]
+
+    @property
+    def config(self) -> Any:
+        """Transformers' configuration of the checkpoint; None for a GGUF file."""
+        return load_config(self.source) if self.source.gguf is None else None
+
+    def measure(self, when: str, folder: RunFolder) -> Evaluation:
+        """Loads the weights, asks them, and lets them go; what fails is noted in the run's result.
+
+        Args:
+            when: What is measured, for what is said of failures.
+            folder: The run folder, whose result takes seconds, failures and the peak of memory.
+
+        Raises:
+            UserError: The weights cannot be loaded.
+        """
+        cfg, device = self.cfg, pick_device(self.cfg.model)
+        set_seed(cfg.seed)
+        reset_peak(device)
+        evaluator = RunEvaluator(cfg, self.evaluators, self.held_out, folder.result)
+        with contextlib.ExitStack() as stack:
+            with folder.timed("load"):
+                opened = open_engine(cfg, self.source, self.tokenizer, self.held_out.highest_id)
+                engine = stack.enter_context(opened)
+            with folder.timed("evaluate"):
+                found = evaluator.of(when, engine)
+        if self.source.gguf is None:  # llama.cpp is a process of its own
+            folder.result.peak_memory_mb = max(folder.result.peak_memory_mb or 0.0, peak_memory_mb(device))
+        return found
+
+
+def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = True) -> ToMeasure:
+    """Reads all that is asked of a model; nothing of it waits for the weights.
+
+    Args:
+        cfg: The configuration.
+        source: Where the weights are; None: what `model.model_name_or_path` names.
+        evaluators: Whether test rows are read and evaluators prepared, too.
+
+    Raises:
+        UserError: The model, its tokenizer, rows, or settings that an evaluator cannot work with.
+    """
+    source = source or find_source(cfg.model)
+    tokenizer = load_tokenizer(source, cfg.model.chat_template)
+    if evaluators:
+        check_evaluators(cfg, source, tokenizer)
+    held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    tests = read_tests(cfg.data) if evaluators and cfg.eval.answers_tests else {}
+    prepared = prepare_evaluators(cfg, tokenizer, held_out, tests) if evaluators else {}
+    return ToMeasure(cfg, source, tokenizer, held_out, tests, prepared)

@@ -1,0 +1,211 @@
+"""From the first file of the run folder to its last: measuring, training, exporting and reporting one model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from gemma_tune.config import Config
+from gemma_tune.data.reading import data_files
+from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.evals.schedule import RunEvaluator
+from gemma_tune.export import merged, verify
+from gemma_tune.models.adapter import WeightCounts, count
+from gemma_tune.models.adapter_files import AdapterSaver
+from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.four_bit import rounding_gap
+from gemma_tune.models.load import family_of
+from gemma_tune.models.memory import peak_memory_mb
+from gemma_tune.models.unwrap import language_part
+from gemma_tune.report import write_report
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import atomic_folder
+from gemma_tune.run.terminal import say, say_end
+from gemma_tune.run.tracking import Tracker
+from gemma_tune.steps.data import Data
+from gemma_tune.steps.inputs import note_inputs
+from gemma_tune.steps.setup import Setup
+from gemma_tune.train.best import TrainingEnd
+from gemma_tune.train.callbacks import TrackerCallback
+
+Measure = Callable[[str, Any, Any], Evaluation]
+
+
+@dataclass
+class Session:
+    """One training, from the moment that the run folder is written.
+
+    Attributes:
+        headline: Name and values of the metric to look at first; None: the evaluators' first, else the loss.
+        notes: What a person should know, a line each; steps and recipes add to it.
+        end: How training ended.
+    """
+
+    cfg: Config
+    folder: RunFolder
+    setup: Setup
+    data: Data
+    model: Any
+    counts: WeightCounts
+    tracker: Tracker
+    checks: Sequence[str]
+    lines: Sequence[str]
+    notes: list[str]
+    measure_at: Measure
+    evaluator: RunEvaluator | None
+    headline: dict[str, Any] | None = None
+    end: TrainingEnd | None = None
+    losses: list[float] = field(default_factory=list)
+    before: Evaluation = field(default_factory=Evaluation)
+    after: Evaluation = field(default_factory=Evaluation)
+    late: list[str] = field(default_factory=list)
+
+    def measure(self, when: str) -> Evaluation:
+        """Evaluates the model as it is now; keeps what was found, and logs it unless a resumed run has logged it.
+
+        Args:
+            when: `before` (left out with `eval.before=false`), `after`, or a name for the model at another moment.
+        """
+        found = Evaluation()
+        if when != "before" or self.cfg.eval.before:
+            with self.folder.timed("evaluate"):
+                found = self.measure_at(when, self.model, self.setup.tokenizer)
+        found.save(self.folder.evals, when)
+        prefix = "" if when in ("before", "after") else f"{when}_"
+        if self.end or not self.setup.resumed:
+            step = self.end.kept if self.end else 0
+            self.tracker.log({f"{prefix}{k}": v for k, v in found.figures.items()}, step=step, group="eval")
+        return found
+
+    def fit(self, trainer: Any) -> TrainingEnd:
+        """Trains to the end, loads the best step where one is kept, and frees the optimizer's memory."""
+        base, resumed = language_part(self.model), self.setup.resumed
+        trainer.add_callback(TrackerCallback(self.tracker))
+        if self.evaluator is not None:
+            kernel = base.config._attn_implementation
+            at_step = self.evaluator.at_step
+            trainer.measure = partial(at_step, self.model, self.setup.tokenizer, self.tracker, kernel=kernel)
+        else:
+            trainer.measure = lambda step: self.measure_at(f"step {step}", self.model, self.setup.tokenizer).figures
+        self.folder.training = True
+        with self.folder.timed("train"), training_attention(base, self.cfg.model.attn_implementation):
+            trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
+        self.folder.result.failures |= trainer.passed_over
+        self.end = TrainingEnd.of(self.cfg.train, trainer.state)
+        self.losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        say(*self.end.lines)
+        trainer.release()
+        return self.end
+
+    def warn(self, *lines: str) -> None:
+        """Notes that the result calls for: they stand in the report, and are said at the end."""
+        self.notes += lines
+        self.late += lines
+
+    def save_adapter(self) -> None:
+        """Saves the adapter, where there is one."""
+        if self.cfg.adapter.peft_type != "none":
+            saver = AdapterSaver(self.model, with_towers=family_of(self.setup.source).has_towers)
+            with atomic_folder(self.folder.adapter) as written:
+                saver.save(self.model, self.setup.tokenizer, written)
+            self.folder.result.artifacts["adapter"] = "adapter"
+
+    def export_merged(self, samples: Any = None) -> None:
+        """Writes export/merged where it is asked for, loads it as anyone would, and compares the two models.
+
+        Args:
+            samples: Training rows to compare on; None: those of `data`.
+        """
+        cfg, folder, setup = self.cfg, self.folder, self.setup
+        if "merged" not in cfg.export.formats:
+            return
+        rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
+        reference = verify.take_reference(cfg, self.model, setup.tokenizer, rows, self.data.held_out, measure)
+        with folder.timed("export"), atomic_folder(folder.export("merged")) as written:
+            merged.export(self.model, setup.tokenizer, written, cfg.export, setup.source)
+        with folder.timed("verify"):
+            figures: dict[str, float | None] = {
+                **verify.verify_merged(folder.export("merged"), reference, setup.device)
+            }
+        if cfg.model.load_in_4bit:
+            stored = CheckpointFiles.of(setup.source, family_of(setup.source))
+            figures["four_bit_gap"] = rounding_gap(language_part(self.model), stored)
+        folder.result.metrics["export"] = figures
+        folder.result.artifacts["merged"] = "export/merged"
+
+    def finish(self, before: Evaluation, after: Evaluation, **more: Any) -> None:
+        """The result, the tracker's summary and the report.
+
+        Args:
+            before: The evaluation before training.
+            after: The same after training.
+            **more: Further metrics of the result, by name.
+        """
+        assert self.end is not None
+        result, name, end = self.folder.result, before.headline, self.end
+        loss = {"train_loss_first": self.losses[0], "train_loss_last": self.losses[-1]} if self.losses else {}
+        if self.headline is None:
+            first, last = loss.get("train_loss_first"), loss.get("train_loss_last")
+            measured = {"name": name, "before": before.figures.get(name or ""), "after": after.figures.get(name or "")}
+            self.headline = measured if name else {"name": "train_loss", "before": first, "after": last}
+        result.headline = self.headline
+        result.metrics |= {
+            "before": before.figures,
+            "after": after.figures,
+            **end.figures,
+            **loss,
+            "data": self.data.counts(),
+            "weights": vars(self.counts),
+            **more,
+        }
+        self.tracker.log_samples(before.answers, after.answers, step=end.steps)
+        self.tracker.summary(result.metrics)
+        notes = [*self.data.notes(), *self.notes, *self.data.left_out()]  # of a stream more is known by now
+        trained = ". ".join([self.counts.line(), *self.lines, *end.lines])
+        write_report(self.cfg, self.folder, trained, before, after, notes, self.checks)
+        self.before, self.after = before, after
+
+
+@contextlib.contextmanager
+def session(
+    cfg: Config,
+    folder: RunFolder,
+    setup: Setup,
+    data: Data,
+    model: Any,
+    checks: Sequence[str],
+    notes: Sequence[str] = (),
+    lines: Sequence[str] = (),
+    measure_at: Measure | None = None,
+) -> Iterator[Session]:
+    """Everything within it is recorded in the run folder, whatever happens.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder.
+        setup: What `set_up` gave.
+        data: The rows.
+        model: The model, with its adapter.
+        checks: What was checked before training, a line each.
+        notes: What a person should know, a line each.
+        lines: What is trained, beside the count of weights; said, and in the report.
+        measure_at: Evaluates a model: when, model, tokenizer; None: by the evaluators of the configuration.
+    """
+    counts = count(model)
+    evaluator = None if measure_at else RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
+    at = measure_at or (evaluator.at if evaluator else None)
+    assert at is not None
+    notes = [*setup.memory_warning(cfg, data.longest), *notes]
+    with folder.recording(), Tracker.open(cfg, folder, setup.resumed_step) as tracker:
+        begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
+        say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
+        note_inputs(cfg, folder, setup.source, setup.config, data_files(cfg.data))
+        one = Session(cfg, folder, setup, data, model, counts, tracker, checks, lines, list(notes), at, evaluator)
+        yield one
+    say(*one.late)
+    say_end(folder, one.before, one.after, tracker.note)

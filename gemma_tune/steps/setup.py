@@ -1,0 +1,157 @@
+"""The first step: what is known before a row is read or a weight is loaded, and what surely does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.errors import UserError
+from gemma_tune.models.adapter import count
+from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
+from gemma_tune.models.hardware import check_hardware
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
+from gemma_tune.models.memory import estimate, reset_peak
+from gemma_tune.models.size import ModelSize, published_size, size_of
+from gemma_tune.models.source import Source, find_source
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.train.arguments import mixed_precision
+from gemma_tune.train.preflight import CheckInputs
+from gemma_tune.train.resume import ResumePoint, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known of the model and the machine.
+
+    Attributes:
+        source: Where the weights are.
+        tokenizer: With the chat template that is trained on and saved; None: not on this machine (a dry run goes on).
+        config: Transformers' configuration of the checkpoint; None: not on this machine.
+        size: The model's sizes; None: unknown.
+        device: Where it is trained.
+        mixed: Whether products run in bfloat16 over float32 weights.
+        free: GiB of memory that are free.
+        beside: GiB of a reward model beside the trained one.
+        missing: Why there is no configuration or tokenizer.
+        resumed: The checkpoint that the run is resumed from, or None.
+    """
+
+    source: Source
+    tokenizer: Any
+    config: Any
+    size: ModelSize | None
+    device: torch.device
+    mixed: bool
+    free: float
+    beside: float = 0.0
+    missing: UserError | None = None
+    resumed: ResumePoint | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can hold."""
+        return self.config.get_text_config().max_position_embeddings if self.config else sys.maxsize
+
+    @property
+    def resumed_step(self) -> int | None:
+        """The step that the run is resumed from, or None."""
+        return self.resumed.step if self.resumed else None
+
+    def memory(self, cfg: Config, longest: int) -> dict[str, float]:
+        """GiB that training needs, by part, where sequences have at most `longest` tokens."""
+        assert self.size is not None
+        return estimate(cfg, self.size, self.mixed, longest, self.beside)
+
+    def check_inputs(
+        self, cfg: Config, model: Any, rows: TokenizedRows, longest: int, weighs_tokens: bool = True, frozen: int = 0
+    ) -> CheckInputs:
+        """What the checks before training look at.
+
+        Args:
+            cfg: The configuration.
+            model: The model, with its adapter.
+            rows: The rows to train on.
+            longest: Tokens of the longest sequence of a training batch.
+            weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
+            frozen: Weights that are meant to stay as they are where all others are trained.
+        """
+        assert self.size is not None
+        memory = (self.memory(cfg, longest)["total"], self.free)
+        return CheckInputs(cfg, model, self.tokenizer, rows, count(model), self.size, weighs_tokens, memory, frozen)
+
+    def memory_warning(self, cfg: Config, longest: int) -> list[str]:
+        """What to say where the estimate is above the memory that is free."""
+        assert self.size is not None
+        warning = memory_warning(cfg, self.size, self.mixed, longest, self.free, self.beside)
+        return [warning] if warning else []
+
+
+def look_at_model(
+    cfg: Config, find: Callable[[ModelConfig], Source] = find_source, beside: Callable[[Config], float] = lambda _: 0.0
+) -> Setup:
+    """Finds the checkpoint and reads its configuration and tokenizer; one that is not downloaded yet is no error.
+
+    Args:
+        cfg: The configuration.
+        find: What the model's name means.
+        beside: Gives the GiB of a reward model beside the trained one.
+
+    Raises:
+        UserError: A local checkpoint that cannot be used.
+    """
+    source, device = find(cfg.model), pick_device(cfg.model)
+    config = tokenizer = None
+    missing = None
+    try:
+        config = load_config(source)
+        size: ModelSize | None = size_of(config)
+    except UserError as error:
+        if source.folder is not None:
+            raise
+        missing, size = error, published_size(cfg.model.model_name_or_path)
+    try:
+        tokenizer = load_tokenizer(source, cfg.model.chat_template)
+    except UserError as error:
+        if source.folder is not None:
+            raise
+        missing = missing or error
+    mixed, free = mixed_precision(cfg, device), free_memory(device)
+    return Setup(source, tokenizer, config, size, device, mixed, free, beside(cfg), missing)
+
+
+def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = look_at_model) -> Setup:
+    """Finds the model, and refuses what surely does not fit before a long file is read.
+
+    Args:
+        cfg: The configuration.
+        folder: The run folder.
+        look: `look_at_model`, perhaps with other arguments.
+
+    Raises:
+        UserError: Hardware, checkpoint to resume from, model, memory or disk.
+    """
+    check_hardware(cfg)
+    resumed = find_checkpoint(cfg.train, folder, cfg.train.generation_period)
+    setup = look(cfg)
+    if setup.missing or setup.size is None:
+        raise setup.missing or UserError(f"{setup.source.base}: there is no config.json.")
+    check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside)
+    check_disk(cfg, setup.size, setup.source, folder.path)
+    return replace(setup, resumed=resumed)
+
+
+@contextlib.contextmanager
+def loading(cfg: Config, folder: RunFolder, setup: Setup) -> Iterator[None]:
+    """Seeds everything, and measures the seconds of loading and the peak of memory from here on."""
+    set_seed(cfg.seed)
+    reset_peak(setup.device)
+    with folder.timed("load"):
+        yield
