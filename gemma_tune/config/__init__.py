@@ -18,6 +18,7 @@ from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import option
 from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.quant import QuantConfig
+from gemma_tune.config.renamed import unknown_method
 from gemma_tune.config.reward import RewardConfig
 from gemma_tune.config.tracker import TrackerConfig
 from gemma_tune.config.train import TrainConfig
@@ -79,6 +80,11 @@ class Config:
     def traits(self) -> Method:
         """What the method is; for an unknown one, which the checks name, that of SFT."""
         return METHODS.get(self.method, METHODS["sft"])
+
+    @property
+    def unknown_method(self) -> str | None:
+        """Why `method` is none of the table, as the end of a sentence; None where it is one."""
+        return unknown_method(self.method)
 
     @property
     def answer_tokens(self) -> int:

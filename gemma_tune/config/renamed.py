@@ -36,12 +36,19 @@ def renamed_key(key: str) -> str | None:
     return GONE.get(key)
 
 
-def translated(tree: dict[str, Any], method: str | None = None) -> dict[str, Any]:
+def unknown_method(name: str) -> str | None:
+    """Why it is no method, as the end of a sentence; None for one of the table."""
+    if name in RENAMED_METHODS:
+        return f"there is no such method: it is {RENAMED_METHODS[name]} now."
+    return None if name in METHODS else f"not one of {', '.join(METHODS)}."
+
+
+def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
     """A stored configuration under today's names; one of today as it is.
 
     Args:
         tree: What `config.yaml` holds; it is not changed.
-        method: The method that is expected: where a stored `method: rl` can mean it, it does.
+        like: The configuration that is expected: where a stored `method: rl` can mean its method, it does.
     """
     tree = copy.deepcopy(tree)
     for old, new in KEYS.items():
@@ -50,7 +57,11 @@ def translated(tree: dict[str, Any], method: str | None = None) -> dict[str, Any
     algorithm = _pop(tree, "train.algorithm")
     if tree.get("method") == _REWARDED:
         algorithm = "grpo" if algorithm is _MISSING else algorithm
-        names = [n for n in (method, tree.get("recipe")) if n in METHODS and _algorithm(n) == algorithm]
+        names = [
+            n
+            for n in (getattr(like, "method", None), tree.get("recipe"))
+            if n in METHODS and _algorithm(n) == algorithm
+        ]
         tree["method"] = next((n for n in names if METHODS[n].rewarded), algorithm)
     return tree
 

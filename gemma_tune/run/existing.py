@@ -67,7 +67,7 @@ def is_finished(cfg: Config, path: Path) -> bool:
             raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
         _refuse_second_aside(path)
         return False
-    mine, theirs = identity(cfg), without_operational(translated(stored, cfg.method))
+    mine, theirs = identity(cfg), without_operational(translated(stored, like=cfg))
     if cfg.train.resume_from_checkpoint:
         if differing := not_resumable(mine, theirs):
             raise UserError(

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import RECOGNISED
-from gemma_tune.config.methods import METHODS, Kind, Reads
+from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
-from gemma_tune.config.renamed import RENAMED_METHODS
 from gemma_tune.run.paths import RUNS
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
@@ -35,10 +34,8 @@ FORMATS = ("auto", *RECOGNISED)
 def _method(cfg: Config) -> Iterator[str]:
     if not cfg.method:
         yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
-    elif cfg.method in RENAMED_METHODS:
-        yield f"method={cfg.method}: there is no such method: it is {RENAMED_METHODS[cfg.method]} now."
-    elif cfg.method not in METHODS:
-        yield f"method={cfg.method}: not one of {', '.join(METHODS)}.{did_you_mean(cfg.method, METHODS)}"
+    elif why := cfg.unknown_method:
+        yield f"method={cfg.method}: {why}"
 
 
 def _model(cfg: Config) -> Iterator[str]:
