@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from gemma_tune.compare.comparison import compare_models
-from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.measuring import NamedModel, compare_or_keep, look_at_all, measure, refuse_changed
+from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import results_file
 from gemma_tune.compare.terminal import show
