@@ -31,9 +31,7 @@ RESUMED = [
     "dpo, lora",
     "reward_model, lora",
     "grpo, lora",
-    pytest.param(
-        "qat, lora", marks=pytest.mark.xfail(strict=True, reason="F2: a resumed QAT run logs step 0 a second time")
-    ),
+    "qat, lora",
 ]
 
 
@@ -168,7 +166,6 @@ for recipe in recipes:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="F3: the manifest of QAT lacks both, that of RL the revision")
 def test_what_comes_from_the_hub_is_named_with_its_commit(tmp_path: Path) -> None:
     """The base's commit and the data set's revision, whatever the recipe."""
     commit = "0123456789abcdef0123456789abcdef01234567"
