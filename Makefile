@@ -1,10 +1,10 @@
-# Every target works from a fresh clone; `setup` is made when it is needed.
+# Every target works from a fresh clone; `setup` runs when it is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 TEST_DATA := $(abspath ../shared/data)
 export HF_HUB_OFFLINE ?= 1
 export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
-# One thread a worker: two torch processes with two threads each run many times slower on two cores.
+# One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl tiny clean
@@ -13,20 +13,20 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-setup: .venv/.done ## Make .venv with everything in it
+setup: .venv/.done ## Create .venv with all dependencies
 
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf,rl]'
 	@touch $@
 
-run: .venv/.done ## Tune the small embedded Gemma with QLoRA, on this machine, in about three minutes
+run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about three minutes
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
-test: .venv/.done ## Run every test that needs no GPU and no network, but for the slow ones
+test: .venv/.done ## Run the tests that need no GPU and no network, except the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow' tests
 
-test-slow: .venv/.done ## Run the slow tests: lm-eval against its own command, long runs and texts, the embedded model's maker
+test-slow: .venv/.done ## Run the slow tests: lm-eval compared with its own command, long runs and texts, building the embedded model
 	$(PYTEST) -n 2 --dist worksteal -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
@@ -37,48 +37,48 @@ lint: .venv/.done ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/.done ## Put the code in form
+format: .venv/.done ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/.done ## Write docs/configuration.md from the schema
+docs: .venv/.done ## Generate docs/configuration.md from the schema
 	$(BIN)/python -m gemma_tune.config.reference > docs/configuration.md
 
-figures: .venv/.done ## Measure what docs/benchmarks/ shows, and write it
+figures: .venv/.done ## Measure short runs on GSM8K, and write docs/benchmarks/gsm8k-first-runs.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/figures.py
 
 figures-sample: .venv/.done ## Measure the sample task with each recipe, and write docs/benchmarks/sample-task.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/sample_figures.py
 
-figures-qat: .venv/.done ## Measure what training on the grid takes back, and write docs/benchmarks/qat-quality.md
+figures-qat: .venv/.done ## Measure how much quantization-aware training recovers, and write docs/benchmarks/qat-quality.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/qat_quality.py
 
-figures-rl: .venv/.done ## Measure what rewards and preferences teach the embedded model, and write docs/benchmarks/rl-accuracy.md
+figures-rl: .venv/.done ## Measure what the embedded model learns from rewards and preferences, and write docs/benchmarks/rl-accuracy.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/rl_figures.py
 
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py
 
-bench-rows: .venv/.done ## Measure ten thousand to a million rows, and write docs/benchmarks/million-rows.md
+bench-rows: .venv/.done ## Measure data sets of ten thousand to a million rows, and write docs/benchmarks/million-rows.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_rows.py
 
-bench-sft: .venv/.done ## Compare with a plain TRL script, and write docs/benchmarks/sft-against-trl.md
+bench-sft: .venv/.done ## Compare recipe=lora_sft and qlora_sft with a plain TRL script, and write docs/benchmarks/sft-against-trl.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_sft.py
 
-bench-packing: .venv/.done ## Measure packed rows against padded batches, and write docs/benchmarks/packing.md
+bench-packing: .venv/.done ## Compare packed sequences with padded batches, and write docs/benchmarks/packing.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_packing.py
 
-bench-qat: .venv/.done ## Measure a step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
+bench-qat: .venv/.done ## Measure a training step on the grid, the teacher, export errors and sizes, and write docs/benchmarks/qat.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_qat.py
 
-bench-export: .venv/.done ## Measure recipe=export of the 270M shape, and write docs/benchmarks/export.md (AGAINST=another checkout)
+bench-export: .venv/.done ## Measure recipe=export of the 270M shape, and write docs/benchmarks/export.md (AGAINST=another checkout to compare with)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_export.py $(if $(AGAINST),--against $(AGAINST))
 
 bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_rl.py
 
-tiny: .venv/.done ## Build the embedded model anew in build/tiny, in about 27 minutes
+tiny: .venv/.done ## Build the embedded model from scratch in build/tiny, in about 27 minutes
 	$(BIN)/python -m tools.tiny_model --output build/tiny
 
-clean: ## Remove what was built (not your runs)
+clean: ## Delete what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
