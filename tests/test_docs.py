@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # It also names what is gone, so only its links are checked.
 CHANGELOG = ROOT / "CHANGELOG.md"
-# A recipe of the reader's own, and a mistake that is shown as one.
-EXAMPLES = {"recipe=my_run", "train.lerning_rate"}
-SUFFIXES = (".html", ".jsonl")
+# A recipe of the reader's own, a mistake that is shown as one, and a key that a decision record says is gone.
+EXAMPLES = {"recipe=my_run", "train.lerning_rate", "train.algorithm"}
+SUFFIXES = (".html", ".jsonl", ".py")
 
 OPTION_GROUPS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
 PATH = re.compile(r"(?<![\w/.…-])(?:gemma_tune|recipes|configs|tests|docs|benchmarks|tools)/[\w./-]*")
