@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gemma_tune.compare.comparison import compare_models
-from gemma_tune.compare.measuring import NamedModel, compare_or_keep, look_at_all, measure, refuse_changed
+from gemma_tune.compare.measuring import NamedModel, compare_measured, look_at_all, measure, refuse_changed
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import results_file
@@ -51,7 +51,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             one if isinstance(one, ModelResults) else measure(one, number, folder)
             for number, one in enumerate(found, start=1)
         ]
-        comparison = compare_or_keep(measured, cfg.compare.level, folder)
+        comparison = compare_measured(measured, cfg.compare.level, folder)
         write_comparison(comparison, folder.path / "comparison.md")
         result.artifacts |= {"comparison": "comparison.html", "markdown": "comparison.md"}
         result.metrics |= comparison.summary()

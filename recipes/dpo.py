@@ -35,21 +35,21 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         undertrained = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
         model = attach(base, cfg.adapter, setup.source)
 
-    # The trainer asks the reference, which is the model as it begins, for all pairs
-    with folder.nothing_left():
+    # The checks come first: making the trainer computes the reference's log-probabilities of all pairs, which is slow
+    with folder.leaving_no_empty_folder():
         arguments = dpo_arguments(cfg, folder, setup.device)
         checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), WITH_PAIRS)
         with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
             trainer = dpo_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as run:
-        before = run.measure("before")
-        run.fit(trainer)
-        after = run.measure("after")
-        run.save_adapter()
-        run.export_merged()
+    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as training:
+        before = training.measure("before")
+        training.fit(trainer)
+        after = training.measure("after")
+        training.save_adapter()
+        training.export_merged()
         if warning := likelihood_warning(before.figures, after.figures):
-            run.warn(warning)
-        run.finish(before, after)
+            training.warn(warning)
+        training.finish()
     return folder.result

@@ -11,7 +11,7 @@ from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measuring import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import ToMeasure, to_measure
 
 
 def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:

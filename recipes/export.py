@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
-from gemma_tune.export.int4 import export_all, say_lines
+from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import load_config, pick_device
@@ -16,7 +16,7 @@ from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measuring import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import ToMeasure, to_measure
 
 
 def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
@@ -47,6 +47,5 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         result.peak_memory_mb = peak_memory_mb(device)
         result.metrics["bits_per_weight"] = plan.bits_per_weight
     say_lines(lines)
-    for name, path in result.artifacts.items():
-        print(f"  {name:8} {folder.path / path}")
+    say("Files:", *(f"  {name:8} {folder.path / path}" for name, path in result.artifacts.items()))
     return result

@@ -10,7 +10,7 @@ from torch import nn
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import find_rows, load_rows
-from gemma_tune.export.int4 import export_all, say_lines
+from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import attach
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.source import PLAN
@@ -50,10 +50,11 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         plan = plan_of(base, q.grid, q.embedding_grid)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None
+        # Before an adapter is attached: the teacher's digest is that of the bare weights
         teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)
         model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers={nn.Linear: GridLora})
         put_on_grid(model, plan)
-    with folder.nothing_left():
+    with folder.leaving_no_empty_folder():
         arguments = sft_arguments(cfg, folder, setup.device)
         where = partial(find_rows, cfg.data, setup.tokenizer, cfg.train.max_length)
         options = {"teacher": teacher, "cross_entropy": q.cross_entropy}
@@ -62,24 +63,26 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest, weighs_tokens, plan.frozen))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, lines=plan.lines()) as run:
+    with session(cfg, folder, setup, data, model, checks, lines=plan.lines()) as training:
         write_json(folder.path / PLAN, plan.as_dict())
         rows = list(data.held_out.rendered[: q.max_kl_samples])
         with off_grid(model):
             with folder.timed("teacher"), evaluating(model):
                 targets = held_out_targets(base, rows)
                 teacher.prepare(data.train.rendered)
-            full = run.measure("unquantised")
-        before, quantized = run.measure("before"), row_kl(base, rows, targets)
-        run.fit(trainer)
-        after, trained = run.measure("after"), row_kl(base, rows, targets)
-        run.save_adapter()
+            full = training.measure("unquantised")
+        before = training.measure("before")
+        quantized = row_kl(base, rows, targets)  # base holds quantized weights from here on
+        training.fit(trainer)
+        after = training.measure("after")
+        trained = row_kl(base, rows, targets)
+        training.save_adapter()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])
 
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]
         quality = quality_metrics([row.trained_tokens for row in rows], quantized, trained, losses)
-        run.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
+        training.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
         more = {"unquantised": full.figures, "quality": quality, "bits_per_weight": plan.bits_per_weight}
-        run.finish(before, after, **more)
+        training.finish(**more)
     say_lines(lines)
     return folder.result

@@ -21,7 +21,7 @@ from gemma_tune.train.reward import GENERAL, reward_arguments, reward_trainer, s
 
 
 def read(cfg: Config, setup: Setup) -> Data:
-    """Pairs as token ids, none of them cut: the score is read at an answer's end."""
+    """Pairs as token ids, none of them cut: the score is read at an answer's end. A dry run reads them by this, too."""
     train, held_out = load_pairs(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed, drop_long=True)
     return Data(train, held_out, {}, {}, 2 * train.longest)
 
@@ -41,18 +41,18 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         base = load_classifier(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         model = attach(base, cfg.adapter, setup.source, trained_whole=[HEAD])
-    with folder.nothing_left():
+    with folder.leaving_no_empty_folder():
         checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), GENERAL)
         arguments = reward_arguments(cfg, folder, setup.device)
         trainer = reward_trainer(cfg, arguments, model, setup.tokenizer, data.train)
         checks += score_checks(model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, measure_at=score) as run:
-        before = run.measure("before")
-        run.fit(trainer)
-        after = run.measure("after")
-        run.save_adapter()
+    with session(cfg, folder, setup, data, model, checks, measure_at=score) as training:
+        training.measure("before")
+        training.fit(trainer)
+        training.measure("after")
+        training.save_adapter()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
             with folder.timed("export"), atomic_folder(place) as written:
@@ -61,5 +61,5 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
                 figures = reward_model.verify(place, model, cfg.export, data.train, data.held_out, batch)
             folder.result.metrics["export"] = figures
             folder.result.artifacts["reward_model"] = REWARD_MODEL
-        run.finish(before, after)
+        training.finish()
     return folder.result

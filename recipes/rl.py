@@ -47,7 +47,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         model = attach(base, cfg.adapter, setup.source)
     completions = CompletionLog(folder.evals / "completions.jsonl")
-    with folder.nothing_left():
+    with folder.leaving_no_empty_folder():
         arguments = rl_arguments(cfg, folder, setup.device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, setup.tokenizer, data.train, scorer, completions.add)
         prompts = data.train.rows(1000)
@@ -55,19 +55,19 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # From here on the run folder is written
     weighted = "reward: " + ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
-    with session(cfg, folder, setup, data, model, checks, notes=[weighted]) as run:
-        before = run.measure("before")
+    with session(cfg, folder, setup, data, model, checks, notes=[weighted]) as training:
+        before = training.measure("before")
         monitor = RewardHackingMonitor(before)
         trainer.add_callback(monitor)
         completions.begin(setup.resumed_step)
-        end = run.fit(trainer)
-        after = run.measure("after")
-        run.tracker.log_completions(completions.shown(), step=end.steps)
+        end = training.fit(trainer)
+        after = training.measure("after")
+        training.tracker.log_completions(completions.shown(), step=end.steps)
         folder.result.artifacts["completions"] = "eval/completions.jsonl"
-        run.warn(*monitor.warnings(after))
-        run.save_adapter()
-        run.export_merged(samples=data.train.rows(16))
+        training.warn(*monitor.warnings(after))
+        training.save_adapter()
+        training.export_merged(samples=data.train.rows(16))
         name = after.headline or "reward"
-        run.headline = {"name": name, "before": before.figures.get(name), "after": after.figures.get(name)}
-        run.finish(before, after, **monitor.figures)
+        training.headline = {"name": name, "before": before.figures.get(name), "after": after.figures.get(name)}
+        training.finish(**monitor.figures)
     return folder.result

@@ -41,19 +41,19 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         model = attach(base, cfg.adapter, setup.source)
 
     # The trainer, and the known traps checked with this model and these rows
-    arguments = sft_arguments(cfg, folder, setup.device)
-    with folder.nothing_left():
+    with folder.leaving_no_empty_folder():
+        arguments = sft_arguments(cfg, folder, setup.device)
         where = partial(find_rows, cfg.data, setup.tokenizer, cfg.train.max_length)
         trainer = sft_trainer(cfg, arguments, model, setup.tokenizer, data.train, where)
         weighs_tokens = trainer.model_accepts_loss_kwargs
         checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest, weighs_tokens))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as run:
-        before = run.measure("before")
-        run.fit(trainer)
-        after = run.measure("after")
-        run.save_adapter()
-        run.export_merged()
-        run.finish(before, after)
+    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as training:
+        training.measure("before")
+        training.fit(trainer)
+        training.measure("after")
+        training.save_adapter()
+        training.export_merged()
+        training.finish()
     return folder.result

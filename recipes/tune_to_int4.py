@@ -20,16 +20,17 @@ from gemma_tune.recipes import qat, sft
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measuring import to_measure
+from gemma_tune.steps.measure_only import to_measure
 from gemma_tune.steps.setup import set_up
 
 read = sft.read
+needs_most = of_quantization  # the second training needs more memory, and is refused before the first
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes, trains for int4, exports, and measures the GGUF in llama.cpp with the evaluators of the others."""
-    first, second = of_tuning(cfg, folder.path), of_quantization(cfg, folder.path)
-    # The second training needs more memory than the first, and is refused before it
+    first, second = of_tuning(cfg, folder.path), needs_most(cfg, folder.path)
+    # The model of the second training does not exist yet, so its size is read from that of the first
     setup = set_up(second, folder, partial(qat.look, find=lambda _: find_source(cfg.model)))
     result = folder.result
     tuned, quantized = folder.path / TUNED, folder.path / ON_GRID
@@ -38,7 +39,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         say("1 of 3: tuning")
         with folder.timed("tune"):
             result.take(TUNED, sft.run(first, RunFolder.open(first)))
-        folder.training = True  # from here on there is something to keep
+        folder.keep_on_error = True  # from here on there is something to keep
         say("", "2 of 3: training for int4")
         try:
             with folder.timed("quantize"):
@@ -57,7 +58,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             stored_results("int4, trained", str(quantized)),
         )
         gguf = ModelResults("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better)
-        comparison = compare_models([after, base, int4, gguf])
+        comparison = compare_models([after, base, int4, gguf])  # the first is the baseline
         write_comparison(comparison, folder.report)
         result.artifacts |= {"report": "report.md", "page": "report.html"}
         if name := found.headline:

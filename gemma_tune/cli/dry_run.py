@@ -14,7 +14,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.tokenized import read_tests
 from gemma_tune.run.folder import RunFolder, RunResult
-from gemma_tune.steps.measuring import ToMeasure
+from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model
 
 
@@ -101,11 +101,12 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     if setup.size is None:
         console.print("Memory: unknown; the model's config.json isn't on this machine.")
     else:
-        parts = setup.memory(cfg, longest)
+        largest = getattr(recipe, "needs_most", lambda cfg, _: cfg)(cfg, folder.path)
+        parts = setup.memory(largest, longest)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
         console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
-        for warning in setup.memory_warning(cfg, longest):
+        for warning in setup.memory_warning(largest, longest):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
     return RunResult(cfg.recipe, status="dry_run", metrics=metrics)

@@ -34,7 +34,7 @@ def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
     if cfg.traits.kind is Kind.CHAT:
-        find_source(cfg.model)
+        find_source(cfg.model)  # raises where there is no such model, before torch is imported
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
     elif needs_rows(cfg):
         check_first_rows(cfg.data)
@@ -48,6 +48,7 @@ def _run_method(cfg: Config) -> RunResult:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # one bar a shard; ours shows the long steps
+    # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
     recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
     result: RunResult = _run_in_folder(recipe, cfg) if cfg.traits.run_folder else recipe.run(cfg)
     return result
@@ -57,8 +58,7 @@ def _run_in_folder(recipe: Any, cfg: Config) -> RunResult:
     """What every recipe with a run folder begins with: a finished run is not repeated, a dry run trains nothing.
 
     Args:
-        recipe: A module of `recipes/`: `run(cfg, folder)`, `read`, by which a dry run reads the data, too, and perhaps
-            `look`, which finds the model, and `recheck`, which refuses a finished run whose inputs have changed.
+        recipe: A module of `recipes/`; its docstring says what it has.
         cfg: The configuration.
     """
     from gemma_tune.cli.dry_run import dry_run, dry_run_of_measuring

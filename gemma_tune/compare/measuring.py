@@ -19,7 +19,7 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import is_run_with_results
 from gemma_tune.steps.inputs import note_source
-from gemma_tune.steps.measuring import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import ToMeasure, to_measure
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def refuse_changed(folder: RunFolder, results: Sequence[Path]) -> None:
         )
 
 
-def compare_or_keep(measured: Sequence[ModelResults], level: float, folder: RunFolder) -> Comparison:
+def compare_measured(measured: Sequence[ModelResults], level: float, folder: RunFolder) -> Comparison:
     """The comparison.
 
     Raises:

@@ -1,6 +1,7 @@
 """The schema of the configuration: one dataclass per group. Imports no torch.
 
-Defaults stand here and nowhere else; `configs/*/*.yaml` name only what an option sets.
+Fixed defaults stand here; those that depend on the method or the size of the model stand in methods.py
+and cli/defaults.py; `configs/*/*.yaml` name only what an option sets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What each method is: the one table that says what a recipe does to a model. Imports nothing of ours and no torch.
 
 A recipe's YAML names its method (`method: qat`). Code outside `config/` and `recipes/` never asks for that name, only
-for a property of the method (`cfg.traits.four_bit`). So a new method is one row here, a file in `recipes/` and a YAML.
+for a property of the method (`cfg.traits.four_bit`). So a new method is one row here, a file in `recipes/`, a YAML, and
+where it has a trainer of its own that trainer (`train/`) and its losses (`validation/trainer_options.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Reads(Enum):
 
 @dataclass(frozen=True)
 class Rates:
-    """Default peak learning rates: wide models, and those narrower than `NARROW`, as the embedded one is.
+    """Default peak learning rates: wide models, and those narrower than `NARROW` (models/family.py).
 
     Attributes:
         full: Where every weight is trained.
@@ -53,15 +54,17 @@ class Method:
         kind: What it does.
         reads: What it reads of `data`.
         trainer: TRL's dataclass of options behind it; None where nothing is trained.
-        rates: Default learning rates; None where nothing is trained.
-        batch: Default examples of a forward pass on one device, wide and narrow; (packed: see `cli/defaults.py`).
+        rates: Default learning rates; None where learning rate, packing and batch need no default.
+        batch: Default examples of a forward pass on one device, as (wide, narrow) model; with packing
+            `_BATCH_PACKED` of cli/defaults.py replaces the first.
         float32: Weights are held in float32 whatever is trained (a quantization format rounds full weights).
         four_bit: Whether the base may be in 4 bit.
         streams: Whether training data may be streamed.
         packs: Whether several examples may be packed into one sequence.
         quantizes: Whether `quant` has an effect.
         stages: The methods that it runs one after the other, each with a run folder inside its own.
-        evaluators: Whether `eval.evaluators` measures the model; a reward model is measured by its pairs.
+        evaluators: Whether `eval.evaluators` measures the model; a reward model is measured by its pairs. No meaning
+            where nothing is measured (chat, preview).
         gguf: Whether the model may be a GGUF file.
         group: The group of the configuration that only this method uses.
         run_folder: Whether it keeps a run folder.
@@ -134,7 +137,7 @@ METHODS: dict[str, Method] = {
     "dr_grpo": _rl("GRPOConfig"),
     "gspo": _rl("GRPOConfig"),
     "rloo": _rl("RLOOConfig"),
-    # In a quantization format the gradient is noisier: batches of 4 took back half of what batches of 8 do
+    # The gradient is noisier in a quantization format: batches of 4 recovered half as much of the loss as batches of 8
     "qat": Method(
         "qat", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", Rates(full=(1e-5, 1e-4), adapter=(1e-4, 1e-3)), batch=(8, 8),
         float32=True, four_bit=False, packs=True, quantizes=True,

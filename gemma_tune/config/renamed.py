@@ -67,7 +67,7 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
 
 
 def as_before(tree: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of today as the version before the renaming stored it: the names of run folders come of it."""
+    """A configuration as earlier versions stored it: their run folders are named by its digest."""
     tree = copy.deepcopy(tree)
     for old, new in KEYS.items():
         if (value := _pop(tree, new)) is not _MISSING:

@@ -1,4 +1,9 @@
-"""What differs between the Gemma families, in one place. Imports no torch."""
+"""What differs between the Gemma families. Imports no torch.
+
+A new family is a `Family` here, its chat form (chat/forms.py, chat/recognise.py, a file in chat/templates/), the sizes
+of its published checkpoints (models/published.json), a YAML for each in configs/model/, and, for int4 files, its GGUF
+metadata (export/gguf_metadata.py).
+"""
 
 from __future__ import annotations
 

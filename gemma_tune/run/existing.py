@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,15 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, named_paths
-from gemma_tune.config.renamed import as_before, translated
+from gemma_tune.config.renamed import translated
 from gemma_tune.data.files import find_files
 from gemma_tune.errors import UserError
 from gemma_tune.run.identity import identity, not_resumable, without_operational
-from gemma_tune.run.paths import RUNS, folder_status, resolve
+from gemma_tune.run.paths import folder_status, resolve
 
 _WAYS = (
     "choose another output_dir, resume it with train.resume_from_checkpoint=latest, or replace it with overwrite=true"
 )
-
-
-def folder_of(cfg: Config) -> Path:
-    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own.
-
-    A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
-    """
-    if cfg.output_dir:
-        return Path(cfg.output_dir).expanduser()
-    trees = identity(cfg), as_before(identity(cfg))
-    digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
-    now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
-    return before if before.exists() and not now.exists() else now
 
 
 def stored_config(path: Path) -> dict[str, Any] | None:
@@ -46,7 +32,7 @@ def stored_config(path: Path) -> dict[str, Any] | None:
     return tree if ours and isinstance(tree, dict) and tree.get("method") else None
 
 
-def is_finished(cfg: Config, path: Path) -> bool:
+def check_existing(cfg: Config, path: Path) -> bool:
     """Whether the folder holds this very run, finished.
 
     Raises:
@@ -81,7 +67,7 @@ def is_finished(cfg: Config, path: Path) -> bool:
 
 
 def _is_finished_or_restartable(path: Path) -> bool:
-    """The same for a folder that holds this run: one without anything to keep may begin again."""
+    """For a folder of this same run: True if it is finished, False if it left nothing worth keeping, else an error."""
     status = folder_status(path)
     runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
     places = (path / "checkpoints", path / "adapter", path / "export", *runs_within)

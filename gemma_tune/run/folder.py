@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +17,12 @@ from typing import Any
 import yaml
 
 from gemma_tune.config import Config
+from gemma_tune.config.renamed import as_before
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.existing import aside, folder_of, has_files, is_finished, stored_config
-from gemma_tune.run.identity import as_one_run
+from gemma_tune.run.existing import aside, check_existing, has_files, stored_config
+from gemma_tune.run.identity import as_one_run, identity
 from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, write_json, write_manifest
+from gemma_tune.run.paths import RUNS
 
 
 @dataclass
@@ -66,6 +69,19 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def folder_of(cfg: Config) -> Path:
+    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own.
+
+    A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
+    """
+    if cfg.output_dir:
+        return Path(cfg.output_dir).expanduser()
+    trees = identity(cfg), as_before(identity(cfg))
+    digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
+    now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
+    return before if before.exists() and not now.exists() else now
+
+
 class RunFolder:
     """One run's folder. `open` only looks; nothing is written before `recording` begins."""
 
@@ -75,7 +91,7 @@ class RunFolder:
         self.finished = finished
         self.result = RunResult(cfg.recipe, folder=path)
         self.inputs: dict[str, str] = {}
-        self.training = False
+        self.keep_on_error = False
         self._replaced: Path | None = None
 
     @property
@@ -100,7 +116,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The model card."""
+        """report.md, which serves as the model card."""
         return self.path / "report.md"
 
     def export(self, name: str) -> Path:
@@ -115,7 +131,7 @@ class RunFolder:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
         """
         path = folder_of(cfg)
-        return cls(path, cfg, is_finished(cfg, path))
+        return cls(path, cfg, check_existing(cfg, path))
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
@@ -153,7 +169,7 @@ class RunFolder:
         self.result.seconds[step] = round(seconds, 3)
 
     @contextlib.contextmanager
-    def nothing_left(self) -> Iterator[None]:
+    def leaving_no_empty_folder(self) -> Iterator[None]:
         """Deletes the empty folders that the trainer has made, after a UserError."""
         try:
             yield
@@ -192,7 +208,7 @@ class RunFolder:
         except BaseException as error:
             for half in self.checkpoints.glob("checkpoint-*"):  # whole ones are step-N
                 shutil.rmtree(half, ignore_errors=True)
-            if isinstance(error, UserError) and not self.training:
+            if isinstance(error, UserError) and not self.keep_on_error:
                 self._undo()
                 raise
             self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -203,7 +219,7 @@ class RunFolder:
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._how_to_resume()) from error
             if disk_is_full(error) and not isinstance(error, UserError | RunError):
-                go_on = f" {self._how_to_resume()}" if self.training else ""
+                go_on = f" {self._how_to_resume()}" if self.keep_on_error else ""
                 raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
             raise
         if self._replaced:

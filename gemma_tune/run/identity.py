@@ -30,7 +30,7 @@ def without_operational(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_one_run(cfg: Config) -> dict[str, Any]:
-    """The configuration as it is stored: a resumed run is repeated as one run."""
+    """The configuration as stored: without resume_from_checkpoint, so that `rerun=` repeats the run from step 0."""
     tree = asdict(cfg)
     tree["train"]["resume_from_checkpoint"] = None
     return tree

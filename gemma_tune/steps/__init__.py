@@ -1,1 +1,1 @@
-"""What the recipes share, one function for each step. No step calls a recipe, and none asks which recipe it serves."""
+"""What recipes share: setup, data, session, inputs, measuring. No step calls a recipe or asks which one it serves."""

@@ -40,9 +40,24 @@ class Session:
     """One training, from the moment that the run folder is written.
 
     Attributes:
-        headline: Name and values of the metric to look at first; None: the evaluators' first, else the loss.
+        cfg: The configuration.
+        folder: The run folder.
+        setup: What `set_up` gave.
+        data: The rows.
+        model: The model, with its adapter.
+        counts: How many weights there are, and how many of them are trained.
+        tracker: Where metrics are logged.
+        checks: What was checked before training, a line each.
+        lines: What is trained, beside the count of weights.
         notes: What a person should know, a line each; steps and recipes add to it.
+        measure_at: Evaluates a model: when, model, tokenizer.
+        evaluator: The evaluators of the configuration; None where `measure_at` is the recipe's own.
+        found: What was measured, by when.
+        headline: Name and values of the metric to look at first; None: the first that was measured before training,
+            else the loss.
         end: How training ended.
+        losses: The loss of each logged step.
+        warnings: Notes that are also printed at the end.
     """
 
     cfg: Config
@@ -60,12 +75,11 @@ class Session:
     headline: dict[str, Any] | None = None
     end: TrainingEnd | None = None
     losses: list[float] = field(default_factory=list)
-    before: Evaluation = field(default_factory=Evaluation)
-    after: Evaluation = field(default_factory=Evaluation)
-    late: list[str] = field(default_factory=list)
+    found: dict[str, Evaluation] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def measure(self, when: str) -> Evaluation:
-        """Evaluates the model as it is now; keeps what was found, and logs it unless a resumed run has logged it.
+        """Evaluates the model as it is now, writes eval/<when>.json, and logs the metrics unless a resumed run has them.
 
         Args:
             when: `before` (left out with `eval.before=false`), `after`, or a name for the model at another moment.
@@ -75,6 +89,7 @@ class Session:
             with self.folder.timed("evaluate"):
                 found = self.measure_at(when, self.model, self.setup.tokenizer)
         found.save(self.folder.evals, when)
+        self.found[when] = found
         prefix = "" if when in ("before", "after") else f"{when}_"
         if self.end or not self.setup.resumed:
             step = self.end.kept if self.end else 0
@@ -91,7 +106,7 @@ class Session:
             trainer.measure = partial(at_step, self.model, self.setup.tokenizer, self.tracker, kernel=kernel)
         else:
             trainer.measure = lambda step: self.measure_at(f"step {step}", self.model, self.setup.tokenizer).figures
-        self.folder.training = True
+        self.folder.keep_on_error = True
         with self.folder.timed("train"), training_attention(base, self.cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
@@ -103,9 +118,9 @@ class Session:
         return self.end
 
     def warn(self, *lines: str) -> None:
-        """Notes that the result calls for: they stand in the report, and are said at the end."""
+        """Adds notes that the result calls for; they are in the report, and are printed at the end."""
         self.notes += lines
-        self.late += lines
+        self.warnings += lines
 
     def save_adapter(self) -> None:
         """Saves the adapter, where there is one."""
@@ -138,15 +153,14 @@ class Session:
         folder.result.metrics["export"] = figures
         folder.result.artifacts["merged"] = "export/merged"
 
-    def finish(self, before: Evaluation, after: Evaluation, **more: Any) -> None:
-        """The result, the tracker's summary and the report.
+    def finish(self, **more: Any) -> None:
+        """Writes the result, the tracker's summary and the report.
 
         Args:
-            before: The evaluation before training.
-            after: The same after training.
             **more: Further metrics of the result, by name.
         """
         assert self.end is not None
+        before, after = self.found["before"], self.found["after"]
         result, name, end = self.folder.result, before.headline, self.end
         loss = {"train_loss_first": self.losses[0], "train_loss_last": self.losses[-1]} if self.losses else {}
         if self.headline is None:
@@ -165,10 +179,13 @@ class Session:
         }
         self.tracker.log_samples(before.answers, after.answers, step=end.steps)
         self.tracker.summary(result.metrics)
-        notes = [*self.data.notes(), *self.notes, *self.data.left_out()]  # of a stream more is known by now
+        notes = [
+            *self.data.notes(),
+            *self.notes,
+            *self.data.left_out(),
+        ]  # only now is everything known about streamed rows
         trained = ". ".join([self.counts.line(), *self.lines, *end.lines])
         write_report(self.cfg, self.folder, trained, before, after, notes, self.checks)
-        self.before, self.after = before, after
 
 
 @contextlib.contextmanager
@@ -183,7 +200,7 @@ def session(
     lines: Sequence[str] = (),
     measure_at: Measure | None = None,
 ) -> Iterator[Session]:
-    """Everything within it is recorded in the run folder, whatever happens.
+    """A training whose run folder is written from here on; config.yaml, manifest.json and result.json are kept current.
 
     Args:
         cfg: The configuration.
@@ -197,15 +214,18 @@ def session(
         measure_at: Evaluates a model: when, model, tokenizer; None: by the evaluators of the configuration.
     """
     counts = count(model)
-    evaluator = None if measure_at else RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
-    at = measure_at or (evaluator.at if evaluator else None)
-    assert at is not None
+    evaluator = None
+    if measure_at is None:
+        evaluator = RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
+        measure_at = evaluator.at
     notes = [*setup.memory_warning(cfg, data.longest), *notes]
     with folder.recording(), Tracker.open(cfg, folder, setup.resumed_step) as tracker:
         begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
         note_inputs(cfg, folder, setup.source, setup.config, data_files(cfg.data))
-        one = Session(cfg, folder, setup, data, model, counts, tracker, checks, lines, list(notes), at, evaluator)
+        one = Session(
+            cfg, folder, setup, data, model, counts, tracker, checks, lines, list(notes), measure_at, evaluator
+        )
         yield one
-    say(*one.late)
-    say_end(folder, one.before, one.after, tracker.note)
+    say(*one.warnings)
+    say_end(folder, one.found["before"], one.found["after"], tracker.note)

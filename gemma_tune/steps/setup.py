@@ -39,7 +39,7 @@ class Setup:
         device: Where it is trained.
         mixed: Whether products run in bfloat16 over float32 weights.
         free: GiB of memory that are free.
-        beside: GiB of a reward model beside the trained one.
+        beside: GiB that a reward model takes; 0 without one.
         missing: Why there is no configuration or tokenizer.
         resumed: The checkpoint that the run is resumed from, or None.
     """

@@ -13,16 +13,16 @@ from gemma_tune.config.data import RECOGNISED
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS
-from gemma_tune.validation.evaluators import evaluator_problems
-from gemma_tune.validation.gguf import gguf_problems
-from gemma_tune.validation.grid import grid_problems
-from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
-from gemma_tune.validation.other_recipes import (
+from gemma_tune.validation.chat_and_preview import (
     chat_problems,
     no_other,
     preview_problems,
 )
+from gemma_tune.validation.evaluators import evaluator_problems
+from gemma_tune.validation.gguf import gguf_problems
+from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.quantization import grid_problems
 from gemma_tune.validation.rewards import no_generator, preference_problems, reward_problems, rl_problems
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems

@@ -18,8 +18,7 @@ import yaml
 from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.existing import folder_of
-from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.folder import RunFolder, folder_of
 from gemma_tune.run.identity import identity
 from gemma_tune.run.manifest import file_digest, write_json
 from gemma_tune.run.paths import folder_status

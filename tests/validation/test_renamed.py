@@ -13,8 +13,7 @@ import yaml
 from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.config.renamed import KEYS, OPTIONS, as_before, translated
 from gemma_tune.errors import UserError
-from gemma_tune.run.existing import folder_of
-from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.folder import RunFolder, folder_of
 from gemma_tune.run.identity import as_one_run
 from gemma_tune.validation.schema import FIELDS, GROUPS
 
