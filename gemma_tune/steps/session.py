@@ -79,7 +79,7 @@ class Session:
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, when: str) -> Evaluation:
-        """Evaluates the model as it is now, writes eval/<when>.json, and logs the metrics unless a resumed run has them.
+        """Evaluates the model as it is now and writes eval/<when>.json; logs the metrics unless a resumed run has them.
 
         Args:
             when: `before` (left out with `eval.before=false`), `after`, or a name for the model at another moment.
