@@ -1,4 +1,4 @@
-"""`make bench-packing`: packed rows against padded batches on GSM8K, written to docs/benchmarks/packing.md.
+"""`make bench-packing`: packed sequences compared with padded batches on GSM8K, written to docs/benchmarks/packing.md.
 
 The share of padding is counted; real tokens a second are measured on the embedded model, both in turns of a second.
 """
@@ -78,22 +78,24 @@ def main() -> None:
     (DOCS / "packing.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     ratio, low, high = interval([p["padded"] / p["packed"] for p in pairs])
     seconds = {way: statistics.fmean(p[way] for p in pairs) for way in WAYS}
-    text = f"""# Packed rows against padded batches
+    text = f"""# Packed sequences compared with padded batches
 
 Made by `make bench-packing` on {conditions_line(report)}
 
-GSM8K, {shares["rows"]:,} rows of {shares["tokens"]:,} tokens (the embedded model's tokenizer), {LENGTH:,} at most:
+GSM8K, {shares["rows"]:,} rows with {shares["tokens"]:,} tokens in total (the embedded model's tokenizer), at most
+{LENGTH:,} tokens per row:
 
-| | empty or padding |
+| | empty space or padding |
 | --- | --- |
-| packed, {shares["packs"]:,} rows | {shares["packed"]:.2%} |
+| packed, {shares["packs"]:,} sequences | {shares["packed"]:.2%} |
 | batches of 8 in random order | {shares["padded"]:.2%} |
 
-To hold: at most {MOST_PADDING:.0%} packed. What stays empty costs nothing: the rows of a batch are joined.
+Required: at most {MOST_PADDING:.0%} when packed. Empty space costs nothing, because the sequences of a batch are
+concatenated.
 
-Training of the embedded model, `full_sft`, SDPA, the first {options.rows} rows once, in turns of a second,
-{options.pairs} pairs: packed {seconds["packed"]:.1f} s, padded {seconds["padded"]:.1f} s; padded / packed {ratio:.3f}
-(95 %: {low:.3f}–{high:.3f}).
+Training of the embedded model: `full_sft`, SDPA, one epoch over the first {options.rows} rows, {options.pairs} pairs of
+runs that take turns of one second. Packed {seconds["packed"]:.1f} s, padded {seconds["padded"]:.1f} s; padded / packed
+{ratio:.3f} (95 %: {low:.3f}–{high:.3f}).
 """
     (DOCS / "packing.md").write_text(text, encoding="utf-8")
     print(text)

@@ -185,22 +185,23 @@ def cost_text(found: dict[str, Any]) -> str:
         )
     pairs = len(next(iter(found["modes"].values()))["pairs"])
     head = [
-        "trained", "on the grid, s", "without, s", "ratio by the clock (95 %)", "of processor time (95 %)",
-        "rounding, s", "more memory, MiB", "a copy of what is on the grid, MiB",
+        "trained", "on the grid, s", "off the grid, s", "ratio, wall clock (95 %)", "ratio, CPU time (95 %)",
+        "rounding, s", "additional memory, MiB", "one copy of the quantized weights, MiB",
     ]  # fmt: skip
     return f"""## What a step costs
 
-The shape of Gemma 3 270M with random weights (`tests/shape_270m.py`), float32, {found["tokens"]:,} tokens a step, of
-which {found["trained_tokens"]:,} are trained; KL to {TOP_K} cached probabilities a token in both arms, forward,
-backward and AdamW, by the trainer of `recipe=qat`. Without the grid the same weights are used as they are, and an
-adapter of rank 16 (PEFT's own) stands beside them. {pairs} pairs of steps in one process, each arm first by turns,
-after one that isn't counted; freed memory stays with the process, so that no time goes into asking for it again.
-Rounding is that of all weights on the grid, once. Memory is the difference of the peaks of a pair in another process.
+The shape of Gemma 3 270M with random weights (`tests/shape_270m.py`), float32, {found["tokens"]:,} tokens per step, of
+which {found["trained_tokens"]:,} are trained. Both arms compute the KL from {TOP_K} cached probabilities per token,
+with a forward pass, a backward pass and AdamW, in the trainer of `recipe=qat`. Off the grid, the same weights are
+used as they are, and an adapter is PEFT's own, of rank 16. There are {pairs} pairs of steps in one process, after one
+that isn't counted; the arms take turns to go first. The process keeps freed memory, so no time is spent on allocating
+it again. "Rounding" is rounding all weights on the grid once. "Additional memory" is the difference of the peaks of a
+pair in another process.
 
 {table(head, lines)}
 
-To hold: the upper ends of both ratios at most {MOST_COST} (the clock sees whatever else the machine does: it needs a
-quiet one), and no more memory than one copy of the weights.
+Required: the upper ends of both ratios at most {MOST_COST} (the ratio by wall clock needs a machine without other
+work), and no more additional memory than one copy of the weights.
 """
 
 
@@ -267,19 +268,19 @@ def teacher_text(found: dict[str, Any]) -> str:
         for name, of in found.items()
     ]
     head = [
-        "model", "rows", "tokens a row", "live, s a row", "filling, s a row", "reading, ms a row",
-        "bytes a trained token", "difference",
+        "model", "rows", "tokens per row", "live, s per row", "filling, s per row", "reading, ms per row",
+        "bytes per trained token", "difference",
     ]  # fmt: skip
     return f"""## The teacher
 
-Rows of GSM8K, {TOP_K} probabilities a token. A live teacher (`quant.teacher=live`) computes a row at every step that
-sees it; the cache is filled once, in batches of rows of like length, and read at every step. Seconds are those of
-processor time. Bytes are those of all files of the cache; the difference is the largest one between a probability that
-was computed live and one read from the cache.
+Rows of GSM8K, {TOP_K} probabilities per token. A live teacher (`quant.teacher=live`) computes a row at every step that
+uses it; the cache is filled once, in length-grouped batches, and read at every step. Seconds are CPU time. Bytes are
+those of all files of the cache. "Difference" is the largest difference between a probability that was computed live
+and one that was read from the cache.
 
 {table(head, lines)}
 
-To hold: at most {MOST_BYTES} bytes a token.
+Required: at most {MOST_BYTES} bytes per trained token.
 """
 
 
@@ -307,10 +308,10 @@ def sizes_text(found: dict[str, Any]) -> str:
     lines = [f"| {k} | {n:,} | {8 * n / found['weights']:.2f} |" for k, n in found.items() if k != "weights"]
     return f"""## Sizes
 
-`recipe=export` of the embedded model, {found["weights"]:,} weights; merged is bfloat16. The GGUF file holds the
-tokenizer, too.
+`recipe=export` of the embedded model, {found["weights"]:,} weights; merged is bfloat16. The GGUF file also holds the
+tokenizer.
 
-{table(["file", "bytes", "bits a weight"], lines)}
+{table(["file", "bytes", "bits per weight"], lines)}
 """
 
 

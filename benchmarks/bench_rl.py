@@ -1,4 +1,4 @@
-"""`make bench-rl`: our `grpo` against a plain TRL script, and GSM8K's prompts through the shape of Gemma 3 270M.
+"""`make bench-rl`: our `grpo` compared with a plain TRL script, and GSM8K's prompts on the shape of Gemma 3 270M.
 
 The same model, rows, order, steps, dtype and batch; every run is a process of its own, and the two of a pair take turns
 of a second. Written to docs/benchmarks/.
@@ -118,22 +118,22 @@ def main() -> None:
         rows.append(f"| {who} | {seconds:.2f} | {memory:,.0f} | {rewards:.3f} |")
     words = ", ".join(f"{k} {v}" for k, v in TRAINING.items())
     lines = [
-        "# Training with rewards against a plain TRL script",
+        "# Training with rewards, compared with a plain TRL script",
         "",
         f"Made by `make bench-rl` on {conditions_line(report)}",
         "",
         "`recipe=grpo` and `benchmarks/plain_grpo.py` on the embedded model and its sums, float32, with the same "
-        f"settings ({words}) and the same reward; {len(pairs)} pairs, each in turns of a second.",
+        f"settings ({words}) and the same reward; {len(pairs)} pairs of runs that take turns of one second.",
         "",
-        f"**TRL's seconds a step over ours: {ratio:.3f} ({low:.3f} to {high:.3f}, 95 %)**; at least {LEAST} at the "
-        "lower end is asked for.",
+        f"**TRL's seconds per step divided by ours: {ratio:.3f} ({low:.3f} to {high:.3f}, 95 %)**. Required: at least "
+        f"{LEAST} at the lower end.",
         "",
-        table(["", "seconds a step", "peak memory MiB", "mean reward"], rows),
+        table(["", "seconds per step", "peak memory, MiB", "mean reward"], rows),
         "",
     ]
     if real:
         lines += [
-            "GSM8K's training split through a folder of the shape of Gemma 3 270M (random weights), "
+            "GSM8K's training split on the shape of Gemma 3 270M (random weights), "
             f"`reward=math_format`, 2 steps of 4 completions of 64 tokens: {real['seconds']['train']:.0f} s, peak "
             f"memory {real['peak_memory_mb']:,.0f} MiB.",
             "",

@@ -1,4 +1,4 @@
-"""`make bench-sft`: our `lora_sft` and `qlora_sft` against a plain TRL script, written to docs/benchmarks/.
+"""`make bench-sft`: our `lora_sft` and `qlora_sft` compared with a plain TRL script, written to docs/benchmarks/.
 
 The same model, rows, order, steps, dtype and batch; every run is a process of its own, and the two of a pair take turns
 of a second.
@@ -154,15 +154,15 @@ def as_markdown(report: dict[str, Any]) -> str:
     steps = len(next(iter(report["results"].values()))[0]["ours"]["losses"])
     pairs = len(next(iter(report["results"].values())))
     lines = [
-        "# Fine-tuning against a plain TRL script", "",
+        "# Fine-tuning, compared with a plain TRL script", "",
         f"Made by `make bench-sft` on {conditions_line(report)}", "",
         "The shape of Gemma 3 270M with random weights (`tests/shape_270m.py`), bfloat16; the first "
         f"{report['rows']} rows of GSM8K, {report['tokens']:,} tokens, in batches of 2, {steps} steps. "
-        f"`benchmarks/plain_trl.py` is the TRL script. {pairs} pairs a line; each run is a process of its own, and the "
-        "two of a pair take turns of a second, so both meet the same machine. Time is that of the training loop "
-        "without the other's turns, the memory the process's peak. The losses of each pair must agree (the first to "
-        "0.02 %, the others to 0.1 %), or there is no ratio. Over 4-bit weights TRL rounds the adapters to bfloat16, "
-        "and ours stay float32.", "",
+        f"`benchmarks/plain_trl.py` is the TRL script. {pairs} pairs of runs per line; each run is a separate "
+        "process, and the two of a pair take turns of one second, so that both see the same conditions. Time is that "
+        "of the training loop without the other run's turns, memory the peak of the process. The losses of each pair "
+        "must agree (the first to 0.02 %, the others to 0.1 %), or there is no ratio. Over 4-bit weights TRL rounds "
+        "the adapters to bfloat16; ours stay in float32.", "",
         "| recipe, setting of TRL | ours, tokens/s | TRL, tokens/s | ours / TRL (95 %) | peak memory, ours / TRL, MiB "
         "| last loss, ours / TRL |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"| {name} | {mean['ours']:.1f} | {mean['TRL']:.1f} | {said} "
             f"| {memory['ours']:,.0f} / {memory['TRL']:,.0f} | {last['ours']:.4f} / {last['TRL']:.4f} |"
         )
-    return "\n".join([*lines, "", f"To hold: the lower end of each interval at least {LEAST}.", ""])
+    return "\n".join([*lines, "", f"Required: the lower end of each interval at least {LEAST}.", ""])
 
 
 if __name__ == "__main__":

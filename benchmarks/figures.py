@@ -108,11 +108,12 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Made by `make figures` on {conditions_line(report)}",
         "",
-        "7,473 rows of GSM8K's training split through `data=columns`, packed into rows of 512 tokens, two of them a "
-        "step. The 270M shape has random weights (`tests/shape_270m.py`), so its losses say only that it runs.",
+        "The 7,473 rows of GSM8K's training split, read with `data=columns` and packed into sequences of 512 tokens, "
+        "two per step. The 270M shape has random weights (`tests/shape_270m.py`), so its losses show only that it "
+        "runs.",
         "",
-        "| model | recipe | steps | loss, first → last | held out, before → after | s/step | peak MiB | trained "
-        "| 4-bit |",
+        "| model | recipe | steps | loss, first → last | validation loss, before → after | s/step | peak memory, MiB "
+        "| trained | 4-bit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, recipes in report["runs"].items():
@@ -128,9 +129,9 @@ def markdown(report: dict[str, Any]) -> str:
     parts = report["runs"]["tiny"]["full_sft"]["metrics"]["data"].values()
     lines += [
         "",
-        "Rows and tokens, counted by hand (text built without gemma_tune) and as the report gives them:",
+        "Rows and tokens, counted independently (from text built without gemma_tune) and in the report:",
         "",
-        "| | by hand | report |",
+        "| | counted independently | report |",
         "| --- | --- | --- |",
         *(f"| {k.replace('_', ' ')} | {v:,} | {sum(p[k] for p in parts):,} |" for k, v in count.items()),
         "",

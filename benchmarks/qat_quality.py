@@ -1,4 +1,4 @@
-"""`make figures-qat`: what training on the grid takes back of what plain rounding costs, on the sample task.
+"""`make figures-qat`: how much of the cost of plain rounding quantization-aware training recovers, on the sample task.
 
 Written to docs/benchmarks/. Each run is a process of its own, with the command line a user would type.
 """
@@ -69,23 +69,23 @@ def main() -> None:
         ]
     report = {**conditions(), "runs": runs}
     head = [
-        "trained", "seed", "mean KL, plain → trained", "KL taken back", "perplexity taken back",
-        "test rows right: unquantised / plain / trained", "GGUF in llama.cpp", "training s", "whole command s",
+        "trained", "seed", "mean KL, plain → trained", "KL recovered", "perplexity recovered",
+        "test rows correct: unquantized / plain / trained", "GGUF in llama.cpp", "training s", "whole command s",
     ]  # fmt: skip
     lines = [
-        "# What training on the grid takes back",
+        "# How much quantization-aware training recovers",
         "",
-        f"Made by `make figures-qat` on {conditions_line(report)} The embedded model, tuned on the sample task "
-        "(`recipe=lora_sft export.dtype=float32`), then `recipe=qat` with its defaults, on the same rows.",
+        f"Made by `make figures-qat` on {conditions_line(report)} The embedded model, fine-tuned on the sample "
+        "task (`recipe=lora_sft export.dtype=float32`), then `recipe=qat` with its defaults on the same rows.",
         "",
-        "KL is in nats a token, to the unquantised model, on the rows held out. Taken back is the share of what plain "
-        "rounding to the same grid costs, with its 95 % interval over the rows; of perplexity it says something only "
-        "where that cost is larger than its own interval.",
+        'KL is from the unquantized model, in nats per token, on the validation set. "Recovered" is a share of what '
+        "plain rounding to the same grid costs, with its 95 % interval over the rows; for perplexity it is meaningful "
+        "only where that cost is larger than its own interval.",
         "",
         table(head, [*map(row, runs)]),
         "",
-        "To hold: all weights at least 54 % of the KL, an adapter at least 40 %; the GGUF within 1 point of the "
-        "unquantised model.",
+        "Required: at least 54 % of the KL with all weights, at least 40 % with an adapter; the GGUF file within 1 "
+        "point of the unquantized model.",
         "",
     ]
     (DOCS / "qat-quality.md").write_text("\n".join(lines), encoding="utf-8")

@@ -234,22 +234,22 @@ def written(parts: TrainedTensors, model: Any, plan: Plan) -> dict[str, Encoded]
 def torchao_text(found: dict[str, Any]) -> str:
     """The table, or why there is none."""
     if "skipped" in found:
-        return f"## What is shipped against what was trained\n\nNot measured: {found['skipped']}.\n"
+        return f"## What is shipped compared with what was trained\n\nNot measured: {found['skipped']}.\n"
     lines = []
     for name, of in found["arms"].items():
         codes = "other grid" if of["codes"] is None else f"{of['codes']:.3%}"
         update = f"{of['of_update']:.1f}" if "of_update" in of else ""
         lines.append(f"| {name} | {codes} | {of['error']:.2e} | {update} | {of['kl']:.2e} |")
-    return f"""## What is shipped against what was trained
+    return f"""## What is shipped compared with what was trained
 
-torchao {found["version"]} on the embedded model, float32, projections alone: its QAT of `Int4WeightOnlyConfig` with
-groups of {GROUP} (`QATConfig`, prepare), and its int4 layers for CPUs (`PrototypeInt4WeightOnlyConfig`, convert). What
-the training forward computes is taken for trained: no step was made. An adapter is random, in torchao's arm
-{found["update"]:.0%} of each weight's norm: torchao trains Q(W)x + B·A·x and ships Q(W + B·A). The error is
-|shipped − trained| / |trained| over all projections, then by |B·A|. KL is in nats a token, to the training forward,
-over {found["rows"]} rows of the sample task.
+torchao {found["version"]} on the embedded model, float32, projections only: its QAT of `Int4WeightOnlyConfig` with
+groups of {GROUP} (`QATConfig`, prepare), and its int4 layers for CPUs (`PrototypeInt4WeightOnlyConfig`, convert).
+"Trained" is what the forward pass of training computes; no training step was taken. Adapters are random; in
+torchao's arm the norm of the update is {found["update"]:.0%} of each weight's norm: torchao trains Q(W)x + B·A·x
+and ships Q(W + B·A). The error is |shipped − trained| over all projections, relative to |trained| and then to
+|B·A|. KL is from the forward pass of training, in nats per token, over {found["rows"]} rows of the sample task.
 
-| shipped | codes that differ | error of the weights | by the update | KL |
+| shipped | codes that differ | error relative to the weights | relative to the update | KL |
 | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 """

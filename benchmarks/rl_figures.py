@@ -1,4 +1,4 @@
-"""`make figures-rl`: what rewards and preferences teach the embedded model, on held-out rows.
+"""`make figures-rl`: what the embedded model learns from rewards and preferences, on test and validation sets.
 
 Written to docs/benchmarks/. Each run is a process of its own, with the command line a user would type.
 """
@@ -76,14 +76,14 @@ def main() -> None:
 def write(report: dict[str, Any]) -> None:
     """Writes the page and the figures behind it."""
     head = [
-        "recipe", "seed", "held-out figure", "before", "after", "points", "steps", "whole command s", "peak memory MiB",
+        "recipe", "seed", "metric", "before", "after", "points", "steps", "whole command s", "peak memory MiB",
     ]  # fmt: skip
     lines = [
-        "# What rewards and preferences teach the embedded model",
+        "# What the embedded model learns from rewards and preferences",
         "",
         f"Made by `make figures-rl` on {conditions_line(report)} `python -m gemma_tune recipe=… seed=…` with defaults. "
         "`grpo`: 300 problems of two numbers that are in no training text; `dpo` and `reward_model`: 200 pairs whose "
-        "prompts are in no training pair. 95 % intervals in brackets; the difference is paired, row by row.",
+        "prompts are in no training pair. 95 % intervals are in brackets; the difference is paired, row by row.",
         "",
         table(head, [*map(row, report["runs"])]),
         "",

@@ -57,8 +57,8 @@ def main() -> None:
         "",
         f"Exact match of the call, before → after, on {rows['test_rows']} rows with unseen combinations of phrasing "
         f"and value, and on {rows['new_phrasings_rows']} with unseen phrasings; then the exported model "
-        "(`export/merged`), loaded again, on the same test rows, and the share of its answers there that end by "
-        "themselves.",
+        "(`export/merged`), loaded again, on the test rows of the first kind, and the share of its answers there that "
+        "ended by themselves.",
         "",
         table(head, [*map(row, runs)]),
         "",
