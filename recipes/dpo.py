@@ -11,8 +11,8 @@ from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.train.dpo import WITH_PAIRS, dpo_arguments, dpo_trainer, likelihood_warning
-from gemma_tune.train.preflight import preflight, undertrained_warning
+from gemma_tune.train.dpo import dpo_arguments, dpo_trainer, likelihood_warning
+from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight, undertrained_warning
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -38,7 +38,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     # The checks come first: making the trainer computes the reference's log-probabilities of all pairs, which is slow
     with folder.leaving_no_empty_folder():
         arguments = dpo_arguments(cfg, folder, setup.device)
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), WITH_PAIRS)
+        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), CHECKS_FOR_PAIRS)
         with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
             trainer = dpo_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 

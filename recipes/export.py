@@ -11,7 +11,7 @@ from gemma_tune.models.load import load_config, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid
-from gemma_tune.quant.load_for_qat import load_for_qat, source_for_qat
+from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say
@@ -22,7 +22,7 @@ from gemma_tune.steps.measure_only import ToMeasure, to_measure
 def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
     """The model and the rows that its files are compared on; refuses what surely does not fit."""
     check_model_hardware(cfg.model)
-    source = source_for_qat(cfg.model)
+    source = find_full_weights(cfg.model)
     size = size_of(load_config(source))
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
@@ -36,7 +36,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     source, tokenizer, device = asked.source, asked.tokenizer, pick_device(cfg.model)
     reset_peak(device)
     with folder.timed("load"):
-        model = load_for_qat(cfg.model, source, tokenizer).eval()
+        model = load_float32(cfg.model, source, tokenizer).eval()
         plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
         put_on_grid(model, plan)
     result = folder.result

@@ -15,7 +15,7 @@ from gemma_tune.models.adapter import attach
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.source import PLAN
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
-from gemma_tune.quant.load_for_qat import load_for_qat, source_for_qat
+from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer
@@ -29,7 +29,7 @@ from gemma_tune.train.distill import Teacher
 from gemma_tune.train.preflight import preflight
 from gemma_tune.train.sft import sft_trainer
 
-look = partial(look_at_model, find=source_for_qat)
+look = partial(look_at_model, find=find_full_weights)
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -46,7 +46,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # The unquantized model as teacher, and the same weights in the quantization format
     with loading(cfg, folder, setup):
-        base = load_for_qat(cfg.model, setup.source, setup.tokenizer)
+        base = load_float32(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         plan = plan_of(base, q.grid, q.embedding_grid)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None

@@ -16,8 +16,8 @@ from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.train.preflight import preflight
-from gemma_tune.train.reward import GENERAL, reward_arguments, reward_trainer, score_checks
+from gemma_tune.train.preflight import CHECKS_FOR_REWARD_MODEL, preflight
+from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -42,7 +42,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         model = attach(base, cfg.adapter, setup.source, trained_whole=[HEAD])
     with folder.leaving_no_empty_folder():
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), GENERAL)
+        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), CHECKS_FOR_REWARD_MODEL)
         arguments = reward_arguments(cfg, folder, setup.device)
         trainer = reward_trainer(cfg, arguments, model, setup.tokenizer, data.train)
         checks += score_checks(model, setup.tokenizer, data.train)
@@ -55,8 +55,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.save_adapter()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
-            with folder.timed("export"), atomic_folder(place) as written:
-                reward_model.export(model, setup.tokenizer, written, cfg.export)
+            with folder.timed("export"), atomic_folder(place) as target:
+                reward_model.export(model, setup.tokenizer, target, cfg.export)
             with folder.timed("verify"):
                 figures = reward_model.verify(place, model, cfg.export, data.train, data.held_out, batch)
             folder.result.metrics["export"] = figures

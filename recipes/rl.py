@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import read_tests
+from gemma_tune.data.reading import read_tests
 from gemma_tune.evals.evaluation import prepare_evaluators
 from gemma_tune.models.adapter import attach
 from gemma_tune.models.hardware import check_vllm
@@ -20,7 +20,7 @@ from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.data import NO_ROWS, Data
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
-from gemma_tune.train.preflight import WITHOUT_ANSWERS, preflight
+from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
 
 look = partial(look_at_model, beside=size_of_reward_model)
 
@@ -51,7 +51,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         arguments = rl_arguments(cfg, folder, setup.device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, setup.tokenizer, data.train, scorer, completions.add)
         prompts = data.train.rows(1000)
-        checks = preflight(setup.check_inputs(cfg, model, prompts, data.longest), WITHOUT_ANSWERS)
+        checks = preflight(setup.check_inputs(cfg, model, prompts, data.longest), CHECKS_FOR_PROMPTS)
 
     # From here on the run folder is written
     weighted = "reward: " + ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())

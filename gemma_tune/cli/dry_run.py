@@ -12,7 +12,7 @@ from rich.table import Table
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
-from gemma_tune.data.tokenized import read_tests
+from gemma_tune.data.reading import read_tests
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model

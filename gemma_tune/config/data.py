@@ -8,7 +8,7 @@ from typing import Any
 from gemma_tune.config.option import option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
-RECOGNISED = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text")
+FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text")
 
 
 @dataclass

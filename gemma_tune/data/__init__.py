@@ -1,1 +1,1 @@
-"""Rows of the user's files: read by an adapter a format, held as records, rendered into token ids."""
+"""Rows of the user's files: read by one reader for each format, held as records, rendered into token ids."""

@@ -14,7 +14,7 @@ from gemma_tune.config.path_keys import named_paths
 from gemma_tune.data.files import find_files
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
-from gemma_tune.data.parsed import forget_parsed, records_of
+from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
@@ -134,15 +134,33 @@ def measured_files(data: DataConfig) -> list[Path]:
     return data_files(replace(data, train_file="", train_files={}))
 
 
-def answered(part: SplitReader, record: Record) -> Record:
-    """The test row itself.
+def require_conversation(part: SplitReader, record: Record) -> None:
+    """Checks a test row.
 
     Raises:
         UserError: It is running text, which has no answer to compare with.
     """
     if record.messages is None:
         raise UserError(f"{part}: {record.where} is running text, and there is no answer in it to compare with.")
-    return record
+
+
+def read_tests(data: DataConfig) -> dict[str, list[Record]]:
+    """The test rows of each file, by the file's name in `data.test_files`.
+
+    Raises:
+        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
+    """
+    if data.generator:
+        from gemma_tune.data.formats.gym import held_out_tasks  # reasoning-gym takes a second
+
+        return {"test": held_out_tasks(data)}
+    found: dict[str, list[Record]] = {}
+    for name, part in tests(data).items():
+        found[name] = []
+        for record in part:
+            require_conversation(part, record)
+            found[name].append(record)
+    return found
 
 
 def check_first_rows(data: DataConfig) -> None:
@@ -154,7 +172,7 @@ def check_first_rows(data: DataConfig) -> None:
     Raises:
         UserError: A bad row (file and line), or no rows at all.
     """
-    forget_parsed()
+    forget_cached_records()
     if data.generator:
         from gemma_tune.data.formats.gym import GymTasks  # reasoning-gym takes a second
 
@@ -164,4 +182,5 @@ def check_first_rows(data: DataConfig) -> None:
     for part in filter(None, (trained if trained.names else None, validation(data))):
         deque(islice(part, _FIRST), maxlen=0)
     for part in tests(data).values():
-        deque(map(partial(answered, part), islice(part, _FIRST)), maxlen=0)
+        for record in islice(part, _FIRST):
+            require_conversation(part, record)

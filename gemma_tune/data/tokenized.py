@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.formats import gym
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.rendering import Sided, find_records, render_record, split_answers
 from gemma_tune.data.scratch import no_room
@@ -81,7 +79,7 @@ class TokenizedRows:
         return "rows have no trained token within train.max_length and were dropped"
 
     def read_by(self, part: reading.SplitReader | None) -> None:
-        """Takes over the formats and the bad rows of the reader of these rows, which grow while it reads."""
+        """Shares the reader's formats and skipped rows; both grow while it reads."""
         if part is not None:
             self.skipped, self.formats = part.skipped, part.formats
 
@@ -261,39 +259,3 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     """
     records = split_answers(reading.training(data), tokenizer)
     return find_records(records, lambda r: {tuple(render_record(r, tokenizer).input_ids[:max_length])}, wanted)
-
-
-def read_training_prompts(
-    data: DataConfig, tests: Mapping[str, Sequence[Record]]
-) -> tuple[Sequence[Record], TokenizedRows]:
-    """The prompts of training with rewards: all rows to train on, not rendered.
-
-    Args:
-        data: Names the files, or a generator of tasks.
-        tests: The test rows; prompts that are also among them are counted as leaked.
-
-    Returns:
-        The rows, and what became of them.
-
-    Raises:
-        UserError: A bad row (file and line), or no rows at all.
-    """
-    if data.generator:
-        tasks = gym.training_tasks(data)
-        return tasks, TokenizedRows(read=len(tasks))
-    part = reading.training(data)
-    records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
-    held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
-    leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
-    return records, TokenizedRows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
-
-
-def read_tests(data: DataConfig) -> dict[str, list[Record]]:
-    """The test rows of each file, by the file's name in `data.test_files`.
-
-    Raises:
-        UserError: A bad row (file and line), a file without rows, or a row that isn't a conversation.
-    """
-    if data.generator:
-        return {"test": gym.held_out_tasks(data)}
-    return {name: [reading.answered(part, record) for record in part] for name, part in reading.tests(data).items()}

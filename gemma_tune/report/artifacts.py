@@ -64,7 +64,7 @@ class Size:
     weights: int | None
 
 
-def size_of(artifact: Path) -> Size:
+def artifact_size(artifact: Path) -> Size:
     """Counts bytes and weights of a file, or of a folder with everything in it."""
     files = [p for p in artifact.rglob("*") if p.is_file()] if artifact.is_dir() else [artifact]
     stored, counts = 0, list[int | None]()
@@ -112,7 +112,7 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
     rows = []
     model = (counts["total"] - (counts["trainable"] if counts["adapted_layers"] else 0)) if counts else 0
     for name, path in folder.result.artifacts.items():
-        size = size_of(folder.path / path)
+        size = artifact_size(folder.path / path)
         weights = size.weights or model
         # An adapter is compared with its base model, a whole model with itself
         whole = max(model, size.weights or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
 from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.formats import gym
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows, read_training_prompts
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
 
@@ -151,6 +154,31 @@ class Tasks:
             return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
 
         return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)
+
+
+def read_training_prompts(
+    data: DataConfig, tests: Mapping[str, Sequence[Record]]
+) -> tuple[Sequence[Record], TokenizedRows]:
+    """The prompts of training with rewards: all rows to train on, not rendered.
+
+    Args:
+        data: Names the files, or a generator of tasks.
+        tests: The test rows; prompts that are also among them are counted as leaked.
+
+    Returns:
+        The rows, and what became of them.
+
+    Raises:
+        UserError: A bad row (file and line), or no rows at all.
+    """
+    if data.generator:
+        tasks = gym.training_tasks(data)
+        return tasks, TokenizedRows(read=len(tasks))
+    part = reading.training(data)
+    records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
+    held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
+    leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
+    return records, TokenizedRows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
 
 
 def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenizer: Any, longest: int) -> Tasks:

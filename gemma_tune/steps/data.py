@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gemma_tune.config import Config
+from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows, read_tests
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import prepare_evaluators
 from gemma_tune.models.load import check_vocabulary

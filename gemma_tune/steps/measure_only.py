@@ -10,8 +10,9 @@ from typing import Any
 from transformers import set_seed
 
 from gemma_tune.config import Config
+from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows, load_held_out, read_tests
+from gemma_tune.data.tokenized import TokenizedRows, load_held_out
 from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators

@@ -126,8 +126,8 @@ class Session:
         """Saves the adapter, where there is one."""
         if self.cfg.adapter.peft_type != "none":
             saver = AdapterSaver(self.model, with_towers=family_of(self.setup.source).has_towers)
-            with atomic_folder(self.folder.adapter) as written:
-                saver.save(self.model, self.setup.tokenizer, written)
+            with atomic_folder(self.folder.adapter) as target:
+                saver.save(self.model, self.setup.tokenizer, target)
             self.folder.result.artifacts["adapter"] = "adapter"
 
     def export_merged(self, samples: Any = None) -> None:
@@ -141,8 +141,8 @@ class Session:
             return
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
         reference = verify.take_reference(cfg, self.model, setup.tokenizer, rows, self.data.held_out, measure)
-        with folder.timed("export"), atomic_folder(folder.export("merged")) as written:
-            merged.export(self.model, setup.tokenizer, written, cfg.export, setup.source)
+        with folder.timed("export"), atomic_folder(folder.export("merged")) as target:
+            merged.export(self.model, setup.tokenizer, target, cfg.export, setup.source)
         with folder.timed("verify"):
             figures: dict[str, float | None] = {
                 **verify.verify_merged(folder.export("merged"), reference, setup.device)

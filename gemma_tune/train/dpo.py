@@ -18,10 +18,6 @@ from gemma_tune.models.adapter import drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.pairs import PairTrainer, pair_arguments, pair_trainer
-from gemma_tune.train.preflight import CHECKS
-
-# Each pair counts the same, however many tokens it has.
-WITH_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
 
 
 class GemmaDPOTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]

@@ -232,9 +232,11 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
     "memory": _memory,
 }
 
-
-# The checks that apply where no row has an answer to learn from.
-WITHOUT_ANSWERS = ("<bos>", "adapters", "experts", "in 4 bit", "types", "memory")
+# No gradient-accumulation check: DPO averages over pairs, not tokens.
+CHECKS_FOR_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
+CHECKS_FOR_REWARD_MODEL = ("<bos>", "template", "experts", "types", "memory")
+# Prompts have no answer to learn from.
+CHECKS_FOR_PROMPTS = ("<bos>", "adapters", "experts", "in 4 bit", "types", "memory")
 
 
 def preflight(inputs: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> list[str]:

@@ -16,8 +16,6 @@ from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.pairs import PairTrainer, pair_arguments, pair_trainer
 
-# The general checks that hold of a classifier, too (`preflight`).
-GENERAL = ("<bos>", "template", "experts", "types", "memory")
 _LOOKED_AT = 1000
 
 

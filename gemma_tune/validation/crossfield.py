@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
-from gemma_tune.config.data import RECOGNISED
+from gemma_tune.config.data import FORMATS
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS
@@ -28,7 +28,7 @@ from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
-FORMATS = ("auto", *RECOGNISED)
+_DATA_FORMATS = ("auto", *FORMATS)
 
 
 def _method(cfg: Config) -> Iterator[str]:
@@ -83,10 +83,10 @@ def _adapter(cfg: Config) -> Iterator[str]:
 
 def _data(cfg: Config) -> Iterator[str]:
     d = cfg.data
-    if ":" not in d.format and d.format not in FORMATS:
+    if ":" not in d.format and d.format not in _DATA_FORMATS:
         yield (
-            f"data.format={d.format}: not one of {', '.join(FORMATS)}, nor path/to/file.py:function."
-            f"{did_you_mean(d.format, FORMATS)}"
+            f"data.format={d.format}: not one of {', '.join(_DATA_FORMATS)}, nor path/to/file.py:function."
+            f"{did_you_mean(d.format, _DATA_FORMATS)}"
         )
     yield from _sets(d, trains=cfg.traits.reads_training_set or d.validation_split_percentage > 0)
     yield from missing_paths(cfg, "data")

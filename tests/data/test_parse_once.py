@@ -21,9 +21,10 @@ from transformers import AutoTokenizer
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import auto
-from gemma_tune.data.parsed import forget_parsed, records_of
+from gemma_tune.data.reading import read_tests
+from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.tokenized import find_rows, load_held_out, load_rows, read_tests
+from gemma_tune.data.tokenized import find_rows, load_held_out, load_rows
 from gemma_tune.errors import UserError
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS
@@ -65,7 +66,8 @@ def test_one_open_for_all_that_a_run_reads(tmp_path: Path, name: str, monkeypatc
     recognised: Counter[str] = Counter()
     recognise = auto.recognise_format
     monkeypatch.setattr(
-        "gemma_tune.data.parsed.recognise_format", lambda *words: (recognised.update(["all"]), recognise(*words))[1]
+        "gemma_tune.data.record_cache.recognise_format",
+        lambda *words: (recognised.update(["all"]), recognise(*words))[1],
     )
     with counted_opens() as opens:
         reading.check_first_rows(data)
@@ -89,7 +91,7 @@ def test_what_was_read_is_handed_on(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "rows.jsonl", *ROWS))
     data = DataConfig(train_file=str(path))
     straight = list(reading.training(data))
-    forget_parsed()
+    forget_cached_records()
     with counted_opens() as opens:
         assert list(islice(reading.training(data), 7)) == straight[:7]
         one, other = iter(reading.training(data)), iter(reading.training(data))
@@ -154,12 +156,12 @@ def test_rows_that_can_not_be_kept(tmp_path: Path) -> None:
         "    yield Record(f'{path}:1', text='one', row={'f': lambda: 1})\n",
         encoding="utf-8",
     )
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: this row can't be kept on disk \(.*\); give plain values"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: this row can't be stored on disk \(.*\); give plain values"):
         list(reading.training(DataConfig(train_file=path, format=f"{tmp_path}/mine.py:read")))
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_parsed()
+    forget_cached_records()
     path = write(tmp_path / "rows.jsonl", *ROWS)
     records = records_of(Path(path), DataConfig(train_file=path))
     records._out.close()  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from short_runs import short_run
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.runner import run_recipe
-from gemma_tune.data.tokenized import read_tests
+from gemma_tune.data.reading import read_tests
 
 TESTED = ["eval.evaluators=[held_out_loss,answers]", "eval.max_new_tokens=8", "eval.max_samples=3"]
 SMALL = ["data.max_train_samples=4", "data.max_eval_samples=2", "train.per_device_train_batch_size=1"]

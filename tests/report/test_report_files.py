@@ -20,7 +20,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.report import PAGE_MARK, write_report
-from gemma_tune.report.artifacts import bytes_text, size_of
+from gemma_tune.report.artifacts import artifact_size, bytes_text
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import say_end
 
@@ -280,14 +280,14 @@ def test_the_lines_to_copy(tmp_path: Path) -> None:
 def test_sizes(tmp_path: Path) -> None:
     save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    size = size_of(tmp_path)
+    size = artifact_size(tmp_path)
     assert (size.stored, size.weights) == (3 * 5 * 4 + 7 * 2, 22)
     assert size.total == 2 + (tmp_path / "model.safetensors").stat().st_size
     save_file({"packed": np.zeros((4, 8), np.int32), "scale": np.zeros(4, np.float16)}, tmp_path / "packed.safetensors")
-    size = size_of(tmp_path / "packed.safetensors")
+    size = artifact_size(tmp_path / "packed.safetensors")
     assert (size.stored, size.weights) == (4 * 8 * 4 + 8, None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF" * 10)
-    assert (size_of(tmp_path / "model.gguf").stored, size_of(tmp_path / "model.gguf").weights) == (40, None)
+    assert (artifact_size(tmp_path / "model.gguf").stored, artifact_size(tmp_path / "model.gguf").weights) == (40, None)
     for count, said in ((0, "0 B"), (999, "999 B"), (1000, "1 kB"), (10_300_000, "10.3 MB"), (2.5e12, "2.5 TB")):
         assert bytes_text(count) == said
 

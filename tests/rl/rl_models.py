@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import read_training_prompts
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.rewards.base import Completion, Task
 from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.rl.scoring import Scorer, WeightedReward
-from gemma_tune.rl.tasks import Tasks
+from gemma_tune.rl.tasks import Tasks, read_training_prompts
 from gemma_tune.rl.trainer import RewardedTrainer, rl_trainer
 from gemma_tune.run.folder import RunFolder
 

@@ -73,13 +73,13 @@ def test_while_rows_are_rendered(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "merged") as written:
-        written.mkdir()
-        (written / "half").touch()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "merged") as target:
+        target.mkdir()
+        (target / "half").touch()
         raise KeyboardInterrupt
     assert not any(tmp_path.iterdir())
     for name in ("first", "second"):
-        with atomic_folder(tmp_path / "merged") as written:
-            written.mkdir()
-            (written / name).touch()
+        with atomic_folder(tmp_path / "merged") as target:
+            target.mkdir()
+            (target / name).touch()
         assert [p.name for p in (tmp_path / "merged").iterdir()] == [name]

@@ -20,7 +20,8 @@ from transformers import set_seed
 
 from gemma_tune.chat import served_template
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import TokenizedRows, read_tests
+from gemma_tune.data.reading import read_tests
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import evaluate, prepare_evaluators

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from gemma_tune.config import DataConfig
-from gemma_tune.config.data import RECOGNISED
+from gemma_tune.config.data import FORMATS
 from gemma_tune.data.files import Row
 from gemma_tune.data.records import BadRow
 
@@ -34,7 +34,7 @@ def recognise_format(rows: Iterator[Row | BadRow], data: DataConfig) -> tuple[st
     for row in rows:
         looked_at.append(row)
         if not isinstance(row, BadRow):
-            for name in RECOGNISED:
+            for name in FORMATS:
                 fields = importlib.import_module(f"gemma_tune.data.formats.{name}").fields(data)
                 if fields and all(field in row[1] for field in fields):
                     return name, chain(looked_at, rows)

@@ -1,4 +1,4 @@
-"""The records of the files of a run. Each file is opened, recognised, parsed, checked and hashed once.
+"""A cache on disk of the records of a run's files: each file is opened, recognised, parsed, checked and hashed once.
 
 The first pass over a file stores its records on disk, pickled, and later passes read them from there. A pass that stops
 early, such as the check of the first rows, is continued by the next one. Memory doesn't grow with the number of rows.
@@ -47,13 +47,13 @@ class SourceRecords:
 
     def __iter__(self) -> Iterator[Record | BadRow]:
         thinking, prompts_only = self._data.enable_thinking, self._data.prompts_only
-        for row in self._parsed():
+        for row in self._read():
             if (thinking or prompts_only) and isinstance(row, Record):
                 asks = bool(prompts_only and row.messages and row.messages[-1]["role"] != "assistant")
                 row = replace(row, thinking=thinking, unanswered=asks)
             yield row
 
-    def _parsed(self) -> Iterator[Record | BadRow]:
+    def _read(self) -> Iterator[Record | BadRow]:
         name = self._data.format
         if ":" in name:
             return _from_reader(self._source, self._data)
@@ -63,9 +63,9 @@ class SourceRecords:
             if self.format is None:
                 return refuse_rows(rows)
             name = self.format
-        adapter = importlib.import_module(f"gemma_tune.data.formats.{name}")
-        parsed: Iterator[Record | BadRow] = adapter.read(OpenRows(rows), self._data)
-        return parsed
+        reader = importlib.import_module(f"gemma_tune.data.formats.{name}")
+        records: Iterator[Record | BadRow] = reader.read(OpenRows(rows), self._data)
+        return records
 
     def _rows(self) -> Iterator[Row | BadRow]:
         if not isinstance(self._source, Path):
@@ -105,21 +105,21 @@ def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             yield error
 
 
-class ParsedFile:
-    """The records and bad rows of a file, in order; it can be iterated any number of times, also concurrently.
+class CachedRecords:
+    """The records and bad rows of a file, in order, cached on disk; any number of iterations, also concurrent ones.
 
     Args:
         path: The file.
         data: How it is read.
-        kept: File to store the records in.
+        stored: The file to store the records in.
     """
 
-    def __init__(self, path: Path, data: DataConfig, kept: Path) -> None:
+    def __init__(self, path: Path, data: DataConfig, stored: Path) -> None:
         self._records = SourceRecords(path, data, hashed=True)
         self._unread: Iterator[Record | BadRow] | None = iter(self._records)
         self._end: str | None = None  # why the rest of the file can't be read
-        self._kept = kept
-        self._out = kept.open("wb")
+        self._stored = stored
+        self._out = stored.open("wb")
         self._size = 0  # bytes stored so far
         self.failed = False
 
@@ -130,16 +130,16 @@ class ParsedFile:
 
     def __iter__(self) -> Iterator[Record | BadRow]:
         place = 0
-        with self._kept.open("rb") as kept:
+        with self._stored.open("rb") as stored:
             while True:
                 if place < self._size:
                     if self._unread is not None:
                         with self._room():
                             self._out.flush()
-                    kept.seek(place)
+                    stored.seek(place)
                     place = self._size
-                    while kept.tell() < place:
-                        yield pickle.load(kept)
+                    while stored.tell() < place:
+                        yield pickle.load(stored)
                 elif self._unread is not None:
                     row = self._next(self._unread)
                     place = self._size
@@ -168,7 +168,7 @@ class ParsedFile:
             packed = pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             where = row.where if isinstance(row, Record) else str(row)
-            row = BadRow(f"{where}: this row can't be kept on disk ({error}); give plain values.")
+            row = BadRow(f"{where}: this row can't be stored on disk ({error}); give plain values.")
             packed = pickle.dumps(row)
         with self._room():
             self._out.write(packed)
@@ -186,18 +186,18 @@ class ParsedFile:
     def close(self) -> None:
         """Deletes the stored records."""
         self._out.close()
-        self._kept.unlink(missing_ok=True)
+        self._stored.unlink(missing_ok=True)
 
 
-class _Parsed:
-    """The parsed files of this process, by path and configuration."""
+class _RecordCache:
+    """The files cached by this process, by path and configuration."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[Path, str], tuple[object, ParsedFile]] = {}
+        self._files: dict[tuple[Path, str], tuple[object, CachedRecords]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 
-    def file(self, path: Path, data: DataConfig) -> ParsedFile | SourceRecords:
+    def file(self, path: Path, data: DataConfig) -> CachedRecords | SourceRecords:
         """The records of a file, parsed again only if the file or the user's reader has changed."""
         reader = resolve(data.format.rpartition(":")[0]) if ":" in data.format else path
         key, version = (path.absolute(), repr(data)), (file_version(path), file_version(reader), str(path))
@@ -207,7 +207,7 @@ class _Parsed:
         if found is None or known != version or found.failed:
             if found is not None:
                 found.close()
-            found = ParsedFile(path, data, self._new_path())
+            found = CachedRecords(path, data, self._new_path())
             self._files[key] = version, found
         return found
 
@@ -227,16 +227,16 @@ class _Parsed:
         self._files.clear()
 
 
-_PARSED = _Parsed()
-forget_parsed = _PARSED.clear
+_CACHE = _RecordCache()
+forget_cached_records = _CACHE.clear
 
 
-def records_of(source: Source, data: DataConfig, streamed: bool = False) -> SourceRecords | ParsedFile:
+def records_of(source: Source, data: DataConfig, streamed: bool = False) -> SourceRecords | CachedRecords:
     """The records of a source. A file is parsed once; a streamed file and a Hub split are parsed on every pass.
 
     Raises:
         UserError: The disk has no room for the records.
     """
     if isinstance(source, Path) and not streamed:
-        return _PARSED.file(source, data)
+        return _CACHE.file(source, data)
     return SourceRecords(source, data)

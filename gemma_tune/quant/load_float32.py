@@ -1,4 +1,4 @@
-"""Loads the model that quantisation-aware training starts from: full weights in float32, an adapter merged."""
+"""Loads a model to quantize, for `recipe=qat` and `recipe=export`: full weights in float32, an adapter merged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.paths import resolve
 
 
-def source_for_qat(model: ModelConfig) -> Source:
-    """The source to start from. Of a run that exported merged weights these are taken: the run has verified them.
+def find_full_weights(model: ModelConfig) -> Source:
+    """The source of the full weights. Of a run that exported merged weights these are taken: the run has verified them.
 
     Raises:
         UserError: As `find_source`.
@@ -23,7 +23,7 @@ def source_for_qat(model: ModelConfig) -> Source:
     return find_source(model)
 
 
-def load_for_qat(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+def load_float32(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
     """The language part in float32, every weight trainable; an adapter of the source is merged into it.
 
     Raises:
