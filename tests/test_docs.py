@@ -135,8 +135,10 @@ def test_links_resolve(file: Path) -> None:
 def test_the_tree_of_the_readme_has_every_room() -> None:
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## How the code is laid out")[1]
     rooms = {folder.name for folder in (ROOT / "gemma_tune").iterdir() if (folder / "__init__.py").is_file()}
-    named = set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE))
-    assert named == rooms
+    lines = dict(re.findall(r"^  (\w+)/ +(.*)", tree, re.MULTILINE))
+    assert set(lines) == rooms
+    files = [ROOT / "gemma_tune" / room / file for room, line in lines.items() for file in re.findall(r"\w+\.py", line)]
+    assert [file for file in files if not file.is_file()] == []
     top = set(re.findall(r"^(\w+)/ ", tree, re.MULTILINE))
     assert {"recipes", "configs", "data", "gemma_tune", "tests", "benchmarks", "tools", "docs"} == top
 
