@@ -83,8 +83,8 @@ class Config:
         return METHODS.get(self.method, METHODS["sft"])
 
     @property
-    def unknown_method(self) -> str | None:
-        """Why `method` is none of the table, as the end of a sentence; None where it is one."""
+    def unknown_method(self) -> tuple[str, str] | None:
+        """`method`, and why it is none of the table, as the end of a sentence; None where it is one."""
         return unknown_method(self.method)
 
     @property

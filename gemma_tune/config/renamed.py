@@ -36,11 +36,11 @@ def renamed_key(key: str) -> str | None:
     return GONE.get(key)
 
 
-def unknown_method(name: str) -> str | None:
-    """Why it is no method, as the end of a sentence; None for one of the table."""
+def unknown_method(name: str) -> tuple[str, str] | None:
+    """The name, and why it is no method, as the end of a sentence; None for one of the table."""
     if name in RENAMED_METHODS:
-        return f"there is no such method: it is {RENAMED_METHODS[name]} now."
-    return None if name in METHODS else f"not one of {', '.join(METHODS)}."
+        return name, f"there is no such method: it is {RENAMED_METHODS[name]} now."
+    return None if name in METHODS else (name, f"not one of {', '.join(METHODS)}.")
 
 
 def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Session:
         data: The rows.
         model: The model, with its adapter.
         counts: How many weights there are, and how many of them are trained.
+        saver: Saves the adapter; made before training, since PiSSA and OLoRA need the adapter as it began.
         tracker: Where metrics are logged.
         checks: What was checked before training, a line each.
         lines: What is trained, beside the count of weights.
@@ -66,6 +67,7 @@ class Session:
     data: Data
     model: Any
     counts: WeightCounts
+    saver: AdapterSaver
     tracker: Tracker
     checks: Sequence[str]
     lines: Sequence[str]
@@ -125,9 +127,8 @@ class Session:
     def save_adapter(self) -> None:
         """Saves the adapter, where there is one."""
         if self.cfg.adapter.peft_type != "none":
-            saver = AdapterSaver(self.model, with_towers=family_of(self.setup.source).has_towers)
             with atomic_folder(self.folder.adapter) as target:
-                saver.save(self.model, self.setup.tokenizer, target)
+                self.saver.save(self.model, self.setup.tokenizer, target)
             self.folder.result.artifacts["adapter"] = "adapter"
 
     def export_merged(self, samples: Any = None) -> None:
@@ -214,6 +215,7 @@ def session(
         measure_at: Evaluates a model: when, model, tokenizer; None: by the evaluators of the configuration.
     """
     counts = count(model)
+    saver = AdapterSaver(model, with_towers=family_of(setup.source).has_towers)
     evaluator = None
     if measure_at is None:
         evaluator = RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
@@ -224,7 +226,7 @@ def session(
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
         note_inputs(cfg, folder, setup.source, setup.config, data_files(cfg.data))
         one = Session(
-            cfg, folder, setup, data, model, counts, tracker, checks, lines, list(notes), measure_at, evaluator
+            cfg, folder, setup, data, model, counts, saver, tracker, checks, lines, list(notes), measure_at, evaluator
         )
         yield one
     say(*one.warnings)

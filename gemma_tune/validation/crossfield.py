@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import FORMATS
-from gemma_tune.config.methods import Kind, Reads
+from gemma_tune.config.methods import METHODS, Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS
 from gemma_tune.validation.chat_and_preview import (
@@ -34,8 +34,9 @@ _DATA_FORMATS = ("auto", *FORMATS)
 def _method(cfg: Config) -> Iterator[str]:
     if not cfg.method:
         yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
-    elif why := cfg.unknown_method:
-        yield f"method={cfg.method}: {why}"
+    elif cfg.unknown_method:
+        name, why = cfg.unknown_method
+        yield f"method={name}: {why}{did_you_mean(name, METHODS)}"
 
 
 def _model(cfg: Config) -> Iterator[str]:

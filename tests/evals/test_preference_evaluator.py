@@ -98,7 +98,7 @@ def test_rows_that_are_no_pairs_are_refused(tmp_path: Path, tokenizer: Any) -> N
     cfg = compose_config("evaluate", ["eval.evaluators=[preference]", "model=tiny"])  # the sample's chats
     cfg.data.max_eval_samples = 2
     rows = load_held_out(cfg.data, tokenizer, cfg.train.max_length, 0)
-    with pytest.raises(UserError, match=r"eval\.evaluators: preference: .*validation\.jsonl:1: this row is no pair"):
+    with pytest.raises(UserError, match=r"eval\.evaluators: preference: .*validation\.jsonl:1: this row is not a pair"):
         prepare(Inputs(cfg, tokenizer, rows, {}))
 
 

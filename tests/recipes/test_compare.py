@@ -15,9 +15,9 @@ from gemma_tune import UserError
 from gemma_tune.__main__ import main
 from gemma_tune.cli.compose import load_stored
 from gemma_tune.cli.runner import run_recipe
-from gemma_tune.compare import measuring
 from gemma_tune.errors import RunError
 from gemma_tune.run.paths import ASSETS
+from gemma_tune.steps import measure_only
 
 ROWS = ["model.dtype=float32", "data.max_eval_samples=6", "eval.max_samples=5",
         "eval.num_samples=1", "eval.max_new_tokens=8"]  # fmt: skip
@@ -83,7 +83,7 @@ def test_measured_runs_are_compared_without_a_model(
     def load(*_: object) -> None:
         raise AssertionError("no model is needed")
 
-    monkeypatch.setattr(measuring, "load_model", load)
+    monkeypatch.setattr(measure_only, "open_engine", load)
     again = tmp_path / "again"
     shutil.copytree(measured, again)
     result = compare(tmp_path / "run", measured, again, words=("compare.names=[a,b]",), rows=False)
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_the_second_model_is_said_before_the_first_is_measure
     def load(*_: object) -> None:
         raise AssertionError("nothing is measured")
 
-    monkeypatch.setattr(measuring, "load_model", load)
+    monkeypatch.setattr(measure_only, "open_engine", load)
     bare = tmp_path / "bare"
     shutil.copytree(other, bare)
     (bare / "tokenizer.json").unlink()
