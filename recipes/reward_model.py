@@ -22,7 +22,7 @@ from gemma_tune.train.reward import reward_arguments, reward_trainer, score_chec
 
 def read(cfg: Config, setup: Setup) -> Data:
     """Pairs as token ids, none of them cut: the score is read at an answer's end. A dry run reads them by this, too."""
-    train, held_out = load_pairs(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed, drop_long=True)
+    train, held_out = load_pairs(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed, for_reward=True)
     return Data(train, held_out, {}, {}, 2 * train.longest)
 
 

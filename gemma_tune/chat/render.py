@@ -1,4 +1,4 @@
-"""Renders conversations into token ids and loss masks. Every loss mask of the project is made here."""
+"""Renders conversations into token ids and loss masks. The loss masks of pairs are made in `data/pairs.py`."""
 
 from __future__ import annotations
 

@@ -23,9 +23,8 @@ from gemma_tune.data.tokenized import TokenizedRows, note_reading
 from gemma_tune.errors import UserError
 
 _IDS = List(Value("int32"))
-# TRL's columns: DPO joins the prompt to each answer, the reward trainer takes whole conversations.
-_FOR_DPO = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS})
-_FOR_REWARD = Features({"chosen_ids": _IDS, "rejected_ids": _IDS})
+# TRL's columns: DPO joins the prompt to each answer, the reward trainer takes whole conversations and no prompt.
+_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS})
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,15 @@ def render_pair(record: Record, tokenizer: Any) -> Pair:
 
 
 class ChosenRows(Sequence[Rendered]):
-    """The chosen conversations of stored pairs, as rows."""
+    """The chosen conversations of stored pairs, as rows.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    Args:
+        dataset: As `Pairs.dataset`.
+        whole: Whether its answers begin with the prompt.
+    """
+
+    def __init__(self, dataset: Dataset, whole: bool) -> None:
+        self._dataset, self._whole = dataset, whole
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -98,7 +102,8 @@ class ChosenRows(Sequence[Rendered]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._dataset[index]
-        return _row(row["prompt_ids"], row["chosen_ids"])
+        prompt, chosen = row["prompt_ids"], row["chosen_ids"]
+        return _row(prompt, chosen[len(prompt) :] if self._whole else chosen)
 
 
 @dataclass
@@ -106,13 +111,12 @@ class Pairs(TokenizedRows):
     """`TokenizedRows` of pairs: `rendered` holds the chosen conversations; the tokens of both answers are counted.
 
     Attributes:
-        drop_long: Whether pairs longer than max_length are dropped instead of cut: a reward model reads its score at
-            the end of the answer.
-        for_reward: The same pairs for the reward trainer, as whole conversations; for DPO the prompt is a column.
+        for_reward: Whether a reward model is trained on them. It takes whole conversations, so in `dataset` each answer
+            begins with its prompt. And it reads its score at the end of an answer, so pairs longer than max_length are
+            dropped instead of cut.
     """
 
-    drop_long: bool = False
-    for_reward: Any = None
+    for_reward: bool = False
     _folder: Any = field(default=None, repr=False)
 
     def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
@@ -121,7 +125,7 @@ class Pairs(TokenizedRows):
         def fit(pair: Pair) -> tuple[Pair | None, bool]:
             if pair.longest <= max_length:
                 return pair, False
-            if self.drop_long:
+            if self.for_reward:
                 return None, False
             pair = pair.cut(max_length)
             if pair.chosen == pair.rejected:  # what they differ in was cut, or the prompt alone fills the row
@@ -131,33 +135,28 @@ class Pairs(TokenizedRows):
         return self.keep(records, lambda r: render_pair(r, tokenizer), fit)
 
     def store(self, pairs: Iterable[Pair]) -> None:
-        """Writes the pairs to memory-mapped Arrow files, so that memory doesn't grow with their number."""
+        """Writes the pairs to a memory-mapped Arrow file, so that memory doesn't grow with their number."""
         self._folder = scratch_folder()  # goes with this object
-        files = [str(Path(self._folder.name) / f"{name}.arrow") for name in ("pairs", "conversations")]
-        with (
-            ArrowWriter(path=files[0], features=_FOR_DPO, writer_batch_size=1000) as parts,
-            ArrowWriter(path=files[1], features=_FOR_REWARD, writer_batch_size=1000) as conversations,
-        ):
+        file = str(Path(self._folder.name) / "pairs.arrow")
+        with ArrowWriter(path=file, features=_FEATURES, writer_batch_size=1000) as writer:
             for pair in pairs:
-                chosen, rejected = pair.sides
-                ids = {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
-                parts.write(ids)
-                conversations.write({"chosen_ids": chosen.input_ids, "rejected_ids": rejected.input_ids})
-            parts.finalize()
-            conversations.finalize()
-        self.dataset, self.for_reward = map(Dataset.from_file, files)
-        self.rendered = ChosenRows(self.dataset)
+                start = pair.prompt if self.for_reward else []
+                answers = {"chosen_ids": [*start, *pair.chosen], "rejected_ids": [*start, *pair.rejected]}
+                writer.write({"prompt_ids": pair.prompt, **answers})
+            writer.finalize()
+        self.dataset = Dataset.from_file(file)
+        self.rendered = ChosenRows(self.dataset, whole=self.for_reward)
 
     @property
     def why_dropped(self) -> str:
         """See `TokenizedRows`."""
-        if self.drop_long:
+        if self.for_reward:
             return "pairs are longer than train.max_length and were dropped"
         return "pairs don't differ within train.max_length and were dropped"
 
 
 def load_pairs(
-    data: DataConfig, tokenizer: Any, max_length: int, seed: int, drop_long: bool = False
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, for_reward: bool = False
 ) -> tuple[Pairs, Pairs]:
     """The rendered pairs to train on and those held out (perhaps none).
 
@@ -169,7 +168,7 @@ def load_pairs(
         tokenizer: A fast tokenizer.
         max_length: The largest number of tokens of a prompt and an answer.
         seed: Seed of the held-out share.
-        drop_long: Whether longer pairs are dropped instead of cut.
+        for_reward: As for `Pairs`.
 
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
@@ -179,7 +178,7 @@ def load_pairs(
     split = split_rows(data, seed)
 
     def load(records: Iterator[Record], name: str) -> Pairs:
-        pairs = Pairs(skip_refused=data.on_bad_row == "skip", drop_long=drop_long)
+        pairs = Pairs(skip_refused=data.on_bad_row == "skip", for_reward=for_reward)
         bar = tqdm(records, desc=f"render {name}", unit=" pairs", disable=None, leave=False)
         try:
             pairs.store(pairs.pairs(bar, tokenizer, max_length))

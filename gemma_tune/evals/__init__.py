@@ -1,1 +1,5 @@
-"""Evaluators: one file each, `(model, tokenizer, …) -> figures`."""
+"""Evaluators, and what they share.
+
+Each name of `EVALUATORS` (config/eval.py) is a file here with `prepare(inputs: Inputs) -> Evaluator`, which is called
+as `(engine, limit) -> Outcome` (base.py). The other files are helpers.
+"""

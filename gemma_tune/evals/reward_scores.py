@@ -27,7 +27,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs, batch_size: int) -> Ev
     records = pairs.records
     if not records:
         return Evaluation()
-    both = [pairs.for_reward[i] for i in range(len(records))]
+    both = [pairs.dataset[i] for i in range(len(records))]
     found = scores(
         model,
         [row[side] for row in both for side in ("chosen_ids", "rejected_ids")],

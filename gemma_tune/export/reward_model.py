@@ -74,7 +74,7 @@ def verify(
         folder, dtype=weight.dtype, device_map={"": str(weight.device)}
     )
     part = held_out if held_out.records else train
-    looked = part.for_reward[:_ROWS]
+    looked = part.dataset[:_ROWS]
     rows = [*looked["chosen_ids"], *looked["rejected_ids"]]
     ours, theirs = (scores(m, rows, tokenizer.pad_token_id, batch_size) for m in (model, loaded))
     difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))

@@ -1,8 +1,9 @@
-"""Rows of token ids side by side, as a model takes them. Shapes: B rows, S tokens of the longest one."""
+"""Rows of token ids side by side, as a model takes them, and back. Shapes: B rows, S tokens of the longest one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,3 +25,22 @@ def pad_rows(base: Any, rows: Sequence[Rendered], pad_id: int = 0) -> dict[str, 
         found["attention_mask"][i, :n] = 1
     device = base.get_input_embeddings().weight.device
     return {name: value.to(device) for name, value in found.items()}
+
+
+def unpad_rows(batch: Mapping[str, torch.Tensor], column: str) -> list[list[int]]:
+    """The rows of a batch, in its order: without padding; rows that were packed into one come apart.
+
+    Args:
+        batch: `input_ids` and `column`, [B, S], and `position_ids` of packed rows or perhaps an `attention_mask`.
+        column: `input_ids` or `labels`.
+    """
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    if positions is None:
+        kept = torch.ones_like(batch[column]) if mask is None else mask
+        return [values[keep != 0].tolist() for values, keep in zip(batch[column], kept, strict=True)]
+    found = []
+    for values, places in zip(batch[column].tolist(), positions, strict=True):
+        # Each padding token at the end has position 0, too, and comes out as a row without a trained token
+        starts = [*(places == 0).nonzero()[:, 0].tolist(), len(values)]
+        found += [values[a:b] for a, b in pairwise(starts)]
+    return found

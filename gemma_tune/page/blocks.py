@@ -1,4 +1,4 @@
-"""The blocks that pages are made of. `html` and `markdown` each write all of them."""
+"""The blocks that pages are made of, for `html` and `markdown`; `Charts`, `Tiles` and `TokenRows` are HTML only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section, with a note beside it."""
+    """A heading within a section, with a note in parentheses unless it is empty."""
 
     text: str
     note: str = ""
@@ -64,7 +64,7 @@ class Headline:
         name: Its name.
         values: Before and after, or one of them.
         note: A sentence about the difference.
-        verdict: `better`, `worse`, or anything else.
+        verdict: `better` or `worse`; other values get no colour.
     """
 
     name: str
@@ -217,7 +217,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiles:
-    """The numbers to see first."""
+    """The numbers to see first. HTML only."""
 
     tiles: Sequence[Tile]
 

@@ -113,7 +113,7 @@ def _(block: Text) -> Iterator[str]:
 
 @_lines.register
 def _(block: Heading) -> Iterator[str]:
-    yield f"<h3>{escaped(block.text)} <small>({escaped(block.note)})</small></h3>"
+    yield f"<h3>{escaped(block.text)}{f' <small>({escaped(block.note)})</small>' * bool(block.note)}</h3>"
 
 
 @_lines.register

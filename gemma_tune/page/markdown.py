@@ -83,7 +83,7 @@ def _(block: Text) -> Iterator[str]:
 
 @_lines.register
 def _(block: Heading) -> Iterator[str]:
-    yield f"### {escape_markdown(block.text)} ({escape_markdown(block.note)})"
+    yield f"### {escape_markdown(block.text)}{f' ({escape_markdown(block.note)})' * bool(block.note)}"
 
 
 @_lines.register

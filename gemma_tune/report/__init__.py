@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_tune.config import Config
+from gemma_tune.config.methods import Reads
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.page.charts import draw_curves
@@ -45,7 +46,9 @@ def write_report(
     Raises:
         RunError: A file can't be written.
     """
-    panels = read_panels(folder.metrics)
+    # Other losses, and `dft`, are no mean over tokens of a cross-entropy or a KL
+    in_nats = cfg.traits.reads is Reads.EXAMPLES and cfg.train.loss_type != "dft"
+    panels = read_panels(folder.metrics, "loss, nats a token" if in_nats else "loss")
     inputs = ReportInputs(cfg, folder, trained, before, after, panels, notes, checks)
     title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(inputs)
     try:

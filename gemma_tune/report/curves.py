@@ -20,11 +20,12 @@ _OF_TRAINING = {
 }  # fmt: skip
 
 
-def read_panels(metrics: Path) -> list[Panel]:
+def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
     """The losses first, then every figure that was measured more than once, then what else training says of itself.
 
     Args:
         metrics: metrics.jsonl; Transformers' lines of a training have an `epoch`, those of evaluations have none.
+        loss: The title of the training loss, with its unit where it has one.
     """
     training: dict[str, dict[int, float]] = {}
     measured: dict[str, dict[int, float]] = {}
@@ -38,8 +39,7 @@ def read_panels(metrics: Path) -> list[Panel]:
     losses, held_out = _points(training.get("loss", {})), _points(measured.get("held_out_loss", {}))
     panels = []
     if losses:
-        title = "loss" if "reward" in training else "loss, nats a token"
-        panels.append(Panel(title, [*_training(losses), *_dots("held out", held_out)]))
+        panels.append(Panel(loss, [*_training(losses), *_dots("held out", held_out)]))
     for name, values in measured.items():
         if name != "step" and len(values) > 1 and not _is_count(name, list(values.values())):
             share = as_text(name, 0.5).endswith("%")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.config import Config
+from gemma_tune.config import Config, EvalConfig
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.page.blocks import Block, Cell, Code, Curves, Listing, Mono, Samples, Section, Table, Text
 from gemma_tune.page.charts import Panel
@@ -102,13 +102,25 @@ def _headline(inputs: ReportInputs, figures: Sequence[Change]) -> list[Block]:
 def _curves(inputs: ReportInputs) -> list[Block]:
     if not inputs.panels:
         return []
-    few = [name for name in inputs.cfg.eval.during_training if name != "held_out_loss"]
     blocks: list[Block] = [Curves(inputs.panels, PICTURE)]
+    e, most = inputs.cfg.eval, _most_rows(inputs.cfg.eval)
+    few = [name for name in e.during_training if name in most]
     if few and inputs.cfg.train.eval_steps:
-        most = inputs.cfg.eval.max_samples_during_training
-        said = f"During training, {', '.join(few)} used at most the first {most:,} rows; before and after it, all rows."
-        blocks.append(Text(said, "quiet"))
+        limits = [f"{name} {f'at most {most[name]:,}' if most[name] else 'all'}" for name in few]
+        said = f"During training, {', '.join(few)} used at most {e.max_samples_during_training:,} rows of each test set"
+        blocks.append(Text(f"{said} or task; before and after it: {', '.join(limits)}.", "quiet"))
     return blocks
+
+
+def _most_rows(e: EvalConfig) -> dict[str, int | None]:
+    """The evaluators that use fewer rows during training, each with its largest number before and after it."""
+    of_tasks = [n for n in (e.lm_eval.limit, e.max_samples) if n is not None]
+    return {
+        **dict.fromkeys(("answers", "rewards", "tool_calls"), e.max_samples),
+        "kl": e.kl.max_samples,
+        "lm_eval": min(of_tasks, default=None),
+        "long_context": None,
+    }
 
 
 def _inputs(inputs: ReportInputs) -> list[Block]:

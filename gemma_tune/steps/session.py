@@ -16,7 +16,7 @@ from gemma_tune.export import merged, verify
 from gemma_tune.models.adapter import WeightCounts, count
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
@@ -102,12 +102,12 @@ class Session:
         """Trains to the end, loads the best step where one is kept, and frees the optimizer's memory."""
         base, resumed = language_part(self.model), self.setup.resumed
         trainer.add_callback(TrackerCallback(self.tracker))
+        kernel = base.config._attn_implementation
         if self.evaluator is not None:
-            kernel = base.config._attn_implementation
             at_step = self.evaluator.at_step
             trainer.measure = partial(at_step, self.model, self.setup.tokenizer, self.tracker, kernel=kernel)
         else:
-            trainer.measure = lambda step: self.measure_at(f"step {step}", self.model, self.setup.tokenizer).figures
+            trainer.measure = partial(self._measure_at_step, kernel)
         self.folder.keep_on_error = True
         with self.folder.timed("train"), training_attention(base, self.cfg.model.attn_implementation):
             trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
@@ -118,6 +118,13 @@ class Session:
         say(*self.end.lines)
         trainer.release()
         return self.end
+
+    def _measure_at_step(self, kernel: str, step: int) -> dict[str, float]:
+        """As `RunEvaluator.at_step`, for a recipe with a `measure_at` of its own."""
+        with attention(language_part(self.model), kernel):
+            figures = self.measure_at(f"step {step}", self.model, self.setup.tokenizer).figures
+        self.tracker.log(figures, step, group="eval")
+        return figures
 
     def warn(self, *lines: str) -> None:
         """Adds notes that the result calls for; they are in the report, and are printed at the end."""

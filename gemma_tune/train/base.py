@@ -121,7 +121,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
             self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
-            f"{name} is {value} at step {before + 1}; nothing was changed by it. {self._guard.rows()} {kept} Lower "
+            f"{name} is {value} at step {before + 1}; this step updated no weight. {self._guard.rows()} {kept} Lower "
             "train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
         )
 
@@ -150,7 +150,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
             name = decides.removeprefix("eval_")
             if reason := why_not_best(name, figures, step, known=self.state.best_metric is not None):
                 self.passed_over[f"step {step}: {name}"] = reason
-                named[decides] = math.nan  # better than nothing, for Transformers
+                named[decides] = math.nan  # NaN never counts as better; a missing key would be a KeyError
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         self.control.should_log |= self.control.should_training_stop  # the last loss, whatever logging_steps is
         return named
@@ -179,7 +179,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Transformers goes on with the weights that were there.
+        """Raises where Transformers would only warn and keep the weights in memory.
 
         Raises:
             RunError: The checkpoint's weights aren't the model's.

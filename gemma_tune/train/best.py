@@ -31,7 +31,7 @@ def best_arguments(train: TrainConfig) -> dict[str, Any]:
         "metric_for_best_model": f"eval_{train.metric_for_best_model}",
         "greater_is_better": greater_is_better(train),
         "load_best_model_at_end": True,
-        "save_strategy": "best",  # `SaveSteps` does the rest
+        "save_strategy": "best",  # checkpoints every save_steps come from the callback SaveSteps
         "restore_callback_states_from_checkpoint": train.early_stopping_patience is not None,
     }
 

@@ -1,8 +1,7 @@
-"""Callbacks: progress bar, tracker, and the stop at a NaN or infinite loss."""
+"""Callbacks: progress bar and tracker."""
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from typing import Any
@@ -11,7 +10,6 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from gemma_tune.run.tracking import Tracker
-from gemma_tune.train.nonfinite import NonFiniteLoss
 
 
 class ProgressBar(TrainerCallback):
@@ -65,24 +63,11 @@ class ProgressBar(TrainerCallback):
 
 
 class TrackerCallback(TrainerCallback):
-    """Passes every logged step to the tracker; `first_step` counts the steps of earlier trainings in the same run."""
+    """Passes every logged step to the tracker."""
 
-    def __init__(self, tracker: Tracker, first_step: int = 0) -> None:
-        self._tracker, self._first = tracker, first_step
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         figures = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
-        self._tracker.log(figures, self._first + state.global_step)
-
-
-class StopAtNonFinite(TrainerCallback):
-    """Stops a plain Trainer at a NaN or infinite logged loss or gradient (ours have a `NonFiniteGuard`)."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"{name} is {value} at step {state.global_step}: lower train.learning_rate, or look at the rows "
-                    "of this step; metrics.jsonl holds all steps before."
-                )
+        self._tracker.log(figures, state.global_step)

@@ -1,12 +1,11 @@
-"""Distillation: a model is trained to give a teacher's probabilities, in `recipe=qat` those of the unquantised model.
+"""Distillation: a model is trained to give a teacher's probabilities, in `recipe=qat` those of the unquantized model.
 
-Suffixes of shapes are those of `models/head.py`.
+The KL itself is `kl_from_top_k` of `models/head.py`; suffixes of shapes are those of that file.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, trained_states
-from gemma_tune.models.padding import pad_rows
+from gemma_tune.models.padding import pad_rows, unpad_rows
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.train.sft import GemmaSFTTrainer
 from gemma_tune.train.teacher_cache import TeacherCache, vocabulary_digest, weights_digest
@@ -46,7 +45,7 @@ class Teacher:
         top_k: Log-probabilities of each position, the largest ones.
         live: Whether a copy of the teacher is kept, frozen, and asked at every step. It takes the teacher's memory
             once more.
-        cache: The folder to keep the targets in, where it isn't live; None: it is never asked.
+        cache: The folder to keep the targets in, where it isn't live. None: no teacher is needed (cross_entropy=1).
     """
 
     def __init__(self, base: Any, tokenizer: Any, top_k: int, live: bool = False, cache: Path | None = None) -> None:
@@ -81,23 +80,6 @@ class Teacher:
         return top_k_of_rows(self._live, [row], self._k)[0]
 
 
-def rows_in(inputs: dict[str, Any]) -> list[Rendered]:
-    """The rows of a batch, in its order: without padding; rows that were packed into one come apart."""
-    found = []
-    for i, ids in enumerate(inputs["input_ids"]):
-        labels = inputs["labels"][i]
-        if "position_ids" in inputs:
-            positions = inputs["position_ids"][i]
-            starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
-            # Each padding token at the end has position 0, too, and comes out as a row without a trained token
-            cuts = [(a, b) for a, b in itertools.pairwise(starts) if b > a]
-            found += [Rendered(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in cuts]
-        else:
-            n = int(inputs["attention_mask"][i].sum()) if "attention_mask" in inputs else len(ids)
-            found.append(Rendered(ids[:n].tolist(), labels[:n].tolist()))
-    return found
-
-
 class DistillationTrainer(GemmaSFTTrainer):
     """GemmaSFTTrainer with the loss (1 - c)·KL(teacher ‖ model) + c·cross-entropy over the trained tokens.
 
@@ -115,13 +97,14 @@ class DistillationTrainer(GemmaSFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss in nats for each trained token of all forward passes of the step."""
+        """The loss in nats, averaged over the trained tokens of the whole optimizer step."""
         base = language_part(model)
         hidden_NH, labels_N = trained_states(base, inputs)
         head = head_of(base)
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         if self._cross_entropy < 1:
-            of_rows = [self._teacher(row) for row in rows_in(inputs) if row.trained_tokens]
+            rows = map(Rendered, unpad_rows(inputs, "input_ids"), unpad_rows(inputs, "labels"))
+            of_rows = [self._teacher(row) for row in rows if row.trained_tokens]
             targets = TopK(*(torch.cat(tensors).to(hidden_NH.device) for tensors in zip(*of_rows, strict=True)))
             total = total + (1 - self._cross_entropy) * kl_from_top_k(hidden_NH, head, targets)
         if self._cross_entropy > 0:

@@ -1,4 +1,4 @@
-"""Runs TRL's head on the trained tokens only."""
+"""On a CPU, computes logits only where the next token is trained."""
 
 from __future__ import annotations
 

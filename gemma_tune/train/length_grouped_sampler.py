@@ -19,7 +19,7 @@ class LengthGroups(Sampler[int]):
 
     Args:
         lengths: Tokens of each row, [N].
-        batch_size: Rows of one optimizer step's forward passes.
+        batch_size: Rows of one forward pass.
         seed: Of the order.
     """
 

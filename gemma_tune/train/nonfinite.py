@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.models.padding import unpad_rows
 
 FindRows = Callable[[list[list[int]]], list[str]]
 _NAMED = 20
@@ -50,22 +51,10 @@ class NonFiniteGuard:
     def rows(self) -> str:
         """The files and lines of this step's rows, in a sentence."""
         try:
-            where = self._find_rows([row for batch in self._batches for row in rows_of(batch)])
+            where = self._find_rows([row for batch in self._batches for row in unpad_rows(batch, "input_ids")])
         except UserError as error:  # the files have changed, or the network is gone
             return f"Its rows can't be read again ({error})."
         more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
         return (
             f"The rows of this step: {', '.join(where[:_NAMED])}{more}." if where else "Its rows were not found again."
         )
-
-
-def rows_of(batch: dict[str, Any]) -> Iterator[list[int]]:
-    """The rows of a batch as token ids, without padding; packed rows are separated."""
-    ids, mask, positions = (batch.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
-    assert ids is not None
-    for i, row in enumerate(ids.tolist()):
-        if positions is None:
-            yield [t for t, m in zip(row, mask[i].tolist(), strict=True) if m] if mask is not None else row
-            continue
-        starts = [n for n, p in enumerate(positions[i].tolist()) if p == 0]
-        yield from (row[a:b] for a, b in zip(starts, [*starts[1:], len(row)], strict=True))

@@ -29,7 +29,11 @@ _SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; a cache ch
 
 
 class CheckFailed(Exception):
-    """A check failed: what, where and how to fix it."""
+    """A check's message for the user: what is wrong, where, and how to fix it."""
+
+
+class CheckWarning(str):
+    """What a check found that the user should know, and that is no reason to stop."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ def _stop_token(x: CheckInputs) -> str:
     ids = dict(zip(tokens, x.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
     trained = [token for token, i in ids.items() if i in x.rows.trained_ids]
     if not trained and not x.chats:
-        return f"none: every text is cut before its {tokens[0]} (train.max_length), so the model goes on without end"
+        return CheckWarning(
+            f"none is trained, because every text is cut before its {tokens[0]} (train.max_length): the model will not "
+            "learn to stop."
+        )
     if not trained:
         raise CheckFailed(
             f"no row trains {' or '.join(tokens)}, so the model would not learn to stop: all are cut before it. Raise "
@@ -128,7 +135,7 @@ def _adapters(x: CheckInputs) -> str:
     if x.cfg.adapter.peft_type == "none":
         if x.counts.trainable != x.counts.total - x.frozen:
             raise CheckFailed(
-                f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; full_sft trains all of them."
+                f"{x.counts.trainable:,} of {x.counts.total:,} weights are trained; adapter=none trains all of them."
             )
         if x.frozen:
             return f"none; all weights of the language model are trained but for {x.frozen:,} that are kept as they are"
@@ -170,9 +177,8 @@ def _experts(x: CheckInputs) -> str | None:
     if not c.experts:
         return None
     said = f"{c.experts:,} weights ({c.experts / c.total:.1%}) in {c.expert_tensors} fused tensors, {c.expert_bits} bit"
-    return said + (
-        ", trained" if x.cfg.adapter.peft_type == "none" else ": frozen; adapters and 4 bit don't reach them"
-    )
+    frozen = x.cfg.adapter.peft_type != "none"
+    return f"{said}: frozen; adapters and 4 bit don't reach them" if frozen else f"{said}, trained"
 
 
 def _shared_keys_and_values(x: CheckInputs) -> str | None:
@@ -194,7 +200,8 @@ def _shared_keys_and_values(x: CheckInputs) -> str | None:
 def _accumulation(x: CheckInputs) -> str:
     if not x.weighs_tokens:
         raise CheckFailed(
-            "batches are weighted alike, however many tokens they hold: the trainer can't hand the count on."
+            "each batch counts the same whatever its number of tokens: this model class doesn't accept "
+            "num_items_in_batch."
         )
     return "weighted by tokens, over all forward passes of a step"
 
@@ -260,7 +267,7 @@ def preflight(inputs: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> li
             failed.append(f"✗ {name}: {error}")
             continue
         if said is not None:
-            lines.append(f"✓ {name}: {said}")
+            lines.append(f"{'warning:' if isinstance(said, CheckWarning) else '✓'} {name}: {said}")
     if failed:
         raise UserError(*failed)
     return lines
@@ -287,5 +294,5 @@ def undertrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str
     return (
         f"warning: the rows hold {len(found)} tokens that this model never trained, {said} of them in answers: {names}"
         f"{more}. Adapters leave the embedding as it is, so the model will hardly learn to say them. Two ways out: "
-        "train the embedding, too (recipe=full_sft), or write the rows in words that the model knows."
+        "train the embedding, too (adapter=none), or write the rows in words that the model knows."
     )

@@ -39,8 +39,8 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> R
     Args:
         train: `resume_from_checkpoint` names a checkpoint's folder, or `latest`: the newest one with steps left.
         folder: The run's folder.
-        period: Steps from one checkpoint that training can go on from exactly to the next. One between them is what a
-            run leaves that was stopped by its loss; `latest` passes over it.
+        period: Training can be resumed exactly only at multiples of this many steps. A run stopped by a NaN loss may
+            leave a checkpoint at another step; `latest` skips it.
 
     Raises:
         UserError: There is none, it isn't whole, or nothing is left to train.
@@ -54,9 +54,9 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> R
         found = [c for c in left if int(c.name.removeprefix("step-")) % period == 0]
         if left and not found:
             raise UserError(
-                f"train.resume_from_checkpoint=latest: {left[-1]} lies between two generations (every {period} steps), "
-                f"and the completions at hand there are in no checkpoint; begin anew with overwrite=true, or train on "
-                f"in a new run: model.model_name_or_path={left[-1]}."
+                f"train.resume_from_checkpoint=latest: a run with rewards can be resumed only at multiples of {period} "
+                f"steps, when new completions are generated; {left[-1].name} is none. Begin anew with overwrite=true, "
+                f"or train on in a new run: model.model_name_or_path={left[-1]}."
             )
         if every and not found:
             raise UserError(
@@ -99,7 +99,7 @@ def find_checkpoint(train: TrainConfig, folder: RunFolder, period: int = 1) -> R
     step = int(state["global_step"])
     if step % period:
         raise UserError(
-            f"train.resume_from_checkpoint={path}: completions are written every {period} steps, and those at hand at "
-            f"step {step} are in no checkpoint; name one at a multiple of {period}."
+            f"train.resume_from_checkpoint={path}: a run with rewards can be resumed only at multiples of {period} "
+            f"steps, when new completions are generated; {path.name} is none. Name another checkpoint."
         )
     return ResumePoint(path, step)

@@ -34,13 +34,14 @@ def reward_trainer(cfg: Config, args: RewardConfig, model: Any, tokenizer: Any, 
     Raises:
         UserError: As `build_trainer`.
     """
-    return pair_trainer(GemmaRewardTrainer, cfg, args, model, tokenizer, train.for_reward)
+    return pair_trainer(GemmaRewardTrainer, cfg, args, model, tokenizer, train.dataset)
 
 
 def score_checks(model: Any, tokenizer: Any, train: Pairs) -> list[str]:
     """Checks that the score is read where an answer ends, and that its head is trained.
 
-    The class reads the score at the last token that isn't `config.pad_token_id`; without that id, at padding.
+    Transformers' `…ForSequenceClassification` reads the score at the last token that isn't `config.pad_token_id`;
+    without that id, at padding.
 
     Returns:
         A line for each check.
@@ -53,7 +54,7 @@ def score_checks(model: Any, tokenizer: Any, train: Pairs) -> list[str]:
         raise UserError("✗ padding: the model's pad_token_id isn't the tokenizer's, or rows are padded on the left.")
     stops = form_of(tokenizer).stop_tokens
     ids = set(tokenizer.convert_tokens_to_ids(list(stops)))
-    looked = train.for_reward[:_LOOKED_AT]
+    looked = train.dataset[:_LOOKED_AT]
     last = {row[-1] for side in ("chosen_ids", "rejected_ids") for row in looked[side]}
     if not last <= ids:
         other = tokenizer.convert_ids_to_tokens(min(last - ids))

@@ -125,7 +125,7 @@ class TeacherCache:
 
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[tuple[Any, Any]]:
-        """The next file and a writer of record batches; it gets its name, and its rows are known, once it is whole."""
+        """Writes the next file under a temporary name; renames and indexes it once complete."""
         last = int(self._files[-1].stem.removeprefix("targets-")) if self._files else -1
         whole = self.folder / f"targets-{last + 1:05}.arrow"
         part = whole.with_suffix(".part")

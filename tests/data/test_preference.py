@@ -114,11 +114,13 @@ def test_rendered_as_the_chats_are(tmp_path: Path, tokenizer: Any) -> None:
     """One <bos>, the stop token at the end of both answers and nothing after it, labels on the answers alone."""
     rows = [WRITTEN["texts"], {"prompt": [*turn("One?", "1."), *ASKED], "chosen": "So it is.", "rejected": "No."}]
     file = write(tmp_path / "pairs.jsonl", *rows)
-    train, held_out = load_pairs(DataConfig(format="preference", train_file=file), tokenizer, 512, seed=0)
-    assert len(held_out.rendered) == 0
+    data = DataConfig(format="preference", train_file=file)
+    train, held_out = load_pairs(data, tokenizer, 512, seed=0)
+    for_reward, _ = load_pairs(data, tokenizer, 512, seed=0, for_reward=True)
+    assert len(held_out.rendered) == 0 and list(for_reward.rendered) == list(train.rendered)
     stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for i, record in enumerate(train.records):
-        ids, joined = train.dataset[i], train.for_reward[i]
+        ids, joined = train.dataset[i], for_reward.dataset[i]
         assert ids["prompt_ids"] == render_prompt(tokenizer, record.prompt)
         for name, answer in (("chosen", (record.messages or [])[-1:]), ("rejected", record.rejected or [])):
             own = ids[f"{name}_ids"]
@@ -130,7 +132,7 @@ def test_rendered_as_the_chats_are(tmp_path: Path, tokenizer: Any) -> None:
         row = train.rendered[i]
         assert row.input_ids == joined["chosen_ids"] and row.input_ids.count(tokenizer.bos_token_id) == 1
         assert row.labels == [-100] * len(ids["prompt_ids"]) + ids["chosen_ids"]
-    counted = [len(train.for_reward[i][f"{side}_ids"]) for i in range(2) for side in ("chosen", "rejected")]
+    counted = [len(for_reward.dataset[i][f"{side}_ids"]) for i in range(2) for side in ("chosen", "rejected")]
     assert train.tokens == sum(counted) and train.longest == max(counted)
 
 
@@ -144,15 +146,15 @@ def test_long_pairs_are_cut_or_dropped(tmp_path: Path, tokenizer: Any) -> None:
     ]
     data = DataConfig(format="preference", train_file=write(tmp_path / "pairs.jsonl", *rows))
     whole, _ = load_pairs(data, tokenizer, 512, seed=0)
-    longest = len(whole.for_reward[0]["rejected_ids"]) + 4
+    longest = len(whole.dataset[0]["prompt_ids"]) + len(whole.dataset[0]["rejected_ids"]) + 4
     cut, _ = load_pairs(data, tokenizer, longest, seed=0)
     assert (cut.read, len(cut.rendered), cut.cut) == (4, 2, 1)
     assert [w.rpartition(":")[2] for w in cut.dropped] == ["3", "4"]
     assert cut.dataset[1]["prompt_ids"] == whole.dataset[1]["prompt_ids"]
     for name in ("chosen_ids", "rejected_ids"):
-        assert cut.for_reward[1][name] == whole.for_reward[1][name][:longest]
+        assert cut.dataset[1][name] == whole.dataset[1][name][: longest - len(whole.dataset[1]["prompt_ids"])]
     assert any("pairs don't differ within train.max_length" in note for note in cut.notes("training rows"))
-    never, _ = load_pairs(data, tokenizer, longest, seed=0, drop_long=True)
+    never, _ = load_pairs(data, tokenizer, longest, seed=0, for_reward=True)
     assert (len(never.rendered), never.cut, len(never.dropped)) == (1, 0, 3)
     with pytest.raises(UserError, match=r"none of 4 pairs fits into train\.max_length=8"):
         load_pairs(data, tokenizer, 8, seed=0)
@@ -161,8 +163,8 @@ def test_long_pairs_are_cut_or_dropped(tmp_path: Path, tokenizer: Any) -> None:
 def test_rows_of_a_step_are_found(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(4)]
     data = DataConfig(format="preference", train_file=write(tmp_path / "pairs.jsonl", *rows))
-    train, _ = load_pairs(data, tokenizer, 512, seed=0)
-    wanted = [train.for_reward[2]["rejected_ids"], train.for_reward[1]["chosen_ids"]]
+    train, _ = load_pairs(data, tokenizer, 512, seed=0, for_reward=True)
+    wanted = [train.dataset[2]["rejected_ids"], train.dataset[1]["chosen_ids"]]
     assert [w.rpartition(":")[2] for w in find_pairs(data, tokenizer, 512, wanted)] == ["2", "3"]
 
 

@@ -66,6 +66,16 @@ def test_run_folder(run: Any) -> None:
         assert json.loads((folder / "adapter" / "adapter_config.json").read_text("utf-8"))["task_type"] == "SEQ_CLS"
 
 
+def test_evaluations_during_training_are_logged(pairs: list[str], tmp_path: Path) -> None:
+    """Every `train.eval_steps` steps, as evaluators of other recipes are, and the same before and after training."""
+    result = train_one(tmp_path / "run", pairs, "adapter=lora", "train.eval_steps=1", "export=none", steps=2)
+    lines = [line for line in metrics(tmp_path / "run") if "reward_accuracy" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2, 2]
+    assert lines[0] == {"step": 0, **result.metrics["before"]}
+    assert lines[2] == lines[3] == {"step": 2, **result.metrics["after"]}
+    assert lines[0]["reward_margin"] != lines[2]["reward_margin"]
+
+
 def test_the_export_is_what_anyone_loads(run: Any) -> None:
     """Plain Transformers, the chat by its template; the padding of a batch changes no score."""
     _, folder, _ = run
@@ -96,7 +106,7 @@ def classifier(folder: Path, pairs: list[str], *words: str) -> Any:
     tokenizer = load_tokenizer(source)
     torch.manual_seed(0)
     model = adapters.attach(load_classifier(cfg.model, source, tokenizer), cfg.adapter, source, trained_whole=[HEAD])
-    train, _ = load_pairs(cfg.data, tokenizer, 512, 0, drop_long=True)
+    train, _ = load_pairs(cfg.data, tokenizer, 512, 0, for_reward=True)
     return cfg, tokenizer, model, train
 
 
@@ -106,7 +116,7 @@ def test_loss_is_by_hand(tmp_path: Path, pairs: list[str], words: list[str]) -> 
     cfg, tokenizer, model, train = classifier(tmp_path, pairs, "train.extra.center_rewards_coefficient=0.01", *words)
     arguments = reward_arguments(cfg, RunFolder.open(cfg), torch.device("cpu"))
     trainer = reward_trainer(cfg, arguments, model, tokenizer, train)
-    looked = [train.for_reward[i] for i in range(4)]
+    looked = [train.dataset[i] for i in range(4)]
     loss = trainer.compute_loss(model, trainer.data_collator(looked)).item()
     body = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32).model.eval()
     head = next(p for n, p in model.named_parameters() if n.endswith("weight") and HEAD in n.split(".")).detach()[0]

@@ -21,9 +21,10 @@ from gemma_tune import UserError
 from gemma_tune.cli.compose import load_stored
 from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError
+from gemma_tune.models.padding import unpad_rows
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS, CONFIGS
-from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss, rows_of
+from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
 
 RECIPES = sorted(f.stem for f in (CONFIGS / "recipe").glob("*.yaml") if "\nmethod: sft\n" in f.read_text("utf-8"))
 
@@ -211,7 +212,7 @@ def test_a_nan_stops_the_run(packing: bool, tmp_path: Path) -> None:
         f"train.packing={packing}",
         "train.max_length=512",
     ]
-    with pytest.raises(NonFiniteLoss, match=r"is (nan|inf) at step 2; nothing was changed by it") as error:
+    with pytest.raises(NonFiniteLoss, match=r"is (nan|inf) at step 2; this step updated no weight") as error:
         short_run("full_sft", tmp_path / "run", *words, steps=10)
     rows = re.findall(r"sample/train\.jsonl:(\d+)", str(error.value))
     assert len(rows) >= 2 and all(1 <= int(n) <= 64 for n in rows)
@@ -240,7 +241,7 @@ def test_packed_rows_with_a_mask_are_an_error() -> None:
     guard.saw({"input_ids": ids, "position_ids": positions})
     with pytest.raises(RunError, match="they would attend to each other"):
         guard.saw({"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)})
-    assert list(rows_of({"input_ids": ids, "position_ids": positions})) == [[2, 5, 6], [2, 7]]
+    assert unpad_rows({"input_ids": ids, "position_ids": positions}, "input_ids") == [[2, 5, 6], [2, 7]]
 
 
 def test_a_mistake_leaves_the_run_that_it_was_to_replace(tmp_path: Path) -> None:

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.page.charts import Panel, Series, curve_chart, draw_curves
 from gemma_tune.page.svg import Axis
+from gemma_tune.report import write_report
 from gemma_tune.report.curves import read_panels, running_mean, thinned
+from gemma_tune.run.folder import RunFolder
+
+DFT = "train.loss_type=dft"
 
 
 def panels_of(tmp_path: Path, *lines: dict[str, float]) -> dict[str, Panel]:
@@ -30,12 +36,27 @@ def test_panels(tmp_path: Path) -> None:
         {"step": 4, "held_out_loss": 1.5, "test_exact_match": 0.625, "test_rows": 8},
         {"step": 4, "held_out_loss": 1.0, "test_exact_match": 0.75, "once": 0.5, "broken": float("nan")},
     )
-    assert list(found) == ["loss, nats a token", "held_out_loss", "test_exact_match", "gradient norm"]
-    train, held_out = found["loss, nats a token"].series
+    assert list(found) == ["loss", "held_out_loss", "test_exact_match", "gradient norm"]
+    train, held_out = found["loss"].series
     assert train.points == [(n, 3 / n) for n in range(1, 5)] and train.kind == "line"
     assert held_out.points == [(0, 4.0), (2, 2.0), (4, 1.0)]  # of a step the last one, which is of all rows
     assert found["test_exact_match"].series[0].points == [(0, 25.0), (2, 50.0), (4, 75.0)]
     assert found["test_exact_match"].unit == "%" and found["held_out_loss"].unit == ""
+
+
+def test_only_losses_of_tokens_are_in_nats(tmp_path: Path) -> None:
+    """DPO's loss and a reward model's are no nats of a token; nor is `dft`, which weights them."""
+    titles = {}
+    for recipe, words in (("lora_sft", []), ("qat", []), ("dpo", []), ("reward_model", []), ("full_sft", [DFT])):
+        cfg = compose_config(recipe, ["model=tiny", *words])
+        run = RunFolder(tmp_path / recipe, cfg, finished=False)
+        run.path.mkdir()
+        run.metrics.write_text('{"step": 1, "loss": 0.5, "epoch": 0.1}\n', encoding="utf-8")
+        write_report(cfg, run, "all weights", Evaluation(), Evaluation())
+        page = run.report.with_suffix(".html").read_text("utf-8")
+        titles[recipe] = "loss, nats a token" in page
+        assert "loss" in page
+    assert titles == {"lora_sft": True, "qat": True, "dpo": False, "reward_model": False, "full_sft": False}
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
@@ -45,7 +66,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 def test_many_losses_get_a_running_mean(tmp_path: Path) -> None:
     lines = [{"step": n, "loss": float(n % 7), "epoch": 0.1} for n in range(1, 2001)]
-    faint, line = panels_of(tmp_path, *lines)["loss, nats a token"].series
+    faint, line = panels_of(tmp_path, *lines)["loss"].series
     assert (faint.kind, line.kind) == ("faint", "line") and max(len(faint.points), len(line.points)) <= 800
     assert {value for _, value in faint.points} >= {0.0, 6.0}
 

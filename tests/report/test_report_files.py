@@ -19,8 +19,13 @@ from safetensors.numpy import save_file
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.page.blocks import Heading, Section, Text
+from gemma_tune.page.charts import Panel
+from gemma_tune.page.html import html
+from gemma_tune.page.markdown import markdown
 from gemma_tune.report import PAGE_MARK, write_report
 from gemma_tune.report.artifacts import artifact_size, bytes_text
+from gemma_tune.report.sections import ReportInputs, sections
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import say_end
 
@@ -147,6 +152,13 @@ def test_both_say_the_same_in_the_same_order(tmp_path: Path) -> None:
             assert word in page.text, text
 
 
+def test_a_heading_without_a_note() -> None:
+    written = [Section("Rows", [Heading("Of which", ""), Heading("Others", "2 of 3")])]
+    for lines in (html("title", PAGE_MARK, written), markdown("title", written)):
+        text = "\n".join(lines)
+        assert "Of which" in text and "()" not in text and "(2 of 3)" in text
+
+
 def test_the_figures(tmp_path: Path) -> None:
     """6 and 11 of 12: Wilson; Bonett and Price's 5/14 ± 1.96 √((9/14 - (5/14)²) / 14); McNemar's p = 2 · 8/2^7."""
     run = reported(tmp_path)
@@ -168,6 +180,28 @@ def test_the_figures(tmp_path: Path) -> None:
     assert "before 50.0% (25.4–74.6); after 91.7% (64.6–98.5)" in page.source
     assert page.source.count('class="plot"') == 2 and (run.path / "loss.png").stat().st_size > 5000
     assert "training, running mean" in page.text
+
+
+def test_how_many_rows_were_used_during_training(tmp_path: Path) -> None:
+    """Each evaluator's own limit before and after training; those that always use all rows aren't named."""
+    words = [
+        "model=tiny", "train.eval_steps=5", "eval.max_samples_during_training=16", "eval.max_samples=1200",
+        "eval.during_training=[held_out_loss,preference,answers,kl,long_context,lm_eval]", "eval.kl.reference=a/b",
+        "eval.kl.max_samples=32", "eval.lm_eval.tasks=[mmlu]", "eval.lm_eval.limit=50",
+    ]  # fmt: skip
+    cfg = compose_config("lora_sft", words)
+    run = RunFolder(tmp_path, cfg, finished=False)
+    inputs = ReportInputs(cfg, run, "", Evaluation(), Evaluation(), [Panel("loss", [])])
+    (said,) = (
+        block.text
+        for section in sections(inputs)
+        for block in section.blocks
+        if isinstance(block, Text) and str(block.text).startswith("During")
+    )
+    assert said == (
+        "During training, answers, kl, long_context, lm_eval used at most 16 rows of each test set or task; before and "
+        "after it: answers at most 1,200, kl at most 32, long_context all, lm_eval at most 50."
+    )
 
 
 def test_nothing_is_loaded_or_run(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered
+from gemma_tune.models.padding import unpad_rows
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.train.distill import Teacher, rows_in, top_k_of_rows
+from gemma_tune.train.distill import Teacher, top_k_of_rows
 
 
 def tiny(dtype: torch.dtype = torch.float32) -> Any:
@@ -75,13 +76,13 @@ def test_rows_of_a_batch() -> None:
     ids = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]])
     labels = torch.tensor([[-100, 2, 3, -100], [-100, -100, 6, 7]])
     padded = {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}
-    assert [r.input_ids for r in rows_in(padded)] == [[1, 2, 3], [4, 5, 6, 7]]
+    assert unpad_rows(padded, "input_ids") == [[1, 2, 3], [4, 5, 6, 7]]
+    assert unpad_rows(padded, "labels") == [[-100, 2, 3], [-100, -100, 6, 7]]
+    assert unpad_rows({"input_ids": ids}, "input_ids") == ids.tolist()
     packed = {
         "input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7]]),
         "labels": torch.tensor([[-100, 2, 3, -100, -100, 6, 7]]),
         "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]]),
     }
-    assert [(r.input_ids, r.labels) for r in rows_in(packed)] == [
-        ([1, 2, 3], [-100, 2, 3]),
-        ([4, 5, 6, 7], [-100, -100, 6, 7]),
-    ]
+    assert unpad_rows(packed, "input_ids") == [[1, 2, 3], [4, 5, 6, 7]]
+    assert unpad_rows(packed, "labels") == [[-100, 2, 3], [-100, -100, 6, 7]]

@@ -15,15 +15,29 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.train.callbacks import ProgressBar, StopAtNonFinite
+from gemma_tune.train.callbacks import ProgressBar
+from gemma_tune.train.nonfinite import NonFiniteLoss
 from tools.tiny_model.text import documents
 
 BATCH_TOKENS = 2048
 LEAST_COUNT = 1000  # every token of the vocabulary is a target at least so often
 _CHUNK = 2000
+
+
+class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
+    """Stops at a NaN or infinite logged loss or gradient."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"{name} is {value} at step {state.global_step}: lower train.learning_rate, or look at the rows "
+                    "of this step; metrics.jsonl holds all steps before."
+                )
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
