@@ -41,7 +41,9 @@ class EngineAgreement:
         return self.positions - self.same - self.close
 
 
-def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+def engine_kl(
+    reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor, total: torch.Tensor | None = None
+) -> torch.Tensor:
     """KL(reference ‖ engine) in nats at each position, over the tokens given and one bucket for all others.
 
     The engine's probabilities may all be too large or too small by one factor, because it sums them in float32. The
@@ -51,12 +53,12 @@ def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -
         reference: Logits or log-probabilities of all tokens, [T, V].
         ids: The engine's best tokens, [T, K].
         found: Their log-probabilities, [T, K].
+        total: `log_total(reference)`, where it is known.
 
     Returns:
         float64, [T]; at most the KL over all tokens.
     """
-    # float64 of a few positions at a time: of all it would be twice the memory of the logits
-    total = torch.cat([part.double().logsumexp(-1, keepdim=True) for part in reference.split(8)])
+    total = log_total(reference) if total is None else total
     log_p, log_q = reference.gather(-1, ids).double() - total, found.double()
     error = _SUM_ERROR * reference.shape[-1] ** 0.5
     factor = (log_p.exp().sum(-1) / log_q.exp().sum(-1)).clamp(1 - error, 1 + error)
@@ -64,6 +66,12 @@ def engine_kl(reference: torch.Tensor, ids: torch.Tensor, found: torch.Tensor) -
     # Probabilities whose sum is above 1 would look as if they cost less than nothing
     above_one = (log_q.exp().sum(-1) - 1).clamp(min=0)
     return bucketed_kl(log_p, log_q) + above_one
+
+
+def log_total(reference: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the sum of all probabilities before scaling, float64, [T, 1]."""
+    # float64 of a few positions at a time: of all it would be twice the memory of the logits
+    return torch.cat([part.double().logsumexp(-1, keepdim=True) for part in reference.split(2)])
 
 
 def best_tokens(reference: torch.Tensor, best: torch.Tensor, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,10 +106,12 @@ def measure_agreement(
     totals: list[list[float]] = []
     for reference, engines in parts:
         totals = totals or [[0, 0.0, 0, 0] for _ in engines]
+        all_tokens = log_total(reference)
         for total, (ids, found) in zip(totals, engines, strict=True):
             best = ids.gather(-1, found.argmax(-1, keepdim=True)).squeeze(-1)
             equal, near = best_tokens(reference, best, margin)
-            kl = engine_kl(reference, ids, found).sum().item()
+            kl = engine_kl(reference, ids, found, all_tokens).sum().item()
             for i, value in enumerate((len(reference), kl, int(equal.sum()), int(near.sum()))):
                 total[i] += value
+        del reference  # before the next ones are computed
     return [EngineAgreement(int(n), kl / n, int(same), int(close)) for n, kl, same, close in totals]

@@ -21,16 +21,15 @@ from gemma_tune.export.int4_check import (
     UNVERIFIED,
     WARN,
     CheckLine,
-    TrainedForward,
     forward_line,
     raise_failed,
     stored_lines,
-    transformers_line,
 )
 from gemma_tune.export.llama_check import dense_gguf_line, llama_lines
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.read_back import read_folder, read_gguf
-from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, trained_tensors
+from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
+from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder, is_main_process
@@ -38,6 +37,8 @@ from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
 
 # Controls: the decoded weights in GGUF files without blocks.
 _DENSE_GGUF = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
+# Of the beginnings of rows that are compared, tokens
+_LENGTHS = (64, 128, 256, 512)
 _FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
 
 
@@ -80,8 +81,16 @@ def export_all(
             else:
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
-        with folder.timed("verify"):
-            lines += _check(name, folder.export(name), forward, tokenizer, plan, trained)
+    logits = folder.path / "export" / ".logits"
+    with folder.timed("verify"), forward.stored_in(logits):
+        places = {name: folder.export(name) for name in formats}
+        in_transformers = transformers_lines({n: p for n, p in places.items() if n in _FOLDERS}, logits, forward)
+        for name, place in places.items():
+            if name in _FOLDERS:
+                lines += stored_lines(name, read_folder(place), trained, plan)
+                lines.append(in_transformers.pop(0))
+            else:
+                lines += _check_gguf(name, place, forward, tokenizer, plan, trained)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
@@ -97,13 +106,19 @@ def title_of(name: str) -> str:
 
 
 def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
-    """Rows with enough positions for the check, the held-out ones first."""
+    """The beginnings of rows, of together as many positions as the check needs; the held-out ones first.
+
+    They are as short as the number of rows allows: llama.cpp takes one row in each slot, and computes what stands
+    before a piece of a longer row once more.
+    """
+    rows = [row.input_ids for part in parts for row in part.rendered]
+    longest = next((n for n in _LENGTHS if sum(min(len(row), n) for row in rows) >= POSITIONS), _LENGTHS[-1])
     found: list[list[int]] = []
-    for part in parts:
-        for row in part.rendered:
-            if sum(map(len, found)) >= POSITIONS:
-                return found
-            found.append(row.input_ids[:512])
+    left = POSITIONS
+    for row in rows:
+        if left > 0:
+            found.append(row[: min(longest, left)])
+            left -= len(found[-1])
     return found
 
 
@@ -113,7 +128,7 @@ def _write_gguf(
     written.mkdir(parents=True)
     config, generation = model.config.get_text_config(), model.generation_config
     dense = _DENSE_GGUF.get(name)
-    weights = DecodedWeights(trained, plan) if dense else trained
+    weights = decoded_tensors(trained, plan) if dense else trained
     kind = name.removeprefix("gguf_") if dense else plan.name
     file = gguf.export(
         weights, config, tokenizer, generation, dense or plan, written / f"{title}-{kind}.gguf", name=title
@@ -122,11 +137,9 @@ def _write_gguf(
     (written / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def _check(
+def _check_gguf(
     name: str, place: Path, forward: TrainedForward, tokenizer: Any, plan: Plan, trained: TrainedTensors
 ) -> list[CheckLine]:
-    if not name.startswith("gguf"):
-        return [*stored_lines(name, read_folder(place), trained, plan), transformers_line(name, place, forward)]
     file = next(place.glob("*.gguf"))
     matrices = torch.float16 if name == "gguf_f16" else torch.float32
     lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)

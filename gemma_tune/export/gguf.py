@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from gguf import (
 
 from gemma_tune.export.gguf_metadata import add_metadata, architecture_of, check_config
 from gemma_tune.export.gguf_tokenizer import add_tokenizer
+from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.size import empty_model
 from gemma_tune.quant.grid import Encoded, Grid
@@ -31,9 +32,6 @@ from gemma_tune.quant.plan import KEPT_16, Plan
 _LAYER = re.compile(r"^.*\.layers\.\d+\.")
 # The order of a layer's tensors in the file: that of the forward pass.
 _LAYER_ORDER = ("input_", "self_attn.", "post_attention_", "pre_feedforward_", "mlp.", "post_feedforward_")
-
-# By their names in the language part. Values may be computed on access: each is read once and released once written.
-Tensors = Mapping[str, torch.Tensor | Encoded]
 
 _DENSE = {
     torch.float32: GGMLQuantizationType.F32,
@@ -50,7 +48,7 @@ _FILE_TYPES = {
 
 
 def export(
-    weights: Tensors,
+    weights: TrainedTensors,
     config: Any,
     tokenizer: Any,
     generation_config: Any,
@@ -61,7 +59,7 @@ def export(
     license: str | None = None,
     sixteen: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes a complete GGUF file of a language model, a tensor at a time.
+    """Writes a complete GGUF file of a language model, some rows at a time.
 
     Args:
         weights: Every tensor of the language part: codes and scales of those that the plan has on a grid, floats of
@@ -99,18 +97,21 @@ def export(
         add_tokenizer(writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops)
         names = get_tensor_name_map(architecture_of(architecture), config.num_hidden_layers)
         for own, shape in shapes.items():
-            block, size = GGML_QUANT_SIZES[kinds[own]]
             stored = names.get_name(own, try_suffixes=(".weight",))
             if stored is None:
                 raise ValueError(f"{own}: llama.cpp has no such tensor in {architecture}")
-            n_bytes = int(np.prod(shape)) // block * size
-            writer.add_tensor_info(stored, shape, np.dtype(np.float32), n_bytes, raw_dtype=kinds[own])
+            size = _size(shape, kinds[own])
+            writer.add_tensor_info(stored, shape, np.dtype(np.float32), size, raw_dtype=kinds[own])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for own, shape in shapes.items():
-            data = _data(own, weights[own], shape, kinds[own], add_one=family.norm_adds_one and _is_norm(own))
-            writer.write_tensor_data(data)
+            given, blocks = by_rows(weights, own)
+            if given != shape:
+                raise ValueError(f"{own}: its shape is {given}, and the configuration says {shape}")
+            add_one = family.norm_adds_one and _is_norm(own)
+            data = _Data(shape, kinds[own], (_bits(own, block, kinds[own], add_one) for block in blocks))
+            writer.write_tensor_data(cast("np.ndarray[Any, Any]", data))
         writer.close()
         os.replace(part, file)
     except BaseException:  # Ctrl-C, too
@@ -184,16 +185,28 @@ def grid_type(grid: Grid) -> GGMLQuantizationType:
     return GGMLQuantizationType.Q4_0 if grid.bits <= 4 else GGMLQuantizationType.Q8_0
 
 
-def _data(
-    name: str, weight: torch.Tensor | Encoded, shape: tuple[int, ...], kind: GGMLQuantizationType, add_one: bool
-) -> np.ndarray[Any, Any]:
-    """A tensor's bytes."""
+def _size(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape) // block * size)
+
+
+class _Data:
+    """What the package's writer takes for an array, computed while it is written."""
+
+    def __init__(self, shape: tuple[int, ...], kind: GGMLQuantizationType, blocks: Iterator[np.ndarray[Any, Any]]):
+        self.nbytes, self._blocks = _size(shape, kind), blocks
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Writes the bytes."""
+        for block in self._blocks:
+            block.tofile(file)
+
+
+def _bits(name: str, weight: torch.Tensor | Encoded, kind: GGMLQuantizationType, add_one: bool) -> np.ndarray[Any, Any]:
+    """The bytes of some rows."""
     on_grid = kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
     if on_grid != isinstance(weight, Encoded):
         raise ValueError(f"{name}: the file has it as {kind.name}, but it is given as {type(weight).__name__}")
-    found = tuple((weight.codes if isinstance(weight, Encoded) else weight).shape)
-    if found != shape:
-        raise ValueError(f"{name}: its shape is {found}, and the configuration says {shape}")
     if isinstance(weight, Encoded):
         return _blocks(name, weight, kind)
     weight = weight.detach().cpu()

@@ -5,30 +5,28 @@ docs/int4.md shows the table. A line that fails raises `ArtifactDiffers`, which 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from itertools import groupby
+from math import prod
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from gemma_tune.export.engine_agreement import EngineAgreement
+from gemma_tune.export.file_tensor import row_blocks
 from gemma_tune.export.read_back import StoredTensor
-from gemma_tune.export.tensors import TrainedTensors, decoded_weight, weights_of
-from gemma_tune.export.verify import ArtifactDiffers, load_exported
+from gemma_tune.export.tensors import TrainedTensors, by_rows, decoded_blocks, weights_of
+from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.head import head_of
-from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.layers import rounding_anew
 from gemma_tune.quant.plan import Plan
 
 OK, WARN, FAIL, UNVERIFIED = "ok", "warn", "fail", "unverified"
 
-# Positions whose logits stand in memory at once: 64 MiB at Gemma's vocabulary.
-_AT_ONCE = 64
-_MOST_KL, _MOST_LOGIT, POSITIONS = 1e-6, 1e-5, 512
+_MOST_KL, POSITIONS = 1e-6, 512
 # llama.cpp rounds activations to 8 bit in its Q4_0 kernels: that line finds gross errors only.
 _WARN_KL, _FAIL_KL, _WARN_TOP1, _FAIL_TOP1 = 5e-4, 1e-2, 0.98, 0.90
 
@@ -64,10 +62,16 @@ def forward_line(model: Any, trained: TrainedTensors, plan: Plan) -> CheckLine:
     """Compares the weights that the forward pass on the grid uses with those that the exporters are given."""
     tally = _Tally()
     like = torch.empty(0, dtype=torch.float32)
-    with evaluating(model):
-        for name, weight, layer in weights_of(model):
-            used = weight.float() if layer is None else layer.forward_weight(like)
-            tally.add(_unlike(name, decoded_weight(name, trained, plan), used.cpu()))
+    with evaluating(model), rounding_anew(model):
+        for name, weight in weights_of(model).items():
+            used = weight.read() if weight.layer is None else weight.layer.forward_weight(like)
+            expected = by_rows(trained, name)
+            differ = _Differing(name, expected.shape)
+            if differ.has_shape(used.shape):
+                blocks = decoded_blocks(name, expected.blocks, plan)
+                for rows, block in zip(row_blocks(expected.shape), blocks, strict=True):
+                    differ.add(weights=(block, used[rows].float().cpu()))
+            tally.add(differ.problem)
     return tally.line("weights of the training forward", "those that are exported, to the bit")
 
 
@@ -78,7 +82,7 @@ def stored_lines(
     plan: Plan,
     matrices: torch.dtype = torch.float32,
 ) -> list[CheckLine]:
-    """Compares a file with the trained model, tensor by tensor.
+    """Compares a file with the trained model, some rows of a tensor at a time.
 
     Args:
         what: The format's name, for people.
@@ -90,21 +94,32 @@ def stored_lines(
     codes, values, again = _Tally(), _Tally(), _Tally()
     left = set(trained)
     try:
-        for name, tensor in stored:
+        for name, parts in groupby(stored, key=itemgetter(0)):
             if name == "lm_head.weight" and name not in trained:  # tied, and stored once more
                 name = "model.embed_tokens.weight"
             if name not in trained:
                 values.add(f"{name}: the trained model has no such tensor.")
                 continue
             left.discard(name)
-            expected = trained[name]
-            wanted = decoded_weight(name, trained, plan)
-            wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
-            values.add(_unlike(name, wanted + tensor.added if tensor.added else wanted, tensor.values))
-            if isinstance(expected, Encoded) and tensor.encoded is not None:
-                codes.add(_other_codes(name, expected, tensor.encoded))
-                if tensor.same_again is not None and plan.grids[name].name.startswith("q4_0"):
-                    again.add("" if tensor.same_again else f"{name}: other bytes.")
+            expected = by_rows(trained, name)
+            weights, coded = _Differing(name, expected.shape), _Differing(name, expected.shape)
+            same: list[bool] = []
+            blocks = iter(expected.blocks)
+            for _, tensor in parts:
+                if not (weights.has_shape(tensor.shape) and coded.has_shape(tensor.shape)):
+                    break
+                block = next(blocks)
+                (wanted,) = decoded_blocks(name, [block], plan)
+                wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
+                weights.add(weights=(wanted + tensor.added if tensor.added else wanted, tensor.values))
+                if isinstance(block, Encoded) and tensor.encoded is not None:
+                    coded.add(**{n: (getattr(block, n), getattr(tensor.encoded, n)) for n in block._fields})
+                    same += [] if tensor.same_again is None else [tensor.same_again]
+            values.add(weights.problem)
+            if coded.compared:
+                codes.add(coded.problem)
+            if same and plan.grids[name].name.startswith("q4_0"):
+                again.add("" if all(same) else f"{name}: other bytes.")
     except ArtifactDiffers as error:
         values.add(str(error))
     else:
@@ -137,102 +152,36 @@ class _Tally:
         return CheckLine(name, must, found, FAIL if self.problems or not self.total else OK, "".join(self.problems[:1]))
 
 
-def _other_shape(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
-    if expected.shape == found.shape:
-        return ""
-    return f"{name}: its shape is {tuple(found.shape)}, and {tuple(expected.shape)} was trained."
+class _Differing:
+    """Counts the numbers of a tensor that differ, over its rows."""
 
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self._name, self._shape = name, shape
+        self._counts: dict[str, int] = {}
+        self.compared = False
+        self._other_shape = ""
 
-def _unlike(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
-    if problem := _other_shape(name, expected, found):
-        return problem
-    if torch.equal(expected, found):
-        return ""
-    return f"{name}: {int((expected != found).sum()):,} of {expected.numel():,} weights differ."
+    def has_shape(self, found: Sequence[int]) -> bool:
+        """Whether it has the shape that was trained."""
+        if tuple(found) != self._shape:
+            self._other_shape = f"{self._name}: its shape is {tuple(found)}, and {self._shape} was trained."
+        return not self._other_shape
 
+    def add(self, **pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Compares rows, by the name of what they hold: expected and found."""
+        self.compared = True
+        for what, (expected, found) in pairs.items():
+            differ = 0 if torch.equal(expected, found) else int((expected != found).sum())
+            self._counts[what] = self._counts.get(what, 0) + differ
 
-def _other_codes(name: str, expected: Encoded, found: Encoded) -> str:
-    if problem := _other_shape(name, expected.codes, found.codes):
-        return problem
-    codes, scales = (int((a != b).sum()) for a, b in zip(expected, found, strict=True))
-    total = expected.codes.numel()
-    return f"{name}: {codes:,} of {total:,} codes and {scales:,} scales differ." if codes or scales else ""
-
-
-def transformers_line(what: str, folder: Path, forward: TrainedForward) -> CheckLine:
-    """Loads a folder with plain Transformers in float32 and compares logits with the trained model's own.
-
-    Args:
-        what: The format's name, for people.
-        folder: The folder.
-        forward: The trained model on some rows.
-    """
-    device = forward.model.get_input_embeddings().weight.device
-    loaded = load_exported(folder, torch.float32, {"": str(device)})
-    with evaluating(loaded):
-        loaded(input_ids=torch.tensor([forward.rows[0][:1]], device=device))  # the first forward decodes packed weights
-    worst, positions = torch.zeros(()), 0
-    for ours, theirs in zip(forward.logits(), TrainedForward(loaded, forward.rows).logits(), strict=True):
-        worst = torch.maximum(worst, (ours - theirs).abs().max())  # keeps NaN
-        positions += len(ours)
-    return CheckLine(
-        f"{what} in Transformers, float32",
-        f"the trained model's logits within {_MOST_LOGIT:g}",
-        f"{worst.item():.2g} at {positions} positions",
-        OK if worst.item() <= _MOST_LOGIT else FAIL,
-    )
-
-
-class TrainedForward:
-    """A model on the rows of the check; the body is computed once, in float32, for all lines that compare with it.
-
-    Args:
-        model: The model, or a PeftModel around it; it is not changed.
-        rows: Token ids.
-    """
-
-    def __init__(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
-        self.model, self.rows = model, rows
-
-    @cached_property
-    def _states(self) -> list[torch.Tensor]:
-        """Hidden states after each token of each row, [T, H]."""
-        base = language_part(self.model)
-        device = base.get_input_embeddings().weight.device
-        with in_float32(self.model), evaluating(self.model):
-            rows = (torch.tensor([row], device=device) for row in self.rows)
-            return [base.model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
-
-    def logits(self) -> Iterator[torch.Tensor]:
-        """Logits after each token of each row, float32, some positions at a time, [T, V].
-
-        Those of a whole row would be 512 MiB at Gemma's vocabulary.
-        """
-        head, states = head_of(language_part(self.model)), self._states
-        with in_float32(self.model):
-            for part in (part for state in states for part in state.split(_AT_ONCE)):
-                with evaluating(self.model):
-                    logits = head(part)
-                yield logits
-
-
-@contextlib.contextmanager
-def in_float32(model: Any) -> Iterator[None]:
-    """Converts every weight to float32, in which exports are compared; afterwards the model is as it was."""
-    kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
-    embedding = model.get_input_embeddings()
-    scale = embedding.embed_scale.data
-    try:
-        if kept:
-            # bfloat16 has rounded this one, too
-            embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
-        for parameter, data in kept:
-            parameter.data = data.float()
-        yield
-    finally:
-        embedding.embed_scale.data = scale
-        for parameter, data in kept:
-            parameter.data = data
+    @property
+    def problem(self) -> str:
+        """What is wrong; empty where nothing is."""
+        if self._other_shape or not any(self._counts.values()):
+            return self._other_shape
+        (first, count), *others = self._counts.items()
+        more = "".join(f" and {number:,} {what}" for what, number in others)
+        return f"{self._name}: {count:,} of {prod(self._shape):,} {first}{more} differ."
 
 
 def exact_line(name: str, found: EngineAgreement) -> CheckLine:

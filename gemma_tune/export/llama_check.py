@@ -13,8 +13,9 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine, TopT
 from gemma_tune.errors import RunError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement, measure_agreement
-from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, TrainedForward, exact_line, gross_line, in_float32
-from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, float_tensors
+from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, exact_line, gross_line
+from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, float_tensors
+from gemma_tune.export.transformers_check import TrainedForward, in_float32
 from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
 
@@ -66,7 +67,7 @@ def llama_lines(
     return control + _lines(
         forward,
         [
-            (EXACT, exact_line, lambda: run_in_float32(DecodedWeights(trained, plan))),
+            (EXACT, exact_line, lambda: run_in_float32(decoded_tensors(trained, plan))),
             (GROSS, gross_line, lambda: run(file, exact=False)),
         ],
     )
@@ -119,6 +120,7 @@ def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopToken
             part = slice(start, start + len(logits))
             start += len(logits)
             yield logits.cpu(), [(i[part], p[part]) for i, p in zip(ids, log_probs, strict=True)]
+            del logits  # before the next ones are computed
 
     return measure_agreement(parts())
 

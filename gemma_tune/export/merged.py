@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def merged_weight(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
     return merged
 
 
-def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor under its plain name, one at a time, on the CPU, rounded once: from float32 to `dtype`."""
+def merged_weights(model: Any) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Every weight under its plain name; merged when it is called for, on the CPU."""
     base = language_part(model)
     tied = base.config.get_text_config().tie_word_embeddings
     inside = "\0"  # the prefix of the LoRA layer that the walk is in; its parts are in the weight that was yielded
@@ -40,12 +41,18 @@ def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.
             continue
         if isinstance(module, LoraLayer):
             inside = f"{name}."
-            yield f"{name}.weight", merged_weight(module).to(dtype)
+            yield f"{name}.weight", partial(merged_weight, module)
         elif is_four_bit(module):
-            yield f"{name}.weight", weight_of(module).to(dtype)
+            yield f"{name}.weight", partial(weight_of, module)
         elif not (tied and name == "lm_head"):
             for own, parameter in module.named_parameters(recurse=False):
-                yield f"{name}.{own}", parameter.detach().cpu().to(dtype)
+                yield f"{name}.{own}", parameter.detach().cpu
+
+
+def merged_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor under its plain name, one at a time, on the CPU, rounded once: from float32 to `dtype`."""
+    for name, read in merged_weights(model):
+        yield name, read().to(dtype)
 
 
 def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source) -> list[Path]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.export.tensors import DecodedWeights, TrainedTensors
+from gemma_tune.export.file_tensor import FileTensor
+from gemma_tune.export.tensors import TrainedTensors, by_rows, decoded_blocks
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
@@ -36,7 +38,7 @@ def export(
         The files written.
     """
     wide = options.dtype == "float32"
-    tensors = {n: tensor if wide else narrowest(tensor) for n, tensor in DecodedWeights(trained, plan).items()}
+    tensors = {n: dense(n, trained, plan, torch.float32 if wide else None) for n in trained}
     dtype = torch.bfloat16
     if wide or any(tensors[name].dtype == torch.float32 for name in plan.grids):
         dtype = torch.float32
@@ -46,7 +48,19 @@ def export(
     return write_folder(tensors, dtype, None, model, tokenizer, folder, options, source)
 
 
-def narrowest(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in bfloat16 where that loses nothing, else in float32."""
-    half = tensor.bfloat16()
-    return half if torch.equal(half.float(), tensor) else tensor
+def dense(name: str, trained: TrainedTensors, plan: Plan, dtype: torch.dtype | None = None) -> FileTensor:
+    """The decoded weights of a tensor; where no type is given, in bfloat16 where that loses nothing, else float32."""
+    dtype = dtype or narrowest(name, trained, plan)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        return (block.to(dtype) for block in decoded_blocks(name, by_rows(trained, name).blocks, plan))
+
+    return FileTensor(by_rows(trained, name).shape, dtype, blocks)
+
+
+def narrowest(name: str, trained: TrainedTensors, plan: Plan) -> torch.dtype:
+    """bfloat16 where it holds the decoded weights of a tensor exactly, else float32."""
+    if name in plan.grids and plan.grids[name].fits_bfloat16:
+        return torch.bfloat16
+    blocks = decoded_blocks(name, by_rows(trained, name).blocks, plan)
+    return torch.bfloat16 if all(torch.equal(b.bfloat16().float(), b) for b in blocks) else torch.float32

@@ -1,4 +1,4 @@
-"""Reads exported files back, a tensor at a time, with the libraries of the formats and none of our writers."""
+"""Reads exported files back, some rows at a time, with the libraries of the formats and none of our writers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from safetensors import SafetensorError, safe_open
 
+from gemma_tune.export.file_tensor import row_blocks
 from gemma_tune.export.gguf_metadata import architecture_of
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.family import FAMILIES, Family
@@ -26,7 +27,7 @@ from gemma_tune.quant.grid import Encoded
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it stands in a file.
+    """Rows of a tensor as they stand in a file, in the blocks of `row_blocks`.
 
     Attributes:
         values: Its numbers, decoded, float32.
@@ -34,12 +35,19 @@ class StoredTensor:
         same_again: Whether the format's own library quantises the values to the same bytes; None for a format that
             doesn't quantise.
         added: What the format adds to the weights (1 to a norm of Gemma 3 in GGUF).
+        whole: The shape of the whole tensor; None where these are all its rows.
     """
 
     values: torch.Tensor
     encoded: Encoded | None = None
     same_again: bool | None = None
     added: float = 0.0
+    whole: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        return tuple(self.values.shape) if self.whole is None else self.whole
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
@@ -65,12 +73,16 @@ def _tensors(stored: Any, family: Family, packing: _Packing | None) -> Iterator[
             continue
         own = family.language_name(name)
         if not name.endswith("_packed"):
-            yield own, StoredTensor(stored.get_tensor(name).float())
+            tensor = stored.get_tensor(name)
+            for rows in row_blocks(tuple(tensor.shape)):
+                yield own, StoredTensor(tensor[rows].float(), whole=tuple(tensor.shape))
             continue
         own, stem = own.removesuffix("_packed"), name.removesuffix("_packed")
         if packing is None:
             raise ArtifactDiffers(f"{own}: it is packed, and config.json doesn't say how.")
-        yield own, packing.unpacked(own, *(stored.get_tensor(stem + end) for end in ("_packed", "_scale", "_shape")))
+        parts = (stored.get_tensor(stem + end) for end in ("_packed", "_scale", "_shape"))
+        for tensor in packing.unpacked(own, *parts):
+            yield own, tensor
 
 
 class _Packing:
@@ -80,7 +92,9 @@ class _Packing:
         (self.scheme,) = QuantizationConfig.model_validate(config["quantization_config"]).config_groups.values()
         self.dtype = getattr(torch, config["dtype"])
 
-    def unpacked(self, name: str, packed: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor) -> StoredTensor:
+    def unpacked(
+        self, name: str, packed: torch.Tensor, scale: torch.Tensor, shape: torch.Tensor
+    ) -> Iterator[StoredTensor]:
         """Decoded as Transformers does it, in the type that the folder names."""
         bits = self.scheme.weights.num_bits
         width = packed.shape[1] * 32 // bits
@@ -89,9 +103,14 @@ class _Packing:
                 f"{name}: its shape is said to be {tuple(shape.tolist())}, and it is packed as {tuple(packed.shape)} "
                 f"with scales {tuple(scale.shape)}."
             )
-        parts = {"weight_packed": packed, "weight_scale": scale.to(self.dtype), "weight_shape": shape}
-        values = PackedQuantizationCompressor.decompress(parts, self.scheme)["weight"].float()
-        return StoredTensor(values, Encoded(unpack_from_int32(packed, bits, torch.Size(shape.tolist())), scale.float()))
+        whole = (packed.shape[0], width)
+        for rows in row_blocks(whole):
+            codes, scales = packed[rows], scale[rows]
+            size = torch.tensor([len(codes), width])
+            parts = {"weight_packed": codes, "weight_scale": scales.to(self.dtype), "weight_shape": size}
+            values = PackedQuantizationCompressor.decompress(parts, self.scheme)["weight"].float()
+            found = Encoded(unpack_from_int32(codes, bits, torch.Size(size.tolist())), scales.float())
+            yield StoredTensor(values, found, whole=whole)
 
 
 def _cut(file: Path) -> str | None:
@@ -111,12 +130,15 @@ class _WholeReader(GGUFReader):
     """The package's reader, without the tokens; it names the tensor where the file ends too early."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
-        """An array of strings is skipped: the package takes 15 seconds for the tokens of a Gemma."""
-        if raw_type == GGUFValueType.ARRAY and self._get(orig_offs, np.uint32)[0] == GGUFValueType.STRING:
+        """Arrays are skipped: the package takes 15 seconds for the tokens of a Gemma."""
+        if raw_type == GGUFValueType.ARRAY:
             start, view = orig_offs + 12, memoryview(self.data)
-            (count,) = struct.unpack_from("<Q", view, orig_offs + 4)
-            for _ in range(count):
-                start += 8 + struct.unpack_from("<Q", view, start)[0]
+            kind, count = struct.unpack_from("<IQ", view, orig_offs)
+            if kind == GGUFValueType.STRING:
+                for _ in range(count):
+                    start += 8 + struct.unpack_from("<Q", view, start)[0]
+            else:
+                start += count * np.dtype(self.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
             return start - orig_offs, [], [], [GGUFValueType.ARRAY]
         found: tuple[int, list[Any], list[int], list[GGUFValueType]] = super()._get_field_parts(orig_offs, raw_type)
         return found
@@ -153,14 +175,18 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
     own_names = {known.get_name(n, try_suffixes=(".weight",)): n for n in names}
     for tensor in reader.tensors:
         added = 1.0 if family.norm_adds_one and "norm" in tensor.name else 0.0
-        yield own_names.get(tensor.name, tensor.name), _from_gguf(tensor, added)
+        whole = tuple(int(n) for n in reversed(tensor.shape))
+        for rows in row_blocks(whole):
+            part = _from_gguf(tensor.tensor_type, tensor.data[rows], added, whole)
+            yield own_names.get(tensor.name, tensor.name), part
 
 
-def _from_gguf(tensor: Any, added: float) -> StoredTensor:
-    kind, data = tensor.tensor_type, tensor.data
+def _from_gguf(
+    kind: GGMLQuantizationType, data: np.ndarray[Any, Any], added: float, whole: tuple[int, ...]
+) -> StoredTensor:
     values = torch.from_numpy(np.array(gguf.quants.dequantize(data, kind), dtype=np.float32))
     if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
-        return StoredTensor(values, added=added)
+        return StoredTensor(values, added=added, whole=whole)
     _, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.array(data).reshape(-1, size)
     scales = torch.from_numpy(blocks[:, :2].copy().view(np.float16).astype(np.float32)).view(values.shape[0], -1)
@@ -169,4 +195,4 @@ def _from_gguf(tensor: Any, added: float) -> StoredTensor:
         codes = torch.cat([codes & 15, codes >> 4], dim=-1).to(torch.int8) - 8
     codes = codes.view(torch.int8).view(values.shape[0], -1)
     again = np.array_equal(gguf.quants.quantize(values.numpy(), kind), data)
-    return StoredTensor(values, Encoded(codes, scales), again)
+    return StoredTensor(values, Encoded(codes, scales), again, whole=whole)

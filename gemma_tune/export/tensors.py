@@ -1,28 +1,93 @@
 """The tensors of a trained model: codes and scales where they are on a grid, float32 numbers elsewhere.
 
-Every exporter writes these, and the check compares the files with these.
+Every exporter writes these, and the check compares the files with these. They are computed some rows at a time, when
+they are asked for: the codes of a whole model, or one large matrix in another type, would take too much memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 
 from gemma_tune.errors import RunError
-from gemma_tune.export.merged import merged_tensors
+from gemma_tune.export.file_tensor import row_blocks
+from gemma_tune.export.merged import merged_weights
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
 from gemma_tune.quant.layers import OnGrid, grid_layers
 from gemma_tune.quant.plan import KEPT_16, Plan
 
+V = TypeVar("V", bound=torch.Tensor | Encoded, covariant=True)
+
 # By their names in the language part; a tied head and embedding are one tensor, the embedding.
 TrainedTensors = Mapping[str, Encoded | torch.Tensor]
 
 
-def trained_tensors(model: Any, plan: Plan) -> dict[str, Encoded | torch.Tensor]:
-    """Every tensor of a language part, on the CPU.
+class ByRows(NamedTuple):
+    """A tensor, some rows at a time.
+
+    Attributes:
+        shape: Of the whole tensor.
+        blocks: Its rows, as `row_blocks` divides them.
+    """
+
+    shape: tuple[int, ...]
+    blocks: Iterator[Any]
+
+
+class TensorsByRows(Mapping[str, V], Generic[V]):
+    """Tensors that are computed on access, whole or by rows.
+
+    Args:
+        shapes: Their shapes.
+        blocks: Computes the row blocks of one of them.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], blocks: Callable[[str], Iterator[V]]) -> None:
+        self.shapes, self._blocks = shapes, blocks
+
+    def by_rows(self, name: str) -> ByRows:
+        """One of them."""
+        return ByRows(self.shapes[name], self._blocks(name))
+
+    def __getitem__(self, name: str) -> V:
+        if name not in self.shapes:
+            raise KeyError(name)
+        blocks: list[Any] = list(self._blocks(name))
+        found: Any = blocks[0]
+        if len(blocks) > 1:
+            several = isinstance(found, Encoded)
+            found = Encoded(*map(torch.cat, zip(*blocks, strict=True))) if several else torch.cat(blocks)
+        return cast("V", found)
+
+    def __contains__(self, name: object) -> bool:  # that of a mapping would compute it
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def by_rows(tensors: TrainedTensors, name: str) -> ByRows:
+    """A tensor of any mapping, by rows."""
+    if isinstance(tensors, TensorsByRows):
+        return tensors.by_rows(name)
+    tensor = tensors[name]
+    if isinstance(tensor, Encoded):
+        shape = tuple(tensor.codes.shape)
+        return ByRows(shape, (Encoded(*(part[rows] for part in tensor)) for rows in row_blocks(shape)))
+    shape = tuple(tensor.shape)
+    return ByRows(shape, (tensor[rows] for rows in row_blocks(shape)))
+
+
+def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Tensor]:
+    """Every tensor of a language part, on the CPU, computed on access: the model must stay as it is.
 
     For a layer on the grid, the tensor that its forward pass rounds is encoded, on the same device. A model without
     such layers is quantised as it is, with its adapter merged in float32 (post-training quantisation).
@@ -35,25 +100,43 @@ def trained_tensors(model: Any, plan: Plan) -> dict[str, Encoded | torch.Tensor]
         RunError: A tensor that no block can hold (NaN, too large), or that the plan doesn't list or lists with another
             size or grid.
     """
-    found: dict[str, Encoded | torch.Tensor] = {}
-    with torch.no_grad():
-        for name, weight, layer in weights_of(model):
-            _check_planned(name, weight, layer, plan)
-            found[name] = _encoded(name, weight, plan.grids[name]) if name in plan.grids else weight.float().cpu()
-    if missing := plan.sizes.keys() - found.keys():
+    weights = weights_of(model)
+
+    def blocks(name: str) -> Iterator[Encoded | torch.Tensor]:
+        with torch.no_grad():
+            weight = weights[name].read()
+            for rows in row_blocks(tuple(weight.shape)):
+                with torch.no_grad():  # a generator's caller has its own mode
+                    part = _encoded(name, weight[rows], plan.grids[name]) if name in plan.grids else weight[rows]
+                yield part if isinstance(part, Encoded) else part.float().cpu()
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, weight in weights.items():
+        shapes[name] = weight.shape()
+        _check_planned(name, prod(shapes[name]), weight.layer, plan)
+        if name in plan.grids:
+            for _ in blocks(name):  # finds what no block can hold
+                pass
+    if missing := plan.sizes.keys() - shapes.keys():
         raise RunError(f"{min(missing)}: the plan is another model's: the model has no such tensor.")
-    return found
+    return TensorsByRows(shapes, blocks)
 
 
-def float_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Every tensor of the unquantised model, as it is before rounding: float32, on the CPU."""
-    with torch.no_grad():
-        return {name: weight.float().cpu() for name, weight, _ in weights_of(model)}
+def float_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
+    """Every tensor of the unquantised model, as it is before rounding: float32, on the CPU, computed on access."""
+    weights = weights_of(model)
+
+    def blocks(name: str) -> Iterator[torch.Tensor]:
+        with torch.no_grad():
+            weight = weights[name].read().detach()
+        return (weight[rows].float().cpu() for rows in row_blocks(tuple(weight.shape)))
+
+    return TensorsByRows({name: weight.shape() for name, weight in weights.items()}, blocks)
 
 
-def _check_planned(name: str, weight: torch.Tensor, layer: OnGrid | None, plan: Plan) -> None:
-    if plan.sizes.get(name) != weight.numel():
-        raise RunError(f"{name}: the plan is another model's: it has no such tensor of {weight.numel():,} weights.")
+def _check_planned(name: str, count: int, layer: OnGrid | None, plan: Plan) -> None:
+    if plan.sizes.get(name) != count:
+        raise RunError(f"{name}: the plan is another model's: it has no such tensor of {count:,} weights.")
     if layer is not None and layer.grid != plan.grids.get(name):
         planned = plan.grids[name].name if name in plan.grids else plan.kept[name]
         raise RunError(f"{name}: it was trained on the grid {layer.grid.name}, and the plan says {planned}.")
@@ -67,43 +150,53 @@ def _encoded(name: str, weight: torch.Tensor, grid: Grid) -> Encoded:
     return Encoded(codes.cpu(), scales.cpu())
 
 
+def decoded_blocks(name: str, blocks: Iterable[Encoded | torch.Tensor], plan: Plan) -> Iterator[torch.Tensor]:
+    """The float32 numbers of rows in the files: decoded from the grid, rounded to bfloat16, or unchanged."""
+    for block in blocks:
+        if isinstance(block, Encoded):
+            yield plan.grids[name].decode(block)
+        else:
+            yield block.bfloat16().float() if plan.kept[name] == KEPT_16 else block
+
+
 def decoded_weight(name: str, trained: TrainedTensors, plan: Plan) -> torch.Tensor:
-    """The float32 numbers of a tensor in the files: decoded from the grid, rounded to bfloat16, or unchanged."""
-    tensor = trained[name]
-    if isinstance(tensor, Encoded):
-        return plan.grids[name].decode(tensor)
-    return tensor.bfloat16().float() if plan.kept[name] == KEPT_16 else tensor
+    """The float32 numbers of a whole tensor in the files, see `decoded_blocks`."""
+    return decoded_tensors(trained, plan)[name]
 
 
-class DecodedWeights(Mapping[str, torch.Tensor]):
-    """`decoded_weight` of every tensor, computed on access: the contents of a float32 file.
+def decoded_tensors(trained: TrainedTensors, plan: Plan) -> TensorsByRows[torch.Tensor]:
+    """`decoded_blocks` of every tensor, computed on access: the contents of a float32 file."""
+    return TensorsByRows(
+        {name: by_rows(trained, name).shape for name in trained},
+        lambda name: decoded_blocks(name, by_rows(trained, name).blocks, plan),
+    )
 
-    Args:
-        trained: Every tensor.
-        plan: Its plan.
+
+@dataclass(frozen=True)
+class TrainedWeight:
+    """A weight before rounding.
+
+    Attributes:
+        read: Computes it, on its own device.
+        layer: Its layer where that is on a grid, else None.
     """
 
-    def __init__(self, trained: TrainedTensors, plan: Plan) -> None:
-        self._trained, self._plan = trained, plan
+    read: Callable[[], torch.Tensor]
+    layer: OnGrid | None = None
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return decoded_weight(name, self._trained, self._plan)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._trained)
-
-    def __len__(self) -> int:
-        return len(self._trained)
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        with torch.no_grad():
+            return tuple(self.read().shape)
 
 
-def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor, OnGrid | None]]:
-    """Every tensor before rounding, by its name in the language part, with its layer where that is on a grid."""
+def weights_of(model: Any) -> dict[str, TrainedWeight]:
+    """Every weight before rounding, by its name in the language part."""
     layers = grid_layers(model)
     if not layers:
-        for name, weight in merged_tensors(model, torch.float32):
-            yield name, weight, None
-        return
+        return {name: TrainedWeight(read) for name, read in merged_weights(model)}
     base = language_part(model)
+    found: dict[str, TrainedWeight] = {}
     inside = "\0"  # the prefix of the layer on the grid that the walk is in
     for name, module in base.named_modules():
         if name.startswith(inside):
@@ -111,7 +204,8 @@ def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor, OnGrid | None]]:
         if isinstance(module, OnGrid):  # a tied head is one, too, and is not among `layers`
             inside = f"{name}."
             if layer := layers.get(f"{name}.weight"):
-                yield f"{name}.weight", layer.float_weight(), layer
+                found[f"{name}.weight"] = TrainedWeight(layer.float_weight, layer)
         elif not (base.config.tie_word_embeddings and name == "lm_head"):
             for own, parameter in module.named_parameters(recurse=False):
-                yield f"{name}.{own}", parameter, None
+                found[f"{name}.{own}"] = TrainedWeight(parameter.detach)
+    return found

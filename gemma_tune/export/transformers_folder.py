@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 
 from gemma_tune.config import ExportConfig
+from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.verify import ArtifactDiffers, verify_written
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
@@ -22,8 +27,8 @@ _KEPT = ("preprocessor_config.json", "processor_config.json")
 
 
 def whole_checkpoint(
-    tensors: Mapping[str, torch.Tensor], checkpoint: CheckpointFiles
-) -> Iterator[tuple[str, torch.Tensor]]:
+    tensors: FileTensors, checkpoint: CheckpointFiles
+) -> Iterator[tuple[str, torch.Tensor | FileTensor]]:
     """The merged tensors under the checkpoint's names, and its other tensors, unchanged.
 
     So the export has exactly the checkpoint's tensors. The unchanged ones are the towers for images and audio, fixed
@@ -43,8 +48,8 @@ def whole_checkpoint(
         left.discard(own)
         if own in tensors:
             yield name, tensors[own]
-        elif own == head:  # tied, and stored twice; a tensor under two names would be written once
-            yield name, tensors[embedding].clone()
+        elif own == head:  # tied, and stored twice
+            yield name, tensors[embedding]
         else:
             yield name, checkpoint.read(name)
     if left:
@@ -52,7 +57,7 @@ def whole_checkpoint(
 
 
 def write_folder(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: FileTensors,
     dtype: torch.dtype,
     quantization: Mapping[str, Any] | None,
     model: Any,
@@ -60,7 +65,7 @@ def write_folder(
     folder: Path,
     options: ExportConfig,
     source: Source,
-    parts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    parts: Mapping[str, FileTensors] | None = None,
 ) -> list[Path]:
     """Writes a Transformers folder with the tensors under the checkpoint's own names, its towers to the bit.
 
@@ -86,7 +91,7 @@ def write_folder(
     elif checkpoint.family.has_towers:  # their weights can't be read, so the language part goes alone
         config = config.get_text_config()
         config.architectures = [checkpoint.family.language_class]
-    stored: dict[str, torch.Tensor] = {}
+    stored: dict[str, torch.Tensor | FileTensor] = {}
     for name, tensor in placed.items():
         several = (parts or {}).get(checkpoint.language.get(name, name))
         stored |= {name + end: part for end, part in several.items()} if several else {name: tensor}
@@ -101,10 +106,10 @@ def write_folder(
     return sorted(p for p in folder.iterdir() if p.is_file())
 
 
-def write_weights(
-    tensors: Mapping[str, torch.Tensor], config: Any, tokenizer: Any, folder: Path, options: ExportConfig
-) -> None:
+def write_weights(tensors: FileTensors, config: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> None:
     """Writes config, weights and tokenizer, and reads the weights back.
+
+    The library writes files of zeros, because it needs all tensors at once; then the rows take their places.
 
     Args:
         tensors: Every weight by its name in the files.
@@ -117,6 +122,31 @@ def write_weights(
         ArtifactDiffers: What was written isn't what was to be written.
     """
     config.save_pretrained(folder)
-    save_torch_state_dict(dict(tensors), folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
-    verify_written(folder, tensors)
+    found = {name: FileTensor.of(tensor) for name, tensor in tensors.items()}
+    empty = _empty(found)
+    save_torch_state_dict(empty, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
+    _fill(folder, found)
+    verify_written(folder, found)
     tokenizer.save_pretrained(folder)
+
+
+def _empty(tensors: Mapping[str, FileTensor]) -> dict[str, torch.Tensor]:
+    """Zeros of these shapes and types that take no memory: pages that are only read, as a writer does, stay empty."""
+    starts = [0, *accumulate(-(-tensor.size // 64) * 64 for tensor in tensors.values())]
+    zeros = np.zeros(starts[-1], np.uint8)
+    return {
+        name: torch.frombuffer(zeros, dtype=x.dtype, count=prod(x.shape), offset=start).view(x.shape)
+        for (name, x), start in zip(tensors.items(), starts, strict=False)
+    }
+
+
+def _fill(folder: Path, tensors: Mapping[str, FileTensor]) -> None:
+    """Writes the tensors into the files of a folder, in which they have their places."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b") as stored:
+            start = 8 + int.from_bytes(stored.read(8), "little")
+            header = json.loads(stored.read(start - 8))
+            for name in tensors.keys() & header.keys():
+                stored.seek(start + header[name]["data_offsets"][0])
+                for block in tensors[name].blocks():
+                    block.contiguous().flatten().view(torch.uint8).numpy().tofile(stored)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
@@ -19,7 +18,8 @@ from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import prompt_ids
-from gemma_tune.models.family import FAMILIES
+from gemma_tune.export.file_tensor import FileTensor, FileTensors
+from gemma_tune.export.plain_transformers import load_exported
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
@@ -140,24 +140,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
     return figures | {f"measured_{n}" if n in figures else n: value for n, value in measured.items()}
 
 
-def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:
-    """Loads an exported folder with plain Transformers.
-
-    Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
-    """
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place)
-    except ImportError as error:
-        print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
-    config = AutoConfig.from_pretrained(folder)
-    family = FAMILIES[config.model_type]
-    cls: Any = getattr(transformers, family.language_class)
-    return cls.from_pretrained(
-        folder, config=config.get_text_config(), key_mapping=family.key_mapping, dtype=dtype, device_map=place
-    )
-
-
-def verify_written(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def verify_written(folder: Path, tensors: FileTensors) -> None:
     """Reads the weights back and compares them, to the bit, with those that were to be written.
 
     Args:
@@ -172,7 +155,18 @@ def verify_written(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (not a mapping)
                 expected = left.pop(name, None)
-                if expected is None or not torch.equal(stored.get_tensor(name), expected):
+                if expected is None or not _equal(stored.get_tensor(name), FileTensor.of(expected)):
                     raise ArtifactDiffers(f"{file}: {name} isn't the weight that was to be written.")
     if left:
         raise ArtifactDiffers(f"{folder}: {len(left)} weights were not written, for example {next(iter(left))}.")
+
+
+def _equal(stored: torch.Tensor, expected: FileTensor) -> bool:
+    if (tuple(stored.shape), stored.dtype) != (expected.shape, expected.dtype):
+        return False
+    place, flat = 0, stored.flatten()
+    for block in expected.blocks():
+        start, place = place, place + block.numel()
+        if not torch.equal(flat[start:place], block.flatten()):
+            return False
+    return bool(place == flat.numel())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from compressed_tensors.quantization import (
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.errors import UserError
-from gemma_tune.export.merged_from_grid import narrowest
-from gemma_tune.export.tensors import TrainedTensors, decoded_weight
+from gemma_tune.export.file_tensor import FileTensor
+from gemma_tune.export.merged_from_grid import dense, narrowest
+from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source
-from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
 
 BITS, BLOCK = 4, 32
@@ -61,7 +61,7 @@ def export(
     Raises:
         UserError: A grid whose codes have more than 4 bits, or whose blocks are not 32 wide.
     """
-    packed = {name: tensor for name, tensor in trained.items() if isinstance(tensor, Encoded) and _is_projection(name)}
+    packed = [name for name in plan.grids if _is_projection(name)]
     for name in packed:
         grid = plan.grids[name]
         if grid.bits > BITS or grid.block != BLOCK:
@@ -69,15 +69,15 @@ def export(
                 f"export.formats: w4a16 holds codes of {BITS} bits in blocks of {BLOCK}, and {name} is on the grid "
                 f"{grid.name}: set quant.grid=q4_0, or leave w4a16 out."
             )
-    narrow = all(narrowest(decoded_weight(name, trained, plan)).dtype == torch.bfloat16 for name in plan.grids)
+    narrow = all(narrowest(name, trained, plan) == torch.bfloat16 for name in plan.grids)
     if not narrow:
         print(
             "w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which moves these weights by "
             "up to 0.8 %; with quant.grid=q4_0 it serves what was trained.",
             file=sys.stderr,
         )
-    parts = {name: _parts(encoded, torch.bfloat16 if narrow else torch.float16) for name, encoded in packed.items()}
-    tensors = {n: parts[n]["_packed"] if n in parts else narrowest(decoded_weight(n, trained, plan)) for n in trained}
+    parts = {name: _parts(name, trained, torch.bfloat16 if narrow else torch.float16) for name in packed}
+    tensors = {n: parts[n]["_packed"] if n in parts else dense(n, trained, plan) for n in trained}
     return write_folder(
         tensors,
         torch.bfloat16 if narrow else torch.float32,
@@ -127,10 +127,18 @@ def _is_projection(name: str) -> bool:
     return ".layers." in name
 
 
-def _parts(encoded: Encoded, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
+def _parts(name: str, trained: TrainedTensors, dtype: torch.dtype) -> Mapping[str, FileTensor]:
     """One layer's tensors, by the suffix of their names after `.weight`."""
+    rows, width = shape = by_rows(trained, name).shape
+
+    def packed() -> Iterator[torch.Tensor]:
+        return (pack_to_int32(block.codes, BITS) for block in by_rows(trained, name).blocks)
+
+    def scales() -> Iterator[torch.Tensor]:
+        return (block.scales.to(dtype) for block in by_rows(trained, name).blocks)
+
     return {
-        "_packed": pack_to_int32(encoded.codes, BITS),
-        "_scale": encoded.scales.to(dtype),
-        "_shape": torch.tensor(encoded.codes.shape),
+        "_packed": FileTensor((rows, -(-width * BITS // 32)), torch.int32, packed),
+        "_scale": FileTensor((rows, width // BLOCK), dtype, scales),
+        "_shape": FileTensor.of(torch.tensor(shape)),
     }

@@ -59,6 +59,11 @@ class Grid:
         """With the 16 bits of the scale shared by its block."""
         return self.bits + 16 / self.block
 
+    @property
+    def fits_bfloat16(self) -> bool:
+        """Whether bfloat16 holds every weight on the grid exactly: a product of code and scale has 8 bits at most."""
+        return self.scale_bits is not None and self.bits - 1 + self.scale_bits <= 8
+
     def encode(self, weight: torch.Tensor) -> Encoded:
         """Weights as codes and scales.
 

@@ -27,10 +27,12 @@ class OnGrid:
         grid: Its grid.
         off: Whether the float32 weight is used as it is: the unquantised model, for comparison.
         shared: The rounded weight of this step, where embedding and head share it; else None.
+        keeps: Whether the rounded weight is kept for the next forward pass without gradients.
     """
 
     grid: Grid
     off: bool = False
+    keeps: bool = True
     shared: torch.Tensor | None = None
     _kept: tuple[Any, torch.Tensor] | None = None
 
@@ -48,6 +50,8 @@ class OnGrid:
         if torch.is_grad_enabled():
             self._kept = None
             return self.grid.fake_quantize(self.float_weight()).to(like.dtype)
+        if not self.keeps:
+            return self.grid.rounded(self.float_weight()).to(like.dtype)
         version = (like.dtype, *((p.data_ptr(), p._version) for p in self.parameters()))  # type: ignore[attr-defined]
         if self._kept is None or self._kept[0] != version:
             self._kept = version, self.grid.rounded(self.float_weight()).to(like.dtype)
@@ -201,6 +205,27 @@ def off_grid(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.off = False
+
+
+@contextlib.contextmanager
+def rounding_anew(model: nn.Module) -> Iterator[None]:
+    """Within it, layers on the grid round their weights in each forward pass, and keep no rounded copy."""
+    forget_rounded(model)
+    layers = [m for m in model.modules() if isinstance(m, OnGrid)]
+    for layer in layers:
+        layer.keeps = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.keeps = True
+
+
+def forget_rounded(model: nn.Module) -> None:
+    """Frees the rounded weights that layers on the grid keep after a forward pass without gradients."""
+    for module in model.modules():
+        if isinstance(module, OnGrid):
+            module._kept = None
 
 
 @contextlib.contextmanager

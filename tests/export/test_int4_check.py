@@ -25,17 +25,15 @@ from gemma_tune.export.int4_check import (
     OK,
     WARN,
     CheckLine,
-    TrainedForward,
     exact_line,
     forward_line,
     gross_line,
-    in_float32,
     raise_failed,
     stored_lines,
-    transformers_line,
 )
 from gemma_tune.export.read_back import StoredTensor, read_folder, read_gguf
-from gemma_tune.export.tensors import DecodedWeights, TrainedTensors, decoded_weight, trained_tensors
+from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, decoded_weight, trained_tensors
+from gemma_tune.export.transformers_check import TrainedForward, in_float32, transformers_line
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.quant.grid import GRIDS, Encoded
 
@@ -246,7 +244,7 @@ def test_a_file_of_another_model_is_named(what: str, written: dict[str, Path], t
 
 def test_a_float32_file_holds_the_decoded_weights(tmp_path: Path, trained: OnGridModel) -> None:
     """What llama.cpp is given for the exact line."""
-    model, tensors = trained.model, DecodedWeights(trained.trained, trained.plan)
+    model, tensors = trained.model, decoded_tensors(trained.trained, trained.plan)
     types, file = torch.float32, tmp_path / "exact.gguf"
     gguf.export(tensors, model.config, trained.tokenizer, model.generation_config, types, file, name="tiny")
     (line,) = check("gguf", file, trained)

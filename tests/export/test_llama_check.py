@@ -13,9 +13,10 @@ from grid_models import ROWS, OnGridModel, on_grid
 
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
-from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, TrainedForward, exact_line, gross_line
+from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreements_with, llama_lines, top_tokens
-from gemma_tune.export.tensors import DecodedWeights
+from gemma_tune.export.tensors import decoded_tensors
+from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.quant.grid import GRIDS
 
 
@@ -58,7 +59,7 @@ def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_p
         scales = blocks.abs().amax(-1, keepdim=True) / 8
         return ((blocks / scales.clamp(min=1e-9)).round().clamp(-8, 7) * scales).flatten(-2)
 
-    decoded = DecodedWeights(trained.trained, trained.plan)
+    decoded = decoded_tensors(trained.trained, trained.plan)
     again = {n: positive(t) if "proj" in n else t for n, t in decoded.items()}
     coarse = {n: GRIDS["q3_0"].rounded(t) if "proj" in n else t for n, t in decoded.items()}
     found: list[EngineAgreement] = []

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import RunError
 from gemma_tune.export import merged_from_grid
-from gemma_tune.export.tensors import DecodedWeights, decoded_weight, trained_tensors
+from gemma_tune.export.tensors import decoded_tensors, decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.layers import grid_layers, put_on_grid
@@ -60,7 +60,7 @@ def test_quantised_after_training_is_the_grid_of_the_merged_weights() -> None:
     plain = changed(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32))
     plan = plan_of(plain, "q4_0", "q8_0")
     adapted = with_adapter(plain, None)
-    found = trained_tensors(adapted, plan)
+    found = dict(trained_tensors(adapted, plan))  # before the adapter is merged into the weights, in place
     put_on_grid(merged := adapted.merge_and_unload(), plan)
     expected = trained_tensors(merged, plan)
     assert found.keys() == expected.keys() == plan.sizes.keys()
@@ -121,7 +121,7 @@ def test_towers_are_kept_to_the_bit(tmp_path: Path) -> None:
     assert towers and all(torch.equal(before[n], after[n]) for n in towers)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32)
     found = dict(loaded.model.language_model.named_parameters())
-    for name, tensor in DecodedWeights(trained, plan).items():
+    for name, tensor in decoded_tensors(trained, plan).items():
         assert torch.equal(found[name.removeprefix("model.")], tensor), name
     ids = torch.arange(10, 40)[None]
     with torch.no_grad():

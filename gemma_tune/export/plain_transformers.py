@@ -1,0 +1,104 @@
+"""Exported folders in plain Transformers: loads one, and compares its logits with those of the trained model.
+
+`python -m gemma_tune.export.plain_transformers` does so in a process of its own, so that the exporting one never holds
+a second model. Its input is JSON with `folders`, `rows` (token ids), `logits` (a file, see `stored_logits`), `device`
+and `threads`; it answers with a line of JSON, the largest difference in each folder. All other output goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.head import head_of
+from gemma_tune.models.unwrap import language_part
+
+# Positions whose logits stand in memory at once: 64 MiB at Gemma's vocabulary.
+_AT_ONCE = 64
+
+
+def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:
+    """Loads an exported folder with plain Transformers.
+
+    Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place)
+    except ImportError as error:
+        print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
+    config = AutoConfig.from_pretrained(folder)
+    family = FAMILIES[config.model_type]
+    cls: Any = getattr(transformers, family.language_class)
+    return cls.from_pretrained(
+        folder, config=config.get_text_config(), key_mapping=family.key_mapping, dtype=dtype, device_map=place
+    )
+
+
+def states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Hidden states after each token of each row, [T, H] of all rows, computed as one batch.
+
+    What follows a token doesn't change its state, so shorter rows are filled up with any token.
+    """
+    base, width = language_part(model), max(map(len, rows))
+    ids = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in map(list, rows)])
+    with evaluating(model):
+        states = base.model(input_ids=ids.to(base.get_input_embeddings().weight.device), use_cache=False)
+    return torch.cat([state[: len(row)] for state, row in zip(states.last_hidden_state, rows, strict=True)])
+
+
+def logits_of(model: Any, states: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits of hidden states, float32, some positions at a time, [T, V]: those of 512 tokens would be 512 MiB."""
+    head = head_of(language_part(model))
+    for part in states.split(_AT_ONCE):
+        with evaluating(model):
+            logits = head(part)
+        yield logits
+        del logits  # before the next ones are computed
+
+
+def stored_logits(file: Path, positions: int) -> Iterator[torch.Tensor]:
+    """Logits in a file of float32 numbers, mapped into memory, as `logits_of` gives them."""
+    count = file.stat().st_size // 4
+    found = torch.from_file(str(file), shared=False, size=count, dtype=torch.float32)
+    yield from found.view(positions, -1).split(_AT_ONCE)
+
+
+def largest_difference(
+    folder: Path, rows: Sequence[Sequence[int]], reference: Iterable[torch.Tensor], device: str
+) -> float:
+    """Loads a folder in float32; the largest difference of its logits from others, NaN where there is one."""
+    loaded = load_exported(folder, torch.float32, {"": device})
+    with evaluating(loaded):
+        loaded(input_ids=torch.tensor([rows[0][:1]], device=device))  # the first forward decodes packed weights
+    worst = torch.zeros((), device=device)
+    for ours, theirs in zip(reference, logits_of(loaded, states_of(loaded, rows)), strict=True):
+        worst = torch.maximum(worst, theirs.sub_(ours.to(device)).abs_().max())  # keeps NaN
+    return float(worst.item())
+
+
+def main() -> None:
+    """Compares the folders that the input names."""
+    asked = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    torch.set_num_threads(asked["threads"])
+    rows, positions = asked["rows"], sum(map(len, asked["rows"]))
+    found = [
+        largest_difference(Path(folder), rows, stored_logits(Path(asked["logits"]), positions), asked["device"])
+        for folder in asked["folders"]
+    ]
+    print(json.dumps(found), file=answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The lines of the table that Transformers gives: a folder, loaded there and compared with the trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_tune.errors import RunError
+from gemma_tune.export.int4_check import FAIL, OK, CheckLine
+from gemma_tune.export.plain_transformers import largest_difference, logits_of, states_of, stored_logits
+from gemma_tune.quant.layers import forget_rounded, rounding_anew
+
+_MOST_LOGIT = 1e-5
+_LOG_LINES = 8
+
+
+class TrainedForward:
+    """A model on the rows of the check; the body is computed once, in float32, for all lines that compare with it.
+
+    Args:
+        model: The model, or a PeftModel around it; it is not changed.
+        rows: Token ids.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
+        self.model, self.rows = model, rows
+        self.positions = sum(map(len, rows))
+        self._file: Path | None = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(self.model.get_input_embeddings().weight.device)
+
+    @cached_property
+    def _states(self) -> torch.Tensor:
+        with in_float32(self.model), rounding_anew(self.model):
+            return states_of(self.model, self.rows)
+
+    def logits(self) -> Iterator[torch.Tensor]:
+        """Logits after each token of each row, float32, some positions at a time, [T, V]."""
+        if self._file is not None:
+            yield from stored_logits(self._file, self.positions)
+            return
+        states = self._states
+        with in_float32(self.model):
+            yield from logits_of(self.model, states)
+        forget_rounded(self.model)
+
+    @contextlib.contextmanager
+    def stored_in(self, file: Path) -> Iterator[None]:
+        """Within it, the logits are computed no more but read from this file."""
+        with file.open("wb") as stored:
+            for logits in self.logits():
+                logits.cpu().numpy().tofile(stored)
+        self._file = file
+        try:
+            yield
+        finally:
+            self._file = None
+            file.unlink()
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Converts every weight to float32, in which exports are compared; afterwards the model is as it was."""
+    kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
+    embedding = model.get_input_embeddings()
+    scale = embedding.embed_scale.data
+    try:
+        if kept:
+            # bfloat16 has rounded this one, too
+            embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        embedding.embed_scale.data = scale
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def transformers_line(what: str, folder: Path, forward: TrainedForward) -> CheckLine:
+    """Loads a folder with plain Transformers in float32 and compares logits with the trained model's own.
+
+    Args:
+        what: The format's name, for people.
+        folder: The folder.
+        forward: The trained model on some rows.
+    """
+    return _line(what, largest_difference(folder, forward.rows, forward.logits(), forward.device), forward)
+
+
+def transformers_lines(folders: Mapping[str, Path], logits: Path, forward: TrainedForward) -> list[CheckLine]:
+    """`transformers_line` of several folders, by their formats' names, in a process of its own.
+
+    Args:
+        folders: The folders.
+        logits: The file in which the trained model's logits are stored.
+        forward: The trained model on some rows.
+
+    Raises:
+        RunError: Transformers can't load a folder or compute with it.
+    """
+    if not folders:
+        return []
+    asked = {
+        "folders": [str(folder) for folder in folders.values()],
+        "rows": [list(row) for row in forward.rows],
+        "logits": str(logits),
+        "device": forward.device,
+        "threads": torch.get_num_threads(),
+    }
+    command = [sys.executable, "-m", "gemma_tune.export.plain_transformers"]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    if done.returncode:
+        log = "".join(f"\n  {line}" for line in done.stderr.splitlines()[-_LOG_LINES:])
+        raise RunError(f"Transformers can't run what was exported ({', '.join(folders)}). It said:{log}")
+    return [_line(what, worst, forward) for what, worst in zip(folders, json.loads(done.stdout), strict=True)]
+
+
+def _line(what: str, worst: float, forward: TrainedForward) -> CheckLine:
+    return CheckLine(
+        f"{what} in Transformers, float32",
+        f"the trained model's logits within {_MOST_LOGIT:g}",
+        f"{worst:.2g} at {forward.positions} positions",
+        OK if worst <= _MOST_LOGIT else FAIL,
+    )
