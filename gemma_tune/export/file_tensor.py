@@ -8,7 +8,7 @@ from math import prod
 
 import torch
 
-# Weights of the rows that are worked on at once: 4 MiB in float32, and what is computed from them is several times as much
+# Weights of the rows that are worked on at once: 4 MiB in float32; what is computed from them is several times as much
 AT_ONCE = 1 << 20
 
 
