@@ -1,4 +1,4 @@
-"""What torchao's quantisation-aware training ships, against what it trained: a section of `make bench-qat`.
+"""What torchao's quantization-aware training ships, against what it trained: a section of `make bench-qat`.
 
 torchao is no part of this project; the section is left out, with the reason, where it can't be imported.
 """
@@ -174,7 +174,7 @@ def full(rows: list[list[int]]) -> dict[str, Any]:
 
 
 def lora(rows: list[list[int]]) -> dict[str, Any]:
-    """An adapter beside the quantiser, merged and then converted: Q(W)x + B·A·x is trained, Q(W + B·A) is shipped."""
+    """An adapter beside the quantizer, merged and then converted: Q(W)x + B·A·x is trained, Q(W + B·A) is shipped."""
     torch.manual_seed(0)
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear")
     model = get_peft_model(loaded(), config)

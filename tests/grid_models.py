@@ -67,7 +67,7 @@ def with_adapter(model: Any, layer: type[nn.Module] | None) -> Any:
 def on_grid(
     grid: str = "q4_0", embedding: str | None = None, adapter: bool = False, dtype: torch.dtype = torch.float32
 ) -> OnGridModel:
-    """The embedded model on a grid, as after full training or with an adapter inside the quantiser."""
+    """The embedded model on a grid, as after full training or with an adapter inside the quantizer."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype).eval()
     if not adapter:
         changed(model, embedding is not None)

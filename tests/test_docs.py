@@ -143,6 +143,19 @@ def test_the_tree_of_the_readme_has_every_room() -> None:
     assert {"recipes", "configs", "data", "gemma_tune", "tests", "benchmarks", "tools", "docs"} == top
 
 
+SOURCES = [file for room in ("gemma_tune", "recipes", "configs") for file in sorted((ROOT / room).rglob("*"))]
+
+
+def british(text: str) -> list[str]:
+    """The lines with `quantize`; runs have stored the name `unquantized`, so it stays where it is a name."""
+    return re.findall(r"^.*quantis.*$", re.sub(r'"unquantised"|unquantised_', "", text), re.MULTILINE | re.IGNORECASE)
+
+
+@pytest.mark.parametrize("file", [*DOCUMENTS, *(f for f in SOURCES if f.suffix in (".py", ".yaml"))], ids=name_of)
+def test_quantize_is_spelled_with_a_z(file: Path) -> None:
+    assert british(file.read_text(encoding="utf-8")) == []
+
+
 def test_the_checks_find_what_is_missing(tmp_path: Path) -> None:
     """The checks themselves: each finds the wrong name and leaves the right one alone."""
     assert missing_paths("`gemma_tune/talk/voice.py`, `tests/test_docs.py`.") == ["gemma_tune/talk/voice.py"]
@@ -157,6 +170,7 @@ def test_the_checks_find_what_is_missing(tmp_path: Path) -> None:
         "tests/test_docs.py::test_nothing"
     ]
     assert missing_targets("`make figures-nix`, `make bench-…`, `make test`") == ["figures-nix:"]
+    assert british('run.measure("unquantised")\nQuantized, quantized\n') == ["Quantized, quantized"]
     page = tmp_path / "page.md"
     page.write_text("# A title\n[a](page.md#a-title) [b](gone.md) [c](#nothing)\n", encoding="utf-8")
     assert broken_links(page) == ["gone.md", "#nothing"]

@@ -129,7 +129,7 @@ def stored_lines(
     if codes.total:
         lines.insert(0, codes.line(f"{what}: codes and scales", "those of the training forward, 100 %"))
     if again.total:
-        lines.append(again.line(f"{what}: re-quantised naively", "the same bytes"))
+        lines.append(again.line(f"{what}: re-quantized naively", "the same bytes"))
     return lines
 
 

@@ -20,7 +20,7 @@ from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
 
 BEST = 256
-CONTROL = "unquantised weights in llama.cpp, float32 (control)"
+CONTROL = "unquantized weights in llama.cpp, float32 (control)"
 EXACT = "the same codes in llama.cpp, decoded into a float32 file"
 GROSS = "the GGUF file in llama.cpp (its kernels round activations to 8 bit)"
 # llama.cpp reads the weights once for the next token of each slot, so eight pieces of text take little longer than one.

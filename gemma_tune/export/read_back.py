@@ -32,8 +32,8 @@ class StoredTensor:
     Attributes:
         values: Its numbers, decoded, float32.
         encoded: Its codes and scales, or None where it is dense.
-        same_again: Whether the format's own library quantises the values to the same bytes; None for a format that
-            doesn't quantise.
+        same_again: Whether the format's own library quantizes the values to the same bytes; None for a format that
+            doesn't quantize.
         added: What the format adds to the weights (1 to a norm of Gemma 3 in GGUF).
         whole: The shape of the whole tensor; None where these are all its rows.
     """

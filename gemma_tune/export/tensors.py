@@ -90,7 +90,7 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
     """Every tensor of a language part, on the CPU, computed on access: the model must stay as it is.
 
     For a layer on the grid, the tensor that its forward pass rounds is encoded, on the same device. A model without
-    such layers is quantised as it is, with its adapter merged in float32 (post-training quantisation).
+    such layers is quantized as it is, with its adapter merged in float32 (post-training quantization).
 
     Args:
         model: The trained model, or a PeftModel around it; it is not changed.
@@ -123,7 +123,7 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
 
 
 def float_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
-    """Every tensor of the unquantised model, as it is before rounding: float32, on the CPU, computed on access."""
+    """Every tensor of the unquantized model, as it is before rounding: float32, on the CPU, computed on access."""
     weights = weights_of(model)
 
     def blocks(name: str) -> Iterator[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Attaches LoRA adapters, and counts trained and quantised weights."""
+"""Attaches LoRA adapters, and counts trained and quantized weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REFERENCE = "ref"
 
 @dataclass(frozen=True)
 class WeightCounts:
-    """What is trained and what is quantised, in numbers of weights.
+    """What is trained and what is quantized, in numbers of weights.
 
     Attributes:
         total: All weights of the model, the adapter's among them; a tied matrix counts once.

@@ -39,7 +39,7 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def weight_of(layer: Any) -> torch.Tensor:
-    """The weight that the forward pass uses, as float32 on the CPU, [out, in]; a 4-bit one is dequantised."""
+    """The weight that the forward pass uses, as float32 on the CPU, [out, in]; a 4-bit one is dequantized."""
     weight = dequantize_module_weight(layer) if is_four_bit(layer) else layer.weight
     return weight.detach().float().cpu()
 
@@ -130,9 +130,9 @@ def quantization_config(model: ModelConfig, config: Any) -> BitsAndBytesConfig |
 
 
 def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
-    """Raises UserError for weights that are stored quantised, except packed ones that are only measured."""
+    """Raises UserError for weights that are stored quantized, except packed ones that are only measured."""
     method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    said = f"model.model_name_or_path={source.base}: its weights are stored quantised ({method}), and"
+    said = f"model.model_name_or_path={source.base}: its weights are stored quantized ({method}), and"
     if not packed or source.adapter is not None:
         raise UserError(
             f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "

@@ -159,7 +159,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         packed: Whether weights that are stored in 4 bit are accepted (compressed-tensors: `export=w4a16`).
 
     Raises:
-        UserError: Not loadable, weights missing in the files or too many, or stored in a quantised form.
+        UserError: Not loadable, weights missing in the files or too many, or stored in a quantized form.
     """
     config = load_config(source)
     loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)

@@ -13,7 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.models.size import ModelSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
-# NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantisation 8 + 32/256.
+# NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantization 8 + 32/256.
 _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 _GIB = 1024**3
 _STATUS = Path("/proc/self/status")
@@ -30,7 +30,7 @@ def optimizer_bytes(optim: str) -> float:
 
 
 def has_live_teacher(cfg: Config) -> bool:
-    """Whether training keeps a copy of the unquantised model beside the trained one (`quant.teacher=live`).
+    """Whether training keeps a copy of the unquantized model beside the trained one (`quant.teacher=live`).
 
     Of a method with stages it is the stage, with a configuration of its own, that does.
     """

@@ -55,7 +55,7 @@ def published(name: str) -> Published | None:
     """The entry of a checkpoint by its Hub name, such as google/gemma-3-4b-it, or None.
 
     Owner and letter case are ignored: others offer the same checkpoints under the same name, and the Hub ignores the
-    case. A name with anything more at its end is another model: a drafter, a quantised or a tuned one.
+    case. A name with anything more at its end is another model: a drafter, a quantized or a tuned one.
 
     Args:
         name: With or without the owner.

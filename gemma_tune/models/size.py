@@ -24,7 +24,7 @@ class ModelSize:
         num_hidden_layers: Blocks.
         vocab_size: Rows of the embedding.
         parameters: All weights; a tied matrix counts once.
-        linear_parameters: Weights of the linear layers that 4-bit quantisation and adapters reach.
+        linear_parameters: Weights of the linear layers that 4-bit quantization and adapters reach.
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
         num_attention_heads: Query heads.

@@ -110,7 +110,7 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
         on_grid = (path / PLAN).is_file()
         if on_grid and not (path / "export" / "merged" / "config.json").is_file():
             raise UserError(
-                f"model.model_name_or_path={name}: the weights of this run are quantised to int4, which its adapter "
+                f"model.model_name_or_path={name}: the weights of this run are quantized to int4, which its adapter "
                 f"alone does not store; name one of its exports ({path / 'export'}/…)."
             )
         if not on_grid and (path / "adapter" / "adapter_config.json").is_file():

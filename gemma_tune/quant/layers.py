@@ -25,7 +25,7 @@ class OnGrid:
 
     Attributes:
         grid: Its grid.
-        off: Whether the float32 weight is used as it is: the unquantised model, for comparison.
+        off: Whether the float32 weight is used as it is: the unquantized model, for comparison.
         shared: The rounded weight of this step, where embedding and head share it; else None.
         keeps: Whether the rounded weight is kept for the next forward pass without gradients.
     """
@@ -98,7 +98,7 @@ class GridEmbedding(OnGrid, nn.Embedding):
 
 
 class GridLora(OnGrid, LoraLinear):
-    """PEFT's LoRA layer with the adapter inside the quantiser: the forward pass uses round(W + s·B·A)."""
+    """PEFT's LoRA layer with the adapter inside the quantizer: the forward pass uses round(W + s·B·A)."""
 
     def float_weight(self) -> torch.Tensor:
         """See `OnGrid`."""

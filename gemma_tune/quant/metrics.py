@@ -1,4 +1,4 @@
-"""Metrics of a model on its grid: KL from the unquantised model, and the share of its loss that training recovered."""
+"""Metrics of a model on its grid: KL from the unquantized model, and the share of its loss that training recovered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE, LARGEST = 4096, 256
 
 
 def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
-    """The unquantised model's log-probabilities before each trained token of held-out rows.
+    """The unquantized model's log-probabilities before each trained token of held-out rows.
 
     Args:
         base: The model, off its grid.
@@ -31,12 +31,12 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
 
 
 def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list[float]:
-    """KL(unquantised ‖ model) of each row, summed over its trained tokens, in nats.
+    """KL(unquantized ‖ model) of each row, summed over its trained tokens, in nats.
 
     Args:
         base: The model on its grid.
         rows: Rendered rows.
-        targets: The unquantised model's log-probabilities, from `held_out_targets`.
+        targets: The unquantized model's log-probabilities, from `held_out_targets`.
     """
     found = []
     with evaluating(base):
@@ -50,16 +50,16 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list
 def recovered_share(
     plain: Sequence[float],
     trained: Sequence[float],
-    unquantised: Sequence[float] | None = None,
+    unquantized: Sequence[float] | None = None,
     tokens: Sequence[int] | None = None,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """The share of the loss by plain quantisation that training recovered, with its 95 % interval.
+    """The share of the loss by plain quantization that training recovered, with its 95 % interval.
 
     Args:
         plain: Loss or KL of each row on the grid before training, summed over its tokens, in nats.
         trained: The same after training.
-        unquantised: The same without a grid; None: 0, as for a KL.
+        unquantized: The same without a grid; None: 0, as for a KL.
         tokens: Trained tokens of each row. Where they are given, the share is one of perplexities:
             (PPL_plain - PPL_trained) / (PPL_plain - PPL).
         seed: Of the bootstrap over rows (percentile, 2,000 draws).
@@ -68,7 +68,7 @@ def recovered_share(
         The share with the lower and upper end of its interval: 1 where all is recovered, NaN where nothing was lost.
     """
     a, b = np.asarray(plain, dtype=np.float64), np.asarray(trained, dtype=np.float64)
-    c = np.zeros_like(a) if unquantised is None else np.asarray(unquantised, dtype=np.float64)
+    c = np.zeros_like(a) if unquantized is None else np.asarray(unquantized, dtype=np.float64)
     n = None if tokens is None else np.asarray(tokens, dtype=np.float64)
 
     def cost(values: Any, rows: Any) -> Any:
@@ -94,13 +94,13 @@ def quality_metrics(
     trained: Sequence[float],
     rows: Sequence[Sequence[dict[str, Any]]] = (),
 ) -> dict[str, Any]:
-    """The KL by plain quantisation, the KL that is left after training, and the share that training recovered.
+    """The KL by plain quantization, the KL that is left after training, and the share that training recovered.
 
     Args:
         tokens: Trained tokens of each held-out row.
-        plain: KL from the unquantised model before training, summed over each row, in nats.
+        plain: KL from the unquantized model before training, summed over each row, in nats.
         trained: The same after training.
-        rows: Rows of the held-out loss: of the unquantised model, on the grid before training, and after it.
+        rows: Rows of the held-out loss: of the unquantized model, on the grid before training, and after it.
 
     Returns:
         `plain_kl` and `trained_kl` (nats per token), `recovered_kl` with `_low` and `_high`, and the same of

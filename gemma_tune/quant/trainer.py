@@ -1,4 +1,4 @@
-"""Training on the grid: what the weights are rounded to learns to give the unquantised model's probabilities."""
+"""Training on the grid: what the weights are rounded to learns to give the unquantized model's probabilities."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class CheckInputs:
         model: What is trained: the model, or a PeftModel around it.
         tokenizer: Its tokenizer.
         rows: The rows to train on; of a stream, the first ones.
-        counts: What is trained and what is quantised.
+        counts: What is trained and what is quantized.
         shape: The sizes of the model.
         weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
         memory: GiB that training needs, estimated, and GiB that are free.
@@ -163,7 +163,7 @@ def _adapters(x: CheckInputs) -> str:
     return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
 
 
-def _quantised(x: CheckInputs) -> str:
+def _quantized(x: CheckInputs) -> str:
     c = x.counts
     if not x.cfg.model.load_in_4bit:
         return f"nothing; the weights are {x.cfg.model.dtype}"
@@ -232,7 +232,7 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
     "template": _template,
     "adapters": _adapters,
     "experts": _experts,
-    "in 4 bit": _quantised,
+    "in 4 bit": _quantized,
     "shared keys and values": _shared_keys_and_values,
     "gradient accumulation": _accumulation,
     "types": _dtype,

@@ -203,7 +203,7 @@ def test_rows_at_once(file: Path, ours: TransformersEngine, tokenizer: Any) -> N
             assert torch.equal(best.ids[:, 0], reference.argmax(-1))
 
 
-def test_the_quantised_file(tmp_path: Path, ours: TransformersEngine, tokenizer: Any) -> None:
+def test_the_quantized_file(tmp_path: Path, ours: TransformersEngine, tokenizer: Any) -> None:
     """Blocks of 4 and 8 bits are read as they are meant: no gross errors beside the model with the decoded weights."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     plan = plan_of(model, "q4_0", "q8_0")
@@ -215,9 +215,9 @@ def test_the_quantised_file(tmp_path: Path, ours: TransformersEngine, tokenizer:
     rows = [tokenizer(TEXTS[0]).input_ids]
     with LlamaCppEngine(path, tokenizer, ours.stops, max_length=64, threads=1) as engine:
         (found,) = engine.log_probs(rows, "llama.cpp")
-    (quantised,) = TransformersEngine(model, tokenizer).log_probs(rows, "decoded")
-    (unquantised,) = ours.log_probs(rows, "unquantised")
-    assert kl_and_agreement(quantised, found)[0].mean() < 5e-3 < kl_and_agreement(unquantised, found)[0].mean()
+    (quantized,) = TransformersEngine(model, tokenizer).log_probs(rows, "decoded")
+    (unquantized,) = ours.log_probs(rows, "unquantized")
+    assert kl_and_agreement(quantized, found)[0].mean() < 5e-3 < kl_and_agreement(unquantized, found)[0].mean()
 
 
 def test_texts_that_are_too_long(llama: LlamaCppEngine) -> None:

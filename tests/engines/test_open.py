@@ -283,9 +283,9 @@ def test_an_int4_folder_with_towers(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_quantised_checkpoints_that_are_refused(packed: tuple[OnGridModel, Path], tmp_path: Path) -> None:
+def test_quantized_checkpoints_that_are_refused(packed: tuple[OnGridModel, Path], tmp_path: Path) -> None:
     _, folder = packed
-    with pytest.raises(UserError, match=r"stored quantised \(compressed-tensors\), and tuning needs full ones"):
+    with pytest.raises(UserError, match=r"stored quantized \(compressed-tensors\), and tuning needs full ones"):
         short_run("lora_sft", tmp_path / "run", f"model.model_name_or_path={folder}")
     with pytest.raises(UserError, match=r"model.load_in_4bit=true can't round them again"):
         evaluate(folder, tmp_path / "run", "model.load_in_4bit=true")

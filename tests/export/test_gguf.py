@@ -66,7 +66,7 @@ def fields(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("grid", ["q4_0", "q4_0_fp16"])
 def test_blocks_are_the_grids_codes(tmp_path: Path, model: Any, tokenizer: Any, grid: str) -> None:
-    """Bytes as llama.cpp's own quantiser makes them of the decoded weights, and numbers equal to the bit."""
+    """Bytes as llama.cpp's own quantizer makes them of the decoded weights, and numbers equal to the bit."""
     plan = plan_of(model, grid, grid)
     weights = encoded(model, plan)
     name = "model.layers.0.mlp.down_proj.weight"

@@ -96,7 +96,7 @@ def test_every_line_holds(grid: str, embedding: str | None, adapter: bool, tmp_p
     assert all(named[f"{what}: decoded weights"] == "80 of 80 tensors (100%)" for what in FORMATS)
     # 3 bit codes come back as 4 bit ones, and 8 bit scales are powers of two here
     again = 0 if grid == "q3_0" else on - (embedding == "q8_0")
-    assert named.get("gguf: re-quantised naively", "0 of").startswith(f"{again} of")
+    assert named.get("gguf: re-quantized naively", "0 of").startswith(f"{again} of")
 
 
 def test_what_the_forward_did_not_use_is_named() -> None:

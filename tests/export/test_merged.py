@@ -150,8 +150,8 @@ def test_full_merged_in_bfloat16(bare_python: Path, questions: Path, tmp_path: P
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 
 
-def test_qlora_merges_into_the_dequantised_weights(tmp_path: Path) -> None:
-    """The file holds dequantised NF4 + s·B·A, computed here from the stored adapter, to float32's rounding."""
+def test_qlora_merges_into_the_dequantized_weights(tmp_path: Path) -> None:
+    """The file holds dequantized NF4 + s·B·A, computed here from the stored adapter, to float32's rounding."""
     from bitsandbytes.functional import dequantize_4bit
 
     short_run("qlora_sft", tmp_path / "run", "export.dtype=float32", "eval=none")

@@ -55,7 +55,7 @@ def test_weights_that_bfloat16_can_not_hold_are_float32(tmp_path: Path, capsys: 
     assert not torch.equal(halves.bfloat16().float(), halves)
 
 
-def test_quantised_after_training_is_the_grid_of_the_merged_weights() -> None:
+def test_quantized_after_training_is_the_grid_of_the_merged_weights() -> None:
     """A plain model, and one with PEFT's own adapter, give the codes of their float32 weights."""
     plain = changed(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32))
     plan = plan_of(plain, "q4_0", "q8_0")
@@ -74,7 +74,7 @@ def test_quantised_after_training_is_the_grid_of_the_merged_weights() -> None:
 
 
 def test_adapter_merged_in_bfloat16_is_another_model() -> None:
-    """Why the exporters don't take merged weights: the same tensors, rounded before they are quantised."""
+    """Why the exporters don't take merged weights: the same tensors, rounded before they are quantized."""
     trained = on_grid("q4_0", None, adapter=True)
     name = "model.layers.0.self_attn.q_proj.weight"
     rounded_first = GRIDS["q4_0"].encode(grid_layers(trained.model)[name].float_weight().bfloat16())

@@ -193,7 +193,7 @@ def test_the_size_of_a_reward_model(tmp_path: Path) -> None:
 
 
 def test_a_live_teacher_is_a_second_model() -> None:
-    """`quant.teacher=live` keeps a float32 copy of the unquantised model; the cache keeps its answers on disk."""
+    """`quant.teacher=live` keeps a float32 copy of the unquantized model; the cache keeps its answers on disk."""
     words = ["model=gemma3_1b_it", *SAMPLE, "train.per_device_train_batch_size=1", "train.gradient_checkpointing=true"]
     cached, live = (compose_config("qat", [*words, f"quant.teacher={name}"]) for name in ("cache", "live"))
     size = published_size(cached.model.model_name_or_path)

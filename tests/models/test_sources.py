@@ -153,7 +153,7 @@ def test_shape() -> None:
 
 @pytest.mark.parametrize("within", ["", "int4"])
 def test_a_run_on_a_grid_is_never_taken_off_it(within: str, tmp_path: Path) -> None:
-    """Its adapter belongs inside the quantiser; the exported weights are what was trained."""
+    """Its adapter belongs inside the quantizer; the exported weights are what was trained."""
     run = tmp_path / within
     for file in ("result.json", "manifest.json", "quant_plan.json", "adapter/adapter_config.json"):
         (run / file).parent.mkdir(parents=True, exist_ok=True)

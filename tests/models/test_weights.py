@@ -1,4 +1,4 @@
-"""What is quantised and what is trained: layers, counts, and gradients that 4-bit layers let through."""
+"""What is quantized and what is trained: layers, counts, and gradients that 4-bit layers let through."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_head_stays_tied() -> None:
 
 
 def test_evaluation_leaves_the_gradients_of_four_bit_layers() -> None:
-    """An evaluation first, then a backward pass: gradients equal those over the dequantised weights.
+    """An evaluation first, then a backward pass: gradients equal those over the dequantized weights.
 
     Fails on CPUs with AVX512-BF16 where bitsandbytes may repack the weights for inference (see models/load.py).
     """

@@ -1,4 +1,4 @@
-"""The grid: what stays as it is, which bits, and against an independent reference (gguf's own quantisation)."""
+"""The grid: what stays as it is, which bits, and against an independent reference (gguf's own quantization)."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def plan_of_base() -> Any:
     return plan_of(model(), "q4_0", None)
 
 
-def test_the_adapter_is_inside_the_quantiser() -> None:
+def test_the_adapter_is_inside_the_quantizer() -> None:
     """round(W + s·B·A), by plain Transformers with that sum rounded into its weights; not round(W) + s·B·A."""
     ours, plain = adapted(), model()
     grid = GRIDS["q4_0"]

@@ -287,7 +287,7 @@ def test_runs_adapters_and_exports_are_talked_to(trained: Path, folder: Path, ca
         "chat.tools_file=assets://sample/tools.json",
         "chat.max_new_tokens=40",
     ]
-    run, adapter, quantised, merged = (
+    run, adapter, quantized, merged = (
         answers(*words, f"model.model_name_or_path={path}", *more)[0]["answer"]
         for path, more in (
             (trained, []),
@@ -298,7 +298,7 @@ def test_runs_adapters_and_exports_are_talked_to(trained: Path, folder: Path, ca
     )
     assert run == adapter
     assert "with the adapter" in capsys.readouterr().err
-    assert all((run, quantised, merged))
+    assert all((run, quantized, merged))
     assert answers(*words)[0]["answer"] != run  # three steps at 3e-2 have changed what it says
 
 

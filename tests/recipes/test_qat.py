@@ -26,7 +26,7 @@ def lines_of(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("adapter", "embedding"), [("none", "q4_0"), ("lora", "none")])
 def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> None:
-    """Every line of the check; and in adapter mode the adapter inside the quantiser."""
+    """Every line of the check; and in adapter mode the adapter inside the quantizer."""
     folder, result = finished("qat, lora" if adapter == "lora" else "qat, full")
     assert result.status == "finished" and set(result.artifacts) >= {"gguf", "w4a16", "merged"}
     verdicts = lines_of(folder)
@@ -52,7 +52,7 @@ def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_model_as_it_is(tmp_path: Path) -> None:
-    """Post-training quantisation, with llama.cpp's own grid."""
+    """Post-training quantization, with llama.cpp's own grid."""
     words = [
         "quant=q4_0_fp16",
         "export.formats=[w4a16,merged]",

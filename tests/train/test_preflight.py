@@ -217,7 +217,7 @@ def test_the_report_has_the_checks(tmp_path: Path) -> None:
         ("missing", r"1 weights are missing in the files \(for example model.layers.1.mlp.up_proj.weight\)"),
         ("extra", r"1 weights in the files have no place in the model \(for example model.layers.0.extra.weight\)"),
         ("shape", "can't be loaded|another shape"),
-        ("quantised", r"its weights are stored quantised \(bitsandbytes\), and tuning needs full ones"),
+        ("quantized", r"its weights are stored quantized \(bitsandbytes\), and tuning needs full ones"),
         ("template", r"model.chat_template=gemma3"),
         ("tokenizer", r"its tokenizer lacks <start_of_turn>.*it is another family's"),
     ],
@@ -235,7 +235,7 @@ def test_checkpoints_that_are_none(change: str, said: str, tmp_path: Path) -> No
         weights["model.layers.0.extra.weight"] = torch.zeros(2)
     elif change == "shape":
         weights[name] = torch.zeros(4, 4)
-    elif change == "quantised":
+    elif change == "quantized":
         config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     elif change == "template":
         template = (folder / "chat_template.jinja").read_text("utf-8")
