@@ -147,7 +147,7 @@ SOURCES = [file for room in ("gemma_tune", "recipes", "configs") for file in sor
 
 
 def british(text: str) -> list[str]:
-    """The lines with `quantize`; runs have stored the name `unquantized`, so it stays where it is a name."""
+    """The lines with `quantise`; runs have stored the name `unquantised`, so it stays where it is a name."""
     return re.findall(r"^.*quantis.*$", re.sub(r'"unquantised"|unquantised_', "", text), re.MULTILINE | re.IGNORECASE)
 
 
@@ -170,7 +170,7 @@ def test_the_checks_find_what_is_missing(tmp_path: Path) -> None:
         "tests/test_docs.py::test_nothing"
     ]
     assert missing_targets("`make figures-nix`, `make bench-…`, `make test`") == ["figures-nix:"]
-    assert british('run.measure("unquantised")\nQuantized, quantized\n') == ["Quantized, quantized"]
+    assert british('run.measure("unquantised")\nQuantised, quantized\n') == ["Quantised, quantized"]
     page = tmp_path / "page.md"
     page.write_text("# A title\n[a](page.md#a-title) [b](gone.md) [c](#nothing)\n", encoding="utf-8")
     assert broken_links(page) == ["gone.md", "#nothing"]
