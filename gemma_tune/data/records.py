@@ -48,7 +48,7 @@ class Record:
             half = f"\\u{ord(error.object[error.start]):x}"
             raise BadRow(f"{self.where}: {half} stands without the other half of its character.") from error
         except TypeError as error:
-            raise BadRow(f"{self.where}: a value is none that JSON knows ({error}).") from error
+            raise BadRow(f"{self.where}: a value is not valid in JSON ({error}).") from error
         for message in [*(self.messages or ()), *(self.rejected or ())]:
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]

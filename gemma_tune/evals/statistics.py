@@ -27,7 +27,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-_ROUNDING = 1e-12  # of the scores: a spread below it is none
+_ROUNDING = 1e-12  # of the scores: a smaller spread counts as none
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _checked(
     arrays = [np.asarray(s, dtype=np.float64) for s in scores]
     w = np.ones(len(arrays[0])) if weights is None else np.asarray(weights, dtype=np.float64)
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it stands between 0 and 1, such as 0.95")
+        raise ValueError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     if any(s.shape != w.shape or s.ndim != 1 for s in arrays):
         raise ValueError(f"a score and a weight a row: the shapes are {[s.shape for s in arrays]} and {w.shape}")
     if not all(np.isfinite(s).all() for s in (*arrays, w)) or (w < 0).any():

@@ -32,7 +32,7 @@ _TOWERS = (
 class Family:
     """The properties of a family that other modules need.
 
-    Sizes, softcaps, layer types, and how many layers share keys and values stand in config.json and are read there.
+    Sizes, softcaps, layer types, and how many layers share keys and values are read from config.json.
 
     Attributes:
         name: For messages.

@@ -58,8 +58,8 @@ def _joined(layer: Any, x: torch.Tensor, given: tuple[Any, ...], named: dict[str
     return output
 
 
-class Linear(lora.Linear):  # type: ignore[misc]
-    """PEFT's layer with `FusedLora`; DoRA, several adapters and all other cases use PEFT's own forward."""
+class _Fused(nn.Module):  # type: ignore[misc]
+    """`FusedLora` in front of PEFT's layer; DoRA, several adapters and all other cases use PEFT's own forward."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output, [..., out]."""
@@ -67,13 +67,12 @@ class Linear(lora.Linear):  # type: ignore[misc]
         return super().forward(x, *args, **kwargs) if found is None else found
 
 
-class Linear4bit(bnb.Linear4bit):  # type: ignore[misc]
-    """The same over 4-bit weights."""
+class Linear(_Fused, lora.Linear):  # type: ignore[misc]
+    """Over weights of 16 or 32 bit."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output, [..., out]."""
-        found = _joined(self, x, args, kwargs)
-        return super().forward(x, *args, **kwargs) if found is None else found
+
+class Linear4bit(_Fused, bnb.Linear4bit):  # type: ignore[misc]
+    """Over 4-bit weights."""
 
 
 # PEFT takes the first match, and bitsandbytes' layer is an nn.Linear, too

@@ -280,7 +280,7 @@ Block: TypeAlias = (
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks below a heading. Sections without a title stand in the header of the page.
+    """Blocks below a heading. Sections without a title are shown in the header of the page.
 
     Attributes:
         title: The heading.

@@ -51,7 +51,7 @@ def html(title: str, mark: str, sections: Sequence[Section]) -> Iterator[str]:
     Args:
         title: Its title and its heading.
         mark: A line for the head that tells our pages from other files.
-        sections: Its content; those without a title stand in the header.
+        sections: Its content; those without a title are shown in the header.
     """
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'

@@ -1,4 +1,4 @@
-"""Training on the grid: what the weights are rounded to learns to give the unquantized model's probabilities."""
+"""Quantization-aware training: the rounded weights learn to give the unquantized model's probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma_tune.train.distill import DistillationTrainer
 
 
 class GridTrainer(DistillationTrainer):
-    """DistillationTrainer for a model on its grid; the loss stands in `DistillationTrainer.compute_loss`."""
+    """DistillationTrainer for a model on its grid; the loss is that of `DistillationTrainer.compute_loss`."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass, in which a tied embedding is rounded once."""

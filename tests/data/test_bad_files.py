@@ -76,7 +76,7 @@ def test_parquet_that_python_can_not_read(tmp_path: Path) -> None:
     call = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [
         {"function": {"name": "f", "arguments": {"at": datetime.datetime(2026, 1, 1)}}}]}]  # fmt: skip
     file = table(tmp_path / "b.parquet", {"messages": pa.array([call])})
-    assert refusal(DataConfig(train_file=file)).startswith(f"{file}:row 1: a value is none that JSON knows")
+    assert refusal(DataConfig(train_file=file)).startswith(f"{file}:row 1: a value is not valid in JSON")
 
 
 def test_no_file_is_passed_over(tmp_path: Path) -> None:
