@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import load_pairs
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.load import load_base
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -32,18 +32,19 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         adapted = cfg.adapter.peft_type != "none"
-        undertrained = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
+        warning = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
         model = attach(base, cfg.adapter, setup.source)
+    notes, counts = [warning] if warning else [], count(model)
 
     # The checks come first: making the trainer computes the reference's log-probabilities of all pairs, which is slow
     with folder.leaving_no_empty_folder():
         arguments = dpo_arguments(cfg, folder, setup.device)
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), CHECKS_FOR_PAIRS)
+        checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest), CHECKS_FOR_PAIRS)
         with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
             trainer = dpo_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, notes=notes) as training:
         before = training.measure("before")
         training.fit(trainer)
         after = training.measure("after")

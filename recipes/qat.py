@@ -11,7 +11,7 @@ from torch import nn
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import find_rows, load_rows
 from gemma_tune.export.formats import export_all, say_lines
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.source import PLAN
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
@@ -54,16 +54,17 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)
         model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers={nn.Linear: GridLora})
         put_on_grid(model, plan)
+    counts = count(model)
     with folder.leaving_no_empty_folder():
         arguments = sft_arguments(cfg, folder, setup.device)
         where = partial(find_rows, cfg.data, setup.tokenizer, cfg.train.max_length)
         options = {"teacher": teacher, "cross_entropy": q.cross_entropy}
         trainer = sft_trainer(cfg, arguments, model, setup.tokenizer, data.train, where, GridTrainer, **options)
         weighs_tokens = trainer.model_accepts_loss_kwargs
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest, weighs_tokens, plan.frozen))
+        checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest, weighs_tokens, plan.frozen))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, lines=plan.lines()) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, lines=plan.lines()) as training:
         write_json(folder.path / PLAN, plan.as_dict())
         rows = list(data.held_out.rendered[: q.max_kl_samples])
         with off_grid(model):

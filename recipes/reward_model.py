@@ -9,7 +9,7 @@ from gemma_tune.data.pairs import load_pairs
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export import reward_model
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.classifier import HEAD, load_classifier
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
@@ -41,14 +41,15 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         base = load_classifier(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         model = attach(base, cfg.adapter, setup.source, trained_whole=[HEAD])
+    counts = count(model)
     with folder.leaving_no_empty_folder():
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest), CHECKS_FOR_REWARD_MODEL)
+        checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest), CHECKS_FOR_REWARD_MODEL)
         arguments = reward_arguments(cfg, folder, setup.device)
         trainer = reward_trainer(cfg, arguments, model, setup.tokenizer, data.train)
         checks += score_checks(model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, measure_at=score) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, measure_at=score) as training:
         training.measure("before")
         training.fit(trainer)
         training.measure("after")

@@ -7,7 +7,7 @@ from functools import partial
 from gemma_tune.config import Config
 from gemma_tune.data.reading import read_tests
 from gemma_tune.evals.evaluation import prepare_evaluators
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.hardware import check_vllm
 from gemma_tune.models.load import family_of, load_base
 from gemma_tune.rl.arguments import rl_arguments
@@ -47,15 +47,16 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         model = attach(base, cfg.adapter, setup.source)
     completions = CompletionLog(folder.evals / "completions.jsonl")
+    counts = count(model)  # before the trainer adds a reference adapter
     with folder.leaving_no_empty_folder():
         arguments = rl_arguments(cfg, folder, setup.device, base.generation_config.eos_token_id)
         trainer = rl_trainer(cfg, arguments, model, setup.tokenizer, data.train, scorer, completions.add)
         prompts = data.train.rows(1000)
-        checks = preflight(setup.check_inputs(cfg, model, prompts, data.longest), CHECKS_FOR_PROMPTS)
+        checks = preflight(setup.check_inputs(cfg, model, counts, prompts, data.longest), CHECKS_FOR_PROMPTS)
 
     # From here on the run folder is written
     weighted = "reward: " + ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
-    with session(cfg, folder, setup, data, model, checks, notes=[weighted]) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, notes=[weighted]) as training:
         before = training.measure("before")
         monitor = RewardHackingMonitor(before)
         trainer.add_callback(monitor)

@@ -7,7 +7,7 @@ from functools import partial
 from gemma_tune.config import Config
 from gemma_tune.data.stream import stream_rows
 from gemma_tune.data.tokenized import find_rows, load_rows
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.load import load_base
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.data import Data, with_evaluators
@@ -37,8 +37,9 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         adapted = cfg.adapter.peft_type != "none"
-        undertrained = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
+        warning = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
         model = attach(base, cfg.adapter, setup.source)
+    notes, counts = [warning] if warning else [], count(model)
 
     # The trainer, and the known traps checked with this model and these rows
     with folder.leaving_no_empty_folder():
@@ -46,10 +47,10 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         where = partial(find_rows, cfg.data, setup.tokenizer, cfg.train.max_length)
         trainer = sft_trainer(cfg, arguments, model, setup.tokenizer, data.train, where)
         weighs_tokens = trainer.model_accepts_loss_kwargs
-        checks = preflight(setup.check_inputs(cfg, model, data.train, data.longest, weighs_tokens))
+        checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest, weighs_tokens))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, checks, notes=[undertrained] if undertrained else []) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, notes=notes) as training:
         training.measure("before")
         training.fit(trainer)
         training.measure("after")

@@ -1,7 +1,8 @@
 """The input and output of a reward: the contract of every file in this folder, and of a user's own reward functions.
 
-A new reward is a file here (`prepare(options)` gives a `Reward`), its options in config/reward.py, a YAML in
-configs/reward/, and, if it is a share of right answers, its name in `_SHARES` of evals/evaluation.py.
+A new reward is a file here (`prepare(options)` gives a `Reward`), in config/reward.py its options, a field of
+`RewardConfig` and its name in `REWARDS`, and in `RIGHT` if it rewards correct answers; in `_SHARES` of
+evals/evaluation.py its name, if it is shown as a percentage; and perhaps a YAML in configs/reward/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The run folder before a run begins: which one it is, and whether the run may use what is there. No torch."""
+"""The run folder before a run begins: whether the run may use what is there. No torch."""
 
 from __future__ import annotations
 

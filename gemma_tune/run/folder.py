@@ -1,4 +1,4 @@
-"""The run folder: what a run writes there about itself, from its begin to its end. Imports no torch."""
+"""The run folder: its name (`folder_of`), and what a run writes there about itself. Imports no torch."""
 
 from __future__ import annotations
 

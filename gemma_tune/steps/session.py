@@ -13,7 +13,7 @@ from gemma_tune.data.reading import data_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export import merged, verify
-from gemma_tune.models.adapter import WeightCounts, count
+from gemma_tune.models.adapter import WeightCounts
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.contexts import attention, training_attention
@@ -203,6 +203,7 @@ def session(
     setup: Setup,
     data: Data,
     model: Any,
+    counts: WeightCounts,
     checks: Sequence[str],
     notes: Sequence[str] = (),
     lines: Sequence[str] = (),
@@ -216,12 +217,12 @@ def session(
         setup: What `set_up` gave.
         data: The rows.
         model: The model, with its adapter.
+        counts: How many weights there are, and how many of them are trained.
         checks: What was checked before training, a line each.
         notes: What a person should know, a line each.
         lines: What is trained, beside the count of weights; said, and in the report.
         measure_at: Evaluates a model: when, model, tokenizer; None: by the evaluators of the configuration.
     """
-    counts = count(model)
     saver = AdapterSaver(model, with_towers=family_of(setup.source).has_towers)
     evaluator = None
     if measure_at is None:

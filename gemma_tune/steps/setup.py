@@ -14,7 +14,7 @@ from transformers import set_seed
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import count
+from gemma_tune.models.adapter import WeightCounts
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
@@ -71,13 +71,21 @@ class Setup:
         return estimate(cfg, self.size, self.mixed, longest, self.beside)
 
     def check_inputs(
-        self, cfg: Config, model: Any, rows: TokenizedRows, longest: int, weighs_tokens: bool = True, frozen: int = 0
+        self,
+        cfg: Config,
+        model: Any,
+        counts: WeightCounts,
+        rows: TokenizedRows,
+        longest: int,
+        weighs_tokens: bool = True,
+        frozen: int = 0,
     ) -> CheckInputs:
         """What the checks before training look at.
 
         Args:
             cfg: The configuration.
             model: The model, with its adapter.
+            counts: How many weights there are, and how many of them are trained.
             rows: The rows to train on.
             longest: Tokens of the longest sequence of a training batch.
             weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
@@ -85,7 +93,7 @@ class Setup:
         """
         assert self.size is not None
         memory = (self.memory(cfg, longest)["total"], self.free)
-        return CheckInputs(cfg, model, self.tokenizer, rows, count(model), self.size, weighs_tokens, memory, frozen)
+        return CheckInputs(cfg, model, self.tokenizer, rows, counts, self.size, weighs_tokens, memory, frozen)
 
     def memory_warning(self, cfg: Config, longest: int) -> list[str]:
         """What to say where the estimate is above the memory that is free."""
