@@ -61,6 +61,7 @@ class TrainedForward:
         with file.open("wb") as stored:
             for logits in self.logits():
                 logits.cpu().numpy().tofile(stored)
+                del logits  # before the next ones are computed
         self._file = file
         try:
             yield
