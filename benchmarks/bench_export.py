@@ -138,7 +138,8 @@ def page(report: dict[str, Any]) -> str:
     count = len(report["runs"][names[0]])
     lines = [
         "# What an int4 export costs", "",
-        f"Made by `make bench-export` on {conditions_line(report)} `recipe=export` of the shape of Gemma 3 270M with "
+        f"Made by `benchmarks/bench_export.py --pairs {count}` (`make bench-export`) on {conditions_line(report)} "
+        "`recipe=export` of the shape of Gemma 3 270M with "
         f"random weights to {_FORMATS.replace(',', ', ')}; one thread. Medians of {count} run(s) of each, those of a "
         "pair at the same moment. Memory is that of the exporting process without what is mapped from files. Where "
         "other programs share the cores, CPU seconds compare and seconds by the clock don't.", "",
