@@ -29,7 +29,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         on_it = f" with the adapter {source.adapter}" if source.adapter else ""
         notes = asked.held_out.notes("held-out rows")
         say(f"{cfg.recipe}: {source.base}{on_it} → {folder.path}", *notes)
-        note_inputs(cfg, folder, source, asked.config, measured_files(cfg.data))
+        note_inputs(cfg, folder, source, measured_files(cfg.data))
         found = asked.measure("evaluate", folder)
         found.save(folder.evals, "after")
         tracker.log(found.figures, step=0, group="eval")

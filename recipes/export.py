@@ -42,7 +42,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     result = folder.result
     with folder.recording():
         say(f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines())
-        note_inputs(cfg, folder, source, asked.config, measured_files(cfg.data))
+        note_inputs(cfg, folder, source, measured_files(cfg.data))
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [asked.held_out])
         result.peak_memory_mb = peak_memory_mb(device)
         result.metrics["bits_per_weight"] = plan.bits_per_weight

@@ -35,7 +35,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     result = folder.result
     tuned, quantized = folder.path / TUNED, folder.path / ON_GRID
     with folder.recording():
-        note_inputs(cfg, folder, setup.source, setup.config, data_files(cfg.data))
+        note_inputs(cfg, folder, setup.source, data_files(cfg.data))
         say("1 of 3: tuning")
         with folder.timed("tune"):
             result.take(TUNED, sft.run(first, RunFolder.open(first)))

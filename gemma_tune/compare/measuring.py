@@ -68,7 +68,7 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
         RunError: It can't be loaded; what was measured of the models before it is kept.
     """
     name, source = model.name, model.asked.source
-    note_source(folder, source, model.asked.config)
+    note_source(folder, source)
     try:
         found = model.asked.measure(name, folder)
     except (UserError, torch.OutOfMemoryError) as error:

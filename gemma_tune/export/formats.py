@@ -37,8 +37,7 @@ from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
 
 # Controls: the decoded weights in GGUF files without blocks.
 _DENSE_GGUF = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
-# Of the beginnings of rows that are compared, tokens
-_LENGTHS = (64, 128, 256, 512)
+_LONGEST = 512  # tokens of a row that are compared
 _FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
 
 
@@ -106,19 +105,15 @@ def title_of(name: str) -> str:
 
 
 def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
-    """The beginnings of rows, of together as many positions as the check needs; the held-out ones first.
+    """Rows of together as many positions as the check needs, the held-out ones first.
 
-    They are as short as the number of rows allows: llama.cpp takes one row in each slot, and computes what stands
-    before a piece of a longer row once more.
+    They are not cut shorter to save time: an engine that computes a sliding window wrong shows it in long rows alone.
     """
-    rows = [row.input_ids for part in parts for row in part.rendered]
-    longest = next((n for n in _LENGTHS if sum(min(len(row), n) for row in rows) >= POSITIONS), _LENGTHS[-1])
     found: list[list[int]] = []
-    left = POSITIONS
-    for row in rows:
-        if left > 0:
-            found.append(row[: min(longest, left)])
-            left -= len(found[-1])
+    for row in (row for part in parts for row in part.rendered):
+        if sum(map(len, found)) >= POSITIONS:
+            break
+        found.append(row.input_ids[:_LONGEST])
     return found
 
 

@@ -95,13 +95,7 @@ def export(
         add_metadata(writer, config, generation_config)
         stops = generation_config.eos_token_id
         add_tokenizer(writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops)
-        names = get_tensor_name_map(architecture_of(architecture), config.num_hidden_layers)
-        for own, shape in shapes.items():
-            stored = names.get_name(own, try_suffixes=(".weight",))
-            if stored is None:
-                raise ValueError(f"{own}: llama.cpp has no such tensor in {architecture}")
-            size = _size(shape, kinds[own])
-            writer.add_tensor_info(stored, shape, np.dtype(np.float32), size, raw_dtype=kinds[own])
+        _announce(writer, architecture, config.num_hidden_layers, shapes, kinds)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -119,6 +113,22 @@ def export(
         part.unlink(missing_ok=True)
         raise
     return file
+
+
+def _announce(
+    writer: GGUFWriter,
+    architecture: str,
+    layers: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, GGMLQuantizationType],
+) -> None:
+    """Names every tensor, its shape and its type, in the order in which their data will follow."""
+    names = get_tensor_name_map(architecture_of(architecture), layers)
+    for own, shape in shapes.items():
+        stored = names.get_name(own, try_suffixes=(".weight",))
+        if stored is None:
+            raise ValueError(f"{own}: llama.cpp has no such tensor in {architecture}")
+        writer.add_tensor_info(stored, shape, np.dtype(np.float32), _size(shape, kinds[own]), raw_dtype=kinds[own])
 
 
 def _describe(

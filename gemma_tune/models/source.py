@@ -46,6 +46,14 @@ class Source:
         return Path(self.base) if is_gguf(self.base) else None
 
     @property
+    def commit(self) -> str | None:
+        """The commit of a checkpoint of the Hub, as its snapshot in the cache is named; None where it isn't there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.base, "config.json", revision=self.revision)
+        return Path(found).parent.name if isinstance(found, str) else None
+
+    @property
     def inputs(self) -> list[Path]:
         """The local files and folders that are read: weights, adapter, and tokenizer files from elsewhere."""
         found = [path for path in (self.gguf, self.folder, self.adapter) if path]

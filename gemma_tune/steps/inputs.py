@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.evals.evaluation import files_of
@@ -12,26 +11,25 @@ from gemma_tune.models.source import Source
 from gemma_tune.run.folder import RunFolder
 
 
-def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, config: Any, data: Iterable[Path]) -> None:
+def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Iterable[Path]) -> None:
     """Notes every input of a run in its manifest.
 
     Args:
         cfg: The configuration.
         folder: The run folder.
         source: The model; None where the run has none of its own.
-        config: Its configuration, which knows the commit of a checkpoint of the Hub.
         data: The files with rows.
     """
     if source is not None:
-        note_source(folder, source, config)
+        note_source(folder, source)
     if cfg.data.dataset_name:
         folder.inputs[cfg.data.dataset_name] = f"revision {cfg.data.revision or 'main'}"
     folder.add_inputs(*files_of(cfg))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
 
 
-def note_source(folder: RunFolder, source: Source, config: Any) -> None:
+def note_source(folder: RunFolder, source: Source) -> None:
     """Notes the digests of a model's files, or the commit of one of the Hub."""
     if source.folder is None and source.gguf is None:
-        folder.inputs[source.base] = f"commit {getattr(config, '_commit_hash', None)}"
+        folder.inputs[source.base] = f"commit {source.commit}"
     folder.add_inputs(*source.inputs)

@@ -17,7 +17,7 @@ from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
 from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.models.load import load_config, load_tokenizer, pick_device
+from gemma_tune.models.load import load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
@@ -42,11 +42,6 @@ class ToMeasure:
     held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
     evaluators: dict[str, Evaluator]
-
-    @property
-    def config(self) -> Any:
-        """Transformers' configuration of the checkpoint; None for a GGUF file."""
-        return load_config(self.source) if self.source.gguf is None else None
 
     def measure(self, when: str, folder: RunFolder) -> Evaluation:
         """Loads the weights, asks them, and lets them go; what fails is noted in the run's result.

@@ -232,7 +232,7 @@ def session(
     with folder.recording(), Tracker.open(cfg, folder, setup.resumed_step) as tracker:
         begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
-        note_inputs(cfg, folder, setup.source, setup.config, data_files(cfg.data))
+        note_inputs(cfg, folder, setup.source, data_files(cfg.data))
         one = Session(
             cfg, folder, setup, data, model, counts, saver, tracker, checks, lines, list(notes), measure_at, evaluator
         )

@@ -148,7 +148,8 @@ import json, sys
 import gemma_tune
 folder, rows, *recipes = sys.argv[1:]
 few = ["model.model_name_or_path=google/gemma-tiny", "model.dtype=float32", "tracker=none", "train.max_steps=1",
-       "train.per_device_train_batch_size=2", "eval.num_samples=0", "data.validation_split_percentage=33"]
+       "train.warmup_steps=0", "train.per_device_train_batch_size=2", "eval.num_samples=0", "adapter=lora",
+       "data.validation_split_percentage=33"]
 for recipe in recipes:
     words = ["eval.evaluators=[]", "data=prompt_completion"]
     if recipe in ("dpo", "reward_model"):
@@ -158,7 +159,7 @@ for recipe in recipes:
     if recipe == "grpo":
         words = ["eval.evaluators=[]", "data=columns", "data.prompt_column=prompt", "data.completion_column=completion",
                  "reward=none", "reward.length.weight=1", "reward.length.max_tokens=5", "train.num_generations=2",
-                 "train.max_completion_length=4", "data.validation_split_percentage=null"]
+                 "train.max_completion_length=4", "data.validation_split_percentage=0"]
     rows_of = f"{rows}/pairs" if "data=preference" in words else f"{rows}/answers"
     words += [f"data.dataset_name={rows_of}", f"output_dir={folder}/{recipe}"]
     words += [] if recipe == "qat" else ["export=none"]
