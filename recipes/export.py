@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.export.formats import export_all, say_lines
@@ -42,7 +44,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     result = folder.result
     with folder.recording():
         say(f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines())
-        note_inputs(cfg, folder, source, measured_files(cfg.data))
+        note_inputs(cfg, folder, source, measured_files(replace(cfg.data, test_files={})))
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [asked.held_out])
         result.peak_memory_mb = peak_memory_mb(device)
         result.metrics["bits_per_weight"] = plan.bits_per_weight

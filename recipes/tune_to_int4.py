@@ -24,18 +24,19 @@ from gemma_tune.steps.measure_only import to_measure
 from gemma_tune.steps.setup import set_up
 
 read = sft.read
-needs_most = of_quantization  # the second training needs more memory, and is refused before the first
+stages = (of_tuning, of_quantization)
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes, trains for int4, exports, and measures the GGUF in llama.cpp with the evaluators of the others."""
-    first, second = of_tuning(cfg, folder.path), needs_most(cfg, folder.path)
-    # The model of the second training does not exist yet, so its size is read from that of the first
-    setup = set_up(second, folder, partial(qat.look, find=lambda _: find_source(cfg.model)))
+    first, second = (stage(cfg, folder.path) for stage in stages)
+    # Refuses the second training before the first begins; its model does not exist yet, and has the first one's size
+    source = find_source(cfg.model)
+    set_up(second, folder, partial(qat.look, find=lambda _: source))
     result = folder.result
     tuned, quantized = folder.path / TUNED, folder.path / ON_GRID
     with folder.recording():
-        note_inputs(cfg, folder, setup.source, data_files(cfg.data))
+        note_inputs(cfg, folder, source, data_files(cfg.data))
         say("1 of 3: tuning")
         with folder.timed("tune"):
             result.take(TUNED, sft.run(first, RunFolder.open(first)))

@@ -34,33 +34,45 @@ def reads_method(node: ast.AST) -> bool:
     return False
 
 
-def questions(tree: ast.AST) -> Iterator[str]:
-    """Where a method's name decides something: a comparison, `in`, a look-up or a `match`, under any variable name."""
-    taken: set[str] = set()  # names of variables that hold a method's name
+def taken_names(tree: ast.AST) -> set[str]:
+    """The variables that hold a method's name, alone or in a tuple."""
+    found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value and reads_method(node.value):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            taken |= {t.id for t in targets if isinstance(t, ast.Name)}
+        if not isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) or node.value is None:
+            continue
+        values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(map(reads_method, values)):
+            found |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return found
+
+
+def questions(tree: ast.AST) -> Iterator[str]:
+    """Where a method's name decides something: comparison, look-up, call or `match`, under any variable name."""
+    taken = taken_names(tree)
 
     def holds(node: ast.AST) -> bool:
         return reads_method(node) or (isinstance(node, ast.Name) and node.id in taken)
 
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and any(map(holds, [node.left, *node.comparators])):
-            yield ast.unparse(node)
-        elif isinstance(node, ast.Compare) and len(names_in(node) & set(METHODS)) > 1:
-            yield ast.unparse(node)  # `name in ("qat", "dpo")`
-        elif (isinstance(node, ast.Subscript) and holds(node.slice)) or (
-            isinstance(node, ast.Call) and any(map(holds, node.args))
-        ):
-            yield ast.unparse(node)
-        elif isinstance(node, ast.Match) and holds(node.subject):
-            yield ast.unparse(node.subject)
-        elif (
-            isinstance(node, ast.Dict)
-            and len({k for key in node.keys if key for k in names_in(key)} & set(METHODS)) > 1
-        ):
-            yield ast.unparse(node)
+        asked: list[ast.AST] = []
+        if isinstance(node, ast.Compare):
+            sides, names = [node.left, *node.comparators], names_in(node) & set(METHODS)
+            named = isinstance(node.left, ast.Attribute) and node.left.attr in ("recipe", "file") and names
+            asked = [node] if len(names) > 1 or named else [side for side in sides if holds(side)]
+        elif isinstance(node, ast.Subscript):
+            asked = [node] if holds(node.slice) else []
+        elif isinstance(node, ast.Call):
+            given = [*node.args, *(k.value for k in node.keywords)]
+            asked = [n for n in given if holds(n)]
+            if isinstance(node.func, ast.Attribute) and holds(node.func.value):  # `cfg.method.startswith("qat")`
+                asked.append(node)
+        elif isinstance(node, ast.Match):
+            asked = [node] if holds(node.subject) else []
+        elif isinstance(node, ast.Dict):
+            keys = {name for key in node.keys if key for name in names_in(key)}
+            asked = [node] if len(keys & set(METHODS)) > 1 else []
+        yield from (ast.unparse(node) for _ in asked[:1])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -75,7 +87,8 @@ def test_nothing_asks_for_a_methods_name(file: Path) -> None:
         "if cfg.method == 'sft': pass", "x = c.method in ('dpo', 'qat')", "m = cfg.method\nif m != 'rl': pass",
         "RATES[cfg.method]", "RATES.get(config.method, 1)", "match conf.method:\n    case 'qat': pass",
         "if getattr(cfg, 'method') == name: pass", "if tree['method'] == wanted: pass", "x = kind in ('dpo', 'qat')",
-        "RATES = {'dpo': 1, 'reward_model': 2}",
+        "x = cfg.method.startswith('qat')", "f(kind=cfg.method)", "name, why = cfg.method, 1\nif name == 'qat': pass",
+        "if cfg.traits.file == 'rl' or cfg.recipe == 'qat': pass", "RATES = {'dpo': 1, 'reward_model': 2}",
     ],
 )  # fmt: skip
 def test_questions_are_seen(source: str) -> None:

@@ -16,6 +16,8 @@ from gemma_tune.data.reading import read_tests
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model
+from gemma_tune.train.arguments import mixed_precision
+from gemma_tune.train.resume import find_checkpoint
 
 
 def _console(cfg: Config) -> Console:
@@ -83,6 +85,8 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     Raises:
         UserError: The data can't be used, or not by the evaluators.
     """
+    if not folder.finished:
+        find_checkpoint(cfg.train, folder, cfg.train.generation_period)  # refuses what cannot be resumed from
     setup = getattr(recipe, "look", look_at_model)(cfg)
     counts, notes, longest = _counts(cfg, recipe, setup)
     console = _console(cfg)
@@ -101,7 +105,10 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     if setup.size is None:
         console.print("Memory: unknown; the model's config.json isn't on this machine.")
     else:
-        largest = getattr(recipe, "needs_most", lambda cfg, _: cfg)(cfg, folder.path)
+        # Of a recipe of several trainings, the one that needs most
+        stages = [stage(cfg, folder.path) for stage in getattr(recipe, "stages", ())] or [cfg]
+        of_stages = [(one, replace(setup, mixed=mixed_precision(one, setup.device))) for one in stages]
+        largest, setup = max(of_stages, key=lambda pair: pair[1].memory(pair[0], longest)["total"])
         parts = setup.memory(largest, longest)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")

@@ -58,16 +58,16 @@ class TrainedForward:
     @contextlib.contextmanager
     def stored_in(self, file: Path) -> Iterator[None]:
         """Within it, the logits are computed no more but read from this file."""
-        with file.open("wb") as stored:
-            for logits in self.logits():
-                logits.cpu().numpy().tofile(stored)
-                del logits  # before the next ones are computed
-        self._file = file
         try:
+            with file.open("wb") as stored:
+                for logits in self.logits():
+                    logits.cpu().numpy().tofile(stored)
+                    del logits  # before the next ones are computed
+            self._file = file
             yield
         finally:
             self._file = None
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -96,6 +96,9 @@ class Session:
         if self.end or not self.setup.resumed:
             step = self.end.kept if self.end else 0
             self.tracker.log({f"{prefix}{k}": v for k, v in found.figures.items()}, step=step, group="eval")
+        if when == "after" and self.end:
+            before = self.found.get("before", Evaluation())
+            self.tracker.log_samples(before.answers, found.answers, step=self.end.steps)
         return found
 
     def fit(self, trainer: Any) -> TrainingEnd:
@@ -168,7 +171,7 @@ class Session:
             **more: Further metrics of the result, by name.
         """
         assert self.end is not None
-        before, after = self.found["before"], self.found["after"]
+        before, after = (self.found.get(when, Evaluation()) for when in ("before", "after"))
         result, name, end = self.folder.result, before.headline, self.end
         loss = {"train_loss_first": self.losses[0], "train_loss_last": self.losses[-1]} if self.losses else {}
         if self.headline is None:
@@ -185,7 +188,6 @@ class Session:
             "weights": vars(self.counts),
             **more,
         }
-        self.tracker.log_samples(before.answers, after.answers, step=end.steps)
         self.tracker.summary(result.metrics)
         notes = [
             *self.data.notes(),
@@ -238,4 +240,5 @@ def session(
         )
         yield one
     say(*one.warnings)
-    say_end(folder, one.found["before"], one.found["after"], tracker.note)
+    before, after = (one.found.get(when, Evaluation()) for when in ("before", "after"))
+    say_end(folder, before, after, tracker.note)

@@ -113,24 +113,19 @@ def look_at_model(
         beside: Gives the GiB of a reward model beside the trained one.
 
     Raises:
-        UserError: A local checkpoint that cannot be used.
+        UserError: An option that this machine cannot do, or a local checkpoint that cannot be used.
     """
+    check_hardware(cfg)
     source, device = find(cfg.model), pick_device(cfg.model)
-    config = tokenizer = None
-    missing = None
+    config = tokenizer = size = missing = None
     try:
         config = load_config(source)
-        size: ModelSize | None = size_of(config)
-    except UserError as error:
-        if source.folder is not None:
-            raise
-        missing, size = error, published_size(cfg.model.model_name_or_path)
-    try:
+        size = size_of(config)
         tokenizer = load_tokenizer(source, cfg.model.chat_template)
     except UserError as error:
         if source.folder is not None:
             raise
-        missing = missing or error
+        missing, size = error, size or published_size(cfg.model.model_name_or_path)
     mixed, free = mixed_precision(cfg, device), free_memory(device)
     return Setup(source, tokenizer, config, size, device, mixed, free, beside(cfg), missing)
 
@@ -146,11 +141,11 @@ def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = loo
     Raises:
         UserError: Hardware, checkpoint to resume from, model, memory or disk.
     """
-    check_hardware(cfg)
     resumed = find_checkpoint(cfg.train, folder, cfg.train.generation_period)
     setup = look(cfg)
-    if setup.missing or setup.size is None:
-        raise setup.missing or UserError(f"{setup.source.base}: there is no config.json.")
+    if setup.missing:
+        raise setup.missing
+    assert setup.size is not None  # of a configuration that was read
     check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside)
     check_disk(cfg, setup.size, setup.source, folder.path)
     return replace(setup, resumed=resumed)

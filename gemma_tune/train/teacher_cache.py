@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import json
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 from tqdm import tqdm
@@ -66,8 +68,6 @@ class TeacherCache:
         if (folder / "index.jsonl").is_file():
             raise self._unusable("this cache was written by an earlier version, in another format")
         folder.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in folder.glob("targets-*.part"):
-            left_by_a_kill.unlink()
         self._files = sorted(folder.glob("targets-*.arrow"))
         for file in self._files:
             self._map(file)
@@ -107,6 +107,9 @@ class TeacherCache:
         Returns:
             How many rows were computed.
         """
+        for part in self.folder.glob("targets-*.part"):  # half-written files of runs that were killed
+            if not psutil.pid_exists(int(part.stem.rpartition(".")[2])):
+                part.unlink(missing_ok=True)
         lacking = {row_key(row.input_ids): row for row in rows if row not in self}
         missing = sorted(lacking.values(), key=lambda row: -len(row.input_ids))
         done = 0
@@ -128,7 +131,7 @@ class TeacherCache:
         """Writes the next file under a temporary name; renames and indexes it once complete."""
         last = int(self._files[-1].stem.removeprefix("targets-")) if self._files else -1
         whole = self.folder / f"targets-{last + 1:05}.arrow"
-        part = whole.with_suffix(".part")
+        part = whole.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file, pa.ipc.new_file(file, self._schema) as writer:
                 yield file, writer

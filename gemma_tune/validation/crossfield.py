@@ -258,8 +258,10 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
 
 def cross_problems(cfg: Config) -> list[str]:
     """All problems that a single value can't show."""
+    if problems := list(_method(cfg)):  # all else depends on what the method is
+        return problems
     method = cfg.traits
-    groups: list[_Check] = [_method, no_other, reward_problems, no_generator]
+    groups: list[_Check] = [no_other, reward_problems, no_generator]
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:

@@ -141,7 +141,7 @@ def test_a_kill_while_writing(tmp_path: Path) -> None:
     """What wasn't whole is computed again, whatever of it is on disk; what was whole is kept."""
     cache_in(tmp_path / "t").fill(ROWS[:2], made)
     whole = (tmp_path / "t" / "targets-00000.arrow").read_bytes()
-    (tmp_path / "t" / "targets-00001.part").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "t" / "targets-00001.4194305.part").write_bytes(whole[: len(whole) // 2])
     cache = cache_in(tmp_path / "t")
     assert cache.fill(ROWS, made) == 1
     check(cache, ROWS)
