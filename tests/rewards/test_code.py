@@ -149,8 +149,8 @@ def test_lines_are_the_same_but_for_blanks_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "needs a field `tests`"),
-        ({"tests": []}, "needs a field `tests`"),
+        ({}, "needs the field `tests`"),
+        ({"tests": []}, "needs the field `tests`"),
         ({"tests": "[1"}, "isn't JSON"),
         ({"tests": [{"input": "a", "output": "b"}, {"input": "a"}]}, "test 2 has neither"),
         ({"tests": [{"args": [], "result": 1}]}, "test 1 has a `result`: .*`entry_point`"),
