@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from gemma_tune.config import Config
 from gemma_tune.data.reading import read_tests
 from gemma_tune.evals.evaluation import prepare_evaluators
@@ -13,7 +11,7 @@ from gemma_tune.models.load import family_of, load_base
 from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.rl.completion_log import CompletionLog
 from gemma_tune.rl.reward_hacking import RewardHackingMonitor
-from gemma_tune.rl.rewards import scorer_of, size_of_reward_model
+from gemma_tune.rl.rewards import check_own_rewards, scorer_of, size_of_reward_model
 from gemma_tune.rl.tasks import read_tasks
 from gemma_tune.rl.trainer import rl_trainer
 from gemma_tune.run.folder import RunFolder, RunResult
@@ -22,7 +20,11 @@ from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
 from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
 
-look = partial(look_at_model, beside=size_of_reward_model)
+
+def look(cfg: Config) -> Setup:
+    """What is known before any weight is loaded. A reward function that can't be called is refused here."""
+    check_own_rewards(cfg)
+    return look_at_model(cfg, beside=size_of_reward_model)
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -30,6 +32,7 @@ def read(cfg: Config, setup: Setup) -> Data:
     completion = cfg.train.max_completion_length or 0
     tests = read_tests(cfg.data)
     tasks = read_tasks(cfg.data, tests, setup.tokenizer, setup.context - completion)
+    check_own_rewards(cfg, tasks.shown())
     evaluators = prepare_evaluators(cfg, setup.tokenizer, NO_ROWS, tests)
     return Data(tasks, NO_ROWS, evaluators, tests, tasks.longest_prompt + completion)
 
@@ -40,7 +43,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     check_vllm(cfg, family_of(setup.source).has_towers)
     with folder.timed("data"):
         data = read(cfg, setup)
-        scorer = scorer_of(cfg, setup.device)
+        scorer = scorer_of(cfg, setup.device, data.train.shown())
 
     with loading(cfg, folder, setup):
         base = load_base(cfg.model, setup.source, setup.tokenizer)

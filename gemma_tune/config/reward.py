@@ -151,7 +151,8 @@ class RewardConfig:
     model: ModelReward = field(default_factory=ModelReward)
     functions: dict[str, str] = option(
         {},
-        "Your own rewards by name: `reward.functions.polite=my.py:polite`, a function (completions, records).",
+        "Your own rewards by name: `reward.functions.polite=my.py:polite`, a function (completions, records), or with "
+        "TRL's signature (prompts, completions, **kwargs).",
         path="function",
     )
     weights: dict[str, float] = option({}, "Weights of `reward.functions`; 1 where it is not set.")

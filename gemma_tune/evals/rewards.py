@@ -21,8 +21,8 @@ def prepare(inputs: Inputs) -> Evaluator:
         UserError: A reward that can't be used.
     """
     cfg = inputs.cfg
-    scorer = scorer_of(cfg, pick_device(cfg.model))
     tests = {name: records[: cfg.eval.max_samples] for name, records in inputs.tests.items()}
+    scorer = scorer_of(cfg, pick_device(cfg.model), [task_of(r) for records in tests.values() for r in records])
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         figures: dict[str, float] = {}

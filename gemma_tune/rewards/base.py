@@ -24,6 +24,7 @@ class Completion(str):
         text: The text alone, without thinking and calls.
         thinking: The thinking before the answer, in chat templates that have tokens for it; else empty.
         calls: The tool calls in it: name and arguments.
+        ids: Its token ids, the stop token included; empty where there are none.
     """
 
     tokens: int
@@ -31,6 +32,7 @@ class Completion(str):
     text: str
     thinking: str
     calls: tuple[tuple[str, dict[str, Any]], ...]
+    ids: tuple[int, ...]
 
     def __new__(
         cls,
@@ -40,10 +42,11 @@ class Completion(str):
         text: str | None = None,
         thinking: str = "",
         calls: Sequence[tuple[str, dict[str, Any]]] = (),
+        ids: Sequence[int] = (),
     ) -> Completion:
         made = super().__new__(cls, whole)
         made.tokens, made.stopped, made.thinking, made.calls = tokens, stopped, thinking, tuple(calls)
-        made.text = whole if text is None else text
+        made.text, made.ids = whole if text is None else text, tuple(ids)
         return made
 
 

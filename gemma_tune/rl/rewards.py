@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,34 +12,47 @@ from huggingface_hub import snapshot_download
 
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
-from gemma_tune.rewards.base import Reward
+from gemma_tune.rewards.base import Reward, Task
+from gemma_tune.rl import own_rewards
 from gemma_tune.rl.scoring import Scorer, WeightedReward
 from gemma_tune.run.paths import reward_model_of
-from gemma_tune.user_code import load_function
 
 _OWN_LIMITS = ("code", "model")
 
 
-def scorer_of(cfg: Config, device: torch.device) -> Scorer:
+def scorer_of(cfg: Config, device: torch.device, tasks: Sequence[Task]) -> Scorer:
     """The rewards of `reward`, with their weights.
 
     Args:
         cfg: The configuration.
         device: The device of a reward model.
+        tasks: Rows to be scored, as `check_own_rewards` takes them.
 
     Raises:
         UserError: A reward that can't be used: a missing package, sandbox, file or function.
     """
     found = []
     for name, weight in cfg.reward.weighted().items():
-        found.append(WeightedReward(name, _prepared(name, cfg, device), weight, limited=name not in _OWN_LIMITS))
+        reward = _prepared(name, cfg, device, tasks)
+        found.append(WeightedReward(name, reward, weight, limited=name not in _OWN_LIMITS))
     return Scorer(found, cfg.reward.timeout, cfg.reward.max_failure_share)
 
 
-def _prepared(name: str, cfg: Config, device: torch.device) -> Reward:
+def check_own_rewards(cfg: Config, tasks: Sequence[Task] | None = None) -> None:
+    """Raises UserError if a function of `reward.functions` can't be loaded, or can't be called as it is written.
+
+    Args:
+        cfg: The configuration.
+        tasks: The rows to be scored, whose fields a function may ask for by name; None: these names aren't checked.
+    """
+    for name in cfg.reward.weighted():
+        if name in cfg.reward.functions:
+            own_rewards.prepare(cfg.reward.functions[name], f"reward.functions.{name}", tasks)
+
+
+def _prepared(name: str, cfg: Config, device: torch.device, tasks: Sequence[Task]) -> Reward:
     if name in cfg.reward.functions:
-        function: Reward = load_function(cfg.reward.functions[name], f"reward.functions.{name}")
-        return function
+        return own_rewards.prepare(cfg.reward.functions[name], f"reward.functions.{name}", tasks)
     options = getattr(cfg.reward, name)
     if name == "model":
         return _model(options.model_name_or_path, options.batch_size, device)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gemma_tune.errors import RunError
 from gemma_tune.rewards.base import Completion, Reward, Task
+from gemma_tune.rl.own_rewards import TrlReward
 
 _WINDOW = 256  # completions that the share of failures is computed over
 _LARGEST = 3e38  # the largest float32
@@ -83,6 +84,12 @@ class Scorer:
     def weights(self) -> dict[str, float]:
         """The weights by name."""
         return {r.name: r.weight for r in self.rewards}
+
+    def attach(self, **trainer: Any) -> None:
+        """Gives rewards with TRL's signature the arguments that belong to a trainer (`TrlReward.trainer`)."""
+        for r in self.rewards:
+            if isinstance(r.reward, TrlReward):
+                r.reward.trainer = trainer
 
     def score(self, completions: Sequence[Completion], tasks: Sequence[Task]) -> Scores:
         """The scores of a batch.

@@ -47,6 +47,7 @@ def parse_completion(tokenizer: Any, ids: Sequence[int], stops: frozenset[int]) 
         text=found.text,
         thinking=found.thinking,
         calls=[(call.name, call.arguments) for call in found.calls],
+        ids=ids,
     )
 
 
@@ -110,6 +111,10 @@ class Tasks:
 
     def __getitem__(self, place: int) -> Task:
         return task_of(self._records[place])
+
+    def shown(self) -> list[Task]:
+        """All prompts; of generated ones, the first."""
+        return [self[i] for i in range(self.looked_at)]
 
     def where(self, place: int) -> str:
         """File and line of a row."""

@@ -174,6 +174,9 @@ class RewardedTrainer(GemmaTrainer):
             tasks = [self._tasks[row["row"]] for row in inputs]
             answers = [parse_completion(self.processing_class, ids, stops) for ids in completion_ids_list]
             self._tokens += sum(map(len, completion_ids_list))
+            self._scorer.attach(  # the state is another object once training begins
+                trainer_state=self.state, log_extra=self._log_completion_extra, log_metric=self._log_metric
+            )
             scores = self._scorer.score(answers, tasks)
             names = list(self._scorer.weights)
             rows = [{name: scores.values[name][i] for name in names} for i in range(len(answers))]

@@ -166,12 +166,32 @@ def test_a_function_of_the_users_in_ten_lines(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def short(completions, records):\n"
         "    return [1.0 if c.tokens < 8 and c.stopped and r.answer else 0.0 for c, r in zip(completions, records)]\n"
+        "async def trls(prompts, completions, completion_ids, trainer_state, log_metric, answer, **kwargs):\n"
+        "    if trainer_state.max_steps:\n"
+        "        log_metric('their_step', trainer_state.max_steps)\n"
+        "    assert prompts[0] == kwargs['question'][0] and not set(kwargs) & {'records', 'prompt', 'completion'}\n"
+        "    return [1.0 if len(i) < 8 and a else 0.0 for i, a in zip(completion_ids, answer)]\n"
     )
-    words = [f"reward.functions.short={tmp_path}/mine.py:short", "reward.weights.short=0.5"]
-    result = run("grpo", tmp_path / "run", *words, steps=1)
-    assert {"test_math", "test_short"} <= result.metrics["after"].keys()
+    words = [f"reward.functions.{name}={tmp_path}/mine.py:{name}" for name in ("short", "trls")]
+    result = run("grpo", tmp_path / "run", *words, "reward.weights.short=0.5", steps=1)
+    assert {"test_math", "test_short", "test_trls"} <= result.metrics["after"].keys()
+    (line,) = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert line["their_step"] == 1 and line["rewards/trls/failed"] == line["rewards/short/failed"] == 0
     manifest = json.loads((tmp_path / "run/manifest.json").read_text("utf-8"))
     assert any("mine.py" in name for name in manifest["inputs"])
+
+
+@pytest.mark.parametrize("words", [[], ["model.model_name_or_path=google/gemma-nowhere"]], ids=["here", "not here"])
+def test_a_function_that_cannot_be_called(words: list[str], tmp_path: Path) -> None:
+    """Refused by its parameters' names before the model is loaded, and in a dry run; also of a model to download."""
+    (tmp_path / "mine.py").write_text("def rows(answers, rows): ...\ndef label(prompts, completions, label): ...\n")
+    names = {"rows": "it takes no completions"} | ({} if words else {"label": "label is neither .* question, answer"})
+    for name, said in names.items():
+        own = f"reward.functions.{name}_of_mine={tmp_path}/mine.py:{name}"
+        for dry in ("true", "false"):
+            with pytest.raises(UserError, match=said):
+                run("grpo", tmp_path / "run", own, f"dry_run={dry}", *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tasks_without_end(tmp_path: Path) -> None:
