@@ -38,7 +38,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     source, tokenizer, device = asked.source, asked.tokenizer, pick_device(cfg.model)
     reset_peak(device)
     with folder.timed("load"):
-        model = load_float32(cfg.model, source, tokenizer).eval()
+        model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
         plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
         put_on_grid(model, plan)
     result = folder.result

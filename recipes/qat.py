@@ -46,7 +46,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # The unquantized model as teacher, and the same weights in the quantization format
     with loading(cfg, folder, setup):
-        base = load_float32(cfg.model, setup.source, setup.tokenizer)
+        base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered)
         data.check_vocabulary(base)
         plan = plan_of(base, q.grid, q.embedding_grid)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None

@@ -11,6 +11,7 @@ from gemma_tune.evals.reward_scores import score_pairs
 from gemma_tune.export import reward_model
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.classifier import HEAD, load_classifier
+from gemma_tune.models.merging import ROWS, check_merge
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
 from gemma_tune.steps.data import Data
@@ -56,6 +57,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.save_adapter()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
+            with folder.timed("verify"):
+                check_merge(model, data.train.dataset[:ROWS]["chosen_ids"])
             with folder.timed("export"), atomic_folder(place) as target:
                 reward_model.export(model, setup.tokenizer, target, cfg.export)
             with folder.timed("verify"):

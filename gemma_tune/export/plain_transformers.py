@@ -20,11 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.head import head_of
-from gemma_tune.models.unwrap import language_part
-
-# Positions whose logits stand in memory at once: 64 MiB at Gemma's vocabulary.
-_AT_ONCE = 64
+from gemma_tune.models.logits import POSITIONS_AT_ONCE, logits_of, states_of
 
 
 def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> Any:
@@ -44,33 +40,11 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     )
 
 
-def states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Hidden states after each token of each row, [T, H] of all rows, computed as one batch.
-
-    What follows a token doesn't change its state, so shorter rows are filled up with any token.
-    """
-    base, width = language_part(model), max(map(len, rows))
-    ids = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in map(list, rows)])
-    with evaluating(model):
-        states = base.model(input_ids=ids.to(base.get_input_embeddings().weight.device), use_cache=False)
-    return torch.cat([state[: len(row)] for state, row in zip(states.last_hidden_state, rows, strict=True)])
-
-
-def logits_of(model: Any, states: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of hidden states, float32, some positions at a time, [T, V]: those of 512 tokens would be 512 MiB."""
-    head = head_of(language_part(model))
-    for part in states.split(_AT_ONCE):
-        with evaluating(model):
-            logits = head(part)
-        yield logits
-        del logits  # before the next ones are computed
-
-
 def stored_logits(file: Path, positions: int) -> Iterator[torch.Tensor]:
     """Logits in a file of float32 numbers, mapped into memory, as `logits_of` gives them."""
     count = file.stat().st_size // 4
     found = torch.from_file(str(file), shared=False, size=count, dtype=torch.float32)
-    yield from found.view(positions, -1).split(_AT_ONCE)
+    yield from found.view(positions, -1).split(POSITIONS_AT_ONCE)
 
 
 def largest_difference(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ _ROWS = 8  # pairs
 _EXACT, _ROUNDED = 1e-4, 0.1
 
 
-def _tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor under its plain name; of the head, which PEFT keeps twice, the trained one."""
-    for name, tensor in merged_tensors(model, dtype):
-        if ".original_module." not in name:
-            yield name.replace(".modules_to_save.default.", "."), tensor
-
-
 def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> None:
     """Writes weights with the adapter in them, config, and tokenizer with chat template.
 
@@ -46,7 +38,7 @@ def export(model: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> N
     dtype, base = getattr(torch, options.dtype), language_part(model)
     config = type(base.config).from_dict(base.config.to_dict())
     config.architectures, config.dtype = [type(base).__name__], dtype
-    write_weights(dict(_tensors(model, dtype)), config, tokenizer, folder, options)
+    write_weights(dict(merged_tensors(model, dtype)), config, tokenizer, folder, options)
 
 
 def verify(

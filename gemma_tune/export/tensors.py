@@ -15,7 +15,7 @@ import torch
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.file_tensor import row_blocks
-from gemma_tune.export.merged import merged_weights
+from gemma_tune.models.merging import merged_weights
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
 from gemma_tune.quant.layers import OnGrid, grid_layers

@@ -15,7 +15,8 @@ import torch
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.export.plain_transformers import largest_difference, logits_of, states_of, stored_logits
+from gemma_tune.export.plain_transformers import largest_difference, stored_logits
+from gemma_tune.models.logits import logits_of, states_of
 from gemma_tune.quant.layers import forget_rounded, rounding_anew
 
 _MOST_LOGIT = 1e-5

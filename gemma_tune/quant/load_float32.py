@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from gemma_tune.chat import Rendered
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.load import load_model
+from gemma_tune.models.merging import ROWS, merge
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.paths import resolve
+
+# Compared on where there are no rows
+_TEXT = "The light in the kitchen goes on at seven, and 24 of the 30 letters are read before noon."
 
 
 def find_full_weights(model: ModelConfig) -> Source:
@@ -23,15 +29,23 @@ def find_full_weights(model: ModelConfig) -> Source:
     return find_source(model)
 
 
-def load_float32(model: ModelConfig, source: Source, tokenizer: Any) -> Any:
+def load_float32(model: ModelConfig, source: Source, tokenizer: Any, rows: Sequence[Rendered]) -> Any:
     """The language part in float32, every weight trainable; an adapter of the source is merged into it.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        tokenizer: Its tokenizer.
+        rows: Rows on which the merged model is compared with the adapter's own forward pass.
 
     Raises:
         UserError: As `load_model`.
+        MergeDiffers: The merged weights are another model.
     """
     loaded = load_model(model, source, tokenizer)
     if source.adapter is not None:
-        loaded = loaded.merge_and_unload()
+        ids = [row.input_ids for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
+        loaded = merge(loaded, ids, str(source.adapter))
     for parameter in loaded.parameters():
         parameter.requires_grad_(True)
     return loaded.train()

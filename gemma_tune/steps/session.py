@@ -20,6 +20,7 @@ from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
+from gemma_tune.models.merging import check_merge
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
@@ -152,12 +153,16 @@ class Session:
             return
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
         reference = verify.take_reference(cfg, self.model, setup.tokenizer, rows, self.data.held_out, measure)
+        with folder.timed("verify"):
+            difference = check_merge(self.model, reference.rows)
         with folder.timed("export"), atomic_folder(folder.export("merged")) as target:
             merged.export(self.model, setup.tokenizer, target, cfg.export, setup.source)
         with folder.timed("verify"):
             figures: dict[str, float | None] = {
                 **verify.verify_merged(folder.export("merged"), reference, setup.device)
             }
+        if difference is not None:
+            figures["merge_difference"] = difference
         if cfg.model.load_in_4bit:
             stored = CheckpointFiles.of(setup.source, family_of(setup.source))
             figures["four_bit_gap"] = rounding_gap(language_part(self.model), stored)
