@@ -26,6 +26,7 @@ NEEDS = {
     "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
     **{f"data/{name}": [ROWS] for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")},
     "data/text": [ROWS],
+    "data/chat_log": [ROWS],
     "eval/kl": ["eval.kl.reference=assets://tiny"],
     "eval/tool_calls": [
         f"eval.tool_calls.{key}=assets://sample/test.jsonl" for key in ("questions_file", "answers_file")

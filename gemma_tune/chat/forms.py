@@ -13,6 +13,13 @@ from typing import Any, Literal
 STOP_TOKEN = "<end_of_turn>"
 
 
+# The tokens of padding and of unknown texts, and those that stand for images and sounds (Gemma 3 and 3n)
+_PLACEHOLDERS = (
+    "<pad>", "<unk>", "<mask>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_audio>",
+    "<end_of_audio>", "<audio_soft_token>",
+)  # fmt: skip
+
+
 class UnknownTemplate(ValueError):
     """An unknown chat template; the message says what was found and how to go on."""
 
@@ -31,6 +38,7 @@ class ChatForm:
         stop_token: Ends an answer. Gemma's `<eos>` never occurs in a chat.
         needed_tokens: Tokens that the tokenizer must have.
         control_tokens: Tokens that only the template may write; texts of a row must not contain them.
+        placeholders: Further tokens that texts must not contain: of padding, and of images and sounds.
         calls: How tool calls are written: as JSON text, with tokens of their own, or None without tools.
         calls_stop: Ends an answer that ends with calls, if that is another token: the model opens the results, and the
             engine takes over.
@@ -51,6 +59,7 @@ class ChatForm:
     stop_token: str
     control_tokens: tuple[str, ...]
     calls: Literal["json", "native"] | None
+    placeholders: tuple[str, ...] = _PLACEHOLDERS
     calls_stop: str | None = None
     answer_tokens: tuple[str, ...] = ()
     string_token: str = ""
@@ -94,7 +103,7 @@ class ChatForm:
                 raise Unrenderable(
                     f"there is no place for thinking (reasoning_content) in {self.families}: take it out of the row."
                 )
-        if found := _control(self.control_tokens).search("\n".join(_strings([messages, tools]))):
+        if found := _control((*self.control_tokens, *self.placeholders)).search("\n".join(_strings([messages, tools]))):
             raise Unrenderable(f"a text holds {found[0]}, which the template writes itself; take it out.")
 
 
@@ -135,6 +144,9 @@ _GEMMA4 = (
 )  # fmt: skip
 
 
+_MEDIA4 = ("<|image|>", "<|image>", "<image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>")
+
+
 def _gemma4(name: str, revision: int, large: bool = False) -> ChatForm:
     return ChatForm(
         name,
@@ -142,6 +154,7 @@ def _gemma4(name: str, revision: int, large: bool = False) -> ChatForm:
         "<turn|>",
         _GEMMA4,
         "native",
+        placeholders=(*_PLACEHOLDERS, *_MEDIA4),
         # The template of the release ends a turn with calls like any other turn
         calls_stop="<|tool_response>" if revision > 1 else None,
         answer_tokens=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),

@@ -8,7 +8,7 @@ from typing import Any
 from gemma_tune.config.option import option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
-FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text")
+FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "chat_log")
 
 
 @dataclass
@@ -17,8 +17,8 @@ class DataConfig:
 
     format: str = option(
         "auto",
-        "messages, columns, text, alpaca, sharegpt, prompt_completion or preference; auto: recognised for each "
-        "file by the fields of its first row; or your own reader: `path/to/file.py:function`.",
+        "messages, columns, text, alpaca, sharegpt, prompt_completion, preference or chat_log; auto: recognised for "
+        "each file by the fields of its first row; or your own reader: `path/to/file.py:function`.",
         path="function",
     )
     train_file: str = option(
@@ -85,11 +85,36 @@ class DataConfig:
     max_eval_samples: int | None = option(
         None, "Use only the first rows of the validation set, up to this number.", at_least=1
     )
-    messages_column: str = option("messages", "messages: the field with the conversation.")
-    tools_column: str = option("tools", "messages: the field with the tools; a row may lack it.")
-    prompt_column: str | None = option(None, "columns: the field with the prompt: a text, or messages.")
+    messages_column: str = option(
+        "messages",
+        "messages: the field with the conversation; rows that lack it may have conversations, conversation, contents, "
+        "dialog, dialogue, turns or chat.",
+    )
+    tools_column: str = option("tools", "The field with the tools; a row may lack it. `functions` is read, too.")
+    prompt_column: str | None = option(
+        None, "columns: the field with the prompt: a text, or messages; a field within another is `ticket.question`."
+    )
     completion_column: str | None = option(None, "columns: the field with the reference answer.")
     system_column: str | None = option(None, "columns: the field with the system prompt, if any.")
+    conversation_column: str = option("conversation", "chat_log: the field that says which conversation a row is of.")
+    sender_column: str = option("sender", "chat_log: the field with the sender.")
+    message_column: str = option("text", "chat_log: the field with the text of the message.")
+    time_column: str | None = option(
+        None, "chat_log: the field with the time, a number or ISO 8601; without it the file is in order."
+    )
+    assistant_senders: list[str] = option(
+        [], "chat_log: the senders that are the assistant; all others are the user. Empty: senders are names of roles."
+    )
+    ignore_fields: list[str] = option(
+        [],
+        "Fields of rows and messages that are neither read nor listed as not used, by the names in that list: "
+        "`[category,messages.id]`.",
+    )
+    answers: str = option(
+        "all",
+        "Which answers of a conversation are trained: all; or last, with the earlier ones as history.",
+        choices=("all", "last"),
+    )
     prompts_only: bool = option(
         False,
         "RL: rows need no reference answer, for rewards that depend on the completion alone; an answer that is "

@@ -10,8 +10,10 @@ from typing import Any
 
 from gemma_tune.config import ChatConfig
 from gemma_tune.data.files import read_file
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
-from gemma_tune.data.sources import text_field
+from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
+from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
@@ -63,7 +65,7 @@ def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if "messages" not in row:
         if "prompt" not in row:
             raise BadRow(f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}.")
-        return [user_message(text_field(row, "prompt", where, "for a conversation use `messages`"), where)]
+        return [user_message(RowFields(where, row).text("prompt", "for a conversation use `messages`"), where)]
     messages = checked_messages(row["messages"], where, answered=False)
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]

@@ -16,6 +16,7 @@ from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
 from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.remarks import RowRemarks
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
@@ -33,6 +34,7 @@ class SplitReader:
         limit: The largest number of rows.
         formats: The format that each file was recognised as (`data=auto`), by its name.
         skipped: What is wrong with each row that was left out (`data.on_bad_row=skip`), in the order read.
+        remarks: The fields of each file that were not used, by its name.
     """
 
     data: DataConfig
@@ -40,6 +42,7 @@ class SplitReader:
     limit: int | None = None
     formats: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, None] = field(default_factory=dict)
+    remarks: dict[str, RowRemarks] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={name}" for key, name in self.names.items())
@@ -66,10 +69,14 @@ class SplitReader:
         streamed = self.data.streaming and key.startswith("data.train")
         for source in sources:
             row: Record | BadRow | None = None
+            remarks = RowRemarks()  # of this pass; those of the pass that came furthest are kept
             try:
                 for row in self._records(source, streamed):
                     if not isinstance(row, BadRow):
                         found = True
+                        if row.unused or row.missing:
+                            remarks.add(row)
+                            self.remarks[str(source)] = max(self.remarks.get(str(source), remarks), remarks, key=len)
                         yield row
                     elif self.data.on_bad_row == "skip":
                         first = str(row) if not bad else first

@@ -19,9 +19,12 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data.files import Row, read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
 from gemma_tune.data.formats.preference import pair
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.sources import OpenRows, Source
+from gemma_tune.data.tools import checked_tools
 from gemma_tune.run.manifest import file_version, remember_digest
 from gemma_tune.run.paths import resolve
 from gemma_tune.user_code import load_function
@@ -93,14 +96,16 @@ def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         if record.messages is None:
             yield record
             continue
+        fields = RowFields(record.where, {}, data.ignore_fields)
         try:
-            messages = checked_messages(record.messages, record.where, answered=not data.prompts_only)
+            tools = checked_tools(record.tools, record.where)
+            messages = checked_messages(record.messages, record.where, not data.prompts_only, fields, tools=tools)
             if record.rejected is None:
-                yield replace(record, messages=messages, tools=checked_tools(record.tools, record.where))
+                made = replace(record, messages=messages, tools=tools)
             else:
                 other = [*record.prompt, *record.rejected]
-                made = pair(record.where, messages, other, checked_tools(record.tools, record.where))
-                yield replace(made, row=record.row)
+                made = replace(pair(record.where, messages, other, tools, fields), row=record.row)
+            yield fields.noted(made)
         except BadRow as error:
             yield error
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from gemma_tune.config import DataConfig
 from gemma_tune.data.files import Row, read_file
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
 
 
 class RowSource(Protocol):
@@ -38,36 +40,25 @@ def read_rows(source: Source) -> Iterator[Row | BadRow]:
     return read_file(source) if isinstance(source, Path) else source.rows()
 
 
-def map_rows(source: Source, record: Callable[[str, dict[str, Any]], Record]) -> Iterator[Record | BadRow]:
-    """Yields `record(where, row)` for each row, and a BadRow for each row that can't be used."""
+def map_rows(
+    source: Source, record: Callable[[RowFields], Record], data: DataConfig, conversation: bool = True
+) -> Iterator[Record | BadRow]:
+    """Yields `record(fields)` for each row, and a BadRow for each row that can't be used.
+
+    Args:
+        source: A file or a split.
+        record: Makes the record of a row; the fields that it doesn't read are listed as not used, or refused.
+        data: Names the fields that are ignored.
+        conversation: Whether rows are conversations, not running text.
+    """
     for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
             continue
+        fields = RowFields(*row, data.ignore_fields)
         try:
-            made = record(*row)
+            made = record(fields)
             made.row.update(row[1])
-            yield made
+            yield fields.noted(made, conversation)
         except BadRow as error:
             yield error
-
-
-def field(row: dict[str, Any], name: str, where: str, fix: str = "") -> Any:
-    """A required field of a row.
-
-    Raises:
-        BadRow: It is missing; the message lists the fields that exist, and ends with `fix`.
-    """
-    if name not in row:
-        raise BadRow(f"{where}: there is no field {name!r}; found: {', '.join(row) or 'none'}.{fix and ' ' + fix}")
-    return row[name]
-
-
-def text_field(row: dict[str, Any], name: str, where: str, key: str = "") -> str:
-    """A required field that holds a non-blank text; `key` is the configuration key that names the field, if any."""
-    value, said = field(row, name, where, f"Set {key}." if key else ""), f" ({key})" if key else ""
-    if not isinstance(value, str):
-        raise BadRow(f"{where}: the field {name!r} is {type(value).__name__}, not a text{said}.")
-    if not value.strip():
-        raise BadRow(f"{where}: the field {name!r} is empty{said}.")
-    return value

@@ -14,6 +14,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.remarks import RowRemarks, remark_lines
 from gemma_tune.data.rendering import Sided, find_records, render_record, split_answers
 from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import TrainHeldOut, split_rows
@@ -40,6 +41,7 @@ class TokenizedRows:
         skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
         refused: What is wrong with each of those.
         formats: The format that each file was recognised as, by its name (`data=auto`).
+        remarks: The fields of each file that were not used, by its name.
         repeated: `file:line` of the rows that equal an earlier one; None where duplicates aren't looked for.
         leaked: `file:line` of the training rows that are also in the held-out or test set; or None.
         tokens: Number of tokens of the rows used, after cutting.
@@ -59,6 +61,7 @@ class TokenizedRows:
     skip_refused: bool = False
     refused: dict[str, None] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, RowRemarks] = field(default_factory=dict)
     repeated: list[str] | None = None
     leaked: list[str] | None = None
     tokens: int = 0
@@ -79,9 +82,9 @@ class TokenizedRows:
         return "rows have no trained token within train.max_length and were dropped"
 
     def read_by(self, part: reading.SplitReader | None) -> None:
-        """Shares the reader's formats and skipped rows; both grow while it reads."""
+        """Shares the reader's formats, skipped rows and remarks; they grow while it reads."""
         if part is not None:
-            self.skipped, self.formats = part.skipped, part.formats
+            self.skipped, self.formats, self.remarks = part.skipped, part.formats, part.remarks
 
     def left_out(self) -> list[str]:
         """What is wrong with each row that was left out."""
@@ -163,6 +166,7 @@ class TokenizedRows:
         for kind, number in Counter(self.formats.values()).items():
             first = next(file for file, its in self.formats.items() if its == kind)
             found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
+        found += remark_lines(self.remarks, name)
         for what, where in (
             ("bad rows were skipped", self.left_out()),
             (self.why_dropped, self.dropped),

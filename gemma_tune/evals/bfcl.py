@@ -14,7 +14,9 @@ from typing import Any
 
 from gemma_tune.chat.calls import Call
 from gemma_tune.data.files import read_file
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
+from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.evals.bfcl_rules import (
     TYPES,

@@ -103,7 +103,12 @@ class Tasks:
 
     def notes(self, name: str) -> list[str]:
         """What a person should know of the prompts, a line each."""
-        return [*self._read.notes("prompts"), f"prompts: {len(self):,}, of {self.longest_prompt:,} tokens at most"]
+        more = ["prompts: reward functions may read every field of a row"] if self._read.remarks else []
+        return [
+            *self._read.notes("prompts"),
+            *more,
+            f"prompts: {len(self):,}, of {self.longest_prompt:,} tokens at most",
+        ]
 
     def left_out(self) -> list[str]:
         """The bad rows that were skipped, each with file, line and reason."""
@@ -183,7 +188,9 @@ def read_training_prompts(
     records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
     held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
     leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
-    return records, TokenizedRows(read=len(records), skipped=part.skipped, formats=part.formats, leaked=leaked)
+    read = TokenizedRows(read=len(records), leaked=leaked)
+    read.read_by(part)
+    return records, read
 
 
 def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenizer: Any, longest: int) -> Tasks:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from gemma_tune.config import Config
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
+from gemma_tune.data.remarks import RowRemarks, remark_lines
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import prepare_evaluators
@@ -63,7 +64,8 @@ class Data:
     def notes(self) -> list[str]:
         """What a person should know of the rows, a line each."""
         named = {"training": "training rows", "held_out": "held-out rows"}
-        return [line for name, part in self.parts.items() for line in part.notes(named[name])]
+        lines = [line for name, part in self.parts.items() for line in part.notes(named[name])]
+        return [*lines, *test_notes(self.tests)]
 
     def left_out(self) -> list[str]:
         """The bad rows that were skipped."""
@@ -72,6 +74,12 @@ class Data:
     def check_vocabulary(self, model: Any) -> None:
         """Raises UserError where a row has a token id that the model has no row of the embedding for."""
         check_vocabulary(model, [part.highest_id for part in self.parts.values()])
+
+
+def test_notes(tests: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What was not used of the test rows, a line each."""
+    remarks = {f"data.test_files.{name}": RowRemarks(rows) for name, rows in tests.items()}
+    return remark_lines(remarks, "test rows")
 
 
 NO_ROWS = TokenizedRows()  # where nothing is held out

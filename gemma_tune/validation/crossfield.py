@@ -114,6 +114,7 @@ def _data(cfg: Config) -> Iterator[str]:
     for key, counts in (
         ("shuffle_buffer_size", d.streaming), ("stopping_strategy", len(several) > 1),
         ("system_column", bool(d.prompt_column and (d.completion_column or d.prompts_only))),
+        *((key, d.format == "chat_log") for key in _CHAT_LOG),
     ):  # fmt: skip
         if getattr(d, key) != getattr(DataConfig(), key) and not counts:
             yield f"data.{key} has no effect here; leave it out."
@@ -126,6 +127,9 @@ def _data(cfg: Config) -> Iterator[str]:
         for key in ("prompt_column", *(() if d.prompts_only else ("completion_column",))):
             if not getattr(d, key):
                 yield f"data.{key} is not set: data=columns needs the name of that field in your rows."
+
+
+_CHAT_LOG = ("conversation_column", "sender_column", "message_column", "time_column", "assistant_senders")
 
 
 def _sets(d: DataConfig, trains: bool) -> Iterator[str]:

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 
 from gemma_tune.chat import FORMS, render_chat, render_prompt
 from gemma_tune.chat.render import prepared
-from gemma_tune.data.records import checked_messages
+from gemma_tune.data.messages import checked_messages
 
 FORM = FORMS["functiongemma"]
 ESSENTIAL = "You are a model that can do function calling with the following functions"

@@ -9,7 +9,8 @@ from conversations import Message
 from forms_at_hand import tokenizer_of
 
 from gemma_tune.chat import render_chat
-from gemma_tune.data.records import BadRow, Record, checked_messages
+from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.records import BadRow, Record
 
 USER: Message = {"role": "user", "content": "Hi"}
 ANSWER: Message = {"role": "assistant", "content": "Hello"}

@@ -104,7 +104,8 @@ def test_arguments_as_json_text_equal_a_mapping(tmp_path: Path, tokenizer: Any) 
 def test_a_reader_of_the_users_own(tmp_path: Path, tokenizer: Any) -> None:
     reader = tmp_path / "my_reader.py"
     reader.write_text(
-        "from gemma_tune.data.records import BadRow, Record, checked_messages\n"
+        "from gemma_tune.data.messages import checked_messages\n"
+        "from gemma_tune.data.records import BadRow, Record\n"
         "def rows(path, data):\n"
         "    for n, line in enumerate(path.read_text().splitlines(), 1):\n"
         "        if '=' not in line:\n"

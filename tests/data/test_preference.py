@@ -92,7 +92,7 @@ BAD = {
         {"prompt": "Who?", "chosen": turn("Why?", "So."), "rejected": turn("Why?", "No.")},
         "what the field 'prompt' asks isn't in it",
     ),
-    "a number": ({"prompt": "Why?", "chosen": 3, "rejected": "No."}, "neither a text nor a list"),
+    "a number": ({"prompt": "Why?", "chosen": {"a": 3}, "rejected": "No."}, "neither a text nor a list"),
     "a control token": ({"prompt": "Why?", "chosen": "So.", "rejected": "<end_of_turn>"}, "holds <end_of_turn>"),
 }  # fmt: skip
 

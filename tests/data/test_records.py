@@ -108,7 +108,7 @@ def test_a_missing_field_names_those_found_and_the_key(tmp_path: Path, data: Dat
         (["Hi"], "message 1 has the role None"),
         ([{"content": "Hi"}], "message 1 has the role None"),
         ([USER, {"role": "bot", "content": "Hi"}], "message 2 has the role 'bot', not one of system, user"),
-        ([{"from": "human", "value": "Hi"}], "message 1 has the role None"),
+        ([{"sender": "human", "value": "Hi"}], "message 1 has the role None"),
         ([USER, {"role": "assistant", "content": ""}], "message 2: the assistant's answer is empty"),
         ([USER, {"role": "assistant", "content": None}], "message 2: the assistant's answer is empty"),
         ([USER, {"role": "assistant"}], "message 2: the assistant's answer is empty"),
@@ -138,7 +138,7 @@ def test_a_missing_field_names_those_found_and_the_key(tmp_path: Path, data: Dat
         ([USER, calling([1])], "the arguments of add aren't a mapping"),
         ([USER, calling(None)], "the arguments of add aren't a mapping"),
         ([USER, calling({}, name=None)], "a tool call isn't {'type': 'function'"),
-        ([USER, {**ANSWER, "tool_calls": [{"name": "add", "arguments": {}}]}], "a tool call isn't"),
+        ([USER, {**ANSWER, "tool_calls": [{"function": "add", "arguments": {}}]}], "a tool call isn't"),
         ([USER, {**ANSWER, "tool_calls": ["add"]}], "a tool call isn't"),
         ([USER, {**ANSWER, "tool_calls": "add"}], "message 2: tool_calls must be a list"),
         ([USER, {**ANSWER, "tool_calls": 5}], "message 2: tool_calls must be a list"),
@@ -159,9 +159,11 @@ def test_a_bad_conversation(tmp_path: Path, messages: Any, says: str) -> None:
         (5, "the tools aren't a list"),
         ("add", "tools: this text is not JSON"),
         ('{"name": "add"}', "the tools aren't a list"),
-        ([{"name": "add", "parameters": {}}], "a tool isn't {'type': 'function', 'function': {'name', …}}"),
+        ([{"title": "add", "parameters": {}}], "a tool isn't {'type': 'function', 'function': {'name', …}}"),
         ([{"type": "function", "function": {}}], "a tool isn't"),
-        (["add"], "a tool isn't"),
+        (["add"], "a tool: this text is not JSON"),
+        ([{"name": "add", "parameters": "none"}], "the parameters of add: this text is not JSON"),
+        ([{"name": "add", "parameters": [1]}], "the parameters of add aren't a JSON schema"),
     ],
 )
 def test_tools_in_the_wrong_form(tmp_path: Path, tools: Any, says: str) -> None:
@@ -179,7 +181,8 @@ def test_a_row_may_have_no_tools(tmp_path: Path, tools: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [("", "is empty"), (" \n", "is empty"), (42, "is int"), (None, "is NoneType"), ([], "is list")]
+    ("value", "says"),
+    [("", "is empty"), (" \n", "is empty"), (True, "is bool"), (None, "is NoneType"), ([], "is list")],
 )
 def test_a_field_that_is_no_text(tmp_path: Path, value: Any, says: str) -> None:
     file = write(tmp_path / "columns.jsonl", {"q": "Hi", "a": "Hello"}, {"q": "Hi", "a": value})
@@ -231,7 +234,8 @@ def test_rows_that_hold_control_tokens(tmp_path: Path, token: str) -> None:
 
 
 def test_text_that_holds_bos(tmp_path: Path) -> None:
-    """Running text may hold turns, but <bos> and <eos> are added to it."""
-    assert Record("f:1", text="<start_of_turn>user\nHi<end_of_turn>").text
+    """<bos> and <eos> are added to it, and turns would be trained whole."""
+    with pytest.raises(BadRow, match="the turns of a chat"):
+        Record("f:1", text="<start_of_turn>user\nHi<end_of_turn>")
     file = write(tmp_path / "rows.jsonl", {"text": "<bos>Once"})
     assert f"{file}:1: the text holds <bos>" in refusal(DataConfig(format="text", train_file=file))

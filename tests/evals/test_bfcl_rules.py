@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gemma_tune.chat.calls import Call
-from gemma_tune.data.records import checked_tools
+from gemma_tune.data.tools import checked_tools
 from gemma_tune.evals.bfcl import BfclRow, check_answer, read_bfcl
 from gemma_tune.evals.bfcl_rules import TYPES, Allowed, check_call, check_calls, stands_for_variable
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.records import BadRow, Record, checked_messages, parsed
-from gemma_tune.data.sources import Source, map_rows, text_field
+from gemma_tune.data.conversation import as_messages, conversation, row_tools, with_thinking
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
+from gemma_tune.data.sources import Source, map_rows
 
 
-def fields(data: DataConfig) -> tuple[str, ...]:
-    """Required fields."""
-    return ("instruction", "output")
+def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
+    """Whether a row is of this format."""
+    return "instruction" in row and "output" in row
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -21,25 +23,11 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     `system`, and earlier turns as pairs in `history`, are optional (LLaMA-Factory's fields).
     """
 
-    def record(where: str, row: dict[str, Any]) -> Record:
-        asked = text_field(row, "instruction", where)
-        more = row.get("input") or ""
-        if not isinstance(more, str):
-            raise BadRow(f"{where}: the field 'input' is {type(more).__name__}, not a text.")
-        said = [("system", text_field(row, "system", where))] if row.get("system") else []
-        for pair in _history(row.get("history"), where):
-            said += zip(("user", "assistant"), pair, strict=True)
-        said.append(("user", f"{asked}\n\n{more}" if more.strip() else asked))
-        said.append(("assistant", text_field(row, "output", where)))
-        return Record(where, messages=checked_messages([{"role": r, "content": t} for r, t in said], where))
+    def record(fields: RowFields) -> Record:
+        asked = fields.text("instruction")
+        more = fields.optional_text("input")
+        answer = as_messages(fields.text("output"), "assistant", "output", fields, row_tools(fields, data))
+        messages = [{"role": "user", "content": f"{asked}\n\n{more}" if more else asked}]
+        return conversation(fields, [*messages, *with_thinking(fields, answer)], data, "output")
 
-    return map_rows(source, record)
-
-
-def _history(history: Any, where: str) -> list[list[str]]:
-    pairs = (parsed(history, where, "history") if history else None) or []
-    if not isinstance(pairs, list) or any(
-        not isinstance(p, list) or len(p) != 2 or not all(isinstance(t, str) for t in p) for p in pairs
-    ):
-        raise BadRow(f"{where}: the field 'history' isn't a list of pairs of texts.")
-    return pairs
+    return map_rows(source, record, data)

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.formats.prompt_completion import as_messages
-from gemma_tune.data.records import BadRow, Record, checked_messages
-from gemma_tune.data.sources import Source, map_rows, text_field
+from gemma_tune.data.conversation import as_messages, conversation, row_tools, with_thinking
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields, structure_in
+from gemma_tune.data.sources import Source, map_rows
 
 
-def fields(data: DataConfig) -> tuple[str, ...]:
-    """Required fields; none as long as the columns aren't named."""
-    if data.prompts_only and data.prompt_column and not data.completion_column:
-        return (data.prompt_column,)
-    return (data.prompt_column, data.completion_column) if data.prompt_column and data.completion_column else ()
+def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
+    """Whether a row is of this format; never as long as the columns aren't named."""
+    named = [data.prompt_column] if data.prompts_only and not data.completion_column else []
+    named = named or [data.prompt_column, data.completion_column]
+    fields = RowFields("", row)
+    return all(name is not None and fields.has(name) for name in named)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one conversation per row: a prompt, or messages, followed by the answer."""
-    assert data.prompt_column  # `validation` requires it
-    keys = {"system": data.system_column, "user": data.prompt_column, "assistant": data.completion_column}
-    names = {"system": "data.system_column", "user": "data.prompt_column", "assistant": "data.completion_column"}
+    prompt, completion, system = data.prompt_column, data.completion_column, data.system_column
+    assert prompt  # `validation` requires it
 
-    def record(where: str, row: dict[str, Any]) -> Record:
-        messages: list[dict[str, Any]] = []
-        for role, key in keys.items():
-            if key and role == "user" and _is_list(row.get(key)):
-                asked = as_messages(row[key], role, key, where)
-                messages += [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
-            elif key and (key in row or role != "assistant" or not data.prompts_only):
-                messages.append({"role": role, "content": text_field(row, key, where, names[role])})
-        return Record(where, messages=checked_messages(messages, where, answered=not data.prompts_only))
+    def record(fields: RowFields) -> Record:
+        tools = row_tools(fields, data)
+        # A system text in a column of another name; `conversation` reads those of the known names
+        opening = [{"role": "system", "content": fields.text(system, "data.system_column")}] if system else []
+        if isinstance(structure_in(fields.require(prompt, "Set data.prompt_column.")), list):
+            asked = as_messages(fields.get(prompt), "user", prompt, fields)
+            asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
+        else:
+            asked = [{"role": "user", "content": fields.text(prompt, "data.prompt_column")}]
+        answer = []
+        if completion and (fields.has(completion) or not data.prompts_only):
+            given = fields.require(completion, "Set data.completion_column.")
+            if not given or not isinstance(structure_in(given), list | dict):
+                given = fields.text(completion, "data.completion_column")
+            answer = with_thinking(fields, as_messages(given, "assistant", completion, fields, tools))
+        return conversation(fields, [*opening, *asked, *answer], data, completion or prompt)
 
-    return map_rows(source, record)
-
-
-def _is_list(value: Any) -> bool:
-    """Whether a prompt is a list of messages, or such a list as text in a table's cell."""
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+    return map_rows(source, record, data)

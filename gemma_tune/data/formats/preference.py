@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.formats.prompt_completion import as_messages
-from gemma_tune.data.records import BadRow, Record, checked_messages, checked_tools
-from gemma_tune.data.sources import Source, field, map_rows
+from gemma_tune.data.conversation import as_messages, opened, row_tools
+from gemma_tune.data.known_fields import ROLES
+from gemma_tune.data.messages import Messages, checked_messages
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
+from gemma_tune.data.sources import Source, map_rows
+from gemma_tune.data.tools import Tools
 
-Messages = list[dict[str, Any]]
+_SIDES = ("chosen", "rejected")
 
 
-def fields(data: DataConfig) -> tuple[str, ...]:
-    """Required fields; the prompt may also be the beginning of both conversations."""
-    return ("chosen", "rejected")
+def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
+    """Whether a row is of this format; the prompt may also be the beginning of both conversations."""
+    return all(name in row for name in _SIDES)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -24,16 +28,18 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     Only the last answer is trained on; earlier answers are history.
     """
 
-    def record(where: str, row: dict[str, Any]) -> Record:
-        given = row.get("prompt")
-        prompt = [] if given is None else as_messages(given, "user", "prompt", where)
-        chosen, rejected = (_conversation(row, name, prompt, where) for name in fields(data))
-        return pair(where, chosen, rejected, checked_tools(row.get(data.tools_column), where))
+    def record(fields: RowFields) -> Record:
+        prompt = as_messages(fields.get("prompt"), "user", "prompt", fields) if fields.has("prompt") else []
+        tools = row_tools(fields, data)
+        chosen, rejected = (opened(fields, _conversation(fields, name, prompt, tools)) for name in _SIDES)
+        return pair(fields.where, chosen, rejected, tools, fields)
 
-    return map_rows(source, record)
+    return map_rows(source, record, data)
 
 
-def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str, Any]] | None) -> Record:
+def pair(
+    where: str, chosen: Messages, rejected: Messages, tools: Tools | None, fields: RowFields | None = None
+) -> Record:
     """The record of two conversations that differ in their last message.
 
     Args:
@@ -41,6 +47,7 @@ def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str,
         chosen: The conversation with the better answer.
         rejected: The same with the worse one.
         tools: Function schemas in the OpenAI form, or None.
+        fields: The row, which is told what of the messages is not used.
 
     Raises:
         BadRow: Not two conversations, different prompts, not one answer each, or equal answers.
@@ -48,7 +55,7 @@ def pair(where: str, chosen: Messages, rejected: Messages, tools: list[dict[str,
     sides = {}
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         try:
-            side = checked_messages(messages, where)
+            side = checked_messages(messages, where, fields=fields, name=name, tools=tools)
         except BadRow as error:
             raise BadRow(f"{where}: {name}: {str(error).removeprefix(f'{where}: ')}") from error
         if side[-1]["role"] != "assistant":
@@ -80,10 +87,11 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _conversation(row: dict[str, Any], name: str, prompt: Messages, where: str) -> Messages:
+def _conversation(fields: RowFields, name: str, prompt: Messages, tools: Tools | None) -> Messages:
     """One conversation, its prompt included."""
-    side = as_messages(field(row, name, where), "assistant", name, where)
-    if side[0].get("role") == "assistant":
+    where = fields.where
+    side = as_messages(fields.require(name), "assistant", name, fields, tools)
+    if ROLES.get(str(side[0].get("role", side[0].get("from"))).lower()) == "assistant":
         if not prompt:
             raise BadRow(
                 f"{where}: there is no field 'prompt', and {name} is an answer alone: add the prompt, or write both "
@@ -91,6 +99,10 @@ def _conversation(row: dict[str, Any], name: str, prompt: Messages, where: str) 
             )
         return [*prompt, *side]
     # It begins with the prompt, which may also have a field of its own, as in UltraFeedback
-    if prompt and prompt[-1].get("content") not in [m.get("content") for m in side[:-1]]:
+    if prompt and _said(prompt[-1]) not in [_said(m) for m in side[:-1]]:
         raise BadRow(f"{where}: {name} is a conversation of its own, and what the field 'prompt' asks isn't in it.")
     return side
+
+
+def _said(message: dict[str, Any]) -> Any:
+    return message.get("content", message.get("value"))

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.sources import Source, map_rows, text_field
+from gemma_tune.data.sources import Source, map_rows
+
+_DEFAULT = DataConfig().text_column
 
 
-def fields(data: DataConfig) -> tuple[str, ...]:
-    """Required fields."""
-    return (data.text_column,)
+def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
+    """Whether a row is of this format: it has no other field, or the user has named the one with the text.
+
+    Beside other columns a text may be anything, such as one message of a chat log.
+    """
+    others = set(row) - {data.text_column, *data.ignore_fields}
+    return data.text_column in row and (data.text_column != _DEFAULT or not others)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one record per row."""
     return map_rows(
-        source, lambda where, row: Record(where, text=text_field(row, data.text_column, where, "data.text_column"))
+        source,
+        lambda fields: Record(fields.where, text=fields.text(data.text_column, "data.text_column")),
+        data,
+        conversation=False,
     )

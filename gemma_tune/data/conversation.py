@@ -1,0 +1,202 @@
+"""From the fields of a row to its record: what stands beside a conversation is the same for every format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, ROW_THINKING, SYSTEM, TOOLS, switch_of
+from gemma_tune.data.messages import Messages, checked_messages
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
+from gemma_tune.data.tools import Tools, checked_tools
+
+# What NumPy prints of an array of messages has no commas, and Python's text of other objects can't be read back.
+_LIST_OF_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+
+
+def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str = "messages") -> Record:
+    """The record of a conversation, with the system text, history, tools and switches that stand beside it.
+
+    Args:
+        fields: The row.
+        messages: The conversation as it was read, or its list as text.
+        data: How rows are read.
+        name: The conversation's field.
+
+    Raises:
+        BadRow: The row can't be used.
+    """
+    tools = row_tools(fields, data)
+    messages = opened(fields, messages)
+    messages = _switched(fields, messages)
+    clean = checked_messages(messages, fields.where, not data.prompts_only, fields, name, tools)
+    return Record(fields.where, messages=last_only(clean) if data.answers == "last" else clean, tools=tools)
+
+
+def row_tools(fields: RowFields, data: DataConfig) -> Tools | None:
+    """The tools of a row: of `data.tools_column`, else of the first known name that it has."""
+    name = next((name for name in (data.tools_column, *TOOLS) if fields.has(name)), None)
+    return checked_tools(fields.get(name), fields.where) if name else None
+
+
+def opened(fields: RowFields, messages: Any) -> Any:
+    """The messages with the system text and the history that the row has beside them.
+
+    Raises:
+        BadRow: There are two system texts that differ, or the history has an unknown form.
+    """
+    messages = structure_in(messages)
+    if not isinstance(messages, list):
+        return messages
+    system = next((name for name in SYSTEM if fields.has(name)), None)
+    text: Any = _system_text(fields, system) if system else ""
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    opening = messages[:1] if ROLES.get(str(first.get("role", first.get("from"))).lower()) == "system" else []
+    if text and opening and first.get("content", first.get("value")) != text:
+        raise BadRow(
+            f"{fields.where}: the field {system!r} and the first message are two system texts; keep one "
+            f"(data.ignore_fields=[{system}])."
+        )
+    if text and not opening:
+        opening = [{"role": "system", "content": text}]
+        body = messages
+    else:
+        body = messages[len(opening) :]
+    return [*opening, *_history(fields), *body]
+
+
+def _system_text(fields: RowFields, name: str) -> Any:
+    value = fields.get(name)
+    if isinstance(value, dict):  # Gemini's
+        parts = value.get("parts", value.get("content"))
+        parts = [parts] if isinstance(parts, dict) else parts
+        if not isinstance(parts, list) or not all(
+            isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts
+        ):
+            raise BadRow(f"{fields.where}: the field {name!r} has no parts with a text.")
+        return "".join(part["text"] for part in parts)
+    return fields.optional_text(name)
+
+
+def _history(fields: RowFields) -> Messages:
+    """Earlier turns: pairs of a question and its answer, as LLaMA-Factory has and trains them, or messages."""
+    if not fields.has(HISTORY):
+        return []
+    value = structure_in(fields.get(HISTORY))
+    if is_empty(value):
+        return []
+    if isinstance(value, list) and all(isinstance(m, dict) for m in value):
+        return value
+    pairs = value if isinstance(value, list) else None
+    if pairs is None or any(
+        not isinstance(p, list | tuple) or len(p) != 2 or not all(isinstance(t, str) for t in p) for p in pairs
+    ):
+        raise BadRow(f"{fields.where}: the field 'history' isn't a list of pairs of texts, or of messages.")
+    return [{"role": r, "content": t} for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)]
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and ROLES.get(str(message.get("role", message.get("from"))).lower()) not in (
+        "system", "user", "tool", None,
+    )  # fmt: skip
+
+
+def _switched(fields: RowFields, messages: Any) -> Any:
+    """The messages with the row's switches (`loss_mask`, `train`, …) as weights of its answers.
+
+    A list has an entry for each message, or for each answer.
+
+    Raises:
+        BadRow: A switch has another form; the message names it and `weight`.
+    """
+    named = [name for name in ROW_SWITCHES if fields.has(name)]
+    if not named or not isinstance(messages, list):
+        return messages
+    for name in named:
+        value = structure_in(fields.get(name))
+        answers = [i for i, m in enumerate(messages) if _is_answer(m)]
+        try:
+            if isinstance(value, list):
+                places = range(len(messages)) if len(value) == len(messages) else answers
+                said = dict(zip(places, map(switch_of, value), strict=True))
+            else:
+                said = dict.fromkeys(answers, switch_of(value))
+        except (ValueError, TypeError):
+            raise BadRow(
+                f"{fields.where}: the field {name!r} isn't 0 or 1 (false or true), nor a list of these with an entry "
+                "for each message or each answer: write `weight: 0` into each answer that isn't to be trained, or set "
+                f"data.ignore_fields=[{name}]."
+            ) from None
+        off = {i for i in answers if said.get(i) == 0}
+        messages = [{**m, "weight": 0} if i in off else m for i, m in enumerate(messages)]
+    return messages
+
+
+def with_thinking(fields: RowFields, answer: Messages) -> Messages:
+    """An answer with the thinking and the calls that stand in fields beside it."""
+    if not answer or not isinstance(answer[-1], dict):
+        return answer
+    last = dict(answer[-1])
+    for key in ROW_THINKING:
+        # A number or a switch of this name is no thinking
+        if fields.has(key) and isinstance(fields.peek(key), str) and not any(last.get(k) for k in ROW_THINKING):
+            text = fields.optional_text(key)
+            last |= {"reasoning_content": text} if text else {}
+    for key in ("tool_calls", "function_call"):
+        if fields.has(key) and not last.get(key):
+            last[key] = fields.get(key)
+    return [*answer[:-1], last]
+
+
+def last_only(messages: Messages) -> Messages:
+    """The conversation with its last answer trained only (`data.answers=last`)."""
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    return [{**m, "weight": 0} if i in answers[:-1] else m for i, m in enumerate(messages)]
+
+
+def as_messages(value: Any, role: str, name: str, fields: RowFields, tools: Sequence[Any] | None = None) -> Messages:
+    """A field as messages: a text becomes one message of `role`, and a list of messages stays.
+
+    An answer that is nothing but calls becomes one, where the row has tools.
+
+    Args:
+        value: The field's value.
+        role: Of a text.
+        name: The field, for messages.
+        fields: The row.
+        tools: The row's tools.
+
+    Raises:
+        BadRow: It is neither, or empty.
+    """
+    where = fields.where
+    if name in fields.missing:
+        raise BadRow(f"{where}: the field {name!r} is NaN, a missing value.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    found = structure_in(value)
+    found = [found] if isinstance(found, dict) and _is_message(found) else found
+    if isinstance(found, list) and found and all(isinstance(m, dict) for m in found):
+        if all(map(_is_message, found)):
+            return found
+        if tools and role == "assistant" and all(m.keys() == {"name", "arguments"} for m in found):
+            return [{"role": role, "content": "", "tool_calls": found}]
+        if not isinstance(value, str):
+            return found  # the check of its messages says what is wrong
+    if isinstance(value, str):
+        if not value.strip():
+            raise BadRow(f"{where}: the field {name!r} is empty.")
+        if _LIST_OF_MESSAGES.match(value):
+            raise BadRow(
+                f"{where}: the field {name!r} is a list of messages as Python or NumPy prints it, which can't be read "
+                'back: write the rows as JSON, df.to_json("rows.jsonl", orient="records", lines=True).'
+            )
+        return [{"role": role, "content": value}]
+    raise BadRow(f"{where}: the field {name!r} is neither a text nor a list of messages.")
+
+
+def _is_message(value: dict[str, Any]) -> bool:
+    return "role" in value or ("from" in value and "value" in value)

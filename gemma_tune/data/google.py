@@ -1,0 +1,95 @@
+"""Messages in Google's form: Gemini's `parts`, and results as `{"name", "response"}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from gemma_tune.data.records import BadRow
+from gemma_tune.data.row_fields import structure_in
+
+_FILES = ("inlineData", "inline_data", "fileData", "file_data")
+_KEYS = frozenset({"text", "functionCall", "function_call", "thought", *_FILES})
+
+
+class Parts(NamedTuple):
+    """What the parts of a message say.
+
+    Attributes:
+        text: Its text.
+        calls: Its calls, as they were written.
+        thinking: The text of the parts that are thoughts.
+    """
+
+    text: str
+    calls: list[Any]
+    thinking: str
+
+
+def is_parts(content: Any) -> bool:
+    """Whether a message's content is a list of Gemini's parts; OpenAI's have a `type`."""
+    if not isinstance(content, list):
+        return False
+    return any(isinstance(part, dict) and not part.get("type") and part.keys() & _KEYS for part in content)
+
+
+def read_parts(parts: list[Any], where: str, note: Callable[[str, Any], None]) -> Parts:
+    """Reads Gemini's parts.
+
+    Args:
+        parts: As they were written.
+        where: File, line and message.
+        note: Is told each field that isn't used, and its value.
+
+    Raises:
+        BadRow: A part is a file, or no text.
+    """
+    text, calls, thinking = "", [], ""
+    for part in parts:
+        kept = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+        call = kept.pop("functionCall", kept.pop("function_call", None))
+        said, thought = kept.pop("text", ""), kept.pop("thought", False)
+        kept.pop("type", None)
+        if kept.keys() & set(_FILES):
+            raise BadRow(f"{where} holds a file; only text is trained here.")
+        if not isinstance(said, str) or not isinstance(part, dict):
+            raise BadRow(f"{where}: a part is no text.")
+        for key, value in kept.items():
+            note(f"parts.{key}", value)
+        calls += [call] if call is not None else []
+        text, thinking = (text, thinking + said) if thought is True else (text + said, thinking)
+    return Parts(text, calls, thinking)
+
+
+def results(message: Any) -> Iterator[Any]:
+    """The message; results in Google's forms become one message each.
+
+    They are `{"name", "response"}` or a list of them as content, or parts with a `functionResponse`.
+    """
+    given = structure_in(message)
+    if not isinstance(given, dict):
+        yield message
+        return
+    content = given.get("content", given.get("parts"))
+    entries: list[Any] = content if isinstance(content, list) else [content]
+    responses = [e.get("functionResponse", e.get("function_response")) for e in entries if isinstance(e, dict)]
+    if responses and len(responses) == len(entries) and all(isinstance(r, dict) for r in responses):
+        entries, given = responses, {**given, "role": "tool"}
+    keys = {"name", "response"}
+    if (
+        given.get("role") != "tool"
+        or not entries
+        or not all(isinstance(e, dict) and e.keys() - {"id"} == keys for e in entries)
+    ):
+        yield given
+        return
+    rest = {k: v for k, v in given.items() if k != "parts"}
+    for e in entries:
+        response = e["response"]
+        plain = isinstance(response, str | dict)
+        yield {
+            **rest,
+            "name": e["name"],
+            "content": response if plain else json.dumps(response, ensure_ascii=False),
+        }

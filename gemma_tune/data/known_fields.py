@@ -1,0 +1,103 @@
+"""The field names whose meaning is known, of rows and of messages: one table for every format.
+
+What a name means is what the data sets and tools mean that use it: OpenAI, ShareGPT, TRL, Axolotl, LLaMA-Factory,
+ms-swift, Gemini. A field that stands in no list here and that a format doesn't read is listed as not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from gemma_tune.data.records import THINKING
+
+# Names of a conversation's field, in the order in which they are looked for where `data.messages_column` isn't set.
+CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "turns", "chat")
+SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
+TOOLS = ("tools", "functions")
+HISTORY = "history"
+# Of a row: its answer's thinking
+ROW_THINKING = THINKING
+
+# The role of a message, by the names that tools use; `call` is the text of a call.
+CALL = "call"
+ROLES = MappingProxyType({
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant",
+    "system": "system", "developer": "system",
+    "function_call": CALL, "tool_call": CALL,
+    "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool", "function": "tool",
+    "ipython": "tool",
+})  # fmt: skip
+
+# Whether an answer is trained: 1 and true say yes, 0 and false no.
+SWITCHES = ("weight", "loss", "train", "trainable", "training", "train_on_turn")
+# The same of a row, for all its answers or as a list of one for each; `mask` and its like are refused.
+ROW_SWITCHES = (*SWITCHES, "loss_mask")
+
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_urls", "pixel_values")
+_MASKS = ("mask", "masked", "masks", "loss_mask", "train_mask", "loss_weight", "train_detail", "training_detail",
+          "assistant_masks", "assistant_mask", "labels", "completion_mask")  # fmt: skip
+
+
+def _media(value: Any) -> str | None:
+    return "holds what this model isn't trained on here: only text is trained." + _IGNORE if value else None
+
+
+def _mask(value: Any) -> str | None:
+    return (
+        "switches training on or off, and tools differ in what its values mean: write `weight: 0` into each answer "
+        "that isn't to be trained." + _IGNORE
+        if value not in ([], "")
+        else None
+    )
+
+
+_IGNORE = " data.ignore_fields reads the rows without it."
+_BAD = (False, 0, "false", "False", "FALSE", "0")
+
+
+def _label(value: Any) -> str | None:
+    """KTO's label; the name of a class is no switch."""
+    if isinstance(value, str | int | bool) and value in _BAD:
+        return (
+            "says that this answer is a bad one, which must not be trained as a good one: recipe=kto "
+            "data=unpaired_preference learns from both; data.on_bad_row=skip leaves such rows out." + _IGNORE
+        )
+    return None
+
+
+_ROW: Mapping[str, Any] = MappingProxyType(
+    {**dict.fromkeys(_MEDIA, _media), **dict.fromkeys(_MASKS, _mask), "label": _label}
+)
+_TEXT: Mapping[str, Any] = MappingProxyType(dict.fromkeys(_MEDIA, _media))
+
+
+def refusal_of(name: str, value: Any, conversation: bool = True) -> str | None:
+    """Why a field that nobody reads can't be left out, or None.
+
+    Args:
+        name: A row's field, or a message's with the field of the conversation before it: `messages.images`.
+        value: Its value.
+        conversation: Whether the row is a conversation; a label of running text is a class.
+    """
+    judge = (_ROW if conversation else _TEXT).get(name.rpartition(".")[2])
+    return judge(value) if judge else None
+
+
+def switch_of(value: Any) -> int | None:
+    """What a switch says: 1 train, 0 don't; None where it says neither.
+
+    Raises:
+        ValueError: It is another value.
+    """
+    if value is None or value == "":
+        return None
+    said = value.strip().lower() if isinstance(value, str) else value
+    if said in (True, 1, "true", "1", "yes"):
+        return 1
+    if said in (False, 0, "false", "0", "no"):
+        return 0
+    raise ValueError(value)

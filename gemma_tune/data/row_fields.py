@@ -1,0 +1,214 @@
+"""The fields of a row as formats read them: each is used, listed as not used, or refused with the way out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gemma_tune.data.known_fields import refusal_of
+from gemma_tune.data.records import BadRow, Record
+
+# What tools write into a cell for a missing value: pandas, NumPy, Python, JSON, R, SQL
+_MISSING = frozenset({"nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "NaT"})
+
+
+class RowFields:
+    """The fields of one row, which remembers what was read of them.
+
+    A name is first looked up as it is, then as a path into nested objects and lists (`ticket.question.text`,
+    `answers.text.0`). A null and the number NaN count as no value.
+
+    Args:
+        where: File and line.
+        row: The fields.
+        ignored: Names that are neither read nor listed (`data.ignore_fields`).
+    """
+
+    def __init__(self, where: str, row: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
+        self.where = where
+        self._row = row
+        self._ignored = frozenset(ignored)
+        self._used: set[tuple[str | int, ...]] = set()
+        self._unused: dict[str, None] = {}
+        self.missing: dict[str, None] = {}  # names of values that read `nan`, `None` or `null`
+
+    def __iter__(self) -> Any:
+        return iter(self._row)
+
+    def has(self, name: str) -> bool:
+        """Whether the row has a value of this name that isn't ignored; doesn't count as use."""
+        return name not in self._ignored and _has_value(self._find(name)[1])
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether the user has named this field in `data.ignore_fields`."""
+        return name in self._ignored
+
+    def peek(self, name: str) -> Any:
+        """The value of a field, without counting it as used."""
+        return self._find(name)[1]
+
+    def get(self, name: str) -> Any:
+        """The value of a field, which counts as used; None where the row has none, or it is ignored."""
+        path, value = self._find(name)
+        if not path or name in self._ignored:
+            return None
+        self._used.add(path)
+        if isinstance(value, float) and math.isnan(value):
+            self.missing[name] = None
+            return None
+        return value
+
+    def require(self, name: str, fix: str = "") -> Any:
+        """The value of a field that must be there.
+
+        Raises:
+            BadRow: It isn't; the message lists the fields that exist, and ends with `fix`.
+        """
+        if not self._find(name)[0]:
+            found = ", ".join(self._row) or "none"
+            raise BadRow(f"{self.where}: there is no field {name!r}; found: {found}.{fix and ' ' + fix}")
+        return self.get(name)
+
+    def text(self, name: str, key: str = "") -> str:
+        """A text that must be there and not blank; a number counts as its text.
+
+        Args:
+            name: The field.
+            key: The configuration key that names the field, if any, for messages.
+
+        Raises:
+            BadRow: It is missing, blank, or no text.
+        """
+        value, said = self.require(name, f"Set {key}." if key else ""), f" ({key})" if key else ""
+        if name in self.missing:
+            raise BadRow(f"{self.where}: the field {name!r} is NaN, a missing value{said}.")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            raise BadRow(f"{self.where}: the field {name!r} is {type(value).__name__}, not a text{said}.")
+        if not value.strip():
+            raise BadRow(f"{self.where}: the field {name!r} is empty{said}.")
+        self.check_missing(name, value)
+        return value
+
+    def optional_text(self, name: str) -> str:
+        """A text that may be missing; "" then, and where the cell only says so (`nan`, `None`), which is counted."""
+        value = self.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return ""
+        if self.check_missing(name, value):
+            return ""
+        return self.text(name)
+
+    def check_missing(self, name: str, value: Any) -> bool:
+        """Whether a text reads as tools write a missing value (`nan`, `None`, `null`); counts it."""
+        found = isinstance(value, str) and value.strip() in _MISSING
+        if found:
+            self.missing[name] = None
+        return found
+
+    def not_used(self, name: str) -> None:
+        """Lists a field of a message as not used, for example `messages.category`.
+
+        Raises:
+            BadRow: Its meaning is known and can't be honoured.
+        """
+        if name not in self._ignored:
+            self._unused[name] = None
+
+    def refuse(self, name: str, value: Any, conversation: bool = True) -> None:
+        """Refuses a field whose meaning is known and can't be honoured; others pass.
+
+        Args:
+            name: The field, for example `images` or `messages.images`.
+            value: Its value.
+            conversation: Whether the row is a conversation, not running text.
+
+        Raises:
+            BadRow: It is such a field.
+        """
+        reason = None if name in self._ignored else refusal_of(name, value, conversation)
+        if reason:
+            raise BadRow(f"{self.where}: the field {name!r} {reason}")
+
+    def noted(self, record: Record, conversation: bool = True) -> Record:
+        """The record with the names of the fields that it didn't use, and of those that say only `nan` or `None`.
+
+        Raises:
+            BadRow: As `left`.
+        """
+        unused, missing = self.left(conversation), tuple(self.missing)
+        return replace(record, unused=unused, missing=missing) if unused or missing else record
+
+    def left(self, conversation: bool = True) -> tuple[str, ...]:
+        """The names of the fields that were not used, for the list of the file.
+
+        Raises:
+            BadRow: One of them has a meaning that is known and can't be honoured.
+        """
+        for name, value in self._row.items():
+            self._leave((name,), value, conversation)
+        return tuple(self._unused)
+
+    def _leave(self, path: tuple[str | int, ...], value: Any, conversation: bool) -> None:
+        name = ".".join(map(str, path))
+        if path in self._used or name in self._ignored or not _has_value(value):
+            return
+        if isinstance(value, Mapping) and any(used[: len(path)] == path for used in self._used):
+            for key, part in value.items():
+                self._leave((*path, key), part, conversation)
+            return
+        if any(used[: len(path)] == path for used in self._used):  # a part of a list, or of JSON in a text
+            return
+        if len(path) == 1:
+            self.refuse(name, value, conversation)
+        self._unused[name] = None
+
+    def _find(self, name: str) -> tuple[tuple[str | int, ...], Any]:
+        """The path to a value and the value; no path where there is none."""
+        if name in self._row:
+            return (name,), self._row[name]
+        first, *rest = name.split(".")
+        if not rest or first not in self._row:
+            return (), None
+        path: list[str | int] = [first]
+        value: Any = self._row[first]
+        for part in rest:
+            value = structure_in(value)
+            if isinstance(value, Mapping) and part in value:
+                path.append(part)
+                value = value[part]
+            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                path.append(int(part))
+                value = value[int(part)]
+            else:
+                return (), None
+        return tuple(path), value
+
+
+def _has_value(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing: null, or an empty text, list or mapping; false and 0 say something."""
+    return value is None or value == "" or value == [] or value == {}
+
+
+def structure_in(value: Any) -> Any:
+    """The list or mapping that a text holds as JSON, or as Python prints it (pandas' CSV); else the value itself."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+    return found if isinstance(found, list | dict) else value

@@ -1,0 +1,165 @@
+"""Tools and their calls, in the forms in which people have them, as OpenAI writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gemma_tune.data.records import BadRow
+from gemma_tune.data.row_fields import is_empty, structure_in
+
+Tools = list[dict[str, Any]]
+Note = Any  # (name of a field that isn't used) -> None
+
+
+def parsed(value: Any, where: str, what: str) -> Any:
+    """Parses a value that is a JSON text, as in the cell of a table; any other value is returned as it is.
+
+    Raises:
+        BadRow: The text isn't JSON; the message calls it `what`.
+    """
+    found = structure_in(value)
+    if isinstance(found, str):
+        raise BadRow(f"{where}: {what}: this text is not JSON; write it as json.dumps does.")
+    return found
+
+
+def checked_tools(tools: Any, where: str) -> Tools | None:
+    """Checks the tools: a list of function schemas, or None without tools.
+
+    Also taken: JSON texts, of the list, of each tool, or of its parameters; bare functions, `{"name", "parameters"}`;
+    and Gemini's `functionDeclarations`. Nulls in a schema that isn't a text are left out: Arrow writes them.
+
+    Raises:
+        BadRow: Not in one of these forms.
+    """
+    tools = None if is_empty(tools) else parsed(tools, where, "tools")
+    if is_empty(tools):
+        return None
+    if not isinstance(tools, list):
+        raise BadRow(f"{where}: the tools aren't a list (data.tools_column names their field).")
+    return [_tool(tool, where) for given in tools for tool in _declared(parsed(given, where, "a tool"))] or None
+
+
+def _declared(tool: Any) -> Iterator[Any]:
+    for key in ("functionDeclarations", "function_declarations"):
+        if isinstance(tool, dict) and isinstance(tool.get(key), list):
+            yield from tool[key]
+            return
+    yield tool
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if function is None and isinstance(tool, dict) and isinstance(tool.get("name"), str):
+        function = {k: v for k, v in tool.items() if k != "type"}
+        tool = {}
+    function = structure_in(function)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{where}: a tool isn't {{'type': 'function', 'function': {{'name', …}}}}.")
+    function = without_nulls(function)
+    if isinstance(function.get("parameters"), str):
+        function["parameters"] = parsed(function["parameters"], where, f"the parameters of {function['name']}")
+    if not isinstance(function.get("parameters", {}), dict):
+        raise BadRow(f"{where}: the parameters of {function['name']} aren't a JSON schema.")
+    return {
+        "type": "function",
+        **without_nulls({k: v for k, v in tool.items() if k != "function"}),
+        "function": function,
+    }
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without null fields of its mappings; Arrow gives each struct the fields of all rows."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def calls_of_message(message: Mapping[str, Any], where: str, number: int) -> list[Any]:
+    """The calls of a message as they were written: `tool_calls`, or `function_call`, OpenAI's older form."""
+    calls = message.get("tool_calls")
+    calls = structure_in(calls)
+    older = message.get("function_call")
+    if not is_empty(calls) and not isinstance(calls, list):
+        raise BadRow(f"{where}: message {number}: tool_calls must be a list, in an assistant's message.")
+    if not is_empty(older):
+        older = parsed(older, where, f"message {number}: function_call")
+        return [*(calls or []), *(older if isinstance(older, list) else [older])]
+    return list(calls or [])
+
+
+def checked_call(call: Any, where: str, tools: Tools | None, note: Note) -> dict[str, Any]:
+    """A call in the OpenAI form, its arguments a mapping.
+
+    Args:
+        call: As it was written: `{"type", "function": {"name", "arguments"}}`, the bare function, or a JSON text.
+        where: File and line.
+        tools: The row's tools, which say where a null is a value; None: they are not known.
+        note: Is told each field that isn't used.
+
+    Raises:
+        BadRow: Not a call.
+    """
+    call = structure_in(call)
+    function = structure_in(call.get("function")) if isinstance(call, dict) else None
+    if function is None and isinstance(call, dict) and "name" in call:
+        function = {k: v for k, v in call.items() if k not in ("id", "type")}
+        call = {k: call.get(k) for k in ("id", "type")}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}.")
+    for key, value in (*call.items(), *((f"function.{k}", v) for k, v in function.items())):
+        known = key in ("id", "type", "function", "function.name", "function.arguments", "function.args")
+        if not known and value is not None and not (key == "function.parameters" and "arguments" not in function):
+            note(f"tool_calls.{key}")
+    name = function["name"]
+    given: Any = next((function[k] for k in ("arguments", "args", "parameters") if k in function), {})
+    if given == "":  # how some servers write a call without arguments
+        given = {}
+    # The OpenAI API gives the arguments as a text that holds JSON; a null in it is its author's
+    arguments = parsed(given, where, f"the arguments of {name}")
+    if not isinstance(arguments, dict):
+        raise BadRow(f"{where}: the arguments of {name} aren't a mapping.")
+    if not isinstance(given, str):
+        clean = _given_arguments(arguments, _parameters(name, tools))
+        if clean != arguments:
+            note("tool_calls.function.arguments (nulls)")
+        arguments = clean
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _parameters(name: str, tools: Sequence[Mapping[str, Any]] | None) -> Any:
+    """The schema of a tool's parameters; None where there is no such tool."""
+    return next((t["function"].get("parameters") or {} for t in tools or () if t["function"]["name"] == name), None)
+
+
+def _given_arguments(value: Any, schema: Any) -> Any:
+    """The arguments without the nulls that no call has given: those that the schema has no place for.
+
+    Without a schema, a null can't be told from one that Arrow wrote, and all of them stay away, as in Parquet.
+    """
+    if isinstance(value, list):
+        items = schema.get("items") if isinstance(schema, dict) else None
+        return [_given_arguments(v, items) for v in value]
+    if not isinstance(value, dict):
+        return value
+    places = schema.get("properties") if isinstance(schema, dict) else None
+    places = places if isinstance(places, dict) else {}
+    return {
+        key: _given_arguments(inner, places.get(key))
+        for key, inner in value.items()
+        if inner is not None or _nullable(places.get(key))
+    }
+
+
+def _nullable(schema: Any) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    kind = schema.get("type")
+    return (
+        kind == "null"
+        or (isinstance(kind, list) and "null" in kind)
+        or schema.get("nullable") is True
+        or (isinstance(schema.get("enum"), list) and None in schema["enum"])
+        or any(_nullable(option) for key in ("anyOf", "oneOf") for option in schema.get(key) or ())
+    )
