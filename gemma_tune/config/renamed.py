@@ -28,6 +28,18 @@ RENAMED_METHODS = {_REWARDED: "grpo, dapo, dr_grpo, gspo or rloo"}
 _MISSING = object()
 
 
+# Keys that earlier versions didn't have, with their defaults: a run with the default is the same run.
+ADDED: dict[str, Any] = {
+    "data.conversation_column": "conversation",
+    "data.sender_column": "sender",
+    "data.message_column": "text",
+    "data.time_column": None,
+    "data.assistant_senders": [],
+    "data.ignore_fields": [],
+    "data.answers": "all",
+}
+
+
 def renamed_key(key: str) -> str | None:
     """What to say to an earlier key, as the end of a sentence; None for any other key."""
     for old, new in KEYS.items():
@@ -54,6 +66,10 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
     for old, new in KEYS.items():
         if (value := _pop(tree, old)) is not _MISSING:
             _set(tree, new, value)
+    for key, default in ADDED.items():
+        if key.partition(".")[0] in tree and isinstance(tree[key.partition(".")[0]], dict):
+            value = _pop(tree, key)
+            _set(tree, key, default if value is _MISSING else value)
     algorithm = _pop(tree, "train.algorithm")
     if tree.get("method") == _REWARDED:
         algorithm = "grpo" if algorithm is _MISSING else algorithm
@@ -72,6 +88,10 @@ def as_before(tree: dict[str, Any]) -> dict[str, Any]:
     for old, new in KEYS.items():
         if (value := _pop(tree, new)) is not _MISSING:
             _set(tree, old, value)
+    for key, default in ADDED.items():
+        value = _pop(tree, key)
+        if value is not _MISSING and value != default:
+            _set(tree, key, value)
     _set(tree, "train.algorithm", _algorithm(tree["method"]))
     if tree["method"] in METHODS and METHODS[tree["method"]].rewarded:
         tree["method"] = _REWARDED

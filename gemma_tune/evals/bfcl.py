@@ -141,6 +141,9 @@ def _row(name: str, where: str, row: dict[str, Any], answer_where: str, answer: 
         raise BadRow(f"{where}: there is no question, a list of turns that are lists of messages.")
     if len(turns) > 1:
         raise BadRow(f"{where}: the question has {len(turns)} turns; only questions of a single turn are supported.")
+    messages = checked_messages(turns[0], where, answered=False)
+    if messages[-1]["role"] == "assistant":
+        raise BadRow(f"{where}: roles must alternate user/assistant, and the question ends with the assistant.")
     functions = row.get("function")
     if not isinstance(functions, list) or not functions:
         raise BadRow(f"{where}: function is not a list of functions.")
@@ -155,7 +158,7 @@ def _row(name: str, where: str, row: dict[str, Any], answer_where: str, answer: 
         id=name,
         category=category,
         where=where,
-        messages=checked_messages(turns[0], where, answered=False),
+        messages=messages,
         tools=checked_tools(tools, where) or [],
         functions=functions,
         ground_truth=wanted,
