@@ -46,6 +46,11 @@ SHORT_RUNS = {
     "dpo, full": ShortRun("dpo", _DPO, "pairs"),
     "dpo, lora": ShortRun("dpo", (*_DPO, *_CHECKPOINTS, "adapter=lora"), "pairs"),
     "dpo, qlora": ShortRun("dpo", (*_DPO, "adapter=lora", "model.load_in_4bit=true"), "pairs"),
+    "kto, full": ShortRun("kto", (*_DPO, "train.per_device_train_batch_size=4"), "labelled"),
+    "kto, lora": ShortRun(
+        "kto", (*_DPO, *_CHECKPOINTS, "adapter=lora", "train.desirable_weight=1.5", "train.undesirable_weight=0.5"),
+        "pairs",
+    ),
     "reward_model, full": ShortRun("reward_model", _REWARD_MODEL, "scored_pairs"),
     "reward_model, lora": ShortRun(
         "reward_model", (*_REWARD_MODEL, *_CHECKPOINTS, "adapter=lora", "train.learning_rate=5e-3"), "scored_pairs"
@@ -86,12 +91,19 @@ def write_rows(kind: str, folder: Path) -> list[str]:
             {"prompt": f"What is {n} plus 5?", "chosen": f"That makes {n + 5}.", "rejected": "It is yellow and cool."}
             for n in NUMBERS
         ]
+    elif kind == "labelled":  # right answers and wrong ones, in turn
+        rows = [
+            {"prompt": f"What is {n} plus 5?", "completion": f"That makes {n + 4 + n % 2}.", "label": n % 2 == 1}
+            for n in NUMBERS
+        ]
     else:
         rows = [{"prompt": f"What is {n} plus 5?", "completion": f"That makes {n + 5}."} for n in NUMBERS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = [f"data.train_file={file}", "data.validation_split_percentage=33"]
     if kind == "answers":
         return ["data=prompt_completion", *words, f"data.test_files.test={file}"]
+    if kind == "labelled":
+        return ["data=unpaired_preference", *words]
     return ["data=preference", *words]
 
 

@@ -33,6 +33,7 @@ NEEDS = {
     ],
     "quant/q3_0": ["export=merged"],
     "data/preference": ["data.train_file=assets://preferences/train.jsonl"],
+    "data/unpaired_preference": ["data.train_file=assets://preferences/train.jsonl"],
     "data/reasoning_gym": ["train.max_steps=5", "reward=reasoning_gym"],
     "reward/reasoning_gym": ["data=reasoning_gym", "train.max_steps=5"],
     "reward/model": ["reward.model.model_name_or_path=google/gemma-3-1b-it"],
@@ -72,7 +73,7 @@ def test_composes(file: Path) -> None:
     if (group == "reward" and option != "none") or option in ("rewards", "reasoning_gym"):
         recipe = "grpo"
     if group == "data" and "preference" in option:
-        recipe = "dpo"
+        recipe = "kto" if option.startswith("unpaired") else "dpo"
     cfg = compose_config(recipe, needs if group == "recipe" else [f"{group}={option}", *needs])
     assert cfg.recipe == recipe
     said = {key: value for key, value in values_of(file).items() if value is not None}  # null is filled in

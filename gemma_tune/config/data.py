@@ -9,6 +9,8 @@ from gemma_tune.config.option import option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
 FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "chat_log")
+# Rows of good and bad answers; never recognised, since what trains on answers must not take them for good ones.
+LABELLED = "unpaired_preference"
 
 
 @dataclass
@@ -17,8 +19,9 @@ class DataConfig:
 
     format: str = option(
         "auto",
-        "messages, columns, text, alpaca, sharegpt, prompt_completion, preference or chat_log; auto: recognised for "
-        "each file by the fields of its first row; or your own reader: `path/to/file.py:function`.",
+        "messages, columns, text, alpaca, sharegpt, prompt_completion, preference, unpaired_preference or chat_log; "
+        "auto: recognised for each file by the fields of its first row; or your own reader: "
+        "`path/to/file.py:function`.",
         path="function",
     )
     train_file: str = option(

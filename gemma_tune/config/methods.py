@@ -28,6 +28,7 @@ class Reads(Enum):
 
     EXAMPLES = "conversations or text, as token ids and labels"
     PAIRS = "pairs of a better and a worse answer"
+    LABELLED = "answers that are labelled good or bad, or pairs"
     PROMPTS = "prompts with reference answers; the completions are the model's own"
     HELD_OUT = "validation and test sets only"
     QUESTIONS = "prompts of `chat`; nothing of `data`"
@@ -103,7 +104,12 @@ class Method:
     @property
     def reads_training_set(self) -> bool:
         """Whether it reads the training set, to train on it or to show it."""
-        return self.reads in (Reads.EXAMPLES, Reads.PAIRS, Reads.PROMPTS)
+        return self.reads in (Reads.EXAMPLES, Reads.PAIRS, Reads.LABELLED, Reads.PROMPTS)
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether it learns from better and worse answers that the rows hold."""
+        return self.reads in (Reads.PAIRS, Reads.LABELLED)
 
     @property
     def answers_prompts(self) -> bool:
@@ -129,6 +135,9 @@ METHODS: dict[str, Method] = {
         "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True
     ),
     "dpo": Method("dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3))),
+    "kto": Method(
+        "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 6e-4)), batch=(8, 8)
+    ),
     "reward_model": Method(
         "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),
         four_bit=False, evaluators=False,

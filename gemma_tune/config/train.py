@@ -51,12 +51,19 @@ class TrainConfig:
         choices=("random", "sequential", "group_by_length"),
     )
     loss_type: str | None = option(
-        None, "SFT, DPO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."
+        None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."
     )
     beta: float | None = option(
         None,
-        "KL coefficient β. DPO: how far the model may move from the reference; RL: weight of the KL divergence "
+        "KL coefficient β. DPO, KTO: how far the model may move from the reference; RL: weight of the KL divergence "
         "from the initial model (0: none, and no second copy of it). null: TRL's default.",
+        at_least=0,
+    )
+    desirable_weight: float = option(1.0, "KTO: weight of the loss of good answers (λ_D).", at_least=0)
+    undesirable_weight: float = option(
+        1.0,
+        "KTO: weight of the loss of bad answers (λ_U); its authors advise weights with which the good answers weigh 1 "
+        "to 1.33 times as much in all.",
         at_least=0,
     )
     num_generations: int = option(8, "RL: completions for each prompt (group size).", at_least=2)

@@ -54,10 +54,11 @@ class Pair:
     @property
     def sides(self) -> tuple[Rendered, Rendered]:
         """Both conversations, the chosen one first; only the answers have labels."""
-        return _row(self.prompt, self.chosen), _row(self.prompt, self.rejected)
+        return answer_row(self.prompt, self.chosen), answer_row(self.prompt, self.rejected)
 
 
-def _row(prompt: list[int], answer: list[int]) -> Rendered:
+def answer_row(prompt: list[int], answer: list[int]) -> Rendered:
+    """A conversation of which only the answer has labels."""
     return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
 
 
@@ -69,19 +70,30 @@ def render_pair(record: Record, tokenizer: Any) -> Pair:
     """
     if record.messages is None or record.rejected is None:
         raise BadRow(f"{record.where}: this row is not a pair of answers; preferences need chosen and rejected.")
-    try:
-        prompt = render_prompt(tokenizer, record.prompt, record.tools)
-        answers = record.messages[len(record.prompt) :], record.rejected
-        rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
-        # The stop token belongs to an answer; what the template writes after it doesn't
-        chosen, rejected = (row.input_ids[len(prompt) : row.answer_end] for row in rows)
-    except (Unrenderable, TemplateError) as error:
-        raise BadRow(f"{record.where}: {error}") from error
+    answers = [record.messages[len(record.prompt) :], record.rejected]
+    prompt, (chosen, rejected) = render_answers(record, answers, tokenizer)
     if chosen == rejected:
         raise BadRow(
             f"{record.where}: the chat template renders chosen and rejected alike; there is nothing to prefer."
         )
     return Pair(prompt, chosen, rejected)
+
+
+def render_answers(
+    record: Record, answers: Sequence[list[dict[str, Any]]], tokenizer: Any
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a record's prompt, and of each answer to it, its stop token last.
+
+    Raises:
+        BadRow: The chat template can't render it.
+    """
+    try:
+        prompt = render_prompt(tokenizer, record.prompt, record.tools)
+        rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
+    # The stop token belongs to an answer; what the template writes after it doesn't
+    return prompt, [row.input_ids[len(prompt) : row.answer_end] for row in rows]
 
 
 class ChosenRows(Sequence[Rendered]):
@@ -103,7 +115,7 @@ class ChosenRows(Sequence[Rendered]):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._dataset[index]
         prompt, chosen = row["prompt_ids"], row["chosen_ids"]
-        return _row(prompt, chosen[len(prompt) :] if self._whole else chosen)
+        return answer_row(prompt, chosen[len(prompt) :] if self._whole else chosen)
 
 
 @dataclass

@@ -34,6 +34,7 @@ class Record:
         text: Running text, or None for a conversation.
         tools: Function schemas in the OpenAI form, or None.
         rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
+        desirable: Whether the last answer is a good one, for learning from both (KTO); None without a label.
         where: File and line, for messages to the user.
         thinking: Whether the prompt asks the model to think.
         unanswered: Whether the whole conversation is the prompt, earlier answers included.
@@ -47,6 +48,7 @@ class Record:
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
     rejected: list[dict[str, Any]] | None = None
+    desirable: bool | None = field(default=None, kw_only=True)
     thinking: bool = False
     unanswered: bool = False
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, kw_only=True)

@@ -24,9 +24,11 @@ Mask = NDArray[np.bool_]
 
 def digest(record: Record, seed: int = 0) -> int:
     """A 64-bit digest of a row that ignores the order of fields and blanks around texts."""
-    said = [_trimmed(record.messages), (record.text or "").strip(), record.tools]
+    said: list[Any] = [_trimmed(record.messages), (record.text or "").strip(), record.tools]
     if record.rejected is not None:
         said.append(_trimmed(record.rejected))
+    if record.desirable is not None:
+        said.append(record.desirable)
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     key = seed.to_bytes(16, "little")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,33 +11,13 @@ from trl import DPOConfig, DPOTrainer
 
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs
-from gemma_tune.models.adapter import drop_reference, plain_copies
-from gemma_tune.models.contexts import evaluating
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.pairs import PairTrainer, pair_arguments, pair_trainer
+from gemma_tune.train.pairs import pair_arguments, pair_trainer
+from gemma_tune.train.reference import ReferenceTrainer
 
 
-class GemmaDPOTrainer(PairTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer with what `PairTrainer` adds; besides:
-
-    - The reference is the model as it is before the first step. Its log-probabilities of every answer are computed
-      once, before training. So no second model is held in memory, and none is loaded by the name in the config, which
-      need not be the one that was loaded.
-    - With an adapter, the reference is the base without it. Adapters that don't begin at zero are the exception: one
-      that is continued, PiSSA, OLoRA and LoftQ. For them TRL makes a copy of the adapter, which is removed again.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
-        try:
-            with plain_copies(model):
-                super().__init__(*args, **kwargs)
-        finally:
-            drop_reference(model)
-
-    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-        with evaluating(self.model):  # else dropout of the adapter would change the reference
-            return super()._precompute_ref_logps(*args, **kwargs)
+class GemmaDPOTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer with what `ReferenceTrainer` adds."""
 
 
 def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOConfig:
@@ -67,21 +44,7 @@ def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train:
     Raises:
         UserError: As `build_trainer`.
     """
-    with _no_bar_in_files():
-        return pair_trainer(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset)
-
-
-@contextlib.contextmanager
-def _no_bar_in_files() -> Iterator[None]:
-    """Shows TRL's progress bar of the reference only in a terminal; this variable is the only switch it has."""
-    said = os.environ.get("TQDM_DISABLE")
-    if said is None and not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if said is None:
-            os.environ.pop("TQDM_DISABLE", None)
+    return pair_trainer(GemmaDPOTrainer, cfg, args, model, tokenizer, train.dataset)
 
 
 def likelihood_warning(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:

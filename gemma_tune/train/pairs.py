@@ -1,7 +1,8 @@
-"""What the trainers of pairs, DPO and reward models, have in common: options, rows and the stop at a NaN loss."""
+"""What the trainers of preferences have in common: options, rows and the stop at a NaN loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ T = TypeVar("T", bound=PairTrainer)
 def pair_arguments(
     kind: type[A], cfg: Config, folder: RunFolder, device: torch.device, own: dict[str, Any] | None = None
 ) -> A:
-    """The arguments of a trainer of pairs; see `arguments`."""
+    """The arguments of a trainer of preferences; see `arguments`."""
     common: dict[str, Any] = {
         "max_length": cfg.train.max_length,
         "pad_to_multiple_of": PAD_TO,
@@ -40,7 +41,15 @@ def pair_arguments(
     return arguments(kind, cfg, folder, device, common | (own or {}))
 
 
-def pair_trainer(kind: type[T], cfg: Config, args: Any, model: Any, tokenizer: Any, dataset: Any) -> T:
-    """The trainer for rendered pairs; see `build_trainer`."""
-    guard = NonFiniteGuard(partial(find_pairs, cfg.data, tokenizer, cfg.train.max_length))
+def pair_trainer(
+    kind: type[T],
+    cfg: Config,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    find: Callable[..., list[str]] = find_pairs,
+) -> T:
+    """The trainer for rendered rows; see `build_trainer`. `find` finds training rows by their token ids."""
+    guard = NonFiniteGuard(partial(find, cfg.data, tokenizer, cfg.train.max_length))
     return build_trainer(kind, cfg, args, model, tokenizer, dataset, guard)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
-from gemma_tune.config.data import FORMATS
-from gemma_tune.config.methods import METHODS, Kind, Reads
+from gemma_tune.config.data import FORMATS, LABELLED
+from gemma_tune.config.methods import METHODS, Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS
 from gemma_tune.validation.chat_and_preview import (
@@ -23,12 +23,18 @@ from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.quantization import grid_problems
-from gemma_tune.validation.rewards import no_generator, preference_problems, reward_problems, rl_problems
+from gemma_tune.validation.rewards import (
+    label_problems,
+    no_generator,
+    preference_problems,
+    reward_problems,
+    rl_problems,
+)
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
-_DATA_FORMATS = ("auto", *FORMATS)
+_DATA_FORMATS = ("auto", *FORMATS, LABELLED)
 
 
 def _method(cfg: Config) -> Iterator[str]:
@@ -204,7 +210,17 @@ def _best(cfg: Config) -> Iterator[str]:
         "held_out_loss": ["held_out_loss", "perplexity"],
         "rewards": [f"{name}_{kind}" for name in tests for kind in (*cfg.reward.weighted(), "stopped")],
         "preference": [
-            f"preference_{name}" for name in ("accuracy", "accuracy_per_token", "margin", "chosen_loss", "pairs")
+            f"preference_{name}"
+            for name in (
+                "accuracy",
+                "accuracy_per_token",
+                "margin",
+                "chosen_loss",
+                "pairs",
+                "auc",
+                "desirable_loss",
+                "undesirable_loss",
+            )
         ],
         "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
     }
@@ -265,10 +281,10 @@ def cross_problems(cfg: Config) -> list[str]:
     if problems := list(_method(cfg)):  # all else depends on what the method is
         return problems
     method = cfg.traits
-    groups: list[_Check] = [no_other, reward_problems, no_generator]
+    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems]
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:
         groups += _CHECKS[method.kind]
-    groups += [rl_problems] if method.rewarded else [preference_problems] if method.reads is Reads.PAIRS else []
+    groups += [rl_problems] if method.rewarded else [preference_problems] if method.compares_answers else []
     return [problem for group in groups for problem in group(cfg)]

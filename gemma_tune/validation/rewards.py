@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, RewardConfig
+from gemma_tune.config.data import LABELLED
 from gemma_tune.config.eval import lower_is_better
+from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.reward import REWARDS
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.suggest import did_you_mean
@@ -113,7 +115,34 @@ def preference_problems(cfg: Config) -> Iterator[str]:
         yield f"data.streaming=true has no effect with recipe={cfg.recipe}, which reads all pairs; leave it out."
     if t.train_sampling_strategy != "random":
         yield f"train.train_sampling_strategy has no effect with recipe={cfg.recipe}; leave it out."
+    if cfg.traits.reads is Reads.LABELLED and t.per_device_train_batch_size == 1 and t.loss_type in (None, "kto"):
+        yield (
+            "train.per_device_train_batch_size=1: KTO's KL reference point comes from answers to other prompts of the "
+            "same batch; set it to 2 or more (8 is better), or train.loss_type=apo_zero_unpaired, which has none."
+        )
     if cfg.model.load_in_4bit and not cfg.traits.four_bit:
         yield "model.load_in_4bit=true with recipe=reward_model: its head is no 4-bit layer; leave it out."
     if cfg.eval.evaluators and not cfg.traits.evaluators:
         yield "eval.evaluators has no effect with recipe=reward_model, which scores the held-out pairs; leave it out."
+
+
+# Evaluators that don't take the rows' answers for good ones.
+_OF_LABELS = ("preference", "kl", "lm_eval", "long_context", "tool_calls")
+
+
+def label_problems(cfg: Config) -> Iterator[str]:
+    """Rows with bad answers, where every answer would be taken for a good one."""
+    if cfg.data.format != LABELLED:
+        return
+    m, e = cfg.traits, cfg.eval
+    if m.reads is not Reads.LABELLED and m.kind is not Kind.PREVIEW:
+        yield (
+            f"data={LABELLED} with recipe={cfg.recipe}: it would take bad answers (label: false) for good ones; use "
+            "recipe=kto, or keep the rows with label: true in a file of prompt and completion."
+        )
+    for name in dict.fromkeys([*e.evaluators, *(e.during_training if cfg.train.eval_steps else ())]):
+        if m.trains and name not in _OF_LABELS and ":" not in name:
+            yield (
+                f"eval.evaluators: {name} would take bad answers (label: false) for good ones; with data={LABELLED} "
+                "use eval.evaluators=[preference]."
+            )

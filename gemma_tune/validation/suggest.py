@@ -86,6 +86,8 @@ OTHER_TOOLS = {
     "pref_beta": "train.beta",
     "dpo_beta": "train.beta",
     "pref_loss": "train.loss_type",
+    "kto_chosen_weight": "train.desirable_weight",
+    "kto_rejected_weight": "train.undesirable_weight",
     "rl": "recipe",
     "stage": "recipe",
     "finetuning_type": "adapter",
@@ -106,7 +108,7 @@ OPTIONS_INSTEAD = {
     ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
     ("eval", "preference"): "write eval.evaluators=[preference]",
     ("recipe", "ppo"): "recipe=grpo trains on the same rewards, without a value model",
-    **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "kto", "simpo", "cpo")},
+    **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "simpo", "cpo")},
     **{("recipe", name): f"write recipe={name}_sft" for name in ("lora", "qlora", "full")},
 }
 

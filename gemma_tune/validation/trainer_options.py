@@ -70,6 +70,7 @@ LOSSES = {
         "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
         "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
     ),
+    "KTOConfig": ("kto", "apo_zero_unpaired"),
 }  # fmt: skip
 
 # Keys in `train` that are not options of TRL.

@@ -64,7 +64,10 @@ FORMATS: dict[str, Callable[[Marks], Row]] = {
     "alpaca": lambda m: {"instruction": m.text(), "input": m.text(), "output": m.text()},
     "preference": lambda m: {"prompt": m.text(), "chosen": m.text(), "rejected": m.text()},
     "text": lambda m: {"text": m.text()},
-}
+    "unpaired_preference": lambda m: {
+        "prompt": m.text(), "completion": m.text(), "label": m.draw.choice([True, False, 1, 0, "true"])
+    },
+}  # fmt: skip
 COLUMNS = {"prompt_column": "q.text", "completion_column": "a"}
 
 
@@ -87,7 +90,7 @@ def check(row: Row, read: Record | BadRow, listed: Callable[[str], bool]) -> Non
         return
     text = seen(read)
     for name, value in row.items():
-        if value is None or listed(name):
+        if value is None or listed(name) or (name == "label" and read.desirable is not None):
             continue
         structure = value
         if isinstance(value, str) and value[:1] == "[":

@@ -29,6 +29,7 @@ PERHAPS = {"adapter", "export", "checkpoints", "loss.png", "quant_plan.json", "t
 RESUMED = [
     "lora_sft",
     "dpo, lora",
+    "kto, lora",
     "reward_model, lora",
     "grpo, lora",
     "qat, lora",

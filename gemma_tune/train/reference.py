@@ -1,0 +1,49 @@
+"""What trainers with a reference model have in common: it is the model as it was before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_tune.models.adapter import drop_reference, plain_copies
+from gemma_tune.models.contexts import evaluating
+from gemma_tune.train.pairs import PairTrainer
+
+
+class ReferenceTrainer(PairTrainer):
+    """What stands before DPOTrainer and KTOTrainer, with what `PairTrainer` adds; besides:
+
+    - The reference is the model as it is before the first step. Its log-probabilities of every answer are computed
+      once, before training. So no second model is held in memory, and none is loaded by the name in the config, which
+      need not be the one that was loaded.
+    - With an adapter, the reference is the base without it. Adapters that don't begin at zero are the exception: one
+      that is continued, PiSSA, OLoRA and LoftQ. For them TRL makes a copy of the adapter, which is removed again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        try:
+            with plain_copies(model), _no_bar_in_files():
+                super().__init__(*args, **kwargs)
+        finally:
+            drop_reference(model)
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        with evaluating(self.model):  # else dropout of the adapter would change the reference
+            return super()._precompute_ref_logps(*args, **kwargs)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _no_bar_in_files() -> Iterator[None]:
+    """Shows TRL's progress bar of the reference only in a terminal; this variable is the only switch it has."""
+    said = os.environ.get("TQDM_DISABLE")
+    if said is None and not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if said is None:
+            os.environ.pop("TQDM_DISABLE", None)

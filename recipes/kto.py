@@ -1,0 +1,54 @@
+"""Kahneman-Tversky optimisation: learns from answers that are each labelled good or bad, without pairs."""
+
+from __future__ import annotations
+
+from gemma_tune.config import Config
+from gemma_tune.data.unpaired import load_labelled
+from gemma_tune.models.adapter import attach, count
+from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.load import load_base
+from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.steps.data import Data, with_evaluators
+from gemma_tune.steps.session import session
+from gemma_tune.steps.setup import Setup, loading, set_up
+from gemma_tune.train.kto import balance_warning, kto_arguments, kto_trainer
+from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight, undertrained_warning
+
+
+def read(cfg: Config, setup: Setup) -> Data:
+    """Labelled answers as token ids; of a pair both answers. A dry run reads them by this function, too."""
+    train, held_out = load_labelled(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed)
+    return with_evaluators(cfg, setup.tokenizer, train, held_out, train.longest)
+
+
+def run(cfg: Config, folder: RunFolder) -> RunResult:
+    """Tunes a model on good and bad answers, measures before and after how likely it finds them, and exports it."""
+    setup = set_up(cfg, folder)
+    with folder.timed("data"):
+        data = read(cfg, setup)
+
+    # The base, in 4 bit where asked for, and its adapter
+    with loading(cfg, folder, setup):
+        base = load_base(cfg.model, setup.source, setup.tokenizer)
+        data.check_vocabulary(base)
+        adapted = cfg.adapter.peft_type != "none"
+        warning = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
+        model = attach(base, cfg.adapter, setup.source)
+    notes, counts = [said for said in (warning, balance_warning(cfg, data.train)) if said], count(model)
+
+    # The checks come first: making the trainer computes the reference's log-probabilities of all answers, which is slow
+    with folder.leaving_no_empty_folder():
+        arguments = kto_arguments(cfg, folder, setup.device)
+        checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest), CHECKS_FOR_PAIRS)
+        with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
+            trainer = kto_trainer(cfg, arguments, model, setup.tokenizer, data.train)
+
+    # From here on the run folder is written
+    with session(cfg, folder, setup, data, model, counts, checks, notes=notes) as training:
+        training.measure("before")
+        training.fit(trainer)
+        training.measure("after")
+        training.save_adapter()
+        training.export_merged()
+        training.finish()
+    return folder.result
