@@ -10,6 +10,7 @@ from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
+from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import ToMeasure, to_measure
 
@@ -27,7 +28,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     source, result = asked.source, folder.result
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
         on_it = f" with the adapter {source.adapter}" if source.adapter else ""
-        notes = asked.held_out.notes("held-out rows")
+        notes = [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
         say(f"{cfg.recipe}: {source.base}{on_it} → {folder.path}", *notes)
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         found = asked.measure("evaluate", folder)

@@ -192,6 +192,8 @@ class _Message:
         """What the message's switches say; None where it has none."""
         found: dict[str, int] = {}
         for key in SWITCHES:
+            if key not in self._message:
+                continue
             try:
                 said = switch_of(self._take(key))
             except ValueError:
