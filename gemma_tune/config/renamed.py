@@ -37,6 +37,8 @@ ADDED: dict[str, Any] = {
     "data.assistant_senders": [],
     "data.ignore_fields": [],
     "data.answers": "all",
+    "train.desirable_weight": 1.0,
+    "train.undesirable_weight": 1.0,
 }
 
 
