@@ -26,7 +26,8 @@ class DataConfig:
     )
     train_file: str = option(
         "",
-        "Training set: a file (.jsonl, .json, .csv, .tsv, .parquet, each also .gz), a folder of such files, or a glob.",
+        "Training set: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, each also .gz, .zst, .bz2 or .xz), a "
+        "folder of such files, or a glob.",
         path="rows",
     )
     train_files: dict[str, str | None] = option(
@@ -125,6 +126,20 @@ class DataConfig:
     )
     enable_thinking: bool = option(
         False, "RL and its evaluation: prompts ask the model to think before it answers (Gemma 4)."
+    )
+    field: str | None = option(
+        None,
+        "JSON: the field with the rows, where a file is one object: `items`, or `result.items` within another. Without "
+        "it they are found where one field alone holds a list of objects.",
+    )
+    encoding: str = option(
+        "utf-8", "Encoding of JSON, JSONL, CSV, TSV and text, by Python's name: `cp1252`, `utf-16`, `shift_jis`."
+    )
+    sample_by: str | None = option(
+        None,
+        "Running text in .txt files: what one row is, as in `datasets`: line, paragraph (up to the next blank line) or "
+        "document (the whole file). Without it, paragraph; a file of several lines and no blank one is refused.",
+        choices=("line", "paragraph", "document"),
     )
     text_column: str = option("text", "text: the field with the running text.")
 

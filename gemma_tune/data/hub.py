@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.data.files import Row, without_nulls
+from gemma_tune.data.file_rows import Row
+from gemma_tune.data.tables import without_nulls
 from gemma_tune.errors import UserError
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import ChatConfig
+from gemma_tune.data.file_rows import FileOptions
 from gemma_tune.data.files import read_file
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
-from gemma_tune.run.paths import resolve
+from gemma_tune.run.paths import file_type, resolve
 
 
 def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
@@ -79,25 +80,20 @@ def _asked(where: str, row: dict[str, Any]) -> Record:
 
 
 def _rows(path: Path) -> Iterator[Record]:
-    if path.suffix.lower() == ".txt":
-        # utf-8-sig: files from Windows begin with a byte order mark
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield Record(where, messages=[user_message(line.strip(), where)])
-        return
-    for row in read_file(path):
+    lines = file_type(path) == ".txt"
+    for row in read_file(path, options=FileOptions(sample_by="line")):
         if isinstance(row, BadRow):
             raise row
-        yield _asked(*row)
+        if lines:
+            yield Record(row[0], messages=[user_message(row[1]["text"].strip(), row[0])])
+        else:
+            yield _asked(*row)
 
 
 def _file(chat: ChatConfig) -> list[Record]:
     name = f"chat.prompts_file={chat.prompts_file}"
     try:
         found = list(_rows(resolve(str(chat.prompts_file))))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: the bytes are not UTF-8 (byte {error.start}); save the file as UTF-8.") from error
     except OSError as error:
         raise UserError(f"{name}: the file can't be read ({error.strerror}).") from error
     if not found:

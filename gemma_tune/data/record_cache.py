@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.files import Row, read_file
+from gemma_tune.data.file_rows import FileOptions, Row
+from gemma_tune.data.files import read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
 from gemma_tune.data.formats.preference import pair
 from gemma_tune.data.messages import checked_messages
@@ -73,14 +74,15 @@ class SourceRecords:
     def _rows(self) -> Iterator[Row | BadRow]:
         if not isinstance(self._source, Path):
             return self._source.rows()
-        return _hashed_rows(self._source) if self._hashed else read_file(self._source)
+        options = FileOptions.of(self._data)
+        return _hashed_rows(self._source, options) if self._hashed else read_file(self._source, options=options)
 
 
-def _hashed_rows(path: Path) -> Iterator[Row | BadRow]:
+def _hashed_rows(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
     """The rows of a file; when all are read, `file_digest` knows the file's digest."""
     version = file_version(path)
     with path.open("rb", buffering=0) as file:
-        yield from read_file(path, file.fileno())
+        yield from read_file(path, file.fileno(), options)
         file.seek(0)
         remember_digest(path, version, hashlib.file_digest(file, "sha256").hexdigest())
 

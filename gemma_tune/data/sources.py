@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.files import Row, read_file
+from gemma_tune.data.file_rows import Row
+from gemma_tune.data.files import read_file
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 

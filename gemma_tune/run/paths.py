@@ -26,15 +26,20 @@ ASSETS = _shipped("assets", "data")
 RUNS = "runs"
 # What a run of recipe=reward_model exports
 REWARD_MODEL = "export/reward_model"
-# Files that hold rows; each may be gzipped (.jsonl.gz).
-FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+# Files that hold rows; each may be compressed (.jsonl.gz).
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+# The same in words
+ALL_TYPES = f"{', '.join(FILE_TYPES)} (or one of them {', '.join(COMPRESSED)})"
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def file_type(path: Path) -> str | None:
     """Which of `FILE_TYPES` a file is by its name, or None."""
     suffixes = [s.lower() for s in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else next(reversed(suffixes), "")
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    kind = next(reversed(suffixes), "")
     return kind if kind in FILE_TYPES else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from gemma_tune.config import ChatConfig, CompareConfig, Config, PreviewConfig, TrainConfig
 from gemma_tune.config.preview import PAGE_MARK
-from gemma_tune.run.paths import FILE_TYPES, file_type, resolve
+from gemma_tune.run.paths import ALL_TYPES, file_type, resolve
 from gemma_tune.validation.paths import missing_paths
 
 
@@ -28,11 +28,8 @@ def chat_problems(cfg: Config) -> Iterator[str]:
         yield "chat.prompt is empty; write a prompt, or leave it out to talk in the terminal."
     yield from missing_paths(cfg, "chat")
     file = resolve(c.prompts_file or "")
-    if file.is_file() and file.suffix.lower() != ".txt" and not file_type(file):
-        yield (
-            f"chat.prompts_file={c.prompts_file}: name it {', '.join(FILE_TYPES)} (or one of them .gz), or .txt (a "
-            "prompt a line)."
-        )
+    if file.is_file() and not file_type(file):
+        yield f"chat.prompts_file={c.prompts_file}: name it {ALL_TYPES}; a .txt file has a prompt a line."
     if c.temperature == 0:
         for key in ("top_k", "top_p"):
             if getattr(c, key) != getattr(ChatConfig(), key):

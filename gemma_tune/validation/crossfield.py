@@ -21,7 +21,7 @@ from gemma_tune.validation.chat_and_preview import (
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
-from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.paths import encoding_problems, missing_paths
 from gemma_tune.validation.quantization import grid_problems
 from gemma_tune.validation.rewards import (
     label_problems,
@@ -95,6 +95,7 @@ def _data(cfg: Config) -> Iterator[str]:
             f"data.format={d.format}: not one of {', '.join(_DATA_FORMATS)}, nor path/to/file.py:function."
             f"{did_you_mean(d.format, _DATA_FORMATS)}"
         )
+    yield from encoding_problems(d.encoding)
     yield from _sets(d, trains=cfg.traits.reads_training_set or d.validation_split_percentage > 0)
     yield from missing_paths(cfg, "data")
     named = d.named()

@@ -1,15 +1,16 @@
-"""Checks that the files and folders which a configuration names are there."""
+"""Checks that the files and folders which a configuration names are there, and the name of their encoding."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
+from encodings import aliases
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.path_keys import NamedPath, read_paths
 from gemma_tune.run.paths import looks_local, resolve
-from gemma_tune.validation.suggest import missing_path
+from gemma_tune.validation.suggest import did_you_mean, missing_path
 
 
 def missing_paths(cfg: Config, group: str) -> Iterator[str]:
@@ -31,3 +32,15 @@ def _missing(path: NamedPath) -> str | None:
     if path.kind == "model" and looks_local(name) and not place.is_dir() and not is_gguf(name):
         return "model folder" if "/" in name else "model folder, and it is no `owner/name` of the Hub"
     return None
+
+
+def encoding_problems(name: str) -> Iterator[str]:
+    """What is wrong with `data.encoding`."""
+    try:
+        "".encode(name)  # LookupError, too, where a codec is none of text
+    except (LookupError, ValueError):
+        known = sorted({*aliases.aliases, *aliases.aliases.values()})
+        yield (
+            f"data.encoding={name}: Python knows no encoding of text by this name; for example utf-8, cp1252, utf-16, "
+            f"latin-1, shift_jis.{did_you_mean(name, known)}"
+        )

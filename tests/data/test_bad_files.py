@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import datetime
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ LINE = json.dumps(GOOD).encode()
         ("c.json", b"[\n" + LINE + b",\n5]", ":3", "this line is int, not a JSON object"),
         ("d.json", b"[" + LINE + b",]", ":1", "from here on the array is not JSON"),
         ("e.json", b"[" + LINE, ":1", "a comma or the array's end is missing here"),
-        ("f.json", b"[\n" + LINE + b',\n{"text": "\xe9"}]', ":3", "the bytes are not UTF-8; save the file as UTF-8"),
+        ("f.json", b"[\n" + LINE + b',\n{"text": "\xe9"}]', ":3", "the bytes are not UTF-8 (byte 10 of the line)"),
         ("g.jsonl", b"[" + LINE + b",\n" + LINE + b"]", ":1", "Name a file that is one JSON array .json."),
         ("h.csv", b"prompt,completion\n\"one\ntwo\",1\nthree,four,2\n", ":4", "3 fields, and the first line names 2"),
         ("i.csv", b"text\none\n\"two\n", ":3", "from here on this is not CSV"),
@@ -54,7 +56,16 @@ LINE = json.dumps(GOOD).encode()
         ("cell.jsonl", rb'{"text": "\ud83d"}', ":1", "\\ud83d stands without the other half"),
         ("deep.jsonl", b'{"text": ' + b"[" * 100_000, ":1", "this line is not JSON"),
         ("words.json", b'{"data": 5}', ":1", "the fields data are those of no known format"),
-        ("pretty.json", b'{\n "text": "one"\n}', ":1", "this line is not JSON"),
+        ("pretty.json", b'{\n "text": "one"\n', ":1", "As an object over several lines it ends at line 3"),
+        ("pretty2.jsonl", b'{\n"text": "one"\n}\n{\n"text" "two"}', ":4", "from here on this is not JSON"),
+        ("uneven.json", b'{"prompt": ["a"], "completion": ["b", "c"]}', ":1", "(prompt: 1, completion: 2); write one"),
+        ("several.json", b'{"a": [{"text": "1"}], "b": [{"text": "2"}]}', ":1", "say which to read: data.field=a"),
+        ("inner.json", b'{"r": {"items": [{"text": "1"}]}}', ":1", "say which to read: data.field=r.items"),
+        ("u.jsonl.zst", LINE, "", "this is no whole Zstandard file (it doesn't begin as one)"),
+        ("u.jsonl.xz", lzma.compress(LINE)[:-9], "", "this is no whole xz file"),
+        ("u2.jsonl.xz", lzma.compress(LINE) + b"more of it", "", "this is no whole xz file"),
+        ("u.jsonl.bz2", bz2.compress(LINE)[:-9], "", "this is no whole bzip2 file"),
+        ("two.txt", b"one\ntwo\n", "", "2 lines, and no blank one that would end a text; say what a row is"),
         ("t.jsonl", b'{"conversations": [{"from": "human", "value": "Hi"}]}', ":1", "no assistant message to learn"),
     ],
 )  # fmt: skip

@@ -141,7 +141,7 @@ def test_an_interrupted_walk_is_no_whole_file(tmp_path: Path, monkeypatch: pytes
         return parse(text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("gemma_tune.data.files.json.loads", stopped)
+        patched.setattr("gemma_tune.data.json_layouts.json.loads", stopped)
         with pytest.raises(KeyboardInterrupt):
             list(reading.training(data))
     assert len(list(reading.training(data))) == 500

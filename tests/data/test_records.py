@@ -74,7 +74,10 @@ def test_half_a_character(tmp_path: Path, text: str) -> None:
 def test_a_file_in_utf_16_is_named(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_text(json.dumps(GOOD), encoding="utf-16")
-    assert refusal(DataConfig(train_file=str(path))) == f"{path}:1: this file is UTF-16; save it as UTF-8."
+    assert refusal(DataConfig(train_file=str(path))) == (
+        f"{path}:1: this file is UTF-16; save it as UTF-8, or set data.encoding=utf-16."
+    )
+    assert len(read_records(DataConfig(train_file=str(path), encoding="utf-16"), seed=0)[0]) == 1
 
 
 @pytest.mark.parametrize(

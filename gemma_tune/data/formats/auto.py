@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.config.data import FORMATS
-from gemma_tune.data.files import Row
+from gemma_tune.data.file_rows import Row
 from gemma_tune.data.known_fields import CONVERSATIONS, HISTORY, SYSTEM, TOOLS
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import structure_in

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.files import Row
+from gemma_tune.data.file_rows import Row
 from gemma_tune.data.formats import messages, preference, prompt_completion
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import OpenRows, Source, read_rows

@@ -1,0 +1,108 @@
+"""What the readers of every file type share: a row and its place, how files are read, lines of text."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.records import BadRow
+
+Row = tuple[str, dict[str, Any]]  # file and line, and the fields
+_UTF_8 = ("utf-8", "utf-8-sig")
+_BOM_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How files are read; the default is what readers of single rows (prompts, a leaderboard's files) need.
+
+    Attributes:
+        encoding: Python's name of the encoding of JSON, JSONL, CSV, TSV and text.
+        layouts: Whether a file that is one JSON object may be a table's columns, or hold the rows under a field.
+        field: That field; `a.b` is a field within a field. None: found where there is only one.
+        sample_by: What one row of a .txt file is: `line`, `paragraph` or `document`; None: a paragraph, where the file
+            has blank lines.
+        text_column: The field that holds the text of a .txt file.
+        row_fields: The fields of a row that the configuration names.
+    """
+
+    encoding: str = "utf-8"
+    layouts: bool = False
+    field: str | None = None
+    sample_by: str | None = None
+    text_column: str = "text"
+    row_fields: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, data: DataConfig) -> FileOptions:
+        """The options of a configuration."""
+        columns = (value for name, value in vars(data).items() if name.endswith("_column") and value)
+        fields = frozenset(part for column in columns for part in (column, column.partition(".")[0]))
+        return cls(data.encoding, True, data.field, data.sample_by, data.text_column, fields)
+
+
+def is_utf_8(encoding: str) -> bool:
+    """Whether an encoding is UTF-8 by one of its names."""
+    return codecs.lookup(encoding).name in _UTF_8
+
+
+def not_decoded(where: str, encoding: str, raw: bytes = b"", place: str = "") -> BadRow:
+    """What to say of bytes that are not in the encoding of the file.
+
+    Args:
+        where: File and line.
+        encoding: As it is set.
+        raw: The first bytes.
+        place: Where in the line, in words.
+    """
+    if is_utf_8(encoding) and raw.startswith(_BOM_16):
+        return BadRow(f"{where}: this file is UTF-16; save it as UTF-8, or set data.encoding=utf-16.")
+    if is_utf_8(encoding):
+        return BadRow(
+            f"{where}: the bytes are not UTF-8{place}; save the file as UTF-8, or name its encoding: "
+            "data.encoding=cp1252 (Western Windows), utf-16, …"
+        )
+    return BadRow(f"{where}: the bytes are not {encoding}{place}; check data.encoding={encoding}.")
+
+
+def decoding(encoding: str) -> str:
+    """The codec to read with: files from Windows begin with a byte order mark."""
+    return "utf-8-sig" if is_utf_8(encoding) else encoding
+
+
+def is_text(text: str) -> bool:
+    """Whether it was decoded without errors, which `surrogateescape` leaves as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text_lines(path: Path, file: IO[bytes], encoding: str) -> Iterator[tuple[int, str | BadRow]]:
+    """Yields each line with its number, the line break included, and a BadRow for one that can't be decoded.
+
+    Raises:
+        BadRow: The rest of the file can't be decoded.
+    """
+    number = 0
+    if is_utf_8(encoding):
+        for raw in file:
+            number += 1
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield number, not_decoded(f"{path}:{number}", encoding, raw, f" (byte {error.start} of the line)")
+        return
+    lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="\n")
+    try:
+        for text in lines:
+            number += 1
+            yield number, text if is_text(text) else not_decoded(f"{path}:{number}", encoding)
+    except UnicodeError as error:
+        raise not_decoded(f"{path}:{number + 1}", encoding, place=f" from here on ({error})") from error
