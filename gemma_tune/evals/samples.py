@@ -53,7 +53,7 @@ def sample_answers(
 
     Returns:
         For each record `id`, `prompt`, `wanted`, `answer` (as `answer_text` returns them) and `stopped` (whether it
-        ended with a stop token).
+        ended with a stop token). A wanted answer that is labelled as a bad one says so.
     """
     tokenizer = engine.tokenizer
     prompts = [prompt_ids(tokenizer, r) for r in records]
@@ -63,7 +63,7 @@ def sample_answers(
         {
             "id": name,
             "prompt": asked_text(tokenizer, r),
-            "wanted": answer_text(tokenizer, w[len(p) :]),
+            "wanted": "labelled bad: " * (r.desirable is False) + answer_text(tokenizer, w[len(p) :]),
             "answer": answer_text(tokenizer, a),
             "stopped": bool(a) and a[-1] in engine.stops,
         }

@@ -152,7 +152,7 @@ LABELLED = ["data=unpaired_preference", "data.train_file={file}", "tracker=none"
         ("lora_sft", [], "would take bad answers .* for good ones; use recipe=kto"),
         ("dpo", [], "use recipe=kto"),
         ("grpo", ["data.test_files.test={file}"], "use recipe=kto"),
-        ("evaluate", ["data.train_file=", "data.validation_file={file}"], "use recipe=kto"),
+        ("evaluate", ["data.train_file=", "data.validation_file={file}"], "held_out_loss would take bad answers"),
         (
             "kto",
             ["eval.evaluators=[held_out_loss,preference]"],

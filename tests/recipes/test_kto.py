@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def test_labelled_rows(finished: Any) -> None:
     assert before.keys() == after.keys() == names and 0 <= before["preference_auc"] <= 1
     counts = result.metrics["data"]["training"]
     assert counts["rows"] == counts["desirable"] + counts["undesirable"] == 16 and counts["undesirable"] > 4
+    wanted = json.loads((folder / "eval/after.json").read_text("utf-8"))["answers"][0]["wanted"]
+    assert re.search(r"That makes \d+\.", wanted)
     report = (folder / "report.md").read_text("utf-8")
     assert "labelled.jsonl" in report and "preference_auc" in report
 
@@ -46,3 +49,16 @@ def test_dry_run_and_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     gemma_tune.run("preview", words)
     assert "That makes" in capsys.readouterr().out
     assert json.loads((tmp_path / "labelled.jsonl").read_text("utf-8").splitlines()[0])["label"] is False
+
+
+def test_any_model_is_measured_on_labelled_rows(tmp_path: Path) -> None:
+    """As `recipe=kto` does; a bad answer among the samples is called one."""
+    _, file, _ = write_rows("labelled", tmp_path)
+    words = ["data=unpaired_preference", file.replace("train_file", "validation_file"), "eval.num_samples=2"]
+    result = gemma_tune.run(
+        "evaluate",
+        ["model=tiny", "tracker=none", "eval.evaluators=[preference]", f"output_dir={tmp_path}/run", *words],
+    )
+    assert 0 < result.metrics["after"]["preference_auc"] < 1
+    answers = json.loads((tmp_path / "run/eval/after.json").read_text("utf-8"))["answers"]
+    assert [a["wanted"] for a in answers] == ["labelled bad: That makes 24.", "That makes 26."]
