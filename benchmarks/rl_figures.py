@@ -23,6 +23,8 @@ RUNS: dict[str, tuple[list[str], str, tuple[int, ...]]] = {
     "grpo, LoRA": (["recipe=grpo", "adapter=lora"], "test_math", (42,)),
     "grpo, QLoRA": (["recipe=grpo", "adapter=lora", "model.load_in_4bit=true"], "test_math", (42,)),
     "dpo": (["recipe=dpo"], "preference_accuracy", (42, 1, 2)),
+    "kto": (["recipe=kto"], "preference_accuracy", (42, 1)),
+    "kto, LoRA": (["recipe=kto", "adapter=lora"], "preference_accuracy", (42,)),
     "reward_model": (["recipe=reward_model"], "reward_accuracy", (42,)),
     "reward_model, LoRA": (["recipe=reward_model", "adapter=lora"], "reward_accuracy", (42,)),
 }
@@ -82,8 +84,8 @@ def write(report: dict[str, Any]) -> None:
         "# What the embedded model learns from rewards and preferences",
         "",
         f"Made by `make figures-rl` on {conditions_line(report)} `python -m gemma_tune recipe=… seed=…` with defaults. "
-        "`grpo`: 300 problems of two numbers that are in no training text; `dpo` and `reward_model`: 200 pairs whose "
-        "prompts are in no training pair. 95 % intervals are in brackets; the difference is paired, row by row.",
+        "`grpo`: 300 problems of two numbers that are in no training text; `dpo`, `kto` and `reward_model`: 200 pairs "
+        "whose prompts are in no training pair. 95 % intervals are in brackets; the difference is paired, row by row.",
         "",
         table(head, [*map(row, report["runs"])]),
         "",
