@@ -37,6 +37,9 @@ ADDED: dict[str, Any] = {
     "data.assistant_senders": [],
     "data.ignore_fields": [],
     "data.answers": "all",
+    "data.field": None,
+    "data.encoding": "utf-8",
+    "data.sample_by": None,
     "train.desirable_weight": 1.0,
     "train.undesirable_weight": 1.0,
 }
