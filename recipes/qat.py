@@ -29,7 +29,7 @@ from gemma_tune.train.distill import Teacher
 from gemma_tune.train.preflight import preflight
 from gemma_tune.train.sft import sft_trainer
 
-look = partial(look_at_model, find=find_full_weights)
+look = partial(look_at_model, find=find_full_weights, merges=True)
 
 
 def read(cfg: Config, setup: Setup) -> Data:

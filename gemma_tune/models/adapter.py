@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -12,14 +13,15 @@ from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter_files import load_adapter
+from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
 from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
-from gemma_tune.models.size import is_expert
+from gemma_tune.models.size import empty_model, is_expert
 from gemma_tune.models.source import Source
+from gemma_tune.models.stored_adapter import read_adapter
 
 ALL_LINEAR = "all-linear"
 # The name that TRL gives to the copy of an adapter that is its reference
@@ -110,6 +112,23 @@ def attach(
     if adapter.peft_type == "none":
         return model
     loftq = adapter.init_lora_weights == "loftq"
+    peft_model = _placed(model, adapter, source, layers, trained_whole)
+    if loftq and not init_loftq(peft_model.get_base_model(), CheckpointFiles.of(source, family_of(source))):
+        raise UserError(
+            f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
+        )
+    return peft_model
+
+
+def _placed(
+    model: Any,
+    adapter: AdapterConfig,
+    source: Source,
+    layers: Layers = FUSED_LAYERS,
+    trained_whole: Sequence[str] = (),
+) -> Any:
+    """A PeftModel with a new adapter, as `attach` describes it."""
+    loftq = adapter.init_lora_weights == "loftq"
     family = FAMILIES[model.config.model_type]
     config = LoraConfig(
         task_type="SEQ_CLS" if trained_whole else "CAUSAL_LM",
@@ -140,12 +159,40 @@ def attach(
         raise UserError(
             f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
         ) from error
-    _check_reach(peft_model)
-    if loftq and not init_loftq(peft_model.get_base_model(), CheckpointFiles.of(source, family_of(source))):
+    except re.error as error:
         raise UserError(
-            f"adapter.init_lora_weights=loftq needs the 16-bit weights, and {source.base} has no .safetensors files."
-        )
+            f"adapter.target_modules={adapter.target_modules}: no regular expression ({error}); write one, as "
+            r"'.*\.(q|v)_proj', or a list of names."
+        ) from error
+    _check_reach(peft_model)
     return peft_model
+
+
+def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool = False) -> None:
+    """Refuses, before a weight is loaded, an adapter that doesn't fit its base, and layers to adapt that aren't there.
+
+    Args:
+        adapter: What is to be trained, where `trains`.
+        source: Names the base, and the adapter on it.
+        config: The base's configuration.
+        trains: Whether an adapter is trained: the stored one, or a new one where that is merged or there is none.
+        merges: Whether the stored adapter is merged into the weights.
+
+    Raises:
+        UserError: See `attach`.
+    """
+    if source.adapter is None and (not trains or adapter.peft_type == "none"):
+        return
+    empty = empty_model(config.get_text_config())
+    if source.adapter is not None and (merges or not trains):
+        stored = read_adapter(source.adapter, empty)
+        if merges:
+            check_reach(source.adapter, stored)
+    elif source.adapter is not None:
+        continued(empty, adapter, source.adapter)
+        return
+    if trains and adapter.peft_type != "none":
+        _placed(empty, replace(adapter, init_lora_weights=True), source)
 
 
 def _check_reach(model: Any) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.lora import FUSED_LAYERS
+from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
 
 # Values that a stored adapter sets, and that the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
@@ -24,33 +26,6 @@ _THERE, _ALONE = "base_model.model.model.language_model.layers.", "base_model.mo
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# Initialisations that change the base, too.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
-
-
-def _stored_config(folder: Path) -> dict[str, Any]:
-    """PEFT's adapter_config.json of an adapter that fits the published base.
-
-    Raises:
-        UserError: It can't be read, isn't LoRA, or fits only a base that was changed with it.
-    """
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: adapter_config.json can't be read ({error}).") from error
-    if stored.get("peft_type") != "LORA":
-        raise UserError(
-            f"{folder}: this is a {stored.get('peft_type')} adapter, and only LoRA is supported; merge it with PEFT "
-            "and name the merged folder."
-        )
-    if str(stored.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
-        raise UserError(
-            f"{folder}: a {stored['init_lora_weights']} adapter fits only the base that it was taken out of; "
-            "name a finished run's folder or its adapter/, which is a plain LoRA."
-        )
-    return dict(stored)
 
 
 def load_frozen_adapter(model: Any, folder: Path) -> Any:
@@ -66,11 +41,9 @@ def load_frozen_adapter(model: Any, folder: Path) -> Any:
     Raises:
         UserError: An adapter that isn't LoRA, or one of another base.
     """
-    _stored_config(folder)
-    config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
-    config.init_lora_weights = True  # its weights come from the file, whatever its initialisation was
-    return _with_weights(model, config, folder).eval()
+    stored = read_adapter(folder, model)
+    stored.config.inference_mode = True
+    return _with_weights(model, stored, folder).eval()
 
 
 def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
@@ -89,38 +62,62 @@ def load_adapter(model: Any, adapter: AdapterConfig, folder: Path) -> Any:
             f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
             "the merged model's folder (export/merged)."
         )
-    stored_config = _stored_config(folder)
-    if stored_config.get("modules_to_save") or stored_config.get("bias", "none") != "none":
+    return _with_weights(model, continued(model, adapter, folder), folder)
+
+
+def continued(plain: Any, adapter: AdapterConfig, folder: Path) -> StoredAdapter:
+    """A stored adapter that training goes on with.
+
+    Args:
+        plain: The base, loaded or on the meta device.
+        adapter: The configuration.
+        folder: PEFT's folder.
+
+    Raises:
+        UserError: As `load_adapter`.
+    """
+    if adapter.peft_type == "none":
         raise UserError(
-            f"{folder}: only LoRA adapters without modules_to_save and without bias can be continued; merge it with "
-            "PEFT and name the merged folder."
+            f"{folder} is an adapter, and adapter=none trains every weight: continue it with adapter=lora, or name "
+            "the merged model's folder (export/merged)."
         )
-    config = LoraConfig.from_pretrained(str(folder))
+    stored = read_adapter(folder, plain)
+    check_reach(folder, stored)
     wanted = {k: getattr(adapter, k) for k in _STORED}
-    stored = {k: getattr(config, k) for k in _STORED}
-    if isinstance(adapter.target_modules, list) and not isinstance(config.target_modules, str):
-        wanted["target_modules"] = sorted(adapter.target_modules)
-        stored["target_modules"] = sorted(config.target_modules)
+    there = {k: getattr(stored.config, k) for k in _STORED}
+    if isinstance(adapter.target_modules, list) and isinstance(stored.targets, Collection):
+        wanted["target_modules"], there["target_modules"] = sorted(adapter.target_modules), sorted(stored.targets)
+        if isinstance(stored.targets, str):
+            del wanted["target_modules"], there["target_modules"]
     problems = [
-        f"adapter.{k}={_word(v)}, but {folder} has {_word(stored[k])}: set adapter.{k}={_word(stored[k])}."
+        f"adapter.{k}={_word(v)}, but {folder} has {_word(there[k])}: set adapter.{k}={_word(there[k])}."
         for k, v in wanted.items()
-        if v != stored[k]
+        if v != there[k]
     ]
     if problems:
         raise UserError(*problems)
-    config.inference_mode = False
-    return _with_weights(model, config, folder)
+    stored.config.inference_mode = False
+    return stored
 
 
-def _with_weights(model: Any, config: LoraConfig, folder: Path) -> Any:
+def check_reach(folder: Path, stored: StoredAdapter) -> None:
+    """Raises UserError for an adapter on the embedding or the head: merged, the two would no longer agree."""
+    if stored.reaches:
+        raise UserError(
+            f"{folder}: it adapts {' and '.join(stored.reaches)}: embedding and head are one matrix, and this adapter "
+            "changes one of the two, so no merged file holds the same model; recipe=chat and recipe=evaluate use it "
+            "as it is."
+        )
+
+
+def _with_weights(model: Any, stored: StoredAdapter, folder: Path) -> Any:
     """A PeftModel with the stored weights; each of them must match a weight of the model."""
-    config._register_custom_module(FUSED_LAYERS)
-    peft_model = get_peft_model(model, config)
+    stored.config._register_custom_module(FUSED_LAYERS)
     try:
-        weights = {k.replace(_THERE, _ALONE): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
-        outcome = set_peft_model_state_dict(peft_model, weights)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: adapter_model.safetensors can't be used ({str(error).splitlines()[0]}).") from error
+        peft_model = get_peft_model(model, stored.config)
+        outcome = set_peft_model_state_dict(peft_model, stored.weights)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: PEFT can't put it on this base ({str(error).splitlines()[0]}).") from error
     lost = [*outcome.unexpected_keys, *(k for k in outcome.missing_keys if "lora_" in k)]
     if lost:
         raise UserError(f"{folder}: {len(lost)} of its weights don't fit this base (for example {lost[0]}).")
@@ -174,7 +171,18 @@ def _use_published_names(folder: Path) -> None:
     renamed = {k.replace(_ALONE, _THERE): v for k, v in weights.items()}
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    leaves = "|".join(sorted({k.split(".lora_")[0].rsplit(".", 1)[-1] for k in weights}))
     # The image tower has layers of the same names; the language part matches alone and inside the whole model.
-    config["target_modules"] = rf"model\.(language_model\.)?layers\.\d+\.(\w+\.)*({leaves})"
+    config["target_modules"] = rf"model\.(language_model\.)?{_exactly({k.split('.lora_')[0] for k in weights})}"
+    for key in ("rank_pattern", "alpha_pattern"):
+        config[key] = {name.removeprefix("model."): value for name, value in (config.get(key) or {}).items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _exactly(names: set[str]) -> str:
+    """A regular expression for layers of the language part, from their names: for those and no others."""
+    inside = sorted(name.rpartition("layers.")[2] for name in names if "layers." in name)
+    numbers = sorted({int(name.split(".")[0]) for name in inside})
+    leaves = sorted({name.split(".", 1)[1] for name in inside})
+    if len(inside) == len(numbers) * len(leaves):
+        return rf"layers\.({'|'.join(map(str, numbers))})\.({'|'.join(map(re.escape, leaves))})"
+    return rf"layers\.({'|'.join(map(re.escape, inside))})"

@@ -28,6 +28,13 @@ _TOWERS = (
 )  # fmt: skip
 
 
+def language_name(name: str) -> str:
+    """A layer's or tensor's name in the language part, from its name in the whole model; a tower's stays as it is."""
+    for pattern, replacement in _LANGUAGE_PART.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 @dataclass(frozen=True)
 class Family:
     """The properties of a family that other modules need.
@@ -70,9 +77,7 @@ class Family:
 
     def language_name(self, name: str) -> str:
         """A tensor's name in the language part, from its name in the checkpoint; a tower's stays as it is."""
-        for pattern, replacement in (self.key_mapping or {}).items():
-            name = re.sub(pattern, replacement, name)
-        return name
+        return language_name(name) if self.has_towers else name
 
     def is_tower(self, name: str) -> bool:
         """Whether a tensor of the checkpoint belongs to no language part."""

@@ -17,7 +17,8 @@ from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
 from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.models.load import load_tokenizer, pick_device
+from gemma_tune.models.adapter import check_adapter
+from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
@@ -81,6 +82,8 @@ def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = Tru
     """
     source = source or find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
+    if source.adapter is not None:
+        check_adapter(cfg.adapter, source, load_config(source), trains=False)
     if evaluators:
         check_evaluators(cfg, source, tokenizer)
     held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)

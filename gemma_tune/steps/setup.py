@@ -14,7 +14,7 @@ from transformers import set_seed
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import WeightCounts
+from gemma_tune.models.adapter import WeightCounts, check_adapter
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
 from gemma_tune.models.hardware import check_hardware
 from gemma_tune.models.load import load_config, load_tokenizer, pick_device
@@ -103,7 +103,10 @@ class Setup:
 
 
 def look_at_model(
-    cfg: Config, find: Callable[[ModelConfig], Source] = find_source, beside: Callable[[Config], float] = lambda _: 0.0
+    cfg: Config,
+    find: Callable[[ModelConfig], Source] = find_source,
+    beside: Callable[[Config], float] = lambda _: 0.0,
+    merges: bool = False,
 ) -> Setup:
     """Finds the checkpoint and reads its configuration and tokenizer; one that is not downloaded yet is no error.
 
@@ -111,6 +114,7 @@ def look_at_model(
         cfg: The configuration.
         find: What the model's name means.
         beside: Gives the GiB of a reward model beside the trained one.
+        merges: Whether a stored adapter is merged into the weights before training.
 
     Raises:
         UserError: An option that this machine cannot do, or a local checkpoint that cannot be used.
@@ -126,6 +130,8 @@ def look_at_model(
         if source.folder is not None:
             raise
         missing, size = error, size or published_size(cfg.model.model_name_or_path)
+    if config is not None:
+        check_adapter(cfg.adapter, source, config, trains=True, merges=merges)
     mixed, free = mixed_precision(cfg, device), free_memory(device)
     return Setup(source, tokenizer, config, size, device, mixed, free, beside(cfg), missing)
 

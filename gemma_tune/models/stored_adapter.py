@@ -1,0 +1,256 @@
+"""Adapters as PEFT stores them, of this project and of others: what fits a model is used exactly, all else is refused.
+
+The names of layers in the file are those of the class that was trained: the whole model with its towers, the same in
+Transformers before 4.52, or the language part alone. They are mapped as the names of weights are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES, language_name
+
+TIED = ("model.embed_tokens", "lm_head")
+_PREFIX = "base_model.model."
+_OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
+_OF_TOKENS = ".token_adapter.trainable_tokens_delta"
+_OF_TOWERS = re.compile(r"(^|\.)(vision|audio|multi_modal|embed_vision|embed_audio)")
+_MERGE = (
+    "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
+    "the merged folder"
+)
+# Initialisations that change the base, too.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+# Fields of PEFT's configuration whose adapters are no W + s·B·A of Gemma's own layers, and why.
+_REFUSED = {
+    "lora_bias": "its layers have biases of their own, and Gemma's have none",
+    "layer_replication": "it repeats layers of the model",
+    "target_parameters": "it adapts parameters that are no layers",
+    "alora_invocation_tokens": "it works only behind certain tokens",
+    "use_qalora": "it pools the inputs of its layers",
+    "use_bdlora": "its matrices are block-diagonal",
+    "kasa_config": "its layers have singular values of their own",
+    "arrow_config": "it chooses among several adapters",
+    "monteclora_config": "it samples its weights",
+    "megatron_config": "it is for Megatron's layers",
+    "fan_in_fan_out": "it is for transposed layers",
+}
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """A LoRA adapter, in the names of the language part.
+
+    Attributes:
+        config: PEFT's configuration; every adapted layer is named, with its rank.
+        weights: By the names that PEFT loads them by.
+        targets: `target_modules` as it is stored.
+        reaches: The layers of the tied pair, embedding and head, that it adapts.
+    """
+
+    config: LoraConfig
+    weights: dict[str, torch.Tensor]
+    targets: Any
+    reaches: tuple[str, ...]
+
+
+def stored_config(folder: Path) -> LoraConfig:
+    """PEFT's adapter_config.json of an adapter that fits the published base.
+
+    Raises:
+        UserError: It can't be read, isn't LoRA, fits only a base that was changed with it, or is of a kind that can't
+            be merged exactly.
+    """
+    try:
+        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: adapter_config.json can't be read ({error}).") from error
+    if stored.get("peft_type") != "LORA":
+        raise UserError(
+            f"{folder}: this is a {stored.get('peft_type')} adapter, and only LoRA is supported; merge it with PEFT "
+            "and name the merged folder."
+        )
+    if str(stored.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
+        raise UserError(
+            f"{folder}: a {stored['init_lora_weights']} adapter fits only the base that it was taken out of; "
+            "name a finished run's folder or its adapter/, which is a plain LoRA."
+        )
+    for field, why in _REFUSED.items():
+        if stored.get(field):
+            raise UserError(f"{folder}: an adapter with {field} can't be used: {why}; {_MERGE}.")
+    known = {f.name for f in dataclasses.fields(LoraConfig)} | {"auto_mapping", "peft_version", "corda_config"}
+    if unknown := sorted(name for name, value in stored.items() if value and name not in known):
+        raise UserError(f"{folder}: it has {', '.join(unknown)}, which this version of PEFT doesn't know; {_MERGE}.")
+    try:
+        config = LoraConfig(
+            **{k: v for k, v in stored.items() if k in known and k not in ("auto_mapping", "peft_type")}
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder}: adapter_config.json: {str(error).splitlines()[0]}") from error
+    # Its weights come from the file, whatever its initialisation was; Gemma's language part has no biases to train
+    config.init_lora_weights, config.bias = True, "none"
+    return config
+
+
+def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
+    """Reads an adapter for a language part, loaded or on the meta device.
+
+    Args:
+        folder: PEFT's folder.
+        plain: The language part without an adapter.
+
+    Raises:
+        UserError: As `stored_config`, or weights that have no place in this model.
+    """
+    config = stored_config(folder)
+    try:
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: adapter_model.safetensors can't be used ({str(error).splitlines()[0]}).") from error
+    reader = _Reader(folder, plain, config)
+    for key, weight in stored.items():
+        reader.add(key.removeprefix(_PREFIX), weight)
+    return reader.finish()
+
+
+class _Reader:
+    """Sorts the weights of a file into those of layers, of tokens and of whole modules."""
+
+    def __init__(self, folder: Path, plain: nn.Module, config: LoraConfig) -> None:
+        self._folder, self._config = folder, config
+        self._layers = dict(plain.named_modules())
+        self._family = FAMILIES[plain.config.model_type]
+        self._weights: dict[str, torch.Tensor] = {}
+        self._adapted: dict[str, str] = {}  # the name in the file, by that in the language part
+        self._saved: set[str] = set()
+        self._towers: list[str] = []
+        self._foreign: list[str] = []
+
+    def add(self, key: str, weight: torch.Tensor) -> None:
+        """One weight of the file, by its name there without PEFT's prefix."""
+        found = _OF_LORA.match(key)
+        if found is None and not key.endswith(_OF_TOKENS):
+            self._add_whole(key, weight)
+            return
+        name, part = (found[1], found[2]) if found else (key.removesuffix(_OF_TOKENS), _OF_TOKENS[1:])
+        own = language_name(name)
+        if own not in self._layers:
+            if not _OF_TOWERS.search(own):
+                self._foreign.append(name)
+            elif "lora_B" in part and weight.any():
+                self._towers.append(name)
+            return
+        if found:
+            self._adapted[own] = name
+        self._weights[f"{_PREFIX}{own}.{part}"] = weight
+
+    def _add_whole(self, key: str, weight: torch.Tensor) -> None:
+        name, _, own = key.replace(".base_layer.", ".").rpartition(".")
+        name = language_name(name)
+        if name in TIED:
+            there = self._layers[TIED[0]].weight
+            same = there.shape == weight.shape and (there.is_meta or torch.equal(weight.to(there), there))
+            if not same or name.rpartition(".")[2] in (self._config.modules_to_save or ()):
+                raise UserError(
+                    f"{self._folder}: it holds a whole {name.rpartition('.')[2]} of {len(weight)} rows (a resized "
+                    f"embedding, or modules_to_save), where the base has {len(there)} rows that are the embedding and "
+                    f"the head, too; {_MERGE}."
+                )
+        elif name in self._layers and name.endswith(tuple(self._config.modules_to_save or ())):
+            self._saved.add(name)
+            self._weights[f"{_PREFIX}{name}.{own}"] = weight
+        else:
+            self._foreign.append(key)
+
+    def finish(self) -> StoredAdapter:
+        """What was read, with the configuration that places it."""
+        self._refuse_foreign()
+        config, targets = self._config, self._config.target_modules
+        ranks: dict[str, int] = {}
+        alphas: dict[str, int] = {}
+        for own, name in self._adapted.items():
+            if not any(check_target_module_exists(config, n) for n in (name, own)):
+                raise UserError(
+                    f"{self._folder}: the file holds weights of {name}, which its target_modules "
+                    f"({targets}) don't name; PEFT would leave them out."
+                )
+            rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
+            ranks |= {own: rank} if rank != config.r else {}
+            alphas |= {own: alpha} if alpha != config.lora_alpha else {}
+            self._check_shape(own, name, rank)
+        config.rank_pattern, config.alpha_pattern = ranks, alphas
+        config.target_modules = set(self._adapted)
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+        config.modules_to_save = sorted(self._saved) or None
+        config.trainable_token_indices = self._tokens()
+        reached = tuple(name for name in TIED if name in self._adapted)
+        return StoredAdapter(config, self._weights, targets, reached)
+
+    def _refuse_foreign(self) -> None:
+        if self._towers:
+            raise UserError(
+                f"{self._folder}: it adapts {len(self._towers)} layers of the towers for images or audio, too (for "
+                f"example {self._towers[0]}), which are not loaded here; {_MERGE}."
+            )
+        if self._foreign:
+            there = [n for n, m in self._layers.items() if isinstance(m, nn.Linear) and self._family.reaches(n)]
+            raise UserError(
+                f"{self._folder}: an adapter of another model: {len(self._foreign)} of its weights don't fit this base "
+                f"(for example {self._foreign[0]}); its layers are {there[0]} to {there[-1]}. Name the adapter's own "
+                "base in its adapter_config.json."
+            )
+
+    def _check_shape(self, own: str, name: str, rank: int) -> None:
+        layer = self._layers[own]
+        out, into = layer.weight.shape if not hasattr(layer, "in_features") else (layer.out_features, layer.in_features)
+        expected = {"lora_A.weight": (rank, into), "lora_B.weight": (out, rank)}
+        if isinstance(layer, nn.Embedding):
+            expected = {"lora_embedding_A": (rank, out), "lora_embedding_B": (into, rank)}
+        for part, shape in expected.items():
+            weight = self._weights.get(f"{_PREFIX}{own}.{part}")
+            if weight is None or tuple(weight.shape) != shape:
+                has = "is missing" if weight is None else f"is {tuple(weight.shape)}"
+                raise UserError(
+                    f"{self._folder}: an adapter of another model: {name}.{part} {has}, and this base needs {shape}. "
+                    "Name the adapter's own base in its adapter_config.json."
+                )
+
+    def _tokens(self) -> list[int] | None:
+        asked = self._config.trainable_token_indices
+        if not asked:
+            return None
+        places = asked if isinstance(asked, dict) else {TIED[0]: asked}
+        names = {language_name(name).rpartition(".")[2] for name in places}
+        if not {"embed_tokens"} <= names <= {"embed_tokens", "lm_head"} or len({*map(tuple, places.values())}) > 1:
+            raise UserError(
+                f"{self._folder}: its trainable_token_indices train rows of {', '.join(places)} apart, and embedding "
+                f"and head are one matrix; {_MERGE}."
+            )
+        indices = [int(i) for i in next(iter(places.values()))]
+        key, embedding = f"{_PREFIX}{TIED[0]}{_OF_TOKENS}", self._layers[TIED[0]].weight
+        weight = self._weights.get(key)
+        if (
+            weight is None
+            or tuple(weight.shape) != (len(indices), embedding.shape[1])
+            or max(indices) >= len(embedding)
+        ):
+            raise UserError(
+                f"{self._folder}: its trainable_token_indices train {len(indices)} rows up to row {max(indices)}, and "
+                f"the base's embedding has {len(embedding)} rows of {embedding.shape[1]}; {_MERGE}."
+            )
+        return indices

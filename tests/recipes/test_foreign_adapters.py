@@ -1,0 +1,244 @@
+"""Adapters made with plain PEFT: used with the logits that PEFT gives, or refused in one line; no traceback."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_models
+import torch
+import transformers
+from peft import IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from short_runs import short_run
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import gemma_tune
+from gemma_tune.config import AdapterConfig, ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.models.adapter import attach
+from gemma_tune.models.load import load_base, load_model, load_tokenizer
+from gemma_tune.models.source import find_source
+from gemma_tune.quant.load_float32 import find_full_weights, load_float32
+from gemma_tune.run.paths import ASSETS
+
+TINY = ASSETS / "tiny"
+ROWS = torch.randint(10, 250, (4, 32), generator=torch.Generator().manual_seed(0))
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+Change = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An adapter of others, and what must happen.
+
+    Attributes:
+        options: Of PEFT's LoraConfig, beside `LORA`.
+        refused: What the refusal says; None: it is used.
+        merges: Whether it is used where it is merged or trained, too.
+        towers: Whether its base is a checkpoint with towers, in the original class.
+        words: Of the configuration that continues it.
+        change: What happens to the folder afterwards.
+        zero: Whether what is outside the language part learned nothing.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None
+    merges: bool = True
+    towers: bool = False
+    words: tuple[str, ...] = ()
+    change: Change | None = None
+    zero: bool = True
+
+
+def _renamed(folder: Path) -> None:
+    """As Transformers before 4.52 named the layers."""
+    file = folder / "adapter_model.safetensors"
+    found = {
+        k.replace("model.model.language_model.", "model.language_model.model."): v for k, v in load_file(file).items()
+    }
+    save_file(found, file, metadata={"format": "pt"})
+
+
+def _says(**fields: Any) -> Change:
+    def change(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | fields), encoding="utf-8")
+
+    return change
+
+
+def _without_a_weight(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    del weights[next(k for k in weights if "lora_B" in k)]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+MADE = {
+    "lora": Made(),
+    "dora": Made({"use_dora": True}, words=("adapter.use_dora=true",)),
+    "rslora": Made({"use_rslora": True}, words=("adapter.use_rslora=true",)),
+    "patterns": Made({"rank_pattern": {"q_proj": 2, r"layers.1.mlp.down_proj": 3}, "alpha_pattern": {"down_proj": 5}}),
+    "some layers": Made({"layers_to_transform": [1, 3]}),
+    "not these": Made({"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.2.mlp.down_proj"]}),
+    "a norm": Made({"modules_to_save": ["norm"]}),
+    "biases of none": Made({"bias": "all"}),
+    "tokens": Made({"trainable_token_indices": [5, 70]}),
+    "tokens of both": Made({"trainable_token_indices": {"embed_tokens": [5, 70], "lm_head": [5, 70]}}),
+    "tokens of the head": Made({"trainable_token_indices": {"lm_head": [5, 70]}}, "embedding and head are one matrix"),
+    "embedding": Made({"target_modules": ["embed_tokens", "q_proj"]}, "it adapts model.embed_tokens", merges=False),
+    "head": Made({"target_modules": ["lm_head", "q_proj"]}, "it adapts lm_head", merges=False),
+    "saved embedding": Made({"modules_to_save": ["embed_tokens"]}, "a whole embed_tokens"),
+    "saved pair": Made({"modules_to_save": ["embed_tokens", "lm_head"]}, "a whole "),
+    "bias": Made({"lora_bias": True}, "lora_bias can't be used"),
+    "towers' class": Made({"target_modules": ".*language_model.*(q|v|down)_proj"}, towers=True),
+    "older names": Made({"target_modules": ".*language_model.*(q|v)_proj"}, towers=True, change=_renamed),
+    "towers untrained": Made({"target_modules": ["q_proj", "v_proj"]}, towers=True),
+    "towers trained": Made({"target_modules": ["q_proj", "v_proj"]}, "towers for images", towers=True, zero=False),
+    "repeated layers": Made({}, "layer_replication can't be used", change=_says(layer_replication=[[0, 2], [1, 3]])),
+    "a newer PEFT": Made({}, "use_wonder, which this version", change=_says(use_wonder=True)),
+    "pissa": Made({}, "a pissa adapter fits only", change=_says(init_lora_weights="pissa")),
+    "half a file": Made({}, r"lora_B.weight is missing", change=_without_a_weight),
+    "not its own layers": Made({}, "its target_modules", change=_says(target_modules=["q_proj"])),
+}  # fmt: skip
+FAST = ("patterns", "tokens", "embedding", "older names", "bias")
+
+
+def make(made: Made, folder: Path) -> tuple[Path, Any]:
+    """The adapter's folder, and PEFT's model of it."""
+    base = TINY
+    if made.towers:
+        base = small_models.save("gemma3", folder / "base")
+        model = getattr(transformers, AutoConfig.from_pretrained(base).architectures[0]).from_pretrained(
+            base, dtype=torch.float32
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(2)
+    peft = get_peft_model(model, LoraConfig(**LORA | made.options))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if parameter.requires_grad and not (made.zero and "vision" in name):
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    peft.save_pretrained(folder / "adapter")
+    if made.change:
+        made.change(folder / "adapter")
+    return folder / "adapter", peft.eval()
+
+
+def config_of(folder: Path) -> ModelConfig:
+    return ModelConfig(str(folder), dtype="float32", device="cpu")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=ROWS).logits
+    return found
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MADE])
+def test_an_adapter_of_peft(name: str, tmp_path: Path) -> None:
+    """Loaded as chat and evaluate do, merged as export and qat do, continued as lora_sft does: PEFT's logits."""
+    made = MADE[name]
+    folder, peft = make(made, tmp_path)
+    expected, config = logits(peft), config_of(folder)
+    source = find_source(config)
+    tokenizer = load_tokenizer(source)
+    adapter = AdapterConfig("lora", 8, 16, use_dora="dora" in name, use_rslora="rslora" in name)
+    ways = {
+        "load": lambda: load_model(config, source, tokenizer),
+        "merge": lambda: load_float32(config, find_full_weights(config), tokenizer, []),
+        "continue": lambda: attach(load_base(config, source, tokenizer), adapter, source),
+    }
+    for way, load in ways.items():
+        if made.refused and (way != "load" or made.merges):
+            if way == "merge" and not made.merges:
+                continue  # by the recipes, before the weights are loaded
+            with pytest.raises(UserError, match=made.refused) as caught:
+                load()
+            assert "\n" not in str(caught.value), str(caught.value)
+        else:
+            assert (logits(load()) - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item()), way
+    for recipe, merges in (("chat", False), ("evaluate", False), ("export", True), ("qat", True), ("lora_sft", True)):
+        words = [f"model.model_name_or_path={folder}", "model.device=cpu", "dry_run=true"]
+        words += ["chat.prompt=Hello"] if recipe == "chat" else [f"output_dir={tmp_path / recipe}"]
+        words += ["adapter.r=8", "adapter.lora_alpha=16", *made.words] if recipe == "lora_sft" else []
+        if made.refused and (merges or made.merges):
+            with pytest.raises(UserError, match=made.refused):
+                gemma_tune.run(recipe, words)
+        else:
+            assert gemma_tune.run(recipe, words).status == "dry_run", recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, made in MADE.items() if not made.refused])
+def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
+    """Answers, figures, files and another step of training, with the checks of each recipe."""
+    made = MADE[name]
+    folder, peft = make(made, tmp_path)
+    model = [f"model.model_name_or_path={folder}", "model.device=cpu"]
+    answers = gemma_tune.run("chat", [*model, "chat.prompt=Hello", "chat.max_new_tokens=4"]).metrics["answers"]
+    assert len(answers) == 1
+    words = [*model, "adapter.r=8", "adapter.lora_alpha=16", "export.dtype=float32", *made.words]
+    trained = short_run("lora_sft", tmp_path / "sft", *words, "train.learning_rate=1e-12", steps=1)
+    assert trained.metrics["export"]["merge_difference"] < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "export" / "merged", dtype=torch.float32)
+    assert (logits(merged) - logits(peft)).abs().max() < 1e-4
+    evaluated = short_run("evaluate", tmp_path / "evaluate", *model)
+    assert evaluated.metrics["after"]["held_out_loss"] == pytest.approx(
+        trained.metrics["before"]["held_out_loss"], rel=1e-5
+    )
+    if not made.towers:  # its width is no multiple of a block
+        lines = short_run("export", tmp_path / "export", *model, "export.formats=[merged]").metrics["verify"]
+        assert {line["verdict"] for line in lines} == {"ok"}
+        short_run("qat", tmp_path / "qat", *model, "export.formats=[merged]", steps=1)
+
+
+def test_an_adapter_of_another_model(tmp_path: Path) -> None:
+    """One line: the folder, the names, and the layers there are."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model.model.layers.append(copy.deepcopy(model.model.layers[-1]))
+    get_peft_model(model, LoraConfig(**LORA)).save_pretrained(tmp_path / "deeper")
+    ia3 = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(TINY), ia3).save_pretrained(tmp_path / "ia3")
+    wide = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY, intermediate_size=96))
+    wide.name_or_path = str(TINY)
+    get_peft_model(wide, LoraConfig(**LORA)).save_pretrained(tmp_path / "wide")
+    _says(base_model_name_or_path=str(TINY))(tmp_path / "wide")
+    for name, message in (
+        ("deeper", r"deeper: an adapter of another model: .*layers\.6\..*its layers are model\.layers\.0\.self_attn"),
+        ("wide", r"wide: an adapter of another model: .*down_proj\.lora_A\.weight is \(8, 96\)"),
+        ("ia3", "a IA3 adapter, and only LoRA"),
+    ):
+        for recipe in ("chat", "export"):
+            words = [f"model.model_name_or_path={tmp_path / name}"]
+            words += ["chat.prompt=Hello"] if recipe == "chat" else [f"output_dir={tmp_path / 'run'}"]
+            with pytest.raises(UserError, match=message) as caught:
+                gemma_tune.run(recipe, words)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_resized_embedding(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model.resize_token_embeddings(1540, mean_resizing=False)
+    peft = get_peft_model(model, LoraConfig(**LORA))
+    peft.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with pytest.raises(UserError, match=r"of 1540 rows .*the base has 1536 rows") as caught:
+        gemma_tune.run("chat", [f"model.model_name_or_path={tmp_path / 'adapter'}", "chat.prompt=Hello"])
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_are_not_there_are_refused_in_the_dry_run(tmp_path: Path) -> None:
+    for words, message in (
+        ("adapter.target_modules=[q_proj,qq_proj]", r"no layer is named qq_proj"),
+        ("adapter.target_modules='.*nothing'", "adapter.target_modules: Target modules .*not found"),
+        ("adapter.target_modules='.*(q_proj'", "no regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gemma_tune.run("lora_sft", ["model=tiny", words, "dry_run=true", f"output_dir={tmp_path / 'run'}"])
