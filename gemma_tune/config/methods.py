@@ -136,7 +136,7 @@ METHODS: dict[str, Method] = {
     ),
     "dpo": Method("dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3))),
     "kto": Method(
-        "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 6e-4)), batch=(8, 8)
+        "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 2e-3)), batch=(8, 8)
     ),
     "reward_model": Method(
         "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),
