@@ -37,6 +37,7 @@ PURE = (
     "data.files",
     "data.file_rows",
     "data.compressed",
+    "data.folders",
     "data.json_layouts",
     "data.json_tables",
     "data.plain_text",

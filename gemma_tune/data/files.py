@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma_tune.data.compressed import decompressed
 from gemma_tune.data.file_rows import FileOptions, Row
+from gemma_tune.data.folders import folder_files
 from gemma_tune.data.json_layouts import read_json, read_jsonl
 from gemma_tune.data.plain_text import read_text
 from gemma_tune.data.records import BadRow
@@ -41,7 +42,7 @@ _CONVERT = {
 
 
 def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
-    """The files that a name stands for, sorted: a file, all files of a known type below a folder, or a glob.
+    """The files that a name stands for, sorted: a file, all files with rows below a folder, or a glob.
 
     Args:
         name: As the user wrote it.
@@ -49,14 +50,11 @@ def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
         any_type: Whether a single file may have an unknown type.
 
     Raises:
-        UserError: There is none, or one has an unknown type.
+        UserError: There is none, or one has an unknown type; or a folder holds several splits.
     """
     path = resolve(name)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and file_type(p) and not _hidden(p, path))
-        if not found:
-            raise UserError(f"{key}={name}: no file of this folder is one of {ALL_TYPES}.")
-        return found
+        return folder_files(path, name, key)
     if not path.exists() and glob.has_magic(name):
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not found:
@@ -73,10 +71,6 @@ def _unknown(file: Path) -> str:
     """What a file of an unknown type is, as the end of a sentence, with the way to rows."""
     way = next((way for kinds, way in _CONVERT.items() if file.suffix.lower() in kinds), None)
     return f"of no known type; name it {ALL_TYPES}" + (f"; {way.format(file.name)}." if way else ".")
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def read_file(path: Path, descriptor: int | None = None, options: FileOptions | None = None) -> Iterator[Row | BadRow]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.data.file_rows import Row
+from gemma_tune.data.folders import is_saved_dataset, setting
 from gemma_tune.data.tables import without_nulls
 from gemma_tune.errors import UserError
+from gemma_tune.run.paths import looks_local, resolve
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class HubSplit:
         Raises:
             UserError: There is no such data set, configuration, split or revision, or it can't be reached or read.
         """
+        self._refuse_folders()
         import pyarrow as pa
         from datasets.exceptions import DatasetsError
 
@@ -47,6 +51,11 @@ class HubSplit:
                 yield f"{self}:row {number}", without_nulls(row)
         except (DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
             causes = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e and str(e).strip()]
+            if resolve(self.name).is_dir():
+                raise UserError(
+                    f"data.dataset_name={self}: it can't be loaded ({': '.join(causes)}); check "
+                    "data.dataset_config_name and data.split, or name its files: data.train_file."
+                ) from error
             raise UserError(
                 f"data.dataset_name={self}: it can't be loaded ({': '.join(causes) or type(error).__name__}); check "
                 "the name, data.dataset_config_name, data.split and data.revision; accept its terms at "
@@ -54,11 +63,28 @@ class HubSplit:
                 "data.train_file."
             ) from error
 
+    def _refuse_folders(self) -> None:
+        """A folder of `save_to_disk`, which `load_dataset` doesn't read, and one that isn't there."""
+        folder = resolve(self.name)
+        if is_saved_dataset(folder):
+            split = self.split.partition("[")[0]
+            place = os.path.join(self.name, split) if (folder / split).is_dir() else self.name
+            raise UserError(
+                f"data.dataset_name={self.name}: this folder was written by save_to_disk; read it as files: "
+                f"{setting('data.train_file', place)}"
+            )
+        if not folder.is_dir() and looks_local(self.name) and ("/" in self.name or "\\" in self.name):
+            raise UserError(
+                f"data.dataset_name={self.name}: there is no such folder, and it is no owner/name of the Hub."
+            )
+
 
 @functools.lru_cache(maxsize=8)  # several passes must see one revision, even if the branch moves
 def _loaded(split: HubSplit) -> Any:
     import datasets
 
+    # A folder by its whole path, since a name of two parts is looked for on the Hub, too
+    name = str(resolve(split.name).absolute()) if resolve(split.name).is_dir() else split.name
     return datasets.load_dataset(
-        split.name, split.config, split=split.split, revision=split.revision, streaming=split.streaming
+        name, split.config, split=split.split, revision=split.revision, streaming=split.streaming
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from gemma_tune.config import DataConfig
 from gemma_tune.config.path_keys import named_paths
 from gemma_tune.data.files import find_files
+from gemma_tune.data.folders import row_files
 from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
 from gemma_tune.data.record_cache import forget_cached_records, records_of
@@ -19,7 +20,7 @@ from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
-from gemma_tune.run.paths import resolve
+from gemma_tune.run.paths import file_type, resolve
 
 _FIRST = 200
 
@@ -62,7 +63,15 @@ class SplitReader:
         d = self.data
         if key in ("data.split", "data.validation_split"):
             return [HubSplit(str(d.dataset_name), d.dataset_config_name, name, d.revision, d.streaming)]
-        return find_files(name, key, any_type=":" in d.format)
+        files = find_files(name, key, any_type=":" in d.format)
+        if d.format not in ("auto", "text") and ":" not in d.format:
+            for file in files:
+                if file_type(file) == ".txt":
+                    raise UserError(
+                        f"{key}={name}: {file.name} is running text (data=text), which data.format={d.format} doesn't "
+                        "read; rows with fields are JSONL, JSON, CSV, TSV, Parquet or Arrow."
+                    )
+        return files
 
     def _set(self, key: str, name: str) -> Iterator[Record]:
         found, bad, first, sources = False, 0, "", self._sources(key, name)
@@ -126,11 +135,13 @@ def tests(data: DataConfig) -> dict[str, SplitReader]:
 
 
 def data_files(data: DataConfig) -> list[Path]:
-    """Every file of the training, validation and test sets, and that of the user's own reader."""
+    """Every file of the sets, those of a folder that is `data.dataset_name`, and that of the user's own reader."""
     found: list[Path] = []
     for path in named_paths(data, "data."):
         if path.kind == "rows":
             found += find_files(path.name, path.key, any_type=":" in data.format)
+        elif path.kind == "dataset" and resolve(path.name).is_dir():
+            found += row_files(resolve(path.name), f"{path.key}={path.name}")
         elif path.kind == "function":
             found.append(resolve(path.name))
     return found

@@ -27,6 +27,7 @@ READ = {key: kind for key, kind in MARKED.items() if kind not in NOT_READ}
 # Texts whose name or help speaks of files or folders, and that name none.
 NAME_NO_PATH = {
     "data.weights",
+    "data.field",
     "data.generator",
     "export.formats",
     "export.max_shard_size",
