@@ -181,6 +181,20 @@ def read_tests(data: DataConfig) -> dict[str, list[Record]]:
     return found
 
 
+_JSON, _TEXT = {".json", ".jsonl", ".ndjson"}, {".txt"}
+_USED_BY = {"field": _JSON, "sample_by": _TEXT, "encoding": {*_JSON, *_TEXT, ".csv", ".tsv"}}
+
+
+def _refuse_unused(data: DataConfig) -> None:
+    """Refuses a key that says how files of a type are read where there is none of that type."""
+    kinds = (
+        {file_type(path) for path in data_files(data)} if not data.dataset_name and ":" not in data.format else set()
+    )
+    for key, used_by in _USED_BY.items():
+        if getattr(data, key) != getattr(DataConfig(), key) and not kinds & used_by:
+            raise UserError(f"data.{key} has no effect: it is for files of the types {', '.join(sorted(used_by))}.")
+
+
 def check_first_rows(data: DataConfig) -> None:
     """Reads the first rows: most mistakes in a data file show there, and torch need not be imported to say so.
 
@@ -196,6 +210,7 @@ def check_first_rows(data: DataConfig) -> None:
 
         GymTasks(data, data.generator_seed, 1)[0]
         return
+    _refuse_unused(data)
     trained = training(data)
     for part in filter(None, (trained if trained.names else None, validation(data))):
         deque(islice(part, _FIRST), maxlen=0)

@@ -12,9 +12,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from row_files import refusal, turn, write
 
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import DataConfig
 from gemma_tune.data.files import find_files
-from gemma_tune.data.reading import data_files, training
+from gemma_tune.data.reading import check_first_rows, data_files, training
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import FILE_TYPES
 
@@ -150,3 +151,21 @@ def test_files_of_other_types(tmp_path: Path, name: str, way: str) -> None:
     with pytest.raises(UserError) as caught:
         find_files(str(tmp_path / name), "data.train_file")
     assert way in str(caught.value) and all(kind in str(caught.value) for kind in FILE_TYPES)
+
+
+def test_keys_without_effect(tmp_path: Path) -> None:
+    Dataset.from_list(rows("a")).to_parquet(tmp_path / "a.parquet")
+    for options in ({"field": "a"}, {"sample_by": "line"}, {"encoding": "cp1252"}):
+        (key,) = options
+        with pytest.raises(UserError, match=f"data.{key} has no effect: it is for files of the types"):
+            check_first_rows(DataConfig(train_file=str(tmp_path / "a.parquet"), **options))
+    (tmp_path / "a.txt").write_text("One.")
+    check_first_rows(DataConfig(train_file=str(tmp_path / "a.txt"), sample_by="line", encoding="cp1252"))
+
+
+def test_names_on_the_command_line(tmp_path: Path) -> None:
+    """Quoted for the shell alone, and for Hydra, too."""
+    for name in ("a=b, c.jsonl", "rows (1).jsonl", "it's [v1] {x}.jsonl"):
+        write(tmp_path / name, *rows("one"))
+        for word in (f"data.train_file={tmp_path}/{name}", f'data.train_file="{tmp_path}/{name}"'):
+            assert compose_config("preview", ["data=auto", word]).data.train_file == f"{tmp_path}/{name}"

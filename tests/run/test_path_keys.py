@@ -28,6 +28,7 @@ READ = {key: kind for key, kind in MARKED.items() if kind not in NOT_READ}
 NAME_NO_PATH = {
     "data.weights",
     "data.field",
+    "data.time_column",
     "data.generator",
     "export.formats",
     "export.max_shard_size",
