@@ -26,7 +26,7 @@ run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about 
 test: .venv/.done ## Run the tests that need no GPU and no network, except the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow' tests
 
-test-slow: .venv/.done ## Run the slow tests: lm-eval compared with its own command, long runs and texts, building the embedded model
+test-slow: .venv/.done ## Run the slow tests: every variant of a recipe, long runs and texts, lm-eval compared with its own command
 	$(PYTEST) -n 2 --dist worksteal -m slow tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU

@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,8 @@ from gemma_tune.run.paths import ASSETS
 
 if TYPE_CHECKING:
     from gemma_tune import RunResult
+
+Once = Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -33,24 +35,34 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], tuple[Path, RunResult]]:
-    """The finished run of a name of `every_recipe.SHORT_RUNS`: its folder, which tests only read, and its result.
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """A folder that is made once for all worker processes: the first that asks makes it, the others wait at its lock.
 
-    A run is made once for all worker processes: the first that asks makes it, the others wait at its lock.
+    Called with a name of its own and the function that makes the folder; tests only read what is in it.
     """
     base = tmp_path_factory.getbasetemp()
-    place = (base if worker_id == "master" else base.parent) / "finished"
+    place = (base if worker_id == "master" else base.parent) / "once"
 
-    def get(name: str) -> tuple[Path, RunResult]:
-        from every_recipe import make_short_run
-
-        folder = place / name.replace(", ", "-")
+    def get(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder = place / name
         place.mkdir(parents=True, exist_ok=True)
         result_file = folder.with_suffix(".result")
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not result_file.is_file():
-                result_file.write_bytes(pickle.dumps(make_short_run(name, folder)))
+                result_file.write_bytes(pickle.dumps(make(folder)))
         return folder, pickle.loads(result_file.read_bytes())
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def finished(once: Once) -> Callable[[str], tuple[Path, RunResult]]:
+    """The finished run of a name of `every_recipe.SHORT_RUNS`: its folder, which tests only read, and its result."""
+
+    def get(name: str) -> tuple[Path, RunResult]:
+        from every_recipe import make_short_run
+
+        return once(name.replace(", ", "-"), lambda folder: make_short_run(name, folder))
 
     return get

@@ -7,9 +7,12 @@ in two checkouts and compares what they leave, byte for byte.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from short_runs import short_run
 
 import gemma_tune
@@ -71,6 +74,17 @@ SHORT_RUNS = {
         "answers",
     ),
 }  # fmt: skip
+
+# Variants of a run that `make test` has: tests of them are for `make test-slow`
+SLOW_RUNS = {
+    "full_sft", "dpo, full", "dpo, qlora", "reward_model, lora", "grpo, lora", "dapo", "dr_grpo", "gspo", "rloo",
+    "qat, full", "tune_to_int4", "kto, full",
+}  # fmt: skip
+
+
+def slow_marked(names: Iterable[str], prefix: str = "") -> list[Any]:
+    """Parameters of a test: `prefix` and each name are a run of SHORT_RUNS, and those of SLOW_RUNS are marked slow."""
+    return [pytest.param(n, marks=pytest.mark.slow) if f"{prefix}{n}" in SLOW_RUNS else n for n in names]
 
 
 def write_rows(kind: str, folder: Path) -> list[str]:

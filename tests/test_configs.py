@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from gemma_tune.__main__ import main
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
@@ -132,22 +130,15 @@ def test_compose_takes_users_files(tmp_path: Path) -> None:
     assert cfg.train.learning_rate == compose_config("full_sft").train.learning_rate
 
 
-def test_multirun(tmp_path: Path) -> None:
+def test_multirun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each job has its own configuration and run folder; a dry run makes none of them."""
-    words = ["-m", "recipe=lora_sft", "adapter=lora,dora", "data.max_train_samples=8", "dry_run=true"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gemma_tune", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    folders = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("Run folder: ")]
+    few = ["data.max_train_samples=8", "data.max_eval_samples=4"]
+    assert main(["-m", "recipe=lora_sft", "adapter=lora,dora", *few, "dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    folders = [line.split()[2] for line in said.splitlines() if line.startswith("Run folder: ")]
     assert len(set(folders)) == 2 and all(f.startswith("runs/lora_sft-") for f in folders)
-    assert "use_dora: false" in done.stdout and "use_dora: true" in done.stdout
-    assert not any((tmp_path / f).exists() for f in folders)
+    assert "use_dora: false" in said and "use_dora: true" in said
+    assert not any((folder / f).exists() for f in folders)
 
 
 def test_the_page_of_all_keys_is_current() -> None:

@@ -101,7 +101,8 @@ def test_installed_wheel_runs(python: Path, tmp_path: Path) -> None:
     """A dry run from an empty folder: configuration, counts and memory, with nothing of the checkout in reach."""
     place = run(python, "-c", "import gemma_tune; print(gemma_tune.__file__)", cwd=tmp_path).strip()
     assert Path(place).is_relative_to(python.parent.parent), place
-    out = run(python, "-m", "gemma_tune", "recipe=qlora_sft", "dry_run=true", cwd=tmp_path)
+    few = ["data.max_train_samples=16", "data.max_eval_samples=4"]
+    out = run(python, "-m", "gemma_tune", "recipe=qlora_sft", "dry_run=true", *few, cwd=tmp_path)
     assert "\n  load_in_4bit: true\n" in out and "\n  learning_rate: 0.008\n" in out
     for words in ("rows read", "tokens", "trained tokens", "Memory, estimated: ", "dry_run=true"):
         assert words in out, words

@@ -105,6 +105,7 @@ def closest(merged: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_an_adapter_its_merged_weights_and_their_gguf(tmp_path: Path) -> None:
     """Row by row the same score, but where the model's two best tokens are less than 1e-3 apart."""
     pytest.importorskip("xllamacpp")

@@ -24,7 +24,8 @@ from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.layers import OnGrid
 
 
-def test_blocks_of_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [20_000, pytest.param(3000, marks=pytest.mark.slow)])
+def test_blocks_of_few_rows(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All formats, with an adapter: the same files, and every line of the check, whatever the size of a block."""
     trained = on_grid("q4_0", "q8_0", adapter=True)
 
@@ -39,7 +40,7 @@ def test_blocks_of_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     whole = write(tmp_path / "whole")
     weights = dict(trained.trained)
-    monkeypatch.setattr(file_tensor, "AT_ONCE", 3000)
+    monkeypatch.setattr(file_tensor, "AT_ONCE", at_once)
     assert write(tmp_path / "blocks") == whole
     for name, tensor in trained_tensors(trained.model, trained.plan).items():
         pairs = zip(tensor, weights[name], strict=True) if isinstance(tensor, Encoded) else [(tensor, weights[name])]

@@ -43,7 +43,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", params=small_models.MODELS)
+def slow_but(*kept: str) -> list[Any]:
+    """Every class, as parameters of a test: all but these are slow."""
+    return [pytest.param(n, id=n, marks=() if n in kept else pytest.mark.slow) for n in small_models.MODELS]
+
+
+@pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each class."""
     return small_models.save(request.param, tmp_path_factory.mktemp(request.param) / request.param)
@@ -84,6 +89,7 @@ def plain_loss(folder: Path, rows: Path) -> float:
 _ONE_BATCH = ["train.per_device_train_batch_size=8", "train.train_sampling_strategy=random", "train.packing=false"]
 
 
+@pytest.mark.parametrize("folder", slow_but("gemma3", "gemma4_e2b"), indirect=True)
 def test_full(folder: Path, rows: Path, tmp_path: Path) -> None:
     """First loss as plain Transformers has it (1e-5); gradients with accumulation (trap 1) and packed (trap 7)."""
     batch = gradients(folder, rows, tmp_path / "batch", *_ONE_BATCH)
@@ -107,7 +113,17 @@ def test_full(folder: Path, rows: Path, tmp_path: Path) -> None:
     assert set(towers) <= set(untouched)
 
 
-@pytest.mark.parametrize("recipe", ["lora_sft", "qlora_sft"])
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [
+        *(pytest.param("lora_sft", name, id=f"{name}-lora_sft") for name in small_models.MODELS),
+        *(
+            pytest.param("qlora_sft", *p.values, id=f"{p.id}-qlora_sft", marks=p.marks)
+            for p in slow_but("gemma3", "gemma4_e2b", "gemma4_26b")
+        ),
+    ],
+    indirect=["folder"],
+)
 def test_adapters(recipe: str, folder: Path, rows: Path, tmp_path: Path) -> None:
     """Placed on the language model's linear layers alone; merged, saved and loaded again by the original class."""
     words = [f"model.model_name_or_path={folder}", f"data.train_file={rows}", "data=messages", "export.dtype=float32"]
@@ -175,7 +191,9 @@ def test_files_for_images_go_along(rows: Path, tmp_path: Path) -> None:
         assert (tmp_path / "run" / "export" / "merged" / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "gemma4_e2b", "gemma4_26b"])
+@pytest.mark.parametrize(
+    "name", ["gemma4_e2b", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma3n", "gemma4_26b"))]
+)
 def test_recomputation_changes_no_gradient(name: str, rows: Path, tmp_path: Path) -> None:
     """Layers that share keys and values, and experts, under gradient checkpointing."""
     folder = small_models.save(name, tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,32 +46,42 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (
-            ["model.model_name_or_path=closed/gemma-3-4b-it", "data=messages", f"data.train_file={SAMPLE}"],
-            ["model.model_name_or_path=closed/gemma-3-4b-it: it can't be loaded", "accept the licence", "hf auth login",
-             "local folder"],
-        ),
-        (
-            ["model.model_name_or_path=nobody/gemma-9", "data=messages", f"data.train_file={SAMPLE}"],
-            ["model.model_name_or_path=nobody/gemma-9: it can't be loaded", "check the name", "local folder"],
-        ),
-        (
-            ["data=auto", "data.dataset_name=closed/rows"],
-            ["data.dataset_name=closed/rows:train: it can't be loaded", "accept its terms", "hf auth login"],
-        ),
-    ],
-    ids=["gated model", "unknown model", "gated data"],
-)  # fmt: skip
-def test_the_message(hub: str, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+ROWS = ["data=messages", f"data.train_file={SAMPLE}"]
+# What is asked for, and parts of the answer
+ASKED = {
+    "gated model": (
+        ["model.model_name_or_path=closed/gemma-3-4b-it", *ROWS],
+        ["model.model_name_or_path=closed/gemma-3-4b-it: it can't be loaded", "accept the licence", "hf auth login",
+         "local folder"],
+    ),
+    "unknown model": (
+        ["model.model_name_or_path=nobody/gemma-9", *ROWS],
+        ["model.model_name_or_path=nobody/gemma-9: it can't be loaded", "check the name", "local folder"],
+    ),
+    "gated data": (
+        ["data=auto", "data.dataset_name=closed/rows"],
+        ["data.dataset_name=closed/rows:train: it can't be loaded", "accept its terms", "hf auth login"],
+    ),
+}  # fmt: skip
+ASK_EACH = """
+import json, sys
+from gemma_tune.__main__ import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    print(f"exit status {code}\\n-----", file=sys.stderr)
+"""
+
+
+def test_the_messages(hub: str, tmp_path: Path) -> None:
+    """All in one process of its own: the libraries read the server's address when they are imported."""
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "gemma_tune", "recipe=lora_sft", "tracker=none", *words]
-    done = subprocess.run(
-        [*command, f"output_dir={tmp_path / 'run'}"], capture_output=True, text=True, env=env, timeout=120
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
-    message = done.stderr.split("gemma_tune: ")[-1]
-    assert all(part in message for part in parts), message
+    common = ["recipe=lora_sft", "tracker=none", f"output_dir={tmp_path / 'run'}"]
+    every = json.dumps([[*common, *words] for words, _ in ASKED.values()])
+    done = subprocess.run([sys.executable, "-c", ASK_EACH, every], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    said = done.stderr.split("-----\n")[:-1]
+    for (name, (_, parts)), text in zip(ASKED.items(), said, strict=True):
+        assert text.endswith("exit status 2\n"), (name, text)
+        message = text.split("gemma_tune: ")[-1]
+        assert all(part in message for part in parts), (name, message)
     assert not (tmp_path / "run").exists()

@@ -71,7 +71,7 @@ def test_language_part_of_a_checkpoint_with_images(checkpoint_with_images: Path)
 def test_adapter_fits_the_published_model_with_images(checkpoint_with_images: Path, tmp_path: Path) -> None:
     """Trained on the language part alone, put on the whole model by plain PEFT: the logits are those of the export."""
     words = [f"model.model_name_or_path={checkpoint_with_images}", "model.dtype=float32", "export.dtype=float32"]
-    short_run("lora_sft", tmp_path / "run", *words, "train.learning_rate=1e-2", steps=4)
+    short_run("lora_sft", tmp_path / "run", *words, "train.learning_rate=1e-2", "eval.num_samples=0", steps=4)
     whole = Gemma3ForConditionalGeneration.from_pretrained(checkpoint_with_images, dtype=torch.float32).eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "merged").eval()
     ids = torch.arange(20, 60).unsqueeze(0)
@@ -81,7 +81,8 @@ def test_adapter_fits_the_published_model_with_images(checkpoint_with_images: Pa
         assert torch.allclose(found, merged(input_ids=ids).logits, atol=1e-4)
     assert (found - base).abs().max() > 0.05
     assert not any("vision" in n for n, _ in whole.named_modules() if "lora_A" in n)
-    again = short_run("lora_sft", tmp_path / "more", f"model.model_name_or_path={tmp_path / 'run'}", words[1], steps=1)
+    again = short_run("lora_sft", tmp_path / "more", f"model.model_name_or_path={tmp_path / 'run'}", words[1],
+                      "eval.num_samples=0", "export=none", steps=1)  # fmt: skip
     first = json.loads((tmp_path / "run" / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
     assert again.metrics["before"]["held_out_loss"] == pytest.approx(first, rel=1e-5)
 

@@ -30,9 +30,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "adapter"),
     [
-        ("lora_sft", "lora"), ("lora_sft", "dora"), ("lora_sft", "rslora"), ("lora_sft", "pissa"),
-        ("lora_sft", "olora"),
-        ("qlora_sft", "lora"), ("qlora_sft", "dora"), ("qlora_sft", "loftq"),
+        ("lora_sft", "lora"), ("lora_sft", "pissa"), ("qlora_sft", "dora"), ("qlora_sft", "loftq"),
+        pytest.param("lora_sft", "dora", marks=pytest.mark.slow),
+        pytest.param("lora_sft", "rslora", marks=pytest.mark.slow),
+        pytest.param("lora_sft", "olora", marks=pytest.mark.slow),
+        pytest.param("qlora_sft", "lora", marks=pytest.mark.slow),
         # Another rate for B alone, which test_loraplus_gives_b_its_own_rate shows
         pytest.param("lora_sft", "loraplus", marks=pytest.mark.slow),
         pytest.param("qlora_sft", "loraplus", marks=pytest.mark.slow),
@@ -94,7 +96,13 @@ def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}
     for adapter in ("lora", "loraplus"):
-        words = [f"adapter={adapter}", "train.warmup_steps=0", "train.lr_scheduler_type=constant", *quick]
+        words = [
+            f"adapter={adapter}",
+            "train.warmup_steps=0",
+            "train.lr_scheduler_type=constant",
+            *quick,
+            "export=none",
+        ]
         short_run("lora_sft", tmp_path / adapter, *words, steps=1)
         stored = load_file(tmp_path / adapter / "adapter" / "adapter_model.safetensors")
         moved[adapter] = torch.cat([w.abs().flatten() for n, w in stored.items() if "lora_B" in n]).max().item()
@@ -124,12 +132,12 @@ def test_target_modules(quick: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["train.gradient_checkpointing=true"],
         ["train.optim=adamw_8bit"],
-        ["train.optim=adafactor"],
-        ["model.attn_implementation=eager"],
         ["model.dtype=bfloat16"],
         ["train.bf16=true"],
+        pytest.param(["train.gradient_checkpointing=true"], marks=pytest.mark.slow),
+        pytest.param(["train.optim=adafactor"], marks=pytest.mark.slow),
+        pytest.param(["model.attn_implementation=eager"], marks=pytest.mark.slow),
     ],
 )
 def test_options_of_one_gpu_that_a_cpu_has(words: list[str], quick: list[str], tmp_path: Path) -> None:

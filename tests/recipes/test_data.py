@@ -64,10 +64,10 @@ def test_bad_rows_of_a_stream_are_listed(tmp_path: Path) -> None:
 
 def test_a_bad_row_met_while_training_leaves_the_run(tmp_path: Path) -> None:
     """What was trained so far is worth more than an empty folder."""
-    file = rows_of(tmp_path / "rows.jsonl", 300, "Row", 290)
+    file = rows_of(tmp_path / "rows.jsonl", 220, "Row", 210)
     folder = tmp_path / "run"
-    with pytest.raises(UserError, match=r"rows\.jsonl:290: this line is not JSON"):
-        words = [*streamed(file), "train.save_steps=20", "train.per_device_train_batch_size=4"]
+    with pytest.raises(UserError, match=r"rows\.jsonl:210: this line is not JSON"):
+        words = [*streamed(file), "train.save_steps=10", "train.per_device_train_batch_size=4"]
         short_run("lora_sft", folder, *words, steps=100)
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "failed"
     assert any((folder / "checkpoints").glob("step-*")) and len(losses(folder)) > 20

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_recipe import write_rows
+from every_recipe import slow_marked, write_rows
 from safetensors.torch import load_file
 from short_runs import losses, metrics, short_run
 
@@ -34,7 +34,7 @@ def dpo(folder: Path, pairs: list[str], *words: str, steps: int = 3) -> gemma_tu
     )
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=slow_marked(MODES, "dpo, "))
 def run(request: pytest.FixtureRequest, finished: Any) -> Any:
     return (request.param, *finished(f"dpo, {request.param}"))
 
@@ -77,6 +77,7 @@ def test_the_run_can_be_gone_on_from(run: Any, pairs: list[str], tmp_path: Path)
 SMALL = ["adapter=lora", "eval.evaluators=[]", "eval.num_samples=0", "export=none", "train.save_steps=2"]
 
 
+@pytest.mark.slow
 def test_evaluations_while_training_change_nothing(pairs: list[str], tmp_path: Path) -> None:
     words = [*SMALL, "train.eval_steps=1", "eval.during_training=[preference]", "eval.evaluators=[preference]"]
     dpo(tmp_path / "with", pairs, *words, steps=2)

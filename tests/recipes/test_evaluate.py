@@ -46,12 +46,17 @@ def stored(folder: Path) -> dict[str, Any]:
     return tree
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "run"
+@pytest.fixture(scope="session")
+def trained(once: Any) -> Path:
     words = [w for w in MEASURED if not w.startswith(tuple(s.split("=")[0] for s in SHORT))]
-    more = ["eval.evaluators=[held_out_loss,answers]", "export.dtype=float32", "train.learning_rate=8e-3"]
-    short_run("lora_sft", folder, *words, *more, "data.max_eval_samples=8", "eval.max_new_tokens=24", steps=12)
+    more = [
+        "eval.before=false",
+        "eval.evaluators=[held_out_loss,answers]",
+        "export.dtype=float32",
+        "train.learning_rate=8e-3",
+    ]
+    more += ["data.max_eval_samples=8", "eval.max_new_tokens=24"]
+    folder: Path = once("evaluated", lambda path: short_run("lora_sft", path, *words, *more, steps=12))[0]
     return folder
 
 

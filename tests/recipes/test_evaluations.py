@@ -81,12 +81,13 @@ def best_words(evaluator: str, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("full_sft", []),
+        pytest.param("full_sft", [], marks=pytest.mark.slow),
         ("lora_sft", ["adapter.lora_dropout=0.1", "train.gradient_accumulation_steps=2"]),
-        (
+        pytest.param(
             "qlora_sft",
             ["adapter.lora_dropout=0.1", "train.packing=true", "train.max_length=64", "model.dtype=bfloat16",
              "train.per_device_train_batch_size=1", "train.gradient_checkpointing=true"],
+            marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
@@ -112,9 +113,9 @@ def test_evaluations_move_no_bit(recipe: str, words: list[str], quick: list[str]
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("full_sft", ["train.save_steps=3", "train.save_total_limit=1"]),
+        pytest.param("full_sft", ["train.save_steps=3", "train.save_total_limit=1"], marks=pytest.mark.slow),
         ("lora_sft", ["adapter=pissa", "adapter.lora_dropout=0.1"]),
-        ("qlora_sft", ["adapter=dora"]),
+        pytest.param("qlora_sft", ["adapter=dora"], marks=pytest.mark.slow),
     ],
 )
 def test_the_best_step_is_what_is_left(
@@ -154,7 +155,7 @@ def test_less_is_better_by_the_name(quick: list[str], tmp_path: Path) -> None:
     assert result.metrics["after"]["held_out_loss"] == pytest.approx(min(seen.values()), rel=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft"])
+@pytest.mark.parametrize("recipe", [pytest.param("full_sft", marks=pytest.mark.slow), "lora_sft"])
 def test_the_same_arithmetic_while_training_and_after(recipe: str, quick: list[str], tmp_path: Path) -> None:
     """accelerate puts mixed precision around the forward pass of what it trains, and leaves it there afterwards.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_recipe import SHORT_RUNS, STEPS, short_words, write_rows
+from every_recipe import SHORT_RUNS, STEPS, short_words, slow_marked, write_rows
 from short_runs import hold_to_golden, metrics, short_run
 
 import gemma_tune
@@ -29,10 +29,8 @@ PERHAPS = {"adapter", "export", "checkpoints", "loss.png", "quant_plan.json", "t
 RESUMED = [
     "lora_sft",
     "dpo, lora",
-    "kto, lora",
-    "reward_model, lora",
-    "grpo, lora",
-    "qat, lora",
+    *slow_marked(["reward_model, lora", "grpo, lora"]),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto, lora", "qat, lora")),
 ]
 
 
@@ -52,13 +50,13 @@ def test_every_training_recipe_is_here() -> None:
     assert {run.recipe for run in SHORT_RUNS.values()} == trains
 
 
-@pytest.mark.parametrize("name", SHORT_RUNS)
+@pytest.mark.parametrize("name", slow_marked(SHORT_RUNS))
 def test_golden_losses(name: str, finished: Finished) -> None:
     for folder in run_folders(name, finished(name)[0]):
         hold_to_golden(f"{name}, {folder.name}" if name == "tune_to_int4" else name, folder)
 
 
-@pytest.mark.parametrize("name", SHORT_RUNS)
+@pytest.mark.parametrize("name", slow_marked(SHORT_RUNS))
 def test_the_same_run_folder(name: str, finished: Finished) -> None:
     """As design.md lays it out; nothing else lies in it, and what result.json names is there."""
     top, result = finished(name)
@@ -82,7 +80,7 @@ def test_the_same_run_folder(name: str, finished: Finished) -> None:
             assert all(re.fullmatch(r"step-\d+", p.name) for p in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("name", SHORT_RUNS)
+@pytest.mark.parametrize("name", slow_marked(SHORT_RUNS))
 def test_the_same_kinds_of_inputs(name: str, finished: Finished) -> None:
     """Every data file and every file of the base model, each with its SHA-256."""
     for folder in run_folders(name, finished(name)[0]):
@@ -96,7 +94,7 @@ def test_the_same_kinds_of_inputs(name: str, finished: Finished) -> None:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= model
 
 
-@pytest.mark.parametrize("name", SHORT_RUNS)
+@pytest.mark.parametrize("name", slow_marked(SHORT_RUNS))
 def test_each_step_is_logged_once(name: str, finished: Finished) -> None:
     for folder in run_folders(name, finished(name)[0]):
         check_steps(folder)
@@ -168,7 +166,10 @@ for recipe in recipes:
 """
 
 
-def test_what_comes_from_the_hub_is_named_with_its_commit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipes", [["lora_sft"], pytest.param(["dpo", "reward_model", "grpo", "qat"], marks=pytest.mark.slow)]
+)
+def test_what_comes_from_the_hub_is_named_with_its_commit(recipes: list[str], tmp_path: Path) -> None:
     """The base's commit and the data set's revision, whatever the recipe."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     cache = tmp_path / "hub" / "models--google--gemma-tiny"
@@ -177,7 +178,6 @@ def test_what_comes_from_the_hub_is_named_with_its_commit(tmp_path: Path) -> Non
     (cache / "refs/main").write_text(commit)
     for kind in ("pairs", "answers"):
         write_rows(kind, tmp_path / "rows" / kind)
-    recipes = ["lora_sft", "dpo", "reward_model", "grpo", "qat"]
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     env.pop("HF_HUB_CACHE", None)
     script = [sys.executable, "-c", FROM_THE_HUB, str(tmp_path / "runs"), str(tmp_path / "rows"), *recipes]

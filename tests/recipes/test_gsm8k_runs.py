@@ -32,7 +32,9 @@ def count_by_hand() -> dict[str, int]:
     return {"tokens": tokens, "trained_tokens": trained}
 
 
-@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft", "qlora_sft"])
+@pytest.mark.parametrize(
+    "recipe", ["lora_sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("full_sft", "qlora_sft"))]
+)
 def test_loss_falls_and_counts_agree(recipe: str, tmp_path: Path) -> None:
     words = ["data=columns", f"data.train_file={FILE}", "data.prompt_column=question", "data.completion_column=answer",
              f"data.max_train_samples={ROWS}", f"train.max_length={LENGTH}", "export=none", "eval=none",

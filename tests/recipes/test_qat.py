@@ -24,7 +24,9 @@ def lines_of(folder: Path) -> dict[str, str]:
     return {line["name"]: line["verdict"] for line in verify}
 
 
-@pytest.mark.parametrize(("adapter", "embedding"), [("none", "q4_0"), ("lora", "none")])
+@pytest.mark.parametrize(
+    ("adapter", "embedding"), [pytest.param("none", "q4_0", marks=pytest.mark.slow), ("lora", "none")]
+)
 def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> None:
     """Every line of the check; and in adapter mode the adapter inside the quantizer."""
     folder, result = finished("qat, lora" if adapter == "lora" else "qat, full")
@@ -44,6 +46,7 @@ def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> Non
     assert "llama-cli -m " in report and "vllm serve " in report
 
 
+@pytest.mark.slow
 def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
     """The cache keeps float16: the losses are those of a live teacher within its rounding."""
     for name in ("cache", "live"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_recipe import write_rows
+from every_recipe import slow_marked, write_rows
 from safetensors.torch import load_file
 from short_runs import metrics, short_run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -37,7 +37,7 @@ def train_one(folder: Path, pairs: list[str], *words: str, steps: int = 4) -> ge
     return short_run("reward_model", folder, "eval.evaluators=[]", "eval.num_samples=0", *pairs, *words, steps=steps)
 
 
-@pytest.fixture(params=["full", "lora"])
+@pytest.fixture(params=slow_marked(["full", "lora"], "reward_model, "))
 def run(request: pytest.FixtureRequest, finished: Any) -> Any:
     return (request.param, *finished(f"reward_model, {request.param}"))
 

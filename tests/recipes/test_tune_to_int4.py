@@ -14,12 +14,16 @@ from gemma_tune.errors import UserError
 pytest.importorskip("xllamacpp")
 
 
+slow = pytest.mark.slow  # `make test-slow`: the run that they share takes two trainings
+
+
 @pytest.fixture
 def done(finished: Any) -> tuple[Path, Any]:
     folder, result = finished("tune_to_int4")
     return folder, result
 
 
+@slow
 def test_everything_is_there_and_verified(done: tuple[Path, Any]) -> None:
     folder, result = done
     assert result.status == "finished" and not result.failures
@@ -30,6 +34,7 @@ def test_everything_is_there_and_verified(done: tuple[Path, Any]) -> None:
     assert [file.name for file in (folder / "int4/export/gguf").glob("*.gguf")] == ["tiny-q4_0.gguf"]
 
 
+@slow
 def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
     folder, _ = done
     rows = [
@@ -41,6 +46,7 @@ def test_one_evaluator_for_all_four(done: tuple[Path, Any]) -> None:
     assert all(name in text for name in ("base", "tuned", "int4, trained", "GGUF in llama.cpp"))
 
 
+@slow
 def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
     """Its config.yaml repeats it: it passes every check."""
     folder, _ = done

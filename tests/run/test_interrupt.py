@@ -16,6 +16,7 @@ import pytest
 from gemma_tune.run.paths import ASSETS, atomic_folder
 
 WORDS = ["tracker=none", "data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}", "eval=none"]
+FEW = ["data.max_train_samples=64", "data.max_eval_samples=4", "eval.num_samples=1", "eval.max_new_tokens=8"]
 
 
 def hear() -> None:
@@ -44,7 +45,9 @@ def interrupted(
 def test_while_training(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
-    done = interrupted(folder, lambda: any(checkpoints.glob("step-*")), "train.save_steps=1", "train.max_steps=200")
+    done = interrupted(
+        folder, lambda: any(checkpoints.glob("step-*")), "train.save_steps=1", "train.max_steps=200", *FEW
+    )
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
     assert "gemma_tune: interrupted." in done.stderr and "resume_from_checkpoint=latest resumes it" in done.stderr
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "interrupted"
@@ -58,6 +61,7 @@ def test_while_training(tmp_path: Path) -> None:
         json.loads(line)
 
 
+@pytest.mark.slow
 def test_while_rows_are_rendered(tmp_path: Path) -> None:
     """There is no folder yet, and nothing is left of the rows."""
     file, folder, cache = tmp_path / "rows.jsonl", tmp_path / "run", tmp_path / "cache"

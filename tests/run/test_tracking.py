@@ -49,14 +49,17 @@ def keys_of(record: Record) -> list[str]:
     return [item.key or "/".join(item.nested_key) for item in record.history.item]
 
 
-@pytest.fixture(scope="module")
-def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def offline_run(once: Any) -> Path:
     """A run whose environment holds keys and tokens, tracked offline."""
-    folder = tmp_path_factory.mktemp("wandb") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            patch.setenv(name, SECRET)
-        short_run("qlora_sft", folder, *OFFLINE)
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+                patch.setenv(name, SECRET)
+            short_run("qlora_sft", folder, *OFFLINE)
+
+    folder: Path = once("tracked_offline", make)[0]
     return folder
 
 
@@ -155,19 +158,23 @@ def test_the_sync_line_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert Path(line.split("wandb sync ")[1]).samefile(next(folder.glob("wandb/offline-run-*")))
 
 
-def test_auto_is_offline_without_a_key(tmp_path: Path) -> None:
-    """In a process of its own: W&B keeps the keys that it has seen for the session."""
-    words = ["recipe=lora_sft", "train.max_steps=1", "eval=none", "export=none", "data.max_train_samples=8"]
+def test_without_a_key_auto_is_offline_and_online_is_refused(tmp_path: Path) -> None:
+    """In a process of its own: W&B keeps the keys that it has seen for the session.
+
+    The missing key is only noticed when the run begins: a run that it was to replace is still there afterwards.
+    """
+    words = ["recipe=lora_sft", "train.max_steps=1", "eval=none", "export=none", "data.max_train_samples=8",
+             "data.max_eval_samples=4", "eval.num_samples=0"]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     environment |= {"NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-
-    def ask(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "gemma_tune", *words, *more]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    done = ask("output_dir=run")
-    assert done.returncode == 0, done.stderr
+    online = [*words, "tracker.mode=online"]
+    asked = [[*words, "output_dir=run"], [*online, "output_dir=two"], [*online, "output_dir=run", "overwrite=true"]]
+    code = f"import sys; from gemma_tune.__main__ import main; sys.exit(str([main(words) for words in {asked}]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "[0, 2, 2]", done.stderr
+    assert done.stderr.count("no W&B key is configured") == 2 and "Traceback" not in done.stderr
     assert list((tmp_path / "run").glob("wandb/offline-run-*"))
-    done = ask("output_dir=two", "tracker.mode=online")
-    assert done.returncode == 2 and "no W&B key is configured" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "two").exists()
+    assert json.loads((tmp_path / "run/result.json").read_text("utf-8"))["status"] == "finished"
+    assert not (tmp_path / "two").exists() and not [p for p in tmp_path.iterdir() if "replaced" in p.name]

@@ -31,8 +31,15 @@ def plain_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft", "qlora_sft"])
+@pytest.mark.parametrize(
+    ("recipe", "packing"),
+    [
+        ("full_sft", False), ("lora_sft", True), ("qlora_sft", False),
+        pytest.param("full_sft", True, marks=pytest.mark.slow),
+        pytest.param("lora_sft", False, marks=pytest.mark.slow),
+        pytest.param("qlora_sft", True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_first_loss(recipe: str, packing: bool, plain_chats: Path, tmp_path: Path) -> None:
     """One batch holds every row, so the order of the rows doesn't matter."""
     overrides = ["data=messages", f"data.train_file={plain_chats}", "train.per_device_train_batch_size=12"]
@@ -45,7 +52,7 @@ def test_first_loss(recipe: str, packing: bool, plain_chats: Path, tmp_path: Pat
 
 def test_accumulation_counts_tokens(plain_chats: Path, tmp_path: Path) -> None:
     """12 × 1 rows accumulated are 1 × 12 rows: each token counts the same, whatever batch it stands in."""
-    overrides = ["data=messages", f"data.train_file={plain_chats}", "eval=none"]
+    overrides = ["data=messages", f"data.train_file={plain_chats}", "eval=none", "eval.num_samples=0", "export=none"]
     found = []
     for batch, accumulation in ((12, 1), (1, 12)):
         words = [f"train.per_device_train_batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"]
