@@ -34,7 +34,15 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
     adapter = AdapterConfig()
     if kind != "none":
         a = cfg.adapter
-        adapter = AdapterConfig(kind, a.r, a.lora_alpha, target_modules=a.target_modules)
+        adapter = AdapterConfig(
+            kind,
+            a.r,
+            a.lora_alpha,
+            target_modules=a.target_modules,
+            layers_to_transform=a.layers_to_transform,
+            rank_pattern=a.rank_pattern,
+            alpha_pattern=a.alpha_pattern,
+        )
     train = replace(
         cfg.train,
         learning_rate=second.learning_rate,

@@ -23,6 +23,15 @@ class AdapterConfig:
     target_modules: Any = option(
         "all-linear", "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
     )
+    layers_to_transform: list[int] | None = option(
+        None, "Numbers of the blocks to adapt, from 0; null: all. Not with a regular expression as target_modules."
+    )
+    rank_pattern: dict[str, int] = option(
+        {}, "Other ranks for some layers, by name or regular expression: `{q_proj: 4}`."
+    )
+    alpha_pattern: dict[str, int] = option(
+        {}, "Other values of lora_alpha for some layers, by name or regular expression."
+    )
     use_dora: bool = option(False, "DoRA: learn the magnitude of the weight apart from its direction.")
     use_rslora: bool = option(False, "rsLoRA: scale by lora_alpha / sqrt(r).")
     init_lora_weights: Any = option(

@@ -137,6 +137,9 @@ def _placed(
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=list(family.linear_layers) if adapter.target_modules == ALL_LINEAR else adapter.target_modules,
+        layers_to_transform=adapter.layers_to_transform,
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
         init_lora_weights=True if loftq else adapter.init_lora_weights,
@@ -165,7 +168,24 @@ def _placed(
             r"'.*\.(q|v)_proj', or a list of names."
         ) from error
     _check_reach(peft_model)
+    _check_patterns(peft_model, adapter)
     return peft_model
+
+
+def _check_patterns(model: Any, adapter: AdapterConfig) -> None:
+    """Raises UserError for a pattern or a block that no adapted layer has: PEFT ignores it."""
+    adapted = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(adapter, key):
+            if not any(re.match(rf"(.*\.)?({name})$", layer) for layer in adapted):
+                raise UserError(
+                    f"adapter.{key}.{name}: no adapted layer is named so; they are {adapted[0]} to {adapted[-1]}."
+                )
+    blocks = {int(n) for layer in adapted for n in re.findall(r"\.layers\.(\d+)\.", f".{layer}")}
+    if lost := sorted({*(adapter.layers_to_transform or ())} - blocks):
+        raise UserError(
+            f"adapter.layers_to_transform: no adapted layer is in block {', '.join(map(str, lost))}; blocks begin at 0."
+        )
 
 
 def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool = False) -> None:

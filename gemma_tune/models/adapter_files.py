@@ -94,6 +94,11 @@ def continued(plain: Any, adapter: AdapterConfig, folder: Path) -> StoredAdapter
         for k, v in wanted.items()
         if v != there[k]
     ]
+    problems += [
+        f"adapter.{k}: {folder} has its layers and ranks already; leave it out."
+        for k in ("layers_to_transform", "rank_pattern", "alpha_pattern")
+        if getattr(adapter, k)
+    ]
     if problems:
         raise UserError(*problems)
     stored.config.inference_mode = False

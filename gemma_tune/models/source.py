@@ -142,6 +142,11 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
             )
         own = (path / "tokenizer.json").is_file()
         return Source(base, stored.get("revision") or model.revision, path, str(path) if own else base)
+    if snapshots := sorted(p.parent for p in path.glob("snapshots/*/config.json")):
+        raise UserError(
+            f"model.model_name_or_path={name}: this is the Hub's cache of a model, which lies in a folder inside it: "
+            f"name {snapshots[-1]}."
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"model.model_name_or_path={name}: this folder has no config.json; name a model's folder.")
     if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:

@@ -158,7 +158,8 @@ def _adapters(x: CheckInputs) -> str:
             f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
         )
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
-    if x.cfg.adapter.target_modules == ALL_LINEAR and not continued and len(placed) != x.shape.linear_layers:
+    everywhere = x.cfg.adapter.target_modules == ALL_LINEAR and x.cfg.adapter.layers_to_transform is None
+    if everywhere and not continued and len(placed) != x.shape.linear_layers:
         raise CheckFailed(f"adapters are on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
     return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.config import Config
 from gemma_tune.config.renamed import renamed_key
-from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean, suggest_key
+from gemma_tune.validation.suggest import INSTEAD, NOT_OF_ADAPTERS, OTHER_TOOLS, did_you_mean, suggest_key
 from gemma_tune.validation.trainer_options import of_the_trainer, problems_of_extra
 
 GROUPS = ("recipe", *(f.name for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING))
@@ -56,6 +56,8 @@ def unknown_key(key: str, where: str) -> str | None:
     if said := renamed_key(key):
         return f"{where}: there is no key `{key}`: {said}."
     above, _, last = key.rpartition(".")
+    if above == "adapter" and (why := NOT_OF_ADAPTERS.get(last)):
+        return f"{where}: {key}: PEFT's option has no place here: {why}."
     hint = ""
     if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(last) not in FIELDS):
         hint = of_the_trainer(last)

@@ -103,6 +103,33 @@ INSTEAD = {
     "reference_free": "the reference is the initial model",
 }
 
+_FULL = "train every weight (recipe=full_sft)"
+# Options of PEFT's LoraConfig that have no key here, and why.
+NOT_OF_ADAPTERS = {
+    "modules_to_save": f"an adapter trains no whole layer here, and embedding and head are one matrix; {_FULL}",
+    "trainable_token_indices": f"the embedding stays as it is under an adapter; {_FULL}",
+    "ensure_weight_tying": f"the embedding stays as it is under an adapter; {_FULL}",
+    "bias": "Gemma's layers have no biases",
+    "lora_bias": "Gemma's layers have no biases, so the merged files would have no place for it",
+    "fan_in_fan_out": "Gemma's layers are not transposed",
+    "exclude_modules": "write adapter.target_modules as a regular expression or a list without them",
+    "layers_pattern": "Gemma's blocks are found by adapter.layers_to_transform alone",
+    "layer_replication": "the exported model would have other layers than its config.json",
+    "target_parameters": "only linear layers are adapted",
+    "task_type": "the recipe sets it",
+    "inference_mode": "the recipe sets it",
+    "revision": "set model.revision",
+    "loftq_config": "choose adapter=loftq",
+    **dict.fromkeys(
+        (
+            "alora_invocation_tokens", "use_qalora", "qalora_group_size", "use_bdlora", "arrow_config", "kasa_config",
+            "monteclora_config", "velora_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config",
+            "megatron_core", "runtime_config",
+        ),
+        "it is not supported: its merged weights are not held to the adapter's own logits",
+    ),
+}  # fmt: skip
+
 # Options that a group doesn't have, and what to write instead.
 OPTIONS_INSTEAD = {
     ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",

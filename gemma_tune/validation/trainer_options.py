@@ -132,6 +132,7 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
     for key, value in vars(cfg.train).items():
         if value != getattr(default, key) and key not in _OURS and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
+    yield from _scheduler_problems(cfg.train)
     known, asked = LOSSES.get(name, ()), cfg.train.loss_type
     losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]
     for loss in losses if asked and known else ():
@@ -145,6 +146,42 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
             yield f"train.extra.{key}: TRL's {name} has no such option.{did_you_mean(key, options)}"
         elif key in options and (problem := _type_problem(key, value, options)):
             yield problem
+
+
+@functools.cache
+def _scheduler_options() -> dict[str, tuple[set[str], set[str]]]:
+    """The options of each scheduler of Transformers, by its name: all of them, and those without a default."""
+    tree = ast.parse((_package("transformers") / "optimization.py").read_text(encoding="utf-8"))
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    table: Any = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TYPE_TO_SCHEDULER_FUNCTION"
+    )
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    found = {}
+    for kind, function in zip(table.keys, table.values, strict=True):
+        names = [a.arg for a in functions[ast.unparse(function)].args]
+        needed = names[: len(names) - len(functions[ast.unparse(function)].defaults)]
+        found[ast.unparse(kind).rpartition(".")[2].lower()] = ({*names} - given, {*needed} - given)
+    return found
+
+
+def _scheduler_problems(train: TrainConfig) -> Iterator[str]:
+    """What `train.extra.lr_scheduler_kwargs` lacks, or has too much; Transformers finds it after loading."""
+    name, key = train.lr_scheduler_type, "train.extra.lr_scheduler_kwargs"
+    given = train.extra.get("lr_scheduler_kwargs") or {}
+    if name not in _scheduler_options() or not isinstance(given, dict):
+        return
+    known, needed = _scheduler_options()[name]
+    missing = sorted(needed - given.keys())
+    if {"min_lr", "min_lr_rate"} <= known and not {"min_lr", "min_lr_rate"} & given.keys():
+        missing = ["min_lr_rate"]
+    if missing:
+        example = ", ".join(f"{option}: …" for option in missing)
+        yield f"train.lr_scheduler_type={name} needs options: set {key}={{{example}}}."
+    if name != "reduce_lr_on_plateau" and (lost := sorted(given.keys() - known)):
+        yield f"{key}: {name} has no {', '.join(lost)}; it has {', '.join(sorted(known)) or 'none'}."
 
 
 @functools.cache

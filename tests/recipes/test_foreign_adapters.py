@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,12 +191,16 @@ def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
     assert trained.metrics["export"]["merge_difference"] < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "export" / "merged", dtype=torch.float32)
     assert (logits(merged) - logits(peft)).abs().max() < 1e-4
-    evaluated = short_run("evaluate", tmp_path / "evaluate", *model)
+    measured = [*model, "model.dtype=float32", "data.max_eval_samples=4", "tracker=none"]
+    evaluated = gemma_tune.run(
+        "evaluate", [*measured, "eval.evaluators=[held_out_loss]", f"output_dir={tmp_path / 'evaluate'}"]
+    )
     assert evaluated.metrics["after"]["held_out_loss"] == pytest.approx(
         trained.metrics["before"]["held_out_loss"], rel=1e-5
     )
     if not made.towers:  # its width is no multiple of a block
-        lines = short_run("export", tmp_path / "export", *model, "export.formats=[merged]").metrics["verify"]
+        exported = gemma_tune.run("export", [*measured, "export.formats=[merged]", f"output_dir={tmp_path / 'export'}"])
+        lines = exported.metrics["verify"]
         assert {line["verdict"] for line in lines} == {"ok"}
         short_run("qat", tmp_path / "qat", *model, "export.formats=[merged]", steps=1)
 
@@ -242,3 +247,35 @@ def test_layers_that_are_not_there_are_refused_in_the_dry_run(tmp_path: Path) ->
     ):
         with pytest.raises(UserError, match=message):
             gemma_tune.run("lora_sft", ["model=tiny", words, "dry_run=true", f"output_dir={tmp_path / 'run'}"])
+
+
+def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
+    """Trained, merged and checked; what names no layer is refused before the weights are loaded."""
+    words = [
+        "adapter.layers_to_transform=[1,3]",
+        "adapter.rank_pattern={q_proj: 2}",
+        "adapter.alpha_pattern={q_proj: 3}",
+    ]
+    result = short_run("lora_sft", tmp_path / "run", *words, "export.dtype=float32", steps=1)
+    assert result.metrics["weights"]["adapted_layers"] == 14 and result.metrics["export"]["merge_difference"] < 1e-4
+    shapes = {k: v.shape for k, v in load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors").items()}
+    assert {s[0] for k, s in shapes.items() if "q_proj.lora_A" in k} == {2}
+    assert {s[0] for k, s in shapes.items() if "v_proj.lora_A" in k} == {16}
+    for word, message in (
+        ("adapter.layers_to_transform=[1,60]", r"in block 60; blocks begin at 0"),
+        ("adapter.rank_pattern={qq_proj: 2}", r"adapter\.rank_pattern\.qq_proj: no adapted layer"),
+        ("adapter.modules_to_save=[lm_head]", r"adapter\.modules_to_save: PEFT's option .*recipe=full_sft\)\.$"),
+        ("train.lr_scheduler_type=cosine_with_min_lr", r"set train\.extra\.lr_scheduler_kwargs=\{min_lr_rate: …\}"),
+        ("train.lr_scheduler_type=warmup_stable_decay", r"set train\.extra\.lr_scheduler_kwargs=\{num_decay_steps"),
+        ("train.extra.lr_scheduler_kwargs={min_lr: 1}", "has no min_lr"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gemma_tune.run("lora_sft", ["model=tiny", word, "dry_run=true", f"output_dir={tmp_path / 'no'}"])
+
+
+def test_a_cache_folder_of_the_hub_names_its_snapshot(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
+    shutil.copytree(TINY, snapshot)
+    with pytest.raises(UserError, match=rf"name {snapshot}\."):
+        find_source(ModelConfig(str(tmp_path / "models--owner--name")))
+    assert find_source(ModelConfig(str(snapshot))).folder == snapshot
