@@ -42,6 +42,9 @@ ADDED: dict[str, Any] = {
     "data.sample_by": None,
     "train.desirable_weight": 1.0,
     "train.undesirable_weight": 1.0,
+    "adapter.layers_to_transform": None,
+    "adapter.rank_pattern": {},
+    "adapter.alpha_pattern": {},
 }
 
 

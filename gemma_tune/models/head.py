@@ -34,7 +34,7 @@ class TopK(NamedTuple):
 
 def head_of(base: Any) -> Head:
     """The head of a language model, with the softcap of those families that have one."""
-    cap = base.config.get_text_config().final_logit_softcapping
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 1 has none
 
     def head(hidden_NH: torch.Tensor) -> torch.Tensor:
         logits_NV: torch.Tensor = base.lm_head(hidden_NH).float()
