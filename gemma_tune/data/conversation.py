@@ -173,7 +173,7 @@ def as_messages(value: Any, role: str, name: str, fields: RowFields, tools: Sequ
         BadRow: It is neither, or empty.
     """
     where = fields.where
-    if name in fields.missing:
+    if value is None and name in fields.missing:
         raise BadRow(f"{where}: the field {name!r} is NaN, a missing value.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

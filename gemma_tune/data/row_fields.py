@@ -84,7 +84,7 @@ class RowFields:
             BadRow: It is missing, blank, or no text.
         """
         value, said = self.require(name, f"Set {key}." if key else ""), f" ({key})" if key else ""
-        if name in self.missing:
+        if value is None and name in self.missing:
             raise BadRow(f"{self.where}: the field {name!r} is NaN, a missing value{said}.")
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
