@@ -8,13 +8,19 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, ROW_THINKING, SYSTEM, TOOLS, switch_of
-from gemma_tune.data.messages import Messages, checked_messages
+from gemma_tune.data.messages import Messages, checked_messages, plain
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
 from gemma_tune.data.tools import Tools, checked_tools
 
 # What NumPy prints of an array of messages has no commas, and Python's text of other objects can't be read back.
-_LIST_OF_MESSAGES = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_LIST_OF_MESSAGES = re.compile(
+    r"""\s*(?:array\()?\[\s*\{.*?['"](?:role|from)['"]\s*:\s*['"](?:user|assistant|system|human|gpt|model|tool)['"]""",
+    re.DOTALL,
+)
+_BEGINNING = 5000
+_CALL = frozenset({"name", "arguments", "id", "type"})
+KNOWN = frozenset({*ROLES.values(), "function_call"})
 
 
 def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str = "messages") -> Record:
@@ -30,32 +36,41 @@ def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str =
         BadRow: The row can't be used.
     """
     tools = row_tools(fields, data)
-    messages = opened(fields, messages)
-    messages = _switched(fields, messages)
+    if isinstance(messages, str):
+        refuse_printed(messages, name, fields.where) if not isinstance(structure_in(messages), list) else None
+    messages = with_thinking(fields, _switched(fields, plain(messages)))
+    messages = opened(fields, messages, [name for name in SYSTEM if fields.is_used(name)])
     clean = checked_messages(messages, fields.where, not data.prompts_only, fields, name, tools)
     return Record(fields.where, messages=last_only(clean) if data.answers == "last" else clean, tools=tools)
 
 
 def row_tools(fields: RowFields, data: DataConfig) -> Tools | None:
     """The tools of a row: of `data.tools_column`, else of the first known name that it has."""
-    name = next((name for name in (data.tools_column, *TOOLS) if fields.has(name)), None)
+    name = next(
+        (name for name in (data.tools_column, *TOOLS) if fields.has(name) and not _no_value(fields, name)), None
+    )
     return checked_tools(fields.get(name), fields.where) if name else None
 
 
-def opened(fields: RowFields, messages: Any) -> Any:
+def opened(fields: RowFields, messages: Any, taken: Sequence[str] = ()) -> Any:
     """The messages with the system text and the history that the row has beside them.
+
+    Args:
+        fields: The row.
+        messages: The conversation as it was read.
+        taken: Fields with a system text's name that the messages hold already.
 
     Raises:
         BadRow: There are two system texts that differ, or the history has an unknown form.
     """
-    messages = structure_in(messages)
+    messages = plain(messages)
     if not isinstance(messages, list):
         return messages
-    system = next((name for name in SYSTEM if fields.has(name)), None)
+    system = next((name for name in SYSTEM if fields.has(name) and name not in taken), None)
     text: Any = _system_text(fields, system) if system else ""
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    opening = messages[:1] if ROLES.get(str(first.get("role", first.get("from"))).lower()) == "system" else []
-    if text and opening and first.get("content", first.get("value")) != text:
+    opening = messages[:1] if first.get("role") == "system" else []
+    if text and opening and str(first.get("content", first.get("value"))).strip() != text.strip():
         raise BadRow(
             f"{fields.where}: the field {system!r} and the first message are two system texts; keep one "
             f"(data.ignore_fields=[{system}])."
@@ -70,9 +85,9 @@ def opened(fields: RowFields, messages: Any) -> Any:
 
 def _system_text(fields: RowFields, name: str) -> Any:
     value = fields.get(name)
-    if isinstance(value, dict):  # Gemini's
-        parts = value.get("parts", value.get("content"))
-        parts = [parts] if isinstance(parts, dict) else parts
+    if isinstance(value, dict | list):  # Gemini's, Anthropic's, or a message
+        parts = value.get("parts", value.get("content")) if isinstance(value, dict) else value
+        parts = [{"text": parts}] if isinstance(parts, str) else [parts] if isinstance(parts, dict) else parts
         if not isinstance(parts, list) or not all(
             isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts
         ):
@@ -83,7 +98,7 @@ def _system_text(fields: RowFields, name: str) -> Any:
 
 def _history(fields: RowFields) -> Messages:
     """Earlier turns: pairs of a question and its answer, as LLaMA-Factory has and trains them, or messages."""
-    if not fields.has(HISTORY):
+    if not fields.has(HISTORY) or _no_value(fields, HISTORY):
         return []
     value = structure_in(fields.get(HISTORY))
     if is_empty(value):
@@ -99,9 +114,13 @@ def _history(fields: RowFields) -> Messages:
 
 
 def _is_answer(message: Any) -> bool:
-    return isinstance(message, dict) and ROLES.get(str(message.get("role", message.get("from"))).lower()) not in (
-        "system", "user", "tool", None,
-    )  # fmt: skip
+    """Whether a message, as `plain` gives it, is the assistant's."""
+    return isinstance(message, dict) and message.get("role") in ("assistant", "function_call")
+
+
+def _no_value(fields: RowFields, name: str) -> bool:
+    """Whether a cell only says that there is no value (`nan`, `None`); it is counted, and used up."""
+    return fields.check_missing(name, fields.peek(name)) and fields.get(name) is not None
 
 
 def _switched(fields: RowFields, messages: Any) -> Any:
@@ -135,18 +154,23 @@ def _switched(fields: RowFields, messages: Any) -> Any:
     return messages
 
 
-def with_thinking(fields: RowFields, answer: Messages) -> Messages:
-    """An answer with the thinking and the calls that stand in fields beside it."""
-    if not answer or not isinstance(answer[-1], dict):
+def with_thinking(fields: RowFields, answer: Any) -> Any:
+    """A conversation, its last answer with the thinking and the calls that stand in fields beside it."""
+    if not isinstance(answer, list) or not answer or not _is_answer(answer[-1]):
         return answer
     last = dict(answer[-1])
     for key in ROW_THINKING:
         # A number or a switch of this name is no thinking
-        if fields.has(key) and isinstance(fields.peek(key), str) and not any(last.get(k) for k in ROW_THINKING):
+        if (
+            fields.has(key)
+            and not fields.is_used(key)
+            and isinstance(fields.peek(key), str)
+            and not any(last.get(k) for k in ROW_THINKING)
+        ):
             text = fields.optional_text(key)
             last |= {"reasoning_content": text} if text else {}
     for key in ("tool_calls", "function_call"):
-        if fields.has(key) and not last.get(key):
+        if fields.has(key) and not fields.is_used(key) and not last.get(key):
             last[key] = fields.get(key)
     return [*answer[:-1], last]
 
@@ -177,26 +201,42 @@ def as_messages(value: Any, role: str, name: str, fields: RowFields, tools: Sequ
         raise BadRow(f"{where}: the field {name!r} is NaN, a missing value.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    found = structure_in(value)
-    found = [found] if isinstance(found, dict) and _is_message(found) else found
+    found = plain([value] if isinstance(value, dict) else value)
     if isinstance(found, list) and found and all(isinstance(m, dict) for m in found):
         if all(map(_is_message, found)):
             return found
-        if tools and role == "assistant" and all(m.keys() == {"name", "arguments"} for m in found):
-            return [{"role": role, "content": "", "tool_calls": found}]
-        if not isinstance(value, str):
+        if isinstance(value, list) and not all(_CALL.issuperset(m) for m in found):
             return found  # the check of its messages says what is wrong
+    calls = structure_in(value)
+    calls = [calls] if isinstance(calls, dict) else calls
+    if tools and role == "assistant" and isinstance(calls, list) and calls and all(map(_is_call, calls)):
+        return [{"role": role, "content": "", "tool_calls": calls}]
     if isinstance(value, str):
+        if not value.strip() and role == "assistant" and any(map(fields.has, ("tool_calls", "function_call"))):
+            return [{"role": role, "content": ""}]
         if not value.strip():
             raise BadRow(f"{where}: the field {name!r} is empty.")
-        if _LIST_OF_MESSAGES.match(value):
-            raise BadRow(
-                f"{where}: the field {name!r} is a list of messages as Python or NumPy prints it, which can't be read "
-                'back: write the rows as JSON, df.to_json("rows.jsonl", orient="records", lines=True).'
-            )
+        refuse_printed(value, name, where)
         return [{"role": role, "content": value}]
     raise BadRow(f"{where}: the field {name!r} is neither a text nor a list of messages.")
 
 
+def refuse_printed(text: str, name: str, where: str) -> None:
+    """Refuses a list of messages as NumPy prints it, without commas, or with objects that can't be read back.
+
+    Raises:
+        BadRow: It is one.
+    """
+    if _LIST_OF_MESSAGES.match(text[:_BEGINNING]):
+        raise BadRow(
+            f"{where}: the field {name!r} is a list of messages as Python or NumPy prints it, which can't be read "
+            'back: write the rows as JSON, df.to_json("rows.jsonl", orient="records", lines=True).'
+        )
+
+
+def _is_call(value: Any) -> bool:
+    return isinstance(value, dict) and {"name", "arguments"} <= value.keys() <= _CALL
+
+
 def _is_message(value: dict[str, Any]) -> bool:
-    return "role" in value or ("from" in value and "value" in value)
+    return value.get("role") in KNOWN and bool(value.keys() & {"content", "value", "parts", "tool_calls", "text"})

@@ -53,8 +53,8 @@ def read_parts(parts: list[Any], where: str, note: Callable[[str, Any], None]) -
         kept.pop("type", None)
         if kept.keys() & set(_FILES):
             raise BadRow(f"{where} holds a file; only text is trained here.")
-        if not isinstance(said, str) or not isinstance(part, dict):
-            raise BadRow(f"{where}: a part is no text.")
+        if not isinstance(said, str) or not isinstance(part, dict) or (call is None and "text" not in part):
+            raise BadRow(f"{where}: a part is neither a text nor a call: {', '.join(map(str, kept)) or said!r}.")
         for key, value in kept.items():
             note(f"parts.{key}", value)
         calls += [call] if call is not None else []
@@ -62,7 +62,7 @@ def read_parts(parts: list[Any], where: str, note: Callable[[str, Any], None]) -
     return Parts(text, calls, thinking)
 
 
-def results(message: Any) -> Iterator[Any]:
+def results(message: Any, where: str) -> Iterator[Any]:
     """The message; results in Google's forms become one message each.
 
     They are `{"name", "response"}` or a list of them as content, or parts with a `functionResponse`.
@@ -71,9 +71,12 @@ def results(message: Any) -> Iterator[Any]:
     if not isinstance(given, dict):
         yield message
         return
-    content = given.get("content", given.get("parts"))
+    content = given.get("content")
+    content = given.get("parts") if content is None else content
     entries: list[Any] = content if isinstance(content, list) else [content]
     responses = [e.get("functionResponse", e.get("function_response")) for e in entries if isinstance(e, dict)]
+    if any(responses) and not all(isinstance(r, dict) for r in responses):
+        raise BadRow(f"{where}: a message holds results of functions and other parts; write them as two messages.")
     if responses and len(responses) == len(entries) and all(isinstance(r, dict) for r in responses):
         entries, given = responses, {**given, "role": "tool"}
     keys = {"name", "response"}

@@ -6,6 +6,7 @@ ms-swift, Gemini. A field that stands in no list here and that a format doesn't 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -38,30 +39,46 @@ SWITCHES = ("weight", "loss", "train", "trainable", "training", "train_on_turn")
 ROW_SWITCHES = (*SWITCHES, "loss_mask")
 
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_urls", "pixel_values")
-_MASKS = ("mask", "masked", "masks", "loss_mask", "train_mask", "loss_weight", "train_detail", "training_detail",
-          "assistant_masks", "assistant_mask", "labels", "completion_mask")  # fmt: skip
+_MASKS = (
+    "mask", "masked", "masks", "loss_mask", "train_mask", "loss_weight", "loss_scale", "weights", "train_detail",
+    "training_detail", "assistant_masks", "assistant_mask", "labels", "completion_mask",
+)  # fmt: skip
 
 
 def _media(value: Any) -> str | None:
-    return "holds what this model isn't trained on here: only text is trained." + _IGNORE if value else None
+    return "holds what this model isn't trained on here: only text is trained." + _IGNORE
+
+
+def _switch(value: Any) -> str | None:
+    """A switch that no reader has honoured: only where it switches nothing off may it be left out."""
+    try:
+        off = [switch_of(v) == 0 for v in (value if isinstance(value, list) else [value])]
+    except (ValueError, TypeError):
+        off = [True]
+    return (
+        "says that answers aren't to be trained, which this format can't do: leave such rows out." + _IGNORE
+        if any(off)
+        else None
+    )
 
 
 def _mask(value: Any) -> str | None:
     return (
         "switches training on or off, and tools differ in what its values mean: write `weight: 0` into each answer "
         "that isn't to be trained." + _IGNORE
-        if value not in ([], "")
-        else None
     )
 
 
 _IGNORE = " data.ignore_fields reads the rows without it."
-_BAD = (False, 0, "false", "False", "FALSE", "0")
 
 
 def _label(value: Any) -> str | None:
     """KTO's label; the name of a class is no switch."""
-    if isinstance(value, str | int | bool) and value in _BAD:
+    try:
+        bad = switch_of(value) == 0
+    except (ValueError, TypeError):
+        bad = False
+    if bad:
         return (
             "says that this answer is a bad one, which must not be trained as a good one: recipe=kto "
             "data=unpaired_preference learns from both; data.on_bad_row=skip leaves such rows out." + _IGNORE
@@ -70,9 +87,16 @@ def _label(value: Any) -> str | None:
 
 
 _ROW: Mapping[str, Any] = MappingProxyType(
-    {**dict.fromkeys(_MEDIA, _media), **dict.fromkeys(_MASKS, _mask), "label": _label}
+    {
+        **dict.fromkeys(_MEDIA, _media),
+        **dict.fromkeys(_MASKS, _mask),
+        **dict.fromkeys(SWITCHES, _switch),
+        **dict.fromkeys(("label", "kto_tag", "desirable"), _label),
+    }
 )
-_TEXT: Mapping[str, Any] = MappingProxyType(dict.fromkeys(_MEDIA, _media))
+_TEXT: Mapping[str, Any] = MappingProxyType(
+    {**dict.fromkeys(_MEDIA, _media), **dict.fromkeys((*SWITCHES, "loss_mask"), _switch)}
+)
 
 
 def refusal_of(name: str, value: Any, conversation: bool = True) -> str | None:
@@ -93,11 +117,13 @@ def switch_of(value: Any) -> int | None:
     Raises:
         ValueError: It is another value.
     """
-    if value is None or value == "":
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     said = value.strip().lower() if isinstance(value, str) else value
-    if said in (True, 1, "true", "1", "yes"):
+    if said in ("", "nan", "none", "null"):
+        return None
+    if said in (True, 1, "true", "1", "1.0", "yes"):
         return 1
-    if said in (False, 0, "false", "0", "no"):
+    if said in (False, 0, "false", "0", "0.0", "no"):
         return 0
     raise ValueError(value)

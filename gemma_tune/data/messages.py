@@ -7,6 +7,7 @@ Taken are OpenAI's `role` and `content`, ShareGPT's `from` and `value`, Gemini's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from gemma_tune.data import google
@@ -50,20 +51,47 @@ def checked_messages(
     fields = fields or RowFields(where, {})
     clean: Messages = []
     called: dict[str, str] = {}
-    for i, message in enumerate((entry for given in messages for entry in google.results(given)), start=1):
+    for i, message in enumerate((entry for given in messages for entry in google.results(given, where)), start=1):
         one = _Message(message, i, fields, name)
         entry = one.entry(tools, called)
         one.finish()
         if clean and _goes_on(clean[-1], entry):
-            clean[-1] = {**clean[-1], **entry, "content": clean[-1]["content"]}
+            calls = [*clean[-1].get("tool_calls", ()), *entry["tool_calls"]]
+            clean[-1] = {**clean[-1], **entry, "content": clean[-1]["content"], "tool_calls": calls}
         else:
             clean.append(entry)
     _check_order([m["role"] for m in clean], where)
-    if answered and all(m["role"] != "assistant" or m.get("weight") == 0 for m in clean):
+    answers = [m for m in clean if m["role"] == "assistant"]
+    if answered and answers and all(m.get("weight") == 0 for m in answers):
+        raise BadRow(
+            f"{where}: there is no assistant message to learn from: every answer is switched off (weight, loss, train, "
+            "loss_mask …). Leave such rows out with data.on_bad_row=skip."
+        )
+    if answered and not answers:
         raise BadRow(
             f"{where}: there is no assistant message to learn from (data.prompts_only=true: rewards need none)."
         )
     return clean
+
+
+def plain(messages: Any) -> Any:
+    """The messages of a list, or of the text of one, with one name for each role and without nulls."""
+    messages = structure_in(messages)
+    return [_plain(message) for message in messages] if isinstance(messages, list) else messages
+
+
+def _plain(message: Any) -> Any:
+    given = structure_in(message)
+    if not isinstance(given, dict):
+        return message
+    kept = {k: v for k, v in given.items() if v is not None}
+    key = "role" if "role" in kept else "from"
+    said = kept.get(key)
+    role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+    if role is None:
+        return kept
+    del kept[key]
+    return {"role": "function_call" if role == CALL else role, **kept}
 
 
 class _Message:
@@ -87,7 +115,8 @@ class _Message:
         self.role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
         if self.role is None:
             known = ", ".join(dict.fromkeys(("system", "user", "assistant", "tool", *ROLES)))
-            raise BadRow(f"{self.where}: message {number} has the role {said!r}, not one of {known}.")
+            keys = "" if said else f"; its fields: {', '.join(map(str, given)) or 'none'}"
+            raise BadRow(f"{self.where}: message {number} has the role {said!r}, not one of {known}{keys}.")
 
     def _take(self, *names: str) -> Any:
         """The value under the first of some names that the message has."""
@@ -115,10 +144,9 @@ class _Message:
         entry: dict[str, Any] = {"role": role, "content": self._content(content, role, bool(calls))}
         if calls:
             entry["tool_calls"] = [checked_call(c, self.where, tools, self._note) for c in calls]
-            called.clear()
             for call, kept in zip(map(structure_in, calls), entry["tool_calls"], strict=True):
-                if isinstance(call.get("id"), str):
-                    called[call["id"]] = kept["function"]["name"]
+                if isinstance(call.get("id"), str | int):
+                    called[str(call["id"])] = kept["function"]["name"]
         if role == "tool" and (named := self._answers(called)):
             entry["name"] = named
         if thinking:
@@ -134,7 +162,7 @@ class _Message:
     def finish(self) -> None:
         """Lists or refuses the fields that were not used."""
         for key, value in self._message.items():
-            if key not in self._used:
+            if key not in self._used and not is_empty(value):
                 self._note(key, value)
 
     def _note(self, key: str, value: Any = None) -> None:
@@ -146,6 +174,8 @@ class _Message:
             return ""
         if content is None:
             raise BadRow(f"{self.where}: a message of the role {role!r} has no content.")
+        if isinstance(content, int | float | Decimal) and not isinstance(content, bool):
+            return str(content)
         if isinstance(content, str) or (isinstance(content, dict) and role == "tool"):
             return content
         if not isinstance(content, list):
@@ -153,10 +183,11 @@ class _Message:
         parts = []
         for part in content:
             kept = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
-            if kept.get("type") != "text" or not isinstance(kept.get("text"), str):
+            if kept.get("type") not in ("text", "input_text", "output_text") or not isinstance(kept.get("text"), str):
+                kind = f" of the type {kept['type']!r}" if "type" in kept else ""
                 raise BadRow(
-                    f"{self.where}: a part of {role}'s content isn't {{'type': 'text', 'text': …}}; only text is "
-                    "trained here."
+                    f"{self.where}: a part of {role}'s content{kind} isn't {{'type': 'text', 'text': …}}; only text is "
+                    "trained here. Calls stand in `tool_calls`, thinking in `reasoning_content`."
                 )
             for key in kept.keys() - {"type", "text"}:
                 self._note(f"content.{key}", kept[key])
@@ -170,7 +201,7 @@ class _Message:
     def _answers(self, called: Mapping[str, str]) -> str | None:
         """Name of the function whose result this is, by the call's id or its own name; None if the row doesn't say."""
         by_id, name = self._take("tool_call_id"), self._take("name")
-        found = called.get(by_id) if isinstance(by_id, str) else None
+        found = called.get(str(by_id)) if isinstance(by_id, str | int) else None
         return found or (name if isinstance(name, str) else None)
 
     def _thinking(self, role: str) -> str | None:
@@ -207,7 +238,7 @@ class _Message:
             if wrong := [key for key, said in found.items() if said]:
                 raise BadRow(
                     f"{self.where}: message {self.number}: {wrong[0]} is 0 or 1, and in an assistant's message; the "
-                    f"role {self._said!r} is never trained."
+                    f"role {self._said!r} is never trained (data.ignore_fields=[{self._name}.{wrong[0]}])."
                 )
             return None
         if len(set(found.values())) > 1:
@@ -221,14 +252,13 @@ def _is_blank(content: Any) -> bool:
 
 
 def _goes_on(last: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Whether a message is the call to which the assistant's last text belongs."""
+    """Whether a message is one more call of the assistant's, whose last message was a text or a call."""
     both = last["role"] == entry["role"] == "assistant"
     return (
         both
-        and "tool_calls" not in last
         and "tool_calls" in entry
         and _is_blank(entry["content"])
-        and last.get("weight") == entry.get("weight")
+        and (last.get("weight") == 0) == (entry.get("weight") == 0)
         and not ("reasoning_content" in last and "reasoning_content" in entry)
     )
 

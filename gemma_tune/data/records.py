@@ -19,7 +19,8 @@ THINKING = ("reasoning_content", "reasoning", "thinking")
 _TURNS = re.compile(
     r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<\|im_start\|>|<\|start_header_id\|>|<\|eot_id\|>"
     r"|\[INST\].*\[/INST\]|<\|user\|>.*<\|assistant\|>"
-    r"|^### ?(?:Human|User|Instruction):?.*^### ?(?:Assistant|Response):?",
+    r"|^### ?(?:Human|User|Instruction)(?::|\s*$).*### ?(?:Assistant|Response)(?::|\s*$)"
+    r"|^(?:USER|Human): .*(?:ASSISTANT|Assistant):",
     re.DOTALL | re.MULTILINE,
 )
 

@@ -47,6 +47,10 @@ class RowFields:
         """Whether the user has named this field in `data.ignore_fields`."""
         return name in self._ignored
 
+    def is_used(self, name: str) -> bool:
+        """Whether the value of this name was read."""
+        return self._find(name)[0] in self._used
+
     def peek(self, name: str) -> Any:
         """The value of a field, without counting it as used."""
         return self._find(name)[1]
@@ -164,8 +168,7 @@ class RowFields:
             return
         if any(used[: len(path)] == path for used in self._used):  # a part of a list, or of JSON in a text
             return
-        if len(path) == 1:
-            self.refuse(name, value, conversation)
+        self.refuse(name, value, conversation)
         self._unused[name] = None
 
     def _find(self, name: str) -> tuple[tuple[str | int, ...], Any]:
@@ -191,12 +194,16 @@ class RowFields:
 
 
 def _has_value(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+    return not is_empty(structure_in(value)) and not (isinstance(value, float) and math.isnan(value))
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, or an empty text, list or mapping; false and 0 say something."""
-    return value is None or value == "" or value == [] or value == {}
+    """Whether a value says nothing: null, an empty text, or a list or mapping of such; false and 0 say something."""
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(is_empty, value))
+    return value is None or value == ""
 
 
 def structure_in(value: Any) -> Any:

@@ -63,3 +63,5 @@ def map_rows(
             yield fields.noted(made, conversation)
         except BadRow as error:
             yield error
+        except RecursionError:
+            yield BadRow(f"{fields.where}: the row is nested too deeply.")

@@ -9,6 +9,7 @@ from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import is_empty, structure_in
 
 Tools = list[dict[str, Any]]
+_ARGUMENTS = ("arguments", "args", "parameters", "input")
 Note = Any  # (name of a field that isn't used) -> None
 
 
@@ -58,6 +59,9 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: a tool isn't {{'type': 'function', 'function': {{'name', …}}}}.")
     function = without_nulls(function)
+    for key in ("input_schema", "inputSchema"):  # Anthropic's and MCP's
+        if key in function and "parameters" not in function:
+            function["parameters"] = function.pop(key)
     if isinstance(function.get("parameters"), str):
         function["parameters"] = parsed(function["parameters"], where, f"the parameters of {function['name']}")
     if not isinstance(function.get("parameters", {}), dict):
@@ -85,8 +89,10 @@ def calls_of_message(message: Mapping[str, Any], where: str, number: int) -> lis
         raise BadRow(f"{where}: message {number}: tool_calls must be a list, in an assistant's message.")
     if not is_empty(older):
         older = parsed(older, where, f"message {number}: function_call")
-        return [*(calls or []), *(older if isinstance(older, list) else [older])]
-    return list(calls or [])
+        written = [c.get("function", c) for c in map(structure_in, calls or []) if isinstance(c, dict)]
+        more = [c for c in (older if isinstance(older, list) else [older]) if c not in written]
+        return [*(calls or []), *more]
+    return [] if is_empty(calls) else list(calls)
 
 
 def checked_call(call: Any, where: str, tools: Tools | None, note: Note) -> dict[str, Any]:
@@ -108,12 +114,18 @@ def checked_call(call: Any, where: str, tools: Tools | None, note: Note) -> dict
         call = {k: call.get(k) for k in ("id", "type")}
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}.")
-    for key, value in (*call.items(), *((f"function.{k}", v) for k, v in function.items())):
-        known = key in ("id", "type", "function", "function.name", "function.arguments", "function.args")
-        if not known and value is not None and not (key == "function.parameters" and "arguments" not in function):
-            note(f"tool_calls.{key}")
     name = function["name"]
-    given: Any = next((function[k] for k in ("arguments", "args", "parameters") if k in function), {})
+    beside = call if function is not call else {}
+    found = [(k, d[k]) for d in (function, beside) for k in _ARGUMENTS if k in d]
+    others = {f"function.{k}": v for k, v in function.items() if k not in ("name", *_ARGUMENTS)}
+    others |= {k: v for k, v in call.items() if k not in ("id", "type", "function", "name", *_ARGUMENTS)}
+    others = {k: v for k, v in others.items() if not is_empty(v)}
+    if len(found) > 1 or (not found and others):
+        keys = ", ".join([*(k for k, _ in found), *others])
+        raise BadRow(f"{where}: the call of {name} has {keys}, and must have its arguments under `arguments` alone.")
+    for key in others:
+        note(f"tool_calls.{key}")
+    given: Any = found[0][1] if found else {}
     if given == "":  # how some servers write a call without arguments
         given = {}
     # The OpenAI API gives the arguments as a text that holds JSON; a null in it is its author's
@@ -161,5 +173,7 @@ def _nullable(schema: Any) -> bool:
         or (isinstance(kind, list) and "null" in kind)
         or schema.get("nullable") is True
         or (isinstance(schema.get("enum"), list) and None in schema["enum"])
-        or any(_nullable(option) for key in ("anyOf", "oneOf") for option in schema.get(key) or ())
+        or any(
+            map(_nullable, [o for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list) for o in schema[key]])
+        )
     )

@@ -121,7 +121,7 @@ def test_a_missing_field_names_those_found_and_the_key(tmp_path: Path, data: Dat
             [USER, {"role": "assistant", "content": [{"type": "text", "text": " "}]}],
             "message 2: the assistant's answer is empty",
         ),
-        ([{"role": "user", "content": 5}, ANSWER], "user's content is int"),
+        ([{"role": "user", "content": True}, ANSWER], "user's content is bool"),
         ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], "a part of user's content"),
         ([{"role": "system", "content": []}, USER, ANSWER], "the system text has 0 parts"),
         ([{"role": "system", "content": [{"type": "text", "text": "x"}] * 2}, USER, ANSWER], "has 2 parts"),

@@ -368,3 +368,106 @@ def test_the_advice_names_what_it_leaves_out(tmp_path: Path) -> None:
     assert "data.prompt_column=query data.completion_column=response data.system_column=system" in message
     assert message.endswith("which doesn't use context.")
     assert "data.messages_column=talk" in refused(tmp_path, {"talk": [USER]})
+
+
+USER_SAID = {"from": "human", "value": "x"}
+
+
+@pytest.mark.parametrize("answer", [
+    {"from": "gpt", "value": "BAD"}, {"role": "model", "content": "BAD"}, {"role": "Assistant ", "content": "BAD"},
+    {"role": None, "from": "gpt", "value": "BAD"},
+])  # fmt: skip
+def test_answers_before_the_last_under_any_name(tmp_path: Path, answer: dict[str, Any]) -> None:
+    prompt = [USER_SAID, answer, USER_SAID]
+    assert trained(row_of(tmp_path, {"prompt": prompt, "completion": "c"})) == ["c"]
+    keys = {"format": "columns", "prompt_column": "q", "completion_column": "a"}
+    assert trained(row_of(tmp_path, {"q": prompt, "a": "c"}, **keys)) == ["c"]
+    last = {"role": "assistant", "content": "c"}
+    for said in ([*prompt, last], [json.dumps(m) for m in [*prompt, last]]):
+        assert trained(row_of(tmp_path, {"id": "x", "messages": said, "loss_mask": [0, 1]})) == ["c"]
+        assert "every answer is switched off" in refused(tmp_path, {"id": "x", "messages": said, "train": 0})
+        beside = {"system": "S", "history": [["a", "b"]]}
+        assert trained(row_of(tmp_path, {"id": "x", "messages": said, "loss_mask": [0, 0, 0, 1], **beside})) == [
+            "b",
+            "c",
+        ]
+
+
+@pytest.mark.parametrize("label", [0.0, "0.0", "no"])
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable"])
+def test_labels_of_tables(tmp_path: Path, name: str, label: Any) -> None:
+    assert "a bad one" in refused(tmp_path, {"prompt": "p", "completion": "bad", name: label})
+
+
+def test_a_switch_that_a_format_cannot_honour(tmp_path: Path) -> None:
+    pair = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+    log = {"conversation": "1", "sender": "user", "text": "a"}
+    for row, keys in ((pair, {}), (log, {"format": "chat_log"}), ({"text": "a"}, {"format": "text"})):
+        assert "aren't to be trained" in refused(tmp_path, {**row, "train": False}, **keys)
+        assert "aren't to be trained" not in refused(tmp_path, {**row, "images": ["a"]}, **keys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["### Human: hi### Assistant: yo", "USER: hi ASSISTANT: yo", "Human: hi\n\nAssistant: yo",
+     "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]"],
+)  # fmt: skip
+def test_text_that_is_a_chat_in_words(tmp_path: Path, text: str) -> None:
+    assert refused(tmp_path, {"text": text})
+    assert row_of(tmp_path, {"text": "# Manual\n### User guide\n...\n### Response codes"}).text
+
+
+@pytest.mark.parametrize("schema", [{"anyOf": 5}, {"oneOf": True}, {"type": ["string", "null"]}])
+def test_odd_schemas_and_depths_are_no_tracebacks(tmp_path: Path, schema: dict[str, Any]) -> None:
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"a": schema}}}
+    call = {"name": "f", "arguments": {"a": None}}
+    record = row_of(tmp_path, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": [tool]})
+    assert record.tools and record.tools[0]["function"]["parameters"] == tool["input_schema"]
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    call = {"name": "f", "arguments": deep | {"b": 1}}
+    assert "nested too deeply" in refused(tmp_path, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+
+
+def test_results_by_number_and_calls_one_by_one(tmp_path: Path) -> None:
+    calls = [
+        {"role": "assistant", "tool_calls": [{"id": i, "name": n, "arguments": {}}]} for i, n in ((1, "f"), (2, "g"))
+    ]
+    results = [{"role": "tool", "tool_call_id": i, "content": str(i)} for i in (2, 1)]
+    record = row_of(tmp_path, {"messages": [USER, *calls, *results, {"role": "assistant", "content": "Done."}]})
+    assert record.messages and len(record.messages) == 5 and len(record.messages[1]["tool_calls"]) == 2
+    assert [m["name"] for m in record.messages if m["role"] == "tool"] == ["g", "f"]
+    for bad in ({"name": "f", "kwargs": {"a": 1}}, {"name": "f", "arguments": {}, "args": {"a": 1}}):
+        assert "under `arguments` alone" in refused(
+            tmp_path, {"messages": [USER, {"role": "assistant", "tool_calls": [bad]}]}
+        )
+    inside = {"function": {"name": "f"}, "arguments": {"a": 1}}
+    record = row_of(tmp_path, {"messages": [USER, {"role": "assistant", "tool_calls": [inside]}]})
+    assert record.messages and record.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+
+
+def test_answers_that_are_json_stay_texts(tmp_path: Path) -> None:
+    for text in (
+        '{"role": "engineer", "content": "lead"}',
+        '{"role":"assistant","content":"lead","shift":"night"}',
+        '[{"role": "CEO"}] who?',
+    ):
+        assert trained(row_of(tmp_path, {"prompt": "Extract the job", "completion": text})) in ([text], ["lead"])
+    assert trained(row_of(tmp_path, {"prompt": "a", "completion": '{"role": "engineer", "x": 1}'})) == [
+        '{"role": "engineer", "x": 1}'
+    ]
+
+
+def test_empty_cells_say_nothing(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "images": [], "tools": [], "system": "", "videos": [None], "functions": [TOOL],  # noqa: E501
+           "system_prompt": "S", "history": "nan", "weight": "nan", "function_call": {"name": None, "arguments": None}}  # fmt: skip  # noqa: E501
+    record = row_of(tmp_path, row)
+    assert record.tools == [TOOL] and record.messages and record.messages[0] == {"role": "system", "content": "S"}
+    assert not record.unused and record.missing == ("history",)
+
+
+def test_a_system_text_of_the_prompt_of_pairs(tmp_path: Path) -> None:
+    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
+    sides = {name: [prompt[1], {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    assert row_of(tmp_path, {"prompt": prompt, **sides}).prompt == prompt

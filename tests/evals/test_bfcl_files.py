@@ -161,5 +161,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     there = write(tmp_path / "q.jsonl", question())
     with pytest.raises(UserError, match=r"none\.jsonl: the file can't be read \(No such file"):
         read_bfcl(there, tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"q\.txt: of no known type"):
-        read_bfcl(there.rename(tmp_path / "q.txt"), there)
+    with pytest.raises(UserError, match=r"q\.bin: of no known type"):
+        read_bfcl(there.rename(tmp_path / "q.bin"), there)

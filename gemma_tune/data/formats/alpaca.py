@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.conversation import as_messages, conversation, row_tools, with_thinking
+from gemma_tune.data.conversation import as_messages, conversation, row_tools
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.sources import Source, map_rows
@@ -28,6 +28,6 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         more = fields.optional_text("input")
         answer = as_messages(fields.text("output"), "assistant", "output", fields, row_tools(fields, data))
         messages = [{"role": "user", "content": f"{asked}\n\n{more}" if more else asked}]
-        return conversation(fields, [*messages, *with_thinking(fields, answer)], data, "output")
+        return conversation(fields, [*messages, *answer], data, "output")
 
     return map_rows(source, record, data)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.conversation import last_only
 from gemma_tune.data.known_fields import CALL, ROLES
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
@@ -48,7 +51,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             continue
         fields = RowFields(*row, data.ignore_fields)
         try:
-            key = str(fields.require(data.conversation_column, "Set data.conversation_column."))
+            key = fields.text(data.conversation_column, "data.conversation_column")
         except BadRow as error:
             yield error
             continue
@@ -79,16 +82,15 @@ def _add(log: _Log, fields: RowFields, data: DataConfig) -> None:
 
 def _time(fields: RowFields, name: str) -> float:
     value = fields.require(name, "Set data.time_column.")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        pass
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(number := float(value)):
+            return number
     try:
         return datetime.fromisoformat(str(value)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadRow(
-            f"{fields.where}: the field {name!r} is {value!r}, no number and no time like 2026-01-31T12:00:00; leave "
-            "data.time_column out where the file is in order."
+            f"{fields.where}: the field {name!r} is {str(value)[:40]!r}, no number and no time like "
+            "2026-01-31T12:00:00; leave data.time_column out where the file is in order."
         ) from None
 
 
@@ -110,6 +112,7 @@ def _record(log: _Log, data: DataConfig) -> Record:
             "the assistant: data.assistant_senders=[…], or leave such conversations out with data.on_bad_row=skip."
         )
     messages = checked_messages(turns, log.where, not data.prompts_only)
+    messages = last_only(messages) if data.answers == "last" else messages
     record = Record(log.where, messages=messages, row={"messages": list(log.rows)})
     return replace(record, unused=tuple(log.unused), missing=tuple(log.missing))
 

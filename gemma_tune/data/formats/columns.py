@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.conversation import as_messages, conversation, row_tools, with_thinking
+from gemma_tune.data.conversation import as_messages, conversation, row_tools
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields, structure_in
 from gemma_tune.data.sources import Source, map_rows
@@ -16,8 +16,8 @@ def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
     """Whether a row is of this format; never as long as the columns aren't named."""
     named = [data.prompt_column] if data.prompts_only and not data.completion_column else []
     named = named or [data.prompt_column, data.completion_column]
-    fields = RowFields("", row)
-    return all(name is not None and fields.has(name) for name in named)
+    # A field within another may be missing from the first row
+    return all(name is not None and (name in row or name.split(".")[0] in row) for name in named)
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -39,7 +39,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             given = fields.require(completion, "Set data.completion_column.")
             if not given or not isinstance(structure_in(given), list | dict):
                 given = fields.text(completion, "data.completion_column")
-            answer = with_thinking(fields, as_messages(given, "assistant", completion, fields, tools))
+            answer = as_messages(given, "assistant", completion, fields, tools)
         return conversation(fields, [*opening, *asked, *answer], data, completion or prompt)
 
     return map_rows(source, record, data)

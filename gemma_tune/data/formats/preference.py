@@ -7,7 +7,6 @@ from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.conversation import as_messages, opened, row_tools
-from gemma_tune.data.known_fields import ROLES
 from gemma_tune.data.messages import Messages, checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
@@ -91,7 +90,7 @@ def _conversation(fields: RowFields, name: str, prompt: Messages, tools: Tools |
     """One conversation, its prompt included."""
     where = fields.where
     side = as_messages(fields.require(name), "assistant", name, fields, tools)
-    if ROLES.get(str(side[0].get("role", side[0].get("from"))).lower()) == "assistant":
+    if side[0].get("role") in ("assistant", "function_call"):
         if not prompt:
             raise BadRow(
                 f"{where}: there is no field 'prompt', and {name} is an answer alone: add the prompt, or write both "
@@ -101,6 +100,10 @@ def _conversation(fields: RowFields, name: str, prompt: Messages, tools: Tools |
     # It begins with the prompt, which may also have a field of its own, as in UltraFeedback
     if prompt and _said(prompt[-1]) not in [_said(m) for m in side[:-1]]:
         raise BadRow(f"{where}: {name} is a conversation of its own, and what the field 'prompt' asks isn't in it.")
+    if prompt and prompt[0].get("role") == "system" and side[0].get("role") != "system":
+        side = [prompt[0], *side]
+    if any(_said(m) not in [_said(other) for other in side] for m in prompt):
+        raise BadRow(f"{where}: {name} is a conversation of its own, and lacks a message of the field 'prompt'.")
     return side
 
 

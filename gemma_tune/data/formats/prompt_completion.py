@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.conversation import as_messages, conversation, row_tools, with_thinking
+from gemma_tune.data.conversation import as_messages, conversation, row_tools
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.sources import Source, map_rows
@@ -30,7 +30,6 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         answered = []
         if fields.has("completion") or not data.prompts_only:
             answered = as_messages(fields.require("completion"), "assistant", "completion", fields, tools)
-            answered = with_thinking(fields, answered)
         return conversation(fields, [*asked, *answered], data, "completion" if answered else "prompt")
 
     return map_rows(source, record, data)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.conversation import refuse_printed
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.sources import Source, map_rows
 
 _DEFAULT = DataConfig().text_column
@@ -23,9 +25,10 @@ def fits(row: Mapping[str, Any], data: DataConfig) -> bool:
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """Yields one record per row."""
-    return map_rows(
-        source,
-        lambda fields: Record(fields.where, text=fields.text(data.text_column, "data.text_column")),
-        data,
-        conversation=False,
-    )
+
+    def record(fields: RowFields) -> Record:
+        text = fields.text(data.text_column, "data.text_column")
+        refuse_printed(text, data.text_column, fields.where)
+        return Record(fields.where, text=text)
+
+    return map_rows(source, record, data, conversation=False)
