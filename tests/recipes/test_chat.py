@@ -328,7 +328,7 @@ MISTAKES = {
     "control tokens in the system text": (["chat.prompt=a", "chat.system=<eos>"], ["chat.system: the text holds <eos"]),
     "bytes that are no text": (["chat.prompt=a\udce4"], ["chat.prompt: this is not UTF-8"]),
     "tools that are no list": (["chat.prompt=a", "chat.tools_file=tool.json"], ["tool.json: this is no list of tools"]),
-    "tools of another form": (["chat.prompt=a", "chat.tools_file=names.json"], ["names.json: a tool: this text is not JSON"]),
+    "tools of another form": (["chat.prompt=a", "chat.tools_file=names.json"], ["names.json: a tool: this text is no"]),
     "tools that are no JSON": (["chat.prompt=a", "chat.tools_file=broken.json"], ["broken.json:2: this is not JSON"]),
     "an output file without prompts": (
         ["chat.prompt=a", "chat.output_file=o.jsonl"],
@@ -400,7 +400,7 @@ def test_adapters_that_do_not_fit(trained: Path, folder: Path) -> None:
         ({"peft_type": "IA3"}, weights, "this is a IA3 adapter, and only LoRA is supported"),
         ({"init_lora_weights": "pissa"}, weights, "a pissa adapter fits only the base"),
         ({"target_modules": ["q_proj"]}, weights, "which its target_modules ({'q_proj'}) don't name"),
-        ({"r": 5}, weights, "adapter_model.safetensors can't be used"),
+        ({"r": 5}, weights, "and this base needs (5, 768)"),
         ({}, b"half", "adapter_model.safetensors can't be used"),
         ({"base_model_name_or_path": "/nix"}, weights, "the adapter's base, /nix, is not there"),
     ):
