@@ -260,7 +260,7 @@ def check_vocabulary(model: Any, ids: Iterable[int]) -> None:
 
     The tokenizer as a whole may be larger: those of the 270M and 1B carry image tokens that these models lack.
     """
-    check_rows(model.get_input_embeddings().num_embeddings, ids)
+    check_rows(model.get_input_embeddings().weight.shape[0], ids)
 
 
 def check_rows(rows: int, ids: Iterable[int]) -> None:

@@ -153,9 +153,16 @@ def _adapters(x: CheckInputs) -> str:
     formula = sum(
         m.r["default"] * sum(sizes[n]) + (sizes[n][1] if m.use_dora["default"] else 0) for n, m in placed.items()
     )
-    if formula != x.counts.trainable:
+    # An adapter that is continued may also have norms or rows of the embedding of its own
+    own = (".modules_to_save.", ".trainable_tokens_")
+    beside = sum(
+        p.numel() for n, p in x.base.named_parameters() if p.requires_grad and any(part in f".{n}" for part in own)
+    )
+    if formula + beside != x.counts.trainable:
+        more = f", with {beside:,} of its own norms and tokens" if beside else ""
         raise CheckFailed(
-            f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
+            f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}"
+            f"{more}."
         )
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
     everywhere = x.cfg.adapter.target_modules == ALL_LINEAR and x.cfg.adapter.layers_to_transform is None
