@@ -244,3 +244,10 @@ def drop_reference(model: Any) -> None:
     """Removes TRL's copy of the adapter, its reference, if there is one."""
     if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
         model.delete_adapter(_REFERENCE)
+
+
+def weights_beside(model: Any) -> int:
+    """Trained weights of an adapter outside its LoRA layers: norms and rows of the embedding that are its own."""
+    own = (".modules_to_save.", ".trainable_tokens_")
+    named = ((f".{name}", p) for name, p in model.named_parameters() if p.requires_grad)
+    return sum(p.numel() for name, p in named if any(part in name for part in own))

@@ -15,7 +15,7 @@ from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import ALL_LINEAR, WeightCounts
+from gemma_tune.models.adapter import ALL_LINEAR, WeightCounts, weights_beside
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.size import ModelSize, empty_model
@@ -153,17 +153,9 @@ def _adapters(x: CheckInputs) -> str:
     formula = sum(
         m.r["default"] * sum(sizes[n]) + (sizes[n][1] if m.use_dora["default"] else 0) for n, m in placed.items()
     )
-    # An adapter that is continued may also have norms or rows of the embedding of its own
-    own = (".modules_to_save.", ".trainable_tokens_")
-    beside = sum(
-        p.numel() for n, p in x.base.named_parameters() if p.requires_grad and any(part in f".{n}" for part in own)
-    )
-    if formula + beside != x.counts.trainable:
-        more = f", with {beside:,} of its own norms and tokens" if beside else ""
-        raise CheckFailed(
-            f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}"
-            f"{more}."
-        )
+    formula += weights_beside(x.base)
+    if formula != x.counts.trainable:
+        raise CheckFailed(f"{x.counts.trainable:,} weights are trained, and the adapted layers have {formula:,}.")
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
     everywhere = x.cfg.adapter.target_modules == ALL_LINEAR and x.cfg.adapter.layers_to_transform is None
     if everywhere and not continued and len(placed) != x.shape.linear_layers:
