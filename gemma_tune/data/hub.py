@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.folders import is_saved_dataset, setting
-from gemma_tune.data.tables import without_nulls
+from gemma_tune.data.tools import without_nulls
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import looks_local, resolve
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from gemma_tune.data.file_rows import FileOptions, Row, decoding, is_text, is_utf_8, not_decoded
 from gemma_tune.data.records import BadRow
+from gemma_tune.data.tools import without_nulls
 
 _DELIMITERS = ",;\t|"
 _NOTHING = "\x1f"  # the unit separator, which no text holds
@@ -146,14 +147,3 @@ def _columnar(path: Path, batches: Iterator[Any], kind: str) -> Iterator[Row | B
         raise BadRow(
             f"{path}:row {number + 1}: from here on this is not {kind} ({str(error).splitlines()[0]})."
         ) from error
-
-
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without null fields in its structs: columnar files give each struct the fields of all rows."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if v is not None}
-        return [plain(v) for v in value] if isinstance(value, list) else value
-
-    return {k: plain(v) for k, v in row.items()}

@@ -155,7 +155,9 @@ def _adapters(x: CheckInputs) -> str:
     )
     formula += weights_beside(x.base)
     if formula != x.counts.trainable:
-        raise CheckFailed(f"{x.counts.trainable:,} weights are trained, and the adapted layers have {formula:,}.")
+        raise CheckFailed(
+            f"{x.counts.trainable:,} weights are trained, and r·(in + out) over all adapted layers is {formula:,}."
+        )
     continued = find_source(x.cfg.model).adapter is not None  # has the layers that it has
     everywhere = x.cfg.adapter.target_modules == ALL_LINEAR and x.cfg.adapter.layers_to_transform is None
     if everywhere and not continued and len(placed) != x.shape.linear_layers:
