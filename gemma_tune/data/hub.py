@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.folders import is_saved_dataset, setting
-from gemma_tune.data.tools import without_nulls
+from gemma_tune.data.tools import without_nulls_inside
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import looks_local, resolve
 
@@ -48,7 +48,7 @@ class HubSplit:
 
         try:
             for number, row in enumerate(_loaded(self), start=1):
-                yield f"{self}:row {number}", without_nulls(row)
+                yield f"{self}:row {number}", without_nulls_inside(row)
         except (DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
             causes = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e and str(e).strip()]
             if resolve(self.name).is_dir():

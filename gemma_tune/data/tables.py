@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from gemma_tune.data.file_rows import FileOptions, Row, decoding, is_text, is_utf_8, not_decoded
 from gemma_tune.data.records import BadRow
-from gemma_tune.data.tools import without_nulls
+from gemma_tune.data.tools import without_nulls_inside
 
 _DELIMITERS = ",;\t|"
 _NOTHING = "\x1f"  # the unit separator, which no text holds
@@ -140,7 +140,7 @@ def _columnar(path: Path, batches: Iterator[Any], kind: str) -> Iterator[Row | B
             for start in range(0, batch.num_rows, _BATCH):
                 for row in batch.slice(start, _BATCH).to_pylist():
                     number += 1
-                    yield f"{path}:row {number}", without_nulls(row)
+                    yield f"{path}:row {number}", without_nulls_inside(row)
     except (pa.ArrowException, UnicodeDecodeError, OverflowError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # Arrow's own, of a file cut off, have none
             raise

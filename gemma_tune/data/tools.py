@@ -80,6 +80,11 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
+def without_nulls_inside(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without the nulls of its structs; a field of the row itself stays, so that all rows have the same."""
+    return {name: without_nulls(value) for name, value in row.items()}
+
+
 def calls_of_message(message: Mapping[str, Any], where: str, number: int) -> list[Any]:
     """The calls of a message as they were written: `tool_calls`, or `function_call`, OpenAI's older form."""
     calls = message.get("tool_calls")
