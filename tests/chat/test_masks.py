@@ -42,8 +42,13 @@ def is_prefixable(name: str, message: Message) -> bool:
 
 @functools.cache
 def spans_of(name: str, number: int) -> dict[int, range]:
+    """Where each answer's tokens are, in a conversation of the form's."""
+    return answer_spans(name, chats_of(name)[number])
+
+
+def answer_spans(name: str, chat: Chat) -> dict[int, range]:
     """Where each answer's tokens are: behind the text before it, up to the token it stops at."""
-    tokenizer, form, chat = tokenizer_of(name), FORMS[name], chats_of(name)[number]
+    tokenizer, form = tokenizer_of(name), FORMS[name]
     stops = set(tokenizer.convert_tokens_to_ids(list(form.stop_tokens)))
     messages = prepared(form, as_seen(form, chat.messages), chat.tools)
     full = encode(tokenizer, row_text(name, messages, chat.tools))
