@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, ROW_THINKING, SYSTEM, TOOLS, switch_of
+from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, SYSTEM, THINKING, TOOLS, is_thinking, switch_of
 from gemma_tune.data.messages import Messages, checked_messages, plain
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
@@ -19,54 +19,61 @@ _LIST_OF_MESSAGES = re.compile(
     re.DOTALL,
 )
 _BEGINNING = 5000
+_CALLS = ("tool_calls", "function_call")
 _CALL = frozenset({"name", "arguments", "id", "type"})
 KNOWN = frozenset({*ROLES.values(), "function_call"})
 
 
-def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str = "messages") -> Record:
+def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str | Sequence[str] = "messages") -> Record:
     """The record of a conversation, with the system text, history, tools and switches that stand beside it.
 
     Args:
         fields: The row.
         messages: The conversation as it was read, or its list as text.
         data: How rows are read.
-        name: The conversation's field.
+        name: The conversation's field, or that of each message.
 
     Raises:
         BadRow: The row can't be used.
     """
     tools = row_tools(fields, data)
-    if isinstance(messages, str):
-        refuse_printed(messages, name, fields.where) if not isinstance(structure_in(messages), list) else None
-    messages = with_thinking(fields, _switched(fields, plain(messages)))
-    messages = opened(fields, messages, [name for name in SYSTEM if fields.is_used(name)])
-    clean = checked_messages(messages, fields.where, not data.prompts_only, fields, name, tools)
+    given, messages = messages, plain(messages)
+    if isinstance(given, str) and not isinstance(messages, list):
+        refuse_printed(given, str(name), fields.where)
+    messages = with_thinking(fields, _switched(fields, messages))
+    messages, names = opened(fields, messages, name, [n for n in fields.named(SYSTEM) if fields.is_used(n)])
+    clean = checked_messages(messages, fields.where, not data.prompts_only, fields, names, tools)
     return Record(fields.where, messages=last_only(clean) if data.answers == "last" else clean, tools=tools)
 
 
 def row_tools(fields: RowFields, data: DataConfig) -> Tools | None:
     """The tools of a row: of `data.tools_column`, else of the first known name that it has."""
-    name = next(
-        (name for name in (data.tools_column, *TOOLS) if fields.has(name) and not _no_value(fields, name)), None
-    )
+    own = [data.tools_column] if fields.has(data.tools_column) else []
+    name = next((name for name in (*own, *fields.named(TOOLS)) if not _no_value(fields, name)), None)
     return checked_tools(fields.get(name), fields.where) if name else None
 
 
-def opened(fields: RowFields, messages: Any, taken: Sequence[str] = ()) -> Any:
+def opened(
+    fields: RowFields, messages: Any, name: str | Sequence[str], taken: Sequence[str] = ()
+) -> tuple[Any, str | Sequence[str]]:
     """The messages with the system text and the history that the row has beside them.
 
     Args:
         fields: The row.
-        messages: The conversation as it was read.
+        messages: The conversation as `plain` gives it.
+        name: Its field, or that of each message.
         taken: Fields with a system text's name that the messages hold already.
+
+    Returns:
+        The messages, and the field of each.
 
     Raises:
         BadRow: There are two system texts that differ, or the history has an unknown form.
     """
-    messages = plain(messages)
     if not isinstance(messages, list):
-        return messages
-    system = next((name for name in SYSTEM if fields.has(name) and name not in taken), None)
+        return messages, name
+    names = [name] * len(messages) if isinstance(name, str) else list(name)
+    system = next((name for name in fields.named(SYSTEM) if name not in taken), None)
     text: Any = _system_text(fields, system) if system else ""
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     opening = messages[:1] if first.get("role") == "system" else []
@@ -75,12 +82,13 @@ def opened(fields: RowFields, messages: Any, taken: Sequence[str] = ()) -> Any:
             f"{fields.where}: the field {system!r} and the first message are two system texts; keep one "
             f"(data.ignore_fields=[{system}])."
         )
+    body, body_names = messages[len(opening) :], names[len(opening) :]
+    opening_names = names[: len(opening)]
     if text and not opening:
-        opening = [{"role": "system", "content": text}]
-        body = messages
-    else:
-        body = messages[len(opening) :]
-    return [*opening, *_history(fields), *body]
+        opening, opening_names = [{"role": "system", "content": text}], [str(system)]
+    earlier = next(iter(fields.named([HISTORY])), None)
+    history = _history(fields, earlier) if earlier else []
+    return [*opening, *history, *body], [*opening_names, *[str(earlier)] * len(history), *body_names]
 
 
 def _system_text(fields: RowFields, name: str) -> Any:
@@ -96,11 +104,11 @@ def _system_text(fields: RowFields, name: str) -> Any:
     return fields.optional_text(name)
 
 
-def _history(fields: RowFields) -> Messages:
+def _history(fields: RowFields, name: str) -> Messages:
     """Earlier turns: pairs of a question and its answer, as LLaMA-Factory has and trains them, or messages."""
-    if not fields.has(HISTORY) or _no_value(fields, HISTORY):
+    if _no_value(fields, name):
         return []
-    value = structure_in(fields.get(HISTORY))
+    value = plain(fields.get(name))
     if is_empty(value):
         return []
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
@@ -109,7 +117,7 @@ def _history(fields: RowFields) -> Messages:
     if pairs is None or any(
         not isinstance(p, list | tuple) or len(p) != 2 or not all(isinstance(t, str) for t in p) for p in pairs
     ):
-        raise BadRow(f"{fields.where}: the field 'history' isn't a list of pairs of texts, or of messages.")
+        raise BadRow(f"{fields.where}: the field {name!r} isn't a list of pairs of texts, or of messages.")
     return [{"role": r, "content": t} for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)]
 
 
@@ -131,7 +139,7 @@ def _switched(fields: RowFields, messages: Any) -> Any:
     Raises:
         BadRow: A switch has another form; the message names it and `weight`.
     """
-    named = [name for name in ROW_SWITCHES if fields.has(name)]
+    named = fields.named(ROW_SWITCHES)
     if not named or not isinstance(messages, list):
         return messages
     for name in named:
@@ -159,19 +167,16 @@ def with_thinking(fields: RowFields, answer: Any) -> Any:
     if not isinstance(answer, list) or not answer or not _is_answer(answer[-1]):
         return answer
     last = dict(answer[-1])
-    for key in ROW_THINKING:
-        # A number or a switch of this name is no thinking
-        if (
-            fields.has(key)
-            and not fields.is_used(key)
-            and isinstance(fields.peek(key), str)
-            and not any(last.get(k) for k in ROW_THINKING)
-        ):
-            text = fields.optional_text(key)
+    for name in fields.named(THINKING):
+        value = fields.peek(name)
+        is_text = isinstance(value, str) and is_thinking(value)
+        if is_text and not fields.is_used(name) and not any(last.get(key) for key in THINKING):
+            text = fields.optional_text(name)
             last |= {"reasoning_content": text} if text else {}
-    for key in ("tool_calls", "function_call"):
-        if fields.has(key) and not fields.is_used(key) and not last.get(key):
-            last[key] = fields.get(key)
+    for name in fields.named(_CALLS):
+        key = name.rpartition(".")[2]
+        if not fields.is_used(name) and not last.get(key):
+            last[key] = fields.get(name)
     return [*answer[:-1], last]
 
 
@@ -212,7 +217,7 @@ def as_messages(value: Any, role: str, name: str, fields: RowFields, tools: Sequ
     if tools and role == "assistant" and isinstance(calls, list) and calls and all(map(_is_call, calls)):
         return [{"role": role, "content": "", "tool_calls": calls}]
     if isinstance(value, str):
-        if not value.strip() and role == "assistant" and any(map(fields.has, ("tool_calls", "function_call"))):
+        if not value.strip() and role == "assistant" and fields.named(_CALLS):
             return [{"role": role, "content": ""}]
         if not value.strip():
             raise BadRow(f"{where}: the field {name!r} is empty.")

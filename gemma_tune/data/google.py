@@ -73,6 +73,9 @@ def results(message: Any, where: str) -> Iterator[Any]:
         return
     content = given.get("content")
     content = given.get("parts") if content is None else content
+    if not isinstance(content, list | dict):
+        yield given
+        return
     entries: list[Any] = content if isinstance(content, list) else [content]
     responses = [e.get("functionResponse", e.get("function_response")) for e in entries if isinstance(e, dict)]
     if any(responses) and not all(isinstance(r, dict) for r in responses):

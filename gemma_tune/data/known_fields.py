@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gemma_tune.data.records import THINKING
-
 # Names of a conversation's field, in the order in which they are looked for where `data.messages_column` isn't set.
 CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "turns", "chat")
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 HISTORY = "history"
-# Of a row: its answer's thinking
-ROW_THINKING = THINKING
+# Of a message; or of a row, for its last answer
+THINKING = ("reasoning_content", "reasoning", "thinking")
+_NO_THINKING = frozenset({"on", "off", "true", "false", "yes", "no", "0", "1", "none", "low", "medium", "high", "auto"})
 
 # The role of a message, by the names that tools use; `call` is the text of a call.
 CALL = "call"
@@ -109,6 +108,12 @@ def refusal_of(name: str, value: Any, conversation: bool = True) -> str | None:
     """
     judge = (_ROW if conversation else _TEXT).get(name.rpartition(".")[2])
     return judge(value) if judge else None
+
+
+def is_thinking(value: Any) -> bool:
+    """Whether the value under a name of `THINKING` may be thinking: a number or a mode (`reasoning: "on"`) is none."""
+    mode = isinstance(value, str) and value.strip().lower() in _NO_THINKING
+    return not mode and not isinstance(value, int | float)
 
 
 def switch_of(value: Any) -> int | None:

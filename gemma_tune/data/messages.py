@@ -6,17 +6,19 @@ Taken are OpenAI's `role` and `content`, ShareGPT's `from` and `value`, Gemini's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from gemma_tune.data import google
-from gemma_tune.data.known_fields import CALL, ROLES, SWITCHES, switch_of
-from gemma_tune.data.records import THINKING, BadRow
+from gemma_tune.data.known_fields import CALL, ROLES, SWITCHES, THINKING, is_thinking, switch_of
+from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
 from gemma_tune.data.tools import Tools, calls_of_message, checked_call, parsed
 
 Messages = list[dict[str, Any]]
+_PLAIN = ("system", "user", "assistant", "tool")
+_SWITCHES = frozenset(SWITCHES)
 _JOIN = "join the two messages, or leave such rows out with data.on_bad_row=skip"
 
 
@@ -25,7 +27,7 @@ def checked_messages(
     where: str,
     answered: bool = True,
     fields: RowFields | None = None,
-    name: str = "messages",
+    name: str | Sequence[str] = "messages",
     tools: Tools | None = None,
 ) -> Messages:
     """Checks every message; call arguments become mappings, and results get the names that the row gives them.
@@ -39,7 +41,7 @@ def checked_messages(
         where: File and line.
         answered: Whether there must be an answer to learn from.
         fields: Is told which fields of the messages are not used.
-        name: The conversation's field.
+        name: The conversation's field, or that of each message.
         tools: The row's tools, checked.
 
     Raises:
@@ -51,8 +53,12 @@ def checked_messages(
     fields = fields or RowFields(where, {})
     clean: Messages = []
     called: dict[str, str] = {}
-    for i, message in enumerate((entry for given in messages for entry in google.results(given, where)), start=1):
-        one = _Message(message, i, fields, name)
+    names = [name] * len(messages) if isinstance(name, str) else name
+    read = (
+        (entry, field) for given, field in zip(messages, names, strict=True) for entry in google.results(given, where)
+    )
+    for i, (message, field) in enumerate(read, start=1):
+        one = _Message(message, i, fields, field)
         entry = one.entry(tools, called)
         one.finish()
         if clean and _goes_on(clean[-1], entry):
@@ -84,6 +90,8 @@ def _plain(message: Any) -> Any:
     given = structure_in(message)
     if not isinstance(given, dict):
         return message
+    if given.get("role") in _PLAIN and None not in given.values():
+        return given
     kept = {k: v for k, v in given.items() if v is not None}
     key = "role" if "role" in kept else "from"
     said = kept.get(key)
@@ -101,13 +109,14 @@ class _Message:
         message: Anything.
         number: Its place in the conversation, from 1.
         fields: The row.
-        name: The conversation's field.
+        name: The field that it stands in.
     """
 
     def __init__(self, message: Any, number: int, fields: RowFields, name: str) -> None:
         self.where, self.number = fields.where, number
         self._fields, self._name = fields, name
-        given: Mapping[str, Any] = structure_in(message) if isinstance(structure_in(message), dict) else {}
+        message = structure_in(message)
+        given: Mapping[str, Any] = message if isinstance(message, dict) else {}
         self._message = {k: v for k, v in given.items() if v is not None and not fields.is_ignored(f"{name}.{k}")}
         self._used: set[str] = set()
         said = self._take("role", "from")
@@ -155,8 +164,7 @@ class _Message:
             entry["weight"] = weight
         if role == "assistant" and not calls and _is_blank(entry["content"]):
             raise BadRow(f"{self.where}: message {self.number}: the assistant's answer is empty.")
-        if not self._fields.missing:  # else the row's own field is named
-            self._fields.check_missing(self._name, entry["content"])
+        self._fields.check_missing(self._name, _text_of(entry["content"]))
         return entry
 
     def finish(self) -> None:
@@ -207,8 +215,7 @@ class _Message:
     def _thinking(self, role: str) -> str | None:
         found = None
         for key in THINKING:
-            # A flag or a number of this name is no thinking, and is listed as not used
-            if key in self._message and not isinstance(self._message[key], int | float):
+            if key in self._message and is_thinking(self._message[key]):  # else listed as not used
                 said = self._take(key)
                 found = said if is_empty(found) else found
                 if said != found and not is_empty(said):
@@ -222,6 +229,8 @@ class _Message:
     def _weight(self, role: str) -> int | None:
         """What the message's switches say; None where it has none."""
         found: dict[str, int] = {}
+        if _SWITCHES.isdisjoint(self._message):
+            return None
         for key in SWITCHES:
             if key not in self._message:
                 continue
@@ -246,9 +255,14 @@ class _Message:
         return next(iter(found.values()), None)
 
 
+def _text_of(content: Any) -> Any:
+    """The text of a checked message, its parts joined; a tool's result may also be a mapping."""
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content
+
+
 def _is_blank(content: Any) -> bool:
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
-    return not any(text.strip() for text in texts)
+    text = _text_of(content)
+    return isinstance(text, str) and not text.strip()
 
 
 def _goes_on(last: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:

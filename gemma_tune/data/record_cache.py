@@ -19,7 +19,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data.file_rows import FileOptions, Row
 from gemma_tune.data.files import read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
-from gemma_tune.data.formats.preference import pair
+from gemma_tune.data.formats.preference import Side, pair
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
@@ -105,8 +105,10 @@ def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             if record.rejected is None:
                 made = replace(record, messages=messages, tools=tools)
             else:
-                other = [*record.prompt, *record.rejected]
-                made = replace(pair(record.where, messages, other, tools, fields), row=record.row)
+                places = ["messages"] * len(record.prompt) + ["rejected"] * len(record.rejected)
+                other = Side("rejected", [*record.prompt, *record.rejected], places)
+                made = pair(record.where, Side("chosen", messages, "messages"), other, tools, fields)
+                made = replace(made, row=record.row)
             yield fields.noted(made)
         except BadRow as error:
             yield error

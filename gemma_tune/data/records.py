@@ -13,8 +13,7 @@ _ANYWHERE = (
     "<start_of_audio>", "<end_of_audio>", "<audio_soft_token>",
 )  # fmt: skip
 CONTROL_TOKENS = (*_ANYWHERE, "<start_of_turn>", "<end_of_turn>")
-# Field names that servers use for a model's thinking.
-THINKING = ("reasoning_content", "reasoning", "thinking")
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 # Texts in which the turns of a chat are written already, by the tokens or the words of common templates.
 _TURNS = re.compile(
     r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<\|im_start\|>|<\|start_header_id\|>|<\|eot_id\|>"
@@ -61,7 +60,7 @@ class Record:
             raise BadRow(f"{self.where}: a record has either messages or text.")
         try:
             said = [self.messages, self.text, self.tools, self.rejected]
-            json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
+            _JSON.encode(said).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):x}"
             raise BadRow(f"{self.where}: {half} stands without the other half of its character.") from error
@@ -107,6 +106,7 @@ class BadRow(ValueError):
 
 def _refuse_control_tokens(text: Any, tokens: tuple[str, ...], where: str) -> None:
     """In a row's text they would become real control tokens: a second <bos>, or a forged turn."""
-    found = [t for t in tokens if isinstance(text, str) and t in text]
-    if found:
+    if not isinstance(text, str) or "<" not in text:
+        return
+    if found := [t for t in tokens if t in text]:
         raise BadRow(f"{where}: the text holds {', '.join(found)}, which the template writes itself; take it out.")

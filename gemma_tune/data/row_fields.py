@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +26,14 @@ class RowFields:
         where: File and line.
         row: The fields.
         ignored: Names that are neither read nor listed (`data.ignore_fields`).
+        scopes: Fields in which the row's conversation stands: what is known by name is also looked for there.
     """
 
-    def __init__(self, where: str, row: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
+    def __init__(
+        self, where: str, row: Mapping[str, Any], ignored: Collection[str] = (), scopes: Collection[str] = ()
+    ) -> None:
         self.where = where
+        self.scopes = scopes
         self._row = row
         self._ignored = frozenset(ignored)
         self._used: set[tuple[str | int, ...]] = set()
@@ -41,7 +45,14 @@ class RowFields:
 
     def has(self, name: str) -> bool:
         """Whether the row has a value of this name that isn't ignored; doesn't count as use."""
+        if name not in self._row and "." not in name:
+            return False
         return name not in self._ignored and _has_value(self._find(name)[1])
+
+    def named(self, names: Sequence[str]) -> list[str]:
+        """Those of some names that the row has a value of, its own before those within its scopes."""
+        own = [name for name in names if name in self._row and self.has(name)]
+        return own + [f"{scope}.{n}" for scope in self.scopes for n in names if self.has(f"{scope}.{n}")]
 
     def is_ignored(self, name: str) -> bool:
         """Whether the user has named this field in `data.ignore_fields`."""
@@ -162,11 +173,10 @@ class RowFields:
         name = ".".join(map(str, path))
         if path in self._used or name in self._ignored or not _has_value(value):
             return
-        if isinstance(value, Mapping) and any(used[: len(path)] == path for used in self._used):
-            for key, part in value.items():
+        if any(used[: len(path)] == path for used in self._used):
+            value = structure_in(value)
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
                 self._leave((*path, key), part, conversation)
-            return
-        if any(used[: len(path)] == path for used in self._used):  # a part of a list, or of JSON in a text
             return
         self.refuse(name, value, conversation)
         self._unused[name] = None
@@ -182,7 +192,7 @@ class RowFields:
         value: Any = self._row[first]
         for part in rest:
             value = structure_in(value)
-            if isinstance(value, Mapping) and part in value:
+            if isinstance(value, dict) and part in value:
                 path.append(part)
                 value = value[part]
             elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
@@ -199,7 +209,7 @@ def _has_value(value: Any) -> bool:
 
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, an empty text, or a list or mapping of such; false and 0 say something."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
         return all(map(is_empty, value))

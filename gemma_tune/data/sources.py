@@ -41,6 +41,13 @@ def read_rows(source: Source) -> Iterator[Row | BadRow]:
     return read_file(source) if isinstance(source, Path) else source.rows()
 
 
+def _scopes(data: DataConfig) -> list[str]:
+    """The fields in which the configured columns stand, the nearest first: `body` of `body.messages`."""
+    columns = (data.messages_column, data.prompt_column, data.completion_column)
+    parts = [column.split(".") for column in columns if column]
+    return list(dict.fromkeys(".".join(path[:n]) for path in parts for n in range(len(path) - 1, 0, -1)))
+
+
 def map_rows(
     source: Source, record: Callable[[RowFields], Record], data: DataConfig, conversation: bool = True
 ) -> Iterator[Record | BadRow]:
@@ -52,11 +59,12 @@ def map_rows(
         data: Names the fields that are ignored.
         conversation: Whether rows are conversations, not running text.
     """
+    scopes = _scopes(data)
     for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
             continue
-        fields = RowFields(*row, data.ignore_fields)
+        fields = RowFields(*row, data.ignore_fields, scopes)
         try:
             made = record(fields)
             made.row.update(row[1])

@@ -87,9 +87,10 @@ def without_nulls_inside(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def calls_of_message(message: Mapping[str, Any], where: str, number: int) -> list[Any]:
     """The calls of a message as they were written: `tool_calls`, or `function_call`, OpenAI's older form."""
-    calls = message.get("tool_calls")
+    calls, older = message.get("tool_calls"), message.get("function_call")
+    if calls is None and older is None:
+        return []
     calls = structure_in(calls)
-    older = message.get("function_call")
     if not is_empty(calls) and not isinstance(calls, list):
         raise BadRow(f"{where}: message {number}: tool_calls must be a list, in an assistant's message.")
     if not is_empty(older):

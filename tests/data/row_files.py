@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.reading import training
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import split_rows
 from gemma_tune.errors import UserError
@@ -36,6 +37,17 @@ def read_records(data: DataConfig, seed: int) -> tuple[list[Record], list[Record
     """The rows to train on and those held out."""
     split = split_rows(data, seed)
     return list(split.train()), list(split.held_out())
+
+
+def read(file: str | Path, **keys: Any) -> list[Record]:
+    """The training rows of a file."""
+    return list(training(DataConfig(format=keys.pop("format", "auto"), train_file=str(file), **keys)))
+
+
+def row_of(folder: Path, row: dict[str, Any], **keys: Any) -> Record:
+    """The record of a row, written to a file of its own."""
+    (record,) = read(write(folder / "row.jsonl", row), **keys)
+    return record
 
 
 def refusal(data: DataConfig) -> str:

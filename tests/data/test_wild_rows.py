@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import refusal, write
+from row_files import read, refusal, row_of, write
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
@@ -23,15 +23,6 @@ CALL = {"type": "function", "function": {"name": "set_light", "arguments": {"roo
 SCHEMA = {"type": "object", "properties": {"room": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "set_light", "description": "Light.", "parameters": SCHEMA}}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-
-
-def read(file: str | Path, **keys: Any) -> list[Record]:
-    return list(reading.training(DataConfig(format=keys.pop("format", "auto"), train_file=str(file), **keys)))
-
-
-def row_of(tmp_path: Path, row: dict[str, Any], **keys: Any) -> Record:
-    (record,) = read(write(tmp_path / "row.jsonl", row), **keys)
-    return record
 
 
 def refused(tmp_path: Path, row: dict[str, Any], **keys: Any) -> str:
@@ -331,7 +322,7 @@ def test_nested_fields_and_numbers(tmp_path: Path) -> None:
     row = {"ticket": {"question": {"text": "2+2?", "id": 7}, "by": "ann"}, "answers": {"text": [4, "four"]}}
     record = row_of(tmp_path, row, **keys)
     assert record.messages == [USER | {"content": "2+2?"}, {"role": "assistant", "content": "4"}]
-    assert record.unused == ("ticket.question.id", "ticket.by")
+    assert record.unused == ("ticket.question.id", "ticket.by", "answers.text.1")
     literal = row_of(tmp_path, {**row, "ticket.question.text": "3+3?"}, **keys)
     assert literal.messages and literal.messages[0]["content"] == "3+3?" and "ticket" in literal.unused
     cell = row_of(tmp_path, {**row, "ticket": json.dumps(row["ticket"])}, **keys)

@@ -28,6 +28,6 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         more = fields.optional_text("input")
         answer = as_messages(fields.text("output"), "assistant", "output", fields, row_tools(fields, data))
         messages = [{"role": "user", "content": f"{asked}\n\n{more}" if more else asked}]
-        return conversation(fields, [*messages, *answer], data, "output")
+        return conversation(fields, [*messages, *answer], data, ["instruction"] + ["output"] * len(answer))
 
     return map_rows(source, record, data)

@@ -40,6 +40,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             if not given or not isinstance(structure_in(given), list | dict):
                 given = fields.text(completion, "data.completion_column")
             answer = as_messages(given, "assistant", completion, fields, tools)
-        return conversation(fields, [*opening, *asked, *answer], data, completion or prompt)
+        names = [*[str(system)] * len(opening), *[prompt] * len(asked), *[str(completion)] * len(answer)]
+        return conversation(fields, [*opening, *asked, *answer], data, names)
 
     return map_rows(source, record, data)

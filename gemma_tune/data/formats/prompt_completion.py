@@ -30,6 +30,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         answered = []
         if fields.has("completion") or not data.prompts_only:
             answered = as_messages(fields.require("completion"), "assistant", "completion", fields, tools)
-        return conversation(fields, [*asked, *answered], data, "completion" if answered else "prompt")
+        names = ["prompt"] * len(asked) + ["completion"] * len(answered)
+        return conversation(fields, [*asked, *answered], data, names)
 
     return map_rows(source, record, data)

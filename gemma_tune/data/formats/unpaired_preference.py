@@ -26,7 +26,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     for row in read_rows(source):
         if isinstance(row, BadRow):
             yield row
-        elif "chosen" in row[1] and "rejected" in row[1]:
+        elif preference.fits(row[1], data):
             yield from preference.read(OpenRows(iter([row])), data)
         else:
             yield _labelled(row, data)
