@@ -28,9 +28,8 @@ def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> I
     if rows is not None or (_ROW_FIELDS | options.row_fields) & value.keys():
         return rows
     lists = [name for name, entry in value.items() if _is_rows(entry)]
-    inner = [
-        f"{a}.{b}" for a, entry in value.items() if isinstance(entry, dict) for b, e in entry.items() if _is_rows(e)
-    ]
+    objects = [(a, e) for a, e in value.items() if isinstance(e, dict) and not _ROW_FIELDS & e.keys()]
+    inner = [f"{a}.{b}" for a, entry in objects for b, e in entry.items() if _is_rows(e)]
     if len(lists) == 1:
         rows = value[lists[0]]
     elif several := lists or inner:

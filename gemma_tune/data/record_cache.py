@@ -65,7 +65,7 @@ class SourceRecords:
         if name == "auto":
             self.format, rows = recognise_format(rows, self._data)
             if self.format is None:
-                return refuse_rows(rows)
+                return refuse_rows(rows, self._data)
             name = self.format
         reader = importlib.import_module(f"gemma_tune.data.formats.{name}")
         records: Iterator[Record | BadRow] = reader.read(OpenRows(rows), self._data)

@@ -28,8 +28,11 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     def record(fields: RowFields) -> Record:
         tools = row_tools(fields, data)
         # A system text in a column of another name; `conversation` reads those of the known names
-        opening = [{"role": "system", "content": fields.text(system, "data.system_column")}] if system else []
-        if isinstance(structure_in(fields.require(prompt, "Set data.prompt_column.")), list):
+        if system:
+            fields.require(system, "Set data.system_column.")
+        said = fields.optional_text(system) if system else ""
+        opening = [{"role": "system", "content": said}] if said else []
+        if isinstance(structure_in(fields.require(prompt, "Set data.prompt_column.")), list | dict):
             asked = as_messages(fields.get(prompt), "user", prompt, fields)
             asked = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in asked]
         else:

@@ -1,0 +1,149 @@
+"""What to set for rows of no known format: each advice is tried on the row before it is given."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gemma_tune.config import DataConfig
+from gemma_tune.data.file_rows import Row
+from gemma_tune.data.folders import setting
+from gemma_tune.data.known_fields import CALL, HISTORY, ROLES, SYSTEM, TOOLS
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import structure_in
+from gemma_tune.data.sources import OpenRows
+
+# Common field names of a question and its answer, and those that mean it wherever they stand
+_QUESTIONS = ("prompt", "problem", "question", "instruction", "query", "input", "source", "user", "human", "request")
+_ANSWERS = (
+    "completion", "answer", "answers", "solution", "ground_truth", "response", "output", "target", "assistant", "reply",
+)  # fmt: skip
+_INNER_QUESTIONS, _INNER_ANSWERS = _QUESTIONS[:5], _ANSWERS[:7]
+# Names of the text in an object: SQuAD's, TriviaQA's, a message's
+_TEXTS = ("text", "value", "content", "answer", "ground_truth", "solution", "output", "response")
+_SENDERS = ("sender", "from", "role", "speaker", "author", "user", "from_name", "name")
+_SAID = ("text", "message", "content", "body")
+_LOGS = (
+    "conversation", "conversation_id", "conv_id", "dialog_id", "dialogue_id", "thread_id", "session_id", "chat_id",
+    "message_tree_id", "channel", "ticket",
+)  # fmt: skip
+Settings = dict[str, Any]
+
+
+def advice(row: Row, data: DataConfig) -> str:
+    """The settings that read a row, and the fields that they don't use.
+
+    Args:
+        row: File and line, and the fields.
+        data: How rows are read now.
+    """
+    fields = row[1]
+    for what, settings in _candidates(fields, data):
+        read = _read(row, replace(data, **settings))
+        if isinstance(read, Record):
+            more = ""
+            if "prompt" in fields and not settings.get("prompts_only"):
+                more = " For prompts alone, with rewards: data.prompts_only=true."
+            return f"{_said(what, settings, read.unused)}{more}"
+    sender, said = (next((n for n in names if n in fields), None) for names in (_SENDERS, _SAID))
+    if sender and said and sender != said:
+        return _chat_log(fields, sender, said)
+    if "text" in fields:
+        return (
+            f"{_said('For running text', {'format': 'text'}, _others(fields, {'text'}))} For a chat log of one message "
+            "a row: data=chat_log."
+        )
+    prompt, completion = (next((n for n in names if n in fields), "…") for names in (_QUESTIONS, _ANSWERS))
+    system = next((n for n in SYSTEM if n in fields), None)
+    settings = _columns(prompt, completion, system)
+    known = {prompt, completion, system, HISTORY, *TOOLS}
+    return _said("For a question and its answer", settings, _others(fields, known))
+
+
+def _candidates(fields: Mapping[str, Any], data: DataConfig) -> Iterator[tuple[str, Settings]]:
+    """Settings that may read a row, the likeliest first, each with what it is for."""
+    chats = [name for name, value in _with_inner(fields) if _is_chat(value)]
+    for name in chats:
+        yield f"For the conversation in {name}", {"format": "messages", "messages_column": name}
+    system = next((name for name in SYSTEM if fields.get(name)), None)
+    for prompt in [*_paths(fields, _QUESTIONS, _INNER_QUESTIONS), *chats]:
+        for completion in _paths(fields, _ANSWERS, _INNER_ANSWERS):
+            if completion != prompt:
+                yield "For a question and its answer", _columns(prompt, completion, system)
+    for name in chats:
+        settings = {"format": "messages", "messages_column": name, "prompts_only": True}
+        yield f"For the prompts in {name}, with rewards", settings
+
+
+def _columns(prompt: str, completion: str, system: str | None) -> Settings:
+    found = {"format": "columns", "prompt_column": prompt, "completion_column": completion}
+    return found | ({"system_column": system} if system else {})
+
+
+def _read(row: Row, data: DataConfig) -> Record | BadRow:
+    reader = importlib.import_module(f"gemma_tune.data.formats.{data.format}")
+    found: Record | BadRow = next(reader.read(OpenRows(iter([row])), data))
+    return found
+
+
+def _said(what: str, settings: Settings, unused: Iterable[str]) -> str:
+    words = [f"data={settings['format']}"]
+    words += [setting(f"data.{k}", str(v).lower() if v is True else v) for k, v in settings.items() if k != "format"]
+    left = ", ".join(unused)
+    return f"{what}: {' '.join(words)}" + (f", which doesn't use {left}." if left else ".")
+
+
+def _chat_log(fields: Mapping[str, Any], sender: str, said: str) -> str:
+    log = next((name for name in _LOGS if name in fields and name not in (sender, said)), None)
+    words = ["data=chat_log", setting("data.sender_column", sender), setting("data.message_column", said)]
+    words += [setting("data.conversation_column", log)] if log else []
+    ways = [] if log else ["data.conversation_column names the field of its conversation"]
+    if ROLES.get(str(fields[sender]).strip().lower(), CALL) == CALL:
+        ways.append("data.assistant_senders=[…] the senders that are the assistant")
+    return f"For a chat log of one message a row: {' '.join(words)}" + (f"; {'; '.join(ways)}." if ways else ".")
+
+
+def _others(fields: Mapping[str, Any], used: Iterable[str | None]) -> list[str]:
+    return [name for name in fields if name not in set(used)]
+
+
+def _with_inner(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields, and those of the objects among them."""
+    yield from fields.items()
+    for name, value in fields.items():
+        value = structure_in(value)
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", entry) for inner, entry in value.items())
+
+
+def _paths(fields: Mapping[str, Any], names: tuple[str, ...], inner: tuple[str, ...]) -> list[str]:
+    """The fields of some names that hold a text, or messages, and those within objects."""
+    found = [(name, fields[name]) for name in names if name in fields]
+    found += [(path, value) for path, value in _with_inner(fields) if path.partition(".")[2] in inner]
+    return [path for name, value in found if (path := _text_in(name, value))]
+
+
+def _text_in(name: str, value: Any) -> str | None:
+    """The path to the text of a value, or to its messages; None where it has none."""
+    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return name
+    if isinstance(value, list) and value:
+        whole = all(isinstance(entry, dict) and entry.keys() & {"role", "from", "arguments"} for entry in value)
+        return name if whole else _text_in(f"{name}.0", value[0])
+    if isinstance(value, dict) and not value.keys() & {"role", "from"}:
+        return next((path for key in _TEXTS if key in value and (path := _text_in(f"{name}.{key}", value[key]))), None)
+    return name if isinstance(value, dict) else None
+
+
+def _is_chat(value: Any) -> bool:
+    value = structure_in(value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, dict) and m.keys() & {"role", "from"} and m.keys() & {"content", "value", "parts"}
+            for m in value
+        )
+    )
