@@ -25,7 +25,7 @@ def run(cfg: Config) -> RunResult:
     # Rows as token ids and labels, by the functions that training calls
     tokenizer = load_tokenizer(find_source(cfg.model), cfg.model.chat_template)
     load = stream_rows if cfg.data.streaming else load_rows
-    train, held_out = load(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    train, held_out = load(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, labels=True)
     result = RunResult(cfg.recipe, metrics={"data": {"training": train.counts(), "held_out": held_out.counts()}})
     if cfg.dry_run:
         out.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
@@ -35,7 +35,7 @@ def run(cfg: Config) -> RunResult:
         return result
 
     # Where rows are cut, the same once more without an end: how long they are, and what is lost
-    whole = load(cfg.data, tokenizer, sys.maxsize, cfg.seed)[0] if train.cut else train
+    whole = load(cfg.data, tokenizer, sys.maxsize, cfg.seed, labels=True)[0] if train.cut else train
     seen = preview_data(cfg, tokenizer, train, held_out, whole)
 
     # As a page, and in the terminal: row by row where a person sits there, else the first few

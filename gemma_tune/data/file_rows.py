@@ -29,6 +29,7 @@ class FileOptions:
             has blank lines.
         text_column: The field that holds the text of a .txt file.
         row_fields: The fields of a row that the configuration names.
+        configured: Whether `data.encoding` can be set for these files.
     """
 
     encoding: str = "utf-8"
@@ -37,13 +38,14 @@ class FileOptions:
     sample_by: str | None = None
     text_column: str = "text"
     row_fields: frozenset[str] = frozenset()
+    configured: bool = False
 
     @classmethod
     def of(cls, data: DataConfig) -> FileOptions:
         """The options of a configuration."""
         columns = (value for name, value in vars(data).items() if name.endswith("_column") and value)
         fields = frozenset(part for column in columns for part in (column, column.partition(".")[0]))
-        return cls(data.encoding, True, data.field, data.sample_by, data.text_column, fields)
+        return cls(data.encoding, True, data.field, data.sample_by, data.text_column, fields, True)
 
 
 def is_utf_8(encoding: str) -> bool:
@@ -51,22 +53,21 @@ def is_utf_8(encoding: str) -> bool:
     return codecs.lookup(encoding).name in _UTF_8
 
 
-def not_decoded(where: str, encoding: str, raw: bytes = b"", place: str = "") -> BadRow:
+def not_decoded(where: str, options: FileOptions, raw: bytes = b"", place: str = "") -> BadRow:
     """What to say of bytes that are not in the encoding of the file.
 
     Args:
         where: File and line.
-        encoding: As it is set.
+        options: How the file is read.
         raw: The first bytes.
         place: Where in the line, in words.
     """
+    encoding, key = options.encoding, options.configured
     if is_utf_8(encoding) and raw.startswith(_BOM_16):
-        return BadRow(f"{where}: this file is UTF-16; save it as UTF-8, or set data.encoding=utf-16.")
+        return BadRow(f"{where}: this file is UTF-16; save it as UTF-8{', or set data.encoding=utf-16' * key}.")
     if is_utf_8(encoding):
-        return BadRow(
-            f"{where}: the bytes are not UTF-8{place}; save the file as UTF-8, or name its encoding: "
-            "data.encoding=cp1252 (Western Windows), utf-16, …"
-        )
+        way = ", or name its encoding: data.encoding=cp1252 (Western Windows), utf-16, …" if key else "."
+        return BadRow(f"{where}: the bytes are not UTF-8{place}; save the file as UTF-8{way}")
     return BadRow(f"{where}: the bytes are not {encoding}{place}; check data.encoding={encoding}.")
 
 
@@ -84,25 +85,25 @@ def is_text(text: str) -> bool:
     return True
 
 
-def text_lines(path: Path, file: IO[bytes], encoding: str) -> Iterator[tuple[int, str | BadRow]]:
+def text_lines(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[tuple[int, str | BadRow]]:
     """Yields each line with its number, the line break included, and a BadRow for one that can't be decoded.
 
     Raises:
         BadRow: The rest of the file can't be decoded.
     """
-    number = 0
+    number, encoding = 0, options.encoding
     if is_utf_8(encoding):
         for raw in file:
             number += 1
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                yield number, not_decoded(f"{path}:{number}", encoding, raw, f" (byte {error.start} of the line)")
+                yield number, not_decoded(f"{path}:{number}", options, raw, f" (byte {error.start} of the line)")
         return
     lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="\n")
     try:
         for text in lines:
             number += 1
-            yield number, text if is_text(text) else not_decoded(f"{path}:{number}", encoding)
+            yield number, text if is_text(text) else not_decoded(f"{path}:{number}", options)
     except UnicodeError as error:
-        raise not_decoded(f"{path}:{number + 1}", encoding, place=f" from here on ({error})") from error
+        raise not_decoded(f"{path}:{number + 1}", options, place=f" from here on ({error})") from error

@@ -25,7 +25,7 @@ def read_jsonl(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Ro
     Raises:
         BadRow: The rest of the file can't be read.
     """
-    return _read(path, text_lines(path, file, options.encoding), options, may_be_array=False)
+    return _read(path, text_lines(path, file, options), options, may_be_array=False)
 
 
 def read_json(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row | BadRow]:
@@ -34,7 +34,7 @@ def read_json(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row
     Raises:
         BadRow: The rest of the file can't be read.
     """
-    return _read(path, text_lines(path, file, options.encoding), options, may_be_array=True)
+    return _read(path, text_lines(path, file, options), options, may_be_array=True)
 
 
 def _checked(row: Any, where: str) -> Row | BadRow:

@@ -33,7 +33,7 @@ def read_text(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row
         BadRow: `sample_by` is None and the file has several lines and no blank one: it may be one document, or one a
             line.
     """
-    samples = _samples(text_lines(path, file, options.encoding), options.sample_by)
+    samples = _samples(text_lines(path, file, options), options.sample_by)
     begin = [sample for _, sample in zip(range(2), samples, strict=False)]
     if options.sample_by is None and len(begin) == 1 and len(begin[0]) > 1:
         raise BadRow(

@@ -156,10 +156,12 @@ def require_conversation(part: SplitReader, record: Record) -> None:
     """Checks a test row.
 
     Raises:
-        UserError: It is running text, which has no answer to compare with.
+        UserError: It is running text, which has no answer to compare with; or its answer is a bad one.
     """
     if record.messages is None:
         raise UserError(f"{part}: {record.where} is running text, and there is no answer in it to compare with.")
+    if record.desirable is False and ":" in part.data.format:
+        raise UserError(f"{part}: {record.where} has a bad answer (desirable=False), which isn't one to compare with.")
 
 
 def read_tests(data: DataConfig) -> dict[str, list[Record]]:
@@ -187,12 +189,18 @@ _USED_BY = {"field": _JSON, "sample_by": _TEXT, "encoding": {*_JSON, *_TEXT, ".c
 
 def _refuse_unused(data: DataConfig) -> None:
     """Refuses a key that says how files of a type are read where there is none of that type."""
-    kinds = (
-        {file_type(path) for path in data_files(data)} if not data.dataset_name and ":" not in data.format else set()
-    )
+    others = data.dataset_name or ":" in data.format
+    kinds = set() if others else {file_type(path) for path in data_files(data)}
     for key, used_by in _USED_BY.items():
-        if getattr(data, key) != getattr(DataConfig(), key) and not kinds & used_by:
-            raise UserError(f"data.{key} has no effect: it is for files of the types {', '.join(sorted(used_by))}.")
+        if getattr(data, key) == getattr(DataConfig(), key) or kinds & used_by:
+            continue
+        if ":" in data.format:
+            why = f"data.format={data.format} is a reader of your own, which opens its files itself; set it there"
+        elif data.dataset_name:
+            why = "the rows of data.dataset_name are loaded by `datasets`; for files of your own, set data.train_file"
+        else:
+            why = f"it is for files of the types {', '.join(sorted(used_by))}"
+        raise UserError(f"data.{key} has no effect: {why}.")
 
 
 def check_first_rows(data: DataConfig) -> None:

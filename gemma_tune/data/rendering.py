@@ -35,6 +35,19 @@ def render_record(record: Record, tokenizer: Any) -> Rendered:
         raise BadRow(f"{record.where}: {error}") from error
 
 
+def refuse_bad_answer(record: Record) -> None:
+    """Refuses a record of a reader of the user's own whose answer would be trained or compared with as a good one.
+
+    Raises:
+        BadRow: Its label says that the answer is a bad one.
+    """
+    if record.desirable is False:
+        raise BadRow(
+            f"{record.where}: desirable=False says that this answer is a bad one, which must not be taken for a good "
+            "one: recipe=kto learns from both; data.on_bad_row=skip leaves such rows out."
+        )
+
+
 def split_answers(records: Iterable[Record], tokenizer: Any) -> Iterator[Record]:
     """The records; where each answer needs a prompt of its own, one record for each answer (see `answers_apart`)."""
     for record in records:

@@ -20,11 +20,13 @@ from gemma_tune.errors import UserError
 _FIRST = 200  # rows that are rendered before training, to check their token ids against the vocabulary
 
 
-def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
+def stream_rows(
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool = False
+) -> tuple[TokenizedRows, TokenizedRows]:
     """The rows to train on as a stream, and those held out, which are read before training.
 
     The held-out share is the rows with the smallest digests, so whether a row is held out depends on that row alone.
-    Duplicates are not looked for.
+    Duplicates are not looked for. `labels` as for `TokenizedRows`.
 
     Returns:
         The rows to train on, of which `rendered` and `records` hold the first ones, while the counts follow the current
@@ -41,13 +43,13 @@ def stream_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) ->
         return (r for r in part if (digest(r, seed) < share) == held_out) if share else iter(() if held_out else part)
 
     held_out_records = islice(_once(kept(True)) if others is None else others, data.max_eval_samples)
-    held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows", skip)
+    held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows", skip, labels)
     if share and not held_out.read:
         raise UserError(
             f"{part}: data.validation_split_percentage={data.validation_split_percentage:g} holds none of these rows "
             "out; raise it, or name data.validation_file."
         )
-    first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip)
+    first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip, labels)
     if not first.read:
         raise UserError(f"{part}: no row is left to train on.")
     train = replace(first)

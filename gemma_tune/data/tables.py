@@ -32,7 +32,7 @@ def read_csv(path: Path, file: io.BufferedReader[Any], options: FileOptions) -> 
     csv.field_size_limit(_LONGEST_FIELD)
     start = file.peek(2)[:2]
     if is_utf_8(options.encoding) and start in (b"\xff\xfe", b"\xfe\xff"):
-        raise not_decoded(f"{path}:1", options.encoding, start)
+        raise not_decoded(f"{path}:1", options, start)
     # newline="" keeps line ends; bytes that can't be decoded become lone surrogates, which are reported with their row
     text = io.TextIOWrapper(file, decoding(options.encoding), errors="surrogateescape", newline="")
     number = 0
@@ -55,7 +55,7 @@ def read_csv(path: Path, file: io.BufferedReader[Any], options: FileOptions) -> 
             if not any(values) and len(values) < 2:  # an empty line
                 continue
             if not is_text("".join(values)):
-                bad = not_decoded(where, options.encoding)
+                bad = not_decoded(where, options)
                 if not names:
                     raise bad
                 yield bad
@@ -66,7 +66,7 @@ def read_csv(path: Path, file: io.BufferedReader[Any], options: FileOptions) -> 
     except csv.Error as error:
         raise BadRow(f"{path}:{number + 1}: from here on this is not CSV ({error}).") from error
     except UnicodeError as error:
-        raise not_decoded(f"{path}:{number + 1}", options.encoding, place=f" from here on ({error})") from error
+        raise not_decoded(f"{path}:{number + 1}", options, place=f" from here on ({error})") from error
 
 
 def _delimiter(head: str) -> str:

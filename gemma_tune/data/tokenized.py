@@ -15,7 +15,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks, remark_lines
-from gemma_tune.data.rendering import Sided, find_records, render_record, split_answers
+from gemma_tune.data.rendering import Sided, find_records, refuse_bad_answer, render_record, split_answers
 from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import TrainHeldOut, split_rows
 from gemma_tune.data.storage import ArrowRows
@@ -39,7 +39,8 @@ class TokenizedRows:
         dropped: `file:line` of the rows that have no trained token left after cutting.
         skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
         skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
-        refused: What is wrong with each of those.
+        labels: Whether rows may hold bad answers, since they are shown or measured and not trained.
+        refused: What is wrong with each of those that can't be rendered, or whose answer is a bad one.
         formats: The format that each file was recognised as, by its name (`data=auto`).
         remarks: The fields of each file that were not used, by its name.
         repeated: `file:line` of the rows that equal an earlier one; None where duplicates aren't looked for.
@@ -59,6 +60,7 @@ class TokenizedRows:
     dropped: list[str] = field(default_factory=list)
     skipped: Collection[str] = ()
     skip_refused: bool = False
+    labels: bool = False
     refused: dict[str, None] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     remarks: Mapping[str, RowRemarks] = field(default_factory=dict)
@@ -102,7 +104,12 @@ class TokenizedRows:
             cut = row.cut(max_length)
             return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length
 
-        return self.keep(split_answers(records, tokenizer), lambda r: render_record(r, tokenizer), fit)
+        def render(record: Record) -> Rendered:
+            if not self.labels:
+                refuse_bad_answer(record)
+            return render_record(record, tokenizer)
+
+        return self.keep(split_answers(records, tokenizer), render, fit)
 
     def keep(
         self, records: Iterable[Record], render: Callable[[Record], T], fit: Callable[[T], tuple[T | None, bool]]
@@ -186,7 +193,12 @@ def notes_of(train: TokenizedRows, held_out: TokenizedRows) -> list[str]:
 
 
 def render_rows(
-    records: Iterable[Record], tokenizer: Any, max_length: int, name: str, skip_refused: bool = False
+    records: Iterable[Record],
+    tokenizer: Any,
+    max_length: int,
+    name: str,
+    skip_refused: bool = False,
+    labels: bool = False,
 ) -> TokenizedRows:
     """Renders rows, cuts those longer than max_length, and drops those left without a trained token.
 
@@ -196,11 +208,12 @@ def render_rows(
         max_length: The largest number of tokens in a row.
         name: Which rows these are, for the progress bar and the message.
         skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
+        labels: As for `TokenizedRows`.
 
     Raises:
         UserError: No row is left.
     """
-    rows = TokenizedRows(skip_refused=skip_refused)
+    rows = TokenizedRows(skip_refused=skip_refused, labels=labels)
     bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
     try:
         stored = ArrowRows(rows.use(bar, tokenizer, max_length))
@@ -214,16 +227,18 @@ def render_rows(
     return rows
 
 
-def load_rows(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
-    """The rendered rows to train on and those held out (perhaps none).
+def load_rows(
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool = False
+) -> tuple[TokenizedRows, TokenizedRows]:
+    """The rendered rows to train on and those held out (perhaps none); `labels` as for `TokenizedRows`.
 
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
     """
     split = split_rows(data, seed)
     skip = data.on_bad_row == "skip"
-    train = render_rows(split.train(), tokenizer, max_length, "training rows", skip)
-    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip)
+    train = render_rows(split.train(), tokenizer, max_length, "training rows", skip, labels)
+    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip, labels)
     return note_reading(split, train, held_out)
 
 
@@ -244,7 +259,7 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
     part = reading.validation(data)
     share = data.validation_split_percentage
     records = split_rows(data, seed).held_out() if share else islice(part or (), data.max_eval_samples)
-    rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip")
+    rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip", labels=True)
     rows.read_by(part)
     return rows
 

@@ -16,7 +16,8 @@ from gemma_tune.chat.render import prompt_text
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.rendering import refuse_bad_answer
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Task
@@ -135,7 +136,10 @@ class Tasks:
         if record.messages is None:
             raise UserError(f"{record.where} is plain text without a prompt to answer.")
         try:
+            refuse_bad_answer(record)  # rewards compare with it
             return prompt_text(self._tokenizer, record.prompt, record.tools, record.thinking)
+        except BadRow as error:
+            raise UserError(str(error)) from error
         except (Unrenderable, TemplateError) as error:
             raise UserError(f"{record.where}: {error}") from error
 
