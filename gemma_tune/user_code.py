@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
 
-def load_function(reference: str, key: str) -> Callable[..., Any]:
+def load_function(reference: str, key: str, takes: Sequence[str] = ()) -> Callable[..., Any]:
     """Loads the function named by `path/to/file.py:function`.
 
     Args:
         reference: The file and the function's name.
         key: The key of the configuration, for the message.
+        takes: Names of what it will be called with, in this order; empty: its parameters are not looked at.
 
     Raises:
-        UserError: No such file or function, or a file that can't be run.
+        UserError: No such file or function, a file that can't be run, or a function that can't be called so.
     """
     path, _, name = reference.rpartition(":")
     file = resolve(path)
@@ -40,4 +42,19 @@ def load_function(reference: str, key: str) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{key}={reference}: {file} has no function {name!r}.")
+    if takes:
+        _check_parameters(function, f"{key}={reference}", takes)
     return function
+
+
+def _check_parameters(function: Callable[..., Any], said: str, takes: Sequence[str]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables of C say nothing of their parameters
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError as error:
+        raise UserError(
+            f"{said}: its parameters are {signature}, and it is called with ({', '.join(takes)}): {error}."
+        ) from error

@@ -14,6 +14,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
 from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model
 from gemma_tune.train.arguments import mixed_precision
@@ -70,6 +71,8 @@ def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResu
     rows = {"held_out": asked.held_out.counts()["rows"], **{name: len(rows) for name, rows in asked.tests.items()}}
     for name, number in rows.items():
         console.print(f"Rows, {name.replace('_', ' ')}: {number:,}", markup=False)
+    for note in [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]:
+        console.print(note, markup=False)
     console.print("No weight was loaded: dry_run=true.")
     return RunResult(cfg.recipe, status="dry_run", metrics={"rows": rows})
 

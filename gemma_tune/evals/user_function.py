@@ -21,9 +21,9 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
         with rows that can be stored and compared.
 
     Raises:
-        UserError: No such file or function.
+        UserError: No such file or function, or one that can't be called so.
     """
-    function = load_function(reference, "eval.evaluators")
+    function = load_function(reference, "eval.evaluators", ("engine", "inputs"))
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         found = function(engine, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
@@ -93,9 +97,10 @@ def problems_of_words(words: list[str], config_dirs: list[Path]) -> list[str]:
                 found.append(f"{WHERE}: `{word}` is not of the form key=value.{recipe or did_you_mean(word, GROUPS)}")
             else:
                 reason = str(error).splitlines()[0]
-                found.append(
-                    f"{WHERE}: `{word}` can't be read ({reason}); put quotes around it: '{word}' → key='\"…\"'."
-                )
+                way = f"put quotes around it: '{word}' → key='\"…\"'"
+                if word.partition("=")[2].startswith("{"):
+                    way = "write such names into a YAML file of yours (--config-dir FOLDER)"
+                found.append(f"{WHERE}: `{word}` can't be read ({reason}); {way}.")
     for root in config_dirs:
         if not root.is_dir():
             near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])
@@ -143,14 +148,44 @@ def _takes_text(key: str) -> bool:
     return str in (kind, *typing.get_args(kind))
 
 
+def _mapping(value: str) -> str | None:
+    """A mapping as JSON or YAML writes it, in Hydra's words, whose names can't be in quotes; None where it is none."""
+    if not value.startswith("{"):
+        return None
+    try:
+        return _in_hydras_words(OmegaConf.to_container(OmegaConf.create(value)))
+    except (YAMLError, OmegaConfBaseException):
+        return None
+
+
+def _in_hydras_words(tree: Any) -> str:
+    if isinstance(tree, dict):
+        names = {re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(name)): value for name, value in tree.items()}
+        return f"{{{', '.join(f'{name}: {_in_hydras_words(value)}' for name, value in names.items())}}}"
+    if isinstance(tree, list):
+        return f"[{', '.join(map(_in_hydras_words, tree))}]"
+    return in_quotes(tree) if isinstance(tree, str) else json.dumps(tree)
+
+
+def _readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
 def quoted(word: str) -> str:
     """The word, with the value of a text key in quotes where Hydra would not read it as that text.
 
-    A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0.
+    A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0. A mapping as
+    JSON writes it (`{"q_proj": 4}`) becomes one of Hydra's.
     """
     key, _, value = word.partition("=")
     if key in FREE_TEXTS:
         return _quoted_free_text(key, value)
+    if (key in OPEN or is_open(key)) and not _readable(word) and (mapping := _mapping(value)):
+        return f"{key}={mapping}"
     if not _takes_text(key):
         return word
     try:

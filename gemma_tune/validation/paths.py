@@ -36,11 +36,17 @@ def _missing(path: NamedPath) -> str | None:
 
 def encoding_problems(name: str) -> Iterator[str]:
     """What is wrong with `data.encoding`."""
-    try:
-        "".encode(name)  # LookupError, too, where a codec is none of text
-    except (LookupError, ValueError):
-        known = sorted({*aliases.aliases, *aliases.aliases.values()})
+    if not _encodes_text(name):
+        known = sorted(filter(_encodes_text, {*aliases.aliases, *aliases.aliases.values()}))
         yield (
             f"data.encoding={name}: Python knows no encoding of text by this name; for example utf-8, cp1252, utf-16, "
             f"latin-1, shift_jis.{did_you_mean(name, known)}"
         )
+
+
+def _encodes_text(name: str) -> bool:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):  # LookupError, too, where a codec is none of text (rot13, base64)
+        return False
+    return True

@@ -26,6 +26,8 @@ def _type_name(kind: Any) -> str:
     arguments = typing.get_args(kind)
     if type(None) in arguments:
         return " or ".join(_type_name(a) for a in arguments if a is not type(None)) + " (or null)"
+    if typing.get_origin(kind) is list:
+        return {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}[arguments[0]]
     return names.get(kind, "a mapping" if typing.get_origin(kind) is dict else str(kind))
 
 
@@ -102,7 +104,11 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
 
 def _wrong_type(key: str, kind: Any, value: Any, where: str) -> str:
     if typing.get_origin(kind) is not dict:
-        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}."
+        listed = not isinstance(value, list | dict) and _fits(key, [value])
+        fix = f": write {key}=[{value}]" if listed else ""
+        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}{fix}."
+    if isinstance(value, str) and value.startswith("{"):
+        return f"{where}: {key}={value} can't be read as a mapping; write {key}='{{\"NAME\": VALUE}}'."
     if not isinstance(value, dict):
         return f"{where}: {key} holds values by name: write {key}.NAME={value}."
     inner = typing.get_args(kind)[1]

@@ -79,6 +79,8 @@ _OURS = ("extra", "early_stopping_patience", "early_stopping_threshold")
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
+    "dict": (dict,), "dict[str, Any]": (dict,), "dict[str, bool]": (dict,),
+    "list[str]": (list,), "list[float]": (list,),
 }  # fmt: skip
 
 
@@ -198,6 +200,10 @@ def enum_values(name: str) -> tuple[str, ...]:
 
 def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
     annotation = options[name]
+    if name.endswith("_kwargs") and "dict" in annotation:  # a text would be passed on as it is, and fail after loading
+        if value is None or isinstance(value, dict):
+            return None
+        return f"train.extra.{name} must be a mapping: train.extra.{name}={{name: value}}, not {value!r}."
     kinds = [kind.strip() for kind in annotation.split("|")]
     if not set(kinds) <= set(_PLAIN) or (isinstance(value, str) and "${" in value):
         return None

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from asking import MY_RUN, ROW, ask, refused, write
 
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.suggest import OTHER_TOOLS
 
@@ -100,6 +101,17 @@ MISTAKES = {
     "train.extra decided": (["train.extra.fp16=true"], ["train.extra.fp16", "float16 overflows"]),
     "train.extra type": (["train.extra.adam_beta1=abc"], ["train.extra.adam_beta1 must be", "`float`", "'abc'"]),
     "train.extra as a mapping": (["train.extra={adam_bta2: 0.9}"], ["Did you mean adam_beta2?"]),
+    "train.extra of another kind": (
+        ["train.extra.lr_scheduler_kwargs=3"],
+        ["lr_scheduler_kwargs={name: value}, not 3"],
+    ),
+    "a list of numbers": (["train.extra.label_names=a"], ["train.extra.label_names must be", "`list[str] | None`"]),
+    "one in place of a list": (["data.ignore_fields=a"], ["a list of texts, not 'a': write data.ignore_fields=[a]"]),
+    "no mapping": (
+        ["adapter.rank_pattern={q_proj: 4"],
+        ["can't be read as a mapping", """write adapter.rank_pattern='{"NAME": VALUE}'"""],
+    ),
+    "names that Hydra can't read": (["adapter.rank_pattern={'^q': 4}"], ["write such names into a YAML file"]),
     "a token": (["train.extra.hub_token=hf_x"], ["log in with `hf auth login`"]),
     # words and flags
     "a word alone": (["lora"], ["`lora` is not of the form key=value"]),
@@ -190,6 +202,27 @@ def test_file_names_are_suggested(folder: Path) -> None:
     write("mine/recipe/my_run.yaml", MY_RUN)
     assert "Did you mean rows/my.jsonl?" in refused("recipe=qlora_sft", "data.train_file=rows/mi.jsonl")
     assert "Did you mean mine?" in refused("--config-dir", "mien", "recipe=my_run")
+
+
+@pytest.mark.parametrize("name", ["rot13", "base64"])
+def test_an_encoding_of_no_text(folder: Path, name: str) -> None:
+    assert "Did you mean" not in refused("recipe=preview", f"data.encoding={name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"q_proj": 4, "layers.1.mlp": 2}', {"q_proj": 4, "layers.1.mlp": 2}),
+        ("{'.*(q|v)_proj': 4, k_proj: 2}", {".*(q|v)_proj": 4, "k_proj": 2}),
+        (r"{(q|v)_proj: 4, 'layers\.[01]\.mlp': 1}", {"(q|v)_proj": 4, r"layers\.[01]\.mlp": 1}),
+        ("{q_proj: 4}", {"q_proj": 4}),
+    ],
+)
+def test_a_mapping_as_json_or_yaml_writes_it(text: str, value: dict[str, int]) -> None:
+    """Hydra alone knows no names in quotes."""
+    assert compose_config("lora_sft", [f"adapter.rank_pattern={text}"]).adapter.rank_pattern == value
+    options = compose_config("lora_sft", ['train.extra.lr_scheduler_kwargs={"num_cycles": 5e-1}']).train.extra
+    assert options == {"lr_scheduler_kwargs": {"num_cycles": 0.5}}
 
 
 def test_bad_rows_are_answered_before_torch(folder: Path) -> None:

@@ -26,6 +26,17 @@ def test_what_the_run_would_refuse(words: list[str], message: str, folder: Path)
     assert not list(folder.iterdir())
 
 
+def test_what_is_not_used_of_rows_that_are_only_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = '{"prompt": "Hi", "completion": "Hello.", "source": "me"}\n'
+    for name in ("held_out.jsonl", "test.jsonl"):
+        (folder / name).write_text(row, encoding="utf-8")
+    words = ["data=auto", "data.validation_file=held_out.jsonl", "data.test_files.mine=test.jsonl", "dry_run=true"]
+    gemma_tune.run("evaluate", ["model=tiny", *words])
+    said = capsys.readouterr().out
+    assert f"held-out rows: not used of {folder}/held_out.jsonl: source: 1 row" in said
+    assert "test rows: not used of data.test_files.mine: source: 1 row" in said
+
+
 def memory(recipe: str, *words: str) -> float:
     """GiB that a dry run estimates."""
     result = gemma_tune.run(recipe, [*words, "dry_run=true", "data.max_train_samples=20"])

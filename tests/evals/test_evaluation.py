@@ -137,6 +137,7 @@ def test_what_a_users_may_not_give(gives: str, message: str, tmp_path: Path) -> 
         ("import json\njson.loads('')\n", "mine.py:2: JSONDecodeError"),
         ("def f(:\n", "mine.py:1: invalid syntax"),
         ("g = 1\n", "has no function 'f'"),
+        ("def f(engine):\n    return {}\n", r"its parameters are \(engine\), and it is called with \(engine, inputs\)"),
     ],
 )
 def test_a_users_file_that_can_not_be_run(text: str, message: str, tmp_path: Path) -> None:
