@@ -17,12 +17,12 @@ class Parts(NamedTuple):
     """What the parts of a message say.
 
     Attributes:
-        text: Its text.
+        text: Its text, or the parts with it.
         calls: Its calls, as they were written.
         thinking: The text of the parts that are thoughts.
     """
 
-    text: str
+    text: Any
     calls: list[Any]
     thinking: str
 
