@@ -12,7 +12,8 @@ from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
 from gemma_tune.train.kto import balance_warning, kto_arguments, kto_trainer
-from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight, undertrained_warning
+from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight
+from gemma_tune.train.undertrained import undertrained_warning
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -31,9 +32,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
-        adapted = cfg.adapter.peft_type != "none"
-        warning = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
-        model = attach(base, cfg.adapter, setup.source)
+        warning = undertrained_warning(base, setup.tokenizer, data.train, setup.adapter)
+        model = attach(base, setup.adapter, setup.source)
     notes, counts = [said for said in (warning, balance_warning(cfg, data.train)) if said], count(model)
 
     # The checks come first: making the trainer computes the reference's log-probabilities of all answers, which is slow

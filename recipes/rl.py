@@ -48,7 +48,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
-        model = attach(base, cfg.adapter, setup.source)
+        model = attach(base, setup.adapter, setup.source)
     completions = CompletionLog(folder.evals / "completions.jsonl")
     counts = count(model)  # before the trainer adds a reference adapter
     with folder.leaving_no_empty_folder():

@@ -14,8 +14,9 @@ from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
 from gemma_tune.train.arguments import sft_arguments
-from gemma_tune.train.preflight import preflight, undertrained_warning
+from gemma_tune.train.preflight import preflight
 from gemma_tune.train.sft import sft_trainer
+from gemma_tune.train.undertrained import undertrained_warning
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -36,9 +37,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
-        adapted = cfg.adapter.peft_type != "none"
-        warning = undertrained_warning(base, setup.tokenizer, data.train) if adapted else None
-        model = attach(base, cfg.adapter, setup.source)
+        warning = undertrained_warning(base, setup.tokenizer, data.train, setup.adapter)
+        model = attach(base, setup.adapter, setup.source)
     notes, counts = [warning] if warning else [], count(model)
 
     # The trainer, and the known traps checked with this model and these rows

@@ -61,7 +61,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
         method="qat",
         output_dir=str(folder / ON_GRID),
         tracker=_tracker(cfg, folder, ON_GRID),
-        model=replace(cfg.model, load_in_4bit=False, dtype=None),
+        model=replace(cfg.model, load_in_4bit=False, dtype=None, added_tokens=[]),
         adapter=adapter,
         train=train,
         quant=replace(cfg.quant, stage2=QuantConfig().stage2),
@@ -78,4 +78,5 @@ def _tracker(cfg: Config, folder: Path, stage: str) -> TrackerConfig:
 def of_gguf(cfg: Config, file: Path, tuned: Path) -> Config:
     """The configuration that measures the GGUF, with the tokenizer of the tuned model."""
     tokenizer = str(tuned / "export" / "merged")
-    return replace(cfg, model=replace(cfg.model, model_name_or_path=str(file), tokenizer_name_or_path=tokenizer))
+    model = replace(cfg.model, model_name_or_path=str(file), tokenizer_name_or_path=tokenizer, added_tokens=[])
+    return replace(cfg, model=model)

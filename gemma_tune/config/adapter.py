@@ -32,6 +32,14 @@ class AdapterConfig:
     alpha_pattern: dict[str, int] = option(
         {}, "Other values of lora_alpha for some layers, by name or regular expression."
     )
+    trainable_token_indices: list[int] = option(
+        [],
+        "Ids of tokens whose rows of the embedding, which is the head, too, are trained beside the adapter; those of "
+        "`model.added_tokens` always are.",
+    )
+    modules_to_save: list[str] = option(
+        [], "Layers that are trained whole and saved with the adapter, by the end of their names: norms, as `[norm]`."
+    )
     use_dora: bool = option(False, "DoRA: learn the magnitude of the weight apart from its direction.")
     use_rslora: bool = option(False, "rsLoRA: scale by lora_alpha / sqrt(r).")
     init_lora_weights: Any = option(

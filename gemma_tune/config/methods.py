@@ -70,6 +70,8 @@ class Method:
         gguf: Whether the model may be a GGUF file.
         group: The group of the configuration that only this method uses.
         run_folder: Whether it keeps a run folder.
+        new_tokens: Whether `model.added_tokens` may name new ones. A quantized student would learn them from a teacher
+            that doesn't know them, and a reward model writes none.
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
     """
 
@@ -89,6 +91,7 @@ class Method:
     gguf: bool = False
     group: str | None = None
     run_folder: bool = True
+    new_tokens: bool = False
     adapter_recipes: bool = False
 
     @property
@@ -127,16 +130,21 @@ _RL_RATES = Rates(full=(1e-6, 2e-4), adapter=(1e-5, 2e-3))
 
 
 def _rl(trainer: str) -> Method:
-    return Method("rl", Kind.TRAIN, Reads.PROMPTS, trainer, _RL_RATES, batch=(8, 256))
+    return Method("rl", Kind.TRAIN, Reads.PROMPTS, trainer, _RL_RATES, batch=(8, 256), new_tokens=True)
 
 
 METHODS: dict[str, Method] = {
     "sft": Method(
-        "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True
+        "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True,
+        new_tokens=True,
     ),
-    "dpo": Method("dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3))),
+    "dpo": Method(
+        "dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3)),
+        new_tokens=True,
+    ),
     "kto": Method(
-        "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 2e-3)), batch=(8, 8)
+        "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 2e-3)), batch=(8, 8),
+        new_tokens=True,
     ),
     "reward_model": Method(
         "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),
@@ -154,7 +162,7 @@ METHODS: dict[str, Method] = {
     ),
     "tune_to_int4": Method(
         "tune_to_int4", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, packs=True, quantizes=True,
-        stages=("sft", "qat"),
+        stages=("sft", "qat"), new_tokens=True,
     ),
     "export": Method(
         "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, evaluators=False
@@ -163,7 +171,7 @@ METHODS: dict[str, Method] = {
     "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare"),
     "preview": Method(
         "preview", Kind.PREVIEW, Reads.EXAMPLES, rates=_SFT_RATES, streams=True, packs=True, group="preview",
-        run_folder=False,
+        run_folder=False, new_tokens=True,
     ),
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
 }  # fmt: skip

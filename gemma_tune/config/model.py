@@ -48,6 +48,11 @@ class ModelConfig:
         "gemma4_v5, or gemma4_large_v1 and v3 to v5 (12B and larger); null: the checkpoint's own template, if it "
         "is one of them, or its family's where it has none.",
     )
+    added_tokens: list[str] = option(
+        [],
+        "New tokens, found in texts as they stand: each gets an id and a row of the embedding. With an adapter these "
+        "rows are trained beside it, and exports hold them.",
+    )
     device: str = option("auto", "auto uses the GPU where there is one.", choices=("auto", "cpu", "cuda"))
     load_in_4bit: bool = option(False, "Quantize the linear layers with bitsandbytes while loading (QLoRA).")
     bnb_4bit_quant_type: str = option("nf4", "4-bit data type of bitsandbytes.", choices=("nf4", "fp4"))

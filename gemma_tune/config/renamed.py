@@ -45,6 +45,9 @@ ADDED: dict[str, Any] = {
     "adapter.layers_to_transform": None,
     "adapter.rank_pattern": {},
     "adapter.alpha_pattern": {},
+    "adapter.trainable_token_indices": [],
+    "adapter.modules_to_save": [],
+    "model.added_tokens": [],
 }
 
 

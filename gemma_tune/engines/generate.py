@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.token_rows import rows_in_place
 
 # Tokens of one batch, prompts and answers together; of long prompts a batch has fewer, at least one.
 _BATCH_TOKENS = 32768
@@ -40,7 +41,11 @@ def greedy_answers(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with evaluating(model), tqdm(total=len(prompts), desc=name, unit=" rows", disable=None, leave=False) as bar:
+    with (
+        evaluating(model),
+        rows_in_place(model),
+        tqdm(total=len(prompts), desc=name, unit=" rows", disable=None, leave=False) as bar,
+    ):
         for places in batches(order, [len(p) + max_new_tokens for p in prompts], batch_size):
             batch = answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)
             for place, answer in zip(places, batch, strict=True):

@@ -85,6 +85,7 @@ def write_folder(
     """
     base = language_part(model)
     config, checkpoint = load_config(source), CheckpointFiles.of(source, family_of(source))
+    config.get_text_config().vocab_size = base.config.get_text_config().vocab_size  # with rows of added tokens
     placed = dict(tensors)
     if checkpoint.files:
         placed = dict(whole_checkpoint(tensors, checkpoint))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
@@ -21,7 +22,8 @@ from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.size import empty_model, is_expert
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import read_adapter
+from gemma_tune.models.stored_adapter import TIED, read_adapter, stored_rows
+from gemma_tune.models.token_rows import fill_reference, grown, tell_head
 
 ALL_LINEAR = "all-linear"
 # The name that TRL gives to the copy of an adapter that is its reference
@@ -108,6 +110,7 @@ def attach(
     if source.adapter is not None:
         continued = load_adapter(model, adapter, source.adapter)
         _check_reach(continued)
+        _complete(continued)
         return continued
     if adapter.peft_type == "none":
         return model
@@ -132,7 +135,8 @@ def _placed(
     family = FAMILIES[model.config.model_type]
     config = LoraConfig(
         task_type="SEQ_CLS" if trained_whole else "CAUSAL_LM",
-        modules_to_save=list(trained_whole) or None,
+        modules_to_save=[*trained_whole, *adapter.modules_to_save] or None,
+        trainable_token_indices=adapter.trainable_token_indices or None,
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
@@ -148,6 +152,7 @@ def _placed(
     config._register_custom_module(layers)
     leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
     leaves = [leaf for leaf in leaves if leaf not in ("lm_head", *trained_whole)]
+    _check_saved(model, adapter)
     if isinstance(adapter.target_modules, list):
         # PEFT ignores a name that matches nothing, as long as another one matches.
         names = [n for n, _ in model.named_modules()]
@@ -169,7 +174,35 @@ def _placed(
         ) from error
     _check_reach(peft_model)
     _check_patterns(peft_model, adapter)
+    _complete(peft_model)
     return peft_model
+
+
+def _complete(model: Any) -> None:
+    """What PEFT leaves out beside the LoRA layers: the head's missing bias, and float32 for layers trained whole."""
+    tell_head(model)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for parameter in module.modules_to_save.parameters():
+                parameter.data = parameter.data.float()  # small updates would be rounded away
+
+
+def _check_saved(model: Any, adapter: AdapterConfig) -> None:
+    """Raises UserError for `modules_to_save` that are no norms: only they are trained whole and merged exactly."""
+    norms = {n for n, m in model.named_modules() if "norm" in type(m).__name__.lower() and [*m.parameters()]}
+    for name in adapter.modules_to_save:
+        found = [n for n, _ in model.named_modules() if n.endswith(name)]  # as PEFT finds them
+        others = [n for n in found if n not in norms]
+        if any(n in TIED for n in others):
+            raise UserError(
+                f"adapter.modules_to_save: {name} would train a whole copy of the embedding, which is the head, too; "
+                "name the rows that are to change in adapter.trainable_token_indices, or train every weight "
+                "(recipe=full_sft)."
+            )
+        if others or not found:
+            why = f"{others[0]} is no norm; linear layers take an adapter" if others else f"no layer ends in {name}"
+            names = ", ".join(sorted({n.rsplit(".")[-1] for n in norms}))
+            raise UserError(f"adapter.modules_to_save: {why}. Norms are named {names}.")
 
 
 def _check_patterns(model: Any, adapter: AdapterConfig) -> None:
@@ -203,7 +236,8 @@ def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: b
     """
     if source.adapter is None and (not trains or adapter.peft_type == "none"):
         return
-    empty = empty_model(config.get_text_config())
+    rows = [*adapter.trainable_token_indices, *(stored_rows(source.adapter) if source.adapter else ())]
+    empty = empty_model(grown(config.get_text_config(), rows))
     if source.adapter is not None and (merges or not trains):
         stored = read_adapter(source.adapter, empty)
         if merges:
@@ -238,6 +272,12 @@ def plain_copies(model: Any) -> Iterator[None]:
         yield
     finally:
         config.init_lora_weights = init
+
+
+def complete_reference(model: Any) -> None:
+    """Gives TRL's copy of the adapter the trained rows of the embedding, which TRL doesn't copy."""
+    if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
+        fill_reference(model, _REFERENCE)
 
 
 def drop_reference(model: Any) -> None:

@@ -21,7 +21,9 @@ from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
 
 # The language part of a checkpoint with towers: its layers' names there, and where we load it alone.
-_THERE, _ALONE = "base_model.model.model.language_model.layers.", "base_model.model.model.layers."
+_THERE, _ALONE = "base_model.model.model.language_model.", "base_model.model.model."
+
+_OF_ADAPTERS = re.compile(r"\.lora_|\.token_adapter\.")
 
 
 def _word(value: Any) -> str:
@@ -96,9 +98,15 @@ def continued(plain: Any, adapter: AdapterConfig, folder: Path) -> StoredAdapter
     ]
     problems += [
         f"adapter.{k}: {folder} has its layers and ranks already; leave it out."
-        for k in ("layers_to_transform", "rank_pattern", "alpha_pattern")
+        for k in ("layers_to_transform", "rank_pattern", "alpha_pattern", "modules_to_save")
         if getattr(adapter, k)
     ]
+    rows = set(stored.config.trainable_token_indices or ())
+    if lost := sorted({*adapter.trainable_token_indices} - rows):
+        problems.append(
+            f"adapter.trainable_token_indices (and model.added_tokens): {folder} trains no row {lost[0]} of the "
+            "embedding, and can't get further ones: merge it (recipe=export), and train a new adapter on the result."
+        )
     if problems:
         raise UserError(*problems)
     stored.config.inference_mode = False
@@ -173,11 +181,15 @@ class AdapterSaver:
 
 def _use_published_names(folder: Path) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
-    renamed = {k.replace(_ALONE, _THERE): v for k, v in weights.items()}
+    renamed = {k.replace(_ALONE, _THERE, 1): v for k, v in weights.items()}
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     # The image tower has layers of the same names; the language part matches alone and inside the whole model.
-    config["target_modules"] = rf"model\.(language_model\.)?{_exactly({k.split('.lora_')[0] for k in weights})}"
+    config["target_modules"] = (
+        rf"model\.(language_model\.)?{_exactly({k.split('.lora_')[0] for k in weights if '.lora_' in k})}"
+    )
+    whole = {k.rpartition(".")[0].replace(_ALONE, "language_model.") for k in weights if not _OF_ADAPTERS.search(k)}
+    config["modules_to_save"] = sorted(name.removeprefix("base_model.model.") for name in whole) or None
     for key in ("rank_pattern", "alpha_pattern"):
         config[key] = {name.removeprefix("model."): value for name, value in (config.get(key) or {}).items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -27,6 +27,8 @@ from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source
+from gemma_tune.models.stored_adapter import stored_rows
+from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.run.read_once import read_json
 
 
@@ -131,6 +133,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
             f"{said}: its tokenizer lacks {', '.join(missing)}, which chats in the "
             f"form {form.name} are made of: it is another family's; copy its files from the published checkpoint."
         )
+    add_tokens(tokenizer, source.added_tokens)
     tokenizer.chat_template = served_template(form)
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
@@ -162,7 +165,14 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         UserError: Not loadable, weights missing in the files or too many, or stored in a quantized form.
     """
     config = load_config(source)
+    rows = [*ids_of(tokenizer, source.added_tokens), *(stored_rows(source.adapter) if source.adapter else ())]
+    if rows and max(rows) >= len(tokenizer):
+        raise UserError(
+            f"{source.adapter}: it trains row {max(rows)} of the embedding, and its tokenizer has only "
+            f"{len(tokenizer)} tokens; put the tokenizer of its training beside it."
+        )
     loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
+    grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     set_stop_tokens(loaded, tokenizer)
     return loaded

@@ -78,6 +78,9 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         "activations": activations,
         "logits": logits,
     }
+    if not full and (cfg.adapter.trainable_token_indices or cfg.model.added_tokens):
+        # PEFT copies the embedding with the trained rows, for itself and as the head, and so do their gradients
+        parts["trained rows"] = 4 * shape.vocab_size * shape.hidden_size * act
     if cfg.traits.rewarded and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
         parts["reference"] = weights
     if has_live_teacher(cfg):

@@ -28,12 +28,14 @@ class Source:
         revision: Revision on the Hub.
         adapter: PEFT adapter folder to continue from.
         tokenizer: Folder or name of the tokenizer.
+        added_tokens: New tokens that a run adds to both.
     """
 
     base: str
     revision: str | None
     adapter: Path | None
     tokenizer: str
+    added_tokens: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -80,7 +82,7 @@ def find_source(model: ModelConfig) -> Source:
         other = str(found)
     if is_gguf(model.model_name_or_path):
         return _source_of_gguf(model.model_name_or_path, other)
-    source = _source_of_weights(model, tokenizer_beside=other is None)
+    source = replace(_source_of_weights(model, tokenizer_beside=other is None), added_tokens=tuple(model.added_tokens))
     return source if other is None else replace(source, tokenizer=other)
 
 

@@ -106,6 +106,16 @@ def stored_config(folder: Path) -> LoraConfig:
     return config
 
 
+def stored_rows(folder: Path) -> list[int]:
+    """The rows of the embedding that a stored adapter has trained; the base may have none of the last ones yet.
+
+    Raises:
+        UserError: As `stored_config`.
+    """
+    asked = stored_config(folder).trainable_token_indices or []
+    return [int(i) for rows in (asked.values() if isinstance(asked, dict) else [asked]) for i in rows]
+
+
 def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
     """Reads an adapter for a language part, loaded or on the meta device.
 
@@ -170,7 +180,7 @@ class _Reader:
                     f"embedding, or modules_to_save), where the base has {len(there)} rows that are the embedding and "
                     f"the head, too; {_MERGE}."
                 )
-        elif name in self._layers and name.endswith(tuple(self._config.modules_to_save or ())):
+        elif name in self._layers and name.endswith(tuple(map(language_name, self._config.modules_to_save or ()))):
             self._saved.add(name)
             self._weights[f"{_PREFIX}{name}.{own}"] = weight
         else:

@@ -19,7 +19,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import drop_reference, plain_copies
+from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
 from gemma_tune.train.base import GemmaTrainer, build_trainer
@@ -114,6 +114,7 @@ class RewardedTrainer(GemmaTrainer):
             settings.beta = 0.0  # so that TRL loads no reference
         with plain_copies(model):
             super().__init__(*args, reward_funcs=[_named(name) for name in scorer.weights], **kwargs)
+        complete_reference(self.model)
         if not beta:  # RLOOTrainer creates one that is never used
             drop_reference(self.model)
         if reference is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config import AdapterConfig, Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import WeightCounts, check_adapter
@@ -21,6 +21,7 @@ from gemma_tune.models.load import load_config, load_tokenizer, pick_device
 from gemma_tune.models.memory import estimate, reset_peak
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.models.token_rows import with_rows
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import mixed_precision
 from gemma_tune.train.preflight import CheckInputs
@@ -40,6 +41,7 @@ class Setup:
         mixed: Whether products run in bfloat16 over float32 weights.
         free: GiB of memory that are free.
         beside: GiB that a reward model takes; 0 without one.
+        adapter: What is trained, with the rows of the added tokens.
         missing: Why there is no configuration or tokenizer.
         resumed: The checkpoint that the run is resumed from, or None.
     """
@@ -51,6 +53,7 @@ class Setup:
     device: torch.device
     mixed: bool
     free: float
+    adapter: AdapterConfig
     beside: float = 0.0
     missing: UserError | None = None
     resumed: ResumePoint | None = None
@@ -122,6 +125,7 @@ def look_at_model(
     check_hardware(cfg)
     source, device = find(cfg.model), pick_device(cfg.model)
     config = tokenizer = size = missing = None
+    adapter = cfg.adapter
     try:
         config = load_config(source)
         size = size_of(config)
@@ -131,9 +135,11 @@ def look_at_model(
             raise
         missing, size = error, size or published_size(cfg.model.model_name_or_path)
     if config is not None:
-        check_adapter(cfg.adapter, source, config, trains=True, merges=merges)
+        if tokenizer is not None:
+            adapter = with_rows(adapter, config, tokenizer, source.added_tokens)
+        check_adapter(adapter, source, config, trains=True, merges=merges)
     mixed, free = mixed_precision(cfg, device), free_memory(device)
-    return Setup(source, tokenizer, config, size, device, mixed, free, beside(cfg), missing)
+    return Setup(source, tokenizer, config, size, device, mixed, free, adapter, beside(cfg), missing)
 
 
 def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = look_at_model) -> Setup:

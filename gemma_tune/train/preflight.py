@@ -20,10 +20,8 @@ from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.size import ModelSize, empty_model
 from gemma_tune.models.source import find_source
-from gemma_tune.models.undertrained_tokens import undertrained_tokens
 from gemma_tune.models.unwrap import language_part
 
-_NAMED = 8
 _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
 _SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; a cache changes the order of summation
 
@@ -273,28 +271,3 @@ def preflight(inputs: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> li
     if failed:
         raise UserError(*failed)
     return lines
-
-
-def undertrained_warning(model: Any, tokenizer: Any, rows: TokenizedRows) -> str | None:
-    """The warning for rows with undertrained tokens, where adapters leave the embedding frozen.
-
-    Args:
-        model: The base, before adapters are attached.
-        tokenizer: Its tokenizer.
-        rows: The rows to train on.
-
-    Returns:
-        The warning, or None without such tokens.
-    """
-    found = undertrained_tokens(model, tokenizer, rows.ids)
-    if not found:
-        return None
-    found.sort(key=lambda i: i not in rows.trained_ids)  # those that it must learn to write come first
-    names = ", ".join(repr(t) for t in tokenizer.convert_ids_to_tokens(found[:_NAMED]))
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    said = len(rows.trained_ids & set(found))
-    return (
-        f"warning: the rows hold {len(found)} tokens that this model never trained, {said} of them in answers: {names}"
-        f"{more}. Adapters leave the embedding as it is, so the model will hardly learn to say them. Two ways out: "
-        "train the embedding, too (adapter=none), or write the rows in words that the model knows."
-    )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from gemma_tune.models.adapter import drop_reference, plain_copies
+from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.train.pairs import PairTrainer
 
@@ -32,6 +32,7 @@ class ReferenceTrainer(PairTrainer):
             drop_reference(model)
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        complete_reference(self.model)
         with evaluating(self.model):  # else dropout of the adapter would change the reference
             return super()._precompute_ref_logps(*args, **kwargs)  # type: ignore[misc]
 

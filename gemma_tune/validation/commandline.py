@@ -22,6 +22,7 @@ from gemma_tune.validation.suggest import did_you_mean, other_option
 WHERE = "command line"
 # Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
+_QUOTES = ("'", '"')
 
 
 def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
@@ -131,7 +132,7 @@ def _quoted_free_text(key: str, value: str) -> str:
         return f"{key}=null"
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")
-        if value[:1] in ("'", '"') and not override.is_sweep_override():
+        if value[:1] in _QUOTES and not override.is_sweep_override():
             return f"{key}={value}"
     except HydraException:
         pass
@@ -193,6 +194,9 @@ def quoted(word: str) -> str:
         number = not override.is_sweep_override() and isinstance(override.value(), int | float)
     except HydraException:
         number = True
+        if value[:1] + value[-1:] == "[]":  # texts, as `model.added_tokens=[<a>,<b>]`
+            items = (item.strip() for item in value[1:-1].split(","))
+            return f"{key}=[{','.join(i if i[:1] in _QUOTES else in_quotes(i) for i in items)}]"
     return f"{key}={in_quotes(value)}" if number and value.lower() not in ("true", "false") else word
 
 

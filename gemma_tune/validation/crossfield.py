@@ -31,6 +31,7 @@ from gemma_tune.validation.rewards import (
     rl_problems,
 )
 from gemma_tune.validation.suggest import did_you_mean
+from gemma_tune.validation.tokens import new_token_problems
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
@@ -52,6 +53,7 @@ def _model(cfg: Config) -> Iterator[str]:
     elif is_gguf(name):
         yield from gguf_problems(cfg)
     yield from missing_paths(cfg, "model")
+    yield from new_token_problems(cfg)
 
 
 def _adapter(cfg: Config) -> Iterator[str]:

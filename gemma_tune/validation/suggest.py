@@ -106,9 +106,7 @@ INSTEAD = {
 _FULL = "train every weight (recipe=full_sft)"
 # Options of PEFT's LoraConfig that have no key here, and why.
 NOT_OF_ADAPTERS = {
-    "modules_to_save": f"an adapter trains no whole layer here, and embedding and head are one matrix; {_FULL}",
-    "trainable_token_indices": f"the embedding stays as it is under an adapter; {_FULL}",
-    "ensure_weight_tying": f"the embedding stays as it is under an adapter; {_FULL}",
+    "ensure_weight_tying": "embedding and head are one matrix, and adapter.trainable_token_indices trains it as one",
     "bias": "Gemma's layers have no biases",
     "lora_bias": "Gemma's layers have no biases, so the merged files would have no place for it",
     "fan_in_fan_out": "Gemma's layers are not transposed",

@@ -103,4 +103,4 @@ def test_the_run_warns_where_the_embedding_is_frozen(
     assert "5 tokens that this model never trained, 5 of them in answers" in said
     for token in NEW:
         assert token in said
-    assert "adapter=none" in said and "words that the model knows" in said  # the two ways out
+    assert "adapter.trainable_token_indices=[" in said and "words that the model knows" in said  # the two ways out

@@ -264,7 +264,7 @@ def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
     for word, message in (
         ("adapter.layers_to_transform=[1,60]", r"in block 60; blocks begin at 0"),
         ("adapter.rank_pattern={qq_proj: 2}", r"adapter\.rank_pattern\.qq_proj: no adapted layer"),
-        ("adapter.modules_to_save=[lm_head]", r"adapter\.modules_to_save: PEFT's option .*recipe=full_sft\)\.$"),
+        ("adapter.modules_to_save=[lm_head]", r"a whole copy of the embedding, .*recipe=full_sft\)\.$"),
         ("train.lr_scheduler_type=cosine_with_min_lr", r"set train\.extra\.lr_scheduler_kwargs=\{min_lr_rate: …\}"),
         ("train.lr_scheduler_type=warmup_stable_decay", r"set train\.extra\.lr_scheduler_kwargs=\{num_decay_steps"),
         ("train.extra.lr_scheduler_kwargs={min_lr: 1}", "has no min_lr"),
