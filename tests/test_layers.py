@@ -47,6 +47,8 @@ PURE = (
     "data.known_fields",
     "data.tools",
     "data.google",
+    "data.anthropic",
+    "data.message",
     "data.messages",
     "data.conversation",
     "data.formats.messages",
