@@ -12,7 +12,7 @@ from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.rl.completion_log import CompletionLog
 from gemma_tune.rl.reward_hacking import RewardHackingMonitor
 from gemma_tune.rl.rewards import check_own_rewards, scorer_of, size_of_reward_model
-from gemma_tune.rl.tasks import read_tasks
+from gemma_tune.rl.tasks import check_number, read_tasks
 from gemma_tune.rl.trainer import rl_trainer
 from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.data import NO_ROWS, Data
@@ -32,6 +32,7 @@ def read(cfg: Config, setup: Setup) -> Data:
     completion = cfg.train.max_completion_length or 0
     tests = read_tests(cfg.data)
     tasks = read_tasks(cfg.data, tests, setup.tokenizer, setup.context - completion)
+    check_number(tasks, cfg.train)
     check_own_rewards(cfg, tasks.shown())
     evaluators = prepare_evaluators(cfg, setup.tokenizer, NO_ROWS, tests)
     return Data(tasks, NO_ROWS, evaluators, tests, tasks.longest_prompt + completion)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
-from gemma_tune.config import DataConfig
+from gemma_tune.config import DataConfig, TrainConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
 from gemma_tune.data.records import BadRow, Record
@@ -211,3 +211,14 @@ def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenize
     """
     records, read = read_training_prompts(data, tests)
     return Tasks(records, tokenizer, longest, read.refused if data.skips_rows else None, read)
+
+
+def check_number(tasks: Tasks, train: TrainConfig) -> None:
+    """Raises UserError where there are fewer prompts than one generation takes."""
+    prompts = (train.per_device_train_batch_size or 0) * train.passes_per_generation // train.num_generations
+    if len(tasks) < prompts:
+        raise UserError(
+            f"data.train_file: a generation takes {prompts} prompts (train.per_device_train_batch_size × "
+            f"steps_per_generation / num_generations = {train.per_device_train_batch_size} × "
+            f"{train.passes_per_generation} / {train.num_generations}), and there are {len(tasks)}; lower the first."
+        )

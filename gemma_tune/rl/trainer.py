@@ -18,7 +18,6 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
-from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
@@ -244,14 +243,8 @@ def rl_trainer(
         keep: Receives the completions of one generation.
 
     Raises:
-        UserError: As `build_trainer`, or there are too few prompts for one generation.
+        UserError: As `build_trainer`.
     """
-    prompts = args.generation_batch_size // args.num_generations
-    if len(tasks) < prompts:
-        raise UserError(
-            f"data.train_file: a generation takes {prompts} prompts (per_device_train_batch_size × "
-            f"steps_per_generation / num_generations), and there are {len(tasks)}; lower the first."
-        )
     kind = GemmaGRPOTrainer if isinstance(args, GRPOConfig) else GemmaRLOOTrainer
     guard = TaskGuard(tasks)
     return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)

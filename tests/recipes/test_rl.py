@@ -153,6 +153,17 @@ def test_refused(recipe: str, words: list[str], said: str) -> None:
         compose_config(recipe, words)
 
 
+def test_fewer_prompts_than_a_generation_takes(tmp_path: Path) -> None:
+    """Refused in the dry run, before the model is loaded."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n' * 3, encoding="utf-8")
+    rows = ["data=columns", f"data.train_file={tmp_path}/rows.jsonl", "data.prompt_column=question"]
+    words = ["model=tiny", *rows, "data.completion_column=answer", "eval=none", "dry_run=true"]
+    size = ["train.num_generations=2", "train.per_device_train_batch_size=4"]
+    with pytest.raises(UserError, match=r"a generation takes 4 prompts .* = 4 × 2 / 2\), and there are 3"):
+        gemma_tune.run("grpo", [*words, *size, "train.steps_per_generation=2"])
+    assert gemma_tune.run("grpo", [*words, *size, "train.steps_per_generation=1"]).status == "dry_run"
+
+
 def test_a_reward_that_fails_ends_the_run(tmp_path: Path) -> None:
     """With the reward, the row and the cause; and what was measured before it is kept."""
     (tmp_path / "mine.py").write_text("def broken(completions, records):\n    return [1 / 0 for _ in completions]\n")
