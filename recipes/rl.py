@@ -32,8 +32,8 @@ def read(cfg: Config, setup: Setup) -> Data:
     completion = cfg.train.max_completion_length or 0
     tests = read_tests(cfg.data)
     tasks = read_tasks(cfg.data, tests, setup.tokenizer, setup.context - completion)
-    check_number(tasks, cfg.train)
     check_own_rewards(cfg, tasks.shown())
+    check_number(tasks, cfg.train)
     evaluators = prepare_evaluators(cfg, setup.tokenizer, NO_ROWS, tests)
     return Data(tasks, NO_ROWS, evaluators, tests, tasks.longest_prompt + completion)
 
