@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class FileOptions:
         text_column: The field that holds the text of a .txt file.
         row_fields: The fields of a row that the configuration names.
         configured: Whether `data.encoding` can be set for these files.
+        beside: Is filled while a file is read: the fields beside its rows, by their names.
     """
 
     encoding: str = "utf-8"
@@ -39,6 +41,7 @@ class FileOptions:
     text_column: str = "text"
     row_fields: frozenset[str] = frozenset()
     configured: bool = False
+    beside: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, data: DataConfig) -> FileOptions:

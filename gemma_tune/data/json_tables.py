@@ -23,7 +23,7 @@ def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> I
         BadRow: `data.field` is not there or holds no rows; columns of different lengths; or several lists of rows.
     """
     if options.field is not None:
-        return _under(value, options.field, where)
+        return _under(value, options, options.field, where)
     rows = _table(value, options, where)
     if rows is not None or (_ROW_FIELDS | options.row_fields) & value.keys():
         return rows
@@ -32,6 +32,7 @@ def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> I
     inner = [f"{a}.{b}" for a, entry in objects for b, e in entry.items() if _is_rows(e)]
     if len(lists) == 1:
         rows = value[lists[0]]
+        options.beside.update({name: entry for name, entry in value.items() if name != lists[0]})
     elif several := lists or inner:
         raise BadRow(
             f"{where}: this file is one object, with rows under {', '.join(several)}; say which to read: "
@@ -49,12 +50,15 @@ def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
-def _under(value: dict[str, Any], field: str, where: str) -> Iterable[Any]:
+def _under(value: dict[str, Any], options: FileOptions, field: str, where: str) -> Iterable[Any]:
     found: Any = value
-    for part in [field] if field in value else field.split("."):
+    parts = [field] if field in value else field.split(".")
+    for place, part in enumerate(parts):
         if not isinstance(found, dict) or part not in found:
             has = ", ".join(found) if isinstance(found, dict) else type(found).__name__
             raise BadRow(f"{where}: data.field={field}: there is no field {part!r}; found: {has or 'none'}.")
+        others = {name: entry for name, entry in found.items() if name != part}
+        options.beside.update({".".join([*parts[:place], name]): entry for name, entry in others.items()})
         found = found[part]
     if isinstance(found, list):
         return found
@@ -70,6 +74,8 @@ def _table(value: dict[str, Any], options: FileOptions, where: str) -> list[dict
     if value.keys() == {"columns", "index", "data"} and all(isinstance(c, list) for c in columns):
         if any(not isinstance(cells, list) or len(cells) != len(value["columns"]) for cells in value["data"]):
             raise BadRow(f"{where}: pandas' table (orient='split') has a row of another length than its columns.")
+        if value["index"] != list(range(len(value["index"]))):
+            options.beside["index"] = value["index"]
         return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
     if columns and all(isinstance(column, dict) and column for column in columns):
         if all(_is_index(column) for column in columns):

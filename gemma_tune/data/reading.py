@@ -75,15 +75,17 @@ class SplitReader:
 
     def _set(self, key: str, name: str) -> Iterator[Record]:
         found, bad, first, sources = False, 0, "", self._sources(key, name)
+        trains = key.startswith("data.train") or key == "data.split"
         streamed = self.data.streaming and key.startswith("data.train")
         for source in sources:
             row: Record | BadRow | None = None
-            remarks = RowRemarks()  # of this pass; those of the pass that came furthest are kept
+            # Of this pass; those of the pass that came furthest are kept
+            remarks = RowRemarks(ignored=self.data.ignore_fields if trains else ())
             try:
                 for row in self._records(source, streamed):
                     if not isinstance(row, BadRow):
                         found = True
-                        if row.unused or row.missing:
+                        if row.unused or row.missing or row.beside or remarks.absent or row.ignored:
                             remarks.add(row)
                             self.remarks[str(source)] = max(self.remarks.get(str(source), remarks), remarks, key=len)
                         yield row

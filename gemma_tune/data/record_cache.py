@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.file_rows import FileOptions, Row
 from gemma_tune.data.files import read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
 from gemma_tune.data.formats.preference import Side, pair
+from gemma_tune.data.known_fields import HISTORY, SYSTEM, TOOLS
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
@@ -48,10 +50,13 @@ class SourceRecords:
         self._source = source
         self._data = data
         self._hashed = hashed
+        self._beside: dict[str, Any] = {}  # the fields of a file beside its rows, once the first row is read
 
     def __iter__(self) -> Iterator[Record | BadRow]:
         thinking, prompts_only = self._data.enable_thinking, self._data.prompts_only
         for row in self._read():
+            if self._beside and isinstance(row, Record):
+                row, self._beside = self._with_beside(row), {}
             if (thinking or prompts_only) and isinstance(row, Record):
                 asks = bool(prompts_only and row.messages and row.messages[-1]["role"] != "assistant")
                 row = replace(row, thinking=thinking, unanswered=asks)
@@ -71,10 +76,26 @@ class SourceRecords:
         records: Iterator[Record | BadRow] = reader.read(OpenRows(rows), self._data)
         return records
 
+    def _with_beside(self, first: Record) -> Record:
+        """The first record of a file, with the names of the file's fields that no row gets.
+
+        Raises:
+            BadRow: One of them has a meaning that rows should have got.
+        """
+        fields = RowFields(str(self._source), self._beside, self._data.ignore_fields)
+        if known := fields.named([*SYSTEM, *TOOLS, HISTORY]):
+            raise BadRow(
+                f"{self._source}: the field {known[0]!r} stands beside the rows, and no row gets it: write it into "
+                f"each row, or set data.ignore_fields=[{known[0]}]."
+            )
+        unused = fields.left(conversation=first.text is None)
+        return replace(first, beside=unused, ignored=(*first.ignored, *fields.ignored))
+
     def _rows(self) -> Iterator[Row | BadRow]:
         if not isinstance(self._source, Path):
             return self._source.rows()
         options = FileOptions.of(self._data)
+        self._beside = options.beside
         return _hashed_rows(self._source, options) if self._hashed else read_file(self._source, options=options)
 
 

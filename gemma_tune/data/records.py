@@ -41,6 +41,8 @@ class Record:
         row: The original row of the file, which rewards may read; a reader of the user's own may leave it empty.
         unused: Names of the row's and its messages' fields that were not used.
         missing: Names of those that read `nan`, `None` or `null`, as tools write a missing value.
+        ignored: Names in `data.ignore_fields` that the row has.
+        beside: Of the first row of a file: names of the file's fields beside its rows, which no row gets.
     """
 
     where: str
@@ -54,6 +56,8 @@ class Record:
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
     unused: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
     missing: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
+    ignored: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
+    beside: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from gemma_tune.data.records import Record
+from gemma_tune.validation.suggest import did_you_mean
 
 
 class RowRemarks:
@@ -14,14 +15,19 @@ class RowRemarks:
 
     Args:
         records: The rows to begin with.
+        ignored: The names in `data.ignore_fields`, where rows are looked for that have them.
 
     Attributes:
         unused: Rows by the name of a field that was not used.
         missing: Rows by the name of a field that only says that there is no value.
         first: File and line of the first of those.
+        beside: Names of the file's fields beside its rows.
+        absent: The names to ignore that no row has.
     """
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record] = (), ignored: Iterable[str] = ()) -> None:
+        self.beside: dict[str, None] = {}
+        self.absent = set(ignored)
         self.unused: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.first = ""
@@ -38,6 +44,8 @@ class RowRemarks:
         self._rows += 1
         self.unused.update(record.unused)
         self.missing.update(record.missing)
+        self.beside |= dict.fromkeys(record.beside)
+        self.absent.difference_update(record.ignored)
         self.first = self.first or (record.where if record.missing else "")
 
 
@@ -51,13 +59,17 @@ def remark_lines(remarks: Mapping[str, RowRemarks], name: str) -> list[str]:
     files: dict[str, list[str]] = {}
     warnings = []
     for file, found in remarks.items():
-        if found.unused:
-            files.setdefault(_listed(found.unused), []).append(file)
+        left = [_listed(found.unused), "beside the rows: " * bool(found.beside) + ", ".join(found.beside)]
+        if any(left):
+            files.setdefault("; ".join(filter(None, left)), []).append(file)
         if found.missing:
             warnings.append(
                 f"warning: {name}: cells that read nan, None or null, as tools write a missing value: "
                 f"{_listed(found.missing)}. The first: {found.first}"
             )
+    known = {field for found in remarks.values() for field in (*found.unused, *found.beside)}
+    for field in sorted(set.intersection(*(found.absent for found in remarks.values())) if remarks else ()):
+        warnings.append(f"warning: {name}: no row has {field} of data.ignore_fields.{did_you_mean(field, known)}")
     lines = []
     for unused, those in files.items():
         where = those[0] if len(those) == 1 else f"each of {len(those)} files"

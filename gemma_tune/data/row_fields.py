@@ -34,29 +34,34 @@ class RowFields:
     ) -> None:
         self.where = where
         self.scopes = scopes
-        self._row = row
+        self.row = row
         self._ignored = frozenset(ignored)
         self._used: set[tuple[str | int, ...]] = set()
         self._unused: dict[str, None] = {}
+        self.ignored: dict[str, None] = {}  # those of the names to ignore that the row has
         self.missing: dict[str, None] = {}  # names of values that read `nan`, `None` or `null`
 
     def __iter__(self) -> Any:
-        return iter(self._row)
+        return iter(self.row)
 
     def has(self, name: str) -> bool:
         """Whether the row has a value of this name that isn't ignored; doesn't count as use."""
-        if name not in self._row and "." not in name:
+        if name not in self.row and "." not in name:
             return False
-        return name not in self._ignored and _has_value(self._find(name)[1])
+        path, value = self._find(name)
+        return bool(path) and not self.is_ignored(name) and _has_value(value)
 
     def named(self, names: Sequence[str]) -> list[str]:
         """Those of some names that the row has a value of, its own before those within its scopes."""
-        own = [name for name in names if name in self._row and self.has(name)]
+        own = [name for name in names if name in self.row and self.has(name)]
         return own + [f"{scope}.{n}" for scope in self.scopes for n in names if self.has(f"{scope}.{n}")]
 
     def is_ignored(self, name: str) -> bool:
-        """Whether the user has named this field in `data.ignore_fields`."""
-        return name in self._ignored
+        """Whether the user has named this field, which the row has, in `data.ignore_fields`."""
+        if name not in self._ignored:
+            return False
+        self.ignored[name] = None
+        return True
 
     def is_used(self, name: str) -> bool:
         """Whether the value of this name was read."""
@@ -69,7 +74,7 @@ class RowFields:
     def get(self, name: str) -> Any:
         """The value of a field, which counts as used; None where the row has none, or it is ignored."""
         path, value = self._find(name)
-        if not path or name in self._ignored:
+        if not path or self.is_ignored(name):
             return None
         self._used.add(path)
         if isinstance(value, float) and math.isnan(value):
@@ -84,7 +89,7 @@ class RowFields:
             BadRow: It isn't; the message lists the fields that exist, and ends with `fix`.
         """
         if not self._find(name)[0]:
-            found = ", ".join(self._row) or "none"
+            found = ", ".join(self.row) or "none"
             raise BadRow(f"{self.where}: there is no field {name!r}; found: {found}.{fix and ' ' + fix}")
         return self.get(name)
 
@@ -132,7 +137,7 @@ class RowFields:
         Raises:
             BadRow: Its meaning is known and can't be honoured.
         """
-        if name not in self._ignored:
+        if not self.is_ignored(name):
             self._unused[name] = None
 
     def refuse(self, name: str, value: Any, conversation: bool = True) -> None:
@@ -146,18 +151,21 @@ class RowFields:
         Raises:
             BadRow: It is such a field.
         """
-        reason = None if name in self._ignored else refusal_of(name, value, conversation)
+        reason = None if self.is_ignored(name) else refusal_of(name, value, conversation)
         if reason:
             raise BadRow(f"{self.where}: the field {name!r} {reason}")
 
     def noted(self, record: Record, conversation: bool = True) -> Record:
-        """The record with the names of the fields that it didn't use, and of those that say only `nan` or `None`.
+        """The record with the names of the fields that it didn't use, of those that say only `nan` or `None`, and of
+        those that are ignored.
 
         Raises:
             BadRow: As `left`.
         """
-        unused, missing = self.left(conversation), tuple(self.missing)
-        return replace(record, unused=unused, missing=missing) if unused or missing else record
+        unused = self.left(conversation)
+        if not (unused or self.missing or self.ignored):
+            return record
+        return replace(record, unused=unused, missing=tuple(self.missing), ignored=tuple(self.ignored))
 
     def left(self, conversation: bool = True) -> tuple[str, ...]:
         """The names of the fields that were not used, for the list of the file.
@@ -165,13 +173,13 @@ class RowFields:
         Raises:
             BadRow: One of them has a meaning that is known and can't be honoured.
         """
-        for name, value in self._row.items():
+        for name, value in self.row.items():
             self._leave((name,), value, conversation)
         return tuple(self._unused)
 
     def _leave(self, path: tuple[str | int, ...], value: Any, conversation: bool) -> None:
         name = ".".join(map(str, path))
-        if path in self._used or name in self._ignored or not _has_value(value):
+        if path in self._used or self.is_ignored(name) or not _has_value(value):
             return
         if any(used[: len(path)] == path for used in self._used):
             value = structure_in(value)
@@ -183,13 +191,13 @@ class RowFields:
 
     def _find(self, name: str) -> tuple[tuple[str | int, ...], Any]:
         """The path to a value and the value; no path where there is none."""
-        if name in self._row:
-            return (name,), self._row[name]
+        if name in self.row:
+            return (name,), self.row[name]
         first, *rest = name.split(".")
-        if not rest or first not in self._row:
+        if not rest or first not in self.row:
             return (), None
         path: list[str | int] = [first]
-        value: Any = self._row[first]
+        value: Any = self.row[first]
         for part in rest:
             value = structure_in(value)
             if isinstance(value, dict) and part in value:

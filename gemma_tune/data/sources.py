@@ -48,6 +48,18 @@ def _scopes(data: DataConfig) -> list[str]:
     return list(dict.fromkeys(".".join(path[:n]) for path in parts for n in range(len(path) - 1, 0, -1)))
 
 
+def row_fields(source: Source, data: DataConfig) -> Iterator[RowFields | BadRow]:
+    """The fields of each row, and a BadRow for each row that can't be read.
+
+    Args:
+        source: A file or a split.
+        data: Names the columns, and the fields that are ignored.
+    """
+    scopes = _scopes(data)
+    for row in read_rows(source):
+        yield row if isinstance(row, BadRow) else RowFields(*row, data.ignore_fields, scopes)
+
+
 def map_rows(
     source: Source, record: Callable[[RowFields], Record], data: DataConfig, conversation: bool = True
 ) -> Iterator[Record | BadRow]:
@@ -56,18 +68,16 @@ def map_rows(
     Args:
         source: A file or a split.
         record: Makes the record of a row; the fields that it doesn't read are listed as not used, or refused.
-        data: Names the fields that are ignored.
+        data: Names the columns, and the fields that are ignored.
         conversation: Whether rows are conversations, not running text.
     """
-    scopes = _scopes(data)
-    for row in read_rows(source):
-        if isinstance(row, BadRow):
-            yield row
+    for fields in row_fields(source, data):
+        if isinstance(fields, BadRow):
+            yield fields
             continue
-        fields = RowFields(*row, data.ignore_fields, scopes)
         try:
             made = record(fields)
-            made.row.update(row[1])
+            made.row.update(fields.row)
             yield fields.noted(made, conversation)
         except BadRow as error:
             yield error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from gemma_tune.config import DataConfig
@@ -15,9 +17,12 @@ from gemma_tune.data.known_fields import CALL, ROLES
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
-from gemma_tune.data.sources import Source, read_rows
+from gemma_tune.data.sources import Source, row_fields
 
 _OPENING = "messages before the user's first"
+# Whole numbers as Python and pandas write their floats: 7.0, 1.0521234567890125e+18, 1e+18
+_FLOAT = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+|(?:\.\d+)?e\+\d{2,3})")
+_EXACT = 2**53  # whole numbers below have a float of their own
 
 
 @dataclass
@@ -29,6 +34,7 @@ class _Log:
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     unused: dict[str, None] = field(default_factory=dict)
     missing: dict[str, None] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
     bad: BadRow | None = None
 
 
@@ -44,14 +50,13 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     user's first message has no place in Gemma's chats and is left out, and listed as not used. A row that can't be used
     makes its whole conversation a bad one.
     """
-    logs: dict[Any, _Log] = {}
-    for row in read_rows(source):
-        if isinstance(row, BadRow):
-            yield row
+    logs: dict[str, _Log] = {}
+    for fields in row_fields(source, data):
+        if isinstance(fields, BadRow):
+            yield fields
             continue
-        fields = RowFields(*row, data.ignore_fields)
         try:
-            key = fields.text(data.conversation_column, "data.conversation_column")
+            key = _conversation(fields, data.conversation_column)
         except BadRow as error:
             yield error
             continue
@@ -60,15 +65,29 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             _add(log, fields, data)
         except BadRow as error:
             log.bad = log.bad or error
-        log.rows.append(row[1])
     for log in logs.values():
-        if log.bad:
-            yield log.bad
-            continue
         try:
-            yield _record(log, data)
+            yield log.bad or _record(log, data)
         except BadRow as error:
             yield error
+
+
+def _conversation(fields: RowFields, column: str) -> str:
+    """A row's conversation: `1`, `1.0` and "1" are one, since tables with missing cells make numbers floats.
+
+    Raises:
+        BadRow: It is missing, or a number too large for a float to tell it from the next.
+    """
+    text = fields.text(column, "data.conversation_column").strip()
+    if not _FLOAT.fullmatch(text):
+        return text
+    number = Decimal(text)
+    if abs(number) >= _EXACT:
+        raise BadRow(
+            f"{fields.where}: the conversation {text} is a number with a decimal point, and too large for its last "
+            f"digits to be right; write the field {column!r} as text or as whole numbers (pandas: dtype str or Int64)."
+        )
+    return str(int(number))
 
 
 def _add(log: _Log, fields: RowFields, data: DataConfig) -> None:
@@ -77,7 +96,9 @@ def _add(log: _Log, fields: RowFields, data: DataConfig) -> None:
     time = _time(fields, data.time_column) if data.time_column else None
     log.unused |= dict.fromkeys(fields.left())
     log.missing |= fields.missing
+    log.ignored |= fields.ignored
     log.said.append((time, sender, text))
+    log.rows.append(fields.row)
 
 
 def _time(fields: RowFields, name: str) -> float:
@@ -100,7 +121,8 @@ def _record(log: _Log, data: DataConfig) -> Record:
     for _, sender, text in ordered:
         role = _role(sender, data, log.where)
         if role == "assistant" and all(m["role"] == "system" for m in turns):
-            log.unused[_OPENING] = None
+            names = log.ignored if _OPENING in data.ignore_fields else log.unused
+            names[_OPENING] = None
         elif turns and turns[-1]["role"] == role:
             turns[-1]["content"] += f"\n{text}"
         else:
@@ -114,7 +136,7 @@ def _record(log: _Log, data: DataConfig) -> Record:
     messages = checked_messages(turns, log.where, not data.prompts_only)
     messages = last_only(messages) if data.answers == "last" else messages
     record = Record(log.where, messages=messages, row={"messages": list(log.rows)})
-    return replace(record, unused=tuple(log.unused), missing=tuple(log.missing))
+    return replace(record, unused=tuple(log.unused), missing=tuple(log.missing), ignored=tuple(log.ignored))
 
 
 def _role(sender: str, data: DataConfig, where: str) -> str:
