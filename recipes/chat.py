@@ -42,7 +42,7 @@ def run(cfg: Config) -> RunResult:
     set_seed(cfg.seed)
     on_it = f", with the adapter {source.adapter}" if source.adapter else ""
     note(f"Loading {source.base}{on_it} …")
-    model = load_model(cfg.model, source, tokenizer)
+    model = load_model(cfg.model, source, tokenizer, packed=True)
     if prompts:
         check_vocabulary(model, [max(p) for p in prompts])
 

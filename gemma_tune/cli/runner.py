@@ -30,6 +30,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+# Warnings of libraries at what is meant so here, or refused in a message of our own.
+_OURS_TO_SAY = (
+    "You passed `quantization_config`",  # of an int4 folder that is measured: its own is taken
+    "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",  # used unmerged, else refused
+    "The following (rank|alpha)_pattern keys did not match",
+)
+
+
 def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
@@ -41,6 +49,8 @@ def run_recipe(cfg: Config) -> RunResult:
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
+        for said in _OURS_TO_SAY:
+            warnings.filterwarnings("ignore", message=said)
         return _run_method(cfg)
 
 

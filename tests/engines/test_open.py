@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gemma_tune
 from gemma_tune import UserError
+from gemma_tune.chat import render_prompt
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.data.reading import read_tests
@@ -265,6 +266,17 @@ def test_an_int4_folder(packed: tuple[OnGridModel, Path], tmp_path: Path) -> Non
     losses = TransformersEngine(trained.model, trained.tokenizer).losses(rows, "")
     stored = [row["score"] * row["weight"] for row in found["rows"]["held_out_loss"]]
     assert len(stored) == 4 and stored == pytest.approx(losses, rel=1e-5)
+
+
+def test_chat_with_an_int4_folder(packed: tuple[OnGridModel, Path], recwarn: pytest.WarningsRecorder) -> None:
+    """With the answer of the weights on the grid, and no warning of a library's about it."""
+    trained, folder = packed
+    words = [f"model.model_name_or_path={folder}", "model.dtype=float32", "chat.prompt=Hello", "chat.max_new_tokens=8"]
+    (answer,) = gemma_tune.run("chat", words).metrics["answers"]
+    assert not [str(said.message) for said in recwarn if issubclass(said.category, UserWarning)]
+    asked = render_prompt(trained.tokenizer, [{"role": "user", "content": "Hello"}])
+    (wanted,) = TransformersEngine(trained.model, trained.tokenizer).answers([asked], 8, "")
+    assert answer["answer"] == trained.tokenizer.decode(wanted, skip_special_tokens=True).strip() != ""
 
 
 def test_an_int4_folder_with_towers(tmp_path: Path) -> None:
