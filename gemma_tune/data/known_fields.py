@@ -37,6 +37,9 @@ SWITCHES = ("weight", "loss", "train", "trainable", "training", "train_on_turn")
 # The same of a row, for all its answers or as a list of one for each; `mask` and its like are refused.
 ROW_SWITCHES = (*SWITCHES, "loss_mask")
 
+# Whether a row's answer is a good one, for KTO: TRL's name, LLaMA-Factory's, and the one of records here
+LABELS = ("label", "kto_tag", "desirable")
+
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_urls", "pixel_values")
 _MASKS = (
     "mask", "masked", "masks", "loss_mask", "train_mask", "loss_weight", "loss_scale", "weights", "train_detail",
@@ -90,7 +93,7 @@ _ROW: Mapping[str, Any] = MappingProxyType(
         **dict.fromkeys(_MEDIA, _media),
         **dict.fromkeys(_MASKS, _mask),
         **dict.fromkeys(SWITCHES, _switch),
-        **dict.fromkeys(("label", "kto_tag", "desirable"), _label),
+        **dict.fromkeys(LABELS, _label),
     }
 )
 _TEXT: Mapping[str, Any] = MappingProxyType(

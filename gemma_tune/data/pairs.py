@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets.arrow_writer import ArrowWriter
-from jinja2 import TemplateError
-from tqdm import tqdm
+from datasets import Features
 
-from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
+from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
-from gemma_tune.data import reading
+from gemma_tune.data.answers import IDS, AnswerRows, StoredRows, answer_row, find_answers, load_answers, render_answers
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.rendering import find_records
-from gemma_tune.data.scratch import no_room, scratch_folder
-from gemma_tune.data.split import split_rows
-from gemma_tune.data.tokenized import TokenizedRows, note_reading
-from gemma_tune.errors import UserError
 
-_IDS = List(Value("int32"))
 # TRL's columns: DPO joins the prompt to each answer, the reward trainer takes whole conversations and no prompt.
-_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS})
+_FEATURES = Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS})
 
 
 @dataclass(frozen=True)
@@ -57,11 +48,6 @@ class Pair:
         return answer_row(self.prompt, self.chosen), answer_row(self.prompt, self.rejected)
 
 
-def answer_row(prompt: list[int], answer: list[int]) -> Rendered:
-    """A conversation of which only the answer has labels."""
-    return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
-
-
 def render_pair(record: Record, tokenizer: Any) -> Pair:
     """A pair as the model sees it, not cut.
 
@@ -79,48 +65,9 @@ def render_pair(record: Record, tokenizer: Any) -> Pair:
     return Pair(prompt, chosen, rejected)
 
 
-def render_answers(
-    record: Record, answers: Sequence[list[dict[str, Any]]], tokenizer: Any
-) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a record's prompt, and of each answer to it, its stop token last.
-
-    Raises:
-        BadRow: The chat template can't render it.
-    """
-    try:
-        prompt = render_prompt(tokenizer, record.prompt, record.tools)
-        rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
-    except (Unrenderable, TemplateError) as error:
-        raise BadRow(f"{record.where}: {error}") from error
-    # The stop token belongs to an answer; what the template writes after it doesn't
-    return prompt, [row.input_ids[len(prompt) : row.answer_end] for row in rows]
-
-
-class ChosenRows(Sequence[Rendered]):
-    """The chosen conversations of stored pairs, as rows.
-
-    Args:
-        dataset: As `Pairs.dataset`.
-        whole: Whether its answers begin with the prompt.
-    """
-
-    def __init__(self, dataset: Dataset, whole: bool) -> None:
-        self._dataset, self._whole = dataset, whole
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = self._dataset[index]
-        prompt, chosen = row["prompt_ids"], row["chosen_ids"]
-        return answer_row(prompt, chosen[len(prompt) :] if self._whole else chosen)
-
-
 @dataclass
-class Pairs(TokenizedRows):
-    """`TokenizedRows` of pairs: `rendered` holds the chosen conversations; the tokens of both answers are counted.
+class Pairs(AnswerRows):
+    """`AnswerRows` of pairs; `rendered` holds the chosen conversations.
 
     Attributes:
         for_reward: Whether a reward model is trained on them. It takes whole conversations, so in `dataset` each answer
@@ -128,8 +75,8 @@ class Pairs(TokenizedRows):
             dropped instead of cut.
     """
 
+    fits: str = "pairs fits into"
     for_reward: bool = False
-    _folder: Any = field(default=None, repr=False)
 
     def pairs(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Pair]:
         """Renders pairs, cuts or drops those longer than `max_length`, and counts."""
@@ -146,18 +93,23 @@ class Pairs(TokenizedRows):
 
         return self.keep(records, lambda r: render_pair(r, tokenizer), fit)
 
-    def store(self, pairs: Iterable[Pair]) -> None:
-        """Writes the pairs to a memory-mapped Arrow file, so that memory doesn't grow with their number."""
-        self._folder = scratch_folder()  # goes with this object
-        file = str(Path(self._folder.name) / "pairs.arrow")
-        with ArrowWriter(path=file, features=_FEATURES, writer_batch_size=1000) as writer:
-            for pair in pairs:
+    def store(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> None:
+        """See `AnswerRows`."""
+
+        def rows() -> Iterator[dict[str, list[int]]]:
+            for pair in self.pairs(records, tokenizer, max_length):
                 start = pair.prompt if self.for_reward else []
                 answers = {"chosen_ids": [*start, *pair.chosen], "rejected_ids": [*start, *pair.rejected]}
-                writer.write({"prompt_ids": pair.prompt, **answers})
-            writer.finalize()
-        self.dataset = Dataset.from_file(file)
-        self.rendered = ChosenRows(self.dataset, whole=self.for_reward)
+                yield {"prompt_ids": pair.prompt, **answers}
+
+        self.write(_FEATURES, rows())
+        dataset, whole = self.dataset, self.for_reward
+
+        def chosen(number: int) -> Rendered:
+            prompt, answer = dataset[number]["prompt_ids"], dataset[number]["chosen_ids"]
+            return answer_row(prompt, answer[len(prompt) :] if whole else answer)
+
+        self.rendered = StoredRows(len(dataset), chosen)
 
     @property
     def why_dropped(self) -> str:
@@ -170,43 +122,15 @@ class Pairs(TokenizedRows):
 def load_pairs(
     data: DataConfig, tokenizer: Any, max_length: int, seed: int, for_reward: bool = False
 ) -> tuple[Pairs, Pairs]:
-    """The rendered pairs to train on and those held out (perhaps none).
+    """The rendered pairs to train on and those held out (perhaps none); see `load_answers`.
 
     In pairs longer than `max_length` both answers are cut at their end, as in TRL; pairs whose answers don't differ
-    after that are dropped.
-
-    Args:
-        data: Names the files.
-        tokenizer: A fast tokenizer.
-        max_length: The largest number of tokens of a prompt and an answer.
-        seed: Seed of the held-out share.
-        for_reward: As for `Pairs`.
+    after that are dropped. `for_reward` as for `Pairs`.
 
     Raises:
-        UserError: A bad row (file and line), no rows at all, or no row left.
+        UserError: As there.
     """
-    if data.streaming:
-        raise UserError("data.streaming=true: pairs are read before training; leave it out.")
-    split = split_rows(data, seed)
-
-    def load(records: Iterator[Record], name: str) -> Pairs:
-        pairs = Pairs(skip_refused=data.on_bad_row == "skip", for_reward=for_reward)
-        bar = tqdm(records, desc=f"render {name}", unit=" pairs", disable=None, leave=False)
-        try:
-            pairs.store(pairs.pairs(bar, tokenizer, max_length))
-        except OSError as error:
-            raise no_room(f"{name}: rendered pairs", error) from error
-        if pairs.read and not len(pairs.rendered):
-            raise UserError(f"{name}: none of {pairs.read} pairs fits into train.max_length={max_length}; raise it.")
-        return pairs
-
-    return note_reading(split, load(split.train(), "training rows"), load(split.held_out(), "held-out rows"))
+    return load_answers(lambda skip: Pairs(skip_refused=skip, for_reward=for_reward), data, tokenizer, max_length, seed)
 
 
-def find_pairs(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
-    """Finds training pairs by the token ids of either conversation, as `find_rows` does."""
-
-    def sides(record: Record) -> set[tuple[int, ...]]:
-        return {tuple(side.input_ids) for side in render_pair(record, tokenizer).cut(max_length).sides}
-
-    return find_records(reading.training(data), sides, wanted)
+find_pairs = partial(find_answers, render_pair)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
-from datasets.arrow_writer import ArrowWriter
-from tqdm import tqdm
+from datasets import Features, Value
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
-from gemma_tune.data import reading
-from gemma_tune.data.pairs import answer_row, render_answers, render_pair
+from gemma_tune.data.answers import IDS, AnswerRows, StoredRows, answer_row, find_answers, load_answers, render_answers
+from gemma_tune.data.pairs import render_pair
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.rendering import find_records
-from gemma_tune.data.scratch import no_room, scratch_folder
-from gemma_tune.data.split import split_rows
-from gemma_tune.data.tokenized import TokenizedRows, note_reading
-from gemma_tune.errors import UserError
 
-_IDS = List(Value("int32"))
 # The columns of TRL's KTOTrainer
-_FEATURES = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool")})
+_FEATURES = Features({"prompt_ids": IDS, "completion_ids": IDS, "label": Value("bool")})
 
 
 @dataclass(frozen=True)
@@ -89,39 +81,18 @@ def render_labelled(record: Record, tokenizer: Any) -> Answers:
     return Answers((LabelledAnswer(prompt, completion, record.desirable),))
 
 
-class FirstRows(Sequence[Rendered]):
-    """The conversation of each record, of a pair that with the good answer; in the records' order.
-
-    Args:
-        dataset: As `Labelled.dataset`.
-        places: The row of each record's first answer.
-    """
-
-    def __init__(self, dataset: Dataset, places: Sequence[int]) -> None:
-        self._dataset, self._places = dataset, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = self._dataset[self._places[index]]
-        return answer_row(row["prompt_ids"], row["completion_ids"])
-
-
 @dataclass
-class Labelled(TokenizedRows):
-    """`TokenizedRows` of labelled answers: `rendered` holds one conversation a record; all answers are counted.
+class Labelled(AnswerRows):
+    """`AnswerRows` of labelled answers.
 
     Attributes:
         desirable: Number of good answers.
         undesirable: Number of bad answers.
     """
 
+    fits: str = "rows has an answer within"
     desirable: int = 0
     undesirable: int = 0
-    _folder: Any = field(default=None, repr=False)
 
     def answers(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Answers]:
         """Renders answers, cuts those longer than `max_length`, drops what has nothing left to learn, and counts."""
@@ -135,21 +106,26 @@ class Labelled(TokenizedRows):
 
         return self.keep(records, lambda r: render_labelled(r, tokenizer), fit)
 
-    def store(self, found: Iterable[Answers]) -> None:
-        """Writes the answers to a memory-mapped Arrow file, so that memory doesn't grow with their number."""
-        self._folder, places = scratch_folder(), array("q")  # the folder goes with this object
-        file = str(Path(self._folder.name) / "labelled.arrow")
-        with ArrowWriter(path=file, features=_FEATURES, writer_batch_size=1000) as writer:
-            for answers in found:
+    def store(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> None:
+        """See `AnswerRows`."""
+        places = array("q")  # the row of each record's first answer, of a pair the good one
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for answers in self.answers(records, tokenizer, max_length):
                 places.append(self.desirable + self.undesirable)
                 for answer in answers.all:
                     self.desirable += answer.desirable
                     self.undesirable += not answer.desirable
-                    row = {"prompt_ids": answer.prompt, "completion_ids": answer.completion, "label": answer.desirable}
-                    writer.write(row)
-            writer.finalize()
-        self.dataset = Dataset.from_file(file)
-        self.rendered = FirstRows(self.dataset, places)
+                    yield {"prompt_ids": answer.prompt, "completion_ids": answer.completion, "label": answer.desirable}
+
+        self.write(_FEATURES, rows())
+        dataset = self.dataset
+
+        def first(number: int) -> Rendered:
+            row = dataset[places[number]]
+            return answer_row(row["prompt_ids"], row["completion_ids"])
+
+        self.rendered = StoredRows(len(places), first)
 
     def counts(self) -> dict[str, int]:
         """See `TokenizedRows`; also the number of good and of bad answers."""
@@ -162,39 +138,14 @@ class Labelled(TokenizedRows):
 
 
 def load_labelled(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Labelled, Labelled]:
-    """The labelled answers to train on and those held out (perhaps none).
+    """The labelled answers to train on and those held out (perhaps none), of rows with labels or of pairs.
 
-    Args:
-        data: Names the files: rows with labels, or pairs.
-        tokenizer: A fast tokenizer.
-        max_length: The largest number of tokens of a prompt and an answer; longer answers are cut at their end.
-        seed: Seed of the held-out share.
+    Answers longer than `max_length` are cut at their end; see `load_answers`.
 
     Raises:
-        UserError: A bad row (file and line), no rows at all, or no row left.
+        UserError: As there.
     """
-    split = split_rows(data, seed)
-
-    def load(records: Iterator[Record], name: str) -> Labelled:
-        rows = Labelled(skip_refused=data.on_bad_row == "skip")
-        bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
-        try:
-            rows.store(rows.answers(bar, tokenizer, max_length))
-        except OSError as error:
-            raise no_room(f"{name}: rendered rows", error) from error
-        if rows.read and not len(rows.rendered):
-            raise UserError(
-                f"{name}: none of {rows.read} rows has an answer within train.max_length={max_length}; raise it."
-            )
-        return rows
-
-    return note_reading(split, load(split.train(), "training rows"), load(split.held_out(), "held-out rows"))
+    return load_answers(lambda skip: Labelled(skip_refused=skip), data, tokenizer, max_length, seed)
 
 
-def find_labelled(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
-    """Finds training rows by the token ids of their conversations, as `find_rows` does."""
-
-    def sides(record: Record) -> set[tuple[int, ...]]:
-        return {tuple(side.input_ids) for side in render_labelled(record, tokenizer).cut(max_length).sides}
-
-    return find_records(reading.training(data), sides, wanted)
+find_labelled = partial(find_answers, render_labelled)

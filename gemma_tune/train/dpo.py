@@ -12,8 +12,8 @@ from trl import DPOConfig, DPOTrainer
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.pairs import pair_arguments, pair_trainer
-from gemma_tune.train.reference import ReferenceTrainer
+from gemma_tune.train.pairs import pair_trainer
+from gemma_tune.train.reference import ReferenceTrainer, reference_arguments
 
 
 class GemmaDPOTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
@@ -26,16 +26,9 @@ def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOCo
     Raises:
         UserError: As there.
     """
-    t = cfg.train
-    own: dict[str, Any] = {
-        # Several are added up, with train.extra.loss_weights
-        "loss_type": [name.strip() for name in (t.loss_type or "sigmoid").split("+")],
-        "precompute_ref_log_probs": True,
-        "precompute_ref_batch_size": t.per_device_train_batch_size,
-    }
-    if t.beta is not None:
-        own["beta"] = t.beta
-    return pair_arguments(DPOConfig, cfg, folder, device, own)
+    # Several losses are added up, with train.extra.loss_weights
+    names = [name.strip() for name in (cfg.train.loss_type or "sigmoid").split("+")]
+    return reference_arguments(DPOConfig, cfg, folder, device, {"loss_type": names})
 
 
 def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train: Pairs) -> GemmaDPOTrainer:

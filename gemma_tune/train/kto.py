@@ -13,8 +13,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.unpaired import Labelled, find_labelled
 from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.pairs import pair_arguments, pair_trainer
-from gemma_tune.train.reference import ReferenceTrainer
+from gemma_tune.train.pairs import pair_trainer
+from gemma_tune.train.reference import ReferenceTrainer, reference_arguments
 
 
 class GemmaKTOTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
@@ -31,12 +31,10 @@ def kto_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> KTOCo
     own: dict[str, Any] = {
         "desirable_weight": t.desirable_weight,
         "undesirable_weight": t.undesirable_weight,
-        "precompute_ref_log_probs": True,
-        "precompute_ref_batch_size": t.per_device_train_batch_size,  # what the reference's batches must be, too
         "train_sampling_strategy": "sequential",  # the order is drawn in `in_batches`
     }
-    own |= {name: value for name in ("beta", "loss_type") if (value := getattr(t, name)) is not None}
-    return pair_arguments(KTOConfig, cfg, folder, device, own)
+    own |= {} if t.loss_type is None else {"loss_type": t.loss_type}
+    return reference_arguments(KTOConfig, cfg, folder, device, own)
 
 
 def kto_trainer(cfg: Config, args: KTOConfig, model: Any, tokenizer: Any, train: Labelled) -> GemmaKTOTrainer:

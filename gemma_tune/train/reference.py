@@ -8,9 +8,23 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from gemma_tune.config import Config
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.train.pairs import PairTrainer
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.train.pairs import A, PairTrainer, pair_arguments
+
+
+def reference_arguments(kind: type[A], cfg: Config, folder: RunFolder, device: torch.device, own: dict[str, Any]) -> A:
+    """The arguments of a trainer with a reference; see `pair_arguments`."""
+    t = cfg.train
+    common = {
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": t.per_device_train_batch_size,  # KTO's batches must be those of training
+    }
+    return pair_arguments(kind, cfg, folder, device, common | ({} if t.beta is None else {"beta": t.beta}) | own)
 
 
 class ReferenceTrainer(PairTrainer):

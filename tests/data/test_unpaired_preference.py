@@ -51,6 +51,16 @@ def test_forms(row: dict[str, Any], tmp_path: Path) -> None:
     assert found[1].row["label"] is False and found[1].where.endswith("rows.jsonl:2")
 
 
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable"])
+def test_names_of_the_label(tmp_path: Path, name: str) -> None:
+    """Those under which other formats refuse a bad answer, with this one as the way out."""
+    rows = [{"messages": [*ASK, *SAY], name: label} for label in (True, False, "no", "yes")]
+    assert [r.desirable for r in training(data_of(tmp_path, rows))] == [True, False, False, True]
+    (tmp_path / "none.jsonl").write_text(json.dumps({"messages": [*ASK, *SAY], name: None}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name} is None, and must be true"):
+        list(training(DataConfig(format="unpaired_preference", train_file=str(tmp_path / "none.jsonl"))))
+
+
 def test_csv(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["prompt", "completion", "label"], ["Why?", "So.", "True"], ["Why?", "No.", "0"]])

@@ -7,14 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.conversation import last_only
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.formats import messages, preference, prompt_completion
+from gemma_tune.data.known_fields import LABELS, switch_of
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import OpenRows, Source, read_rows
-
-_LABEL = "label"
-# A table's cells hold texts, and Python's and JSON's spelling of them
-_MEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -34,23 +32,26 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
     where, fields = row
-    if _LABEL not in fields:
+    name = next((name for name in LABELS if name in fields), None)
+    if name is None:
         return BadRow(
-            f"{where}: there is no field {_LABEL!r}; found: {', '.join(fields) or 'none'}. Rows are prompt, completion "
+            f"{where}: there is no field 'label'; found: {', '.join(fields) or 'none'}. Rows are prompt, completion "
             "and label, or messages and label, or pairs: chosen and rejected."
         )
-    desirable = _MEANS.get(str(fields[_LABEL]).strip().lower())
-    if desirable is None:
-        return BadRow(f"{where}: label is {fields[_LABEL]!r}, and must be true (a good answer) or false (a bad one).")
-    rest = {name: value for name, value in fields.items() if name != _LABEL}
+    try:
+        said = switch_of(fields[name])
+    except ValueError:
+        said = None
+    if said is None:
+        return BadRow(f"{where}: {name} is {fields[name]!r}, and must be true (a good answer) or false (a bad one).")
+    rest = {key: value for key, value in fields.items() if key != name}
     reader: Any = messages if messages.fits(rest, data) else prompt_completion
     made: Record | BadRow = next(reader.read(OpenRows(iter([(where, rest)])), data))
     if isinstance(made, BadRow):
         return made
-    said = made.messages or []
-    if said[-1]["role"] != "assistant":
-        return BadRow(f"{where}: it ends with the role {said[-1]['role']!r}; the label needs an answer at the end.")
-    if said[-1].get("weight") == 0:
+    talk = made.messages or []
+    if talk[-1]["role"] != "assistant":
+        return BadRow(f"{where}: it ends with the role {talk[-1]['role']!r}; the label needs an answer at the end.")
+    if talk[-1].get("weight") == 0:
         return BadRow(f"{where}: the labelled answer has the weight 0; leave the weight out.")
-    said = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in said[:-1]] + said[-1:]
-    return replace(made, messages=said, desirable=desirable, row=dict(fields))
+    return replace(made, messages=last_only(talk), desirable=bool(said), row=dict(fields))

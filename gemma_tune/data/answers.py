@@ -1,0 +1,152 @@
+"""What pairs and labelled answers have in common: read, rendered, fitted, counted, and stored for TRL's trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from jinja2 import TemplateError
+from tqdm import tqdm
+
+from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
+from gemma_tune.config import DataConfig
+from gemma_tune.data import reading
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.rendering import Sided, find_records
+from gemma_tune.data.scratch import no_room, scratch_folder
+from gemma_tune.data.split import split_rows
+from gemma_tune.data.tokenized import TokenizedRows, note_reading
+from gemma_tune.errors import UserError
+
+IDS = List(Value("int32"))
+
+
+def answer_row(prompt: list[int], answer: list[int]) -> Rendered:
+    """A conversation of which only the answer has labels."""
+    return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
+
+
+def render_answers(
+    record: Record, answers: Sequence[list[dict[str, Any]]], tokenizer: Any
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a record's prompt, and of each answer to it, its stop token last.
+
+    Raises:
+        BadRow: The chat template can't render it.
+    """
+    try:
+        prompt = render_prompt(tokenizer, record.prompt, record.tools)
+        rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
+    except (Unrenderable, TemplateError) as error:
+        raise BadRow(f"{record.where}: {error}") from error
+    # The stop token belongs to an answer; what the template writes after it doesn't
+    return prompt, [row.input_ids[len(prompt) : row.answer_end] for row in rows]
+
+
+class StoredRows(Sequence[Rendered]):
+    """Rows that are made of a stored data set when they are asked for.
+
+    Args:
+        count: Number of rows.
+        make: The row of a number.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Rendered]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._count))]
+        return self._make(range(self._count)[index])
+
+
+class Cuttable(Sided, Protocol):
+    """The answers of a record."""
+
+    def cut(self, max_length: int) -> Sided:
+        """The same cut to so many tokens."""
+        ...
+
+
+@dataclass
+class AnswerRows(TokenizedRows):
+    """`TokenizedRows` of good and bad answers: `rendered` holds one conversation a record; all answers are counted.
+
+    Attributes:
+        fits: What a row is that can be used, for the message where none can.
+    """
+
+    fits: str = "rows fits into"
+    _folder: Any = field(default=None, repr=False)
+
+    def store(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> None:
+        """Renders, fits and counts the answers, and writes them with `write`."""
+        raise NotImplementedError
+
+    def write(self, features: Features, rows: Iterable[dict[str, Any]]) -> None:
+        """Writes `dataset` to a memory-mapped Arrow file, so that memory doesn't grow with the number of rows."""
+        self._folder = scratch_folder()  # goes with this object
+        file = str(Path(self._folder.name) / "answers.arrow")
+        with ArrowWriter(path=file, features=features, writer_batch_size=1000) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+        self.dataset = Dataset.from_file(file)
+
+
+A = TypeVar("A", bound=AnswerRows)
+
+
+def load_answers(
+    make: Callable[[bool], A], data: DataConfig, tokenizer: Any, max_length: int, seed: int
+) -> tuple[A, A]:
+    """The answers to train on and those held out (perhaps none).
+
+    Args:
+        make: Makes empty rows, told whether those that can't be rendered are left out.
+        data: Names the files.
+        tokenizer: A fast tokenizer.
+        max_length: The largest number of tokens of a prompt and an answer.
+        seed: Seed of the held-out share.
+
+    Raises:
+        UserError: A bad row (file and line), no rows at all, or no row left.
+    """
+    if data.streaming:
+        raise UserError("data.streaming=true: answers are read before training; leave it out.")
+    split = split_rows(data, seed)
+
+    def load(records: Iterator[Record], name: str) -> A:
+        rows = make(data.on_bad_row == "skip")
+        bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
+        try:
+            rows.store(bar, tokenizer, max_length)
+        except OSError as error:
+            raise no_room(f"{name}: rendered rows", error) from error
+        if rows.read and not len(rows.rendered):
+            raise UserError(f"{name}: none of {rows.read} {rows.fits} train.max_length={max_length}; raise it.")
+        return rows
+
+    return note_reading(split, load(split.train(), "training rows"), load(split.held_out(), "held-out rows"))
+
+
+def find_answers(
+    render: Callable[[Record, Any], Cuttable],
+    data: DataConfig,
+    tokenizer: Any,
+    max_length: int,
+    wanted: Sequence[Sequence[int]],
+) -> list[str]:
+    """Finds training rows by the token ids of any of their conversations, as `find_rows` does."""
+
+    def sides(record: Record) -> set[tuple[int, ...]]:
+        return {tuple(side.input_ids) for side in render(record, tokenizer).cut(max_length).sides}
+
+    return find_records(reading.training(data), sides, wanted)
