@@ -72,8 +72,11 @@ def opened(
     """
     if not isinstance(messages, list):
         return messages, name
-    names = [name] * len(messages) if isinstance(name, str) else list(name)
     system = next((name for name in fields.named(SYSTEM) if name not in taken), None)
+    earlier = next(iter(fields.named([HISTORY])), None)
+    if not system and not earlier:
+        return messages, name
+    names = [name] * len(messages) if isinstance(name, str) else list(name)
     text: Any = _system_text(fields, system) if system else ""
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     opening = messages[:1] if first.get("role") == "system" else []
@@ -86,7 +89,6 @@ def opened(
     opening_names = names[: len(opening)]
     if text and not opening:
         opening, opening_names = [{"role": "system", "content": text}], [str(system)]
-    earlier = next(iter(fields.named([HISTORY])), None)
     history = _history(fields, earlier) if earlier else []
     return [*opening, *history, *body], [*opening_names, *[str(earlier)] * len(history), *body_names]
 
@@ -166,14 +168,17 @@ def with_thinking(fields: RowFields, answer: Any) -> Any:
     """A conversation, its last answer with the thinking and the calls that stand in fields beside it."""
     if not isinstance(answer, list) or not answer or not _is_answer(answer[-1]):
         return answer
+    thinking, calls = fields.named(THINKING), fields.named(_CALLS)
+    if not thinking and not calls:
+        return answer
     last = dict(answer[-1])
-    for name in fields.named(THINKING):
+    for name in thinking:
         value = fields.peek(name)
         is_text = isinstance(value, str) and is_thinking(value)
         if is_text and not fields.is_used(name) and not any(last.get(key) for key in THINKING):
             text = fields.optional_text(name)
             last |= {"reasoning_content": text} if text else {}
-    for name in fields.named(_CALLS):
+    for name in calls:
         key = name.rpartition(".")[2]
         if not fields.is_used(name) and not last.get(key):
             last[key] = fields.get(name)

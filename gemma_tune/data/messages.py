@@ -17,6 +17,7 @@ from gemma_tune.data.row_fields import RowFields, structure_in
 from gemma_tune.data.tools import Tools
 
 Messages = list[dict[str, Any]]
+_SAID = ("system", "user")
 _PLAIN = ("system", "user", "assistant", "tool")
 _JOIN = "join the two messages, or leave such rows out with data.on_bad_row=skip"
 
@@ -53,16 +54,18 @@ def checked_messages(
     clean: Messages = []
     called: dict[str, str] = {}
     names = [name] * len(messages) if isinstance(name, str) else name
-    read = ((entry, field) for given, field in zip(messages, names, strict=True) for entry in _entries(given, where))
-    for i, (message, field) in enumerate(read, start=1):
-        one = ReadMessage(message, i, fields, field)
-        entry = one.entry(tools, called)
-        one.finish()
-        if clean and _goes_on(clean[-1], entry):
-            calls = [*clean[-1].get("tool_calls", ()), *entry["tool_calls"]]
-            clean[-1] = {**clean[-1], **entry, "content": clean[-1]["content"], "tool_calls": calls}
-        else:
-            clean.append(entry)
+    number = 0
+    for given, field in zip(messages, names, strict=True):
+        if _is_bare(given) and not fields.ignores:
+            number += 1
+            fields.check_missing(field, given["content"])
+            clean.append({"role": given["role"], "content": given["content"]})
+            continue
+        for message in _entries(given, where):
+            number += 1
+            one = ReadMessage(message, number, fields, field)
+            _append(clean, one.entry(tools, called))
+            one.finish()
     _check_order([m["role"] for m in clean], where)
     answers = [m for m in clean if m["role"] == "assistant"]
     if answered and answers and all(m.get("weight") == 0 for m in answers):
@@ -75,6 +78,23 @@ def checked_messages(
             f"{where}: there is no assistant message to learn from (data.prompts_only=true: rewards need none)."
         )
     return clean
+
+
+def _is_bare(message: Any) -> bool:
+    """Whether a message is a role and a text and nothing else, as most are: it needs no reading."""
+    if not isinstance(message, dict) or len(message) != 2:
+        return False
+    role, content = message.get("role"), message.get("content")
+    return isinstance(content, str) and (role in _SAID or (role == "assistant" and bool(content.strip())))
+
+
+def _append(clean: Messages, entry: dict[str, Any]) -> None:
+    """Appends a message; a call that goes on from the assistant's last message becomes part of it."""
+    if clean and _goes_on(clean[-1], entry):
+        calls = [*clean[-1].get("tool_calls", ()), *entry["tool_calls"]]
+        clean[-1] = {**clean[-1], **entry, "content": clean[-1]["content"], "tool_calls": calls}
+    else:
+        clean.append(entry)
 
 
 def _entries(message: Any, where: str) -> Iterator[Any]:

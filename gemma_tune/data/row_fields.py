@@ -53,8 +53,15 @@ class RowFields:
 
     def named(self, names: Sequence[str]) -> list[str]:
         """Those of some names that the row has a value of, its own before those within its scopes."""
+        if not self.scopes and self.row.keys().isdisjoint(names):  # most rows, and this is asked often
+            return []
         own = [name for name in names if name in self.row and self.has(name)]
         return own + [f"{scope}.{n}" for scope in self.scopes for n in names if self.has(f"{scope}.{n}")]
+
+    @property
+    def ignores(self) -> bool:
+        """Whether any field is ignored."""
+        return bool(self._ignored)
 
     def is_ignored(self, name: str) -> bool:
         """Whether the user has named this field, which the row has, in `data.ignore_fields`."""

@@ -9,6 +9,9 @@ import pytest
 from row_files import refusal, row_of, write
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.records import BadRow
+from gemma_tune.data.row_fields import RowFields
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "So."}
@@ -89,6 +92,23 @@ def test_a_mode_is_no_thinking(tmp_path: Path, mode: Any) -> None:
     assert row_of(tmp_path, {"prompt": "Why?", "completion": "So.", "reasoning": mode}).unused == ("reasoning",)
     record = row_of(tmp_path, {"messages": [USER, {**ANSWER, "thinking": mode}]})
     assert record.messages == [USER, ANSWER] and record.unused == ("messages.thinking",)
+
+
+@pytest.mark.parametrize("system", ["", " ", "Be brief.", "nan"])
+@pytest.mark.parametrize("asked", ["", "Why?", "None", "<h1>"])
+@pytest.mark.parametrize("said", ["", " ", "So.", "null", "\n"])
+def test_bare_messages_are_read_as_others(system: str, asked: str, said: str) -> None:
+    """A role and a text and nothing else take a short way, which a name to ignore closes."""
+    messages = [{**SYSTEM, "content": system}, {**USER, "content": asked}, {**ANSWER, "content": said}]
+    found = []
+    for ignored in ((), ("x",)):
+        fields = RowFields("f:1", {}, ignored)
+        try:
+            read: Any = checked_messages(messages, "f:1", fields=fields)
+        except BadRow as error:
+            read = str(error)
+        found.append((read, list(fields.missing)))
+    assert found[0] == found[1] and (said.strip() == "") == isinstance(found[0][0], str)
 
 
 def test_openais_pairs(tmp_path: Path) -> None:
