@@ -50,7 +50,11 @@ def row_tools(fields: RowFields, data: DataConfig) -> Tools | None:
     """The tools of a row: of `data.tools_column`, else of the first known name that it has."""
     own = [data.tools_column] if fields.has(data.tools_column) else []
     name = next((name for name in (*own, *fields.named(TOOLS)) if not _no_value(fields, name)), None)
-    return checked_tools(fields.get(name), fields.where) if name else None
+    try:
+        return checked_tools(fields.get(name), fields.where) if name else None
+    except BadRow as error:
+        said = str(error).removeprefix(f"{fields.where}: ")
+        raise BadRow(f"{fields.where}: {said}" if str(name) in said else f"{fields.where}: {name}: {said}") from error
 
 
 def opened(

@@ -67,7 +67,9 @@ class ReadMessage:
             ]  # LangChain has them twice
             content, calls, thinking = said.text, [*calls, *more], self._one_thinking(thinking, said.thinking, role)
         if calls and role != "assistant":
-            raise BadRow(f"{self.where}: message {self.number}: tool_calls must be a list, in an assistant's message.")
+            raise BadRow(
+                f"{self.where}: message {self.number}: tool_calls and function_call stand in an assistant's message."
+            )
         entry: dict[str, Any] = {"role": role, "content": self._content(content, role, bool(calls))}
         if calls:
             entry["tool_calls"] = [checked_call(c, self.where, tools, self._note) for c in calls]
@@ -142,7 +144,9 @@ class ReadMessage:
         if is_empty(said) or (isinstance(said, str) and not said.strip()):
             return found
         if found and said != found:
-            raise BadRow(f"{self.where}: message {self.number} has two texts of thinking; keep one.")
+            raise BadRow(
+                f"{self.where}: message {self.number} has two texts of thinking ({', '.join(THINKING)}); keep one."
+            )
         if role != "assistant" or not isinstance(said, str):
             raise BadRow(f"{self.where}: thinking (reasoning_content) is a text, and in an assistant's message.")
         return said

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.data import anthropic, google
-from gemma_tune.data.known_fields import CALL, ROLES
+from gemma_tune.data.known_fields import CALL, ROLES, ROW_SWITCHES
 from gemma_tune.data.message import ReadMessage, is_blank
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, structure_in
@@ -70,8 +70,8 @@ def checked_messages(
     answers = [m for m in clean if m["role"] == "assistant"]
     if answered and answers and all(m.get("weight") == 0 for m in answers):
         raise BadRow(
-            f"{where}: there is no assistant message to learn from: every answer is switched off (weight, loss, train, "
-            "loss_mask …). Leave such rows out with data.on_bad_row=skip."
+            f"{where}: there is no assistant message to learn from: every answer is switched off "
+            f"({', '.join(ROW_SWITCHES)}). Leave such rows out with data.on_bad_row=skip."
         )
     if answered and not answers:
         raise BadRow(

@@ -119,7 +119,10 @@ def checked_call(call: Any, where: str, tools: Tools | None, note: Note) -> dict
         function = {k: v for k, v in call.items() if k not in ("id", "type")}
         call = {k: call.get(k) for k in ("id", "type")}
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRow(f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}.")
+        raise BadRow(
+            f"{where}: a tool call isn't {{'type': 'function', 'function': {{'name', 'arguments'}}}}, as in "
+            "tool_calls, nor {'name', 'arguments'}, as in function_call."
+        )
     name = function["name"]
     beside = call if function is not call else {}
     found = [(k, d[k]) for d in (function, beside) for k in _ARGUMENTS if k in d]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,53 @@ def talk(
     return json.dumps(said) if marks.draw.random() < 0.2 else said
 
 
+def said(marks: Marks, role: str) -> Any:
+    """A text, or a message or two of it."""
+    if marks.draw.random() < 0.5:
+        return marks.text()
+    return [message(marks, role, ("role", "content"))]
+
+
+def parts(marks: Marks) -> list[Row]:
+    """A call and its result in Anthropic's parts, with extra fields."""
+
+    def extra() -> Row:
+        return {name: marks.value() for name in marks.draw.sample(["cache_control", "caller", "id", "x"], 1)}
+
+    thought = [{"type": "thinking", "thinking": marks.text(), **extra()}] if marks.draw.random() < 0.5 else []
+    call = {"type": "tool_use", **extra(), "id": "t1", "name": marks.text(), "input": {"a": marks.text()}}
+    result = {"type": "tool_result", **extra(), "tool_use_id": "t1", "content": marks.text()}
+    return [
+        message(marks, "user", ("role", "content")),
+        {"role": "assistant", "content": [*thought, {"type": "text", "text": marks.text(), **extra()}, call]},
+        {"role": "user", "content": [result]},
+        message(marks, "assistant", ("role", "content")),
+    ]
+
+
 FORMATS: dict[str, Callable[[Marks], Row]] = {
-    "messages": lambda m: {"messages": talk(m)},
+    "messages": lambda m: {"messages": parts(m) if m.draw.random() < 0.3 else talk(m)},
     "sharegpt": lambda m: {"conversations": talk(m, ("from", "value"), ("human", "gpt"))},
-    "prompt_completion": lambda m: {"prompt": m.text(), "completion": m.text()},
-    "columns": lambda m: {"q": {"text": m.text(), "id": m.value()}, "a": m.text()},
+    "prompt_completion": lambda m: {"prompt": said(m, "user"), "completion": said(m, "assistant")},
+    "columns": lambda m: {"q": {"text": said(m, "user"), "id": m.value(), **beside(m)}, "a": [m.text(), m.value()]},
     "alpaca": lambda m: {"instruction": m.text(), "input": m.text(), "output": m.text()},
-    "preference": lambda m: {"prompt": m.text(), "chosen": m.text(), "rejected": m.text()},
+    "preference": lambda m: {
+        "prompt": said(m, "user"), "chosen": said(m, "assistant"), "rejected": said(m, "assistant")
+    } if m.draw.random() < 0.7 else {
+        "input": {"messages": [message(m, "user", ("role", "content"))], **beside(m)},
+        "preferred_output": said(m, "assistant"), "non_preferred_output": said(m, "assistant"),
+    },
     "text": lambda m: {"text": m.text()},
     "unpaired_preference": lambda m: {
-        "prompt": m.text(), "completion": m.text(), "label": m.draw.choice([True, False, 1, 0, "true"])
+        "prompt": said(m, "user"), "completion": said(m, "assistant"), "label": m.draw.choice([True, False, 1, 0, "no"])
     },
 }  # fmt: skip
-COLUMNS = {"prompt_column": "q.text", "completion_column": "a"}
+COLUMNS = {"prompt_column": "q.text", "completion_column": "a.0"}
+
+
+def beside(marks: Marks) -> Row:
+    """Fields beside a nested column."""
+    return {name: marks.value() for name in marks.draw.sample([*STRANGE, *KNOWN], marks.draw.choice([0, 0, 1, 2]))}
 
 
 def leaves(value: Any) -> list[str]:
@@ -86,26 +121,45 @@ def seen(record: Record) -> str:
 def check(row: Row, read: Record | BadRow, listed: Callable[[str], bool]) -> None:
     """A row is refused with the name of what it can't honour; else each of its values is seen, or its name listed."""
     if isinstance(read, BadRow):
-        assert len(str(read)) > 20
+        assert re.search("|".join(map(re.escape, names_in(row))), str(read).partition("rows.jsonl:")[2]), read
         return
     text = seen(read)
     for name, value in row.items():
-        if value is None or listed(name) or (name == "label" and read.desirable is not None):
-            continue
-        structure = value
-        if isinstance(value, str) and value[:1] == "[":
-            structure = json.loads(value)
-        if isinstance(structure, list) and structure and all(isinstance(m, dict) for m in structure):
-            for entry in structure:
-                for key, inner in entry.items():
-                    if inner is not None and not listed(f"{name}.{key}"):
-                        assert_used(f"{name}.{key}", inner, text, read)
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                if inner is not None and not listed(f"{name}.{key}"):
-                    assert_used(f"{name}.{key}", inner, text, read)
-        else:
-            assert_used(name, value, text, read)
+        if name != "label" or read.desirable is None:
+            look(name, value, text, read, listed)
+
+
+def names_in(value: Any) -> set[str]:
+    """The names of the fields of a row, of its messages and of their parts."""
+    if isinstance(value, str) and value[:1] == "[":
+        value = json.loads(value)
+    if isinstance(value, list):
+        return {name for entry in value for name in names_in(entry)}
+    return (
+        set(value) | {name for entry in value.values() for name in names_in(entry)}
+        if isinstance(value, dict)
+        else set()
+    )
+
+
+def look(name: str, value: Any, text: str, read: Record, listed: Callable[[str], bool]) -> None:
+    """Looks for a value among what is trained, part by part where it is a conversation or holds one."""
+    if value is None or listed(name):
+        return
+    value = json.loads(value) if isinstance(value, str) and value[:1] == "[" else value
+    of_messages = isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
+    if of_messages:
+        for entry in value:
+            for key, inner in entry.items():
+                look(f"{name}.{key}", inner, text, read, listed)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            look(f"{name}.{key}", inner, text, read, listed)
+    elif isinstance(value, list) and name == "a":
+        for i, inner in enumerate(value):
+            look(f"{name}.{i}", inner, text, read, listed)
+    else:
+        assert_used(name, value, text, read)
 
 
 USED_WITHOUT_A_TRACE = {
@@ -118,6 +172,9 @@ USED_WITHOUT_A_TRACE = {
     "loss_mask",
     "role",
     "from",
+    "type",
+    "id",  # of a call, by which its result finds the name
+    "tool_use_id",
 }
 
 
@@ -133,7 +190,7 @@ def assert_used(name: str, value: Any, text: str, record: Record) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_each_field_is_used_listed_or_refused(tmp_path: Path, form: str) -> None:
-    rows, count = [], 300
+    rows, count = [], 1500
     marks = Marks(sorted(FORMATS).index(form))
     for _ in range(count):
         row = FORMATS[form](marks)
