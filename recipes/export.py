@@ -9,8 +9,8 @@ from gemma_tune.data.reading import measured_files
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import check_adapter
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
-from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.models.load import load_config, pick_device
+from gemma_tune.models.hardware import check_model_hardware, pick_device
+from gemma_tune.models.load import load_config
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
-from gemma_tune.models.load import pick_device
+from gemma_tune.models.hardware import pick_device
 from gemma_tune.rl.rewards import scorer_of
 from gemma_tune.rl.tasks import parse_completion, task_of
 

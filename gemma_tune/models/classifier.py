@@ -14,7 +14,8 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.load import check_vocabulary, load_config, load_language_part, stop_token_ids
+from gemma_tune.models.language_part import load_language_part
+from gemma_tune.models.load import check_vocabulary, load_config, stop_token_ids
 from gemma_tune.models.padding import pad_rows
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part

@@ -9,9 +9,15 @@ import torch
 
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.load import pick_device
 
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
+
+
+def pick_device(model: ModelConfig) -> torch.device:
+    """The device of `model.device`."""
+    if model.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(model.device)
 
 
 def check_hardware(cfg: Config) -> None:

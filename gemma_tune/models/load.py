@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models import four_bit
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.source import Source
 from gemma_tune.models.stored_adapter import stored_rows
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.run.read_once import read_json
-
-
-def _not_loadable(source: Source, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    help_line = "give a local folder"
-    if source.folder is None:
-        help_line = (
-            f"check the name, accept the licence at https://huggingface.co/{source.base} and log in "
-            "(`hf auth login`), or give a local folder"
-        )
-    return UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}); {help_line}.")
 
 
 @cache
@@ -80,7 +65,7 @@ def load_config(source: Source) -> Any:
             return _config_of_folder(source, source.folder)
         config = copy.deepcopy(_config_on_hub(source.base, source.revision))
     except (OSError, ValueError) as error:
-        raise _not_loadable(source, error) from error
+        raise not_loadable(source, error) from error
     _check_family(source, config.model_type)
     return config
 
@@ -119,7 +104,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=revision, config=config)
     except (OSError, ValueError) as error:
         if beside:
-            raise _not_loadable(source, error) from error
+            raise not_loadable(source, error) from error
         raise UserError(
             f"{said}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})."
         ) from error
@@ -138,13 +123,6 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
     return tokenizer
-
-
-def pick_device(model: ModelConfig) -> torch.device:
-    """The device of `model.device`."""
-    if model.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(model.device)
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
@@ -178,63 +156,6 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
     return loaded
 
 
-def load_language_part(
-    model: ModelConfig, source: Source, config: Any, kind: str, new: Collection[str] = (), packed: bool = False
-) -> Any:
-    """The language part of a checkpoint in a class of Transformers; every weight of the files finds its place.
-
-    Args:
-        model: What is asked for.
-        source: Where it is.
-        config: Of the whole checkpoint, as `load_config` gives it; its text part goes to the class.
-        kind: Name of the class.
-        new: Weights of the class that are no language model's: the head of a classifier, random where the files
-            lack it. A model with such a head has no `lm_head`.
-        packed: As in `load_base`.
-
-    Raises:
-        UserError: As `load_base`.
-    """
-    family = FAMILIES[config.model_type]
-    text = config.get_text_config()
-    if stored := getattr(config, "quantization_config", None):
-        four_bit.check_stored(model, source, config, stored, packed)
-        text.quantization_config = stored
-    attention = model.attn_implementation
-    if attention and attention not in family.attention:
-        raise UserError(
-            f"model.attn_implementation={attention} can't compute {family.name}'s attention; leave it out for "
-            f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
-        )
-    cls: Any = getattr(transformers, kind)
-    verbosity = logging.get_verbosity()
-    if new:
-        logging.set_verbosity_error()  # the warning that they are new says nothing that isn't meant
-    try:
-        loaded, info = cls.from_pretrained(
-            source.base,
-            config=text,
-            key_mapping=family.key_mapping,
-            dtype=getattr(torch, str(model.dtype)),
-            attn_implementation=attention or family.attention[0],
-            revision=source.revision,
-            quantization_config=four_bit.quantization_config(model, config),
-            device_map={"": str(pick_device(model))},
-            output_loading_info=True,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _not_loadable(source, error) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = [n for n in info["missing_keys"] if n not in new]
-    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not (new and n.startswith("lm_head."))]
-    _check_tensors(source, missing, extra, [key for key, *_ in info.get("mismatched_keys", ())])
-    four_bit.keep_layout(loaded)
-    return loaded
-
-
 def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> Any:
     """The language part, with its adapter if there is one, for inference.
 
@@ -249,20 +170,6 @@ def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool 
     """
     loaded = load_base(model, source, tokenizer, packed)
     return load_frozen_adapter(loaded, source.adapter) if source.adapter is not None else loaded.eval()
-
-
-def _check_tensors(source: Source, missing: list[str], extra: list[str], reshaped: list[str]) -> None:
-    """Raises UserError where the files lack tensors of the language part, or hold some that it has no place for."""
-    for names, what, help_line in (
-        (missing, "are missing in the files", "they would be random. Fetch the checkpoint again."),
-        (extra, "in the files have no place in the model", "they would be lost. Compare config.json with the files."),
-        (reshaped, "have another shape than config.json says", "they would be random. Fetch the checkpoint again."),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:3])
-            raise UserError(
-                f"model.model_name_or_path={source.base}: {len(names)} weights {what} (for example {some}); {help_line}"
-            )
 
 
 def check_vocabulary(model: Any, ids: Iterable[int]) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES, language_name
+from gemma_tune.models.finite import not_finite, say_not_finite
 
 TIED = ("model.embed_tokens", "lm_head")
 _PREFIX = "base_model.model."
@@ -131,6 +132,11 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
         stored = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: adapter_model.safetensors can't be used ({str(error).splitlines()[0]}).") from error
+    if found := [name.removeprefix(_PREFIX) for name in not_finite(stored.items())]:
+        raise UserError(
+            f"{folder}: {say_not_finite(found)}, and all that a model computes with this adapter would be; fetch it "
+            "again, or, where training made it, take an earlier checkpoint."
+        )
     reader = _Reader(folder, plain, config)
     for key, weight in stored.items():
         reader.add(key.removeprefix(_PREFIX), weight)

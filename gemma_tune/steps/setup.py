@@ -16,8 +16,8 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import WeightCounts, check_adapter
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
-from gemma_tune.models.hardware import check_hardware
-from gemma_tune.models.load import load_config, load_tokenizer, pick_device
+from gemma_tune.models.hardware import check_hardware, pick_device
+from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import estimate, reset_peak
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source

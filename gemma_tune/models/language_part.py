@@ -1,0 +1,129 @@
+"""Loads the language part of a checkpoint: every weight of the files finds its place, and every number is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging
+
+from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.models import four_bit
+from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.finite import not_finite, say_not_finite
+from gemma_tune.models.hardware import pick_device
+from gemma_tune.models.source import Source
+
+
+def not_loadable(source: Source, error: Exception) -> UserError:
+    """The error of a library as one line that says what to do."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    help_line = "give a local folder"
+    if source.folder is None:
+        help_line = (
+            f"check the name, accept the licence at https://huggingface.co/{source.base} and log in "
+            "(`hf auth login`), or give a local folder"
+        )
+    return UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}); {help_line}.")
+
+
+def load_language_part(
+    model: ModelConfig, source: Source, config: Any, kind: str, new: Collection[str] = (), packed: bool = False
+) -> Any:
+    """The language part of a checkpoint in a class of Transformers.
+
+    Args:
+        model: What is asked for.
+        source: Where it is.
+        config: Of the whole checkpoint, as `load_config` gives it; its text part goes to the class.
+        kind: Name of the class.
+        new: Weights of the class that are no language model's: the head of a classifier, random where the files
+            lack it. A model with such a head has no `lm_head`.
+        packed: Whether weights that are stored in 4 bit are accepted (compressed-tensors: `export=w4a16`).
+
+    Raises:
+        UserError: Not loadable, weights missing in the files or too many, stored in a quantized form, or not finite.
+    """
+    family = FAMILIES[config.model_type]
+    text = config.get_text_config()
+    if stored := getattr(config, "quantization_config", None):
+        four_bit.check_stored(model, source, config, stored, packed)
+        text.quantization_config = stored
+    attention = model.attn_implementation
+    if attention and attention not in family.attention:
+        raise UserError(
+            f"model.attn_implementation={attention} can't compute {family.name}'s attention; leave it out for "
+            f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
+        )
+    cls: Any = getattr(transformers, kind)
+    verbosity = logging.get_verbosity()
+    if new:
+        logging.set_verbosity_error()  # the warning that they are new says nothing that isn't meant
+    try:
+        loaded, info = cls.from_pretrained(
+            source.base,
+            config=text,
+            key_mapping=family.key_mapping,
+            dtype=getattr(torch, str(model.dtype)),
+            attn_implementation=attention or family.attention[0],
+            revision=source.revision,
+            quantization_config=four_bit.quantization_config(model, config),
+            device_map={"": str(pick_device(model))},
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise not_loadable(source, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [n for n in info["missing_keys"] if n not in new]
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not (new and n.startswith("lm_head."))]
+    _check_tensors(source, missing, extra, [key for key, *_ in info.get("mismatched_keys", ())])
+    four_bit.keep_layout(loaded)
+    _check_finite(source, config, loaded)
+    return loaded
+
+
+def _check_finite(source: Source, config: Any, loaded: nn.Module) -> None:
+    if found := not_finite(_numbers(source, config, loaded)):
+        raise UserError(
+            f"model.model_name_or_path={source.base}: {say_not_finite(found)}, and all that this model computes would "
+            "be; fetch the checkpoint again, or, where training made it, take an earlier one."
+        )
+
+
+def _numbers(source: Source, config: Any, loaded: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the model; of a layer in 4 bit the one in the files.
+
+    bitsandbytes on a GPU rounds NaN to some number, and no trace of it is left.
+    """
+    yield from loaded.named_parameters()
+    yield from loaded.named_buffers()
+    layers = {f"{name}.weight": module for name, module in loaded.named_modules() if four_bit.is_four_bit(module)}
+    if not layers:
+        return
+    checkpoint = CheckpointFiles.of(source, FAMILIES[config.model_type])
+    stored = {own: name for name, own in checkpoint.language.items()}
+    for own, layer in layers.items():  # files of another form than safetensors are read by Transformers alone
+        yield own, checkpoint.read(stored[own]) if own in stored else four_bit.weight_of(layer)
+
+
+def _check_tensors(source: Source, missing: list[str], extra: list[str], reshaped: list[str]) -> None:
+    """Raises UserError where the files lack tensors of the language part, or hold some that it has no place for."""
+    for names, what, help_line in (
+        (missing, "are missing in the files", "they would be random. Fetch the checkpoint again."),
+        (extra, "in the files have no place in the model", "they would be lost. Compare config.json with the files."),
+        (reshaped, "have another shape than config.json says", "they would be random. Fetch the checkpoint again."),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise UserError(
+                f"model.model_name_or_path={source.base}: {len(names)} weights {what} (for example {some}); {help_line}"
+            )
