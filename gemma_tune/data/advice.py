@@ -55,10 +55,11 @@ def advice(row: Row, data: DataConfig) -> str:
             f"{_said('For running text', {'format': 'text'}, _others(fields, {'text'}))} For a chat log of one message "
             "a row: data=chat_log."
         )
-    prompt, completion = (next((n for n in names if n in fields), "…") for names in (_QUESTIONS, _ANSWERS))
+    prompt = next(iter(_paths(fields, _QUESTIONS, _INNER_QUESTIONS)), "…")
+    completion = next((path for path in _paths(fields, _ANSWERS, _INNER_ANSWERS) if path != prompt), "…")
     system = next((n for n in SYSTEM if n in fields), None)
     settings = _columns(prompt, completion, system)
-    known = {prompt, completion, system, HISTORY, *TOOLS}
+    known = {prompt.split(".")[0], completion.split(".")[0], system, HISTORY, *TOOLS}
     return _said("For a question and its answer", settings, _others(fields, known))
 
 
@@ -90,7 +91,13 @@ def _read(row: Row, data: DataConfig) -> Record | BadRow:
 
 def _said(what: str, settings: Settings, unused: Iterable[str]) -> str:
     words = [f"data={settings['format']}"]
-    words += [setting(f"data.{k}", str(v).lower() if v is True else v) for k, v in settings.items() if k != "format"]
+    for key, value in settings.items():
+        if key != "format":
+            words.append(
+                f"data.{key}={value}"
+                if value == "…"
+                else setting(f"data.{key}", str(value).lower() if value is True else value)
+            )
     left = ", ".join(unused)
     return f"{what}: {' '.join(words)}" + (f", which doesn't use {left}." if left else ".")
 
@@ -129,7 +136,9 @@ def _text_in(name: str, value: Any) -> str | None:
     """The path to the text of a value, or to its messages; None where it has none."""
     if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return name
-    if isinstance(value, list) and value:
+    if isinstance(value, list):
+        if not value:  # in this row
+            return f"{name}.0"
         whole = all(isinstance(entry, dict) and entry.keys() & {"role", "from", "arguments"} for entry in value)
         return name if whole else _text_in(f"{name}.0", value[0])
     if isinstance(value, dict) and not value.keys() & {"role", "from"}:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gemma_tune.data.google import Parts
-from gemma_tune.data.known_fields import ROLES
+from gemma_tune.data.known_fields import ROLE_NAMES, ROLES
 from gemma_tune.data.records import BadRow
 
 _OWN = ("thinking", "tool_use")
@@ -81,7 +81,7 @@ def results(message: Any) -> Iterator[Any]:
 
 
 def _role(message: Mapping[str, Any]) -> str | None:
-    said = message.get("role", message.get("from"))
+    said = next((message[name] for name in ROLE_NAMES if message.get(name)), None)
     return ROLES.get(said.strip().lower()) if isinstance(said, str) else None
 
 
@@ -92,6 +92,6 @@ def _result(message: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, An
     if others.get("content.is_error") is False:  # as without it
         del others["content.is_error"]
     content = part.get("content")
-    rest = {key: value for key, value in message.items() if key != "from"}
+    rest = {key: value for key, value in message.items() if key not in ROLE_NAMES}
     own = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": "" if content is None else content}
     return {**rest, **own, **others}

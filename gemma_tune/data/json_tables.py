@@ -14,6 +14,8 @@ _ROW_FIELDS = frozenset((
     *CONVERSATIONS, *SYSTEM, *TOOLS, HISTORY, "prompt", "completion", "chosen", "rejected", "instruction", "input",
     "output", "question", "answer", "query", "response", "text", "label",
 ))  # fmt: skip
+# What stands beside a row's conversation, and beside rows is said to reach none of them
+_BESIDE = frozenset((*SYSTEM, *TOOLS, HISTORY))
 
 
 def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> Iterable[Any] | None:
@@ -25,9 +27,11 @@ def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> I
     if options.field is not None:
         return _under(value, options, options.field, where)
     rows = _table(value, options, where)
-    if rows is not None or (_ROW_FIELDS | options.row_fields) & value.keys():
+    if rows is not None or ((_ROW_FIELDS | options.row_fields) - _BESIDE) & value.keys():
         return rows
-    lists = [name for name, entry in value.items() if _is_rows(entry)]
+    lists = [name for name, entry in value.items() if name not in _BESIDE and _is_rows(entry)]
+    if _BESIDE & value.keys() and len(lists) != 1:
+        return rows
     objects = [(a, e) for a, e in value.items() if isinstance(e, dict) and not _ROW_FIELDS & e.keys()]
     inner = [f"{a}.{b}" for a, entry in objects for b, e in entry.items() if _is_rows(e)]
     if len(lists) == 1:

@@ -25,12 +25,15 @@ CALL = "call"
 ROLES = MappingProxyType({
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant",
+    "model": "assistant", "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
     "system": "system", "developer": "system",
     "function_call": CALL, "tool_call": CALL,
     "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool", "function": "tool",
     "ipython": "tool",
 })  # fmt: skip
+
+# The names of a message's role: OpenAI's, ShareGPT's, Vertex AI's, transcripts'
+ROLE_NAMES = ("role", "from", "author", "speaker")
 
 # Whether an answer is trained: 1 and true say yes, 0 and false no.
 SWITCHES = ("weight", "loss", "train", "trainable", "training", "train_on_turn")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from gemma_tune.data import anthropic, google
-from gemma_tune.data.known_fields import CALL, ROLES, SWITCHES, THINKING, is_thinking, switch_of
+from gemma_tune.data.known_fields import CALL, ROLE_NAMES, ROLES, SWITCHES, THINKING, is_thinking, switch_of
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
 from gemma_tune.data.tools import Tools, calls_of_message, checked_call, parsed
@@ -32,7 +32,7 @@ class ReadMessage:
         given: Mapping[str, Any] = message if isinstance(message, dict) else {}
         self._message = {k: v for k, v in given.items() if v is not None and not fields.is_ignored(f"{name}.{k}")}
         self._used: set[str] = set()
-        said = self._take("role", "from")
+        said = self._take(*ROLE_NAMES)
         self._said = said
         self.role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
         if self.role is None:

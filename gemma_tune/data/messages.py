@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.data import anthropic, google
-from gemma_tune.data.known_fields import CALL, ROLES, ROW_SWITCHES
+from gemma_tune.data.known_fields import CALL, ROLE_NAMES, ROLES, ROW_SWITCHES
 from gemma_tune.data.message import ReadMessage, is_blank
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, structure_in
@@ -18,6 +18,8 @@ from gemma_tune.data.tools import Tools
 
 Messages = list[dict[str, Any]]
 _SAID = ("system", "user")
+_OF_MESSAGES = frozenset((*ROLE_NAMES, "content", "value", "parts", "tool_calls"))
+_TURNS = {"input": "user", "output": "assistant"}  # XTuner's names in a turn
 _PLAIN = ("system", "user", "assistant", "tool")
 _JOIN = "join the two messages, or leave such rows out with data.on_bad_row=skip"
 
@@ -104,9 +106,24 @@ def _entries(message: Any, where: str) -> Iterator[Any]:
 
 
 def plain(messages: Any) -> Any:
-    """The messages of a list, or of the text of one, with one name for each role and without nulls."""
+    """The messages of a list, or of the text of one, each with its role under one name, without nulls."""
     messages = structure_in(messages)
-    return [_plain(message) for message in messages] if isinstance(messages, list) else messages
+    if not isinstance(messages, list):
+        return messages
+    return [_plain(message) for given in messages for message in _turn(given)]
+
+
+def _turn(message: Any) -> list[Any]:
+    """The message; or those of a turn that has them under the names of their roles (`{"human": …, "assistant": …}`)."""
+    given = structure_in(message)
+    if not isinstance(given, dict) or not given.keys().isdisjoint(_OF_MESSAGES):
+        return [message]
+    roles = {name: _TURNS.get(name, ROLES.get(name.lower())) for name, said in given.items() if said}
+    roles = {n: role for n, role in roles.items() if role in (*_SAID, "assistant") and isinstance(given[n], str)}
+    if not {"user", "assistant"} <= set(roles.values()) or len(set(roles.values())) < len(roles):
+        return [message]
+    *earlier, last = ({"role": role, "content": given[name]} for name, role in roles.items())
+    return [*earlier, {**last, **{name: value for name, value in given.items() if name not in roles}}]
 
 
 def _plain(message: Any) -> Any:
@@ -116,7 +133,7 @@ def _plain(message: Any) -> Any:
     if given.get("role") in _PLAIN and None not in given.values():
         return given
     kept = {k: v for k, v in given.items() if v is not None}
-    key = "role" if "role" in kept else "from"
+    key = next((name for name in ROLE_NAMES if name in kept), "role")
     said = kept.get(key)
     role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
     if role is None:

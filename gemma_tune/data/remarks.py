@@ -80,5 +80,7 @@ def remark_lines(remarks: Mapping[str, RowRemarks], name: str) -> list[str]:
 def _listed(counts: Counter[str]) -> str:
     """`category, source: 1,350 rows; id: 7 rows`."""
     by_rows = groupby(sorted(counts, key=lambda name: -counts[name]), key=counts.__getitem__)
-    text = "; ".join(f"{', '.join(names)}: {rows:,} row{'s' * (rows != 1)}" for rows, names in by_rows)
+    text = "; ".join(
+        f"{', '.join(name or repr(name) for name in names)}: {rows:,} row{'s' * (rows != 1)}" for rows, names in by_rows
+    )
     return text.encode("utf-8", "backslashreplace").decode()  # half a character can't be printed

@@ -97,11 +97,21 @@ def test_rows_without_a_way(tmp_path: Path) -> None:
     """Where nothing reads the row, the advice is a form to fill in."""
     rows = {
         "…": {"a": 1, "b": 2},
-        "data.prompt_column=question data.completion_column=answers": {"question": "q", "answers": {"text": []}},
-        "data.prompt_column=question data.completion_column=answer": {"question": "q", "answer": True},
+        "data.prompt_column=… data.completion_column=…, which doesn't use a, b.": {"a": 1, "b": 2},
+        "data.prompt_column=question data.completion_column=….": {"question": "q"},
     }
     for said, row in rows.items():
         assert said in refusal(DataConfig(train_file=write(tmp_path / "rows.jsonl", row)))
+
+
+def test_an_answer_that_the_first_row_lacks(tmp_path: Path) -> None:
+    """As in SQuAD's second edition."""
+    rows = [{"question": "Why?", "answers": {"text": text, "answer_start": []}, "id": 1} for text in ([], ["So."])]
+    file = write(tmp_path / "rows.jsonl", *rows)
+    message = refusal(DataConfig(train_file=file))
+    assert message.endswith("data.prompt_column=question data.completion_column=answers.text.0, which doesn't use id.")
+    (record,) = read(file, **settings(message), on_bad_row="skip")
+    assert record.answer == "So."
 
 
 def test_a_chat_log(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_missing_field_names_those_found_and_the_key(tmp_path: Path, data: Dat
         ({"role": "user"}, "isn't a list of messages"),
         (["Hi"], "message 1 has the role None"),
         ([{"content": "Hi"}], "message 1 has the role None"),
-        ([USER, {"role": "bot", "content": "Hi"}], "message 2 has the role 'bot', not one of system, user"),
+        ([USER, {"role": "robot", "content": "Hi"}], "message 2 has the role 'robot', not one of system, user"),
         ([{"sender": "human", "value": "Hi"}], "message 1 has the role None"),
         ([USER, {"role": "assistant", "content": ""}], "message 2: the assistant's answer is empty"),
         ([USER, {"role": "assistant", "content": None}], "message 2: the assistant's answer is empty"),

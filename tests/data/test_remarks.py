@@ -59,6 +59,8 @@ def test_fields_beside_the_rows(tmp_path: Path, rows: list[Any]) -> None:
 )
 def test_fields_beside_the_rows_that_have_a_meaning(tmp_path: Path, beside: dict[str, Any], says: str) -> None:
     file = json_file(tmp_path, {**beside, "data": ROWS})
+    if not beside.keys() & {"images", "label"}:  # else it is a row
+        assert says in refusal(DataConfig(train_file=file))
     message = refusal(DataConfig(train_file=file, field="data"))
     assert message.startswith(f"{file}: ") and says in message
     assert says in refusal(DataConfig(train_file=file, field="data", on_bad_row="skip"))
@@ -71,6 +73,15 @@ def test_an_index_of_pandas_with_a_meaning(tmp_path: Path) -> None:
     assert not lines(train_file=json_file(tmp_path, table))
     (line,) = lines(train_file=json_file(tmp_path, {**table, "index": ["x", "y"]}))
     assert "beside the rows: index (" in line
+
+
+def test_a_column_without_a_name(tmp_path: Path) -> None:
+    """pandas' index."""
+    file = tmp_path / "rows.csv"
+    file.write_text(",prompt,completion\n0,Why?,So.\n", encoding="utf-8")
+    (line,) = lines(train_file=str(file))
+    assert f"not used of {file}: '': 1 row (" in line
+    assert not lines(train_file=str(file), ignore_fields=[""])
 
 
 def test_names_to_ignore_that_no_row_has(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ WILD = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "wild")
 wild = pytest.mark.skipif(not WILD.is_dir(), reason="needs GEMMA_TUNE_TEST_DATA")
 
 USER = {"role": "user", "content": "Light on in the hall."}
+WHY = {"role": "user", "content": "Why?"}
 CALL = {"type": "function", "function": {"name": "set_light", "arguments": {"room": "hall"}}}
 SCHEMA = {"type": "object", "properties": {"room": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "set_light", "description": "Light.", "parameters": SCHEMA}}
@@ -462,3 +463,53 @@ def test_a_system_text_of_the_prompt_of_pairs(tmp_path: Path) -> None:
     prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
     sides = {name: [prompt[1], {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     assert row_of(tmp_path, {"prompt": prompt, **sides}).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        [{"human": "Why?", "assistant": "So."}], [{"User": "Why?", "AI": "So."}], [{"input": "Why?", "output": "So."}],
+        [{"speaker": "user", "text": "Why?"}, {"speaker": "bot", "text": "So."}],
+        [{"author": "user", "content": "Why?"}, {"author": "Chatbot", "content": "So."}],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["conversation", "conversations", "turns", "messages"])
+def test_other_names_of_roles(tmp_path: Path, turn: list[Any], name: str) -> None:
+    so = {"role": "assistant", "content": "So."}
+    record = row_of(tmp_path, {name: [*turn, *[{**m, "x": 1} for m in turn]], "loss_mask": [0, 1]})
+    assert record.messages == [WHY, {**so, "weight": 0}, WHY, so] and record.unused == (f"{name}.x",)
+
+
+def test_turns_under_the_names_of_roles(tmp_path: Path) -> None:
+    """As XTuner and others write them; a name of a role that isn't one is no message."""
+    first = {"system": "Be brief.", "input": "Why?", "output": "So.", "id": 7}
+    record = row_of(tmp_path, {"conversation": [first, {"system": "", "input": "And?", "output": "Thus."}]})
+    assert record.messages == [
+        {"role": "system", "content": "Be brief."}, WHY, {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Thus."},
+    ]  # fmt: skip
+    assert record.unused == ("conversation.id",)
+    assert trained(row_of(tmp_path, {"prompt": [{"user": "a", "assistant": "b"}, {"role": "user", "content": "c"}],
+                                     "completion": "d"})) == ["d"]  # fmt: skip
+    for odd in (
+        {"user": "Why?", "assistant": "So.", "model": "v4"},
+        {"assistant": "So."},
+        {"user": "Why?", "assistant": 5},
+    ):
+        assert "has the role None" in refused(tmp_path, {"conversation": [odd]})
+
+
+@pytest.mark.parametrize(
+    ("asked", "says", "unused"),
+    [
+        ({"question": "Why?"}, "Why?", ()), ({"instruction": "Why?", "input": "Now."}, "Why?\n\nNow.", ()),
+        ({"query": "Why?", "input": "x"}, "Why?", ("input",)),
+        ({"prompt": "Why?", "question": "x"}, "Why?", ("question",)),
+    ],
+)  # fmt: skip
+def test_pairs_whose_prompt_has_another_name(tmp_path: Path, asked: Any, says: str, unused: tuple[str, ...]) -> None:
+    record = row_of(tmp_path, {"system": "S", **asked, "chosen": "So.", "rejected": "No."})
+    assert record.prompt[1:] == [{"role": "user", "content": says}] and record.unused == unused
+    whole = [WHY, {"role": "assistant", "content": "So."}]  # its own prompt
+    record = row_of(tmp_path, {"question": "x", "chosen": whole, "rejected": [WHY, {**whole[1], "content": "No."}]})
+    assert record.prompt == [WHY] and record.unused == ("question",)

@@ -20,6 +20,10 @@ _FORMS = (
 )
 
 
+# Where TRL's form has no prompt and the answers stand alone
+_OTHER_PROMPTS = ("question", "instruction", "query")
+
+
 class Side(NamedTuple):
     """A conversation that ends with one of the two answers.
 
@@ -112,6 +116,10 @@ def _conversation(fields: RowFields, name: str, prompt: Messages, asked: str, to
     where = fields.where
     side = as_messages(fields.require(name), "assistant", name, fields, tools)
     if side[0].get("role") in ("assistant", "function_call"):
+        if not prompt and (other := next((n for n in _OTHER_PROMPTS if fields.has(n)), None)):
+            more = fields.optional_text("input") if other == "instruction" else ""
+            text = fields.text(other)
+            prompt, asked = [{"role": "user", "content": f"{text}\n\n{more}" if more else text}], other
         if not prompt:
             raise BadRow(
                 f"{where}: there is no field {asked!r}, and {name} is an answer alone: add the prompt, or write both "
