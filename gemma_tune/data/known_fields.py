@@ -74,6 +74,15 @@ def _mask(value: Any) -> str | None:
     )
 
 
+def _sample_weight(value: Any) -> str | None:
+    """A weight of the whole row: 1 says nothing, and no other can be honoured."""
+    return (
+        None
+        if value in (1, "1", "1.0")
+        else "weighs the row, and every answer counts alike here; `weight: 0` in an answer leaves it out." + _IGNORE
+    )
+
+
 _IGNORE = " data.ignore_fields reads the rows without it."
 
 
@@ -95,6 +104,7 @@ _ROW: Mapping[str, Any] = MappingProxyType(
     {
         **dict.fromkeys(_MEDIA, _media),
         **dict.fromkeys(_MASKS, _mask),
+        **dict.fromkeys(("sample_weight", "sample_weights", "example_weight"), _sample_weight),
         **dict.fromkeys(SWITCHES, _switch),
         **dict.fromkeys(LABELS, _label),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
     except OSError as error:
         raise UserError(f"{where}: the file can't be read ({error.strerror}).") from error
     except BadRow as error:
-        raise UserError(str(error)) from error
+        raise UserError(_KEYS.sub("", str(error))) from error
 
 
 def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -77,6 +78,13 @@ def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
 
 def _asked(where: str, row: dict[str, Any]) -> Record:
     return Record(where, messages=_conversation(row, where), tools=checked_tools(row.get("tools"), where))
+
+
+# What refusals of rows advise that this recipe doesn't read
+_KEYS = re.compile(
+    r",? or leave such rows out with data\.on_bad_row=skip| \(data\.[^)]*\)"
+    r"| data\.ignore_fields reads the rows without it\."
+)
 
 
 def _rows(path: Path) -> Iterator[Record]:
@@ -130,7 +138,7 @@ def read_chat_prompts(chat: ChatConfig) -> list[Record]:
         else:
             found = []
     except BadRow as error:
-        raise UserError(str(error)) from error
+        raise UserError(_KEYS.sub("", str(error))) from error
     completed = []
     for record in found:
         messages = record.messages or []

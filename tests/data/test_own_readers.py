@@ -84,3 +84,23 @@ def test_prompts_have_no_encoding_to_set(tmp_path: Path, name: str, codec: str) 
     assert "save" in str(caught.value) and "data." not in str(caught.value)
     with pytest.raises(UserError, match=r"data\.encoding="):
         list(training(DataConfig(train_file=str(file), sample_by="line")))
+
+
+USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, USER]}, {"messages": [USER, {"role": "system", "content": "S"}, USER]},
+        {"messages": [ANSWER, USER]}, {"messages": [{**USER, "weight": 1}]}, {"messages": [{**USER, "images": ["a"]}]},
+        {"messages": [{**USER, "mask": [1]}]}, {"messages": [USER], "tools": {"name": "f"}}, {"prompt": None},
+        {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use", "name": "f"},
+                                                               {"type": "text", "text": "a"}]}, USER]},
+    ],
+)  # fmt: skip
+def test_prompts_that_are_refused_name_no_key_of_the_data(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        read_chat_prompts(ChatConfig(prompts_file=write(tmp_path / "p.jsonl", row)))
+    assert "p.jsonl:1: " in str(caught.value) and "data." not in str(caught.value).partition("p.jsonl")[2]
+    assert not str(caught.value).endswith((":", ",", "("))

@@ -513,3 +513,11 @@ def test_pairs_whose_prompt_has_another_name(tmp_path: Path, asked: Any, says: s
     whole = [WHY, {"role": "assistant", "content": "So."}]  # its own prompt
     record = row_of(tmp_path, {"question": "x", "chosen": whole, "rejected": [WHY, {**whole[1], "content": "No."}]})
     assert record.prompt == [WHY] and record.unused == ("question",)
+
+
+@pytest.mark.parametrize("name", ["sample_weight", "sample_weights", "example_weight"])
+def test_weights_of_rows(tmp_path: Path, name: str) -> None:
+    row = {"prompt": "Why?", "completion": "So."}
+    assert row_of(tmp_path, {**row, name: 1.0}).unused == (name,)
+    for value in (0, 0.5, "0", [1, 0]):
+        assert f"'{name}' weighs the row" in refused(tmp_path, {**row, name: value})
