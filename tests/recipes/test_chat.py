@@ -28,7 +28,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.errors import UserError
-from gemma_tune.models import load
+from gemma_tune.models import language_part
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
@@ -122,7 +122,7 @@ def test_dry_run_stops_before_the_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It prints the configuration and counts what the prompts hold, tools and system text among it."""
-    monkeypatch.setattr(load, "pick_device", None)  # what is called before any weight is loaded
+    monkeypatch.setattr(language_part, "pick_device", None)  # what is called before any weight is loaded
     write("tools.json", json.dumps(TOOLS))
     words = ["chat.prompt=Lights on!", "chat.system=Be brief.", "chat.tools_file=tools.json", "dry_run=true"]
     result = gemma_tune.run("chat", words)
@@ -380,7 +380,7 @@ def files(folder: Path) -> Path:
 def test_mistake(files: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message with what, where and the fix, before a weight is loaded."""
     words, expected = MISTAKES[name]
-    monkeypatch.setattr(load, "pick_device", None)  # what is called before any weight is loaded
+    monkeypatch.setattr(language_part, "pick_device", None)  # what is called before any weight is loaded
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello!\n"))
     before = sorted(files.rglob("*"))
     with pytest.raises(UserError) as caught:
