@@ -33,14 +33,15 @@ def rows_of_object(value: dict[str, Any], options: FileOptions, where: str) -> I
     if _BESIDE & value.keys() and len(lists) != 1:
         return rows
     objects = [(a, e) for a, e in value.items() if isinstance(e, dict) and not _ROW_FIELDS & e.keys()]
-    inner = [f"{a}.{b}" for a, entry in objects for b, e in entry.items() if _is_rows(e)]
+    inner = {f"{a}.{b}": e for a, entry in objects for b, e in entry.items() if _is_rows(e)}
     if len(lists) == 1:
         rows = value[lists[0]]
         options.beside.update({name: entry for name, entry in value.items() if name != lists[0]})
-    elif several := lists or inner:
+    elif several := {name: value[name] for name in lists} or inner:
+        longest = max(several, key=lambda name: len(several[name]))
         raise BadRow(
             f"{where}: this file is one object, with rows under {', '.join(several)}; say which to read: "
-            f"data.field={several[0]}"
+            f"data.field={longest}"
         )
     return rows
 

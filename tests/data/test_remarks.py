@@ -75,6 +75,14 @@ def test_an_index_of_pandas_with_a_meaning(tmp_path: Path) -> None:
     assert "beside the rows: index (" in line
 
 
+def test_of_several_lists_the_longest_is_advised(tmp_path: Path) -> None:
+    """As a data set's server answers: its fields, and its rows."""
+    value = {"features": [{"name": "messages"}], "rows": ROWS, "num_rows_total": 3}
+    assert refusal(DataConfig(train_file=json_file(tmp_path, value))).endswith(
+        "features, rows; say which to read: data.field=rows"
+    )
+
+
 def test_a_column_without_a_name(tmp_path: Path) -> None:
     """pandas' index."""
     file = tmp_path / "rows.csv"
