@@ -14,6 +14,7 @@ from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
@@ -22,7 +23,7 @@ from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.size import empty_model, is_expert
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import TIED, read_adapter, stored_rows
+from gemma_tune.models.stored_adapter import TIED, read_adapter
 from gemma_tune.models.token_rows import fill_reference, grown, tell_head
 
 ALL_LINEAR = "all-linear"

@@ -18,12 +18,12 @@ from transformers import (
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import stored_rows
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.run.read_once import read_json
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
-from gemma_tune.run.paths import resolve
+from gemma_tune.models.folders import (
+    ADAPTER_CONFIG,
+    TOKENIZER_FILES,
+    check_adapter_weights,
+    check_model_folder,
+    has_tokenizer,
+    read_adapter_config,
+)
+from gemma_tune.run.paths import looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PLAN = "quant_plan.json"  # what a QAT run leaves in its folder
 ON_GRID = "int4"  # the QAT run inside a folder of recipe=tune_to_int4
 # Where a run keeps a tokenizer
@@ -61,7 +67,7 @@ class Source:
         found = [path for path in (self.gguf, self.folder, self.adapter) if path]
         tokenizer = Path(self.tokenizer)
         if tokenizer.is_dir() and tokenizer not in found:
-            found += [tokenizer / file for file in _TOKENIZER_FILES if (tokenizer / file).is_file()]
+            found += [tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).is_file()]
         return found
 
 
@@ -90,7 +96,7 @@ def _tokenizer_in(folder: Path) -> Path | None:
     """This folder, or in a run folder one inside it, if it holds a tokenizer; else None."""
     runs = _IN_RUNS if (folder / "manifest.json").is_file() else ()
     places = [folder, *(folder / name for name in runs)]
-    return next((p for p in places if any((p / file).is_file() for file in _TOKENIZER_FILES[:2])), None)
+    return next((p for p in places if has_tokenizer(p)), None)
 
 
 def _source_of_gguf(name: str, tokenizer: str | None) -> Source:
@@ -129,33 +135,26 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
             path = path / "export" / "merged"
         else:
             raise UserError(f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/.")
-    if (path / "adapter_config.json").is_file():
-        try:
-            stored = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"model.model_name_or_path={name}: {path / 'adapter_config.json'} is not JSON ({error})."
-            ) from error
-        base = stored.get("base_model_name_or_path") or ""
-        if not Path(base).is_dir() and (not base or base.startswith(("/", "."))):
-            raise UserError(
-                f"model.model_name_or_path={name}: the adapter's base, {base or 'not named'}, is not there; put it "
-                f"back, or fix base_model_name_or_path in {path / 'adapter_config.json'}."
-            )
-        own = (path / "tokenizer.json").is_file()
-        return Source(base, stored.get("revision") or model.revision, path, str(path) if own else base)
-    if snapshots := sorted(p.parent for p in path.glob("snapshots/*/config.json")):
-        raise UserError(
-            f"model.model_name_or_path={name}: this is the Hub's cache of a model, which lies in a folder inside it: "
-            f"name {snapshots[-1]}."
-        )
-    if not (path / "config.json").is_file():
-        raise UserError(f"model.model_name_or_path={name}: this folder has no config.json; name a model's folder.")
-    if not [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]:
-        raise UserError(f"model.model_name_or_path={name}: this folder has no weights (*.safetensors).")
-    if tokenizer_beside and not any((path / file).is_file() for file in _TOKENIZER_FILES[:2]):
-        raise UserError(
-            f"model.model_name_or_path={name}: this folder has no tokenizer (tokenizer.json); copy it and "
-            "tokenizer_config.json from the published checkpoint."
-        )
+    said = f"model.model_name_or_path={name}"
+    if (path / ADAPTER_CONFIG).is_file():
+        return _source_of_adapter(said, path, model.revision, tokenizer_beside)
+    check_model_folder(said, path, tokenizer_beside)
     return Source(str(path), None, None, str(path))
+
+
+def _source_of_adapter(said: str, path: Path, revision: str | None, tokenizer_beside: bool) -> Source:
+    stored = read_adapter_config(path)
+    base = stored.get("base_model_name_or_path")
+    where = f"base_model_name_or_path in {path / ADAPTER_CONFIG}"
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{said}: {where} doesn't say what the adapter was trained on ({base!r}); write its folder or its name on "
+            "the Hub there."
+        )
+    own = has_tokenizer(path)
+    if Path(base).is_dir():
+        check_model_folder(f"{said}: {where}={base}", Path(base), tokenizer_beside and not own)
+    elif looks_local(base):
+        raise UserError(f"{said}: the adapter's base, {base}, is not there; put it back, or fix {where}.")
+    check_adapter_weights(said, path)
+    return Source(base, stored.get("revision") or revision, path, str(path) if own else base)

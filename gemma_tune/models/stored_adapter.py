@@ -6,8 +6,6 @@ Transformers before 4.52, or the language part alone. They are mapped as the nam
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,34 +20,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter_config import MERGE, stored_config
 from gemma_tune.models.family import FAMILIES, language_name
 from gemma_tune.models.finite import not_finite, say_not_finite
+from gemma_tune.models.folders import ADAPTER_WEIGHTS
 
 TIED = ("model.embed_tokens", "lm_head")
 _PREFIX = "base_model.model."
 _OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
 _OF_TOKENS = ".token_adapter.trainable_tokens_delta"
 _OF_TOWERS = re.compile(r"(^|\.)(vision|audio|multi_modal|embed_vision|embed_audio)")
-_MERGE = (
-    "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
-    "the merged folder"
-)
-# Initialisations that change the base, too.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
-# Fields of PEFT's configuration whose adapters are no W + s·B·A of Gemma's own layers, and why.
-_REFUSED = {
-    "lora_bias": "its layers have biases of their own, and Gemma's have none",
-    "layer_replication": "it repeats layers of the model",
-    "target_parameters": "it adapts parameters that are no layers",
-    "alora_invocation_tokens": "it works only behind certain tokens",
-    "use_qalora": "it pools the inputs of its layers",
-    "use_bdlora": "its matrices are block-diagonal",
-    "kasa_config": "its layers have singular values of their own",
-    "arrow_config": "it chooses among several adapters",
-    "monteclora_config": "it samples its weights",
-    "megatron_config": "it is for Megatron's layers",
-    "fan_in_fan_out": "it is for transposed layers",
-}
 
 
 @dataclass(frozen=True)
@@ -69,54 +49,6 @@ class StoredAdapter:
     reaches: tuple[str, ...]
 
 
-def stored_config(folder: Path) -> LoraConfig:
-    """PEFT's adapter_config.json of an adapter that fits the published base.
-
-    Raises:
-        UserError: It can't be read, isn't LoRA, fits only a base that was changed with it, or is of a kind that can't
-            be merged exactly.
-    """
-    try:
-        stored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: adapter_config.json can't be read ({error}).") from error
-    if stored.get("peft_type") != "LORA":
-        raise UserError(
-            f"{folder}: this is a {stored.get('peft_type')} adapter, and only LoRA is supported; merge it with PEFT "
-            "and name the merged folder."
-        )
-    if str(stored.get("init_lora_weights")).startswith(_CHANGE_THE_BASE):
-        raise UserError(
-            f"{folder}: a {stored['init_lora_weights']} adapter fits only the base that it was taken out of; "
-            "name a finished run's folder or its adapter/, which is a plain LoRA."
-        )
-    for field, why in _REFUSED.items():
-        if stored.get(field):
-            raise UserError(f"{folder}: an adapter with {field} can't be used: {why}; {_MERGE}.")
-    known = {f.name for f in dataclasses.fields(LoraConfig)} | {"auto_mapping", "peft_version", "corda_config"}
-    if unknown := sorted(name for name, value in stored.items() if value and name not in known):
-        raise UserError(f"{folder}: it has {', '.join(unknown)}, which this version of PEFT doesn't know; {_MERGE}.")
-    try:
-        config = LoraConfig(
-            **{k: v for k, v in stored.items() if k in known and k not in ("auto_mapping", "peft_type")}
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder}: adapter_config.json: {str(error).splitlines()[0]}") from error
-    # Its weights come from the file, whatever its initialisation was; Gemma's language part has no biases to train
-    config.init_lora_weights, config.bias = True, "none"
-    return config
-
-
-def stored_rows(folder: Path) -> list[int]:
-    """The rows of the embedding that a stored adapter has trained; the base may have none of the last ones yet.
-
-    Raises:
-        UserError: As `stored_config`.
-    """
-    asked = stored_config(folder).trainable_token_indices or []
-    return [int(i) for rows in (asked.values() if isinstance(asked, dict) else [asked]) for i in rows]
-
-
 def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
     """Reads an adapter for a language part, loaded or on the meta device.
 
@@ -129,9 +61,12 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
     """
     config = stored_config(folder)
     try:
-        stored = load_file(folder / "adapter_model.safetensors")
+        stored = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: adapter_model.safetensors can't be used ({str(error).splitlines()[0]}).") from error
+        raise UserError(
+            f"{folder}: {ADAPTER_WEIGHTS} can't be used ({str(error).splitlines()[0]}): it is cut off, or no "
+            "safetensors file; fetch it again, or take an earlier checkpoint."
+        ) from error
     if found := [name.removeprefix(_PREFIX) for name in not_finite(stored.items())]:
         raise UserError(
             f"{folder}: {say_not_finite(found)}, and all that a model computes with this adapter would be; fetch it "
@@ -184,7 +119,7 @@ class _Reader:
                 raise UserError(
                     f"{self._folder}: it holds a whole {name.rpartition('.')[2]} of {len(weight)} rows (a resized "
                     f"embedding, or modules_to_save), where the base has {len(there)} rows that are the embedding and "
-                    f"the head, too; {_MERGE}."
+                    f"the head, too; {MERGE}."
                 )
         elif name in self._layers and name.endswith(tuple(map(language_name, self._config.modules_to_save or ()))):
             self._saved.add(name)
@@ -221,7 +156,7 @@ class _Reader:
         if self._towers:
             raise UserError(
                 f"{self._folder}: it adapts {len(self._towers)} layers of the towers for images or audio, too (for "
-                f"example {self._towers[0]}), which are not loaded here; {_MERGE}."
+                f"example {self._towers[0]}), which are not loaded here; {MERGE}."
             )
         if self._foreign:
             there = [n for n, m in self._layers.items() if isinstance(m, nn.Linear) and self._family.reaches(n)]
@@ -255,7 +190,7 @@ class _Reader:
         if not {"embed_tokens"} <= names <= {"embed_tokens", "lm_head"} or len({*map(tuple, places.values())}) > 1:
             raise UserError(
                 f"{self._folder}: its trainable_token_indices train rows of {', '.join(places)} apart, and embedding "
-                f"and head are one matrix; {_MERGE}."
+                f"and head are one matrix; {MERGE}."
             )
         indices = [int(i) for i in next(iter(places.values()))]
         key, embedding = f"{_PREFIX}{TIED[0]}{_OF_TOKENS}", self._layers[TIED[0]].weight
@@ -267,6 +202,6 @@ class _Reader:
         ):
             raise UserError(
                 f"{self._folder}: its trainable_token_indices train {len(indices)} rows up to row {max(indices)}, and "
-                f"the base's embedding has {len(embedding)} rows of {embedding.shape[1]}; {_MERGE}."
+                f"the base's embedding has {len(embedding)} rows of {embedding.shape[1]}; {MERGE}."
             )
         return indices

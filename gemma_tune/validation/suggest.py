@@ -183,6 +183,8 @@ def missing_path(key: str, path: str, kind: str) -> str:
     real = resolve(path)
     if real.is_dir() and kind == "file":
         return f"{key}={path}: this is a folder; name a file."
+    if real.is_file() and kind != "file":
+        return f"{key}={path}: this is a file; name the folder that it is in, {real.parent}."
     beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
     where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
     seen_from = "" if real.is_absolute() else f", as seen from {Path.cwd()}"

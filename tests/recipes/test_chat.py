@@ -410,7 +410,7 @@ def test_adapters_that_do_not_fit(trained: Path, folder: Path) -> None:
             answers("chat.prompt=a", f"model.model_name_or_path={adapter}")
         assert message in str(caught.value), str(caught.value)
     (adapter / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"adapter_config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"adapter_config\.json can.t be read"):
         answers("chat.prompt=a", f"model.model_name_or_path={adapter}")
 
 

@@ -1,0 +1,105 @@
+"""What lies in a folder that is to be a model or an adapter; another one is refused with the folder that was meant.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.errors import UserError
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_NAMED = 3  # of many folders
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer can be loaded from this folder."""
+    return any((folder / file).is_file() for file in TOKENIZER_FILES[:2])
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json.
+
+    Raises:
+        UserError: It can't be read, or is no object.
+    """
+    try:
+        stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} can't be read ({error}).") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} is no object of names and values; save the adapter again.")
+    return stored
+
+
+def check_adapter_weights(said: str, folder: Path) -> None:
+    """Raises UserError where the weights of an adapter aren't there, or only in a form that is never opened."""
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return
+    if (folder / "adapter_model.bin").is_file():
+        raise UserError(
+            f"{said}: its weights are in adapter_model.bin, which isn't read: such a file can run any program when it "
+            "is opened. If you trust it, write it as safetensors with PEFT: AutoPeftModelForCausalLM.from_pretrained("
+            f"'{folder}').save_pretrained('{folder}', safe_serialization=True)."
+        )
+    raise UserError(f"{said}: {folder} has {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}; copy it there.")
+
+
+def check_model_folder(said: str, folder: Path, tokenizer: bool) -> None:
+    """Raises UserError for a folder without a model's configuration, weights and, where asked for, tokenizer.
+
+    Args:
+        said: Where the folder was named, for the message.
+        folder: The folder.
+        tokenizer: Whether the tokenizer must be in it, too.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{said}: {_meant_instead(folder)}")
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise UserError(f"{said}: this folder has no weights (*.safetensors).")
+    if tokenizer and not has_tokenizer(folder):
+        raise UserError(
+            f"{said}: this folder has no tokenizer (tokenizer.json); copy it and tokenizer_config.json from the "
+            "published checkpoint."
+        )
+
+
+def _meant_instead(folder: Path) -> str:
+    """What a folder without config.json is, and which one to name."""
+    for place in (folder, folder.parent):
+        if (place / "snapshots").is_dir() and (snapshot := _snapshot(place)):
+            return f"this is the Hub's cache of a model, which lies in a folder inside it: name {snapshot}."
+    cached = [s for place in (folder, folder / "hub") for s in map(_snapshot, sorted(place.glob("models--*"))) if s]
+    if cached:
+        return f"this is the Hub's cache of {_count(cached)}: name the one that is meant, as {_some(cached)}."
+    if (folder / ADAPTER_CONFIG).is_file():
+        return f"this folder holds an adapter, and no model: merge it with its own base first, or name {folder} itself."
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return f"this folder has an adapter's weights, but no {ADAPTER_CONFIG}; copy it from where they were saved."
+    for name, kind in ((ADAPTER_CONFIG, "an adapter"), ("config.json", "a model")):
+        if below := sorted(file.parent for file in folder.glob(f"*/{name}")):
+            return f"this folder has no config.json; one below it holds {kind}: name {_some(below)}."
+    if ggufs := sorted(folder.glob("*.gguf")):
+        return f"this folder has no config.json, but a GGUF file: name {_some(ggufs)}."
+    return "this folder has no config.json; name a model's folder."
+
+
+def _count(models: list[Path]) -> str:
+    return f"{len(models)} models" if len(models) > 1 else "a model"
+
+
+def _some(paths: list[Path]) -> str:
+    more = f" (and {len(paths) - _NAMED} more)" if len(paths) > _NAMED else ""
+    return " or ".join(map(str, paths[:_NAMED])) + more
+
+
+def _snapshot(repository: Path) -> Path | None:
+    """The snapshot in a repository of the Hub's cache that `main` stands for, else the one that came last."""
+    found = [file.parent for file in repository.glob("snapshots/*/config.json")]
+    main = repository / "refs" / "main"
+    current = repository / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    return current if current in found else max(found, key=lambda f: f.stat().st_mtime, default=None)
