@@ -89,7 +89,7 @@ class SourceRecords:
                 f"each row, or set data.ignore_fields=[{known[0]}]."
             )
         unused = fields.left(conversation=first.text is None)
-        return replace(first, beside=unused, ignored=(*first.ignored, *fields.ignored))
+        return first.with_remarks(beside=unused, ignored=(*first.ignored, *fields.ignored))
 
     def _rows(self) -> Iterator[Row | BadRow]:
         if not isinstance(self._source, Path):

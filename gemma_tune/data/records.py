@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import dataclass, field
@@ -81,6 +82,12 @@ class Record:
                 "turns would be trained, too. Write the conversation as messages (data=messages)."
             )
         _refuse_control_tokens(self.text, _ANYWHERE, self.where)
+
+    def with_remarks(self, **remarks: tuple[str, ...]) -> Record:
+        """The same with other `unused`, `missing`, `ignored` or `beside`; its content isn't checked once more."""
+        made = copy.copy(self)
+        vars(made).update(remarks)
+        return made
 
     @property
     def prompt(self) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import ast
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from gemma_tune.data.known_fields import refusal_of
@@ -172,7 +171,7 @@ class RowFields:
         unused = self.left(conversation)
         if not (unused or self.missing or self.ignored):
             return record
-        return replace(record, unused=unused, missing=tuple(self.missing), ignored=tuple(self.ignored))
+        return record.with_remarks(unused=unused, missing=tuple(self.missing), ignored=tuple(self.ignored))
 
     def left(self, conversation: bool = True) -> tuple[str, ...]:
         """The names of the fields that were not used, for the list of the file.

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -136,7 +136,7 @@ def _record(log: _Log, data: DataConfig) -> Record:
     messages = checked_messages(turns, log.where, not data.prompts_only)
     messages = last_only(messages) if data.answers == "last" else messages
     record = Record(log.where, messages=messages, row={"messages": list(log.rows)})
-    return replace(record, unused=tuple(log.unused), missing=tuple(log.missing), ignored=tuple(log.ignored))
+    return record.with_remarks(unused=tuple(log.unused), missing=tuple(log.missing), ignored=tuple(log.ignored))
 
 
 def _role(sender: str, data: DataConfig, where: str) -> str:
