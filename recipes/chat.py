@@ -11,7 +11,7 @@ from gemma_tune.chat_cli.batches import answer_file
 from gemma_tune.chat_cli.conversation import Conversation
 from gemma_tune.chat_cli.responder import Responder, ids_within, note
 from gemma_tune.config import Config
-from gemma_tune.data.prompts import opening, read_chat_prompts, read_tools
+from gemma_tune.data.prompts import opening, prompt_remarks, read_chat_prompts, read_tools
 from gemma_tune.models.adapter import check_adapter
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
@@ -32,6 +32,8 @@ def run(cfg: Config) -> RunResult:
     limit = config.get_text_config().max_position_embeddings
     records = read_chat_prompts(chat)
     prompts = [ids_within(tokenizer, r.messages or [], r.tools, limit, r.where) for r in records]
+    for line in prompt_remarks(chat, records):
+        note(line)
     if cfg.dry_run:
         print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip())
         tokens = [len(p) for p in prompts]

@@ -14,8 +14,9 @@ class ChatConfig:
     prompt: str | None = option(None, "One prompt to answer; null: chat in the terminal, or answer prompts_file.")
     prompts_file: str | None = option(
         None,
-        "File of prompts to answer in batches: rows (JSONL, JSON, CSV, TSV, Parquet) with `messages` (a final "
-        "answer is dropped) and optionally `tools`, or with `prompt`; or a .txt file with one prompt a line.",
+        "File of prompts to answer in batches: rows (JSONL, JSON, CSV, TSV, Parquet) with a conversation (a final "
+        "answer is dropped) or a `prompt`, read as for training, with `system`, `tools` and `history`; or a .txt file "
+        "with one prompt a line.",
         path="file",
     )
     output_file: str | None = option(

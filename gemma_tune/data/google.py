@@ -52,7 +52,7 @@ def read_parts(parts: list[Any], where: str, note: Callable[[str, Any], None]) -
         said, thought = kept.pop("text", ""), kept.pop("thought", False)
         kept.pop("type", None)
         if kept.keys() & set(_FILES):
-            raise BadRow(f"{where} holds a file; only text is trained here.")
+            raise BadRow(f"{where} holds a file, which isn't read here: only text is.")
         if not isinstance(said, str) or not isinstance(part, dict) or (call is None and "text" not in part):
             raise BadRow(f"{where}: a part is neither a text nor a call: {', '.join(map(str, kept)) or said!r}.")
         for key, value in kept.items():

@@ -49,9 +49,13 @@ _MASKS = (
     "training_detail", "assistant_masks", "assistant_mask", "labels", "completion_mask",
 )  # fmt: skip
 
+_SAMPLE_WEIGHTS = ("sample_weight", "sample_weights", "example_weight")
+# Of a row, what says only how it is trained: no matter where nothing is
+TRAINING = frozenset({*LABELS, *ROW_SWITCHES, *_MASKS, *_SAMPLE_WEIGHTS})
+
 
 def _media(value: Any) -> str | None:
-    return "holds what this model isn't trained on here: only text is trained." + _IGNORE
+    return "holds what isn't read here: only text is." + IGNORE
 
 
 def _switch(value: Any) -> str | None:
@@ -61,7 +65,7 @@ def _switch(value: Any) -> str | None:
     except (ValueError, TypeError):
         off = [True]
     return (
-        "says that answers aren't to be trained, which this format can't do: leave such rows out." + _IGNORE
+        "says that answers aren't to be trained, which this format can't do: leave such rows out." + IGNORE
         if any(off)
         else None
     )
@@ -70,7 +74,7 @@ def _switch(value: Any) -> str | None:
 def _mask(value: Any) -> str | None:
     return (
         "switches training on or off, and tools differ in what its values mean: write `weight: 0` into each answer "
-        "that isn't to be trained." + _IGNORE
+        "that isn't to be trained." + IGNORE
     )
 
 
@@ -79,11 +83,11 @@ def _sample_weight(value: Any) -> str | None:
     return (
         None
         if value in (1, "1", "1.0")
-        else "weighs the row, and every answer counts alike here; `weight: 0` in an answer leaves it out." + _IGNORE
+        else "weighs the row, and every answer counts alike here; `weight: 0` in an answer leaves it out." + IGNORE
     )
 
 
-_IGNORE = " data.ignore_fields reads the rows without it."
+IGNORE = " data.ignore_fields reads the rows without it."
 
 
 def _label(value: Any) -> str | None:
@@ -95,7 +99,7 @@ def _label(value: Any) -> str | None:
     if bad:
         return (
             "says that this answer is a bad one, which must not be trained as a good one: recipe=kto "
-            "data=unpaired_preference learns from both; data.on_bad_row=skip leaves such rows out." + _IGNORE
+            "data=unpaired_preference learns from both; data.on_bad_row=skip leaves such rows out." + IGNORE
         )
     return None
 
@@ -104,7 +108,7 @@ _ROW: Mapping[str, Any] = MappingProxyType(
     {
         **dict.fromkeys(_MEDIA, _media),
         **dict.fromkeys(_MASKS, _mask),
-        **dict.fromkeys(("sample_weight", "sample_weights", "example_weight"), _sample_weight),
+        **dict.fromkeys(_SAMPLE_WEIGHTS, _sample_weight),
         **dict.fromkeys(SWITCHES, _switch),
         **dict.fromkeys(LABELS, _label),
     }

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.config import ChatConfig
+from gemma_tune.config import ChatConfig, DataConfig
 from gemma_tune.data.file_rows import FileOptions
 from gemma_tune.data.files import read_file
-from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.known_fields import IGNORE, TRAINING
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.row_fields import RowFields
+from gemma_tune.data.remarks import SILENCES, RowRemarks, remark_lines
+from gemma_tune.data.sources import OpenRows
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import file_type, resolve
+
+# The formats that rows of prompts may have, and how they are read: an answer at the end may be missing
+_FORMATS = ("messages", "sharegpt", "prompt_completion", "alpaca", "preference")
+_DATA = DataConfig(prompts_only=True)
 
 
 def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
@@ -59,31 +66,46 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
     except OSError as error:
         raise UserError(f"{where}: the file can't be read ({error.strerror}).") from error
     except BadRow as error:
-        raise UserError(_KEYS.sub("", str(error))) from error
+        raise _refused(error) from error
 
 
-def _conversation(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The messages of a row, without a last answer."""
-    if "messages" not in row:
-        if "prompt" not in row:
-            raise BadRow(f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}.")
-        return [user_message(RowFields(where, row).text("prompt", "for a conversation use `messages`"), where)]
-    messages = checked_messages(row["messages"], where, answered=False)
+def _asked(where: str, row: dict[str, Any]) -> Record:
+    """The prompt of a row, read as its format reads rows, without a last answer.
+
+    What is about training only (a label, weights of answers) is listed with what else is not used.
+    """
+    about_training = {name for name in TRAINING if name in row}
+    rest = {name: value for name, value in row.items() if name not in about_training}
+    name = next((name for name in _FORMATS if _format(name).fits(rest, _DATA)), None)
+    if name is None:
+        raise BadRow(
+            f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}. Name the field of "
+            "the question `prompt`, or that of the conversation `messages`."
+        )
+    made: Record | BadRow = next(_format(name).read(OpenRows(iter([(where, rest)])), _DATA))
+    if isinstance(made, BadRow):
+        raise made
+    messages = made.messages or []
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if all(m["role"] == "system" for m in messages):
         raise BadRow(f"{where}: the conversation has nothing to answer: no message of the user's.")
-    return messages
+    unused = (*made.unused, *(name for name in row if name in about_training and row[name] is not None))
+    return Record(where, messages=messages, tools=made.tools, unused=unused, missing=made.missing)
 
 
-def _asked(where: str, row: dict[str, Any]) -> Record:
-    return Record(where, messages=_conversation(row, where), tools=checked_tools(row.get("tools"), where))
+def _format(name: str) -> Any:
+    return importlib.import_module(f"gemma_tune.data.formats.{name}")
+
+
+def _refused(error: BadRow) -> UserError:
+    """The refusal of a row, without what this recipe doesn't read: it has no `data.*`."""
+    return UserError(_KEYS.sub("", str(error).replace(IGNORE, " Take it out.")))
 
 
 # What refusals of rows advise that this recipe doesn't read
 _KEYS = re.compile(
-    r",? or leave such rows out with data\.on_bad_row=skip| \(data\.[^)]*\)"
-    r"| data\.ignore_fields reads the rows without it\."
+    r",? or (?:leave such rows out with data\.on_bad_row=skip|set data\.ignore_fields=\[[^\]]*\])| \(data\.[^)]*\)"
 )
 
 
@@ -138,14 +160,20 @@ def read_chat_prompts(chat: ChatConfig) -> list[Record]:
         else:
             found = []
     except BadRow as error:
-        raise UserError(_KEYS.sub("", str(error))) from error
+        raise _refused(error) from error
     completed = []
     for record in found:
         messages = record.messages or []
         own_system = messages[0]["role"] == "system"
         messages = messages if own_system else [*system, *messages]
-        completed.append(Record(record.where, messages=messages, tools=record.tools or tools))
+        completed.append(replace(record, messages=messages, tools=record.tools or tools))
     return completed
+
+
+def prompt_remarks(chat: ChatConfig, records: Iterable[Record]) -> list[str]:
+    """What was not used of the file's rows, as lines for the user."""
+    lines = remark_lines({str(chat.prompts_file): RowRemarks(records)}, "prompts")
+    return [_KEYS.sub("", line.replace(SILENCES, "")) for line in lines]
 
 
 def check_prompts(chat: ChatConfig, must_talk: bool) -> None:

@@ -9,6 +9,8 @@ from itertools import groupby
 from gemma_tune.data.records import Record
 from gemma_tune.validation.suggest import did_you_mean
 
+SILENCES = " (data.ignore_fields silences names)"
+
 
 class RowRemarks:
     """The fields of a file that no row used, and the rows whose cells read `nan` or `None`.
@@ -73,7 +75,7 @@ def remark_lines(remarks: Mapping[str, RowRemarks], name: str) -> list[str]:
     lines = []
     for unused, those in files.items():
         where = those[0] if len(those) == 1 else f"each of {len(those)} files"
-        lines.append(f"{name}: not used of {where}: {unused} (data.ignore_fields silences names)")
+        lines.append(f"{name}: not used of {where}: {unused}{SILENCES}")
     return [*lines, *warnings]
 
 

@@ -53,7 +53,7 @@ def test_fields_beside_the_rows(tmp_path: Path, rows: list[Any]) -> None:
     [
         ({"system": "Be brief."}, "the field 'system' stands beside the rows, and no row gets it: write it into each"),
         ({"tools": [{"name": "f"}]}, "'tools' stands beside the rows"),
-        ({"images": ["a.png"]}, "'images' holds what this model isn't trained on"),
+        ({"images": ["a.png"]}, "'images' holds what isn't read here"),
         ({"label": False}, "'label' says that this answer is a bad one"),
     ],
 )

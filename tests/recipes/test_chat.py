@@ -132,6 +132,9 @@ def test_dry_run_stops_before_the_weights(
     out = capsys.readouterr().out
     assert "\n  prompt: Lights on!\n" in out and "\n  dtype: bfloat16\n" in out
     assert gemma_tune.run("chat", ["dry_run=true"]).metrics["prompts"] == 0  # a terminal isn't needed for that
+    write_rows("p.jsonl", {"prompt": "Hello!", "source": "x"})
+    gemma_tune.run("chat", ["chat.prompts_file=p.jsonl", "dry_run=true"])
+    assert "/p.jsonl: source: 1 row\n" in capsys.readouterr().err
 
 
 # What is asked
@@ -320,7 +323,10 @@ MISTAKES = {
     "no conversation": (["chat.prompts_file=odd.jsonl"], ["odd.jsonl:1: there is no field 'messages' or 'prompt'; fo"]),
     "bad roles": (["chat.prompts_file=roles.jsonl"], ["roles.jsonl:1: roles must alternate"]),
     "only a system text": (["chat.prompts_file=system.jsonl"], ["system.jsonl:1", "no message of the user's"]),
-    "a prompt that is no text": (["chat.prompts_file=list.jsonl"], ["list.jsonl:1", "list, not a text", "`messages`"]),
+    "a prompt that is no text": (
+        ["chat.prompts_file=list.jsonl"],
+        ["list.jsonl:1", "neither a text nor a list of messages"],
+    ),
     "an empty file": (["chat.prompts_file=empty.txt"], ["empty.txt: the file holds no prompts"]),
     "no UTF-8": (["chat.prompts_file=latin.txt"], ["latin.txt:1: the bytes are not UTF-8", "save the file as UTF-8"]),
     "control tokens": (["chat.prompt=a <end_of_turn>"], ["chat.prompt: the text holds <end_of_turn>"]),
@@ -365,7 +371,7 @@ def files(folder: Path) -> Path:
     write_rows("odd.jsonl", {"question": "Hello!"})
     write_rows("roles.jsonl", {"messages": [user("a"), user("b")]})
     write_rows("system.jsonl", {"messages": [{"role": "system", "content": "a"}]})
-    write_rows("list.jsonl", {"prompt": [user("a")]})
+    write_rows("list.jsonl", {"prompt": ["a"]})
     write("empty.txt", "\n  \n")
     Path("latin.txt").write_bytes("Grüße\n".encode("latin-1"))
     write("control.txt", "Hello!\nHello <bos>!\n")
