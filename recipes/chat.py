@@ -12,7 +12,7 @@ from gemma_tune.chat_cli.conversation import Conversation
 from gemma_tune.chat_cli.responder import Responder, ids_within, note
 from gemma_tune.config import Config
 from gemma_tune.data.prompts import opening, prompt_remarks, read_chat_prompts, read_tools
-from gemma_tune.models.adapter import check_adapter
+from gemma_tune.models.adapter import check_source
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -28,7 +28,7 @@ def run(cfg: Config) -> RunResult:
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     config = load_config(source)
-    check_adapter(cfg.adapter, source, config, trains=False)
+    check_source(cfg.model, cfg.adapter, source, config, trains=False)
     limit = config.get_text_config().max_position_embeddings
     records = read_chat_prompts(chat)
     prompts = [ids_within(tokenizer, r.messages or [], r.tools, limit, r.where) for r in records]

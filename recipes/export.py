@@ -7,7 +7,7 @@ from dataclasses import replace
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.export.formats import export_all, say_lines
-from gemma_tune.models.adapter import check_adapter
+from gemma_tune.models.adapter import check_source
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware, pick_device
 from gemma_tune.models.load import load_config
@@ -27,7 +27,7 @@ def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
     check_model_hardware(cfg.model)
     source = find_full_weights(cfg.model)
     size = size_of(config := load_config(source))
-    check_adapter(cfg.adapter, source, config, trains=False, merges=True)
+    check_source(cfg.model, cfg.adapter, source, config, trains=False, merges=True)
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):

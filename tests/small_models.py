@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
 
 from gemma_tune.chat import FORMS
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.size import empty_model
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _TEXT: dict[str, Any] = {
@@ -204,3 +206,15 @@ if __name__ == "__main__":
         m = build(n)
         out = m(input_ids=torch.arange(10, 40)[None])
         print(n, type(m).__name__, sum(p.numel() for p in m.parameters()), out.logits.std().item())
+
+
+def save_empty_weights(folder: Path) -> None:
+    """A model.safetensors with every tensor that a folder's config.json asks for, and no number: the file is sparse."""
+    header, end = {}, 0
+    for name, tensor in empty_model(AutoConfig.from_pretrained(folder).get_text_config()).named_parameters():
+        begin, end = end, end + 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)

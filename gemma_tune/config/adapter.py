@@ -7,6 +7,8 @@ from typing import Any
 
 from gemma_tune.config.option import option
 
+ALL_LINEAR = "all-linear"
+
 
 @dataclass
 class AdapterConfig:
@@ -21,7 +23,7 @@ class AdapterConfig:
         0.0, "Dropout probability on the input of the adapter while training.", at_least=0, at_most=0.99
     )
     target_modules: Any = option(
-        "all-linear", "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
+        ALL_LINEAR, "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
     )
     layers_to_transform: list[int] | None = option(
         None, "Numbers of the blocks to adapt, from 0; null: all. Not with a regular expression as target_modules."

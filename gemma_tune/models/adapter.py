@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,21 +11,23 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from gemma_tune.config import AdapterConfig
+from gemma_tune.config import AdapterConfig, ModelConfig
+from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapter_checks import check_matches, check_names, not_placed
 from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import init_loftq, is_four_bit
+from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.size import empty_model, is_expert
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import TIED, read_adapter
+from gemma_tune.models.stored_adapter import read_adapter
 from gemma_tune.models.token_rows import fill_reference, grown, tell_head
 
-ALL_LINEAR = "all-linear"
 # The name that TRL gives to the copy of an adapter that is its reference
 _REFERENCE = "ref"
 
@@ -151,30 +152,13 @@ def _placed(
         revision=source.revision,  # the saved adapter names the base that it was trained on
     )
     config._register_custom_module(layers)
-    leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-    leaves = [leaf for leaf in leaves if leaf not in ("lm_head", *trained_whole)]
-    _check_saved(model, adapter)
-    if isinstance(adapter.target_modules, list):
-        # PEFT ignores a name that matches nothing, as long as another one matches.
-        names = [n for n, _ in model.named_modules()]
-        lost = [t for t in adapter.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
-        if lost:
-            raise UserError(
-                f"adapter.target_modules: no layer is named {', '.join(lost)}. Linear layers: {', '.join(leaves)}."
-            )
+    check_names(model, adapter)
     try:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(
-            f"adapter.target_modules: {str(error).splitlines()[0]} Linear layers: {', '.join(leaves)}."
-        ) from error
-    except re.error as error:
-        raise UserError(
-            f"adapter.target_modules={adapter.target_modules}: no regular expression ({error}); write one, as "
-            r"'.*\.(q|v)_proj', or a list of names."
-        ) from error
+        raise not_placed(model, error) from error
     _check_reach(peft_model)
-    _check_patterns(peft_model, adapter)
+    check_matches(peft_model, adapter)
     _complete(peft_model)
     return peft_model
 
@@ -188,44 +172,13 @@ def _complete(model: Any) -> None:
                 parameter.data = parameter.data.float()  # small updates would be rounded away
 
 
-def _check_saved(model: Any, adapter: AdapterConfig) -> None:
-    """Raises UserError for `modules_to_save` that are no norms: only they are trained whole and merged exactly."""
-    norms = {n for n, m in model.named_modules() if "norm" in type(m).__name__.lower() and [*m.parameters()]}
-    for name in adapter.modules_to_save:
-        found = [n for n, _ in model.named_modules() if n.endswith(name)]  # as PEFT finds them
-        others = [n for n in found if n not in norms]
-        if any(n in TIED for n in others):
-            raise UserError(
-                f"adapter.modules_to_save: {name} would train a whole copy of the embedding, which is the head, too; "
-                "name the rows that are to change in adapter.trainable_token_indices, or train every weight "
-                "(recipe=full_sft)."
-            )
-        if others or not found:
-            why = f"{others[0]} is no norm; linear layers take an adapter" if others else f"no layer ends in {name}"
-            names = ", ".join(sorted({n.rsplit(".")[-1] for n in norms}))
-            raise UserError(f"adapter.modules_to_save: {why}. Norms are named {names}.")
-
-
-def _check_patterns(model: Any, adapter: AdapterConfig) -> None:
-    """Raises UserError for a pattern or a block that no adapted layer has: PEFT ignores it."""
-    adapted = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")]
-    for key in ("rank_pattern", "alpha_pattern"):
-        for name in getattr(adapter, key):
-            if not any(re.match(rf"(.*\.)?({name})$", layer) for layer in adapted):
-                raise UserError(
-                    f"adapter.{key}.{name}: no adapted layer is named so; they are {adapted[0]} to {adapted[-1]}."
-                )
-    blocks = {int(n) for layer in adapted for n in re.findall(r"\.layers\.(\d+)\.", f".{layer}")}
-    if lost := sorted({*(adapter.layers_to_transform or ())} - blocks):
-        raise UserError(
-            f"adapter.layers_to_transform: no adapted layer is in block {', '.join(map(str, lost))}; blocks begin at 0."
-        )
-
-
-def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool = False) -> None:
-    """Refuses, before a weight is loaded, an adapter that doesn't fit its base, and layers to adapt that aren't there.
+def check_source(
+    model: ModelConfig, adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool = False
+) -> None:
+    """Refuses, before a weight is loaded, files that lack some, and an adapter or layers to adapt that don't fit.
 
     Args:
+        model: How the base is to be loaded.
         adapter: What is to be trained, where `trains`.
         source: Names the base, and the adapter on it.
         config: The base's configuration.
@@ -233,8 +186,9 @@ def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: b
         merges: Whether the stored adapter is merged into the weights.
 
     Raises:
-        UserError: See `attach`.
+        UserError: See `check_files` and `attach`.
     """
+    check_files(model, source, config, packed=not trains and not merges)
     if source.adapter is None and (not trains or adapter.peft_type == "none"):
         return
     rows = [*adapter.trainable_token_indices, *(stored_rows(source.adapter) if source.adapter else ())]

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from gemma_tune.errors import UserError
 from gemma_tune.models.family import Family
 from gemma_tune.models.source import Source
 
@@ -39,11 +40,21 @@ class CheckpointFiles:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """The file of each tensor, by the tensor's name there; empty where there are no safetensors files."""
+        """The file of each tensor, by the tensor's name there; empty where there are no safetensors files.
+
+        Raises:
+            UserError: A file that is shorter or longer than its header says, or has none.
+        """
         found = {}
         for file in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as stored:
-                found.update(dict.fromkeys(stored.keys(), file))
+            try:
+                with safe_open(file, framework="numpy") as stored:  # torch's would map the file as memory of its own
+                    found.update(dict.fromkeys(stored.keys(), file))
+            except SafetensorError as error:
+                raise UserError(
+                    f"{file}: this file of {file.stat().st_size:,} bytes is cut off, or no safetensors file ({error}); "
+                    "fetch it again (with Git: `git lfs pull`)."
+                ) from error
         return found
 
     @cached_property

@@ -15,16 +15,20 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.source import Source
+from gemma_tune.run.manifest import file_version
+
+# Checkpoints whose files were looked at in this process, by the versions of the files
+_COMPLETE: set[tuple[Source, tuple[object, ...]]] = set()
 
 
 def not_loadable(source: Source, error: Exception) -> UserError:
     """The error of a library as one line that says what to do."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    help_line = "give a local folder"
+    help_line = "compare its files with those of the published checkpoint, or fetch it again"
     if source.folder is None:
         help_line = (
             f"check the name, accept the licence at https://huggingface.co/{source.base} and log in "
@@ -55,12 +59,74 @@ def load_language_part(
     if stored := getattr(config, "quantization_config", None):
         four_bit.check_stored(model, source, config, stored, packed)
         text.quantization_config = stored
-    attention = model.attn_implementation
-    if attention and attention not in family.attention:
+    device, attention = str(pick_device(model)), _attention(model, family)
+    four_bit_config = four_bit.quantization_config(model, config)
+    loaded = _built(model, source, config, kind, device, attention, new, quantization_config=four_bit_config)
+    four_bit.keep_layout(loaded)
+    _check_finite(source, config, loaded)
+    return loaded
+
+
+def check_files(model: ModelConfig, source: Source, config: Any, packed: bool = False) -> None:
+    """Refuses, before a weight is loaded, a local checkpoint whose files are cut off or lack weights.
+
+    The model is built on the meta device from the headers of the files: no number of them is read.
+
+    Args:
+        model: What is asked for.
+        source: Where it is; what the Hub has is complete once it is downloaded.
+        config: As `load_config` gives it.
+        packed: As in `load_language_part`.
+
+    Raises:
+        UserError: As `load_language_part`, but for numbers that aren't finite.
+    """
+    if source.folder is None:
+        return
+    family = FAMILIES[config.model_type]
+    stored = CheckpointFiles.of(source, family).files
+    if quantized := getattr(config, "quantization_config", None):
+        four_bit.check_stored(model, source, config, quantized, packed)
+        return
+    versions = tuple(file_version(file) for file in (source.folder / "config.json", *sorted({*stored.values()})))
+    if not stored or (source, versions) in _COMPLETE:  # files of another form have no headers
+        return
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        # A classifier has its head, too
+        _built(model, source, config, family.language_class, "meta", _attention(model, family), ["score.weight"])
+    except UserError as error:
+        if "unable to mmap" not in str(error.__cause__):
+            raise  # else a file larger than the memory, of which the estimate of memory says more
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    _COMPLETE.add((source, versions))
+
+
+def _attention(model: ModelConfig, family: Family) -> str:
+    asked = model.attn_implementation or family.attention[0]
+    if asked not in family.attention:
         raise UserError(
-            f"model.attn_implementation={attention} can't compute {family.name}'s attention; leave it out for "
+            f"model.attn_implementation={asked} can't compute {family.name}'s attention; leave it out for "
             f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
         )
+    return asked
+
+
+def _built(
+    model: ModelConfig,
+    source: Source,
+    config: Any,
+    kind: str,
+    device: str,
+    attention: str,
+    new: Collection[str] = (),
+    **options: Any,
+) -> Any:
+    """The language part with every weight of the files, on a device."""
+    family = FAMILIES[config.model_type]
     cls: Any = getattr(transformers, kind)
     verbosity = logging.get_verbosity()
     if new:
@@ -68,14 +134,15 @@ def load_language_part(
     try:
         loaded, info = cls.from_pretrained(
             source.base,
-            config=text,
+            config=config.get_text_config(),
             key_mapping=family.key_mapping,
             dtype=getattr(torch, str(model.dtype)),
-            attn_implementation=attention or family.attention[0],
+            attn_implementation=attention,
             revision=source.revision,
-            quantization_config=four_bit.quantization_config(model, config),
-            device_map={"": str(pick_device(model))},
+            device_map={"": device},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **options,
         )
     except torch.OutOfMemoryError:
         raise
@@ -84,10 +151,9 @@ def load_language_part(
     finally:
         logging.set_verbosity(verbosity)
     missing = [n for n in info["missing_keys"] if n not in new]
-    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and not (new and n.startswith("lm_head."))]
+    known = (*new, "lm_head.weight") if new else ()
+    extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and n not in known]
     _check_tensors(source, missing, extra, [key for key, *_ in info.get("mismatched_keys", ())])
-    four_bit.keep_layout(loaded)
-    _check_finite(source, config, loaded)
     return loaded
 
 

@@ -17,7 +17,7 @@ from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
 from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.models.adapter import check_adapter
+from gemma_tune.models.adapter import check_source
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
@@ -83,8 +83,8 @@ def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = Tru
     """
     source = source or find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
-    if source.adapter is not None:
-        check_adapter(cfg.adapter, source, load_config(source), trains=False)
+    if source.gguf is None:
+        check_source(cfg.model, cfg.adapter, source, load_config(source), trains=False)
     if evaluators:
         check_evaluators(cfg, source, tokenizer)
     held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)

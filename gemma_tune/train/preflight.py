@@ -13,9 +13,10 @@ from torch import nn
 from gemma_tune.chat import form_of
 from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
+from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import ALL_LINEAR, WeightCounts, weights_beside
+from gemma_tune.models.adapter import WeightCounts, weights_beside
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.size import ModelSize, empty_model

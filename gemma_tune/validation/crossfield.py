@@ -13,6 +13,7 @@ from gemma_tune.config.data import FORMATS, LABELLED
 from gemma_tune.config.methods import METHODS, Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import RUNS
+from gemma_tune.validation.adapter_layers import layer_problems
 from gemma_tune.validation.chat_and_preview import (
     chat_problems,
     no_other,
@@ -88,6 +89,7 @@ def _adapter(cfg: Config) -> Iterator[str]:
     for m in modules if isinstance(modules, list) else [modules]:
         if m in ("lm_head", "embed_tokens"):
             yield f"adapter.target_modules: {m} is tied (head and embedding are one matrix); leave it out."
+    yield from layer_problems(a)
 
 
 def _data(cfg: Config) -> Iterator[str]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
 
 import gemma_tune
@@ -109,9 +110,9 @@ def test_a_run_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     model = tmp_path / "huge"
     shutil.copytree(ASSETS / "tiny", model, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((model / "config.json").read_text("utf-8"))
-    config |= {"num_hidden_layers": 400, "layer_types": ["full_attention"] * 400, "hidden_size": 16384}
+    config |= {"num_hidden_layers": 40, "layer_types": ["full_attention"] * 40, "hidden_size": 163840}
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (model / "model.safetensors").write_bytes(b"never read")
+    small_models.save_empty_weights(model)
     words = [f"model.model_name_or_path={model}", *SAMPLE, "tracker=none", f"output_dir={tmp_path / 'run'}"]
     with pytest.raises(UserError, match=r"of memory, and .* are free"):
         gemma_tune.run("full_sft", words)

@@ -240,13 +240,37 @@ def test_a_resized_embedding(tmp_path: Path) -> None:
 
 
 def test_layers_that_are_not_there_are_refused_in_the_dry_run(tmp_path: Path) -> None:
+    """Each under its own key, in one line."""
+    one_block = "adapter.layers_to_transform=[1]"
     for words, message in (
-        ("adapter.target_modules=[q_proj,qq_proj]", r"no layer is named qq_proj"),
-        ("adapter.target_modules='.*nothing'", "adapter.target_modules: Target modules .*not found"),
-        ("adapter.target_modules='.*(q_proj'", "no regular expression"),
+        (["adapter.target_modules=[q_proj,qq_proj]"], r"adapter\.target_modules: no layer is named qq_proj\. Linear"),
+        (["adapter.target_modules='.*nothing'"], r"adapter\.target_modules: Target modules .*not found"),
+        (["adapter.target_modules='.*(q_proj'"], r"adapter\.target_modules=.*no regular expression"),
+        (["adapter.target_modules=[q_proj,q_proj]"], r"adapter\.target_modules names q_proj twice"),
+        (["adapter.target_modules=[mlp]"], r"adapter\.target_modules: mlp is of Gemma3MLP, no linear layer\. Linear"),
+        (["adapter.target_modules='.*mlp'"], r"adapter\.target_modules: Target module Gemma3MLP\. Linear layers"),
+        (
+            [one_block, "adapter.target_modules='.*q_proj'"],
+            r"adapter\.layers_to_transform can't be combined .*write the blocks into it, as '\.\*\\\.layers\\\.\(1\)",
+        ),
+        (
+            [one_block, "adapter.target_modules=[model.layers.0.mlp.up_proj]"],
+            r"adapter\.layers_to_transform: no adapted layer is in block 1\.",
+        ),
+        (["adapter.layers_to_transform=[99]"], r"adapter\.layers_to_transform: there is no block 99; .*blocks 0 to 5"),
+        (["adapter.layers_to_transform=[-1]"], r"adapter\.layers_to_transform: the numbers of blocks begin at 0"),
+        (["adapter.layers_to_transform=[]"], r"adapter\.layers_to_transform=\[\] names no block; leave it out"),
+        (["adapter.layers_to_transform=[1,1]"], r"adapter\.layers_to_transform names 1 twice"),
+        (["adapter.rank_pattern={q_proj: 0}"], r"adapter\.rank_pattern\.q_proj=0: it is at least 1"),
+        (["adapter.alpha_pattern={q_proj: -3}"], r"adapter\.alpha_pattern\.q_proj=-3: it is at least 1"),
+        (["adapter.rank_pattern={'(q': 2}"], r"adapter\.rank_pattern: \(q is no regular expression"),
+        (["adapter.alpha_pattern={'*q': 2}"], r"adapter\.alpha_pattern: \*q is no regular expression"),
+        (["adapter.trainable_token_indices=[5,7,5]"], r"adapter\.trainable_token_indices names 5 twice"),
+        (["adapter.modules_to_save=[norm,norm]"], r"adapter\.modules_to_save names norm twice"),
     ):
-        with pytest.raises(UserError, match=message):
-            gemma_tune.run("lora_sft", ["model=tiny", words, "dry_run=true", f"output_dir={tmp_path / 'run'}"])
+        with pytest.raises(UserError, match=message) as caught:
+            gemma_tune.run("lora_sft", ["model=tiny", *words, "dry_run=true", f"output_dir={tmp_path / 'run'}"])
+        assert len(caught.value.problems) == 1 and "\n" not in str(caught.value), words
 
 
 def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
@@ -262,7 +286,7 @@ def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
     assert {s[0] for k, s in shapes.items() if "q_proj.lora_A" in k} == {2}
     assert {s[0] for k, s in shapes.items() if "v_proj.lora_A" in k} == {16}
     for word, message in (
-        ("adapter.layers_to_transform=[1,60]", r"in block 60; blocks begin at 0"),
+        ("adapter.layers_to_transform=[1,60]", r"there is no block 60; this model has the blocks 0 to 5"),
         ("adapter.rank_pattern={qq_proj: 2}", r"adapter\.rank_pattern\.qq_proj: no adapted layer"),
         ("adapter.modules_to_save=[lm_head]", r"a whole copy of the embedding, .*recipe=full_sft\)\.$"),
         ("train.lr_scheduler_type=cosine_with_min_lr", r"set train\.extra\.lr_scheduler_kwargs=\{min_lr_rate: …\}"),

@@ -1,0 +1,47 @@
+"""Checks of the keys that name what an adapter changes: layers, blocks, rows and ranks. The model isn't known yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from gemma_tune.config import AdapterConfig
+from gemma_tune.config.adapter import ALL_LINEAR
+
+
+def layer_problems(a: AdapterConfig) -> Iterator[str]:
+    """Expressions that are none, numbers out of their limits, and names that stand twice."""
+    modules, blocks = a.target_modules, a.layers_to_transform
+    for key in ("target_modules", "layers_to_transform", "trainable_token_indices", "modules_to_save"):
+        values = getattr(a, key) if isinstance(getattr(a, key), list) else []
+        if twice := dict.fromkeys(str(v) for v in values if values.count(v) > 1):
+            yield f"adapter.{key} names {', '.join(twice)} twice."
+    if isinstance(modules, str) and modules != ALL_LINEAR and (error := _not_an_expression(modules)):
+        yield (
+            f"adapter.target_modules={modules}: no regular expression ({error}); write one, as "
+            r"'.*\.(q|v)_proj', or a list of names."
+        )
+    if blocks == []:
+        yield "adapter.layers_to_transform=[] names no block; leave it out to adapt all of them."
+    if any(number < 0 for number in blocks or ()):
+        yield "adapter.layers_to_transform: the numbers of blocks begin at 0."
+    if blocks and isinstance(modules, str) and modules != ALL_LINEAR:
+        numbers = "|".join(map(str, blocks))
+        yield (
+            "adapter.layers_to_transform can't be combined with a regular expression as adapter.target_modules: write "
+            rf"the blocks into it, as '.*\.layers\.({numbers})\..*', or give target_modules as a list of names."
+        )
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name, value in getattr(a, key).items():
+            if error := _not_an_expression(name):
+                yield f"adapter.{key}: {name} is no regular expression ({error}); write the name of a layer, as q_proj."
+            if value < 1:
+                yield f"adapter.{key}.{name}={value}: it is at least 1."
+
+
+def _not_an_expression(text: str) -> re.error | None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        return error
+    return None
