@@ -11,7 +11,7 @@ from gemma_tune.run.folder import RunFolder, RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.train.kto import balance_warning, kto_arguments, kto_trainer
+from gemma_tune.train.kto import check_answers, kto_arguments, kto_trainer
 from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight
 from gemma_tune.train.undertrained import undertrained_warning
 
@@ -19,6 +19,7 @@ from gemma_tune.train.undertrained import undertrained_warning
 def read(cfg: Config, setup: Setup) -> Data:
     """Labelled answers as token ids; of a pair both answers. A dry run reads them by this function, too."""
     train, held_out = load_labelled(cfg.data, setup.tokenizer, cfg.train.max_length, cfg.seed)
+    check_answers(cfg, train)
     return with_evaluators(cfg, setup.tokenizer, train, held_out, train.longest)
 
 
@@ -34,7 +35,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         warning = undertrained_warning(base, setup.tokenizer, data.train, setup.adapter)
         model = attach(base, setup.adapter, setup.source)
-    notes, counts = [said for said in (warning, balance_warning(cfg, data.train)) if said], count(model)
+    notes, counts = [warning] if warning else [], count(model)
 
     # The checks come first: making the trainer computes the reference's log-probabilities of all answers, which is slow
     with folder.leaving_no_empty_folder():

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.rendering import Sided, find_records
+from gemma_tune.data.records import Record
+from gemma_tune.data.remarks import number
+from gemma_tune.data.rendering import Sided, find_records, unrenderable
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.tokenized import TokenizedRows, note_reading
@@ -42,7 +43,7 @@ def render_answers(
         prompt = render_prompt(tokenizer, record.prompt, record.tools)
         rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
     except (Unrenderable, TemplateError) as error:
-        raise BadRow(f"{record.where}: {error}") from error
+        raise unrenderable(record, error) from error
     # The stop token belongs to an answer; what the template writes after it doesn't
     return prompt, [row.input_ids[len(prompt) : row.answer_end] for row in rows]
 
@@ -131,7 +132,7 @@ def load_answers(
         except OSError as error:
             raise no_room(f"{name}: rendered rows", error) from error
         if rows.read and not len(rows.rendered):
-            raise UserError(f"{name}: none of {rows.read} {rows.fits} train.max_length={max_length}; raise it.")
+            raise UserError(f"{name}: none of {number(rows.read, rows.fits)} train.max_length={max_length}; raise it.")
         return rows
 
     return note_reading(split, load(split.train(), "training rows"), load(split.held_out(), "held-out rows"))

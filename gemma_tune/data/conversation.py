@@ -43,7 +43,7 @@ def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str |
     messages = with_thinking(fields, _switched(fields, messages))
     messages, names = opened(fields, messages, name, [n for n in fields.named(SYSTEM) if fields.is_used(n)])
     clean = checked_messages(messages, fields.where, not data.prompts_only, fields, names, tools)
-    return Record(fields.where, messages=last_only(clean) if data.answers == "last" else clean, tools=tools)
+    return Record(fields.where, messages=answers_to_train(clean, fields.where, data), tools=tools)
 
 
 def row_tools(fields: RowFields, data: DataConfig) -> Tools | None:
@@ -189,9 +189,27 @@ def with_thinking(fields: RowFields, answer: Any) -> Any:
     return [*answer[:-1], last]
 
 
-def last_only(messages: Messages) -> Messages:
-    """The conversation with its last answer trained only (`data.answers=last`)."""
+def answers_to_train(messages: Messages, where: str, data: DataConfig) -> Messages:
+    """The conversation as `data.answers` says: with `last`, only its last answer is trained.
+
+    Raises:
+        BadRow: That one is switched off.
+    """
+    return last_only(messages, None if data.prompts_only else where) if data.answers == "last" else messages
+
+
+def last_only(messages: Messages, where: str | None = None) -> Messages:
+    """The conversation with its last answer trained only.
+
+    Raises:
+        BadRow: That one is switched off; only where `where`, file and line, is given.
+    """
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if where and messages[answers[-1]].get("weight") == 0:
+        raise BadRow(
+            f"{where}: the last answer, the only one to train with data.answers=last, is switched off "
+            f"({', '.join(ROW_SWITCHES)}): leave such rows out with data.on_bad_row=skip, or set data.answers=all."
+        )
     return [{**m, "weight": 0} if i in answers[:-1] else m for i, m in enumerate(messages)]
 
 

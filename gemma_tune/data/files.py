@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_tune.data.compressed import decompressed
 from gemma_tune.data.file_rows import FileOptions, Row
-from gemma_tune.data.folders import folder_files
+from gemma_tune.data.folders import folder_files, refuse_snapshots
 from gemma_tune.data.json_layouts import read_json, read_jsonl
 from gemma_tune.data.plain_text import read_text
 from gemma_tune.data.records import BadRow
@@ -59,6 +59,7 @@ def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not found:
             raise UserError(f"{key}={name}: no file has a name like this.")
+        refuse_snapshots(found, name, key)
     else:
         found = [path]
     for file in found:

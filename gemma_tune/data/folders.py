@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
@@ -52,6 +53,7 @@ def folder_files(folder: Path, name: str, key: str) -> list[Path]:
     found = row_files(folder, f"{key}={name}")
     if not found:
         raise UserError(f"{key}={name}: no file of this folder is one of {ALL_TYPES}.")
+    refuse_snapshots(found, name, key)
     splits = _by_split(folder, found)
     if len(splits) > 1:
         raise UserError(_several_splits(name, key, folder, splits))
@@ -63,6 +65,34 @@ def folder_files(folder: Path, name: str, key: str) -> list[Path]:
             f"{setting(key, os.path.join(name, f'*{texts[0].suffix}'))}"
         )
     return found
+
+
+def refuse_snapshots(files: Iterable[Path], name: str, key: str) -> None:
+    """Refuses files of several snapshots in the Hub's cache of one repository, which hold the same rows.
+
+    Raises:
+        UserError: They are; it names the one to read: that of `refs/main`, where it is there.
+    """
+    found: dict[Path, dict[str, None]] = {}
+    for file in files:
+        for place in file.parents:
+            repository = place.parent.parent
+            if place.parent.name == "snapshots" and (repository.name.startswith("datasets--") or _is_cache(repository)):
+                found.setdefault(repository, {})[place.name] = None
+    for repository, names in found.items():
+        if len(names) > 1:
+            main = repository / "refs" / "main"
+            wanted = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+            places = [str(repository / "snapshots" / one) for one in ([wanted] if wanted in names else names)]
+            raise UserError(
+                f"{key}={name}: {repository} is a cache folder of the Hub, and its {len(names)} snapshots are versions "
+                f"of the same rows; name {'that of its main branch' if wanted in names else 'one'}: "
+                f"{' or '.join(setting(key, place) for place in places)}"
+            )
+
+
+def _is_cache(repository: Path) -> bool:
+    return (repository / "blobs").is_dir() or (repository / "refs").is_dir()
 
 
 def row_files(folder: Path, said: str = "") -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.data.file_rows import Row
-from gemma_tune.data.folders import is_saved_dataset, setting
+from gemma_tune.data.folders import is_saved_dataset, refuse_snapshots, row_files, setting
 from gemma_tune.data.tools import without_nulls_inside
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import looks_local, resolve
@@ -66,6 +66,8 @@ class HubSplit:
     def _refuse_folders(self) -> None:
         """A folder of `save_to_disk`, which `load_dataset` doesn't read, and one that isn't there."""
         folder = resolve(self.name)
+        if folder.is_dir():
+            refuse_snapshots(row_files(folder, f"data.dataset_name={self.name}"), self.name, "data.dataset_name")
         if is_saved_dataset(folder):
             split = self.split.partition("[")[0]
             place = os.path.join(self.name, split) if (folder / split).is_dir() else self.name

@@ -103,7 +103,7 @@ class SplitReader:
             except OSError as error:
                 raise UserError(f"{key}: {source}: the file can't be read ({error.strerror or error}).") from error
         if not found:
-            raise UserError(f"{key}={name}: all {bad} rows are bad. The first: {first}")
+            raise UserError(f"{key}={name}: all rows are bad ({bad:,}). The first: {first}")
 
     def _records(self, source: Source, streamed: bool) -> Iterator[Record | BadRow]:
         records = records_of(source, self.data, streamed)

@@ -11,12 +11,13 @@ import hashlib
 import importlib
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.conversation import answers_to_train
 from gemma_tune.data.file_rows import FileOptions, Row
 from gemma_tune.data.files import read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
@@ -110,12 +111,16 @@ def _hashed_rows(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
 
 def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """The records of a reader of the user's own, checked like those of our formats."""
-    for record in load_function(data.format, "data.format")(source, data):
+    made_by = f"data.format={data.format}"
+    records = load_function(data.format, "data.format", ("path", "data"))(source, data)
+    if not isinstance(records, Iterable):
+        raise BadRow(f"{source}: {made_by} gave {type(records).__name__}, no list of Record; yield or return them.")
+    for record in records:
         if isinstance(record, BadRow):
             yield record
             continue
         if not isinstance(record, Record):
-            raise BadRow(f"{source}: data.format={data.format} gave {type(record).__name__}, not Record.")
+            raise BadRow(f"{source}: {made_by} gave {type(record).__name__}, not Record.")
         if record.messages is None:
             yield record
             continue
@@ -124,7 +129,7 @@ def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             tools = checked_tools(record.tools, record.where)
             messages = checked_messages(record.messages, record.where, not data.prompts_only, fields, tools=tools)
             if record.rejected is None:
-                made = replace(record, messages=messages, tools=tools)
+                made = replace(record, messages=answers_to_train(messages, record.where, data), tools=tools)
             else:
                 places = ["messages"] * len(record.prompt) + ["rejected"] * len(record.rejected)
                 other = Side("rejected", [*record.prompt, *record.rejected], places)

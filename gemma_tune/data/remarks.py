@@ -10,6 +10,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.validation.suggest import did_you_mean
 
 SILENCES = " (data.ignore_fields silences names)"
+_ONE = {"rows": "row", "pairs": "pair", "are": "is", "have": "has", "were": "was", "don't": "doesn't", "their": "its"}
 
 
 class RowRemarks:
@@ -79,10 +80,15 @@ def remark_lines(remarks: Mapping[str, RowRemarks], name: str) -> list[str]:
     return [*lines, *warnings]
 
 
+def number(count: int, what: str) -> str:
+    """`3 rows were skipped`, `1 row was skipped`."""
+    return f"{count:,} {' '.join(_ONE.get(word, word) for word in what.split()) if count == 1 else what}"
+
+
 def _listed(counts: Counter[str]) -> str:
     """`category, source: 1,350 rows; id: 7 rows`."""
     by_rows = groupby(sorted(counts, key=lambda name: -counts[name]), key=counts.__getitem__)
     text = "; ".join(
-        f"{', '.join(name or repr(name) for name in names)}: {rows:,} row{'s' * (rows != 1)}" for rows, names in by_rows
+        f"{', '.join(name or repr(name) for name in names)}: {number(rows, 'rows')}" for rows, names in by_rows
     )
     return text.encode("utf-8", "backslashreplace").decode()  # half a character can't be printed

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
+from gemma_tune.chat.forms import thinking_of
+from gemma_tune.data.known_fields import THINKING
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.row_fields import structure_in
 
 
 class Sided(Protocol):
@@ -32,7 +35,32 @@ def render_record(record: Record, tokenizer: Any) -> Rendered:
     try:
         return render_chat(tokenizer, record.messages, record.tools)
     except (Unrenderable, TemplateError) as error:
-        raise BadRow(f"{record.where}: {error}") from error
+        raise unrenderable(record, error) from error
+
+
+def unrenderable(record: Record, error: Exception) -> BadRow:
+    """What the chat template can't render of a record, with the names that read the row without its thinking."""
+    names = dict.fromkeys(_thinking("", record.row)) if any(map(thinking_of, record.messages or ())) else {}
+    way = (
+        f" data.ignore_fields=[{','.join(names)}] reads the rows without it."
+        if names and "thinking" in str(error)
+        else ""
+    )
+    return BadRow(f"{record.where}: {error}{way}")
+
+
+def _thinking(place: str, value: Any) -> Iterator[str]:
+    """The fields of a row, and of its messages, that hold thinking."""
+    value = structure_in(value)
+    if isinstance(value, list):
+        for entry in value:
+            yield from _thinking(place, entry)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if name in THINKING and isinstance(inner, str) and inner.strip():
+                yield f"{place}{name}"
+            elif name not in ("content", "parts"):  # their parts have no names to ignore
+                yield from _thinking(f"{place}{name}.", inner)
 
 
 def refuse_bad_answer(record: Record) -> None:

@@ -89,11 +89,16 @@ class RowFields:
         return value
 
     def require(self, name: str, fix: str = "") -> Any:
-        """The value of a field that must be there.
+        """The value of a field that must be there, and not be ignored.
 
         Raises:
-            BadRow: It isn't; the message lists the fields that exist, and ends with `fix`.
+            BadRow: It isn't there; the message lists the fields that exist, and ends with `fix`.
         """
+        if self.is_ignored(name):
+            raise BadRow(
+                f"{self.where}: the field {name!r} is what this format reads, and data.ignore_fields has it: take it "
+                "out of that list, or name another format or column."
+            )
         if not self._find(name)[0]:
             found = ", ".join(self.row) or "none"
             raise BadRow(f"{self.where}: there is no field {name!r}; found: {found}.{fix and ' ' + fix}")

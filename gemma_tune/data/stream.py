@@ -55,6 +55,7 @@ def stream_rows(
     train = replace(first)
     train.read_by(part)
     held_out.read_by(others)
+    held_out.worse = 0
 
     def rendered() -> Iterator[dict[str, list[int]]]:
         train.begin()  # TRL looks at the first row beforehand

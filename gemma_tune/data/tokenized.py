@@ -14,7 +14,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.remarks import RowRemarks, remark_lines
+from gemma_tune.data.remarks import RowRemarks, number, remark_lines
 from gemma_tune.data.rendering import Sided, find_records, refuse_bad_answer, render_record, split_answers
 from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import TrainHeldOut, split_rows
@@ -44,6 +44,7 @@ class TokenizedRows:
         formats: The format that each file was recognised as, by its name (`data=auto`).
         remarks: The fields of each file that were not used, by its name.
         repeated: `file:line` of the rows that equal an earlier one; None where duplicates aren't looked for.
+        worse: Training rows that have a worse answer, too, which isn't used.
         leaked: `file:line` of the training rows that are also in the held-out or test set; or None.
         tokens: Number of tokens of the rows used, after cutting.
         trained_tokens: Number of those that the loss counts.
@@ -66,6 +67,7 @@ class TokenizedRows:
     remarks: Mapping[str, RowRemarks] = field(default_factory=dict)
     repeated: list[str] | None = None
     leaked: list[str] | None = None
+    worse: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
@@ -94,7 +96,7 @@ class TokenizedRows:
 
     def begin(self) -> None:
         """Resets the counts."""
-        self.read = self.cut = self.tokens = self.trained_tokens = self.longest = 0
+        self.read = self.cut = self.tokens = self.trained_tokens = self.longest = self.worse = 0
         self.records, self.dropped = [], []
 
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
@@ -105,6 +107,7 @@ class TokenizedRows:
             return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length
 
         def render(record: Record) -> Rendered:
+            self.worse += record.rejected is not None
             if not self.labels:
                 refuse_bad_answer(record)
             return render_record(record, tokenizer)
@@ -170,9 +173,9 @@ class TokenizedRows:
     def notes(self, name: str) -> list[str]:
         """What the user should know about these rows, one line each; `name` says which rows they are."""
         found = []
-        for kind, number in Counter(self.formats.values()).items():
+        for kind, count in Counter(self.formats.values()).items():
             first = next(file for file, its in self.formats.items() if its == kind)
-            found.append(f"{name}: {first if number == 1 else f'{number} files'} read as {kind}")
+            found.append(f"{name}: {first if count == 1 else f'{count} files'} read as {kind}")
         found += remark_lines(self.remarks, name)
         for what, where in (
             ("bad rows were skipped", self.left_out()),
@@ -181,9 +184,14 @@ class TokenizedRows:
             ("rows are also in the held-out or test set: what is measured there was trained on", self.leaked),
         ):
             if where:
-                found.append(f"warning: {name}: {len(where):,} {what}. The first: {'; '.join(islice(where, _NAMED))}")
+                first = "; ".join(islice(where, _NAMED))
+                found.append(f"warning: {name}: {number(len(where), what)}. The first: {first}")
+        if self.worse:
+            said = "rows have a worse answer, too (rejected), which isn't used here"
+            found.append(f"{name}: {number(self.worse, said)}; recipe=dpo learns from both")
         if self.cut:
-            found.append(f"{name}: {self.cut:,} rows are longer than train.max_length and were cut at their end")
+            said = "rows are longer than train.max_length and were cut at their end"
+            found.append(f"{name}: {number(self.cut, said)}")
         return found
 
 
@@ -220,10 +228,11 @@ def render_rows(
     except OSError as error:
         raise no_room(f"{name}: rendered rows", error) from error
     rows.rendered, rows.dataset = stored, stored.dataset
+    if rows.read and not stored and not rows.cut:
+        raise UserError(f"{name}: no row has an answer to train: each is switched off (`weight`), or empty.")
     if rows.read and not stored:
-        raise UserError(
-            f"{name}: none of {rows.read} rows has a trained token within train.max_length={max_length}; raise it."
-        )
+        those = number(rows.read, "rows")
+        raise UserError(f"{name}: none of {those} has a trained token within train.max_length={max_length}; raise it.")
     return rows
 
 
@@ -244,6 +253,7 @@ def load_rows(
 
 def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
     """Adds to both what the split has found: formats, bad rows, duplicates and leaked rows."""
+    held_out.worse = 0
     train.read_by(split.part)
     held_out.read_by(split.others)
     train.repeated, train.leaked = split.repeated_at, split.leaked_at
@@ -261,6 +271,7 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
     records = split_rows(data, seed).held_out() if share else islice(part or (), data.max_eval_samples)
     rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip", labels=True)
     rows.read_by(part)
+    rows.worse = 0  # which answers are used is the evaluators' matter
     return rows
 
 

@@ -88,11 +88,13 @@ class Labelled(AnswerRows):
     Attributes:
         desirable: Number of good answers.
         undesirable: Number of bad answers.
+        balance: What the user should know about their weights, if anything.
     """
 
     fits: str = "rows has an answer within"
     desirable: int = 0
     undesirable: int = 0
+    balance: str | None = None
 
     def answers(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Answers]:
         """Renders answers, cuts those longer than `max_length`, drops what has nothing left to learn, and counts."""
@@ -130,6 +132,10 @@ class Labelled(AnswerRows):
     def counts(self) -> dict[str, int]:
         """See `TokenizedRows`; also the number of good and of bad answers."""
         return {**super().counts(), "desirable": self.desirable, "undesirable": self.undesirable}
+
+    def notes(self, name: str) -> list[str]:
+        """See `TokenizedRows`; also `balance`."""
+        return [*super().notes(name), *([self.balance] if self.balance else [])]
 
     @property
     def why_dropped(self) -> str:

@@ -93,6 +93,7 @@ class Tasks:
             raise UserError(f"data.train_file: no row can be used. The first: {next(iter(refused or {}), '')}")
         if not self._made:
             self._records, self.looked_at = used, len(used)
+            self._read.worse = sum(record.rejected is not None for record in used)
 
     def __len__(self) -> int:
         return len(self._records)

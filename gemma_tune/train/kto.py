@@ -41,10 +41,8 @@ def kto_trainer(cfg: Config, args: KTOConfig, model: Any, tokenizer: Any, train:
     """The trainer for rendered answers; the reference's log-probabilities are computed here.
 
     Raises:
-        UserError: There is but one answer; or as `build_trainer`.
+        UserError: As `build_trainer`.
     """
-    if len(train.dataset) < 2:
-        raise UserError("data.train_file: KTO compares the answers of a batch, and there is one answer only.")
     dataset = in_batches(train.dataset, args.per_device_train_batch_size, cfg.seed)
     return pair_trainer(GemmaKTOTrainer, cfg, args, model, tokenizer, dataset, find_labelled)
 
@@ -75,6 +73,17 @@ def in_batches(dataset: Dataset, size: int, seed: int) -> Dataset:
         return {**batch, "KL_completion_ids": mismatched[places]["completion_ids"]}
 
     return ordered.map(with_other, batched=True, with_indices=True, desc=None)
+
+
+def check_answers(cfg: Config, train: Labelled) -> None:
+    """Checks the answers, and adds what `balance_warning` says to their notes.
+
+    Raises:
+        UserError: There is but one answer.
+    """
+    if len(train.dataset) < 2:
+        raise UserError("data.train_file: KTO compares the answers of a batch, and there is one answer only.")
+    train.balance = balance_warning(cfg, train)
 
 
 def balance_warning(cfg: Config, train: Labelled) -> str | None:

@@ -115,7 +115,7 @@ def test_an_empty_set_does_not_end_the_mix(tmp_path: Path) -> None:
         assert refusal(data) == f"data.train_files.a={empty}: the file holds no rows."
     bad = write(tmp_path / "a.jsonl", "{")
     data = DataConfig(train_files={"a": bad, "b": full}, on_bad_row="skip")
-    assert refusal(data).startswith(f"data.train_files.a={bad}: all 1 rows are bad")
+    assert refusal(data).startswith(f"data.train_files.a={bad}: all rows are bad (1). ")
 
 
 def test_the_first_row_that_fits_decides_where_bad_ones_are_skipped(tmp_path: Path) -> None:
@@ -187,7 +187,9 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path: Path) -> None:
 def test_only_bad_rows(tmp_path: Path, write_rows: Callable[[Path], str]) -> None:
     file = write_rows(tmp_path / "rows.jsonl")
     message = refusal(DataConfig(format="messages", train_file=file, on_bad_row="skip"))
-    assert message.startswith(f"data.train_file={file}: all 2 rows are bad. The first: {file}:1: this line is not JSON")
+    assert message.startswith(
+        f"data.train_file={file}: all rows are bad (2). The first: {file}:1: this line is not JSON"
+    )
 
 
 def test_rows_of_two_parts_and_rows_said_twice(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_rows_of_two_parts_and_rows_said_twice(tmp_path: Path) -> None:
     assert found.leaked == [f"{train}:4", f"{train}:6"]
     assert (len(found.rendered), len(others.rendered)) == (7, 1)
     notes = "\n".join(found.notes("training rows"))
-    assert "1 rows are equal to an earlier one" in notes and "2 rows are also in the held-out or test set" in notes
+    assert "1 row is equal to an earlier one" in notes and "2 rows are also in the held-out or test set" in notes
 
 
 def test_equal_rows_are_held_out_together(tmp_path: Path) -> None:

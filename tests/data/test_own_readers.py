@@ -104,3 +104,20 @@ def test_prompts_that_are_refused_name_no_key_of_the_data(tmp_path: Path, row: d
         read_chat_prompts(ChatConfig(prompts_file=write(tmp_path / "p.jsonl", row)))
     assert "p.jsonl:1: " in str(caught.value) and "data." not in str(caught.value).partition("p.jsonl")[2]
     assert not str(caught.value).endswith((":", ",", "("))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "def read(path): return []",
+            r"mine\.py:read: its parameters are \(path\), and it is called with \(path, data\)",
+        ),
+        ("def read(path, data, extra): return []", r"its parameters are \(path, data, extra\), and it is called with"),
+        ("def read(path, data): pass", r"mine\.py:read gave NoneType, no list of Record; yield or return them"),
+    ],
+)
+def test_readers_that_cannot_be_called(own: DataConfig, tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(source + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        check_first_rows(own)

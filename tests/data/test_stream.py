@@ -102,7 +102,7 @@ def test_a_bad_row_far_on(tmp_path: Path, tokenizer: Any) -> None:
     train, _ = stream_rows(DataConfig(train_file=file, streaming=True, on_bad_row="skip"), tokenizer, 64, seed=0)
     assert len(list(itertools.islice(train.dataset, 255))) == 255
     assert train.counts()["rows_skipped"] == 1
-    assert any("1 bad rows were skipped" in note and "rows.jsonl:251" in note for note in train.notes("training rows"))
+    assert any("1 bad row was skipped" in note and "rows.jsonl:251" in note for note in train.notes("training rows"))
 
 
 def test_a_share_that_holds_nothing_out(tmp_path: Path, tokenizer: Any) -> None:

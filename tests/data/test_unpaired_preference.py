@@ -57,7 +57,7 @@ def test_names_of_the_label(tmp_path: Path, name: str) -> None:
     rows = [{"messages": [*ASK, *SAY], name: label} for label in (True, False, "no", "yes")]
     assert [r.desirable for r in training(data_of(tmp_path, rows))] == [True, False, False, True]
     (tmp_path / "none.jsonl").write_text(json.dumps({"messages": [*ASK, *SAY], name: None}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"{name} is None, and must be true"):
+    with pytest.raises(UserError, match=rf"{name} is missing \(null or NaN\): write true"):
         list(training(DataConfig(format="unpaired_preference", train_file=str(tmp_path / "none.jsonl"))))
 
 
@@ -122,7 +122,8 @@ def test_rows_with_opposite_labels_are_not_the_same(tmp_path: Path, tokenizer: A
     ("row", "said"),
     [
         ({"prompt": "a", "completion": "b"}, r"no field 'label'; found: prompt, completion"),
-        ({"prompt": "a", "completion": "b", "label": None}, "label is None"),
+        ({"prompt": "a", "completion": "b", "label": None}, "label is missing"),
+        ({"prompt": "a", "completion": "b", "label": float("nan")}, "label is missing"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "label is 'good', and must be true"),
         ({"prompt": "a", "completion": "b", "label": 0.5}, "label is 0.5"),
         ({"prompt": "a", "label": True}, "no field 'completion'"),

@@ -169,3 +169,26 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
         write(tmp_path / name, *rows("one"))
         for word in (f"data.train_file={tmp_path}/{name}", f'data.train_file="{tmp_path}/{name}"'):
             assert compose_config("preview", ["data=auto", word]).data.train_file == f"{tmp_path}/{name}"
+
+
+@pytest.mark.parametrize("key", ["train_file", "dataset_name", "glob", "parent"])
+@pytest.mark.parametrize("main", ["b2", None])
+def test_two_snapshots_of_a_data_set_are_not_read_as_one(tmp_path: Path, key: str, main: str | None) -> None:
+    """The Hub's cache keeps each version that was downloaded."""
+    folder = tmp_path / "hub/datasets--me--rows"
+    for name in ("a1", "b2"):
+        (folder / "snapshots" / name / "data").mkdir(parents=True)
+        write(folder / "snapshots" / name / "data/rows.jsonl", {"prompt": "a", "completion": name})
+    (folder / "refs").mkdir()
+    if main:
+        (folder / "refs/main").write_text(main)
+    name = {"glob": f"{folder}/snapshots/*/data/*.jsonl", "parent": str(folder.parent)}.get(key, str(folder))
+    data = DataConfig(dataset_name=name) if key == "dataset_name" else DataConfig(train_file=name)
+    said = refusal(data)
+    places = [
+        f"data.{'dataset_name' if key == 'dataset_name' else 'train_file'}={folder}/snapshots/{n}" for n in ("a1", "b2")
+    ]
+    assert "its 2 snapshots are versions of the same rows; name " in said
+    assert said.endswith(f"that of its main branch: {places[1]}" if main else f"one: {' or '.join(places)}")
+    data = DataConfig(train_file=f"{folder}/snapshots/b2")
+    assert [r.answer for r in training(data)] == ["b2"]

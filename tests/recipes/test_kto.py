@@ -12,6 +12,7 @@ from every_recipe import write_rows
 from short_runs import losses, metrics, short_run
 
 import gemma_tune
+from gemma_tune.errors import UserError
 
 
 def test_labelled_rows(finished: Any) -> None:
@@ -49,6 +50,23 @@ def test_dry_run_and_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     gemma_tune.run("preview", words)
     assert "That makes" in capsys.readouterr().out
     assert json.loads((tmp_path / "labelled.jsonl").read_text("utf-8").splitlines()[0])["label"] is False
+
+
+def test_a_dry_run_says_what_the_labels_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, file, *rest = write_rows("labelled", tmp_path)
+    path = Path(file.partition("=")[2])
+    rows = path.read_text("utf-8").splitlines(keepends=True)
+    words = ["data=unpaired_preference", file, *rest, "eval.evaluators=[preference]", "dry_run=true"]
+    good = [row for row in rows if json.loads(row)["label"]]
+    path.write_text("".join(good), encoding="utf-8")
+    short_run("kto", tmp_path / "run", *words)
+    assert "warning: no training row has a bad answer" in " ".join(capsys.readouterr().out.split())
+    path.write_text("".join([*good, *[r for r in rows if r not in good][:1]]), encoding="utf-8")
+    short_run("kto", tmp_path / "run", *words)
+    assert "KTO's authors advise 1 to 1.33" in " ".join(capsys.readouterr().out.split())
+    path.write_text("".join(good[:2]), encoding="utf-8")  # one is held out
+    with pytest.raises(UserError, match="there is one answer only"):
+        short_run("kto", tmp_path / "run", *words)
 
 
 def test_any_model_is_measured_on_labelled_rows(tmp_path: Path) -> None:

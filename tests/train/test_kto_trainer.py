@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.unpaired import Labelled, load_labelled
-from gemma_tune.errors import UserError
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -133,12 +132,6 @@ def test_every_answer_meets_another_prompt(n: int, size: int) -> None:
         else:
             assert others == [ids[0] for ids in made[n - 2 : n - 1]["completion_ids"]]
     assert in_batches(Dataset.from_list(rows), size, seed=3)["KL_completion_ids"] == made["KL_completion_ids"]
-
-
-def test_one_answer_is_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_kto_trainer.ROWS", ROWS[:1])
-    with pytest.raises(UserError, match="there is one answer only"):
-        built(tmp_path, *FEW)
 
 
 def test_unequal_numbers_are_said() -> None:

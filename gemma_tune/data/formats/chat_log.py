@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.conversation import last_only
+from gemma_tune.data.conversation import answers_to_train
 from gemma_tune.data.known_fields import CALL, ROLES
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
@@ -134,7 +134,7 @@ def _record(log: _Log, data: DataConfig) -> Record:
             "the assistant: data.assistant_senders=[…], or leave such conversations out with data.on_bad_row=skip."
         )
     messages = checked_messages(turns, log.where, not data.prompts_only)
-    messages = last_only(messages) if data.answers == "last" else messages
+    messages = answers_to_train(messages, log.where, data)
     record = Record(log.where, messages=messages, row={"messages": list(log.rows)})
     return record.with_remarks(unused=tuple(log.unused), missing=tuple(log.missing), ignored=tuple(log.ignored))
 

@@ -120,6 +120,8 @@ def _conversation(fields: RowFields, name: str, prompt: Messages, asked: str, to
             more = fields.optional_text("input") if other == "instruction" else ""
             text = fields.text(other)
             prompt, asked = [{"role": "user", "content": f"{text}\n\n{more}" if more else text}], other
+        if not prompt and fields.is_ignored(asked):
+            fields.require(asked)  # says so
         if not prompt:
             raise BadRow(
                 f"{where}: there is no field {asked!r}, and {name} is an answer alone: add the prompt, or write both "

@@ -32,7 +32,7 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
 
 def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
     where, fields = row
-    name = next((name for name in LABELS if name in fields), None)
+    name = next((name for name in LABELS if name in fields and name not in data.ignore_fields), None)
     if name is None:
         return BadRow(
             f"{where}: there is no field 'label'; found: {', '.join(fields) or 'none'}. Rows are prompt, completion "
@@ -42,6 +42,11 @@ def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
         said = switch_of(fields[name])
     except ValueError:
         said = None
+    if said is None and (fields[name] is None or fields[name] != fields[name]):
+        return BadRow(
+            f"{where}: {name} is missing (null or NaN): write true (a good answer) or false (a bad one), or leave such "
+            "rows out with data.on_bad_row=skip."
+        )
     if said is None:
         return BadRow(f"{where}: {name} is {fields[name]!r}, and must be true (a good answer) or false (a bad one).")
     rest = {key: value for key, value in fields.items() if key != name}
