@@ -40,6 +40,7 @@ PURE = (
     "data.folders",
     "data.json_layouts",
     "data.json_tables",
+    "data.json_decoder",
     "data.plain_text",
     "data.tables",
     "data.sources",

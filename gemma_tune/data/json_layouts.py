@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gemma_tune.data.file_rows import FileOptions, Row, text_lines
+from gemma_tune.data.json_decoder import Decoder, Twice
 from gemma_tune.data.json_tables import rows_of_object
 from gemma_tune.data.records import BadRow
 
@@ -40,6 +41,8 @@ def read_json(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row
 def _checked(row: Any, where: str) -> Row | BadRow:
     if isinstance(row, dict):
         return where, row
+    if isinstance(row, Twice):
+        return row.refused(where)
     return BadRow(f"{where}: this line is {type(row).__name__}, not a JSON object.")
 
 
@@ -87,6 +90,7 @@ def _objects(path: Path, number: int, text: str, lines: Iterator[Line], options:
 
 
 def _by_line(path: Path, lines: Iterable[Line], hint: str = "") -> Iterator[Row | BadRow]:
+    decoder = Decoder()
     for number, text in lines:
         where = f"{path}:{number}"
         if isinstance(text, BadRow):
@@ -95,7 +99,7 @@ def _by_line(path: Path, lines: Iterable[Line], hint: str = "") -> Iterator[Row 
         line = text.strip()
         try:
             if line:
-                yield _checked(json.loads(line), where)
+                yield _checked(decoder.line(line), where)
         except _UNREADABLE as error:
             if line.startswith("[") and number == 1:
                 hint = " Name a file that is one JSON array .json."
@@ -128,7 +132,7 @@ class _Values:
 
     def __init__(self, path: Path, text: str, line: int) -> None:
         self.path, self.text, self.at = path, text, 0
-        self._decoder = json.JSONDecoder()
+        self._decoder = Decoder()
         self._line, self._counted = line, 0
         self._number, self._last = 0, 0  # of the row, and the line that the last one began on
 
@@ -158,7 +162,7 @@ class _Values:
             ValueError: It isn't JSON.
             RecursionError: It is too deep.
         """
-        value, self.at = self._decoder.raw_decode(self.text, self.at)
+        value, self.at = self._decoder.value(self.text, self.at)
         return value
 
 
@@ -233,6 +237,8 @@ def _below_field(values: _Values, options: FileOptions) -> Iterator[Row | BadRow
         row = values.value()
     except _UNREADABLE as error:
         raise BadRow(f"{where}: data.field={options.field}: this file is not one JSON object ({error}).") from error
+    if isinstance(row, Twice):
+        raise row.refused(where)
     if values.mark() or not isinstance(row, dict):
         raise BadRow(f"{where}: data.field={options.field}: this file is not one JSON object; leave the key out.")
     yield from _only_object(values.path, where, row, options)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import auto
+from gemma_tune.data.json_decoder import Decoder
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
@@ -133,15 +134,15 @@ def test_a_bad_row_is_told_at_every_walk(tmp_path: Path) -> None:
 def test_an_interrupted_walk_is_no_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a row is parsed."""
     path = write(tmp_path / "rows.jsonl", *ROWS)
-    data, parse = DataConfig(train_file=path), json.loads
+    data, parse = DataConfig(train_file=path), Decoder.line
 
-    def stopped(text: str) -> object:
+    def stopped(decoder: Decoder, text: str) -> object:
         if "What is 40?" in text:
             raise KeyboardInterrupt
-        return parse(text)
+        return parse(decoder, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("gemma_tune.data.json_layouts.json.loads", stopped)
+        patched.setattr(Decoder, "line", stopped)
         with pytest.raises(KeyboardInterrupt):
             list(reading.training(data))
     assert len(list(reading.training(data))) == 500
