@@ -76,7 +76,8 @@ def _asked(where: str, row: dict[str, Any]) -> Record:
     """
     about_training = {name for name in TRAINING if name in row}
     rest = {name: value for name, value in row.items() if name not in about_training}
-    name = next((name for name in _FORMATS if _format(name).fits(rest, _DATA)), None)
+    filled = {name: value for name, value in rest.items() if value is not None}  # tables of mixed rows have nulls
+    name = next((name for fields in (filled, rest) for name in _FORMATS if _format(name).fits(fields, _DATA)), None)
     if name is None:
         raise BadRow(
             f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}. Name the field of "

@@ -17,6 +17,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.reading import SplitReader
 from gemma_tune.data.records import Record
+from gemma_tune.data.remarks import number
 from gemma_tune.errors import UserError
 
 Mask = NDArray[np.bool_]
@@ -111,7 +112,9 @@ def split_rows(data: DataConfig, seed: int) -> TrainHeldOut:
         n = max(1, round(len(found) * data.validation_split_percentage / 100))
         drawn = found <= np.partition(found, n - 1)[n - 1]
         if drawn.all():
-            raise UserError(f"{part}: holding out {len(found)} of {len(found)} rows leaves none to train on.")
+            raise UserError(
+                f"{part}: holding out {len(found)} of {number(len(found), 'rows')} leaves none to train on."
+            )
     again = _seen(where)
     repeated = _seen(found) & ~again & ~drawn
     leaked = np.isin(found, np.concatenate(elsewhere or [found[:0]])) & ~again & ~drawn

@@ -150,7 +150,7 @@ def test_the_share_is_drawn_with_the_seed(tmp_path: Path) -> None:
 def test_too_few_rows_for_a_share(tmp_path: Path) -> None:
     file = numbered(tmp_path / "rows.jsonl", 1)
     message = refusal(DataConfig(format="text", train_file=file, validation_split_percentage=10))
-    assert message == f"data.train_file={file}: holding out 1 of 1 rows leaves none to train on."
+    assert message == f"data.train_file={file}: holding out 1 of 1 row leaves none to train on."
 
 
 def test_a_validation_file_and_the_limits(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def prompt_of(folder: Path, row: dict[str, Any]) -> tuple[Record, str]:
         ({"contents": [{"role": "user", "parts": [{"text": "Why?"}]}], "systemInstruction": "Be brief."},
          [SYSTEM, ASK]),
         ({"dialog": [ASK]}, [ASK]),
+        ({"messages": None, "conversations": None, "prompt": "Why?", "system": None}, [ASK]),
         ({"messages": [ASK], "system": "Be brief."}, [SYSTEM, ASK]),
         ({"messages": [AND], "history": [ASK, SAID]}, [ASK, SAID, AND]),
         ({"messages": [ASK, {**SAID, "thinking": "Hm."}, AND]}, [ASK, {**SAID, "reasoning_content": "Hm."}, AND]),

@@ -129,6 +129,12 @@ def test_rows_that_can_not_be_asked() -> None:
     asked = Record("f:9", messages=[{"role": "user", "content": "a"}], thinking=True)
     with pytest.raises(UserError, match=r"f:9: .* isn't asked to think"):
         Tasks([asked], tokenizer, 100)
+    better, worse = ([{"role": "assistant", "content": text}] for text in "bc")
+    pair = Record("f:1", messages=[*records[0].messages, *better], rejected=worse)
+    notes = Tasks([pair, records[0]], tokenizer, 100).notes("prompts")
+    assert (
+        "prompts: 1 row has a worse answer, too (rejected), which isn't used here; recipe=dpo learns from both" in notes
+    )
 
 
 def logits(model: Any) -> torch.Tensor:
