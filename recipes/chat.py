@@ -16,7 +16,7 @@ from gemma_tune.models.adapter import check_source
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.run.folder import RunResult
+from gemma_tune.run.result import RunResult
 
 
 def run(cfg: Config) -> RunResult:

@@ -13,8 +13,9 @@ from gemma_tune.compare.terminal import show
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import is_run_with_results
+from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.inputs import note_inputs

@@ -7,7 +7,8 @@ from gemma_tune.data.reading import measured_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.report import write_report
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.data import test_notes

@@ -16,7 +16,8 @@ from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.plan import plan_of
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import ToMeasure, to_measure

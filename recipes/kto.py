@@ -7,7 +7,8 @@ from gemma_tune.data.unpaired import load_labelled
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.load import load_base
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up

@@ -15,7 +15,7 @@ from gemma_tune.models.source import find_source
 from gemma_tune.preview import terminal
 from gemma_tune.preview.page import write_page
 from gemma_tune.preview.rows import preview_data
-from gemma_tune.run.folder import RunResult
+from gemma_tune.run.result import RunResult
 
 
 def run(cfg: Config) -> RunResult:

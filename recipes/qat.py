@@ -19,8 +19,9 @@ from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import write_json
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up

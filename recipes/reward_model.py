@@ -12,8 +12,9 @@ from gemma_tune.export import reward_model
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.classifier import HEAD, load_classifier
 from gemma_tune.models.merging import ROWS, check_merge
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up

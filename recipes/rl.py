@@ -14,7 +14,8 @@ from gemma_tune.rl.reward_hacking import RewardHackingMonitor
 from gemma_tune.rl.rewards import check_own_rewards, scorer_of, size_of_reward_model
 from gemma_tune.rl.tasks import check_number, read_tasks
 from gemma_tune.rl.trainer import rl_trainer
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import NO_ROWS, Data
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
@@ -64,7 +65,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         before = training.measure("before")
         monitor = RewardHackingMonitor(before)
         trainer.add_callback(monitor)
-        completions.begin(setup.resumed_step)
+        completions.begin(folder.resumed.step if folder.resumed else None)
         end = training.fit(trainer)
         after = training.measure("after")
         training.tracker.log_completions(completions.shown(), step=end.steps)

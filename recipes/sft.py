@@ -9,7 +9,8 @@ from gemma_tune.data.stream import stream_rows
 from gemma_tune.data.tokenized import find_rows, load_rows
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.load import load_base
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up

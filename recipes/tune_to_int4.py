@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -17,7 +18,8 @@ from gemma_tune.data.reading import data_files
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.source import ON_GRID, find_source
 from gemma_tune.recipes import qat, sft
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import to_measure
@@ -25,6 +27,13 @@ from gemma_tune.steps.setup import set_up
 
 read = sft.read
 stages = (of_tuning, of_quantization)
+
+
+def _stage(recipe: Any, cfg: Config) -> RunResult:
+    """Runs a stage, a run of its own; of an interrupted run, what is finished stays as it is."""
+    folder = RunFolder.open(cfg)
+    result: RunResult = folder.stored_result() if folder.finished else recipe.run(cfg, folder)
+    return result
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
@@ -39,12 +48,12 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         note_inputs(cfg, folder, source, data_files(cfg.data))
         say("1 of 3: tuning")
         with folder.timed("tune"):
-            result.take(TUNED, sft.run(first, RunFolder.open(first)))
+            result.take(TUNED, _stage(sft, first))
         folder.keep_on_error = True  # from here on there is something to keep
         say("", "2 of 3: training for int4")
         try:
             with folder.timed("quantize"):
-                result.take(ON_GRID, qat.run(second, RunFolder.open(second)))
+                result.take(ON_GRID, _stage(qat, second))
         except (RunError, UserError) as error:
             kept = f"The tuned model is complete: recipe=qat model.model_name_or_path={tuned} continues from it."
             raise type(error)(f"{error} {kept}") from error

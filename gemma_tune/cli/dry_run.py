@@ -13,12 +13,12 @@ from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model
 from gemma_tune.train.arguments import mixed_precision
-from gemma_tune.train.resume import find_checkpoint
 
 
 def _console(cfg: Config) -> Console:
@@ -88,8 +88,6 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     Raises:
         UserError: The data can't be used, or not by the evaluators.
     """
-    if not folder.finished:
-        find_checkpoint(cfg.train, folder, cfg.train.generation_period)  # refuses what cannot be resumed from
     setup = getattr(recipe, "look", look_at_model)(cfg)
     counts, notes, longest = _counts(cfg, recipe, setup)
     console = _console(cfg)

@@ -20,8 +20,9 @@ from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.folder import RunResult
 from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.result import RunResult
+from gemma_tune.run.stopping import Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 after a user's mistake, with a message on stderr and no traceback; 1 after a run that
-        failed; 130 after Ctrl-C; 141 where nobody reads the output any more.
+        failed; 130 after Ctrl-C, 143 after SIGTERM and SIGHUP; 141 where nobody reads the output any more.
     """
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
@@ -43,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gemma_tune: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
-        return 130
+        code = error.code if isinstance(error, Stopped) else 130
+        why = "interrupted" if code else "the time is up (train.max_time)"
+        print(f"\ngemma_tune: {why}. {error}".rstrip(), file=sys.stderr)
+        return code
     except BrokenPipeError:
         try:
             sys.stdout.flush()

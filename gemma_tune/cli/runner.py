@@ -15,7 +15,8 @@ from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
 from gemma_tune.models.source import find_source
-from gemma_tune.run.folder import RunFolder, RunResult
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.validation.measuring import needs_rows
 
 

@@ -22,6 +22,7 @@ def of_tuning(cfg: Config, folder: Path) -> Config:
         method="sft",
         output_dir=str(folder / TUNED),
         tracker=_tracker(cfg, folder, TUNED),
+        overwrite=False,
         quant=QuantConfig(),
         export=replace(cfg.export, formats=ExportConfig().formats),
     )
@@ -60,6 +61,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
         recipe="qat",
         method="qat",
         output_dir=str(folder / ON_GRID),
+        overwrite=False,
         tracker=_tracker(cfg, folder, ON_GRID),
         model=replace(cfg.model, load_in_4bit=False, dtype=None, added_tokens=[]),
         adapter=adapter,

@@ -41,6 +41,8 @@ ADDED: dict[str, Any] = {
     "data.encoding": "utf-8",
     "data.sample_by": None,
     "train.desirable_weight": 1.0,
+    "train.resume_data_changed": False,
+    "train.max_time": None,
     "train.undesirable_weight": 1.0,
     "adapter.layers_to_transform": None,
     "adapter.rank_pattern": {},
@@ -66,6 +68,11 @@ def unknown_method(name: str) -> tuple[str, str] | None:
     return None if name in METHODS else (name, f"not one of {', '.join(METHODS)}.")
 
 
+def is_a_run(tree: dict[str, Any]) -> bool:
+    """Whether a mapping read from a config.yaml names a method of ours, by today's name or an earlier one."""
+    return tree.get("method") in {*METHODS, *RENAMED_METHODS}
+
+
 def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
     """A stored configuration under today's names; one of today as it is.
 
@@ -81,6 +88,8 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
         if key.partition(".")[0] in tree and isinstance(tree[key.partition(".")[0]], dict):
             value = _pop(tree, key)
             _set(tree, key, default if value is _MISSING else value)
+    if isinstance(tree.get("train"), dict) and tree["train"].get("resume_from_checkpoint", "") is None:
+        tree["train"]["resume_from_checkpoint"] = "auto"  # null was its default
     algorithm = _pop(tree, "train.algorithm")
     if tree.get("method") == _REWARDED:
         algorithm = "grpo" if algorithm is _MISSING else algorithm

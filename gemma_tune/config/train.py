@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.config.option import option
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_TIME = re.compile(r"^(?:\d+(?:\.\d+)?[dhms])+$")
 
 
 @dataclass
@@ -132,10 +136,35 @@ class TrainConfig:
     save_total_limit: int | None = option(
         2, "Checkpoints to keep, the newest ones and the best; null: all.", at_least=1
     )
-    resume_from_checkpoint: str | None = option(
-        None, "Folder of a checkpoint, or `latest`: the newest one of the run folder.", path="checkpoint"
+    resume_from_checkpoint: str = option(
+        "auto",
+        "auto: the same command goes on with a run that was interrupted, from its newest whole checkpoint; latest: the "
+        "same, but it is an error where there is none; never: such a run is refused; or a checkpoint's folder.",
+        path="checkpoint",
+    )
+    resume_data_changed: bool = option(
+        False, "Go on with an interrupted run although files that it reads, its data or its model, have changed."
+    )
+    max_time: str | None = option(
+        None,
+        "Time after which the run saves a checkpoint and ends, with exit status 0: `2h`, `90m`, `1h30m`; the same "
+        "command goes on.",
     )
     extra: dict[str, Any] = option({}, "Any other option of the trainer, by its name in TRL's dataclass.")
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds; None for no limit.
+
+        Raises:
+            ValueError: It is no time.
+        """
+        if self.max_time is None:
+            return None
+        if not _TIME.match(self.max_time):
+            raise ValueError(self.max_time)
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", self.max_time)
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
     @property
     def passes_per_generation(self) -> int:

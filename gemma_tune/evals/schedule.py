@@ -16,7 +16,7 @@ from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, conditions_of, evaluate, with_samples
 from gemma_tune.models.contexts import attention, evaluating
 from gemma_tune.models.unwrap import language_part
-from gemma_tune.run.folder import RunResult
+from gemma_tune.run.result import RunResult
 from gemma_tune.run.tracking import Tracker
 
 

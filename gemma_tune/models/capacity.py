@@ -177,7 +177,7 @@ def _shorter(cfg: Config) -> _Words:
         yield "length", f"train.max_length={_SHORTEST}"
 
 
-def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path) -> None:
+def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resumed: bool = False) -> None:
     """Compares what a run downloads and writes with the free disk space.
 
     Args:
@@ -185,12 +185,13 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path) -> N
         shape: The model's sizes.
         source: The model.
         folder: The run folder, which need not exist.
+        resumed: Whether the run goes on, so that its checkpoints are there already.
 
     Raises:
         UserError: Something doesn't fit; the message says what, where, and how to do with less.
     """
     problems = []
-    writes = _run_bytes(cfg, shape) / _GIB
+    writes = _run_bytes(cfg, shape, resumed) / _GIB
     free = _free_disk(folder)
     if writes > free:
         problems.append(
@@ -211,17 +212,18 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path) -> N
         raise UserError(*problems)
 
 
-def _run_bytes(cfg: Config, shape: ModelSize) -> float:
+def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     full = cfg.adapter.peft_type == "none"
     trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
     size = BYTES[str(cfg.model.dtype)] if full else BYTES["float32"]
     total = 0.0 if full else trained * size
     best = cfg.train.metric_for_best_model is not None
-    # A resumed run has written them already
-    if (cfg.train.save_steps or best) and not cfg.train.resume_from_checkpoint:
+    if (cfg.train.save_steps or best) and not resumed:
         checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
         # One more while the newest is written; with no limit at least that many are
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
+    else:  # the weights alone, until the run is finished
+        total += trained * size
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
     in_int4 = {"gguf", "w4a16"} & set(cfg.export.formats)

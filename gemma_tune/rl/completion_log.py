@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.run.manifest import atomic_write
+
 _KEPT, _SHOWN = 8, 4  # completions of one generation: in the file, and in the report
 
 
@@ -30,7 +32,7 @@ class CompletionLog:
             [] if resumed_step is None else [row for row in read_completions(self._file) if row["step"] < resumed_step]
         )
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text("".join(map(_line, kept)), encoding="utf-8")
+        atomic_write(self._file, "".join(map(_line, kept)))
 
     def add(self, completions: Sequence[dict[str, Any]]) -> None:
         """Appends the first few completions of a generation."""

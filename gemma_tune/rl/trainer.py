@@ -43,7 +43,9 @@ class TaskGuard(NonFiniteGuard):
 
     def saw(self, inputs: Any) -> None:
         """Records the rows of one forward pass."""
-        self._places |= dict.fromkeys(row["row"] for row in inputs)
+        rows = [row["row"] for row in inputs]
+        self._count(rows)
+        self._places |= dict.fromkeys(rows)
 
     def rows(self) -> str:
         """A sentence that names file and line of this step's rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +12,153 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, named_paths
-from gemma_tune.config.renamed import translated
+from gemma_tune.config.renamed import is_a_run, translated
 from gemma_tune.data.files import find_files
 from gemma_tune.errors import UserError
+from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE
 from gemma_tune.run.identity import identity, not_resumable, without_operational
+from gemma_tune.run.lock import LOCK, refuse_locked
 from gemma_tune.run.paths import folder_status, resolve
+from gemma_tune.run.resume import AUTO, NEVER, names_a_folder
 
-_WAYS = (
-    "choose another output_dir, resume it with train.resume_from_checkpoint=latest, or replace it with overwrite=true"
-)
+_WAYS = "choose another output_dir, or replace it with overwrite=true"
+
+
+class Found(Enum):
+    """What a run finds in its folder."""
+
+    NOTHING = "nothing, or what may be replaced"
+    BEGUN = "this very run, not finished"
+    FINISHED = "this very run, finished"
 
 
 def stored_config(path: Path) -> dict[str, Any] | None:
     """The configuration that a run left in its folder, or None where there is none."""
     try:
         tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return tree if ours and isinstance(tree, dict) and tree.get("method") else None
+    if not isinstance(tree, dict) or not tree.get("method"):
+        return None
+    try:
+        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:  # killed between its first two files
+        ours = is_a_run(tree) and not foreign_files(path)
+    except (OSError, ValueError):
+        return None
+    return tree if ours else None
 
 
-def check_existing(cfg: Config, path: Path) -> bool:
-    """Whether the folder holds this very run, finished.
+def check_existing(cfg: Config, path: Path) -> Found:
+    """What the folder holds of this run.
 
     Raises:
-        UserError: The run may not use the folder: it holds another run, an unfinished one with checkpoints, files that
-            are not a run's, or, with `overwrite=true`, something that the run reads.
+        UserError: The run may not use the folder: another process writes there, it holds another run, files that are
+            not a run's, or, with `overwrite=true`, something that the run reads or that no run has written.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir={path}: this is a file; name a folder.")
+    if Path.cwd().resolve().is_relative_to(path.resolve()):
+        raise UserError(f"output_dir={path}: this is the folder that you are in, or one above it; name another folder.")
     if not has_files(path):
-        return False
+        return Found.NOTHING
     stored = stored_config(path)
     if stored is None:
         # overwrite=true would delete what is there: only a run of ours may be deleted
         raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder.")
-    if cfg.overwrite:
-        inside = [p.name for p in named_paths(cfg) if p.kind not in NOT_READ and _lies_in(p, path)]
-        if inside:
-            raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
-        _refuse_second_aside(path)
-        return False
     mine, theirs = identity(cfg), without_operational(translated(stored, like=cfg))
-    if cfg.train.resume_from_checkpoint:
-        if differing := not_resumable(mine, theirs):
-            raise UserError(
-                f"output_dir={path}: the run in this folder has another {', '.join(differing)}, so it can't be resumed "
-                "with yours; set it as it was, or choose another output_dir."
-            )
-        return theirs == mine and folder_status(path) == "finished"
-    if theirs != mine:
-        raise UserError(f"output_dir={path}: this folder holds a run with another configuration; {_WAYS}.")
-    return _is_finished_or_restartable(path)
+    finished = folder_status(path) == "finished"
+    if cfg.overwrite and not names_a_folder(cfg.train):
+        refuse_locked(path)
+        _check_overwrite(cfg, path)
+        return Found.NOTHING
+    if finished and theirs == mine and not names_a_folder(cfg.train):
+        return Found.FINISHED
+    refuse_locked(path)
+    differing = not_resumable(mine, theirs)
+    if differing or (finished and cfg.train.resume_from_checkpoint in (AUTO, NEVER)):
+        which = f" (another {', '.join(differing)})" if differing else ""
+        raise UserError(f"output_dir={path}: this folder holds a run with another configuration{which}; {_WAYS}.")
+    if cfg.train.resume_from_checkpoint == NEVER and (held := _worth_keeping(path)):
+        raise UserError(
+            f"output_dir={path}: this run was begun and has {', '.join(held)}; leave out "
+            f"train.resume_from_checkpoint=never to go on with it, {_WAYS}."
+        )
+    return Found.BEGUN
 
 
-def _is_finished_or_restartable(path: Path) -> bool:
-    """For a folder of this same run: True if it is finished, False if it left nothing worth keeping, else an error."""
-    status = folder_status(path)
+def _worth_keeping(path: Path) -> list[str]:
     runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
     places = (path / "checkpoints", path / "adapter", path / "export", *runs_within)
-    held = [p.name for p in places if has_files(p)]
-    if status == "running" or (status != "finished" and held):
-        what = f"has {', '.join(held)}" if held else "may still be running"
-        raise UserError(f"output_dir={path}: this run was begun and {what}; {_WAYS}.")
-    if status != "finished":
-        _refuse_second_aside(path)
-    return status == "finished"
+    return [p.name for p in places if has_files(p)]
+
+
+def _check_overwrite(cfg: Config, path: Path) -> None:
+    inside = [p.name for p in named_paths(cfg) if p.kind not in NOT_READ and _lies_in(p, path)]
+    if inside:
+        raise UserError(f"overwrite=true would delete {inside[0]}, which this run needs; name another folder.")
+    if foreign := foreign_files(path):
+        more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
+        raise UserError(
+            f"overwrite=true would delete {path / foreign[0]}{more}, which no run has written there; move it away, or "
+            "name another folder."
+        )
+    if aside(path).exists() and stored_config(aside(path)) is None:
+        raise UserError(f"{aside(path)} is in the way of overwrite=true and holds no run of ours; move it away.")
+
+
+# What a run writes at the top of its folder.
+_OWN = {
+    "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
+    "comparison.md", "comparison.html", "quant_plan.json", LOCK,
+}  # fmt: skip
+_OWN_FOLDERS = ("wandb", "teacher", "eval", "adapter", "export", "checkpoints")
+# Of these a finished run's manifest lists every file
+_LISTED = ("adapter/", "export/")
+_PARTIAL = (".partial", ".part")
+
+
+def foreign_files(path: Path) -> list[str]:
+    """The files of a run folder that no run has written, relative to it."""
+    listed = _listed_files(path)
+    found = []
+    for file in sorted(p for p in path.rglob("*") if not p.is_dir() or p.is_symlink()):
+        name = file.relative_to(path)
+        top = name.parts[0]
+        if len(name.parts) == 1:
+            own = top in _OWN or top.endswith(_PARTIAL)
+        elif (path / top / "manifest.json").is_file():  # a stage, a run of its own
+            own = str(name.relative_to(top)) not in foreign_files(path / top)
+        elif top == "checkpoints":
+            own = _is_of_checkpoint(path, name)
+        else:
+            own = top.removesuffix(".part") in _OWN_FOLDERS
+            if listed is not None and str(name).startswith(_LISTED):
+                own = str(name) in listed
+        if not own:
+            found.append(str(name))
+    return found
+
+
+def _listed_files(path: Path) -> set[str] | None:
+    """The files that a finished run's manifest lists; None of another run."""
+    try:
+        artifacts = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return {name for files in artifacts.values() for name in files} if folder_status(path) == "finished" else None
+
+
+def _is_of_checkpoint(path: Path, name: Path) -> bool:
+    within = name.parts[1]
+    if within.startswith("checkpoint-"):  # half-written, or half-deleted
+        return True
+    try:
+        stored = json.loads((path / "checkpoints" / within / DIGESTS).read_text(encoding="utf-8"))
+        return str(name.relative_to(Path("checkpoints", within))) in {DIGESTS, *stored["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        damaged = path / "checkpoints" / within
+        return bool(CHECKPOINT.match(within)) and (damaged / STATE).is_file()
 
 
 def _lies_in(named: NamedPath, folder: Path) -> bool:
@@ -98,14 +179,6 @@ def aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.replaced")
 
 
-def _refuse_second_aside(path: Path) -> None:
-    if aside(path).exists():
-        raise UserError(
-            f"{aside(path)} holds the run that an earlier overwrite=true was to replace and that did not finish; look "
-            "at it, and delete it or give it another name."
-        )
-
-
 def has_files(path: Path) -> bool:
     """Whether there is a file in the folder or below it."""
-    return any(p.is_file() for p in path.rglob("*"))
+    return any(p.is_file() and p.name != LOCK for p in path.rglob("*"))

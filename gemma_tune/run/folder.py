@@ -1,67 +1,28 @@
-"""The run folder: its name (`folder_of`), and what a run writes there about itself. Imports no torch."""
+"""The run folder, and what a run writes there about itself. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from gemma_tune.config import Config
-from gemma_tune.config.renamed import as_before
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.existing import aside, check_existing, has_files, stored_config
-from gemma_tune.run.identity import as_one_run, identity
+from gemma_tune.run.existing import Found, aside, check_existing, has_files, stored_config
+from gemma_tune.run.identity import as_one_run, folder_of
+from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, write_json, write_manifest
-from gemma_tune.run.paths import RUNS
-
-
-@dataclass
-class RunResult:
-    """What a run gives back; the same as `result.json`.
-
-    Attributes:
-        recipe: Name of the recipe.
-        status: running, finished, interrupted, failed, or dry_run.
-        headline: The recipe's first figure: `name`, `before`, `after`.
-        metrics: Every other figure, by name.
-        artifacts: What can be taken away: name → path relative to the run folder.
-        seconds: Wall seconds of each step.
-        failures: What could not be measured, by when and by what (`after: lm_eval`); the command ends with status 1.
-        peak_memory_mb: MiB: the GPU's peak allocation, or the process's largest resident size without one.
-        folder: The run folder.
-    """
-
-    recipe: str
-    status: str = "running"
-    headline: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    artifacts: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    peak_memory_mb: float | None = None
-    folder: Path | None = None
-
-    def take(self, name: str, stage: RunResult) -> None:
-        """Adds what a stage, a run of its own in the folder `name`, has left and measured."""
-        self.artifacts |= {f"{name}/{key}": f"{name}/{path}" for key, path in stage.artifacts.items()}
-        self.metrics[name] = stage.metrics
-        self.failures |= {f"{name}: {where}": reason for where, reason in stage.failures.items()}
-        self.peak_memory_mb = max(self.peak_memory_mb or 0.0, stage.peak_memory_mb or 0.0)
-
-    @property
-    def headline_after(self) -> float | None:
-        """The headline figure after training, which sweepers optimise."""
-        return self.headline.get("after")
+from gemma_tune.run.result import RunResult
+from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint
+from gemma_tune.run.stopping import Stopped, Stops, listening
 
 
 def is_main_process() -> bool:
@@ -69,30 +30,22 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def folder_of(cfg: Config) -> Path:
-    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own.
-
-    A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
-    """
-    if cfg.output_dir:
-        return Path(cfg.output_dir).expanduser()
-    trees = identity(cfg), as_before(identity(cfg))
-    digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
-    now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
-    return before if before.exists() and not now.exists() else now
-
-
 class RunFolder:
     """One run's folder. `open` only looks; nothing is written before `recording` begins."""
 
-    def __init__(self, path: Path, cfg: Config, finished: bool) -> None:
+    def __init__(self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None) -> None:
         self.path = path
         self.cfg = cfg
-        self.finished = finished
+        self.finished = found is Found.FINISHED
+        self.resumed = resumed
         self.result = RunResult(cfg.recipe, folder=path)
+        self.stops = Stops()
         self.inputs: dict[str, str] = {}
         self.keep_on_error = False
+        # A resumed run goes on with the files that are there, and so do stages, each for itself
+        self._keeps = found is Found.BEGUN and bool(resumed or cfg.traits.stages)
         self._replaced: Path | None = None
+        self._before: bytes | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -131,7 +84,12 @@ class RunFolder:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
         """
         path = folder_of(cfg)
-        return cls(path, cfg, check_existing(cfg, path))
+        path = path.resolve() if path.is_symlink() else path  # a link stays one
+        found = check_existing(cfg, path)
+        resumed = None
+        if cfg.traits.trains and not cfg.traits.stages and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
+            resumed = find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
+        return cls(path, cfg, found, resumed)
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
@@ -140,7 +98,10 @@ class RunFolder:
 
     def stored_inputs(self) -> dict[str, str]:
         """Path → digest of every input file of the run that this folder holds."""
-        inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+        try:
+            inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+        except FileNotFoundError:  # killed between its first two files
+            return {}
         return inputs
 
     def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
@@ -152,12 +113,31 @@ class RunFolder:
         """
         if not is_main_process():
             return
+        found: dict[str, str] = {}
         for path in paths:
             if path is not None:
                 for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
                     stat = file.stat()
                     seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
-                    self.inputs[str(file)] = file_digest(file) if hashed else seen
+                    found[str(file)] = file_digest(file) if hashed else seen
+        self.note_inputs(found)
+
+    def note_inputs(self, found: Mapping[str, str]) -> None:
+        """Records inputs by their digest, commit or revision.
+
+        Raises:
+            UserError: The run goes on, and began with another content of one of them.
+        """
+        before = self.stored_inputs() if self._keeps else {}
+        changed = [name for name, seen in found.items() if before.get(name, seen) != seen]
+        if changed and not self.cfg.train.resume_data_changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UserError(
+                f"{changed[0]}{more}: this file has changed since the run in {self.path} began, and the rest would be "
+                "trained with another content. Put it back as it was; or set train.resume_data_changed=true, or "
+                "overwrite=true to begin anew."
+            )
+        self.inputs |= found
         self._write_manifest()
 
     @contextlib.contextmanager
@@ -185,67 +165,107 @@ class RunFolder:
         After a UserError there is no folder, unless training had begun (a stream may hold a bad row far on).
 
         Raises:
-            UserError: The folder can't be written.
+            UserError: The folder can't be written, or another process writes there.
             RunError: The disk was full.
+            Stopped: The run was asked to end.
         """
         if not is_main_process():
             yield
             return
-        try:
-            self._make()
-            text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
-            atomic_write(self.path / "config.yaml", text)
-            self._write_result()
-            self._write_manifest()
-        except OSError as error:
-            self._undo()
-            raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
-        try:
-            yield
-            self._write_manifest()
-            self.result.status = "finished"
-            self._write_result()
-        except BaseException as error:
-            for half in self.checkpoints.glob("checkpoint-*"):  # whole ones are step-N
-                shutil.rmtree(half, ignore_errors=True)
-            if isinstance(error, UserError) and not self.keep_on_error:
+        with contextlib.ExitStack() as held:
+            try:
+                self._make(held)
+                text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
+                atomic_write(self.path / "config.yaml", text)
+                self._write_result()
+                self._write_manifest()
+            except OSError as error:
                 self._undo()
+                raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
+            held.enter_context(listening(self.stops))
+            try:
+                yield
+                self._delete_end()
+                self._write_manifest()
+                self.result.status = "finished"
+                self._write_result()
+            except BaseException as error:
+                self._end_on(error)
                 raise
-            self.result.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(OSError):  # the first error is to be reported, not this one
-                self._write_failure()
-            if self._replaced:
-                print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(self._how_to_resume()) from error
-            if disk_is_full(error) and not isinstance(error, UserError | RunError):
-                go_on = f" {self._how_to_resume()}" if self.keep_on_error else ""
-                raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
-            raise
-        if self._replaced:
-            shutil.rmtree(self._replaced)
+        for old in (self._replaced, aside(self.path)):  # this one's, or that of a run that was killed in between
+            if old is not None and old.exists() and stored_config(old):
+                shutil.rmtree(old)
 
-    def _make(self) -> None:
-        """Makes the folder; a run that is replaced stands beside it as `….replaced` until the new one is finished."""
-        if self.path.exists() and not self.cfg.train.resume_from_checkpoint:
-            if stored_config(self.path):
+    def _end_on(self, error: BaseException) -> None:
+        """Leaves the folder as an error of this kind demands.
+
+        Raises:
+            Stopped: With the way to go on.
+            RunError: The disk was full.
+        """
+        self._delete_leftovers()
+        if isinstance(error, UserError) and not self.keep_on_error:
+            self._undo()
+            return
+        stopped = isinstance(error, KeyboardInterrupt)
+        self.result.status = "interrupted" if stopped else "failed"
+        with contextlib.suppress(OSError):  # the first error is to be reported, not this one
+            self._write_failure()
+        if self._replaced:
+            print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
+        if stopped:
+            raise Stopped(getattr(error, "code", 130), self._how_to_resume()) from error
+        if disk_is_full(error) and not isinstance(error, UserError | RunError):
+            go_on = f" {self._how_to_resume()}" if self.keep_on_error else ""
+            raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
+
+    def _make(self, held: contextlib.ExitStack) -> None:
+        """Makes the folder and locks it; a run that is replaced stands beside it until the new one is finished."""
+        if self.path.exists() and not self._keeps:
+            held.enter_context(locked(self.path))
+            if self.cfg.overwrite and has_files(self.path) and not aside(self.path).exists():
                 self._replaced = self.path.rename(aside(self.path))
             else:
-                shutil.rmtree(self.path)  # empty folders that the trainer has made
+                shutil.rmtree(self.path)  # what a run left that can't go on, or empty folders of the trainer
         self.path.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.path))
+        if self._keeps:
+            if (result := self.path / "result.json").is_file():
+                self._before = result.read_bytes()
+            self.inputs = self.stored_inputs()
+            self._delete_leftovers()
+
+    def _delete_end(self) -> None:
+        """Deletes the weights that were kept until the end, where no checkpoints were asked for."""
+        train = self.cfg.train
+        if not train.save_steps and not train.metric_for_best_model:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _delete_leftovers(self) -> None:
+        """Deletes what a process left half-written."""
+        halves = ((self.checkpoints, "checkpoint-*"), (self.path, "*.part"), (self.path / "export", "*.part"))
+        for folder, pattern in halves:
+            for half in folder.glob(pattern):
+                shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(self.path / "export" / ".logits", ignore_errors=True)
+        for half in self.path.rglob("*.partial"):
+            half.unlink(missing_ok=True)
 
     def _undo(self) -> None:
         """Restores the state before `_make`; a resumed run keeps its files."""
-        if not self.cfg.train.resume_from_checkpoint:
+        if not self._keeps:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif self._before is not None:
+            with contextlib.suppress(OSError):
+                (self.path / "result.json").write_bytes(self._before)
         if self._replaced:
             self._replaced.rename(self.path)
             self._replaced = None
 
     def _how_to_resume(self) -> str:
         if any(self.checkpoints.glob("step-*")):
-            return f"{self.path} has checkpoints: the same command with train.resume_from_checkpoint=latest resumes it."
-        return f"{self.path} has no checkpoint yet (train.save_steps writes them)."
+            return f"{self.path} has checkpoints: the same command goes on."
+        return f"{self.path} has no checkpoint (train.save_steps writes them): the same command begins anew."
 
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)

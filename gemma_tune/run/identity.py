@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.config.renamed import as_before
+from gemma_tune.run.paths import RUNS
 
 # Keys that say how a run is carried out, not what it computes, and those of `recipe=chat` and `recipe=preview`: they
 # don't change its folder.
@@ -13,6 +18,9 @@ OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview")
 # Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate depends
 # on it, and the stored configuration would not repeat the run.
 RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
+
+# Keys of `train` that say how a run goes on and when it pauses, with their defaults.
+_OF_RESUMING = {"resume_from_checkpoint": "auto", "resume_data_changed": False, "max_time": None}
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -25,14 +33,14 @@ def without_operational(tree: dict[str, Any]) -> dict[str, Any]:
     tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
     train = tree.get("train")
     if isinstance(train, dict):
-        tree["train"] = {k: v for k, v in train.items() if k != "resume_from_checkpoint"}
+        tree["train"] = {k: v for k, v in train.items() if k not in _OF_RESUMING}
     return tree
 
 
 def as_one_run(cfg: Config) -> dict[str, Any]:
-    """The configuration as stored: without resume_from_checkpoint, so that `rerun=` repeats the run from step 0."""
+    """The configuration as stored: without what says how it goes on, so that `rerun=` repeats the run from step 0."""
     tree = asdict(cfg)
-    tree["train"]["resume_from_checkpoint"] = None
+    tree["train"] |= _OF_RESUMING
     return tree
 
 
@@ -50,3 +58,16 @@ def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
         found += ["train.eval_steps"] if a["eval_steps"] != b.get("eval_steps") else []
         found += ["eval"] if mine["eval"] != theirs.get("eval") else []
     return found
+
+
+def folder_of(cfg: Config) -> Path:
+    """`output_dir`, or `runs/<recipe>-<8 hex digits>`: every configuration has a folder of its own.
+
+    A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
+    """
+    if cfg.output_dir:
+        return Path(cfg.output_dir).expanduser()
+    trees = identity(cfg), as_before(identity(cfg))
+    digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
+    now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
+    return before if before.exists() and not now.exists() else now

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from gemma_tune.run.lock import is_locked
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -79,10 +81,13 @@ def looks_local(name: str) -> bool:
 
 
 def folder_status(folder: Path) -> str | None:
-    """The status in a run folder's result.json, or None where there is none."""
+    """The status in a run folder's result.json; `died` where it says running and no process writes there.
+
+    None without a result.json.
+    """
     try:
         status: str = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
-        return status
+        return "died" if status == "running" and not is_locked(folder) else status
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

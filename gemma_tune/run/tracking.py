@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder, is_main_process
+from gemma_tune.run.manifest import atomic_write
+from gemma_tune.run.resume import ResumePoint
 
 Answers = Sequence[dict[str, Any]]
 
@@ -44,14 +46,13 @@ class Tracker:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, cfg: Config, folder: RunFolder, resumed_step: int | None = None) -> Iterator[Tracker]:
+    def open(cls, cfg: Config, folder: RunFolder) -> Iterator[Tracker]:
         """Opens the tracker; closes it with the run's status, whatever happens.
 
         Args:
             cfg: `tracker`, and the configuration that W&B stores.
-            folder: The run folder.
-            resumed_step: The step that the run is resumed from: later lines of metrics.jsonl are dropped, since
-                those steps are repeated; None: a new file.
+            folder: The run folder. Of a resumed run, lines of metrics.jsonl after its step are dropped, since those
+                steps are repeated.
 
         Raises:
             UserError: `tracker.mode=online` without a key.
@@ -60,9 +61,9 @@ class Tracker:
             yield cls(None, None, False)
             return
         run = _wandb_run(cfg, folder) if cfg.tracker.report_to == "wandb" else None
-        kept = _lines_up_to(folder, resumed_step) if resumed_step is not None else []
-        with folder.metrics.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
+        kept = _lines_before(folder, folder.resumed) if folder.resumed else []
+        atomic_write(folder.metrics, "".join(kept))  # a kill leaves the lines of before, or these
+        with folder.metrics.open("a", encoding="utf-8") as file:
             tracker = cls(file, run, cfg.tracker.log_samples)
             failed = True
             try:
@@ -74,7 +75,7 @@ class Tracker:
                     run.finish(exit_code=int(failed))
                     tracker.note = f"W&B (offline): wandb sync {sync_dir}" if offline else f"W&B: {url}"
 
-    def log(self, metrics: Mapping[str, float], step: int, group: str = "train") -> None:
+    def log(self, metrics: Mapping[str, Any], step: int, group: str = "train") -> None:
         """Writes one line: `step` (optimizer steps done) and the metrics.
 
         Args:
@@ -88,7 +89,8 @@ class Tracker:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
         if self._run is not None:
-            self._run.log({_name(k, group): v for k, v in metrics.items()}, step=step)
+            sent = {_name(k, group): v for k, v in metrics.items() if not isinstance(v, str)}
+            self._run.log(sent, step=step)
 
     def log_samples(self, before: Answers, after: Answers, step: int) -> None:
         """Sends a table of answers side by side to W&B, only with `tracker.log_samples=true`."""
@@ -161,11 +163,19 @@ def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _lines_up_to(folder: RunFolder, step: int) -> list[str]:
+def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[str]:
+    """The lines that a resumed run doesn't write anew: up to its step, and none of what is measured after training."""
     if not folder.metrics.is_file():
         return []
-    lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = []
+    for line in folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        found = json.loads(line) if line.endswith("\n") else {}
+        over = "train_runtime" in found
+        if found and found["step"] <= resumed.step and (not over or resumed.at_the_end):
+            kept.append(line)
+        if over:
+            break
+    return kept
 
 
 def _wandb_run(cfg: Config, folder: RunFolder) -> Any:

@@ -23,7 +23,7 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
     if source is not None:
         note_source(folder, source)
     if cfg.data.dataset_name:
-        folder.inputs[cfg.data.dataset_name] = f"revision {cfg.data.revision or 'main'}"
+        folder.note_inputs({cfg.data.dataset_name: f"revision {cfg.data.revision or 'main'}"})
     folder.add_inputs(*files_of(cfg))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
 
@@ -31,5 +31,5 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
 def note_source(folder: RunFolder, source: Source) -> None:
     """Notes the digests of a model's files, or the commit of one of the Hub."""
     if source.folder is None and source.gguf is None:
-        folder.inputs[source.base] = f"commit {source.commit}"
+        folder.note_inputs({source.base: f"commit {source.commit}"})
     folder.add_inputs(*source.inputs)

@@ -25,13 +25,14 @@ from gemma_tune.models.unwrap import language_part
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder
+from gemma_tune.run.stopping import Stopped
 from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.setup import Setup
 from gemma_tune.train.best import TrainingEnd
-from gemma_tune.train.callbacks import TrackerCallback
+from gemma_tune.train.callbacks import StopCallback, TrackerCallback
 
 Measure = Callable[[str, Any, Any], Evaluation]
 
@@ -94,7 +95,7 @@ class Session:
         found.save(self.folder.evals, when)
         self.found[when] = found
         prefix = "" if when in ("before", "after") else f"{when}_"
-        if self.end or not self.setup.resumed:
+        if self.end or not self.folder.resumed:
             step = self.end.kept if self.end else 0
             self.tracker.log({f"{prefix}{k}": v for k, v in found.figures.items()}, step=step, group="eval")
         if when == "after" and self.end:
@@ -104,8 +105,10 @@ class Session:
 
     def fit(self, trainer: Any) -> TrainingEnd:
         """Trains to the end, loads the best step where one is kept, and frees the optimizer's memory."""
-        base, resumed = language_part(self.model), self.setup.resumed
-        trainer.add_callback(TrackerCallback(self.tracker))
+        base, resumed, stops = language_part(self.model), self.folder.resumed, self.folder.stops
+        train = self.cfg.train
+        trainer.add_callback(StopCallback(stops, train.max_seconds, train.generation_period))
+        trainer.add_callback(TrackerCallback(self.tracker, stops))
         kernel = base.config._attn_implementation
         if self.evaluator is not None:
             at_step = self.evaluator.at_step
@@ -114,7 +117,14 @@ class Session:
             trainer.measure = partial(self._measure_at_step, kernel)
         self.folder.keep_on_error = True
         with self.folder.timed("train"), training_attention(base, self.cfg.model.attn_implementation):
-            trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+            if resumed and resumed.at_the_end:
+                trainer.take_up(resumed.path)
+            else:
+                with stops.waiting():
+                    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        if stops.asked is not None:
+            raise Stopped(stops.asked)
+        trainer.keep_the_end()
         self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
         self.folder.result.failures |= trainer.passed_over
         self.end = TrainingEnd.of(self.cfg.train, trainer.state)
@@ -236,7 +246,8 @@ def session(
         evaluator = RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
         measure_at = evaluator.at
     notes = [*setup.memory_warning(cfg, data.longest), *notes]
-    with folder.recording(), Tracker.open(cfg, folder, setup.resumed_step) as tracker:
+    with folder.recording(), Tracker.open(cfg, folder) as tracker:
+        say(*(folder.resumed.lines() if folder.resumed else ()))
         begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
         note_inputs(cfg, folder, setup.source, data_files(cfg.data))

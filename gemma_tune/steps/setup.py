@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from gemma_tune.models.token_rows import with_rows
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import mixed_precision
 from gemma_tune.train.preflight import CheckInputs
-from gemma_tune.train.resume import ResumePoint, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Setup:
         beside: GiB that a reward model takes; 0 without one.
         adapter: What is trained, with the rows of the added tokens.
         missing: Why there is no configuration or tokenizer.
-        resumed: The checkpoint that the run is resumed from, or None.
     """
 
     source: Source
@@ -56,17 +54,11 @@ class Setup:
     adapter: AdapterConfig
     beside: float = 0.0
     missing: UserError | None = None
-    resumed: ResumePoint | None = None
 
     @property
     def context(self) -> int:
         """Tokens that the model can hold."""
         return self.config.get_text_config().max_position_embeddings if self.config else sys.maxsize
-
-    @property
-    def resumed_step(self) -> int | None:
-        """The step that the run is resumed from, or None."""
-        return self.resumed.step if self.resumed else None
 
     def memory(self, cfg: Config, longest: int) -> dict[str, float]:
         """GiB that training needs, by part, where sequences have at most `longest` tokens."""
@@ -151,16 +143,15 @@ def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = loo
         look: `look_at_model`, perhaps with other arguments.
 
     Raises:
-        UserError: Hardware, checkpoint to resume from, model, memory or disk.
+        UserError: Hardware, model, memory or disk.
     """
-    resumed = find_checkpoint(cfg.train, folder, cfg.train.generation_period)
     setup = look(cfg)
     if setup.missing:
         raise setup.missing
     assert setup.size is not None  # of a configuration that was read
     check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside)
-    check_disk(cfg, setup.size, setup.source, folder.path)
-    return replace(setup, resumed=resumed)
+    check_disk(cfg, setup.size, setup.source, folder.path, resumed=folder.resumed is not None)
+    return setup
 
 
 @contextlib.contextmanager

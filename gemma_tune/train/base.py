@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import math
-import re
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from gemma_tune.config import Config
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
+from gemma_tune.train.checkpointing import CheckpointedTrainer
 from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
 
-CHECKPOINT = re.compile(r"^step-(\d+)$")
 
-
-class GemmaTrainer(Trainer):  # type: ignore[misc]
+class GemmaTrainer(CheckpointedTrainer):
     """A mixin that precedes one of TRL's trainers (`class Ours(GemmaTrainer, SFTTrainer)`):
 
     - Adapters stay float32. TRL rounds them to bfloat16 over 4-bit weights, which changes a continued adapter and
       loses updates below 2⁻⁸ of a weight.
     - LoRA+ (`loraplus_lr_ratio`) uses PEFT's optimizer.
-    - A checkpoint is written under another name and renamed when complete: `step-N` is never half a checkpoint.
-    - All weights of a checkpoint are restored, or the run ends.
+    - What `CheckpointedTrainer` adds.
     - A NaN or infinite loss or gradient stops the run before the weights are updated; the error names the rows, and a
       checkpoint is kept.
     - Evaluations during training call `measure`, so their metrics are those from before and after training. They
@@ -49,7 +44,6 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
     """
 
     optimizer: Any
-    control: Any
 
     def __init__(
         self,
@@ -64,7 +58,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         if isinstance(model, PeftModel):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
-        self._checkpoints_kept = checkpoints_kept
+        self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
         self._guard = guard or NonFiniteGuard(lambda rows: [])
@@ -92,6 +86,12 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
 
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Adds to each line with a loss the digest of the batches since the line before: `batch`, 8 hex digits."""
+        if "loss" in logs:
+            logs["batch"] = self._guard.batches()
+        super().log(logs, start_time)
+
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass.
 
@@ -117,7 +117,7 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:
-            self._checkpoints_kept = None  # it may not be resumable, so it replaces no other checkpoint
+            self.checkpoints_kept = None  # it may not be resumable, so it replaces no other checkpoint
             self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
@@ -155,78 +155,8 @@ class GemmaTrainer(Trainer):  # type: ignore[misc]
         self.control.should_log |= self.control.should_training_stop  # the last loss, whatever logging_steps is
         return named
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """A resumed run logs, evaluates and saves by the current options, and finds its best checkpoint by step."""
-        done: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
-        self.state.compute_steps(self.args, max_steps)
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / f"step-{self.state.best_global_step}")
-        return done
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether to save: what Transformers says, or `SaveSteps`, which it would overrule."""
-        return bool(super()._determine_best_metric(metrics, trial)) or self.control.should_save
-
-    def _load_best_model(self) -> None:
-        if self.state.best_global_step != self.state.global_step:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if isinstance(self.model, PeftModel):
-            adapter = self.model.active_adapter
-            self._issue_warnings_after_load(self.model.load_adapter(resume_from_checkpoint, adapter, is_trainable=True))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Raises where Transformers would only warn and keep the weights in memory.
-
-        Raises:
-            RunError: The checkpoint's weights aren't the model's.
-        """
-        tied = () if isinstance(self.model, PeftModel) else self.model.all_tied_weights_keys
-        lost = [*load_result.unexpected_keys, *(k for k in load_result.missing_keys if k not in tied)]
-        if lost:
-            raise RunError(f"the checkpoint doesn't fit the model: {len(lost)} weights, for example {lost[0]}.")
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Saves the weights under the names that the loaded model has.
-
-        `save_pretrained` would restore the names of the checkpoint with towers that a language part was loaded from.
-        Under those, Transformers does not find the weights when it resumes (silently), nor when it loads them.
-        """
-        folder = Path(output_dir or self.args.output_dir)
-        if isinstance(self.model, PeftModel):  # the adapter that is trained, and not TRL's copy of it
-            own = [self.model.active_adapter]
-            # As `AdapterSaver` does: no adapter reaches the embedding
-            self.model.save_pretrained(
-                folder, state_dict=state_dict, selected_adapters=own, save_embedding_layers=False
-            )
-            self.processing_class.save_pretrained(folder)
-            return
-        self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
-        self.processing_class.save_pretrained(folder)
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes nothing."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        written = folder / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
-        super()._save_checkpoint(model, trial)
-        if not self.args.should_save:
-            return
-        whole = folder / f"step-{self.state.global_step}"
-        shutil.rmtree(whole, ignore_errors=True)
-        written.rename(whole)
-        if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(whole)
-            self.state.save_to_json(str(whole / "trainer_state.json"))
-        if self._checkpoints_kept:
-            for old in checkpoints(folder)[: -self._checkpoints_kept]:
-                if old.name != f"step-{self.state.best_global_step}":
-                    shutil.rmtree(old.rename(folder / f"checkpoint-{old.name}"))  # never half a step-N
 
 
 T = TypeVar("T", bound=GemmaTrainer)
@@ -278,9 +208,3 @@ def build_trainer(
     if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
         raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a folder, oldest first."""
-    found = [p for p in folder.glob("step-*") if CHECKPOINT.match(p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from gemma_tune.run.stopping import Stops
 from gemma_tune.run.tracking import Tracker
 
 
@@ -62,12 +63,40 @@ class ProgressBar(TrainerCallback):
             )
 
 
+class StopCallback(TrainerCallback):
+    """Ends training after a step where the run is asked to end or its time is up: with a checkpoint to resume from.
+
+    Args:
+        stops: Whether the run is asked to end.
+        max_time: Seconds that the run may take, or None.
+        period: Training can be resumed exactly only at multiples of this many steps; it goes on to the next.
+    """
+
+    def __init__(self, stops: Stops, max_time: float | None, period: int) -> None:
+        self._stops, self._max_time, self._period = stops, max_time, period
+        self._ends = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stops.over_time(self._max_time)
+        self._ends = self._stops.asked is not None and state.global_step % self._period == 0
+        control.should_save |= self._ends
+        # The mean since the last logged step is not in a checkpoint: a resumed run would begin another one
+        control.should_log |= control.should_save or control.should_evaluate
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not before: a checkpoint that says so counts as the end of training
+        control.should_training_stop |= self._ends
+
+
 class TrackerCallback(TrainerCallback):
     """Passes every logged step to the tracker."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, stops: Stops) -> None:
+        self._tracker, self._stops = tracker, stops
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        figures = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        logs = logs or {}
+        if self._stops.asked is not None and "train_runtime" in logs:
+            return  # the sums of a part of a run; the resumed one gives them
+        figures = {k: v for k, v in logs.items() if isinstance(v, int | float) or k == "batch"}
         self._tracker.log(figures, state.global_step)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import xxhash
+
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.padding import unpad_rows
 
@@ -26,6 +29,18 @@ class NonFiniteGuard:
     def __init__(self, find_rows: FindRows) -> None:
         self._find_rows = find_rows
         self._batches: list[dict[str, Any]] = []
+        self._digest = xxhash.xxh3_64()
+
+    def batches(self) -> str:
+        """A digest of all batches since it was last asked for, 8 hex digits."""
+        found = self._digest.hexdigest()[:8]
+        self._digest.reset()
+        return found
+
+    def _count(self, values: Any) -> None:
+        self._digest.update(
+            values.cpu().numpy().tobytes() if isinstance(values, torch.Tensor) else repr(values).encode()
+        )
 
     def begin(self) -> None:
         """A new optimizer step begins."""
@@ -45,6 +60,9 @@ class NonFiniteGuard:
                     "their position ids, so they would attend to each other. Leave out the option of train.extra that "
                     "adds it."
                 )
+        for name in sorted(inputs):
+            if isinstance(inputs[name], torch.Tensor) and not inputs[name].is_floating_point():
+                self._count(inputs[name])
         kept = ("input_ids", "attention_mask", "position_ids")
         self._batches.append({k: v for k, v in inputs.items() if k in kept and v is not None})
 

@@ -77,7 +77,7 @@ def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:
         yield "quant.stage2.max_steps=0 would train nothing; use -1 for epochs, or recipe=export after the tuning."
     if not cfg.eval.before:
         yield "eval.before=false has no effect with recipe=tune_to_int4: its table begins with the base; leave it out."
-    if cfg.train.resume_from_checkpoint:
+    if cfg.train.resume_from_checkpoint not in ("auto", "never"):
         yield (
             "train.resume_from_checkpoint with recipe=tune_to_int4: resume the tuning with its own recipe, then use "
             "recipe=qat model.model_name_or_path=RUN."

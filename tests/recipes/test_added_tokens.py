@@ -114,7 +114,7 @@ def test_a_resumed_run_and_a_continued_one(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "begun" / "adapter")
     shutil.rmtree(tmp_path / "begun" / "checkpoints" / "step-4")
     (tmp_path / "begun" / "result.json").write_text('{"status": "interrupted"}', encoding="utf-8")
-    short_run("lora_sft", tmp_path / "begun", *words, "train.resume_from_checkpoint=latest", steps=4)
+    short_run("lora_sft", tmp_path / "begun", *words, steps=4)
     first, second = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "begun"))
     assert first.keys() == second.keys() and KEY in first
     assert all(torch.equal(first[k], second[k]) for k in first)

@@ -32,7 +32,7 @@ from gemma_tune.models import language_part
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.run.folder import folder_of
+from gemma_tune.run.identity import folder_of
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"

@@ -26,7 +26,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models import load
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import Source
-from gemma_tune.run.folder import folder_of
+from gemma_tune.run.identity import folder_of
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.validation.schema import FIELDS
 

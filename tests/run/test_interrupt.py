@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from short_runs import metrics, short_run
 
-from gemma_tune.run.paths import ASSETS, atomic_folder
+from gemma_tune.cli.main import main
+from gemma_tune.run.paths import ASSETS, atomic_folder, folder_status
+from gemma_tune.run.stopping import Stopped, Stops, listening
 
 WORDS = ["tracker=none", "data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}", "eval=none"]
 FEW = ["data.max_train_samples=64", "data.max_eval_samples=4", "eval.num_samples=1", "eval.max_new_tokens=8"]
@@ -49,7 +52,8 @@ def test_while_training(tmp_path: Path) -> None:
         folder, lambda: any(checkpoints.glob("step-*")), "train.save_steps=1", "train.max_steps=200", *FEW
     )
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-    assert "gemma_tune: interrupted." in done.stderr and "resume_from_checkpoint=latest resumes it" in done.stderr
+    assert "gemma_tune: interrupted." in done.stderr and "has checkpoints: the same command goes on" in done.stderr
+    assert "Ctrl-C: the run ends after this step, and saves a checkpoint" in done.stderr
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "interrupted"
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml", "result.json", "manifest.json", "metrics.jsonl", "checkpoints", "eval",
@@ -87,3 +91,79 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
             target.mkdir()
             (target / name).touch()
         assert [p.name for p in (tmp_path / "merged").iterdir()] == [name]
+
+
+SENDS = """
+import os, signal
+
+def {name}(engine, inputs):
+    if not os.path.exists({mark!r}):
+        open({mark!r}, "w").close()
+        os.kill(os.getpid(), signal.{signal})
+    return {{"peak": 1.0}}
+"""
+
+
+def sends(folder: Path, signal_name: str) -> str:
+    """An evaluator of the user's, at whose first call the process is sent a signal."""
+    file = folder / f"{signal_name.lower()}.py"
+    text = SENDS.format(name="sends", mark=str(folder / f"sent {signal_name}"), signal=signal_name)
+    file.write_text(text, encoding="utf-8")
+    return f"{file}:sends"
+
+
+QUIET = [*FEW, "eval.before=false", "eval.evaluators=[]", "export=none", "train.eval_steps=2", "eval.num_samples=0"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGHUP", 143), ("SIGINT", 130)])
+def test_a_signal_ends_the_step(name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint at the next step, though none was asked for; the same command goes on to the same weights."""
+    words = [*QUIET, f"eval.during_training=['{sends(tmp_path, name)}']"]
+    with pytest.raises(Stopped, match="has checkpoints: the same command goes on") as stopped:
+        short_run("lora_sft", tmp_path / "run", *words, steps=5)
+    assert stopped.value.code == code
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+    assert folder_status(tmp_path / "run") == "interrupted"
+    assert "the run ends after this step" in capsys.readouterr().err
+    short_run("lora_sft", tmp_path / "run", *words, steps=5)
+    assert "goes on with the interrupted run, from step 3" in capsys.readouterr().out
+    if name == "SIGTERM":  # once is enough
+        short_run("lora_sft", tmp_path / "whole", *words, steps=5)
+        one, other = (tmp_path / run / "adapter" / "adapter_model.safetensors" for run in ("run", "whole"))
+        assert one.read_bytes() == other.read_bytes()
+        ours, whole = ([line for line in metrics(tmp_path / run) if "loss" in line] for run in ("run", "whole"))
+        assert [line["batch"] for line in ours] == [line["batch"] for line in whole] and len(ours) == 5
+        assert [line["loss"] for line in ours] == [line["loss"] for line in whole]
+        assert [line["num_tokens"] for line in ours] == [line["num_tokens"] for line in whole]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_second_signal_ends_at_once() -> None:
+    stops = Stops()
+    with listening(stops), stops.waiting():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.asked == 143
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stopped.value.code == 130
+
+
+def test_where_nothing_is_trained_it_ends_at_once(tmp_path: Path) -> None:
+    words = [*FEW, "eval.before=true", f"eval.evaluators=['{sends(tmp_path, 'SIGTERM')}']", "export=none"]
+    with pytest.raises(Stopped, match="has no checkpoint") as stopped:
+        short_run("lora_sft", tmp_path / "run", *words, steps=2)
+    assert stopped.value.code == 143 and folder_status(tmp_path / "run") == "interrupted"
+
+
+def test_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 0, and the same command goes on; a limit is no part of what the run is."""
+    words = ["recipe=lora_sft", "model=tiny", *WORDS, "train.max_steps=3", f"output_dir={tmp_path / 'run'}"]
+    words += ["export=none", "train.per_device_train_batch_size=2", "data.max_train_samples=16"]
+    assert main([*words, "train.max_time=1s"]) == 0
+    assert "the time is up (train.max_time)" in capsys.readouterr().err
+    assert folder_status(tmp_path / "run") == "interrupted"
+    assert main([*words, "train.max_time=1h30m"]) == 0
+    assert folder_status(tmp_path / "run") == "finished"
+    for text in ("2", "1x", "0s", "-1h", "h"):
+        assert main([*words, f"train.max_time={text}"]) == 2
+        assert "write a time as 2h, 90m, 1h30m or 45s" in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_overwriting_what_the_run_reads_is_refused(key: str) -> None:
     Path("out/mine").touch()
     with pytest.raises(UserError, match="overwrite=true would delete out/mine, which this run needs"):
         RunFolder.open(with_path(key, "out/mine", cfg))
+    Path("out/mine").unlink()
     RunFolder.open(with_path(key, "elsewhere", cfg))
 
 
@@ -141,7 +142,8 @@ def test_short_names_and_nulls_name_nothing() -> None:
     cfg = Config()
     cfg.data.test_files = {"left_out": None}
     make_absolute(cfg)
-    assert {path.key for path in named_paths(cfg)} == {"preview.output_file"}
+    assert {path.key for path in named_paths(cfg)} == {"preview.output_file", "train.resume_from_checkpoint"}
+    assert cfg.train.resume_from_checkpoint == "auto"
     assert cfg.data.test_files == {} and cfg.eval.evaluators == ["held_out_loss", "answers"]
 
 

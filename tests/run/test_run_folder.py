@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -18,12 +20,13 @@ import yaml
 from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.run.folder import RunFolder, folder_of
-from gemma_tune.run.identity import identity
+from gemma_tune.run.checkpoints import seal
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.identity import folder_of, identity
 from gemma_tune.run.manifest import file_digest, write_json
 from gemma_tune.run.paths import folder_status
 
-WAYS_OUT = ("another output_dir", "train.resume_from_checkpoint=latest", "overwrite=true")
+WAYS_OUT = ("another output_dir", "overwrite=true")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def begin_and_stop(cfg: Config, error: BaseException) -> RunFolder:
 
 
 def refusal(cfg: Config) -> str:
-    """The message with which a folder is refused; every such message names the three ways out."""
+    """The message with which a folder is refused; every such message names the ways out."""
     with pytest.raises(UserError) as caught:
         RunFolder.open(cfg)
     message = str(caught.value)
@@ -159,14 +162,170 @@ def test_folder_of_something_else_is_refused(cfg: Config) -> None:
     assert Path("out/thesis.txt").is_file()
 
 
-def test_begun_run_with_checkpoints_is_refused(cfg: Config) -> None:
+def write_checkpoint(folder: RunFolder, step: int, last: int = 9) -> Path:
+    """A checkpoint as trainers leave it, without weights."""
+    place = folder.checkpoints / f"step-{step}"
+    place.mkdir(parents=True)
+    state = {"global_step": step, "max_steps": last, "best_global_step": None}
+    (place / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    (place / "optimizer.pt").write_bytes(bytes(range(99)))
+    seal(place)
+    return place
+
+
+def resuming(cfg: Config, how: str) -> Config:
+    return replace(cfg, train=replace(cfg.train, resume_from_checkpoint=how))
+
+
+def test_a_begun_run_goes_on(cfg: Config) -> None:
+    """From its newest checkpoint, without a word; `never` refuses, and `latest` insists."""
+    with pytest.raises(UserError, match=r"=latest: .*holds no checkpoint \(train.save_steps writes them\)"):
+        RunFolder.open(resuming(cfg, "latest"))
     folder = begin_and_stop(cfg, KeyboardInterrupt())
-    (folder.checkpoints / "step-5").mkdir(parents=True)
-    (folder.checkpoints / "step-5" / "optimizer.pt").touch()
-    assert "has checkpoints" in refusal(cfg)
-    resumed = replace(cfg, train=replace(cfg.train, resume_from_checkpoint="latest"))
-    with RunFolder.open(resumed).recording():
-        assert (folder.checkpoints / "step-5").is_dir(), "resuming must keep the checkpoints"
+    with pytest.raises(UserError, match=r"=latest: .*holds no checkpoint"):
+        RunFolder.open(resuming(cfg, "latest"))
+    assert RunFolder.open(cfg).resumed is None
+    for step in (2, 5):
+        write_checkpoint(folder, step)
+    assert "was begun and has checkpoints; leave out train.resume" in refusal(resuming(cfg, "never"))
+    for how in ("auto", "latest", str(folder.checkpoints / "step-2")):
+        again = RunFolder.open(resuming(cfg, how))
+        assert again.resumed and again.resumed.step == (2 if how.endswith("step-2") else 5)
+        assert not again.resumed.at_the_end
+        with pytest.raises(ValueError, match="x"), again.recording():
+            assert (folder.checkpoints / "step-5").is_dir(), "resuming must keep the checkpoints"
+            raise ValueError("x")
+    assert RunFolder.open(replace(cfg, overwrite=True)).resumed is None  # overwrite wins over auto, a path over both
+    named = replace(resuming(cfg, str(folder.checkpoints / "step-2")), overwrite=True)
+    assert getattr(RunFolder.open(named).resumed, "step", None) == 2
+    for step in (9,):
+        write_checkpoint(folder, step)
+    assert getattr(RunFolder.open(cfg).resumed, "at_the_end", False)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json", "digests.json"])
+@pytest.mark.parametrize("how", ["cut", "emptied", "removed", "one bit"])
+def test_a_damaged_checkpoint_is_passed_over(cfg: Config, name: str, how: str) -> None:
+    folder = begin_and_stop(cfg, KeyboardInterrupt())
+    whole, broken = (write_checkpoint(folder, step) for step in (2, 5))
+    content = bytearray((broken / name).read_bytes())
+    content[len(content) // 3] ^= 4
+    if how == "removed":
+        (broken / name).unlink()
+    else:
+        changed = {"cut": bytes(content[:-7]), "emptied": b"", "one bit": bytes(content)}[how]
+        (broken / name).write_bytes(changed)
+    again = RunFolder.open(cfg).resumed
+    assert again and again.step == 2 and f"passed over {broken}: {name} " in again.lines()[0]
+    with pytest.raises(UserError, match=rf"step-5: {name} .*name another checkpoint"):
+        RunFolder.open(resuming(cfg, str(broken)))
+    (whole / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"passed over .*step-5.*passed over .*step-2.*overwrite=true"):
+        RunFolder.open(cfg)
+
+
+def test_one_process_at_a_time(cfg: Config) -> None:
+    """The second one is refused by host and number, however it wants to use the folder; the dead keep nothing."""
+    child = (
+        "import sys, time\nfrom pathlib import Path\nfrom gemma_tune.run.lock import locked\n"
+        "Path('out').mkdir(exist_ok=True)\n"
+        "with locked(Path('out')):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    cfg = replace(cfg, output_dir="out")
+    begin_and_stop(cfg, ValueError("x"))
+    with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        for other in (cfg, resuming(cfg, "latest"), replace(cfg, overwrite=True)):
+            with pytest.raises(UserError, match=rf"out: process {process.pid} on \S+ is writing there"):
+                RunFolder.open(other)
+        assert folder_status(Path("out")) == "failed"
+        process.kill()
+    folder = RunFolder.open(cfg)
+    with folder.recording():
+        assert folder_status(Path("out")) == "running"
+        with pytest.raises(UserError, match=rf"process {os.getpid()} "):
+            RunFolder.open(replace(cfg, overwrite=True))
+    assert not list(Path("out").glob(".lock"))
+
+
+def test_a_run_that_died_is_shown_as_such(cfg: Config) -> None:
+    folder = finish(cfg)
+    write_json(folder.path / "result.json", {"status": "running"})
+    assert folder_status(folder.path) == "died"
+
+
+def test_overwrite_deletes_no_file_of_the_users(cfg: Config) -> None:
+    """Wherever it lies in the folder; the first one is named."""
+    cfg = replace(cfg, output_dir="out", train=replace(cfg.train, save_steps=3))
+    folder = RunFolder.open(cfg)
+    with folder.recording():
+        folder.adapter.mkdir()
+        (folder.adapter / "a.bin").touch()
+        folder.result.artifacts["adapter"] = "adapter"
+        write_checkpoint(folder, 3)
+    RunFolder.open(replace(cfg, overwrite=True))
+    for name in ("notes.txt", "adapter/mine.txt", "checkpoints/step-3/mine", "export/mine/a", "mine/config.yaml"):
+        Path("out", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("out", name).write_text("x", encoding="utf-8")
+        with pytest.raises(UserError, match=rf"would delete out/{name}, which no run has written there"):
+            RunFolder.open(replace(cfg, overwrite=True))
+        Path("out", name).unlink()
+    (Path("out") / "export").joinpath("mine").rmdir()
+    with RunFolder.open(replace(cfg, overwrite=True)).recording():
+        pass
+
+
+def test_inputs_that_changed(cfg: Config) -> None:
+    """The old digest stays, and so does what the run has left."""
+    Path("rows.jsonl").write_text("1", encoding="utf-8")
+    cfg = replace(cfg, output_dir="out")
+    folder = RunFolder.open(cfg)
+    with pytest.raises(KeyboardInterrupt), folder.recording():
+        folder.add_inputs(Path("rows.jsonl"))
+        write_checkpoint(folder, 3)
+        raise KeyboardInterrupt
+    Path("rows.jsonl").write_text("2", encoding="utf-8")
+    for _ in range(2):
+        again = RunFolder.open(cfg)
+        with pytest.raises(UserError, match=r"rows\.jsonl: this file has changed since"), again.recording():
+            again.add_inputs(Path("rows.jsonl"))
+        assert folder_status(Path("out")) == "interrupted"
+    allowed = replace(cfg, train=replace(cfg.train, resume_data_changed=True))
+    with RunFolder.open(allowed).recording() as _:
+        pass
+
+
+@pytest.mark.parametrize("name", [".", "..", "../..", "link/.."])
+def test_the_current_folder_is_no_run_folder(cfg: Config, name: str) -> None:
+    Path("link").mkdir()
+    with pytest.raises(UserError, match="this is the folder that you are in, or one above it"):
+        RunFolder.open(replace(cfg, output_dir=name))
+    assert Path("link").is_dir()
+
+
+def test_a_link_is_followed(cfg: Config) -> None:
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk")
+    for overwrite in (False, True):
+        with RunFolder.open(replace(cfg, output_dir="out", overwrite=overwrite)).recording():
+            pass
+        assert Path("out").is_symlink() and folder_status(Path("disk")) == "finished"
+    assert {p.name for p in Path.cwd().iterdir()} == {"disk", "out"}
+
+
+def test_killed_between_its_first_files(cfg: Config) -> None:
+    """And while another run was to be replaced: nothing stands in the way of the next start."""
+    cfg = replace(cfg, output_dir="out")
+    folder = finish(cfg)
+    for name in ("manifest.json", "result.json"):
+        (folder.path / name).unlink()
+    (folder.path / "result.json.partial").write_text("{", encoding="utf-8")
+    finish(cfg)
+    assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "manifest.json", "result.json"}
+    folder.path.rename("out.replaced")
+    begin_and_stop(cfg, ValueError("x"))
+    finish(cfg)
+    assert not Path("out.replaced").exists()
 
 
 def test_a_file_is_no_folder(cfg: Config) -> None:

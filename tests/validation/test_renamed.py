@@ -13,8 +13,8 @@ import yaml
 from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.config.renamed import KEYS, OPTIONS, as_before, translated
 from gemma_tune.errors import UserError
-from gemma_tune.run.folder import RunFolder, folder_of
-from gemma_tune.run.identity import as_one_run
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.identity import as_one_run, folder_of
 from gemma_tune.validation.schema import FIELDS, GROUPS
 
 # Folders as the last version with the earlier names chose them (commit f999466): recipe, words, 8 hex digits.
@@ -116,7 +116,7 @@ def test_a_recipe_of_the_users_on_a_variant(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_resumed() -> None:
     cfg = compose_config("rloo", ["output_dir=named", "train.eval_steps=2", "eval.during_training=[rewards]"])
     stored_before(as_one_run(cfg), Path("named"), status="interrupted")
-    resumed = replace(cfg, train=replace(cfg.train, resume_from_checkpoint="latest", save_steps=2))
+    resumed = replace(cfg, train=replace(cfg.train, save_steps=2))
     folder = RunFolder.open(resumed)
     assert not folder.finished and folder.path == Path("named")
     with pytest.raises(UserError, match=r"another seed"):

@@ -1,0 +1,98 @@
+"""Which checkpoint a run goes on from: the newest that is whole. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_tune.config import Config, TrainConfig
+from gemma_tune.errors import UserError
+from gemma_tune.run.checkpoints import checkpoints, damage, is_at_the_end, state_of, step_of
+
+AUTO, LATEST, NEVER = "auto", "latest", "never"
+_KEY = "train.resume_from_checkpoint"
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer steps done there.
+        at_the_end: Whether nothing is left to train: evaluation and export are.
+        passed_over: Newer checkpoints that can't be used, a line each.
+    """
+
+    path: Path
+    step: int
+    at_the_end: bool
+    passed_over: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        rest = "only evaluation and export are left" if self.at_the_end else f"from step {self.step}"
+        return [*self.passed_over, f"goes on with the interrupted run, {rest} ({self.path})"]
+
+
+def names_a_folder(train: TrainConfig) -> bool:
+    """Whether `train.resume_from_checkpoint` names a checkpoint, and not a way to find one."""
+    return train.resume_from_checkpoint not in (AUTO, LATEST, NEVER)
+
+
+def asks_for_checkpoint(cfg: Config) -> bool:
+    """Whether the run can't do without a checkpoint."""
+    return cfg.train.resume_from_checkpoint == LATEST or names_a_folder(cfg.train)
+
+
+def find_checkpoint(train: TrainConfig, folder: Path, period: int = 1) -> ResumePoint | None:
+    """The checkpoint that a run goes on from; None where it begins anew.
+
+    Args:
+        train: `resume_from_checkpoint`, and what decides on the best step.
+        folder: The run's `checkpoints/`, of an interrupted run of the same configuration.
+        period: Training can be resumed exactly only at multiples of this many steps.
+
+    Raises:
+        UserError: The checkpoint that is named can't be used, or `latest` finds none.
+    """
+    if names_a_folder(train):
+        path = Path(train.resume_from_checkpoint).expanduser()
+        if path.resolve().parent != folder.resolve():
+            raise UserError(
+                f"{_KEY}={train.resume_from_checkpoint}: a run is resumed in its own folder; set output_dir to the one "
+                "that holds checkpoints/, or train on in a new run with model.model_name_or_path=."
+            )
+        if not path.is_dir():
+            raise UserError(
+                f"{_KEY}={train.resume_from_checkpoint}: there is no such folder; name a step-N, or leave it out for "
+                "the newest one."
+            )
+        if why := _unusable(train, path, period):
+            raise UserError(f"{_KEY}={path}: {why}; name another checkpoint, or leave it out for the newest whole one.")
+        return ResumePoint(path, step_of(path), is_at_the_end(path))
+    passed_over = []
+    for path in reversed(checkpoints(folder)):
+        if why := _unusable(train, path, period):
+            passed_over.append(f"passed over {path}: {why}")
+        else:
+            return ResumePoint(path, step_of(path), is_at_the_end(path), tuple(passed_over))
+    if train.resume_from_checkpoint == LATEST or passed_over:
+        found = "; ".join(passed_over) or f"{folder} holds no checkpoint (train.save_steps writes them)"
+        raise UserError(f"{_KEY}={train.resume_from_checkpoint}: {found}; begin anew with overwrite=true.")
+    return None
+
+
+def _unusable(train: TrainConfig, path: Path, period: int) -> str | None:
+    if why := damage(path):
+        return why
+    if step_of(path) % period and not is_at_the_end(path):
+        return (
+            f"a run with rewards can be resumed only at multiples of {period} steps, when new completions are generated"
+        )
+    best = state_of(path).get("best_global_step")
+    if train.metric_for_best_model and best and best != step_of(path):
+        kept = path.parent / f"step-{best}"
+        if why := damage(kept):
+            return f"the best step so far was {best}, and in {kept} {why}"
+    return None
