@@ -7,7 +7,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl soak tiny clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -76,6 +76,9 @@ bench-export: .venv/.done ## Measure recipe=export of the 270M shape, and write 
 
 bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write docs/benchmarks/rl.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_rl.py
+
+bench-checkpoint: .venv/.done ## Measure how long training stands still for a checkpoint, and write docs/benchmarks/checkpoint.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_checkpoint.py
 
 soak: .venv/.done ## Kill runs, damage checkpoints and fill disks, and add to docs/benchmarks/soak.json (SOAK="kills sft 20": one piece)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/soak.py $(SOAK)
