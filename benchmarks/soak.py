@@ -53,6 +53,7 @@ def in_child(recipe: str, words: list[str], log: Path) -> int:
         return pid
     code = 1
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
