@@ -109,7 +109,9 @@ class TrainConfig:
         "Compute in bfloat16 with float32 weights (mixed precision); null: where the weights are float32 and the "
         "GPU supports it or, with rewards, the CPU.",
     )
-    logging_steps: int = option(1, "Optimizer steps between two lines of metrics.jsonl.", at_least=1)
+    logging_steps: int = option(
+        1, "Optimizer steps between two lines of metrics.jsonl; checkpoints have one, too.", at_least=1
+    )
     eval_steps: int | None = option(
         None,
         "Optimizer steps between two evaluations during training (`eval.during_training`); null: none.",
@@ -154,15 +156,11 @@ class TrainConfig:
 
     @property
     def max_seconds(self) -> float | None:
-        """`max_time` in seconds; None for no limit.
-
-        Raises:
-            ValueError: It is no time.
-        """
+        """`max_time` in seconds; None for no limit, 0 for what is no time."""
         if self.max_time is None:
             return None
         if not _TIME.match(self.max_time):
-            raise ValueError(self.max_time)
+            return 0.0
         parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", self.max_time)
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 

@@ -16,6 +16,7 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.existing import Found, aside, check_existing, has_files, stored_config
 from gemma_tune.run.identity import as_one_run, folder_of
 from gemma_tune.run.lock import locked
@@ -236,10 +237,13 @@ class RunFolder:
             self._delete_leftovers()
 
     def _delete_end(self) -> None:
-        """Deletes the weights that were kept until the end, where no checkpoints were asked for."""
-        train = self.cfg.train
-        if not train.save_steps and not train.metric_for_best_model:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        """Deletes the checkpoints that nobody asked for: the weights kept until the end, and those of a stop."""
+        asked = self.cfg.train.save_steps or self.cfg.train.metric_for_best_model
+        for checkpoint in checkpoints(self.checkpoints):
+            if not asked or not (checkpoint / "optimizer.pt").is_file():
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.checkpoints.rmdir()
 
     def _delete_leftovers(self) -> None:
         """Deletes what a process left half-written."""

@@ -81,7 +81,8 @@ class StopCallback(TrainerCallback):
         self._ends = self._stops.asked is not None and state.global_step % self._period == 0
         control.should_save |= self._ends
         # The mean since the last logged step is not in a checkpoint: a resumed run would begin another one
-        control.should_log |= control.should_save or control.should_evaluate
+        may_save = control.should_evaluate and args.metric_for_best_model is not None
+        control.should_log |= control.should_save or may_save
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not before: a checkpoint that says so counts as the end of training

@@ -179,11 +179,7 @@ def _train(cfg: Config) -> Iterator[str]:
             yield f"{key}={value}: Transformers has no such name.{did_you_mean(value, names)} ({', '.join(names)})"
     if t.max_steps == 0:
         yield "train.max_steps=0 would train nothing; use -1 for whole epochs, or dry_run=true."
-    try:
-        seconds = t.max_seconds
-    except ValueError:
-        seconds = 0.0
-    if seconds is not None and seconds <= 0:
+    if t.max_seconds == 0:
         yield f"train.max_time={t.max_time}: write a time as 2h, 90m, 1h30m or 45s."
     d = cfg.data
     if t.train_sampling_strategy != "random" and d.streaming:
