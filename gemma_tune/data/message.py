@@ -115,7 +115,7 @@ class ReadMessage:
                 kind = f" of the type {kept['type']!r}" if "type" in kept else ""
                 raise BadRow(
                     f"{self.where}: a part of {role}'s content{kind} isn't {{'type': 'text', 'text': …}}; only text is "
-                    "trained here. Calls stand in `tool_calls`, thinking in `reasoning_content`."
+                    "read here. Calls stand in `tool_calls`, thinking in `reasoning_content`."
                 )
             for key in kept.keys() - {"type", "text"}:
                 self._note(f"content.{key}", kept[key])

@@ -17,6 +17,7 @@ from gemma_tune.data.files import read_file
 from gemma_tune.data.known_fields import IGNORE, TRAINING
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import SILENCES, RowRemarks, remark_lines
+from gemma_tune.data.row_fields import is_empty, structure_in
 from gemma_tune.data.sources import OpenRows
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
@@ -72,12 +73,17 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
 def _asked(where: str, row: dict[str, Any]) -> Record:
     """The prompt of a row, read as its format reads rows, without a last answer.
 
-    What is about training only (a label, weights of answers) is listed with what else is not used.
+    What is about training only (a label, weights of answers) is listed with what else is not used. An answer beside
+    the prompt may have any form.
     """
-    about_training = {name for name in TRAINING if name in row}
-    rest = {name: value for name, value in row.items() if name not in about_training}
-    filled = {name: value for name, value in rest.items() if value is not None}  # tables of mixed rows have nulls
+    unused: dict[str, None] = {}
+    rest = {name: _untrained(value, name, unused) for name, value in row.items() if _is_kept(name, name, value, unused)}
+    filled = {name: value for name, value in rest.items() if not is_empty(value)}  # tables of mixed rows have nulls
     name = next((name for fields in (filled, rest) for name in _FORMATS if _format(name).fits(fields, _DATA)), None)
+    if name == "prompt_completion":
+        rest.pop("completion", None)
+    elif name == "alpaca" or (name is None and "instruction" in rest):
+        name, rest = "alpaca", {**rest, "output": "-"}  # its reader needs one
     if name is None:
         raise BadRow(
             f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}. Name the field of "
@@ -91,8 +97,22 @@ def _asked(where: str, row: dict[str, Any]) -> Record:
         messages = messages[:-1]
     if all(m["role"] == "system" for m in messages):
         raise BadRow(f"{where}: the conversation has nothing to answer: no message of the user's.")
-    unused = (*made.unused, *(name for name in row if name in about_training and row[name] is not None))
-    return Record(where, messages=messages, tools=made.tools, unused=unused, missing=made.missing)
+    return Record(where, messages=messages, tools=made.tools, unused=(*made.unused, *unused), missing=made.missing)
+
+
+def _is_kept(name: str, key: str, value: Any, unused: dict[str, None]) -> bool:
+    """Whether a field isn't about training; one that is becomes one of those that are not used."""
+    if key in TRAINING and value is not None:
+        unused[name] = None
+    return key not in TRAINING
+
+
+def _untrained(value: Any, name: str, unused: dict[str, None]) -> Any:
+    """A field; if it is a list of messages, without what is about training in them."""
+    messages = structure_in(value)
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        return value
+    return [{k: v for k, v in m.items() if _is_kept(f"{name}.{k}", k, v, unused)} for m in messages]
 
 
 def _format(name: str) -> Any:

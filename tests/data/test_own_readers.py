@@ -93,8 +93,8 @@ USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "conte
     "row",
     [
         {"messages": [USER, USER]}, {"messages": [USER, {"role": "system", "content": "S"}, USER]},
-        {"messages": [ANSWER, USER]}, {"messages": [{**USER, "weight": 1}]}, {"messages": [{**USER, "images": ["a"]}]},
-        {"messages": [{**USER, "mask": [1]}]}, {"messages": [USER], "tools": {"name": "f"}}, {"prompt": None},
+        {"messages": [ANSWER, USER]}, {"messages": [{**USER, "images": ["a"]}]},
+        {"messages": [USER], "tools": {"name": "f"}}, {"prompt": None},
         {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use", "name": "f"},
                                                                {"type": "text", "text": "a"}]}, USER]},
     ],
