@@ -24,6 +24,7 @@ from typing import Any
 
 from every_recipe import SHORT_RUNS, STEPS, write_rows
 from figures import DOCS, conditions, conditions_line
+from fuzz import fuzz
 from short_runs import SHORT
 
 import gemma_tune
@@ -253,6 +254,14 @@ def mounted(place: Path, kib: int) -> Any:
         subprocess.run(["umount", str(place)], check=True)
 
 
+def fuzzed(count: int, seed: int) -> dict[str, Any]:
+    """Damages rows, command lines and run folders: each is used, or refused with a message."""
+    data = os.environ.get("GEMMA_TUNE_TEST_DATA")
+    with tempfile.TemporaryDirectory() as scratch:
+        wrong = list(fuzz(count, seed, Path(scratch), Path(data) / "wild" if data else None))
+    return {"inputs": count, "wrong": len(wrong), "what": wrong[:20]}
+
+
 def add(kind: str, found: dict[str, Any]) -> None:
     """Adds the figures of a piece to those of earlier ones."""
     stored = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {"pieces": {}}
@@ -289,13 +298,15 @@ def main() -> None:
         report()
         return
     seed = time.time_ns() % 2**32
-    every = [["damage"], ["disk", "sft", "40"], ["kills", "sft", "100"]]
+    every = [["damage"], ["fuzz", "10000"], ["disk", "sft", "40"], ["kills", "sft", "100"]]
     every += [["kills", name, "30"] for name in ("qat", "grpo", "dpo", "tune_to_int4")]
     for kind, *rest in [piece] if piece else every:
         if kind == "kills":
             add(f"kills of {rest[0]}", kills(rest[0], int(rest[1]), seed))
         elif kind == "disk":
             add(f"full disks of {rest[0]}", full_disk(rest[0], int(rest[1])))
+        elif kind == "fuzz":
+            add("damaged inputs", fuzzed(int(rest[0]), seed))
         else:
             add("damaged files", damaged(seed))
     report()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import tempfile
 from pathlib import Path
+
+import psutil
 
 from gemma_tune.errors import UserError
 
@@ -12,13 +16,19 @@ from gemma_tune.errors import UserError
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder that is deleted with the object: in the cache of `datasets`, since `/tmp` may be memory itself.
 
-    Where the cache can't be written, the folder is one of the system's temporary ones.
+    Where the cache can't be written, the folder is one of the system's temporary ones. What processes of this machine
+    have left there that were killed is deleted.
     """
+    host = f"gemma_tune-{socket.gethostname()}-"
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets")).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix="gemma_tune-", dir=cache)
+        for left in cache.glob(f"{host}*"):
+            owner = left.name.removeprefix(host).partition("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=f"{host}{os.getpid()}-", dir=cache)
     except OSError:
         return tempfile.TemporaryDirectory(prefix="gemma_tune-")
 

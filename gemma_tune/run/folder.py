@@ -247,11 +247,10 @@ class RunFolder:
 
     def _delete_leftovers(self) -> None:
         """Deletes what a process left half-written."""
-        halves = ((self.checkpoints, "checkpoint-*"), (self.path, "*.part"), (self.path / "export", "*.part"))
-        for folder, pattern in halves:
-            for half in folder.glob(pattern):
+        patterns = ("checkpoints/checkpoint-*", "*.part", "export/*.part", "export/.logits", "export/*/.float32-*")
+        for pattern in patterns:
+            for half in self.path.glob(pattern):
                 shutil.rmtree(half, ignore_errors=True)
-        shutil.rmtree(self.path / "export" / ".logits", ignore_errors=True)
         for half in self.path.rglob("*.partial"):
             half.unlink(missing_ok=True)
 
