@@ -7,7 +7,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from jinja2 import TemplateError
+
 from gemma_tune.chat.engine import Messages, Tools, sandboxed
+from gemma_tune.chat.foreign import LONGEST, ForeignTemplate
 from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
 from gemma_tune.chat.template import served_template
 
@@ -86,6 +89,9 @@ _TELLING = {
     "<start_of_image>": "gemma3",
 }
 
+# What a template must contain to write the format at all
+_NEEDED = {"gemma3n": ("<start_of_turn>",), "functiongemma": ("<start_function_call>",)}
+
 Probe = tuple[Messages, Tools, bool]
 _PROBES: dict[str, list[Probe]] = {
     "gemma3n": [
@@ -100,21 +106,31 @@ _PROBES: dict[str, list[Probe]] = {
 }
 
 
-def _text(template: str, probe: Probe) -> str | None:
+def _given(probe: Probe) -> dict[str, Any]:
     messages, tools, prompt = probe
+    tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    return {"messages": messages, "tools": tools, "add_generation_prompt": prompt, **tokens}
+
+
+def _text(template: ForeignTemplate, probe: Probe) -> str | None:
     try:
-        return sandboxed(template).render(
-            messages=messages, tools=tools, bos_token="<bos>", eos_token="<eos>", add_generation_prompt=prompt
-        )
-    except Exception:  # a foreign template may fail in any way; then it isn't ours
+        return template.render(_given(probe))
+    except TemplateError:  # it rejects this conversation, or is no template; then it isn't ours
+        return None
+
+
+def _own_text(form: str, probe: Probe) -> str | None:
+    try:
+        return sandboxed(served_template(form)).render(_given(probe))
+    except TemplateError:
         return None
 
 
 def _expected(form: str, probe: Probe) -> Iterator[str | None]:
     messages, tools, prompt = probe
-    yield _text(served_template(form), (_plain(messages), tools, prompt))
+    yield _own_text(form, (_plain(messages), tools, prompt))
     if form == "gemma3n":  # the published template silently drops tools
-        yield _text(served_template(form), (messages, None, prompt))
+        yield _own_text(form, (messages, None, prompt))
 
 
 def _plain(messages: Messages) -> Messages:
@@ -123,7 +139,11 @@ def _plain(messages: Messages) -> Messages:
 
 
 def _says_the_same(template: str, form: str) -> bool:
-    return all(_text(template, probe) in [t for t in _expected(form, probe) if t] for probe in _PROBES[form])
+    """Whether it renders all conversations as ours does; one that lacks the format's own tokens isn't run for it."""
+    if not all(token in template for token in _NEEDED[form]):
+        return False
+    theirs = ForeignTemplate(template)
+    return all(_text(theirs, probe) in [t for t in _expected(form, probe) if t] for probe in _PROBES[form])
 
 
 @functools.lru_cache(maxsize=64)
@@ -154,9 +174,9 @@ def recognise_template(template: str | dict[str, str] | None, default: str) -> C
         template = template.get("default")
     if template is None:
         return FORMS[default]
-    if form := _known(template):
+    if len(template) <= LONGEST and (form := _known(template)):
         return form
-    begin = " ".join(template.split())[:60]
+    begin = " ".join(template[:1000].split())[:60]
     near = next((form for token, form in _TELLING.items() if token in template), default)
     raise UnknownTemplate(
         f"its chat template ({len(template):,} characters, it begins {begin!r}) is no published one that we know of a "

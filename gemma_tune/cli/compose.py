@@ -21,6 +21,7 @@ from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.config.renamed import translated
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import CONFIGS
+from gemma_tune.untrusted import read_yaml
 from gemma_tune.validation.schema import GROUPS
 
 ConfigStore.instance().store("schema", node=Config)
@@ -54,10 +55,16 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     Raises:
         UserError: Unknown keys, wrong values, or values that don't go together.
     """
+    written = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
+    written.pop("hydra", None)
+    if problem := validation.too_many_references(written, where):
+        raise UserError(problem)
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True))
     except OmegaConfBaseException as error:
         raise as_user_error(error) from error
+    except (ValueError, RecursionError, OverflowError) as error:  # of a resolver
+        raise UserError(f"{where}: a reference (`${{…}}`) can't be resolved ({error}).") from error
     plain.pop("hydra", None)
     problems = validation.problems_of_tree(plain, where)
     if problems:
@@ -125,12 +132,18 @@ def load_stored(path: Path, words: Sequence[str]) -> Config:
         raise UserError(*problems)
     check_words(words, [])
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict) or not tree.get("method"):
+        tree = read_yaml(file)
+        if not isinstance(tree, dict) or not isinstance(tree.get("method"), str):
             raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
         own = {"output_dir": None, "overwrite": False, "dry_run": False}
-        return checked(OmegaConf.merge(translated(tree), own, OmegaConf.from_dotlist(list(words))), "", str(file))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"rerun={path}: this is not valid YAML: {' '.join(str(error).split())}") from error
+        return checked(
+            OmegaConf.merge(validation.literal(translated(tree)), own, OmegaConf.from_dotlist(list(words))),
+            "",
+            str(file),
+        )
     except OmegaConfBaseException as error:
         raise as_user_error(error) from error
+    except OSError as error:
+        raise UserError(f"rerun={path}: the file can't be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"rerun={path}: this is not valid YAML: {' '.join(str(error).split())}") from error

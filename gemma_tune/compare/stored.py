@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
+from gemma_tune.untrusted import read_json
 
 
 def results_file(run: str, when: str = "after") -> Path:
@@ -30,7 +30,7 @@ def stored_results(name: str, run: str, when: str = "after") -> ModelResults:
     """
     file = results_file(run, when)
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = read_json(file)
         reason = next(_reasons(tree), None)
     except (OSError, ValueError) as error:
         reason = f"it can't be read ({error})"

@@ -16,7 +16,7 @@ from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.methods import METHODS, Method
 from gemma_tune.config.model import ModelConfig
-from gemma_tune.config.option import option
+from gemma_tune.config.option import SEED, option
 from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.quant import QuantConfig
 from gemma_tune.config.renamed import unknown_method
@@ -51,6 +51,7 @@ class Config:
         42,
         "Seed of Python, NumPy and torch; it also decides the order of the examples and which ones are held out.",
         at_least=0,
+        at_most=SEED,
     )
     output_dir: str | None = option(
         None, "Run folder; null: runs/<recipe>-<digest of the configuration>.", path="output"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.config.option import option
+from gemma_tune.config.option import ROWS, SEED, STEPS, option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
 FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "chat_log")
@@ -36,7 +36,9 @@ class DataConfig:
         "mixed according to `data.weights`.",
         path="rows",
     )
-    weights: dict[str, float] = option({}, "Mixing weight of each of `data.train_files`; 1 where it is not set.")
+    weights: dict[str, float] = option(
+        {}, "Mixing weight of each of `data.train_files`; 1 where it is not set.", at_least=0, at_most=1e9
+    )
     stopping_strategy: str = option(
         "first_exhausted",
         "When a mix ends: first_exhausted, with the first set that has no row left; all_exhausted, when every row "
@@ -57,13 +59,15 @@ class DataConfig:
         {},
         "Options of the generator by their names there; most set the difficulty: `data.generator_options.max_terms=3`.",
     )
-    generator_seed: int = option(0, "Seed of the first task; every task has its own.", at_least=0)
+    generator_seed: int = option(0, "Seed of the first task; every task has its own.", at_least=0, at_most=SEED)
     streaming: bool = option(
         False,
         "Read the training set while training, not before; needs `train.max_steps`. Rows are shuffled in a buffer "
         "of `data.shuffle_buffer_size`.",
     )
-    shuffle_buffer_size: int = option(1000, "Rows in the shuffle buffer of a streamed training set.", at_least=1)
+    shuffle_buffer_size: int = option(
+        1000, "Rows in the shuffle buffer of a streamed training set.", at_least=1, at_most=STEPS
+    )
     validation_file: str | None = option(None, "Validation set: a file, a folder or a glob.", path="rows")
     test_files: dict[str, str | None] = option(
         {},
@@ -84,10 +88,10 @@ class DataConfig:
         at_most=90,
     )
     max_train_samples: int | None = option(
-        None, "Use only the first rows of the training set, up to this number.", at_least=1
+        None, "Use only the first rows of the training set, up to this number.", at_least=1, at_most=ROWS
     )
     max_eval_samples: int | None = option(
-        None, "Use only the first rows of the validation set, up to this number.", at_least=1
+        None, "Use only the first rows of the validation set, up to this number.", at_least=1, at_most=ROWS
     )
     messages_column: str = option(
         "messages",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from gemma_tune.config.option import option
+from gemma_tune.config.option import BATCH, ROWS, TOKENS, option
 
 # gemma_tune/evals/<name>.py each.
 EVALUATORS = ("held_out_loss", "answers", "preference", "rewards", "tool_calls", "kl", "lm_eval", "long_context")
@@ -53,7 +53,7 @@ class KLConfig:
     reference: str | None = option(
         None, "The reference model: a folder, an adapter, a run folder, or a name on the Hub.", path="model"
     )
-    max_samples: int = option(64, "Maximum number of validation examples to compare.", at_least=1)
+    max_samples: int = option(64, "Maximum number of validation examples to compare.", at_least=1, at_most=ROWS)
 
 
 @dataclass
@@ -64,12 +64,17 @@ class LmEvalConfig:
     include_path: str | None = option(
         None, "Folder with your own task YAMLs; a run that uses only those needs no network.", path="folder"
     )
-    num_fewshot: int | None = option(None, "Few-shot examples in the prompt; null: as each task says.", at_least=0)
+    num_fewshot: int | None = option(
+        None, "Few-shot examples in the prompt; null: as each task says.", at_least=0, at_most=10_000
+    )
     limit: int | None = option(
-        None, "Maximum number of rows of each task; null: all, but `eval.max_samples` in a run that trains.", at_least=1
+        None,
+        "Maximum number of rows of each task; null: all, but `eval.max_samples` in a run that trains.",
+        at_least=1,
+        at_most=ROWS,
     )
     apply_chat_template: bool = option(False, "Ask with the chat template.")
-    batch_size: int = option(8, "Rows of one batch.", at_least=1)
+    batch_size: int = option(8, "Rows of one batch.", at_least=1, at_most=BATCH)
 
 
 @dataclass
@@ -79,15 +84,24 @@ class LongContextConfig:
     kinds: list[str] = option(
         ["needle", "multi_key", "variable_tracking"], f"Which tasks, of {', '.join(LONG_CONTEXT_KINDS)}."
     )
-    lengths: list[int] = option([2048, 8192], "Lengths of a prompt and its answer in tokens, chat template included.")
-    num_samples: int = option(10, "Rows of each kind and length, whatever `eval.max_samples` is.", at_least=1)
-    distractor_keys: int = option(3, "multi_key: keys beside the one that is asked for.", at_least=1)
-    values: int = option(4, "multi_value: values of the key.", at_least=2)
-    queries: int = option(4, "multi_query: keys that are asked for.", at_least=2)
-    hops: int = option(4, "variable_tracking: assignments after the first one.", at_least=1)
-    chains: int = option(1, "variable_tracking: chains of assignments, of which one is asked for.", at_least=1)
+    lengths: list[int] = option(
+        [2048, 8192],
+        "Lengths of a prompt and its answer in tokens, chat template included.",
+        at_least=1,
+        at_most=TOKENS,
+    )
+    num_samples: int = option(
+        10, "Rows of each kind and length, whatever `eval.max_samples` is.", at_least=1, at_most=ROWS
+    )
+    distractor_keys: int = option(3, "multi_key: keys beside the one that is asked for.", at_least=1, at_most=10_000)
+    values: int = option(4, "multi_value: values of the key.", at_least=2, at_most=10_000)
+    queries: int = option(4, "multi_query: keys that are asked for.", at_least=2, at_most=10_000)
+    hops: int = option(4, "variable_tracking: assignments after the first one.", at_least=1, at_most=10_000)
+    chains: int = option(
+        1, "variable_tracking: chains of assignments, of which one is asked for.", at_least=1, at_most=10_000
+    )
     text_file: str | None = option(None, "Your own text to hide the facts in; null: generated sentences.", path="file")
-    max_new_tokens: int = option(64, "Maximum number of tokens of an answer.", at_least=1)
+    max_new_tokens: int = option(64, "Maximum number of tokens of an answer.", at_least=1, at_most=TOKENS)
 
 
 @dataclass
@@ -110,6 +124,7 @@ class EvalConfig:
         "Maximum number of rows that an evaluator answers during training, of each test set or task (long_context: "
         "an equal share of each kind and length, at least one); losses are computed on all rows.",
         at_least=1,
+        at_most=ROWS,
     )
     max_samples: int | None = option(
         None,
@@ -117,19 +132,25 @@ class EvalConfig:
         "of the questions of tool_calls, and in a run that trains of each task of lm_eval; null: 200, or all for "
         "models with a hidden size below 512. kl and long_context have limits of their own.",
         at_least=1,
+        at_most=ROWS,
     )
     num_samples: int = option(
         4,
         "Answers shown side by side, before and after training: to test rows, or to validation rows without any.",
         at_least=0,
+        at_most=10_000,
     )
     batch_size: int | None = option(
-        None, "Prompts answered in one batch; null: 8, or 64 for models with a hidden size below 512.", at_least=1
+        None,
+        "Prompts answered in one batch; null: 8, or 64 for models with a hidden size below 512.",
+        at_least=1,
+        at_most=BATCH,
     )
     max_new_tokens: int = option(
         64,
         "Maximum number of tokens of such an answer; in training with rewards `train.max_completion_length` counts.",
         at_least=1,
+        at_most=TOKENS,
     )
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     tool_calls: ToolCallsConfig = field(default_factory=ToolCallsConfig)

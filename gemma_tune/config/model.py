@@ -13,6 +13,13 @@ def is_gguf(name: str) -> bool:
     return name.lower().endswith(".gguf") and not resolve(name).is_dir()
 
 
+# The names of chat/forms.py
+CHAT_FORMS = (
+    "gemma", "gemma3", "gemma3n", "functiongemma", "gemma4", "gemma4_large", "gemma4_v1", "gemma4_v2", "gemma4_v3",
+    "gemma4_v4", "gemma4_v5", "gemma4_large_v1", "gemma4_large_v3", "gemma4_large_v4", "gemma4_large_v5",
+)  # fmt: skip
+
+
 @dataclass
 class ModelConfig:
     """Names are those of Transformers' `from_pretrained` and `BitsAndBytesConfig`."""
@@ -44,9 +51,9 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None,
-        "Chat template: gemma, gemma3, gemma3n, functiongemma, gemma4 and gemma4_large (the newest), gemma4_v1 to "
-        "gemma4_v5, or gemma4_large_v1 and v3 to v5 (12B and larger); null: the checkpoint's own template, if it "
-        "is one of them, or its family's where it has none.",
+        "Chat template; gemma4 and gemma4_large (12B and larger) are the newest ones of Gemma 4. null: the "
+        "checkpoint's own template, if it is one of them, or its family's where it has none.",
+        choices=CHAT_FORMS,
     )
     added_tokens: list[str] = option(
         [],

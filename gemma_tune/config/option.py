@@ -19,6 +19,16 @@ PathKind = Literal[
 ]
 
 
+# Highest values of what is counted; nothing real comes near them.
+STEPS, ROWS, TOKENS, BATCH = 10**9, 10**12, 2**24, 2**16
+SEED = 2**32 - 1  # NumPy's
+
+
+def plain_number(value: float) -> str:
+    """A number as people write it: 1000000 and 0.03, and 1e+300."""
+    return str(int(value)) if abs(value) < 1e16 and value == int(value) else f"{value:g}"
+
+
 def option(
     default: Any,
     help: str,
@@ -27,6 +37,7 @@ def option(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    longest: int | None = None,
     path: PathKind | None = None,
 ) -> Any:
     """A dataclass field with its documentation and limits.
@@ -35,9 +46,10 @@ def option(
         default: The default; a list or a dict is copied for each instance.
         help: One or two sentences, with the unit; they become `docs/configuration.md`.
         choices: All values that are allowed (besides null where the type allows null).
-        at_least: The lowest value allowed.
+        at_least: The lowest value allowed; of a list or a mapping, that of each of its numbers.
         above: The value must be greater than this.
-        at_most: The highest value allowed.
+        at_most: The highest value allowed. Every number has one: nothing is computed from 1e300 steps.
+        longest: The most characters of a text.
         path: What the value names on disk, or each value of a list or a mapping; see `path_keys`.
     """
     metadata = {
@@ -46,6 +58,7 @@ def option(
         "at_least": at_least,
         "above": above,
         "at_most": at_most,
+        "longest": longest,
         "path": path,
     }
     if isinstance(default, list | dict):

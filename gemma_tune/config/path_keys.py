@@ -7,7 +7,6 @@ One walk serves them all: absolute paths, checks that a file exists, digests of 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS
 from gemma_tune.run.paths import absolute, resolve
+from gemma_tune.untrusted import read_object
 
 # What is written; and a checkpoint, which lies in the run's own folder: a run that is resumed is not replaced.
 NOT_READ = ("output", "checkpoint")
@@ -118,9 +118,9 @@ def base_of_adapter(folder: Path) -> Path | None:
     """The local base model that a PEFT adapter was trained on, by its folder or its run's; None where there is none."""
     for place in (folder, folder / "adapter"):
         try:
-            stored = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+            stored = read_object(place / "adapter_config.json")
             base = Path(stored["base_model_name_or_path"])
+            return base if base.is_dir() else None
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        return base if base.is_dir() else None
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gemma_tune.config.option import option
+from gemma_tune.config.option import BATCH, ROWS, STEPS, TOKENS, option
 
 
 @dataclass
@@ -17,14 +17,17 @@ class Stage2Config:
         "`adapter`.",
         choices=("none", "lora"),
     )
-    learning_rate: float | None = option(None, "Peak learning rate; null: the default of recipe=qat.", above=0)
+    learning_rate: float | None = option(
+        None, "Peak learning rate; null: the default of recipe=qat.", above=0, at_most=100
+    )
     per_device_train_batch_size: int | None = option(
         None,
         "Examples of one forward pass; null: as in `train` where it is set, else the default of recipe=qat.",
         at_least=1,
+        at_most=BATCH,
     )
-    num_train_epochs: float = option(0.5, "Epochs; ignored where max_steps is set.", above=0)
-    max_steps: int = option(-1, "Total number of optimizer steps; -1: by num_train_epochs.", at_least=-1)
+    num_train_epochs: float = option(0.5, "Epochs; ignored where max_steps is set.", above=0, at_most=1e6)
+    max_steps: int = option(-1, "Total number of optimizer steps; -1: by num_train_epochs.", at_least=-1, at_most=STEPS)
 
 
 @dataclass
@@ -54,9 +57,14 @@ class QuantConfig:
         "computed at every step, by a second copy of the model.",
         choices=("cache", "live"),
     )
-    teacher_top_k: int = option(64, "Largest probabilities kept for each token; 6 bytes each.", at_least=1)
+    teacher_top_k: int = option(
+        64, "Largest probabilities kept for each token; 6 bytes each.", at_least=1, at_most=TOKENS
+    )
     max_kl_samples: int = option(
-        64, "Validation examples on which the KL divergence from the unquantized model is measured.", at_least=1
+        64,
+        "Validation examples on which the KL divergence from the unquantized model is measured.",
+        at_least=1,
+        at_most=ROWS,
     )
     teacher_folder: str | None = option(
         None, "Folder of the cache, to reuse it in other runs; null: `teacher/` in the run folder.", path="cache"

@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.config.option import plain_number
 
 
 def _type(kind: Any) -> str:
@@ -23,7 +24,7 @@ def _type(kind: Any) -> str:
 
 def _limits(metadata: Any) -> str:
     words = {"at_least": "≥", "above": ">", "at_most": "≤"}
-    limits = [f"{sign} {metadata[name]:g}" for name, sign in words.items() if metadata[name] is not None]
+    limits = [f"{sign} {plain_number(metadata[name])}" for name, sign in words.items() if metadata[name] is not None]
     if metadata["choices"]:
         limits.append("one of " + ", ".join(metadata["choices"]))
     return f" ({', '.join(limits)})" if limits else ""

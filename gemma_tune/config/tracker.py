@@ -15,7 +15,7 @@ class TrackerConfig:
     mode: str = option(
         "auto", "auto: online where a key is configured, else offline.", choices=("auto", "online", "offline")
     )
-    project: str = option("gemma_tune", "W&B project.")
-    entity: str | None = option(None, "W&B user or team; null: the account's own.")
-    name: str | None = option(None, "Name of the W&B run; null: the run folder's.")
+    project: str = option("gemma_tune", "W&B project.", longest=128)
+    entity: str | None = option(None, "W&B user or team; null: the account's own.", longest=128)
+    name: str | None = option(None, "Name of the W&B run; null: the run folder's.", longest=128)
     log_samples: bool = option(False, "Send sample answers to W&B, too; they may contain private data.")

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.config.option import option
+from gemma_tune.config.option import BATCH, STEPS, TOKENS, option
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _TIME = re.compile(r"^(?:\d+(?:\.\d+)?[dhms])+$")
@@ -22,25 +22,32 @@ class TrainConfig:
         "Peak learning rate; null: 2e-4 for adapters, 2e-5 where every weight is trained; 8e-3 and 2e-3 for models "
         "with a hidden size below 512, as the embedded one; lower for QAT, preferences and rewards.",
         above=0,
+        at_most=1e6,
     )
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
-    warmup_steps: float = option(0.03, "Warm-up in optimizer steps; below 1: as a share of all steps.", at_least=0)
-    num_train_epochs: float = option(1.0, "Epochs; ignored where max_steps is set.", above=0)
-    max_steps: int = option(-1, "Total number of optimizer steps; -1: by num_train_epochs.", at_least=-1)
+    warmup_steps: float = option(
+        0.03, "Warm-up in optimizer steps; below 1: as a share of all steps.", at_least=0, at_most=STEPS
+    )
+    num_train_epochs: float = option(1.0, "Epochs; ignored where max_steps is set.", above=0, at_most=1e6)
+    max_steps: int = option(-1, "Total number of optimizer steps; -1: by num_train_epochs.", at_least=-1, at_most=STEPS)
     per_device_train_batch_size: int | None = option(
         None,
         "Examples of one forward pass on one device; null: 8, or 2 packed sequences, or 4 for models with a hidden "
         "size below 512 (QAT 8, completions 256).",
         at_least=1,
+        at_most=BATCH,
     )
-    per_device_eval_batch_size: int = option(8, "Examples of one evaluation pass on one device.", at_least=1)
+    per_device_eval_batch_size: int = option(
+        8, "Examples of one evaluation pass on one device.", at_least=1, at_most=BATCH
+    )
     gradient_accumulation_steps: int = option(
-        1, "Forward passes whose gradients are added up before an optimizer step.", at_least=1
+        1, "Forward passes whose gradients are added up before an optimizer step.", at_least=1, at_most=BATCH
     )
     max_length: int = option(
         1024,
         "Maximum number of tokens of an example, or of a packed sequence; longer examples are truncated.",
         at_least=8,
+        at_most=TOKENS,
     )
     packing: bool | None = option(
         None,
@@ -62,29 +69,37 @@ class TrainConfig:
         "KL coefficient β. DPO, KTO: how far the model may move from the reference; RL: weight of the KL divergence "
         "from the initial model (0: none, and no second copy of it). null: TRL's default.",
         at_least=0,
+        at_most=1e6,
     )
-    desirable_weight: float = option(1.0, "KTO: weight of the loss of good answers (λ_D).", at_least=0)
+    desirable_weight: float = option(1.0, "KTO: weight of the loss of good answers (λ_D).", at_least=0, at_most=1e6)
     undesirable_weight: float = option(
         1.0,
         "KTO: weight of the loss of bad answers (λ_U); its authors advise weights with which the good answers weigh 1 "
         "to 1.33 times as much in all.",
         at_least=0,
+        at_most=1e6,
     )
-    num_generations: int = option(8, "RL: completions for each prompt (group size).", at_least=2)
+    num_generations: int = option(8, "RL: completions for each prompt (group size).", at_least=2, at_most=BATCH)
     max_completion_length: int | None = option(
         None,
         "RL: maximum number of tokens of a completion; null: 256, or 32 for models with a hidden size below 512.",
         at_least=1,
+        at_most=TOKENS,
     )
-    temperature: float = option(1.0, "RL: sampling temperature of completions.", above=0)
-    num_iterations: int = option(1, "RL: updates for each completion (μ).", at_least=1)
+    temperature: float = option(1.0, "RL: sampling temperature of completions.", above=0, at_most=1000)
+    num_iterations: int = option(1, "RL: updates for each completion (μ).", at_least=1, at_most=BATCH)
     steps_per_generation: int | None = option(
         None,
         "RL: forward passes over which one generation of completions is spread; null: gradient_accumulation_steps.",
         at_least=1,
+        at_most=BATCH,
     )
-    epsilon: float = option(0.2, "RL: clipping range ε: the ratio is clipped at 1 - ε and 1 + ε.", above=0)
-    epsilon_high: float | None = option(None, "RL: upper clipping range, where it is another one.", above=0)
+    epsilon: float = option(
+        0.2, "RL: clipping range ε: the ratio is clipped at 1 - ε and 1 + ε.", above=0, at_most=1000
+    )
+    epsilon_high: float | None = option(
+        None, "RL: upper clipping range, where it is another one.", above=0, at_most=1000
+    )
     scale_rewards: str = option(
         "group",
         "GRPO: standard deviation that advantages are divided by: of the prompt's group, of the batch, or none.",
@@ -99,8 +114,8 @@ class TrainConfig:
         "colocate", "vLLM in this process, or as a server (`trl vllm-serve`).", choices=("colocate", "server")
     )
     optim: str = option("adamw_torch", "Optimizer, by Transformers' name (8-bit and paged ones: bitsandbytes).")
-    weight_decay: float = option(0.0, "Weight decay.", at_least=0)
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: no clipping.", at_least=0)
+    weight_decay: float = option(0.0, "Weight decay.", at_least=0, at_most=1000)
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: no clipping.", at_least=0, at_most=1e9)
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: much less memory, about a third more time."
     )
@@ -110,12 +125,13 @@ class TrainConfig:
         "GPU supports it or, with rewards, the CPU.",
     )
     logging_steps: int = option(
-        1, "Optimizer steps between two lines of metrics.jsonl; checkpoints have one, too.", at_least=1
+        1, "Optimizer steps between two lines of metrics.jsonl; checkpoints have one, too.", at_least=1, at_most=STEPS
     )
     eval_steps: int | None = option(
         None,
         "Optimizer steps between two evaluations during training (`eval.during_training`); null: none.",
         at_least=1,
+        at_most=STEPS,
     )
     metric_for_best_model: str | None = option(
         None,
@@ -127,16 +143,22 @@ class TrainConfig:
         "Whether a greater value of that metric is better; null: yes, unless its name ends in loss, perplexity or kl.",
     )
     early_stopping_patience: int | None = option(
-        None, "Evaluations without improvement in a row before training stops; null: no early stopping.", at_least=1
+        None,
+        "Evaluations without improvement in a row before training stops; null: no early stopping.",
+        at_least=1,
+        at_most=STEPS,
     )
-    early_stopping_threshold: float = option(0.0, "Minimum improvement that resets the patience.", at_least=0)
+    early_stopping_threshold: float = option(
+        0.0, "Minimum improvement that resets the patience.", at_least=0, at_most=1e9
+    )
     save_steps: int | None = option(
         None,
         "Optimizer steps between two checkpoints; null: none, except of the best step where one is kept.",
         at_least=1,
+        at_most=STEPS,
     )
     save_total_limit: int | None = option(
-        2, "Checkpoints to keep, the newest ones and the best; null: all.", at_least=1
+        2, "Checkpoints to keep, the newest ones and the best; null: all.", at_least=1, at_most=STEPS
     )
     resume_from_checkpoint: str = option(
         "auto",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.data.records import BadRow
-from gemma_tune.run.paths import COMPRESSED
+from gemma_tune.run.paths import COMPRESSED, file_type
 
 _CHUNK = 1 << 17
+# A file whose content is so many times its size, and more than so many bytes, is a trap and no data set: rows come to
+# 3 to 20 times; with the same long system prompt in each, to 100. Files that are held whole in memory have a lower one.
+_TIMES, _TIMES_WHOLE, _AT_LEAST = 200, 50, 64 << 20
+_WHOLE = (".json", ".parquet", ".arrow")
+_XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
 
 
 class _XzStreams(io.RawIOBase):
@@ -39,7 +46,7 @@ class _XzStreams(io.RawIOBase):
                     rest = self._file.read(_CHUNK)
                 if not rest:
                     return 0
-                self._decoder, self._rest = lzma.LZMADecompressor(lzma.FORMAT_XZ), rest.lstrip(b"\0")
+                self._decoder, self._rest = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY), rest.lstrip(b"\0")
             given = b""
             if self._decoder.needs_input:
                 given = self._rest or self._file.read(_CHUNK)
@@ -89,11 +96,19 @@ def decompressed(path: Path, file: io.BufferedReader[Any]) -> Iterator[io.Buffer
             raise _not_whole(path, named, "it doesn't begin as one")
         yield file
         return
-    stream = _Decompressed(_KINDS[kind][2](file))
+    status = os.fstat(file.fileno())
+    times = _TIMES_WHOLE if file_type(path) in _WHOLE else _TIMES
+    most = max(_AT_LEAST, times * status.st_size) if stat.S_ISREG(status.st_mode) else None
+    stream = _Decompressed(_KINDS[kind][2](file), most)
     try:
         yield io.BufferedReader(stream, _CHUNK)
     except _Spoilt as error:
         raise _not_whole(path, kind, str(error)) from error
+    except _Bomb as error:
+        raise BadRow(
+            f"{path}: this {_KINDS[kind][0]} file holds more than {times} times its own {status.st_size:,} bytes: it "
+            "may be made to fill the memory. If it is your own, decompress it and name the result."
+        ) from error
 
 
 def _not_whole(path: Path, kind: str, why: str) -> BadRow:
@@ -104,18 +119,26 @@ class _Spoilt(Exception):
     """Compressed data that can't be read on."""
 
 
+class _Bomb(Exception):
+    """Compressed data that hold far more than data sets do."""
+
+
 class _Decompressed(io.RawIOBase):
     """A decompressed stream whose errors are told from those of the file itself."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, most: int | None) -> None:
+        self._stream, self._most, self._made = stream, most, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, into: Any) -> int:
         try:
-            return int(self._stream.readinto(into))
+            made = int(self._stream.readinto(into))
+            self._made += made
+            if self._most is not None and self._made > self._most:
+                raise _Bomb
+            return made
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise _Spoilt(str(error)) from error
         except OSError as error:

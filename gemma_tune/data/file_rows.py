@@ -8,13 +8,15 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow
 
 Row = tuple[str, dict[str, Any]]  # file and line, and the fields
 _UTF_8 = ("utf-8", "utf-8-sig")
+# Bytes of a line (a conversation of sixteen million tokens has about as many), and empty lines one after the other
+LONGEST_LINE, _EMPTY_LINES = 64 << 20, 1_000_000
 _BOM_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -88,16 +90,41 @@ def is_text(text: str) -> bool:
     return True
 
 
-def text_lines(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[tuple[int, str | BadRow]]:
-    """Yields each line with its number, the line break included, and a BadRow for one that can't be decoded.
+def bounded_lines(path: Path, file: IO[AnyStr], longest: int | None) -> Iterator[AnyStr]:
+    """The lines of a file, line breaks included.
 
     Raises:
-        BadRow: The rest of the file can't be decoded.
+        BadRow: A line has more than `longest` bytes (characters of a text), or a million lines in a row are empty.
+    """
+    number = empty = 0
+    most = -1 if longest is None else longest + 1
+    while line := file.readline(most):
+        number += 1
+        if longest is not None and len(line) > longest:
+            raise BadRow(f"{path}:{number}: this line has more than {longest >> 20} MiB, which no row has.")
+        empty = empty + 1 if len(line) <= 2 and not line.strip() else 0
+        if empty > _EMPTY_LINES:
+            raise BadRow(f"{path}:{number}: {_EMPTY_LINES:,} lines in a row are empty; take them out.")
+        yield line
+
+
+def text_lines(
+    path: Path, file: IO[bytes], options: FileOptions, longest: int | None = LONGEST_LINE
+) -> Iterator[tuple[int, str | BadRow]]:
+    """Yields each line with its number, the line break included, and a BadRow for one that can't be decoded.
+
+    Args:
+        path: The file.
+        file: Its content.
+        options: How it is read.
+        longest: As for `bounded_lines`; None where the whole file may be one line.
+
+    Raises:
+        BadRow: The rest of the file can't be decoded; or as `bounded_lines`.
     """
     number, encoding = 0, options.encoding
     if is_utf_8(encoding):
-        for raw in file:
-            number += 1
+        for number, raw in enumerate(bounded_lines(path, file, longest), start=1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -105,7 +132,7 @@ def text_lines(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[tu
         return
     lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="\n")
     try:
-        for text in lines:
+        for text in bounded_lines(path, lines, longest):
             number += 1
             yield number, text if is_text(text) else not_decoded(f"{path}:{number}", options)
     except UnicodeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from typing import Any
 
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ALL_TYPES, file_type
+from gemma_tune.untrusted import read_object
 
 # Files of a known type that are about a data set or a model
 _NO_ROWS = (
@@ -115,7 +115,7 @@ def row_files(folder: Path, said: str = "") -> list[Path]:
 
 def _saved_files(place: Path, said: str) -> list[Path]:
     try:
-        state: dict[str, Any] = json.loads((place / _STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_object(place / _STATE)
         files = [place / str(entry["filename"]) for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

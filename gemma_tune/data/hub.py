@@ -88,5 +88,10 @@ def _loaded(split: HubSplit) -> Any:
     # A folder by its whole path, since a name of two parts is looked for on the Hub, too
     name = str(resolve(split.name).absolute()) if resolve(split.name).is_dir() else split.name
     return datasets.load_dataset(
-        name, split.config, split=split.split, revision=split.revision, streaming=split.streaming
+        name,
+        split.config,
+        split=split.split,
+        revision=split.revision,
+        streaming=split.streaming,
+        trust_remote_code=False,
     )

@@ -17,6 +17,11 @@ from gemma_tune.data.records import BadRow
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = (ValueError, RecursionError)
+# Characters of an object that goes over several lines of a JSONL file; of a text that is long enough to be looked at,
+# and values in a line of that length (about 100 bytes each in Python)
+_JOINED, _LOOKED_AT, _VALUES = 64 << 20, 4 << 20, 1_000_000
+# Lines that are joined at once; so many, with fewer characters each than these, are no rows
+_AT_ONCE, _MANY_LINES, _SHORT = 4096, 4_000_000, 8
 Line = tuple[int, str | BadRow]
 
 
@@ -35,7 +40,7 @@ def read_json(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row
     Raises:
         BadRow: The rest of the file can't be read.
     """
-    return _read(path, text_lines(path, file, options), options, may_be_array=True)
+    return _read(path, text_lines(path, file, options, longest=None), options, may_be_array=True)
 
 
 def _checked(row: Any, where: str) -> Row | BadRow:
@@ -58,16 +63,21 @@ def _read(path: Path, lines: Iterator[Line], options: FileOptions, may_be_array:
     if isinstance(text, BadRow):
         yield from _by_line(path, chain([first], lines))
     elif options.layouts and options.field is not None:
-        yield from _below_field(_Values(path, _joined(text, lines), number), options)
+        most = None if may_be_array else _JOINED
+        yield from _below_field(_Values(path, _joined(path, text, lines, most), number), options)
     elif may_be_array and text.lstrip()[:1] == "[":
-        yield from _array(_Values(path, _joined(text, lines), number))
+        yield from _array(_Values(path, _joined(path, text, lines, None), number))
     else:
-        yield from _objects(path, number, text, lines, options)
+        yield from _objects(path, number, text, lines, options, None if may_be_array else _JOINED)
 
 
-def _objects(path: Path, number: int, text: str, lines: Iterator[Line], options: FileOptions) -> Iterator[Row | BadRow]:
+def _objects(
+    path: Path, number: int, text: str, lines: Iterator[Line], options: FileOptions, most: int | None
+) -> Iterator[Row | BadRow]:
     """The rows of a file that begins with an object: on one line, or over several."""
     where = f"{path}:{number}"
+    if most is not None:
+        _refuse_many_values(text, where, _VALUES)
     begin = _Values(path, text, number)
     begin.mark()
     try:
@@ -78,7 +88,7 @@ def _objects(path: Path, number: int, text: str, lines: Iterator[Line], options:
         if begin.text[begin.at] != "{" or at < len(text.rstrip()):  # not for want of the lines that follow
             yield from _by_line(path, chain([(number, text)], lines))
         else:
-            yield from _over_lines(_Values(path, _joined(text, lines), number), options)
+            yield from _over_lines(_Values(path, _joined(path, text, lines, most), number), options)
         return
     if begin.mark():  # something follows on the same line
         yield from _by_line(path, chain([(number, text)], lines))
@@ -98,8 +108,11 @@ def _by_line(path: Path, lines: Iterable[Line], hint: str = "") -> Iterator[Row 
             continue
         line = text.strip()
         try:
+            _refuse_many_values(line, where, _VALUES)
             if line:
                 yield _checked(decoder.line(line), where)
+        except BadRow as error:
+            yield error
         except _UNREADABLE as error:
             if line.startswith("[") and number == 1:
                 hint = " Name a file that is one JSON array .json."
@@ -107,18 +120,35 @@ def _by_line(path: Path, lines: Iterable[Line], hint: str = "") -> Iterator[Row 
         hint = ""
 
 
-def _joined(text: str, lines: Iterable[Line]) -> str:
-    """The text of a file, from a line on.
+def _joined(path: Path, text: str, lines: Iterable[Line], most: int | None) -> str:
+    """The text of a file, from a line on, of at most so many characters.
 
     Raises:
-        BadRow: A line can't be decoded.
+        BadRow: A line can't be decoded, or there are more.
     """
-    parts = [text]
-    for _, line in lines:
+    parts, some, size = [text], list[str](), 0
+    for count, (number, line) in enumerate(lines):
         if isinstance(line, BadRow):
             raise line
-        parts.append(line)
-    return "".join(parts)
+        some.append(line)
+        size += len(line)
+        if most is not None and size > most:
+            raise BadRow(
+                f"{path}:{number}: an object over several lines has more than {most >> 20} MiB here; write one object "
+                "a line, or name a file that is one value .json."
+            )
+        if count >= _MANY_LINES and size < count * _SHORT:
+            raise BadRow(f"{path}:{number}: {count:,} lines with fewer than {_SHORT} characters each are no rows.")
+        if len(some) == _AT_ONCE:  # short lines take ten times their length
+            parts.append("".join(some))
+            some.clear()
+    return "".join([*parts, *some])
+
+
+def _refuse_many_values(text: str, where: str, most: int) -> None:
+    """Raises BadRow for a long text with more values than any row has; Python would take gigabytes for them."""
+    if len(text) > _LOOKED_AT and sum(text.count(mark) for mark in ",[{") > most:
+        raise BadRow(f"{where}: this holds more than {most:,} values, which no row has.")
 
 
 class _Values:
@@ -135,6 +165,7 @@ class _Values:
         self._decoder = Decoder()
         self._line, self._counted = line, 0
         self._number, self._last = 0, 0  # of the row, and the line that the last one began on
+        _refuse_many_values(text, f"{path}:{line}", _VALUES + len(text) // 4)
 
     def mark(self) -> str:
         """Passes over white space; the character there, or nothing at the end."""

@@ -22,6 +22,7 @@ from gemma_tune.data.sources import OpenRows
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import file_type, resolve
+from gemma_tune.untrusted import parse_json, read_bytes
 
 # The formats that rows of prompts may have, and how they are read: an answer at the end may be missing
 _FORMATS = ("messages", "sharegpt", "prompt_completion", "alpaca", "preference")
@@ -53,7 +54,7 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
         return None
     where = f"chat.tools_file={chat.tools_file}"
     try:
-        tools = json.loads(resolve(chat.tools_file).read_text(encoding="utf-8-sig"))
+        tools = parse_json(read_bytes(resolve(chat.tools_file)).decode("utf-8-sig"))
         if not isinstance(tools, list) or not tools:
             raise UserError(
                 f"{where}: this is no list of tools; write "
@@ -68,6 +69,8 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
         raise UserError(f"{where}: the file can't be read ({error.strerror}).") from error
     except BadRow as error:
         raise _refused(error) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: the file can't be read ({error}).") from error
 
 
 def _asked(where: str, row: dict[str, Any]) -> Record:

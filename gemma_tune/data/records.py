@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from gemma_tune.errors import bounded
+
 # Control tokens of every Gemma tokenizer; those of one chat format alone are refused when a row is rendered.
 _ANYWHERE = (
     "<bos>", "<eos>", "<pad>", "<unk>", "<mask>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",
@@ -112,7 +114,10 @@ class Record:
 
 
 class BadRow(ValueError):
-    """A row that can't be used; the message names file and line."""
+    """A row that can't be used; the message names file and line, and is `bounded`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(bounded(message))
 
 
 def _refuse_control_tokens(text: Any, tokens: tuple[str, ...], where: str) -> None:

@@ -11,14 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from gemma_tune.data.file_rows import FileOptions, Row, decoding, is_text, is_utf_8, not_decoded
+from gemma_tune.data.file_rows import FileOptions, Row, bounded_lines, decoding, is_text, is_utf_8, not_decoded
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.tools import without_nulls_inside
 
 _DELIMITERS = ",;\t|"
 _NOTHING = "\x1f"  # the unit separator, which no text holds
-_LONGEST_FIELD = 2**31 - 1
-_BATCH = 1024  # rows of a columnar file that are Python objects at once
+_LONGEST_LINE = 16 << 20  # characters, also of a field that goes over several lines
+_BATCH = 64  # rows of a columnar file that are read at once: the same long text in each takes little place in the file
+# Of a Parquet file: bytes of its footer; bytes that a group of rows may always hold, and times the file's size
+_FOOTER, _GROUP, _TIMES = 64 << 20, 64 << 20, 200
 _ARROW_FILE = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -29,12 +31,13 @@ def read_csv(path: Path, file: io.BufferedReader[Any], options: FileOptions) -> 
     Raises:
         BadRow: The rest of the file can't be read.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_LONGEST_LINE)
     start = file.peek(2)[:2]
     if is_utf_8(options.encoding) and start in (b"\xff\xfe", b"\xfe\xff"):
         raise not_decoded(f"{path}:1", options, start)
     # newline="" keeps line ends; bytes that can't be decoded become lone surrogates, which are reported with their row
-    text = io.TextIOWrapper(file, decoding(options.encoding), errors="surrogateescape", newline="")
+    decoded = io.TextIOWrapper(file, decoding(options.encoding), errors="surrogateescape", newline="")
+    text = bounded_lines(path, decoded, _LONGEST_LINE)
     number = 0
     try:
         begin: list[str] = []
@@ -101,10 +104,32 @@ def read_parquet(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
-        with parquet.ParquetFile(_seekable(file)) as opened:
+        content = _seekable(file)
+        size = _check_footer(path, content)
+        with parquet.ParquetFile(content) as opened:
+            for number in range(opened.metadata.num_row_groups):
+                if opened.metadata.row_group(number).total_byte_size > max(_GROUP, _TIMES * size):
+                    raise BadRow(f"{path}: a group of rows in it would hold more than {_TIMES} times the file's size.")
             yield from opened.iter_batches(batch_size=_BATCH)
 
     return _columnar(path, batches(), "Parquet")
+
+
+def _check_footer(path: Path, file: IO[bytes]) -> int:
+    """The size of a file whose footer lies within it and has a size that footers have.
+
+    Raises:
+        BadRow: It has another one, which would be read into memory.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    footer = int.from_bytes(file.read(4), "little")
+    file.seek(0)
+    if footer > min(size, _FOOTER):
+        raise BadRow(
+            f"{path}:row 1: from here on this is not Parquet (its footer would have {footer:,} bytes of {size:,})."
+        )
+    return size
 
 
 def read_arrow(path: Path, file: IO[bytes], options: FileOptions) -> Iterator[Row | BadRow]:
@@ -137,6 +162,7 @@ def _columnar(path: Path, batches: Iterator[Any], kind: str) -> Iterator[Row | B
     number = 0
     try:
         for batch in batches:
+            batch.validate(full=True)  # offsets that lead out of a batch would end this process
             for start in range(0, batch.num_rows, _BATCH):
                 for row in batch.slice(start, _BATCH).to_pylist():
                     number += 1

@@ -29,14 +29,22 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=place, use_safetensors=True, trust_remote_code=False
+        )
     except ImportError as error:
         print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = FAMILIES[config.model_type]
     cls: Any = getattr(transformers, family.language_class)
     return cls.from_pretrained(
-        folder, config=config.get_text_config(), key_mapping=family.key_mapping, dtype=dtype, device_map=place
+        folder,
+        config=config.get_text_config(),
+        key_mapping=family.key_mapping,
+        dtype=dtype,
+        device_map=place,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
 
 

@@ -61,9 +61,13 @@ def verify(
         ArtifactDiffers: Scores differ by more than rounding can explain.
     """
     weight = model.get_input_embeddings().weight
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     loaded = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=weight.dtype, device_map={"": str(weight.device)}
+        folder,
+        dtype=weight.dtype,
+        device_map={"": str(weight.device)},
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     part = held_out if held_out.records else train
     looked = part.dataset[:_ROWS]

@@ -119,7 +119,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
     if not fits:
         print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
     model = load_exported(folder, reference.dtype, place)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     engine = TransformersEngine(model, tokenizer)
     kl, top1 = [], []
     for found, expected in zip(engine.log_probs(reference.rows, "export"), reference.log_probs, strict=True):

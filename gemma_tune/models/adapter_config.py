@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftType
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, listed, quoted, shortened
 from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
+from gemma_tune.models.foreign import first_line
 
 MERGE = (
     "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
@@ -47,6 +50,37 @@ _REFUSED = {
 }
 
 
+def _is_number(value: object, most: float = 2**20) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _are(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value, 2**16) and value > 0
+
+
+def _are_rows(value: object) -> bool:
+    """Row numbers of the embedding, perhaps by the name of the matrix."""
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    return all(isinstance(rows, list) and all(_is_number(i, 2**24) for i in rows) for rows in lists)
+
+
+# What the values are that are computed with
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "r": _is_rank,
+    "lora_alpha": _is_number,
+    "rank_pattern": lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())),
+    "alpha_pattern": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "target_modules": lambda value: isinstance(value, str) or _are(value, str),
+    "modules_to_save": lambda value: _are(value, str),
+    "trainable_token_indices": _are_rows,
+    "layers_to_transform": lambda value: _is_number(value) or _are(value, int),
+}
+
+
 def stored_config(folder: Path) -> LoraConfig:
     """PEFT's adapter_config.json of an adapter that fits the published base.
 
@@ -66,13 +100,18 @@ def stored_config(folder: Path) -> LoraConfig:
             raise UserError(f"{folder}: an adapter with {field} can't be used: {why}; {way_out}.")
     known = {f.name for f in dataclasses.fields(LoraConfig)} | {"auto_mapping", "peft_version", "corda_config"}
     if unknown := sorted(name for name, value in stored.items() if value and name not in known):
-        raise UserError(f"{folder}: it has {', '.join(unknown)}, which this version of PEFT doesn't know; {MERGE}.")
+        raise UserError(f"{folder}: it has {listed(unknown)}, which this version of PEFT doesn't know; {MERGE}.")
+    for name, fits in _FITS.items():
+        if stored.get(name) is not None and not fits(stored[name]):
+            raise UserError(
+                f"{folder}: {ADAPTER_CONFIG}: {name} can't be {quoted(stored[name])}; save the adapter again."
+            )
     try:
         config = LoraConfig(
             **{k: v for k, v in stored.items() if k in known and k not in ("auto_mapping", "peft_type")}
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder}: {ADAPTER_CONFIG}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # values of any type fail PEFT in any way
+        raise UserError(f"{folder}: {ADAPTER_CONFIG}: {first_line(error)}") from error
     # Its weights come from the file, whatever its initialisation was; Gemma's language part has no biases to train
     config.init_lora_weights, config.bias = True, "none"
     return config
@@ -84,8 +123,8 @@ def _check_kind(folder: Path, kind: object) -> None:
         return
     if kind not in [known.value for known in PeftType]:
         raise UserError(
-            f"{folder}: the peft_type in its {ADAPTER_CONFIG} is {kind or 'not there'}, which this version of PEFT "
-            "doesn't know, and only LORA is supported; save the adapter again with PEFT."
+            f"{folder}: the peft_type in its {ADAPTER_CONFIG} is {shortened(str(kind or 'not there'))}, which this "
+            "version of PEFT doesn't know, and only LORA is supported; save the adapter again with PEFT."
         )
     why, way_out = (f"{_UNMERGED[kind]}; ", _NO_MERGE) if kind in _UNMERGED else ("", MERGE)
     raise UserError(f"{folder}: this is a {kind} adapter, and only LoRA is supported; {why}{way_out}.")

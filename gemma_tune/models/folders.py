@@ -5,14 +5,16 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError
+from gemma_tune.untrusted import MIB, read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+# Weights as torch.save writes them, with pickle
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _NAMED = 3  # of many folders
 
 
@@ -28,12 +30,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UserError: It can't be read, or is no object.
     """
     try:
-        stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        return read_object(folder / ADAPTER_CONFIG, MIB)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {ADAPTER_CONFIG} can't be read ({error}).") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{folder}: {ADAPTER_CONFIG} is no object of names and values; save the adapter again.")
-    return stored
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} can't be read ({error}); save the adapter again.") from error
 
 
 def check_adapter_weights(said: str, folder: Path) -> None:
@@ -59,8 +58,15 @@ def check_model_folder(said: str, folder: Path, tokenizer: bool) -> None:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{said}: {_meant_instead(folder)}")
-    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        raise UserError(f"{said}: this folder has no weights (*.safetensors).")
+    if not any(folder.glob("*.safetensors")):
+        pickled = next(iter(sorted(p for kind in PICKLED for p in folder.glob(kind))), None)
+        if pickled is None:
+            raise UserError(f"{said}: this folder has no weights (*.safetensors).")
+        raise UserError(
+            f"{said}: its weights are in {pickled.name}, which isn't read: such a file can run any program when it is "
+            "opened. If you trust it, write it as safetensors with Transformers: AutoModelForCausalLM.from_pretrained("
+            f"'{folder}').save_pretrained('{folder}')."
+        )
     if tokenizer and not has_tokenizer(folder):
         raise UserError(
             f"{said}: this folder has no tokenizer (tokenizer.json); copy it and tokenizer_config.json from the "

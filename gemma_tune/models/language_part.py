@@ -17,6 +17,7 @@ from gemma_tune.models import four_bit
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
+from gemma_tune.models.foreign import first_line
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.source import Source
 from gemma_tune.run.manifest import file_version
@@ -24,10 +25,13 @@ from gemma_tune.run.manifest import file_version
 # Checkpoints whose files were looked at in this process, by the versions of the files
 _COMPLETE: set[tuple[Source, tuple[object, ...]]] = set()
 
+# Of weights, and of generation_config.json and the index beside them
+_UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, AttributeError, LookupError)
+
 
 def not_loadable(source: Source, error: Exception) -> UserError:
     """The error of a library as one line that says what to do."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     help_line = "compare its files with those of the published checkpoint, or fetch it again"
     if source.folder is None:
         help_line = (
@@ -142,11 +146,13 @@ def _built(
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            use_safetensors=True,
+            trust_remote_code=False,
             **options,
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise not_loadable(source, error) from error
     finally:
         logging.set_verbosity(verbosity)

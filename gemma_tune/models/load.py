@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,41 +13,43 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import cached_file
 
 from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
 from gemma_tune.config import ModelConfig
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, shortened
 from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
-from gemma_tune.run.read_once import read_json
 
 
 @cache
-def _config_on_hub(name: str, revision: str | None) -> Any:
-    return AutoConfig.from_pretrained(name, revision=revision)
+def _hub_folder(name: str, revision: str | None) -> Path:
+    """Where the Hub's config.json lies on this machine, fetched where it isn't there yet."""
+    return Path(str(cached_file(name, "config.json", revision=revision))).parent
 
 
 def _config_of_folder(source: Source, folder: Path) -> Any:
     """As `AutoConfig.from_pretrained` gives it, which would open the file at every call."""
-    try:
-        stored = read_json(folder / "config.json")
-    except ValueError as error:
-        raise ValueError(f"config.json is not JSON: {error}") from error
-    if not isinstance(stored, dict) or "model_type" not in stored:
-        raise ValueError("config.json has no model_type")
+    check_bounds(f"model.model_name_or_path={source.base}", folder)
+    stored = read_config(folder)
     _check_family(source, stored["model_type"])  # AutoConfig answers an unknown one with a list of all that it knows
-    return AutoConfig.for_model(**stored | {"name_or_path": source.base})
+    try:
+        return AutoConfig.for_model(**stored | {"name_or_path": source.base})
+    except Exception as error:  # values of any type fail the classes of Transformers in any way
+        raise ValueError(f"config.json: {first_line(error)}") from error
 
 
 def _check_family(source: Source, model_type: str) -> None:
     if model_type not in FAMILIES:
         raise UserError(
-            f"model.model_name_or_path={source.base}: its model_type is {model_type}; known are {', '.join(FAMILIES)}."
+            f"model.model_name_or_path={source.base}: its model_type is {shortened(model_type)}; known are "
+            f"{', '.join(FAMILIES)}."
         )
 
 
@@ -61,13 +62,9 @@ def load_config(source: Source) -> Any:
         UserError: Not found, no access, or no Gemma that we know.
     """
     try:
-        if source.folder is not None:
-            return _config_of_folder(source, source.folder)
-        config = copy.deepcopy(_config_on_hub(source.base, source.revision))
+        return _config_of_folder(source, source.folder or _hub_folder(source.base, source.revision))
     except (OSError, ValueError) as error:
         raise not_loadable(source, error) from error
-    _check_family(source, config.model_type)
-    return config
 
 
 def family_of(source: Source) -> Family:
@@ -100,14 +97,16 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
     said = f"model.model_name_or_path={source.base}" if beside else f"model.tokenizer_name_or_path={source.tokenizer}"
     own = source.tokenizer == source.base
     revision, config = (source.revision, load_config(source)) if own else (None, None)
+    if Path(source.tokenizer).is_dir():
+        check_bounds(said, Path(source.tokenizer))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=revision, config=config)
-    except (OSError, ValueError) as error:
+        tokenizer = checked_tokenizer(
+            AutoTokenizer.from_pretrained(source.tokenizer, revision=revision, config=config, trust_remote_code=False)
+        )
+    except Exception as error:  # foreign files fail the tokenizers in any way
         if beside:
             raise not_loadable(source, error) from error
-        raise UserError(
-            f"{said}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})."
-        ) from error
+        raise UserError(f"{said}: no tokenizer can be loaded from it ({first_line(error)}).") from error
     try:
         form = FORMS[chat_template] if chat_template else recognise_template(tokenizer.chat_template, family.form)
     except UnknownTemplate as error:

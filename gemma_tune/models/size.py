@@ -11,7 +11,9 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
+from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.foreign import first_line
 from gemma_tune.models.published import published
 
 
@@ -63,9 +65,19 @@ def empty_model(text_config: Any) -> Any:
 
 
 def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
-    """The sizes of the language part of a configuration, of a whole model or of the part alone."""
+    """The sizes of the language part of a configuration, of a whole model or of the part alone.
+
+    Raises:
+        UserError: They make no model.
+    """
     text = config.get_text_config()
-    family, model = FAMILIES[text.model_type], empty_model(text)
+    try:
+        family, model = FAMILIES[text.model_type], empty_model(text)
+    except Exception as error:  # sizes that don't go together fail the classes of Transformers in any way
+        raise UserError(
+            f"model.model_name_or_path={config.name_or_path}: the sizes in its config.json don't make a model "
+            f"({first_line(error)}); fetch the checkpoint again."
+        ) from error
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(n)}
     out = sum(m.out_features for n, m in linear.items() if "_proj" in n and "mlp" not in n and "o_proj" not in n)
     mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))

@@ -24,9 +24,12 @@ from gemma_tune.models.adapter_config import MERGE, stored_config
 from gemma_tune.models.family import FAMILIES, language_name
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.folders import ADAPTER_WEIGHTS
+from gemma_tune.models.foreign import check_bounds
+from gemma_tune.untrusted import time_limit
 
 TIED = ("model.embed_tokens", "lm_head")
 _PREFIX = "base_model.model."
+_PATTERNS = 3.0  # seconds for all of its regular expressions on all layers
 _OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
 _OF_TOKENS = ".token_adapter.trainable_tokens_delta"
 _OF_TOWERS = re.compile(r"(^|\.)(vision|audio|multi_modal|embed_vision|embed_audio)")
@@ -60,6 +63,7 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
         UserError: As `stored_config`, or weights that have no place in this model.
     """
     config = stored_config(folder)
+    check_bounds(str(folder), folder)
     try:
         stored = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -75,7 +79,14 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
     reader = _Reader(folder, plain, config)
     for key, weight in stored.items():
         reader.add(key.removeprefix(_PREFIX), weight)
-    return reader.finish()
+    try:
+        with time_limit(_PATTERNS):
+            return reader.finish()
+    except (re.error, TimeoutError) as error:
+        raise UserError(
+            f"{folder}: a regular expression in its adapter_config.json can't be used ({error}); write the names of "
+            "the layers there."
+        ) from error
 
 
 class _Reader:

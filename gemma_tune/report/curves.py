@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from gemma_tune.evals.evaluation import as_text
 from gemma_tune.page.charts import Panel, Series
+from gemma_tune.untrusted import read_lines
 
 _FEW = 20  # losses up to which a running mean says no more than they do
 _DRAWN = 800  # points of a line at most: of more, the lowest and the highest of each stretch
@@ -30,12 +30,11 @@ def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
     training: dict[str, dict[int, float]] = {}
     measured: dict[str, dict[int, float]] = {}
     if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            into = training if "epoch" in values else measured
-            for name, value in values.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    into.setdefault(name, {})[values["step"]] = value  # the last one of a step: it is of all rows
+        for line in read_lines(metrics):
+            into = training if "epoch" in line else measured
+            for name, value in line.items():
+                if isinstance(value, int | float) and math.isfinite(value) and isinstance(line.get("step"), int):
+                    into.setdefault(name, {})[line["step"]] = value  # the last one of a step: it is of all rows
     losses, held_out = _points(training.get("loss", {})), _points(measured.get("held_out_loss", {}))
     panels = []
     if losses:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.run.manifest import atomic_write
+from gemma_tune.untrusted import read_lines
 
 _KEPT, _SHOWN = 8, 4  # completions of one generation: in the file, and in the report
 
@@ -48,8 +49,7 @@ def read_completions(file: Path) -> list[dict[str, Any]]:
     """The completions in a file; empty if it is missing. An incomplete last line is ignored."""
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return list(read_lines(file))
 
 
 def first_and_last(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

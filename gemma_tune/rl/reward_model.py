@@ -6,21 +6,26 @@ It can be gamed by whatever else the chosen answers of its pairs had in common, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import cached_file
 
-from gemma_tune.chat import UnknownTemplate, Unrenderable, form_of, render_chat, render_prompt
+from gemma_tune.chat import ForeignTemplate, UnknownTemplate, Unrenderable, form_of, render_chat, render_prompt
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.errors import UserError
 from gemma_tune.models.classifier import HEAD, float32_head, scores
+from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.run.paths import reward_model_of
 
 _KEY = "reward.model.model_name_or_path"
 
+# Rendered once before training, so that a template that can't be used is found there
+_TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 _Render = Callable[[Task, Completion], list[int]]
 
 
@@ -59,19 +64,30 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
         raise UserError(f"{_KEY}={name}: this run has no export/reward_model; name a run of recipe=reward_model.")
     source = str(place) if place.is_dir() else name
     try:
-        config = AutoConfig.from_pretrained(source)
+        folder = place if place.is_dir() else Path(str(cached_file(name, "config.json"))).parent
+        if place.is_dir():
+            check_bounds(f"{_KEY}={name}", place)
+        config = AutoConfig.for_model(**read_config(folder))
         classes = config.architectures or []
         if config.num_labels != 1 or not any("SequenceClassification" in c for c in classes):
             raise UserError(
                 f"{_KEY}={name}: this is {', '.join(classes) or 'a model'} with {config.num_labels} labels, no "
                 "classifier with one; make one with recipe=reward_model, and name its run folder."
             )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = checked_tokenizer(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype="auto", device_map={"": str(device)}, output_loading_info=True
+            source,
+            config=config,
+            dtype="auto",
+            device_map={"": str(device)},
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{_KEY}={name}: it can't be loaded ({str(error).strip().splitlines()[0]}).") from error
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # foreign files fail the libraries in any way
+        raise UserError(f"{_KEY}={name}: it can't be loaded ({first_line(error)}).") from error
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{_KEY}={name}: {len(lost)} weights are missing in its files, for example {lost[0]}.")
     text = model.config.get_text_config()
@@ -91,7 +107,12 @@ def _renderer(tokenizer: Any) -> _Render:
             raise UserError(
                 f"{_KEY}: its tokenizer has no chat template, so a prompt can't be written for it."
             ) from None
-        return lambda task, answer: _by_template(tokenizer, task, answer)
+        theirs = ForeignTemplate(str(tokenizer.chat_template))
+        try:
+            theirs.render({**_given(tokenizer), "messages": _TALK})
+        except TemplateError as error:
+            raise UserError(f"{_KEY}: its chat template can't be used ({error}).") from None
+        return lambda task, answer: _by_template(tokenizer, theirs, task, answer)
 
     def ours(task: Task, answer: Completion) -> list[int]:
         prompt, tools = list(task.prompt), list(task.tools) or None
@@ -117,8 +138,12 @@ def _message(answer: Completion) -> dict[str, Any]:
     return message
 
 
-def _by_template(tokenizer: Any, task: Task, answer: Completion) -> list[int]:
+def _given(tokenizer: Any) -> dict[str, Any]:
+    return {"tools": None, "documents": None, "add_generation_prompt": False, **tokenizer.special_tokens_map}
+
+
+def _by_template(tokenizer: Any, theirs: ForeignTemplate, task: Task, answer: Completion) -> list[int]:
     """Renders with the template of a reward model that isn't a Gemma."""
     messages = [*task.prompt, {"role": "assistant", "content": answer.text or str(answer)}]
-    ids = tokenizer.apply_chat_template(messages, tools=list(task.tools) or None, tokenize=True, return_dict=True)
-    return list(ids["input_ids"])
+    text = theirs.render({**_given(tokenizer), "messages": messages, "tools": list(task.tools) or None})
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

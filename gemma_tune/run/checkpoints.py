@@ -10,6 +10,8 @@ from typing import Any
 
 import xxhash
 
+from gemma_tune.untrusted import read_object
+
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 DIGESTS = "digests.json"  # written last
 STATE = "trainer_state.json"
@@ -52,13 +54,13 @@ def to_disk(path: Path) -> None:
 def damage(folder: Path) -> str | None:
     """Which file of a checkpoint is damaged, and how; None where all are as they were written."""
     try:
-        stored = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        stored = read_object(folder / DIGESTS)
         listed: dict[str, Any] = stored["files"]
         if stored["digest"] != _digest_of(listed):
             return f"{DIGESTS} is damaged"
     except FileNotFoundError:
         return f"{DIGESTS} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{DIGESTS} is damaged"
     for name, written in listed.items():
         try:
@@ -76,8 +78,7 @@ def damage(folder: Path) -> str | None:
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """The trainer's state in a checkpoint that is whole."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return state
+    return read_object(checkpoint / STATE, values=20_000_000)  # a long training has logged as much
 
 
 def is_at_the_end(checkpoint: Path) -> bool:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, named_paths
@@ -20,6 +17,7 @@ from gemma_tune.run.identity import identity, not_resumable, without_operational
 from gemma_tune.run.lock import LOCK, refuse_locked
 from gemma_tune.run.paths import folder_status, resolve
 from gemma_tune.run.resume import AUTO, NEVER, names_a_folder
+from gemma_tune.untrusted import read_object, read_yaml
 
 _WAYS = "choose another output_dir, or replace it with overwrite=true"
 
@@ -35,13 +33,13 @@ class Found(Enum):
 def stored_config(path: Path) -> dict[str, Any] | None:
     """The configuration that a run left in its folder, or None where there is none."""
     try:
-        tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = read_yaml(path / "config.yaml")
+    except (OSError, ValueError):
         return None
     if not isinstance(tree, dict) or not tree.get("method"):
         return None
     try:
-        ours = "gemma_tune" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        ours = "gemma_tune" in read_object(path / "manifest.json")
     except FileNotFoundError:  # killed between its first two files
         ours = is_a_run(tree) and not foreign_files(path)
     except (OSError, ValueError):
@@ -143,10 +141,11 @@ def foreign_files(path: Path) -> list[str]:
 def _listed_files(path: Path) -> set[str] | None:
     """The files that a finished run's manifest lists; None of another run."""
     try:
-        artifacts = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
-    except (OSError, ValueError, KeyError):
+        artifacts = read_object(path / "manifest.json")["artifacts"]
+        files = {str(name) for files in artifacts.values() for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return {name for files in artifacts.values() for name in files} if folder_status(path) == "finished" else None
+    return files if folder_status(path) == "finished" else None
 
 
 def _is_of_checkpoint(path: Path, name: Path) -> bool:
@@ -154,7 +153,7 @@ def _is_of_checkpoint(path: Path, name: Path) -> bool:
     if within.startswith("checkpoint-"):  # half-written, or half-deleted
         return True
     try:
-        stored = json.loads((path / "checkpoints" / within / DIGESTS).read_text(encoding="utf-8"))
+        stored = read_object(path / "checkpoints" / within / DIGESTS)
         return str(name.relative_to(Path("checkpoints", within))) in {DIGESTS, *stored["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         damaged = path / "checkpoints" / within

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -24,11 +23,15 @@ from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, wri
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint
 from gemma_tune.run.stopping import Stopped, Stops, listening
+from gemma_tune.untrusted import read_object
 
 
 def is_main_process() -> bool:
     """True on the one process that writes (rank 0)."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+_REPEAT = "repeat the run with overwrite=true."
 
 
 class RunFolder:
@@ -94,16 +97,20 @@ class RunFolder:
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
-        tree = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        return RunResult(**tree, folder=self.path)
+        try:
+            return RunResult(**read_object(self.path / "result.json"), folder=self.path)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path / 'result.json'} can't be read ({error}); {_REPEAT}") from error
 
     def stored_inputs(self) -> dict[str, str]:
         """Path → digest of every input file of the run that this folder holds."""
         try:
-            inputs: dict[str, str] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+            inputs = read_object(self.path / "manifest.json")["inputs"]
+            return {str(path): str(digest) for path, digest in inputs.items()}
         except FileNotFoundError:  # killed between its first two files
             return {}
-        return inputs
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise UserError(f"{self.path / 'manifest.json'} can't be read ({error}); {_REPEAT}") from error
 
     def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
         """Records the digest of each input file, and of every file directly in an input folder.

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, shortened
+from gemma_tune.untrusted import MIB, read_object
 
 LOCK = ".lock"
 
@@ -70,8 +71,8 @@ def _is_there(file: IO[str], path: Path) -> bool:
 
 def _held(folder: Path) -> str:
     try:
-        holder = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-        who = f"process {holder['pid']} on {holder['host']}"
+        holder = read_object(folder / LOCK, MIB)
+        who = shortened(f"process {holder['pid']} on {holder['host']}")
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return f"output_dir={folder}: {who} is writing there; wait for it, end it, or choose another output_dir."

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from gemma_tune.run.lock import is_locked
+from gemma_tune.untrusted import read_object, read_yaml
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -86,7 +84,7 @@ def folder_status(folder: Path) -> str | None:
     None without a result.json.
     """
     try:
-        status: str = json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"]
+        status: str = read_object(folder / "result.json")["status"]
         return "died" if status == "running" and not is_locked(folder) else status
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -100,9 +98,9 @@ def has_results(name: str) -> bool:
 def model_of_run(folder: Path) -> str | None:
     """The model of a run, from the config.yaml in its folder; None without one."""
     try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        stored = read_yaml(folder / "config.yaml")
         return str(stored["model"]["model_name_or_path"])
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -14,6 +14,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder, is_main_process
 from gemma_tune.run.manifest import atomic_write
 from gemma_tune.run.resume import ResumePoint
+from gemma_tune.untrusted import read_lines
 
 Answers = Sequence[dict[str, Any]]
 
@@ -168,11 +169,10 @@ def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[str]:
     if not folder.metrics.is_file():
         return []
     kept = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-        found = json.loads(line) if line.endswith("\n") else {}
+    for found in read_lines(folder.metrics):
         over = "train_runtime" in found
-        if found and found["step"] <= resumed.step and (not over or resumed.at_the_end):
-            kept.append(line)
+        if isinstance(found.get("step"), int) and found["step"] <= resumed.step and (not over or resumed.at_the_end):
+            kept.append(json.dumps(found) + "\n")
         if over:
             break
     return kept

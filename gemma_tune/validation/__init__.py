@@ -4,11 +4,12 @@
 `crossfield` values against each other, `trainer_options` the names below `train.extra`.
 """
 
-from gemma_tune.validation.commandline import for_hydra, in_quotes, literal, problems_of_words
+from gemma_tune.validation.commandline import for_hydra, in_quotes, literal, problems_of_words, too_many_references
 from gemma_tune.validation.crossfield import cross_problems
 from gemma_tune.validation.schema import problems_of_tree
 from gemma_tune.validation.userfiles import problems_of_files
 
 __all__ = [
     "cross_problems", "for_hydra", "in_quotes", "literal", "problems_of_files", "problems_of_tree", "problems_of_words",
+    "too_many_references",
 ]  # fmt: skip

@@ -23,8 +23,6 @@ def layer_problems(a: AdapterConfig) -> Iterator[str]:
         )
     if blocks == []:
         yield "adapter.layers_to_transform=[] names no block; leave it out to adapt all of them."
-    if any(number < 0 for number in blocks or ()):
-        yield "adapter.layers_to_transform: the numbers of blocks begin at 0."
     if blocks and isinstance(modules, str) and modules != ALL_LINEAR:
         numbers = "|".join(map(str, blocks))
         yield (
@@ -32,11 +30,9 @@ def layer_problems(a: AdapterConfig) -> Iterator[str]:
             rf"the blocks into it, as '.*\.layers\.({numbers})\..*', or give target_modules as a list of names."
         )
     for key in ("rank_pattern", "alpha_pattern"):
-        for name, value in getattr(a, key).items():
+        for name in getattr(a, key):
             if error := _not_an_expression(name):
                 yield f"adapter.{key}: {name} is no regular expression ({error}); write the name of a layer, as q_proj."
-            if value < 1:
-                yield f"adapter.{key}.{name}={value}: it is at least 1."
 
 
 def _not_an_expression(text: str) -> re.error | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import typing
@@ -15,7 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gemma_tune.errors import shortened
 from gemma_tune.run.paths import CONFIGS
+from gemma_tune.untrusted import check_yaml
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
 from gemma_tune.validation.suggest import did_you_mean, other_option
 
@@ -23,6 +26,11 @@ WHERE = "command line"
 # Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
 _QUOTES = ("'", '"')
+# Characters of a key, of a word (Hydra reads about 10,000 a second) and of a free text; values of a sweep
+_KEY = 255
+_WORD, _FREE_TEXT, _SWEPT = 8_000, 100_000, 200
+# References to references double at each step: so few can't stand for more than about a thousand values.
+_REFERENCE, _REFERENCES = re.compile(r"(?<!\\)(?:\\\\)*\$\{"), 20
 
 
 def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
@@ -33,29 +41,47 @@ def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
     return found
 
 
+def _parsed(word: str) -> Override:
+    """The word as Hydra reads it.
+
+    Raises:
+        HydraException: It can't be read; also where Hydra's own parser fails in another way.
+    """
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (ValueError, OverflowError):
+        raise HydraException("a number in it has too many digits") from None
+    except RecursionError:
+        raise HydraException("it is nested too deeply") from None
+
+
 def _values(override: Override) -> list[Any]:
     if override.is_sweep_override():
-        parse, key = OverridesParser.create().parse_override, override.key_or_group
-        return [parse(f"{key}={v}").value() for v in override.sweep_string_iterator()]
+        values = list(itertools.islice(override.sweep_string_iterator(), _SWEPT + 1))
+        if len(values) > _SWEPT:
+            raise HydraException(f"a sweep of more than {_SWEPT} values")
+        return [_parsed(f"{override.key_or_group}={v}").value() for v in values]
     return [override.value()]
 
 
 def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
-    options = options_of(group, config_dirs)
+    options, said = options_of(group, config_dirs), shortened(str(value))
     if not isinstance(value, str) or value in options:
         if isinstance(value, str):
             return None
         mixed = "; mix by weights: reward.math.weight=1 reward.format.weight=0.2" if group == "reward" else ""
-        return f"{WHERE}: {group}={value}: name one option, of {', '.join(sorted(options))}{mixed}."
+        return f"{WHERE}: {group}={said}: name one option, of {', '.join(sorted(options))}{mixed}."
     for root in config_dirs:
         stray = root / f"{value}.yaml"
         if group == "recipe" and stray.is_file() and root.name == "recipe":
-            return f"{WHERE}: recipe={value}: name the folder above: --config-dir {root.parent}"
+            return f"{WHERE}: recipe={said}: name the folder above: --config-dir {root.parent}"
         if group == "recipe" and stray.is_file():
             return (
-                f"{WHERE}: recipe={value}: {stray} is not found there, only below a group's folder: "
+                f"{WHERE}: recipe={said}: {stray} is not found there, only below a group's folder: "
                 f"move it to {root / 'recipe' / stray.name}."
             )
+    if len(value) > _KEY:
+        return f"{WHERE}: there is no {group} `{said}`."
     hint = other_option(group, value, options)
     return (
         f"{WHERE}: there is no {group} `{value}`.{hint} "
@@ -83,25 +109,42 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
     return next((p for v in _values(override) for p in problems_of_tree(nest(key, v), WHERE)), None)
 
 
+def _too_long(word: str) -> str | None:
+    key = word.partition("=")[0]
+    if len(key) > _KEY:
+        return f"{WHERE}: `{shortened(word)}`: no key has more than {_KEY} characters."
+    most = _FREE_TEXT if key in FREE_TEXTS else _WORD
+    if len(word) <= most:
+        return None
+    return f"{WHERE}: {shortened(word)} has more than {most:,} characters; write it into a YAML file of --config-dir."
+
+
+def _unreadable(word: str, error: HydraException, config_dirs: list[Path]) -> str:
+    said = shortened(word)
+    if "=" not in word:
+        recipe = f" Did you mean recipe={word}?" if word in options_of("recipe", config_dirs) else ""
+        return f"{WHERE}: `{said}` is not of the form key=value.{recipe or did_you_mean(said, GROUPS)}"
+    reason = shortened(str(error).splitlines()[0])
+    way = f"put quotes around it: '{said}' → key='\"…\"'"
+    if word.partition("=")[2].startswith("{"):
+        way = "write such names into a YAML file of yours (--config-dir FOLDER)"
+    return f"{WHERE}: `{said}` can't be read ({reason}); {way}."
+
+
 def problems_of_words(words: list[str], config_dirs: list[Path]) -> list[str]:
     """All problems of the `key=value` words that can be seen without composing."""
     if "=" in words:  # `key = value`
         return [f"{WHERE}: write key=value without blanks around the `=`, and quotes around a value with blanks."]
-    found = []
-    parser = OverridesParser.create()
-    for word in map(quoted, words):
+    found: list[str | None] = []
+    for given in words:
+        if long := _too_long(given):
+            found.append(long)
+            continue
+        word = quoted(given)
         try:
-            found.append(_check(parser.parse_override(word), config_dirs))
+            found.append(_check(_parsed(word), config_dirs))
         except HydraException as error:
-            if "=" not in word:
-                recipe = f" Did you mean recipe={word}?" if word in options_of("recipe", config_dirs) else ""
-                found.append(f"{WHERE}: `{word}` is not of the form key=value.{recipe or did_you_mean(word, GROUPS)}")
-            else:
-                reason = str(error).splitlines()[0]
-                way = f"put quotes around it: '{word}' → key='\"…\"'"
-                if word.partition("=")[2].startswith("{"):
-                    way = "write such names into a YAML file of yours (--config-dir FOLDER)"
-                found.append(f"{WHERE}: `{word}` can't be read ({reason}); {way}.")
+            found.append(_unreadable(word, error, config_dirs))
     for root in config_dirs:
         if not root.is_dir():
             near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])
@@ -126,12 +169,25 @@ def literal(tree: Any) -> Any:
     return tree
 
 
+def too_many_references(tree: Any, where: str) -> str | None:
+    """The message for more references (`${…}`) than anybody writes, or None."""
+    if _references(tree) <= _REFERENCES:
+        return None
+    return f"{where}: it has more than {_REFERENCES} references (`${{…}}`); write the values themselves."
+
+
+def _references(tree: Any) -> int:
+    if isinstance(tree, dict | list):
+        return sum(map(_references, tree.values() if isinstance(tree, dict) else tree))
+    return len(_REFERENCE.findall(tree)) if isinstance(tree, str) else 0
+
+
 def _quoted_free_text(key: str, value: str) -> str:
     """A prompt may be quoted as Hydra wants it, or not at all."""
     if value == "null":
         return f"{key}=null"
     try:
-        override = OverridesParser.create().parse_override(f"{key}={value}")
+        override = _parsed(f"{key}={value}")
         if value[:1] in _QUOTES and not override.is_sweep_override():
             return f"{key}={value}"
     except HydraException:
@@ -154,8 +210,9 @@ def _mapping(value: str) -> str | None:
     if not value.startswith("{"):
         return None
     try:
+        check_yaml(value)
         return _in_hydras_words(OmegaConf.to_container(OmegaConf.create(value)))
-    except (YAMLError, OmegaConfBaseException):
+    except (YAMLError, OmegaConfBaseException, ValueError):
         return None
 
 
@@ -170,7 +227,7 @@ def _in_hydras_words(tree: Any) -> str:
 
 def _readable(word: str) -> bool:
     try:
-        OverridesParser.create().parse_override(word)
+        _parsed(word)
     except HydraException:
         return False
     return True
@@ -182,7 +239,9 @@ def quoted(word: str) -> str:
     A path with `~`, `=` or `(` in it would not be read at all, and `output_dir=1e3` would become 1000.0. A mapping as
     JSON writes it (`{"q_proj": 4}`) becomes one of Hydra's.
     """
-    key, _, value = word.partition("=")
+    key, given, value = word.partition("=")
+    if not given:  # a key alone, which has no value
+        return word
     if key in FREE_TEXTS:
         return _quoted_free_text(key, value)
     if (key in OPEN or is_open(key)) and not _readable(word) and (mapping := _mapping(value)):
@@ -190,7 +249,7 @@ def quoted(word: str) -> str:
     if not _takes_text(key):
         return word
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = _parsed(word)
         number = not override.is_sweep_override() and isinstance(override.value(), int | float)
     except HydraException:
         number = True

@@ -7,17 +7,23 @@ import functools
 import math
 import operator
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.config import Config
+from gemma_tune.config.option import plain_number
 from gemma_tune.config.renamed import renamed_key
+from gemma_tune.errors import quoted, shortened
 from gemma_tune.validation.suggest import INSTEAD, NOT_OF_ADAPTERS, OTHER_TOOLS, did_you_mean, suggest_key
 from gemma_tune.validation.trainer_options import of_the_trainer, problems_of_extra
 
+# Bytes of a name and of a path, as Linux and macOS take them at least
+_NAME, _PATH = 255, 4096
+_SHORT_NAME = 100  # characters of a name that the user gives, of a test set for example
+_OF_EXTRA = 1e15  # of numbers below train.extra
 GROUPS = ("recipe", *(f.name for f in dataclasses.fields(Config) if f.default_factory is not dataclasses.MISSING))
 
 
@@ -60,6 +66,8 @@ def unknown_key(key: str, where: str) -> str | None:
     above, _, last = key.rpartition(".")
     if above == "adapter" and (why := NOT_OF_ADAPTERS.get(last)):
         return f"{where}: {key}: PEFT's option has no place here: {why}."
+    if len(key) > _NAME:
+        return f"{where}: there is no key `{shortened(key)}`."
     hint = ""
     if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(last) not in FIELDS):
         hint = of_the_trainer(last)
@@ -82,45 +90,96 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
         value = _converted(key, value)
     except OmegaConfBaseException:
         return _wrong_type(key, kind, value, where)
+    except (ValueError, OverflowError, RecursionError):  # an int of thousands of digits as a text, a list of lists
+        return f"{where}: {key} can't be {quoted(value)}."
     if value is None:
         return None
     if key == "model.dtype" and value in ("float16", "fp16", "half"):
         return f"{where}: model.dtype=float16 overflows on Gemma 3 and trains to NaN; use bfloat16 or float32."
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{where}: {key} must be a finite number, not {value}."
+    if (endless := endless_number(value)) is not None:
+        return f"{where}: {key} must be a finite number, not {quoted(endless)}."
     choices = limits.get("choices") or ()
     if choices and value not in choices:
-        return f"{where}: {key} must be one of {', '.join(choices)}, not {value!r}.{did_you_mean(str(value), choices)}"
+        hint = did_you_mean(shortened(str(value)), choices)
+        return f"{where}: {key} must be one of {', '.join(choices)}, not {quoted(value)}.{hint}"
+    longest = limits.get("longest")
+    if longest and isinstance(value, str) and len(value) > longest:
+        return f"{where}: {key} must have at most {longest} characters, not {len(value):,}."
+    return _outside(key, value, limits, where) or _no_path(key, value, limits, where)
+
+
+def endless_number(value: Any) -> Any:
+    """The first number of a value that is none to compute with (nan, inf, an int beyond every float), or None."""
+    return next((v for v in numbers_in(value) if not _is_finite(v)), None)
+
+
+def numbers_in(value: Any) -> Iterator[int | float]:
+    """The numbers of a value: itself, or those in its lists and mappings."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        return False
+
+
+def _outside(key: str, value: Any, limits: Mapping[str, Any], where: str) -> str | None:
+    """The message for a number outside of its limits, or None."""
     for name, words, broken in (
         ("at_least", "at least", operator.lt),
         ("above", "more than", operator.le),
         ("at_most", "at most", operator.gt),
     ):
         limit = limits.get(name)
-        if limit is not None and broken(value, limit):
-            return f"{where}: {key} must be {words} {limit:g}, not {value:g}."
+        for inner, part in value.items() if isinstance(value, dict) else [("", value)]:
+            if limit is not None and (bad := [v for v in numbers_in(part) if broken(v, limit)]):
+                named = f"{key}.{inner}" if inner else key
+                return f"{where}: {named} must be {words} {plain_number(limit)}, not {plain_number(bad[0])}."
+    return None
+
+
+def _no_path(key: str, value: Any, limits: Mapping[str, Any], where: str) -> str | None:
+    """The message for a name that no file system takes, or None."""
+    if isinstance(value, dict) and (long := next((n for n in value if len(str(n)) > _SHORT_NAME), None)):
+        return f"{where}: {key}.{shortened(str(long))}: this name has more than {_SHORT_NAME} characters."
+    named = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+    for name in named if limits.get("path") else ():
+        encoded = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else b""
+        if b"\0" in encoded or len(encoded) > _PATH or any(len(part) > _NAME for part in encoded.split(b"/")):
+            return (
+                f"{where}: {key}={quoted(name)}: no file can have this name (at most {_NAME} bytes, {_PATH} with its "
+                "folders, and no zero byte); name another."
+            )
     return None
 
 
 def _wrong_type(key: str, kind: Any, value: Any, where: str) -> str:
     if typing.get_origin(kind) is not dict:
         listed = not isinstance(value, list | dict) and _fits(key, [value])
-        fix = f": write {key}=[{value}]" if listed else ""
-        return f"{where}: {key} must be {_type_name(kind)}, not {value!r}{fix}."
+        fix = f": write {key}=[{shortened(str(value))}]" if listed else ""
+        return f"{where}: {key} must be {_type_name(kind)}, not {quoted(value)}{fix}."
     if isinstance(value, str) and value.startswith("{"):
-        return f"{where}: {key}={value} can't be read as a mapping; write {key}='{{\"NAME\": VALUE}}'."
+        return f"{where}: {key}={shortened(value)} can't be read as a mapping; write {key}='{{\"NAME\": VALUE}}'."
     if not isinstance(value, dict):
-        return f"{where}: {key} holds values by name: write {key}.NAME={value}."
+        return f"{where}: {key} holds values by name: write {key}.NAME={shortened(str(value))}."
     inner = typing.get_args(kind)[1]
     wrong = {name: v for name, v in value.items() if not _fits(key, {name: v})}
-    return "; ".join(f"{where}: {key}.{name} must be {_type_name(inner)}, not {v!r}." for name, v in wrong.items())
+    return "; ".join(
+        f"{where}: {key}.{name} must be {_type_name(inner)}, not {quoted(v)}." for name, v in wrong.items()
+    )
 
 
 def _fits(key: str, value: Any) -> bool:
     """Whether OmegaConf can convert the value as the composition will."""
     try:
         _converted(key, value)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, ValueError, OverflowError):
         return False
     return True
 
@@ -140,7 +199,14 @@ def _converted_once(key: str, kind: str, value: Any) -> Any:
 def _merged(key: str, value: Any) -> Any:
     group, _, name = key.rpartition(".")
     defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
-    return OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
+    found = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+def _beyond(key: str, value: Any, where: str) -> str | None:
+    """The message for a number of the trainer's own options that it could only fail on, or None."""
+    bad = [v for v in numbers_in(value) if not _is_finite(v) or abs(v) > _OF_EXTRA]
+    return f"{where}: {key} must be at most {_OF_EXTRA:g}, not {quoted(bad[0])}." if bad else None
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -173,11 +239,12 @@ def problems_of_tree(tree: dict[str, Any], where: str) -> list[str]:
             found.append(f"{where}: `{key}`: there is no _target_ here; name a part, or path/to/file.py:function.")
         elif key in GROUPS and key not in FIELDS:
             found.append(
-                f"{where}: {key} is a group and can't be {value!r}; set its keys, or choose one of its options with "
-                f"`defaults: [NAME, {{override /{key}: OPTION}}, _self_]`."
+                f"{where}: {key} is a group and can't be {quoted(value)}; set its keys, or choose one of its options "
+                f"with `defaults: [NAME, {{override /{key}: OPTION}}, _self_]`."
             )
         elif key == "train.extra" and isinstance(value, dict):
             found += [f"{where}: {problem}" for problem in problems_of_extra(value)]
+            found += [_beyond(f"{key}.{name}", inner, where) for name, inner in value.items()]
         else:
             found.append(unknown_key(key, where) or wrong_value(key, value, where))
     return [f for f in found if f]

@@ -11,6 +11,7 @@ from typing import Any
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.methods import TRAINERS
+from gemma_tune.errors import quoted
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
 # Options of the trainer that a key of ours already sets, or that a user may not set.
@@ -203,13 +204,13 @@ def _type_problem(name: str, value: Any, options: dict[str, str]) -> str | None:
     if name.endswith("_kwargs") and "dict" in annotation:  # a text would be passed on as it is, and fail after loading
         if value is None or isinstance(value, dict):
             return None
-        return f"train.extra.{name} must be a mapping: train.extra.{name}={{name: value}}, not {value!r}."
+        return f"train.extra.{name} must be a mapping: train.extra.{name}={{name: value}}, not {quoted(value)}."
     kinds = [kind.strip() for kind in annotation.split("|")]
     if not set(kinds) <= set(_PLAIN) or (isinstance(value, str) and "${" in value):
         return None
     if any(isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds):
         return None
-    return f"train.extra.{name} must be of TRL's type `{annotation}`, not {value!r}."
+    return f"train.extra.{name} must be of TRL's type `{annotation}`, not {quoted(value)}."
 
 
 def of_the_trainer(name: str) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.run.paths import CONFIGS
-from gemma_tune.validation.commandline import options_of
+from gemma_tune.untrusted import MIB, check_yaml, read_bytes
+from gemma_tune.validation.commandline import options_of, too_many_references
 from gemma_tune.validation.schema import GROUPS, problems_of_tree
 from gemma_tune.validation.suggest import did_you_mean, other_option
 
@@ -66,10 +68,15 @@ def _file_problems(group: str, name: str, config_dirs: list[Path], seen: set[Pat
         return []
     seen.add(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_bytes(file, MIB).decode("utf-8")
+        check_yaml(text)
         tree: Any = OmegaConf.to_container(OmegaConf.create(text))  # reads 1e-4 and twice the same key as Hydra does
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
         return [f"{file}: this is not valid YAML: {' '.join(str(error).split())}"]
+    except OSError as error:
+        return [f"{file}: the file can't be read ({error.strerror})."]
+    if problem := too_many_references(tree, str(file)):
+        return [problem]
     if not isinstance(tree, dict) or not tree:
         return [f"{file}: this holds no keys; for example:\n{EXAMPLE}"]
     if group == "recipe" and not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
