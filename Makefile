@@ -1,13 +1,14 @@
 # Every target works from a fresh clone; `setup` runs when it is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip -q --disable-pip-version-check
 TEST_DATA := $(abspath ../shared/data)
 export HF_HUB_OFFLINE ?= 1
 export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny lock sbom audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -15,9 +16,13 @@ help: ## Show this list
 
 setup: .venv/.done ## Create .venv with all dependencies
 
-.venv/.done: pyproject.toml constraints.txt
+# torch has no digests in the lock: its build differs from machine to machine.
+.venv/.done: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf,rl]'
+	$(PIP) install --require-hashes --no-deps -r requirements.lock
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install --no-deps -e .
+	$(PIP) check
 	@touch $@
 
 run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about three minutes
@@ -85,6 +90,27 @@ soak: .venv/.done ## Kill runs, damage checkpoints and fill disks, and add to do
 
 tiny: .venv/.done ## Build the embedded model from scratch in build/tiny, in about 27 minutes
 	$(BIN)/python -m tools.tiny_model --output build/tiny
+
+lock: .venv/.done ## Write requirements.lock, the digests of every package in constraints.txt
+	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check uv
+	build/supply/bin/uv pip compile -q pyproject.toml --extra dev --extra eval --extra gguf --extra rl -c constraints.txt \
+		--generate-hashes --no-emit-package torch --no-header --no-annotate -o build/requirements.txt
+	@{ sed -n '/^#/p' requirements.lock; cat build/requirements.txt; } > build/requirements.lock
+	@mv build/requirements.lock requirements.lock
+
+sbom: .venv/.done ## Write dist/sbom.json: what the wheel depends on, with versions and licences (CycloneDX)
+	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check cyclonedx-bom
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > build/wheel.log
+	build/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
+	@echo "dist/sbom.json: $$(grep -c '"bom-ref"' dist/sbom.json) entries, of $$(ls -t dist/*.whl | head -1)"
+
+audit: .venv/.done ## Ask for known vulnerabilities of every package in requirements.lock (pip-audit)
+	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	@build/supply/bin/pip-audit --disable-pip --no-deps --timeout 20 -r requirements.lock > build/audit.log 2>&1; status=$$?; \
+		if [ $$(grep -c 'could not be audited' build/audit.log) -ge $$(grep -c '==' requirements.lock) ] || \
+			! grep -q vulnerabilit build/audit.log; then \
+			echo "audit: the service for known vulnerabilities didn't answer for any package: nothing was checked." >&2; exit 1; \
+		fi; cat build/audit.log; exit $$status
 
 clean: ## Delete what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,6 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
+from gemma_tune.models.memory import in_unit
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
@@ -46,10 +47,6 @@ def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str,
     else:
         counts["training"]["longest_row"] = data.longest
     return counts, notes, data.longest
-
-
-def _size(gib: float) -> str:
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
 def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
@@ -112,8 +109,8 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
         largest, setup = max(of_stages, key=lambda pair: pair[1].memory(pair[0], longest)["total"])
         parts = setup.memory(largest, longest)
         metrics["memory_gib"] = parts
-        rest = ", ".join(f"{k} {_size(v)}" for k, v in parts.items() if k != "total")
-        console.print(f"Memory, estimated: {_size(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
+        rest = ", ".join(f"{k} {in_unit(v)}" for k, v in parts.items() if k != "total")
+        console.print(f"Memory, estimated: {in_unit(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
         for warning in setup.memory_warning(largest, longest):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from yaml import YAMLError
 from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.runner import run_recipe
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
@@ -58,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except PermissionError as error:
         print(f"gemma_tune: {error.filename}: you have no right to read or write this.", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        print(f"gemma_tune: {quoted(error.filename)}: this can't be opened ({error.strerror}).", file=sys.stderr)
         return 2
     return 0
 

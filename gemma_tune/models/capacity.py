@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.memory import BYTES, estimate, has_live_teacher, optimizer_bytes
+from gemma_tune.models.memory import BYTES, estimate, has_live_teacher, in_unit, optimizer_bytes
 from gemma_tune.models.size import ModelSize
 from gemma_tune.models.source import Source
 
@@ -60,7 +60,7 @@ def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside
     if fixed > free:
         raise UserError(
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
-            f"state{_others(parts)} need about {fixed:.1f} GiB of memory, and {free:.1f} GiB are free. "
+            f"state{_others(parts)} need about {in_unit(fixed)} of memory, and {in_unit(free)} are free. "
             f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside)}"
         )
 
@@ -74,14 +74,14 @@ def check_weights(cfg: Config, shape: ModelSize, free: float) -> None:
     needed = shape.parameters * BYTES["float32"] / _GIB
     if needed > free:
         raise UserError(
-            f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights in float32 need about {needed:.1f} "
-            f"GiB of memory, and {free:.1f} GiB are free; use a machine with more, or a smaller model."
+            f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights in float32 need about "
+            f"{in_unit(needed)} of memory, and {in_unit(free)} are free; use a machine with more, or a smaller model."
         )
 
 
 def _others(parts: Mapping[str, float]) -> str:
     """The models beside the trained one, in words."""
-    found = [f"the {name} of {parts[name]:.1f} GiB" for name in _BESIDE if name in parts]
+    found = [f"the {name} of {in_unit(parts[name])}" for name in _BESIDE if name in parts]
     return f", with {' and '.join(found)}," if found else ""
 
 
@@ -101,7 +101,7 @@ def memory_warning(
     total = estimate(cfg, shape, mixed, longest, beside)["total"]
     if total <= free:
         return None
-    said = f"warning: training needs about {total:.1f} GiB of memory, and {free:.1f} GiB are free."
+    said = f"warning: training needs about {in_unit(total)} of memory, and {in_unit(free)} are free."
     return f"{said} {_fix(cfg, shape, mixed, longest, free, beside)}"
 
 
@@ -195,7 +195,7 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
     free = _free_disk(folder)
     if writes > free:
         problems.append(
-            f"output_dir={folder}: checkpoints and exports need about {writes:.1f} GiB, and {free:.1f} GiB are free; "
+            f"output_dir={folder}: checkpoints and exports need about {in_unit(writes)}, and {in_unit(free)} are free; "
             "name a folder on another disk, or keep fewer checkpoints (train.save_total_limit, train.save_steps)."
         )
     if source.folder is None and not _is_downloaded(source):
@@ -205,8 +205,8 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
         )  # published in bfloat16
         if size > (free := _free_disk(cache)):
             problems.append(
-                f"model.model_name_or_path={source.base}: the checkpoint has about {size:.1f} GiB, and {free:.1f} GiB "
-                f"are free in {cache}; make room, or set HF_HOME to a folder on another disk."
+                f"model.model_name_or_path={source.base}: the checkpoint has about {in_unit(size)}, and "
+                f"{in_unit(free)} are free in {cache}; make room, or set HF_HOME to a folder on another disk."
             )
     if problems:
         raise UserError(*problems)

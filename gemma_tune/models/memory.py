@@ -20,6 +20,13 @@ _STATUS = Path("/proc/self/status")
 _LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
 
 
+def in_unit(gib: float) -> str:
+    """A size in the unit that fits: `7.4 GiB`, `350.0 MiB`, `12.0 KiB`."""
+    if gib >= 1:
+        return f"{gib:.1f} GiB"
+    return f"{gib * 1024:.1f} MiB" if gib * 1024 >= 1 else f"{gib * 1024**2:.1f} KiB"
+
+
 def optimizer_bytes(optim: str) -> float:
     """Bytes of an optimizer's state for each weight that it trains."""
     if "8bit" in optim or "4bit" in optim:

@@ -21,13 +21,17 @@ PACKAGES = (
 )  # fmt: skip
 
 
+# torch.save's archive says only that a write stopped short.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed writing", "unexpected pos ")
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or its cause, means a full disk; libraries in C++ and Rust say so only in the message."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(os.strerror(code) in str(seen) for code in (errno.ENOSPC, errno.EDQUOT)):
+        if any(said in str(seen) for said in _FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

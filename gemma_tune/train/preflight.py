@@ -19,6 +19,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import WeightCounts, weights_beside
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.memory import in_unit
 from gemma_tune.models.size import ModelSize, empty_model
 from gemma_tune.models.source import find_source
 from gemma_tune.models.unwrap import language_part
@@ -223,7 +224,7 @@ def _types(kinds: set[torch.dtype]) -> str:
 
 def _memory(x: CheckInputs) -> str:
     needs, free = x.memory
-    return f"about {needs:.1f} GiB, estimated; {free:.1f} GiB are free"
+    return f"about {in_unit(needs)}, estimated; {in_unit(free)} are free"
 
 
 CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {

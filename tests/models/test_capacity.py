@@ -152,7 +152,7 @@ def test_the_models_beside_the_trained_one_count() -> None:
     assert pulled["total"] == pytest.approx(plain["total"] + plain["weights"] + 1.5)
     cfg, _ = composed("grpo", "gemma3_270m_it", "train.beta=0.04", *words)
     with pytest.raises(
-        UserError, match=r"state, with the reference of 1\.0 GiB and the reward model of 1\.5 GiB, need"
+        UserError, match=r"state, with the reference of 1022\.7 MiB and the reward model of 1\.5 GiB, need"
     ):
         capacity.check_memory(cfg, shape, False, 1.0, beside=1.5)
     cfg, _ = composed("grpo", "gemma3_270m_it", "train.beta=0.04", "adapter=lora", *words)
