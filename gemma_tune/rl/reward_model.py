@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 from gemma_tune.chat import ForeignTemplate, UnknownTemplate, Unrenderable, form_of, render_chat, render_prompt
 from gemma_tune.config.reward import ModelReward
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, shortened
 from gemma_tune.models.classifier import HEAD, float32_head, scores
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
 from gemma_tune.rewards.base import Completion, Reward, Task
@@ -67,7 +67,10 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
         folder = place if place.is_dir() else Path(str(cached_file(name, "config.json"))).parent
         if place.is_dir():
             check_bounds(f"{_KEY}={name}", place)
-        config = AutoConfig.for_model(**read_config(folder))
+        stored = read_config(folder)
+        if stored["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(f"its model_type is {shortened(stored['model_type'])}, which Transformers doesn't know")
+        config = AutoConfig.for_model(**stored)
         classes = config.architectures or []
         if config.num_labels != 1 or not any("SequenceClassification" in c for c in classes):
             raise UserError(

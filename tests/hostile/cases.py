@@ -244,6 +244,17 @@ def _(folder: Path) -> object:
     return read_adapter(place, plain)
 
 
+@case("reward model: unknown model_type with auto_map")
+def _(folder: Path) -> object:
+    import torch
+
+    from gemma_tune.config.reward import ModelReward
+    from gemma_tune.rl.reward_model import prepare
+
+    place = _model(folder, config__json=_TEXT["unknown model_type with auto_map"])
+    return prepare(ModelReward(model_name_or_path=str(place)), torch.device("cpu"))
+
+
 # GGUF
 def _gguf(folder: Path, content: bytes) -> object:
     from gemma_tune.models.gguf_header import read_gguf_header
