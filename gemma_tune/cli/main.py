@@ -23,7 +23,7 @@ from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.run.result import RunResult
-from gemma_tune.run.stopping import Stopped
+from gemma_tune.run.stopping import Stopped, Stops, listening
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed; 130 after Ctrl-C, 143 after SIGTERM and SIGHUP; 141 where nobody reads the output any more.
     """
     try:
-        _dispatch(sys.argv[1:] if argv is None else argv)
+        with listening(Stops()):  # a run listens for itself from the moment that it has a folder
+            _dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"gemma_tune: {error}", file=sys.stderr)
         return 2
@@ -46,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         code = error.code if isinstance(error, Stopped) else 130
-        why = "interrupted" if code else "the time is up (train.max_time)"
-        print(f"\ngemma_tune: {why}. {error}".rstrip(), file=sys.stderr)
+        print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
         return code
     except BrokenPipeError:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
+from gemma_tune.run.stopping import Stopped
 from gemma_tune.validation.measuring import needs_rows
 
 
@@ -78,7 +80,13 @@ def _run_in_folder(recipe: Any, cfg: Config) -> RunResult:
     if cfg.dry_run:
         return dry_run(cfg, folder, recipe) if cfg.traits.trains else dry_run_of_measuring(cfg, folder, recipe)
     if not folder.finished:
-        result: RunResult = recipe.run(cfg, folder)
+        try:
+            result: RunResult = recipe.run(cfg, folder)
+        except Stopped as stopped:
+            if stopped.code:
+                raise
+            print(f"gemma_tune: the time is up (train.max_time). {stopped}", file=sys.stderr)
+            return folder.result
         return result
     if hasattr(recipe, "recheck"):
         recipe.recheck(cfg, folder)

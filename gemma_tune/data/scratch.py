@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from gemma_tune.errors import UserError
 
+_LOCK = ".in-use"
 
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that is deleted with the object: in the cache of `datasets`, since `/tmp` may be memory itself.
 
-    Where the cache can't be written, the folder is one of the system's temporary ones. What processes of this machine
-    have left there that were killed is deleted.
+class ScratchFolder(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+    """A folder that is deleted with the object; a lock in it says that its process lives."""
+
+    def __init__(self, parent: Path | None) -> None:
+        super().__init__(prefix="gemma_tune-", dir=parent)
+        self._lock = Path(self.name, _LOCK).open("w")  # noqa: SIM115 (held as long as the object)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def scratch_folder() -> ScratchFolder:
+    """A folder in the cache of `datasets`, since `/tmp` may be memory itself.
+
+    Where the cache can't be written, the folder is one of the system's temporary ones. What processes that were killed
+    have left in the cache is deleted.
     """
-    host = f"gemma_tune-{socket.gethostname()}-"
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets")).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(f"{host}*"):
-            owner = left.name.removeprefix(host).partition("-")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        for left in cache.glob("gemma_tune-*"):
+            if _is_left(left / _LOCK):
                 shutil.rmtree(left, ignore_errors=True)
-        return tempfile.TemporaryDirectory(prefix=f"{host}{os.getpid()}-", dir=cache)
+        return ScratchFolder(cache)
     except OSError:
-        return tempfile.TemporaryDirectory(prefix="gemma_tune-")
+        return ScratchFolder(None)
+
+
+def _is_left(lock: Path) -> bool:
+    """Whether the process that made a folder is gone; of a folder without a lock nobody knows."""
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
 
 
 def no_room(what: str, error: OSError) -> UserError:

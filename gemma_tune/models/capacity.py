@@ -222,7 +222,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
         checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
         # One more while the newest is written; with no limit at least that many are
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
-    else:  # the weights alone, until the run is finished
+    elif cfg.traits.trains:  # the weights alone, until the run is finished
         total += trained * size
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]

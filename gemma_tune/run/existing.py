@@ -12,10 +12,10 @@ from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, na
 from gemma_tune.config.renamed import is_a_run, translated
 from gemma_tune.data.files import find_files
 from gemma_tune.errors import UserError
-from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE
 from gemma_tune.run.identity import identity, not_resumable, without_operational
 from gemma_tune.run.lock import LOCK, refuse_locked
 from gemma_tune.run.paths import folder_status, resolve
+from gemma_tune.run.place import foreign_files, stages
 from gemma_tune.run.resume import AUTO, NEVER, names_a_folder
 from gemma_tune.untrusted import read_object, read_yaml
 
@@ -40,15 +40,18 @@ def stored_config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         ours = "gemma_tune" in read_object(path / "manifest.json")
-    except FileNotFoundError:  # killed between its first two files
+    except (OSError, ValueError):  # killed between its first two files, or damaged
         ours = is_a_run(tree) and not foreign_files(path)
-    except (OSError, ValueError):
-        return None
     return tree if ours else None
 
 
-def check_existing(cfg: Config, path: Path) -> Found:
+def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:
     """What the folder holds of this run.
+
+    Args:
+        cfg: The configuration.
+        path: The folder.
+        locked: Whether this process holds its lock.
 
     Raises:
         UserError: The run may not use the folder: another process writes there, it holds another run, files that are
@@ -66,14 +69,16 @@ def check_existing(cfg: Config, path: Path) -> Found:
         raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder.")
     mine, theirs = identity(cfg), without_operational(translated(stored, like=cfg))
     finished = folder_status(path) == "finished"
-    if cfg.overwrite and not names_a_folder(cfg.train):
+    named = names_a_folder(cfg.train)
+    if finished and theirs == mine and not named and not cfg.overwrite:
+        return Found.FINISHED
+    if not locked:
         refuse_locked(path)
+    if cfg.overwrite and not named:
         _check_overwrite(cfg, path)
         return Found.NOTHING
-    if finished and theirs == mine and not names_a_folder(cfg.train):
-        return Found.FINISHED
-    refuse_locked(path)
-    differing = not_resumable(mine, theirs)
+    exact = not cfg.traits.trains or bool(cfg.traits.stages)  # what such a run has left is not taken over
+    differing = not_resumable(mine, theirs) or (["setting"] if exact and mine != theirs else [])
     if differing or (finished and cfg.train.resume_from_checkpoint in (AUTO, NEVER)):
         which = f" (another {', '.join(differing)})" if differing else ""
         raise UserError(f"output_dir={path}: this folder holds a run with another configuration{which}; {_WAYS}.")
@@ -86,8 +91,7 @@ def check_existing(cfg: Config, path: Path) -> Found:
 
 
 def _worth_keeping(path: Path) -> list[str]:
-    runs_within = [manifest.parent for manifest in sorted(path.glob("*/manifest.json"))]
-    places = (path / "checkpoints", path / "adapter", path / "export", *runs_within)
+    places = (path / "checkpoints", path / "adapter", path / "export", *stages(path))
     return [p.name for p in places if has_files(p)]
 
 
@@ -101,63 +105,6 @@ def _check_overwrite(cfg: Config, path: Path) -> None:
             f"overwrite=true would delete {path / foreign[0]}{more}, which no run has written there; move it away, or "
             "name another folder."
         )
-    if aside(path).exists() and stored_config(aside(path)) is None:
-        raise UserError(f"{aside(path)} is in the way of overwrite=true and holds no run of ours; move it away.")
-
-
-# What a run writes at the top of its folder.
-_OWN = {
-    "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
-    "comparison.md", "comparison.html", "quant_plan.json", LOCK,
-}  # fmt: skip
-_OWN_FOLDERS = ("wandb", "teacher", "eval", "adapter", "export", "checkpoints")
-# Of these a finished run's manifest lists every file
-_LISTED = ("adapter/", "export/")
-_PARTIAL = (".partial", ".part")
-
-
-def foreign_files(path: Path) -> list[str]:
-    """The files of a run folder that no run has written, relative to it."""
-    listed = _listed_files(path)
-    found = []
-    for file in sorted(p for p in path.rglob("*") if not p.is_dir() or p.is_symlink()):
-        name = file.relative_to(path)
-        top = name.parts[0]
-        if len(name.parts) == 1:
-            own = top in _OWN or top.endswith(_PARTIAL)
-        elif (path / top / "manifest.json").is_file():  # a stage, a run of its own
-            own = str(name.relative_to(top)) not in foreign_files(path / top)
-        elif top == "checkpoints":
-            own = _is_of_checkpoint(path, name)
-        else:
-            own = top.removesuffix(".part") in _OWN_FOLDERS
-            if listed is not None and str(name).startswith(_LISTED):
-                own = str(name) in listed
-        if not own:
-            found.append(str(name))
-    return found
-
-
-def _listed_files(path: Path) -> set[str] | None:
-    """The files that a finished run's manifest lists; None of another run."""
-    try:
-        artifacts = read_object(path / "manifest.json")["artifacts"]
-        files = {str(name) for files in artifacts.values() for name in files}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return files if folder_status(path) == "finished" else None
-
-
-def _is_of_checkpoint(path: Path, name: Path) -> bool:
-    within = name.parts[1]
-    if within.startswith("checkpoint-"):  # half-written, or half-deleted
-        return True
-    try:
-        stored = read_object(path / "checkpoints" / within / DIGESTS)
-        return str(name.relative_to(Path("checkpoints", within))) in {DIGESTS, *stored["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        damaged = path / "checkpoints" / within
-        return bool(CHECKPOINT.match(within)) and (damaged / STATE).is_file()
 
 
 def _lies_in(named: NamedPath, folder: Path) -> bool:
@@ -173,11 +120,6 @@ def _lies_in(named: NamedPath, folder: Path) -> bool:
     return any(place.is_relative_to(within) for place, within in both)
 
 
-def aside(path: Path) -> Path:
-    """Where a run stands while another one is to replace it."""
-    return path.with_name(f"{path.name}.replaced")
-
-
 def has_files(path: Path) -> bool:
     """Whether there is a file in the folder or below it."""
-    return any(p.is_file() and p.name != LOCK for p in path.rglob("*"))
+    return any(p.is_symlink() or (p.is_file() and p.name != LOCK) for p in path.rglob("*"))

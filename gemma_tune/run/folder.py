@@ -16,10 +16,12 @@ import yaml
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.checkpoints import checkpoints
-from gemma_tune.run.existing import Found, aside, check_existing, has_files, stored_config
+from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
+from gemma_tune.run.inputs import digests_of, refuse_changed
 from gemma_tune.run.lock import locked
-from gemma_tune.run.manifest import atomic_write, disk_is_full, file_digest, write_json, write_manifest
+from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
+from gemma_tune.run.place import REPLACED, delete_leftovers, drop_later, put_back, set_aside, stages
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint
 from gemma_tune.run.stopping import Stopped, Stops, listening
@@ -40,6 +42,7 @@ class RunFolder:
     def __init__(self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None) -> None:
         self.path = path
         self.cfg = cfg
+        self._found = found
         self.finished = found is Found.FINISHED
         self.resumed = resumed
         self.result = RunResult(cfg.recipe, folder=path)
@@ -48,8 +51,13 @@ class RunFolder:
         self.keep_on_error = False
         # A resumed run goes on with the files that are there, and so do stages, each for itself
         self._keeps = found is Found.BEGUN and bool(resumed or cfg.traits.stages)
-        self._replaced: Path | None = None
+        self._is_new = self._writes = self._replaces = False
         self._before: bytes | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on with files that an interrupted run has left."""
+        return self._keeps
 
     @property
     def checkpoints(self) -> Path:
@@ -88,12 +96,20 @@ class RunFolder:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
         """
         path = folder_of(cfg)
-        path = path.resolve() if path.is_symlink() else path  # a link stays one
-        found = check_existing(cfg, path)
-        resumed = None
-        if cfg.traits.trains and not cfg.traits.stages and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
-            resumed = find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
-        return cls(path, cfg, found, resumed)
+        try:
+            path = path.resolve() if path.is_symlink() else path  # a link stays one
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"output_dir={path}: this link leads nowhere ({error}); name a folder.") from error
+        return cls(path, cfg, *cls.look(cfg, path))
+
+    @staticmethod
+    def look(cfg: Config, path: Path, locked: bool = False) -> tuple[Found, ResumePoint | None]:
+        """What the folder holds of this run, and the checkpoint to go on from; `locked` by this process or not."""
+        found = check_existing(cfg, path, locked)
+        trains = cfg.traits.trains and not cfg.traits.stages
+        if trains and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
+            return found, find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
+        return found, None
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
@@ -119,34 +135,23 @@ class RunFolder:
             *paths: Files and folders.
             hashed: Whether to record a digest; otherwise size and date, for files that are streamed.
         """
-        if not is_main_process():
-            return
-        found: dict[str, str] = {}
-        for path in paths:
-            if path is not None:
-                for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-                    stat = file.stat()
-                    seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
-                    found[str(file)] = file_digest(file) if hashed else seen
-        self.note_inputs(found)
+        if is_main_process():
+            self.note_inputs(digests_of(paths, hashed))
 
     def note_inputs(self, found: Mapping[str, str]) -> None:
-        """Records inputs by their digest, commit or revision.
+        """Records inputs by their digest, commit or revision; `check_inputs` compares them and writes the manifest."""
+        self.inputs |= found
+
+    def check_inputs(self) -> None:
+        """Compares what was recorded with what the run began with, where it goes on, and writes the manifest.
 
         Raises:
-            UserError: The run goes on, and began with another content of one of them.
+            UserError: An input has changed, is new, or is gone.
         """
-        before = self.stored_inputs() if self._keeps else {}
-        changed = [name for name, seen in found.items() if before.get(name, seen) != seen]
-        if changed and not self.cfg.train.resume_data_changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise UserError(
-                f"{changed[0]}{more}: this file has changed since the run in {self.path} began, and the rest would be "
-                "trained with another content. Put it back as it was; or set train.resume_data_changed=true, or "
-                "overwrite=true to begin anew."
-            )
-        self.inputs |= found
-        self._write_manifest()
+        if is_main_process():
+            if self._keeps and not self.cfg.train.resume_data_changed:
+                refuse_changed(self.stored_inputs(), self.inputs, self.path)
+            self._write_manifest()
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -162,8 +167,8 @@ class RunFolder:
         try:
             yield
         except UserError:
-            if is_main_process() and self.path.exists() and not has_files(self.path):
-                shutil.rmtree(self.path)
+            if is_main_process() and self._is_new and not has_files(self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
             raise
 
     @contextlib.contextmanager
@@ -186,23 +191,22 @@ class RunFolder:
                 text = yaml.safe_dump(as_one_run(self.cfg), sort_keys=False, allow_unicode=True)
                 atomic_write(self.path / "config.yaml", text)
                 self._write_result()
-                self._write_manifest()
+                if not self._keeps:  # else it has the inputs that the run began with
+                    self._write_manifest()
             except OSError as error:
                 self._undo()
                 raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
             held.enter_context(listening(self.stops))
             try:
                 yield
-                self._delete_end()
                 self._write_manifest()
                 self.result.status = "finished"
                 self._write_result()
+                self._delete_end()  # only now: a kill in between has something to go on from
+                shutil.rmtree(self.path / REPLACED, ignore_errors=True)
             except BaseException as error:
                 self._end_on(error)
                 raise
-        for old in (self._replaced, aside(self.path)):  # this one's, or that of a run that was killed in between
-            if old is not None and old.exists() and stored_config(old):
-                shutil.rmtree(old)
 
     def _end_on(self, error: BaseException) -> None:
         """Leaves the folder as an error of this kind demands.
@@ -211,16 +215,19 @@ class RunFolder:
             Stopped: With the way to go on.
             RunError: The disk was full.
         """
-        self._delete_leftovers()
-        if isinstance(error, UserError) and not self.keep_on_error:
+        delete_leftovers(self.path)
+        trained = any(checkpoints(stage / "checkpoints") for stage in stages(self.path))
+        if isinstance(error, UserError) and not self.keep_on_error and not trained:
             self._undo()
+            return
+        if self.result.status == "finished":  # nothing but cleaning was left
             return
         stopped = isinstance(error, KeyboardInterrupt)
         self.result.status = "interrupted" if stopped else "failed"
         with contextlib.suppress(OSError):  # the first error is to be reported, not this one
             self._write_failure()
-        if self._replaced:
-            print(f"The run that was to be replaced is kept: {self._replaced}", file=sys.stderr)
+        if self._replaces:
+            print(f"The run that was to be replaced is kept: {self.path / REPLACED}", file=sys.stderr)
         if stopped:
             raise Stopped(getattr(error, "code", 130), self._how_to_resume()) from error
         if disk_is_full(error) and not isinstance(error, UserError | RunError):
@@ -228,20 +235,21 @@ class RunFolder:
             raise RunError(f"{self.path}: the disk is full; make room, and repeat the command.{go_on}") from error
 
     def _make(self, held: contextlib.ExitStack) -> None:
-        """Makes the folder and locks it; a run that is replaced stands beside it until the new one is finished."""
-        if self.path.exists() and not self._keeps:
-            held.enter_context(locked(self.path))
-            if self.cfg.overwrite and has_files(self.path) and not aside(self.path).exists():
-                self._replaced = self.path.rename(aside(self.path))
-            else:
-                shutil.rmtree(self.path)  # what a run left that can't go on, or empty folders of the trainer
+        """Makes the folder and locks it; what a run has left there and the new one replaces is moved aside."""
+        self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.path))
+        if RunFolder.look(self.cfg, self.path, locked=True) != (self._found, self.resumed):
+            raise UserError(f"output_dir={self.path}: another process has used it meanwhile; repeat the command.")
+        self._writes = True
         if self._keeps:
             if (result := self.path / "result.json").is_file():
                 self._before = result.read_bytes()
-            self.inputs = self.stored_inputs()
-            self._delete_leftovers()
+            delete_leftovers(self.path)
+            if self.resumed:
+                drop_later(self.path, self.resumed.step)
+        elif has_files(self.path):
+            self._replaces = set_aside(self.path)
 
     def _delete_end(self) -> None:
         """Deletes the checkpoints that nobody asked for: the weights kept until the end, and those of a stop."""
@@ -252,30 +260,23 @@ class RunFolder:
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()
 
-    def _delete_leftovers(self) -> None:
-        """Deletes what a process left half-written."""
-        patterns = ("checkpoints/checkpoint-*", "*.part", "export/*.part", "export/.logits", "export/*/.float32-*")
-        for pattern in patterns:
-            for half in self.path.glob(pattern):
-                shutil.rmtree(half, ignore_errors=True)
-        for half in self.path.rglob("*.partial"):
-            half.unlink(missing_ok=True)
-
     def _undo(self) -> None:
         """Restores the state before `_make`; a resumed run keeps its files."""
-        if not self._keeps:
-            shutil.rmtree(self.path, ignore_errors=True)
+        if not self._writes:
+            pass
+        elif not self._keeps:
+            put_back(self.path)
         elif self._before is not None:
             with contextlib.suppress(OSError):
                 (self.path / "result.json").write_bytes(self._before)
-        if self._replaced:
-            self._replaced.rename(self.path)
-            self._replaced = None
+        if self._is_new and not has_files(self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _how_to_resume(self) -> str:
-        if any(self.checkpoints.glob("step-*")):
-            return f"{self.path} has checkpoints: the same command goes on."
-        return f"{self.path} has no checkpoint (train.save_steps writes them): the same command begins anew."
+        again = "the same command without overwrite=true" if self.cfg.overwrite else "the same command"
+        if checkpoints(self.checkpoints) or stages(self.path):
+            return f"{self.path} has checkpoints: {again} goes on."
+        return f"{self.path} has no checkpoint (train.save_steps writes them): {again} begins anew."
 
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)

@@ -47,7 +47,7 @@ def as_one_run(cfg: Config) -> dict[str, Any]:
 def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Keys that differ though a resumed run must not change them: all but those of evaluation and checkpoints."""
     found = []
-    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train"):
+    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train", "quant", "reward"):
         a, b = mine[group], theirs.get(group)
         if isinstance(a, dict) and isinstance(b, dict):
             found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]

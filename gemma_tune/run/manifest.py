@@ -85,6 +85,8 @@ def atomic_write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # else a power cut may leave an empty file under the name
         partial.replace(path)
     except BaseException:  # Ctrl-C, too
         with contextlib.suppress(OSError):

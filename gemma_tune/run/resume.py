@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.errors import UserError
-from gemma_tune.run.checkpoints import checkpoints, damage, is_at_the_end, state_of, step_of
+from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, state_of, step_of
 
 AUTO, LATEST, NEVER = "auto", "latest", "never"
 _KEY = "train.resume_from_checkpoint"
@@ -63,10 +63,10 @@ def find_checkpoint(train: TrainConfig, folder: Path, period: int = 1) -> Resume
                 f"{_KEY}={train.resume_from_checkpoint}: a run is resumed in its own folder; set output_dir to the one "
                 "that holds checkpoints/, or train on in a new run with model.model_name_or_path=."
             )
-        if not path.is_dir():
+        if not path.is_dir() or not CHECKPOINT.match(path.name):
             raise UserError(
-                f"{_KEY}={train.resume_from_checkpoint}: there is no such folder; name a step-N, or leave it out for "
-                "the newest one."
+                f"{_KEY}={train.resume_from_checkpoint}: there is no such checkpoint; name a step-N, or leave it out "
+                "for the newest one."
             )
         if why := _unusable(train, path, period):
             raise UserError(f"{_KEY}={path}: {why}; name another checkpoint, or leave it out for the newest whole one.")

@@ -170,11 +170,9 @@ def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[str]:
         return []
     kept = []
     for found in read_lines(folder.metrics):
-        over = "train_runtime" in found
-        if isinstance(found.get("step"), int) and found["step"] <= resumed.step and (not over or resumed.at_the_end):
+        summed = "train_runtime" in found and not resumed.at_the_end
+        if isinstance(found.get("step"), int) and found["step"] <= resumed.step and not summed and "when" not in found:
             kept.append(json.dumps(found) + "\n")
-        if over:
-            break
     return kept
 
 

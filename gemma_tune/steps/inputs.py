@@ -26,6 +26,7 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
         folder.note_inputs({cfg.data.dataset_name: f"revision {cfg.data.revision or 'main'}"})
     folder.add_inputs(*files_of(cfg))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
+    folder.check_inputs()
 
 
 def note_source(folder: RunFolder, source: Source) -> None:

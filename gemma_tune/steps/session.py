@@ -97,7 +97,10 @@ class Session:
         prefix = "" if when in ("before", "after") else f"{when}_"
         if self.end or not self.folder.resumed:
             step = self.end.kept if self.end else 0
-            self.tracker.log({f"{prefix}{k}": v for k, v in found.figures.items()}, step=step, group="eval")
+            figures: dict[str, Any] = {f"{prefix}{k}": v for k, v in found.figures.items()}
+            if self.end and figures:  # a run that goes on measures it anew
+                figures["when"] = when
+            self.tracker.log(figures, step=step, group="eval")
         if when == "after" and self.end:
             before = self.found.get("before", Evaluation())
             self.tracker.log_samples(before.answers, found.answers, step=self.end.steps)
@@ -107,7 +110,8 @@ class Session:
         """Trains to the end, loads the best step where one is kept, and frees the optimizer's memory."""
         base, resumed, stops = language_part(self.model), self.folder.resumed, self.folder.stops
         train = self.cfg.train
-        trainer.add_callback(StopCallback(stops, train.max_seconds, train.generation_period))
+        stop = StopCallback(stops, train.max_seconds, train.generation_period)
+        trainer.add_callback(stop)
         trainer.add_callback(TrackerCallback(self.tracker, stops))
         kernel = base.config._attn_implementation
         if self.evaluator is not None:
@@ -122,9 +126,10 @@ class Session:
             else:
                 with stops.waiting():
                     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        if not stop.ends:
+            trainer.keep_the_end()
         if stops.asked is not None:
             raise Stopped(stops.asked)
-        trainer.keep_the_end()
         self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
         self.folder.result.failures |= trainer.passed_over
         self.end = TrainingEnd.of(self.cfg.train, trainer.state)

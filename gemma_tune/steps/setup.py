@@ -150,7 +150,7 @@ def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = loo
         raise setup.missing
     assert setup.size is not None  # of a configuration that was read
     check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside)
-    check_disk(cfg, setup.size, setup.source, folder.path, resumed=folder.resumed is not None)
+    check_disk(cfg, setup.size, setup.source, folder.path, resumed=folder.goes_on)
     return setup
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -117,8 +118,9 @@ class GemmaTrainer(CheckpointedTrainer):
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:
-            self.checkpoints_kept = None  # it may not be resumable, so it replaces no other checkpoint
-            self._save_checkpoint(self.model, None)
+            if not (Path(self.args.output_dir) / f"step-{before}").is_dir():
+                self.checkpoints_kept = None  # it may not be resumable, so it replaces no other checkpoint
+                self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
             f"{name} is {value} at step {before + 1}; this step updated no weight. {self._guard.rows()} {kept} Lower "

@@ -70,23 +70,27 @@ class StopCallback(TrainerCallback):
         stops: Whether the run is asked to end.
         max_time: Seconds that the run may take, or None.
         period: Training can be resumed exactly only at multiples of this many steps; it goes on to the next.
+
+    Attributes:
+        ends: Whether it has ended training, with a checkpoint; else training has come to its own end.
     """
 
     def __init__(self, stops: Stops, max_time: float | None, period: int) -> None:
         self._stops, self._max_time, self._period = stops, max_time, period
-        self._ends = False
+        self.ends = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stops.over_time(self._max_time)
-        self._ends = self._stops.asked is not None and state.global_step % self._period == 0
-        control.should_save |= self._ends
+        whole = state.global_step % self._period == 0 or state.global_step >= state.max_steps
+        self.ends = self._stops.asked is not None and whole
+        control.should_save |= self.ends
         # The mean since the last logged step is not in a checkpoint: a resumed run would begin another one
         may_save = control.should_evaluate and args.metric_for_best_model is not None
         control.should_log |= control.should_save or may_save
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not before: a checkpoint that says so counts as the end of training
-        control.should_training_stop |= self._ends
+        control.should_training_stop |= self.ends
 
 
 class TrackerCallback(TrainerCallback):

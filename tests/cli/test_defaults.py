@@ -75,6 +75,7 @@ def test_an_adapter_counts_as_its_base(tmp_path: Path) -> None:
     adapter.mkdir()
     text = json.dumps({"base_model_name_or_path": str(base)})
     (adapter / "adapter_config.json").write_text(text, encoding="utf-8")
+    (adapter / "adapter_model.safetensors").touch()
     assert compose_config("lora_sft", [f"model.model_name_or_path={adapter}"]).train.learning_rate == 8e-3
 
 

@@ -161,7 +161,7 @@ def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
     words = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0", "overwrite=true", "eval=none"]
     with pytest.raises(NonFiniteLoss):
         short_run("full_sft", tmp_path / "run", *words, steps=10)
-    kept = tmp_path / "run.replaced"
+    kept = tmp_path / "run" / ".replaced"
     assert json.loads((kept / "result.json").read_text("utf-8"))["status"] == "finished"
     with pytest.raises(NonFiniteLoss):
         short_run("full_sft", tmp_path / "run", *words, steps=10)

@@ -15,6 +15,7 @@ from gemma_tune.page.charts import Panel, Series, curve_chart, draw_curves
 from gemma_tune.page.svg import Axis
 from gemma_tune.report import write_report
 from gemma_tune.report.curves import read_panels, running_mean, thinned
+from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
 
 DFT = "train.loss_type=dft"
@@ -49,7 +50,7 @@ def test_only_losses_of_tokens_are_in_nats(tmp_path: Path) -> None:
     titles = {}
     for recipe, words in (("lora_sft", []), ("qat", []), ("dpo", []), ("reward_model", []), ("full_sft", [DFT])):
         cfg = compose_config(recipe, ["model=tiny", *words])
-        run = RunFolder(tmp_path / recipe, cfg, finished=False)
+        run = RunFolder(tmp_path / recipe, cfg, Found.NOTHING, None)
         run.path.mkdir()
         run.metrics.write_text('{"step": 1, "loss": 0.5, "epoch": 0.1}\n', encoding="utf-8")
         write_report(cfg, run, "all weights", Evaluation(), Evaluation())

@@ -26,6 +26,7 @@ from gemma_tune.page.markdown import markdown
 from gemma_tune.report import PAGE_MARK, write_report
 from gemma_tune.report.artifacts import artifact_size, bytes_text
 from gemma_tune.report.sections import ReportInputs, sections
+from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import say_end
 
@@ -96,7 +97,7 @@ def reported(tmp_path: Path, recipe: str = "lora_sft", before: Any = None, after
     """A folder as a run leaves it, with its report."""
     folder = tmp_path / "a run's folder"
     cfg = compose_config(recipe, ["model=tiny"])
-    run = RunFolder(folder, cfg, finished=False)
+    run = RunFolder(folder, cfg, Found.NOTHING, None)
     for name, tensors in (
         ("adapter", {"a": np.zeros((4, 25), np.float32)}),
         ("export/merged", {"w": np.zeros((10, 50), np.float16), "b": np.zeros(500, np.float16)}),
@@ -190,7 +191,7 @@ def test_how_many_rows_were_used_during_training(tmp_path: Path) -> None:
         "eval.kl.max_samples=32", "eval.lm_eval.tasks=[mmlu]", "eval.lm_eval.limit=50",
     ]  # fmt: skip
     cfg = compose_config("lora_sft", words)
-    run = RunFolder(tmp_path, cfg, finished=False)
+    run = RunFolder(tmp_path, cfg, Found.NOTHING, None)
     inputs = ReportInputs(cfg, run, "", Evaluation(), Evaluation(), [Panel("loss", [])])
     (said,) = (
         block.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -193,8 +194,10 @@ def test_a_begun_run_goes_on(cfg: Config) -> None:
         assert again.resumed and again.resumed.step == (2 if how.endswith("step-2") else 5)
         assert not again.resumed.at_the_end
         with pytest.raises(ValueError, match="x"), again.recording():
-            assert (folder.checkpoints / "step-5").is_dir(), "resuming must keep the checkpoints"
+            assert (folder.checkpoints / "step-2").is_dir(), "resuming must keep the checkpoints"
             raise ValueError("x")
+    # From an earlier one, those behind it stand aside until the run is finished
+    assert (folder.path / ".replaced" / "checkpoints" / "step-5").is_dir()
     assert RunFolder.open(replace(cfg, overwrite=True)).resumed is None  # overwrite wins over auto, a path over both
     named = replace(resuming(cfg, str(folder.checkpoints / "step-2")), overwrite=True)
     assert getattr(RunFolder.open(named).resumed, "step", None) == 2
@@ -282,6 +285,7 @@ def test_inputs_that_changed(cfg: Config) -> None:
     folder = RunFolder.open(cfg)
     with pytest.raises(KeyboardInterrupt), folder.recording():
         folder.add_inputs(Path("rows.jsonl"))
+        folder.check_inputs()
         write_checkpoint(folder, 3)
         raise KeyboardInterrupt
     Path("rows.jsonl").write_text("2", encoding="utf-8")
@@ -289,6 +293,7 @@ def test_inputs_that_changed(cfg: Config) -> None:
         again = RunFolder.open(cfg)
         with pytest.raises(UserError, match=r"rows\.jsonl: this file has changed since"), again.recording():
             again.add_inputs(Path("rows.jsonl"))
+            again.check_inputs()
         assert folder_status(Path("out")) == "interrupted"
     allowed = replace(cfg, train=replace(cfg.train, resume_data_changed=True))
     with RunFolder.open(allowed).recording() as _:
@@ -322,10 +327,75 @@ def test_killed_between_its_first_files(cfg: Config) -> None:
     (folder.path / "result.json.partial").write_text("{", encoding="utf-8")
     finish(cfg)
     assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "manifest.json", "result.json"}
-    folder.path.rename("out.replaced")
-    begin_and_stop(cfg, ValueError("x"))
+    for error in (KeyboardInterrupt(), ValueError("x")):
+        begin_and_stop(replace(cfg, overwrite=True), error)
+        kept = Path("out/.replaced/result.json")
+        assert read(kept)["status"] == "finished"
     finish(cfg)
-    assert not Path("out.replaced").exists()
+    assert not kept.exists() and folder_status(Path("out")) == "finished"
+
+
+def test_no_file_of_the_users_goes_with_a_run_that_begins_anew(cfg: Config) -> None:
+    """Nor an empty folder, nor a link; and a folder that can't be renamed, as a mounted disk, is used as it is."""
+    cfg = replace(cfg, output_dir="out")
+    folder = begin_and_stop(cfg, KeyboardInterrupt())
+    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial"):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("years of work", encoding="utf-8")
+    (folder.path / "sub").mkdir()
+    (folder.path / "link").symlink_to("/usr")
+    before = folder.path.stat().st_ino
+    finish(cfg)
+    assert folder.path.stat().st_ino == before and (folder.path / "link").is_symlink()
+    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial", "sub"):
+        assert (folder.path / name).exists(), name
+    with pytest.raises(UserError, match="which no run has written there"):
+        RunFolder.open(replace(cfg, overwrite=True))
+
+
+def test_an_overwrite_that_cannot_begin_leaves_the_old_run(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = replace(cfg, output_dir="out")
+    folder = finish(cfg)
+    (folder.path / "eval").mkdir()
+    write_json(folder.path / "eval" / "after.json", {})
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    again = RunFolder.open(replace(cfg, overwrite=True))
+    with pytest.raises(UserError, match=r"can't be written \(No locks available\)"), again.recording():
+        pass
+    assert (folder.path / "eval" / "after.json").is_file() and read(folder.path / "result.json")["status"] == "finished"
+
+
+def test_another_process_was_quicker(cfg: Config) -> None:
+    """What was decided before the model was loaded is looked at again under the lock."""
+    cfg = replace(cfg, output_dir="out")
+    late = RunFolder.open(cfg)
+    finish(cfg)
+    with pytest.raises(UserError, match="another process has used it meanwhile; repeat the command"), late.recording():
+        pass
+    assert RunFolder.open(cfg).finished
+
+
+def test_new_files_among_the_inputs(cfg: Config) -> None:
+    """A file that joins a folder of rows changes the data as much as one that changes."""
+    cfg = replace(cfg, output_dir="out")
+    Path("rows").mkdir()
+    Path("rows/a.jsonl").write_text("1", encoding="utf-8")
+    folder = RunFolder.open(cfg)
+    with pytest.raises(KeyboardInterrupt), folder.recording():
+        folder.add_inputs(Path("rows"))
+        folder.check_inputs()
+        write_checkpoint(folder, 3)
+        raise KeyboardInterrupt
+    for change in (Path("rows/b.jsonl").touch, Path("rows/a.jsonl").unlink):
+        change()
+        again = RunFolder.open(cfg)
+        with pytest.raises(UserError, match="since the run in out began"), again.recording():
+            again.add_inputs(Path("rows"))
+            again.check_inputs()
 
 
 def test_a_file_is_no_folder(cfg: Config) -> None:

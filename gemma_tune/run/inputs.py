@@ -1,0 +1,40 @@
+"""The inputs of a run: the digest of each file, and whether they are what the run began with. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from gemma_tune.errors import UserError
+from gemma_tune.run.manifest import file_digest
+
+
+def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
+    """The digest of each file, and of every file directly in a folder.
+
+    Args:
+        paths: Files and folders.
+        hashed: Whether to give a digest; otherwise size and date, for files that are streamed.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        if path is not None:
+            for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+                stat = file.stat()
+                seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
+                found[str(file)] = file_digest(file) if hashed else seen
+    return found
+
+
+def refuse_changed(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
+    """Raises UserError where an input of a run that goes on has changed, is new, or is gone."""
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if not before or not changed:
+        return
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    first = changed[0]
+    how = "has changed" if first in before and first in now else "is new" if first in now else "is no longer read"
+    raise UserError(
+        f"{first}{more}: this file {how} since the run in {folder} began, and the rest would be trained with another "
+        "content. Put it back as it was; or set train.resume_data_changed=true, or overwrite=true to begin anew."
+    )

@@ -1,0 +1,168 @@
+"""What stands in a run folder: a run's files, those of others, and those of a run that is to be replaced. No torch.
+
+A file that no run has written is never deleted. What a run is to replace is moved into `.replaced/` inside the folder,
+which works for mounted disks and links, and is deleted only when the new run is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
+from gemma_tune.run.lock import LOCK
+from gemma_tune.run.paths import folder_status
+
+REPLACED = ".replaced"
+# At the top of the folder; written under `NAME.partial` first
+_FILES = (
+    "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
+    "comparison.md", "comparison.html", "quant_plan.json",
+)  # fmt: skip
+_PARTS = {
+    "adapter": re.compile(r".*"),
+    "export": re.compile(r".*"),
+    "eval": re.compile(r"[^/]+\.json(\.partial)?|completions\.jsonl(\.partial)?"),
+    "teacher": re.compile(r"targets-\d+(\.\d+)?\.(arrow|part)"),
+    "wandb": re.compile(r".*"),
+}
+# Of these a finished run's manifest lists every file
+_LISTED = ("adapter/", "export/")
+_HALF = re.compile(r"^checkpoint-(step-)?\d+$")
+LEFTOVERS = ("*.part", "export/*.part", "export/.logits", "export/*/.float32-*")
+
+
+def stages(path: Path) -> list[Path]:
+    """The folders of runs inside a run: the stages of `recipe=tune_to_int4`."""
+    return [p for name in ("tuned", "int4") if (p := path / name).is_dir() and (p / "config.yaml").is_file()]
+
+
+def foreign_files(path: Path) -> list[str]:
+    """The files of a run folder that no run has written, relative to it; a link is a file."""
+    listed, inside = _listed_files(path), {stage.name for stage in stages(path)}
+    found = []
+    for file in sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()):
+        name = file.relative_to(path)
+        top, rest = name.parts[0], "/".join(name.parts[1:])
+        if top in (REPLACED, *inside):
+            continue
+        if not rest:
+            own = top == LOCK or top.removesuffix(".partial") in _FILES
+        elif top == "checkpoints":
+            own = _is_of_checkpoint(path, name)
+        else:
+            part = _PARTS.get(top.removesuffix(".part"))
+            own = part is not None and bool(part.fullmatch(rest))
+            if listed is not None and str(name).startswith(_LISTED):
+                own = str(name) in listed
+        if file.is_symlink() or not own:
+            found.append(str(name))
+    return [*found, *(f"{stage.name}/{name}" for stage in stages(path) for name in foreign_files(stage))]
+
+
+def _listed_files(path: Path) -> set[str] | None:
+    """The files that a finished run's manifest lists; None of another run."""
+    try:
+        artifacts = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
+        listed = {name for files in artifacts.values() for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return listed if folder_status(path) == "finished" else None
+
+
+def _is_of_checkpoint(path: Path, name: Path) -> bool:
+    within = path / "checkpoints" / name.parts[1]
+    if _HALF.match(within.name):  # half-written, or half-deleted
+        return True
+    if not CHECKPOINT.match(within.name):
+        return False
+    try:
+        stored = json.loads((within / DIGESTS).read_text(encoding="utf-8"))
+        return str((path / name).relative_to(within)) in {DIGESTS, *stored["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return (within / STATE).is_file()
+
+
+def set_aside(path: Path) -> bool:
+    """Makes room for a new run: moves what a run has left into `.replaced/`; the teacher's cache stays.
+
+    Where an earlier run stands there already, the files are those of a run that was to replace it, and are deleted.
+
+    Returns:
+        Whether a run now stands aside.
+    """
+    aside = path / REPLACED
+    if aside.is_dir():
+        delete_own(path)
+        return True
+    foreign = set(foreign_files(path))
+    moved = False
+    for file in _files(path):
+        name = str(file.relative_to(path))
+        if name not in foreign and not name.startswith(("teacher/", LOCK)):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            file.rename(aside / name)
+            moved = True
+    _delete_empty(path)
+    return moved
+
+
+def put_back(path: Path) -> None:
+    """Deletes what a run has written, and restores what `set_aside` has moved."""
+    delete_own(path)
+    aside = path / REPLACED
+    for file in _files(aside) if aside.is_dir() else ():
+        place = path / file.relative_to(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def delete_own(path: Path) -> None:
+    """Deletes the files of a run, but for the teacher's cache and what stands aside, and its empty folders."""
+    foreign = set(foreign_files(path))
+    for file in _files(path):
+        name = str(file.relative_to(path))
+        if name not in foreign and not name.startswith(("teacher/", f"{REPLACED}/", LOCK)):
+            file.unlink(missing_ok=True)
+    _delete_empty(path)
+
+
+def delete_leftovers(path: Path) -> None:
+    """Deletes what a process left half-written."""
+    for half in (path / "checkpoints").glob("checkpoint-*"):
+        if _HALF.match(half.name):
+            shutil.rmtree(half, ignore_errors=True)
+    for pattern in LEFTOVERS:
+        for half in path.glob(pattern):
+            if half.is_dir() and not half.is_symlink():
+                shutil.rmtree(half, ignore_errors=True)
+    for half in (*(path / f"{name}.partial" for name in _FILES), *(path / "eval").glob("*.partial")):
+        half.unlink(missing_ok=True)
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Moves checkpoints of later steps aside: the run goes on from an earlier one, and writes them anew."""
+    for later in checkpoints(path / "checkpoints"):
+        if step_of(later) > step:
+            place = path / REPLACED / "checkpoints" / later.name
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            later.rename(place)
+
+
+def _files(path: Path) -> list[Path]:
+    return [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
+
+
+def _delete_empty(path: Path) -> None:
+    """Deletes the folders of runs that are empty; others may be somebody's."""
+    tops = [path / name for part in (*_PARTS, "checkpoints", "tuned", "int4") for name in (part, f"{part}.part")]
+    for top in tops:
+        if top.is_dir() and not top.is_symlink():
+            for folder in (*sorted((p for p in top.rglob("*") if p.is_dir()), reverse=True), top):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
