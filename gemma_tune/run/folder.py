@@ -51,7 +51,7 @@ class RunFolder:
         self.keep_on_error = False
         # A resumed run goes on with the files that are there, and so do stages, each for itself
         self._keeps = found is Found.BEGUN and bool(resumed or cfg.traits.stages)
-        self._is_new = self._writes = self._replaces = False
+        self._is_new, self._writes, self._replaces = not path.exists(), False, False
         self._before: bytes | None = None
 
     @property
@@ -236,7 +236,6 @@ class RunFolder:
 
     def _make(self, held: contextlib.ExitStack) -> None:
         """Makes the folder and locks it; what a run has left there and the new one replaces is moved aside."""
-        self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.path))
         if RunFolder.look(self.cfg, self.path, locked=True) != (self._found, self.resumed):

@@ -139,7 +139,7 @@ def test_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
         ("lora_sft", ["model.added_tokens=['a b']"], "'a b': a token has at least one character and no white space"),
         ("lora_sft", ["model.added_tokens=[<x>,<x>]"], "names <x> twice"),
         ("lora_sft", ["adapter.trainable_token_indices=[5,1600]"], r"has 1536 rows, and no row 1600; name a new"),
-        ("lora_sft", ["adapter.trainable_token_indices=[-1]"], "ids of tokens begin at 0"),
+        ("lora_sft", ["adapter.trainable_token_indices=[-1]"], "token_indices must be at least 0, not -1"),
         ("lora_sft", ["adapter.modules_to_save=[lm_head]"], r"a whole copy of the embedding, .*token_indices"),
         ("lora_sft", ["adapter.modules_to_save=[mlp]"], r"mlp is no norm; linear layers take an adapter.*q_norm"),
         ("lora_sft", ["adapter.modules_to_save=[nrm]"], r"no layer ends in nrm\. Norms are named input_layernorm"),
