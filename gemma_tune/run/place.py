@@ -58,7 +58,7 @@ def foreign_files(path: Path) -> list[str]:
             own = part is not None and bool(part.fullmatch(rest))
             if listed is not None and str(name).startswith(_LISTED):
                 own = str(name) in listed
-        if file.is_symlink() or not own:
+        if not own or (file.is_symlink() and top != "wandb"):
             found.append(str(name))
     return [*found, *(f"{stage.name}/{name}" for stage in stages(path) for name in foreign_files(stage))]
 
