@@ -18,7 +18,7 @@ from gemma_tune import validation
 from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
-from gemma_tune.config.renamed import translated
+from gemma_tune.config.renamed import names_a_method, translated
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.untrusted import read_yaml
@@ -133,7 +133,7 @@ def load_stored(path: Path, words: Sequence[str]) -> Config:
     check_words(words, [])
     try:
         tree = read_yaml(file)
-        if not isinstance(tree, dict) or not isinstance(tree.get("method"), str):
+        if not isinstance(tree, dict) or not names_a_method(tree):
             raise UserError(f"rerun={path}: this is not the config.yaml of a run folder (it has no `method`).")
         own = {"output_dir": None, "overwrite": False, "dry_run": False}
         return checked(

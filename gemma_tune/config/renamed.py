@@ -68,6 +68,11 @@ def unknown_method(name: str) -> tuple[str, str] | None:
     return None if name in METHODS else (name, f"not one of {', '.join(METHODS)}.")
 
 
+def names_a_method(tree: dict[str, Any]) -> bool:
+    """Whether a mapping read from a config.yaml has the name of a method, known or not."""
+    return isinstance(tree.get("method"), str)
+
+
 def is_a_run(tree: dict[str, Any]) -> bool:
     """Whether a mapping read from a config.yaml names a method of ours, by today's name or an earlier one."""
     return tree.get("method") in {*METHODS, *RENAMED_METHODS}

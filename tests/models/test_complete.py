@@ -120,7 +120,7 @@ def test_every_family_is_complete_as_published(name: str, tmp_path: Path) -> Non
 
 
 def test_what_is_complete_in_other_ways(tmp_path: Path) -> None:
-    """In shards, with the head beside its embedding, with a classifier's head, and in a form without headers."""
+    """In shards, with the head beside its embedding, and with a classifier's head."""
     model = AutoModelForCausalLM.from_pretrained(TINY)
     kinds: dict[str, Change] = {
         "head": tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})),
@@ -133,7 +133,3 @@ def test_what_is_complete_in_other_ways(tmp_path: Path) -> None:
             (folder / "model.safetensors").unlink()
         change(folder)
         check(folder)
-    folder = Path(shutil.copytree(TINY, tmp_path / "bin"))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    check(folder)

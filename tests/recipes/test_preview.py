@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 from asking import refused, write
 from page_of import Page
 from transformers import AutoTokenizer
@@ -207,9 +208,9 @@ def test_streamed_rows(folder: Path) -> None:
 
 
 def test_no_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of weights may hold anything; an adapter's folder will do, too."""
+    """The file of weights may hold any numbers; an adapter's folder will do, too."""
     shutil.copytree(TINY, "model")
-    Path("model/model.safetensors").write_bytes(b"no weights")
+    small_models.save_empty_weights(Path("model"))
     monkeypatch.setattr(load, "load_base", None)
     write_rows("rows.jsonl", chat("One?", "1."))
     preview(*ROWS, "model.model_name_or_path=model")

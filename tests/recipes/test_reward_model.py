@@ -72,7 +72,8 @@ def test_evaluations_during_training_are_logged(pairs: list[str], tmp_path: Path
     lines = [line for line in metrics(tmp_path / "run") if "reward_accuracy" in line]
     assert [line["step"] for line in lines] == [0, 1, 2, 2]
     assert lines[0] == {"step": 0, **result.metrics["before"]}
-    assert lines[2] == lines[3] == {"step": 2, **result.metrics["after"]}
+    assert lines[2] == {"step": 2, **result.metrics["after"]}
+    assert lines[3] == {**lines[2], "when": "after"}
     assert lines[0]["reward_margin"] != lines[2]["reward_margin"]
 
 
