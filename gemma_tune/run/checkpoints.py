@@ -81,9 +81,8 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return read_object(checkpoint / STATE, values=20_000_000)  # a long training has logged as much
 
 
-def is_at_the_end(checkpoint: Path) -> bool:
-    """Whether nothing is left to train after a whole checkpoint: it is of the last step, or of an early stop."""
-    state = state_of(checkpoint)
+def is_at_the_end(state: dict[str, Any]) -> bool:
+    """Whether nothing is left to train after this state: it is of the last step, or of an early stop."""
     stopped = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {}).get("should_training_stop")
     return bool(state["global_step"] >= state["max_steps"] or stopped)
 

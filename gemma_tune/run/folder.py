@@ -42,7 +42,7 @@ class RunFolder:
     def __init__(self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None) -> None:
         self.path = path
         self.cfg = cfg
-        self._found = found
+        self._found, self._seen = found, checkpoints(path / "checkpoints")
         self.finished = found is Found.FINISHED
         self.resumed = resumed
         self.result = RunResult(cfg.recipe, folder=path)
@@ -100,16 +100,11 @@ class RunFolder:
             path = path.resolve() if path.is_symlink() else path  # a link stays one
         except (OSError, RuntimeError) as error:
             raise UserError(f"output_dir={path}: this link leads nowhere ({error}); name a folder.") from error
-        return cls(path, cfg, *cls.look(cfg, path))
-
-    @staticmethod
-    def look(cfg: Config, path: Path, locked: bool = False) -> tuple[Found, ResumePoint | None]:
-        """What the folder holds of this run, and the checkpoint to go on from; `locked` by this process or not."""
-        found = check_existing(cfg, path, locked)
+        found, resumed = check_existing(cfg, path), None
         trains = cfg.traits.trains and not cfg.traits.stages
         if trains and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
-            return found, find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
-        return found, None
+            resumed = find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
+        return cls(path, cfg, found, resumed)
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
@@ -238,7 +233,9 @@ class RunFolder:
         """Makes the folder and locks it; what a run has left there and the new one replaces is moved aside."""
         self.path.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.path))
-        if RunFolder.look(self.cfg, self.path, locked=True) != (self._found, self.resumed):
+        # The names say enough: the files' digests were compared when the checkpoint was chosen
+        now = check_existing(self.cfg, self.path, locked=True), checkpoints(self.checkpoints)
+        if now != (self._found, self._seen):
             raise UserError(f"output_dir={self.path}: another process has used it meanwhile; repeat the command.")
         self._writes = True
         if self._keeps:

@@ -32,7 +32,7 @@ _PARTS = {
 # Of these a finished run's manifest lists every file
 _LISTED = ("adapter/", "export/")
 _HALF = re.compile(r"^checkpoint-(step-)?\d+$")
-LEFTOVERS = ("*.part", "export/*.part", "export/.logits", "export/*/.float32-*")
+LEFTOVERS = (*(f"{part}.part" for part in _PARTS), "export/*.part", "export/.logits", "export/*/.float32-*")
 
 
 def stages(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import Config, TrainConfig
@@ -68,31 +68,37 @@ def find_checkpoint(train: TrainConfig, folder: Path, period: int = 1) -> Resume
                 f"{_KEY}={train.resume_from_checkpoint}: there is no such checkpoint; name a step-N, or leave it out "
                 "for the newest one."
             )
-        if why := _unusable(train, path, period):
-            raise UserError(f"{_KEY}={path}: {why}; name another checkpoint, or leave it out for the newest whole one.")
-        return ResumePoint(path, step_of(path), is_at_the_end(path))
-    passed_over = []
+        found = _look(train, path, period)
+        if isinstance(found, str):
+            raise UserError(
+                f"{_KEY}={path}: {found}; name another checkpoint, or leave it out for the newest whole one."
+            )
+        return found
+    passed_over: list[str] = []
     for path in reversed(checkpoints(folder)):
-        if why := _unusable(train, path, period):
-            passed_over.append(f"passed over {path}: {why}")
-        else:
-            return ResumePoint(path, step_of(path), is_at_the_end(path), tuple(passed_over))
+        found = _look(train, path, period)
+        if isinstance(found, ResumePoint):
+            return replace(found, passed_over=tuple(passed_over))
+        passed_over.append(f"passed over {path}: {found}")
     if train.resume_from_checkpoint == LATEST or passed_over:
-        found = "; ".join(passed_over) or f"{folder} holds no checkpoint (train.save_steps writes them)"
-        raise UserError(f"{_KEY}={train.resume_from_checkpoint}: {found}; begin anew with overwrite=true.")
+        reasons = "; ".join(passed_over) or f"{folder} holds no checkpoint (train.save_steps writes them)"
+        raise UserError(f"{_KEY}={train.resume_from_checkpoint}: {reasons}; begin anew with overwrite=true.")
     return None
 
 
-def _unusable(train: TrainConfig, path: Path, period: int) -> str | None:
+def _look(train: TrainConfig, path: Path, period: int) -> ResumePoint | str:
+    """A checkpoint to go on from, or why it can't be used."""
     if why := damage(path):
         return why
-    if step_of(path) % period and not is_at_the_end(path):
+    step, state = step_of(path), state_of(path)
+    ends = is_at_the_end(state)
+    if step % period and not ends:
         return (
             f"a run with rewards can be resumed only at multiples of {period} steps, when new completions are generated"
         )
-    best = state_of(path).get("best_global_step")
-    if train.metric_for_best_model and best and best != step_of(path):
+    best = state.get("best_global_step")
+    if train.metric_for_best_model and best and best != step:
         kept = path.parent / f"step-{best}"
         if why := damage(kept):
             return f"the best step so far was {best}, and in {kept} {why}"
-    return None
+    return ResumePoint(path, step, ends)

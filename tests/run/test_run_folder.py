@@ -339,7 +339,7 @@ def test_no_file_of_the_users_goes_with_a_run_that_begins_anew(cfg: Config) -> N
     """Nor an empty folder, nor a link; and a folder that can't be renamed, as a mounted disk, is used as it is."""
     cfg = replace(cfg, output_dir="out")
     folder = begin_and_stop(cfg, KeyboardInterrupt())
-    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial"):
+    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial", "mine.part/x"):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text("years of work", encoding="utf-8")
     (folder.path / "sub").mkdir()
