@@ -40,11 +40,8 @@ def check_adapter_weights(said: str, folder: Path) -> None:
     if (folder / ADAPTER_WEIGHTS).is_file():
         return
     if (folder / "adapter_model.bin").is_file():
-        raise UserError(
-            f"{said}: its weights are in adapter_model.bin, which isn't read: such a file can run any program when it "
-            "is opened. If you trust it, write it as safetensors with PEFT: AutoPeftModelForCausalLM.from_pretrained("
-            f"'{folder}').save_pretrained('{folder}', safe_serialization=True)."
-        )
+        way = "PEFT: AutoPeftModelForCausalLM", ", safe_serialization=True"
+        raise _pickled(said, "adapter_model.bin", folder, *way)
     raise UserError(f"{said}: {folder} has {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}; copy it there.")
 
 
@@ -62,16 +59,20 @@ def check_model_folder(said: str, folder: Path, tokenizer: bool) -> None:
         pickled = next(iter(sorted(p for kind in PICKLED for p in folder.glob(kind))), None)
         if pickled is None:
             raise UserError(f"{said}: this folder has no weights (*.safetensors).")
-        raise UserError(
-            f"{said}: its weights are in {pickled.name}, which isn't read: such a file can run any program when it is "
-            "opened. If you trust it, write it as safetensors with Transformers: AutoModelForCausalLM.from_pretrained("
-            f"'{folder}').save_pretrained('{folder}')."
-        )
+        raise _pickled(said, pickled.name, folder, "Transformers: AutoModelForCausalLM")
     if tokenizer and not has_tokenizer(folder):
         raise UserError(
             f"{said}: this folder has no tokenizer (tokenizer.json); copy it and tokenizer_config.json from the "
             "published checkpoint."
         )
+
+
+def _pickled(said: str, name: str, folder: Path, loader: str, option: str = "") -> UserError:
+    return UserError(
+        f"{said}: its weights are in {name}, which isn't read: such a file can run any program when it is opened. If "
+        f"you trust it, write it as safetensors with {loader}.from_pretrained('{folder}').save_pretrained("
+        f"'{folder}'{option})."
+    )
 
 
 def _meant_instead(folder: Path) -> str:

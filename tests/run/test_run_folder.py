@@ -278,16 +278,21 @@ def test_overwrite_deletes_no_file_of_the_users(cfg: Config) -> None:
         pass
 
 
+def begin_on(cfg: Config, inputs: Path) -> None:
+    """A run that read these inputs, and was interrupted behind a checkpoint."""
+    folder = RunFolder.open(cfg)
+    with pytest.raises(KeyboardInterrupt), folder.recording():
+        folder.add_inputs(inputs)
+        folder.check_inputs()
+        write_checkpoint(folder, 3)
+        raise KeyboardInterrupt
+
+
 def test_inputs_that_changed(cfg: Config) -> None:
     """The old digest stays, and so does what the run has left."""
     Path("rows.jsonl").write_text("1", encoding="utf-8")
     cfg = replace(cfg, output_dir="out")
-    folder = RunFolder.open(cfg)
-    with pytest.raises(KeyboardInterrupt), folder.recording():
-        folder.add_inputs(Path("rows.jsonl"))
-        folder.check_inputs()
-        write_checkpoint(folder, 3)
-        raise KeyboardInterrupt
+    begin_on(cfg, Path("rows.jsonl"))
     Path("rows.jsonl").write_text("2", encoding="utf-8")
     for _ in range(2):
         again = RunFolder.open(cfg)
@@ -296,8 +301,11 @@ def test_inputs_that_changed(cfg: Config) -> None:
             again.check_inputs()
         assert folder_status(Path("out")) == "interrupted"
     allowed = replace(cfg, train=replace(cfg.train, resume_data_changed=True))
-    with RunFolder.open(allowed).recording() as _:
-        pass
+    again = RunFolder.open(allowed)
+    with again.recording():
+        again.add_inputs(Path("rows.jsonl"))
+        again.check_inputs()
+    assert again.resumed and folder_status(Path("out")) == "finished"
 
 
 @pytest.mark.parametrize("name", [".", "..", "../..", "link/.."])
@@ -347,7 +355,7 @@ def test_no_file_of_the_users_goes_with_a_run_that_begins_anew(cfg: Config) -> N
     before = folder.path.stat().st_ino
     finish(cfg)
     assert folder.path.stat().st_ino == before and (folder.path / "link").is_symlink()
-    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial", "sub"):
+    for name in ("thesis.txt", "eval/notes.txt", "checkpoints/checkpoint-mine/x", "mine.partial", "mine.part/x", "sub"):
         assert (folder.path / name).exists(), name
     with pytest.raises(UserError, match="which no run has written there"):
         RunFolder.open(replace(cfg, overwrite=True))
@@ -384,12 +392,7 @@ def test_new_files_among_the_inputs(cfg: Config) -> None:
     cfg = replace(cfg, output_dir="out")
     Path("rows").mkdir()
     Path("rows/a.jsonl").write_text("1", encoding="utf-8")
-    folder = RunFolder.open(cfg)
-    with pytest.raises(KeyboardInterrupt), folder.recording():
-        folder.add_inputs(Path("rows"))
-        folder.check_inputs()
-        write_checkpoint(folder, 3)
-        raise KeyboardInterrupt
+    begin_on(cfg, Path("rows"))
     for change in (Path("rows/b.jsonl").touch, Path("rows/a.jsonl").unlink):
         change()
         again = RunFolder.open(cfg)
