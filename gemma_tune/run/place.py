@@ -7,7 +7,6 @@ which works for mounted disks and links, and is deleted only when the new run is
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
 from gemma_tune.run.paths import folder_status
+from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
 # At the top of the folder; written under `NAME.partial` first
@@ -43,7 +43,7 @@ def stages(path: Path) -> list[Path]:
 def foreign_files(path: Path) -> list[str]:
     """The files of a run folder that no run has written, relative to it; a link is a file."""
     listed, inside = _listed_files(path), {stage.name for stage in stages(path)}
-    found = []
+    found, of_checkpoints = [], dict[str, set[str] | None]()
     for file in sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = file.relative_to(path)
         top, rest = name.parts[0], "/".join(name.parts[1:])
@@ -52,7 +52,11 @@ def foreign_files(path: Path) -> list[str]:
         if not rest:
             own = top == LOCK or top.removesuffix(".partial") in _FILES
         elif top == "checkpoints":
-            own = _is_of_checkpoint(path, name)
+            within, _, inner = rest.partition("/")
+            if within not in of_checkpoints:  # read once, and not for each of its files
+                of_checkpoints[within] = _files_of_checkpoint(path / top / within)
+            written = of_checkpoints[within]
+            own = written is None or inner in written
         else:
             part = _PARTS.get(top.removesuffix(".part"))
             own = part is not None and bool(part.fullmatch(rest))
@@ -66,24 +70,23 @@ def foreign_files(path: Path) -> list[str]:
 def _listed_files(path: Path) -> set[str] | None:
     """The files that a finished run's manifest lists; None of another run."""
     try:
-        artifacts = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
+        artifacts = read_object(path / "manifest.json")["artifacts"]
         listed = {name for files in artifacts.values() for name in files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return listed if folder_status(path) == "finished" else None
 
 
-def _is_of_checkpoint(path: Path, name: Path) -> bool:
-    within = path / "checkpoints" / name.parts[1]
+def _files_of_checkpoint(within: Path) -> set[str] | None:
+    """The files of a checkpoint's folder that a run has written: those that it lists; None where all are."""
     if _HALF.match(within.name):  # half-written, or half-deleted
-        return True
+        return None
     if not CHECKPOINT.match(within.name):
-        return False
+        return set()
     try:
-        stored = json.loads((within / DIGESTS).read_text(encoding="utf-8"))
-        return str((path / name).relative_to(within)) in {DIGESTS, *stored["files"]}
+        return {DIGESTS, *read_object(within / DIGESTS)["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return (within / STATE).is_file()
+        return None if (within / STATE).is_file() else set()
 
 
 def set_aside(path: Path) -> bool:
