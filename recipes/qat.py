@@ -13,7 +13,6 @@ from gemma_tune.data.tokenized import find_rows, load_rows
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.source import PLAN
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
@@ -21,6 +20,7 @@ from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import write_json
+from gemma_tune.run.paths import PLAN
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.session import session

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gemma_tune.cli.stages import TUNED, of_gguf, of_quantization, of_tuning
+from gemma_tune.cli.stages import of_gguf, of_quantization, of_tuning
 from gemma_tune.compare.comparison import compare_models
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
@@ -16,9 +16,10 @@ from gemma_tune.compare.terminal import show
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.models.source import ON_GRID, find_source
+from gemma_tune.models.source import find_source
 from gemma_tune.recipes import qat, sft
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ON_GRID, TUNED
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_inputs

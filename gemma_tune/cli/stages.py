@@ -7,9 +7,7 @@ from pathlib import Path
 
 from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
-from gemma_tune.models.source import ON_GRID
-
-TUNED = "tuned"  # the folder of the first training; that of the second is ON_GRID
+from gemma_tune.run.paths import ON_GRID, TUNED
 
 
 def of_tuning(cfg: Config, folder: Path) -> Config:

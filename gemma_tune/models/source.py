@@ -16,11 +16,9 @@ from gemma_tune.models.folders import (
     has_tokenizer,
     read_adapter_config,
 )
-from gemma_tune.run.paths import looks_local, resolve
+from gemma_tune.run.paths import ON_GRID, PLAN, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
-PLAN = "quant_plan.json"  # what a QAT run leaves in its folder
-ON_GRID = "int4"  # the QAT run inside a folder of recipe=tune_to_int4
 # Where a run keeps a tokenizer
 _IN_RUNS = ("adapter", "export/merged", "export/w4a16")
 

@@ -24,6 +24,10 @@ CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
 # Folder of the runs without `output_dir`
 RUNS = "runs"
+# What a QAT run leaves in its folder
+PLAN = "quant_plan.json"
+# The runs inside a folder of recipe=tune_to_int4: the tuning, and the training for int4
+TUNED, ON_GRID = "tuned", "int4"
 # What a run of recipe=reward_model exports
 REWARD_MODEL = "export/reward_model"
 # Files that hold rows; each may be compressed (.jsonl.gz).

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
-from gemma_tune.run.paths import folder_status
+from gemma_tune.run.paths import ON_GRID, PLAN, TUNED, folder_status
 from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
 # At the top of the folder; written under `NAME.partial` first
 _FILES = (
     "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
-    "comparison.md", "comparison.html", "quant_plan.json",
+    "comparison.md", "comparison.html", PLAN,
 )  # fmt: skip
 _PARTS = {
     "adapter": re.compile(r".*"),
@@ -37,7 +37,7 @@ LEFTOVERS = (*(f"{part}.part" for part in _PARTS), "export/*.part", "export/.log
 
 def stages(path: Path) -> list[Path]:
     """The folders of runs inside a run: the stages of `recipe=tune_to_int4`."""
-    return [p for name in ("tuned", "int4") if (p := path / name).is_dir() and (p / "config.yaml").is_file()]
+    return [p for name in (TUNED, ON_GRID) if (p := path / name).is_dir() and (p / "config.yaml").is_file()]
 
 
 def foreign_files(path: Path) -> list[str]:
@@ -163,7 +163,7 @@ def _files(path: Path) -> list[Path]:
 
 def _delete_empty(path: Path) -> None:
     """Deletes the folders of runs that are empty; others may be somebody's."""
-    tops = [path / name for part in (*_PARTS, "checkpoints", "tuned", "int4") for name in (part, f"{part}.part")]
+    tops = [path / name for part in (*_PARTS, "checkpoints", TUNED, ON_GRID) for name in (part, f"{part}.part")]
     for top in tops:
         if top.is_dir() and not top.is_symlink():
             for folder in (*sorted((p for p in top.rglob("*") if p.is_dir()), reverse=True), top):

@@ -24,8 +24,6 @@ def new_token_problems(cfg: Config) -> Iterator[str]:
         yield f"model.added_tokens has no effect with recipe={cfg.recipe}: {way}; the tuned model brings its tokens."
     if a.peft_type == "none":
         return  # answered with all other options of adapters
-    if any(i < 0 for i in a.trainable_token_indices):
-        yield "adapter.trainable_token_indices: ids of tokens begin at 0."
     for key in ("trainable_token_indices", "modules_to_save") if not method.new_tokens else ():
         if getattr(a, key):
             yield f"adapter.{key} has no effect with recipe={cfg.recipe}: leave it out, or tune with it before."
