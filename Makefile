@@ -100,9 +100,12 @@ lock: .venv/.done ## Write requirements.lock, the digests of every package in co
 
 sbom: .venv/.done ## Write dist/sbom.json: what the wheel depends on, with versions and licences (CycloneDX)
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check cyclonedx-bom
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > build/wheel.log
-	build/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
-	@echo "dist/sbom.json: $$(grep -c '"bom-ref"' dist/sbom.json) entries, of $$(ls -t dist/*.whl | head -1)"
+	rm -rf dist/*.whl && $(BIN)/python -m build --wheel --no-isolation --outdir dist . > build/wheel.log
+	$(PYTHON) -m venv --clear build/installed
+	build/installed/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[eval,gguf,rl]"
+	build/installed/bin/python -m pip uninstall -q -y pip
+	build/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json build/installed/bin/python
+	@echo "dist/sbom.json: $$(grep -c '"bom-ref"' dist/sbom.json) entries, of $$(ls dist/*.whl)"
 
 audit: .venv/.done ## Ask for known vulnerabilities of every package in requirements.lock (pip-audit)
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check pip-audit
