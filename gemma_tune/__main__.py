@@ -1,16 +1,17 @@
 """`python -m gemma_tune`: see `gemma_tune/cli/main.py`."""
 
-from __future__ import annotations
-
 import importlib
+import os
 import sys
 
-if sys.modules[__package__ or "gemma_tune"].__file__ is None:
-    # The current folder holds a folder named gemma_tune, a clone for example, and `python -m` looks there first: what
-    # was imported is that folder, and not the installed package inside it.
+if not __package__ or sys.modules[__package__].__file__ is None:
+    # `python gemma_tune` puts that folder first on the path; and where the current folder holds a folder named
+    # gemma_tune, a clone for example, `python -m` has imported that folder, and not the installed package inside it.
     sys.path.pop(0)
-    sys.modules.pop("gemma_tune")
+    sys.modules.pop("gemma_tune", None)
     importlib.import_module("gemma_tune")
+
+os.environ["PYTHONSAFEPATH"] = "1"  # processes that libraries start don't look into the current folder either
 
 from gemma_tune.cli.main import main
 

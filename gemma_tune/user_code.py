@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError
+from gemma_tune.neighbours import find_neighbours
 from gemma_tune.run.paths import resolve
 
 
@@ -30,6 +31,7 @@ def load_function(reference: str, key: str, takes: Sequence[str] = ()) -> Callab
     if spec is None or spec.loader is None:
         raise UserError(f"{key}={reference}: {file} can't be loaded; write path/to/file.py:function.")
     module = importlib.util.module_from_spec(spec)
+    find_neighbours(file)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

@@ -1,7 +1,7 @@
 """Renders chat templates that others have written, in a child process with limits on time and memory.
 
 A template is a program: it can loop for ever or make a text of gigabytes. The sandbox of Jinja keeps it from files and
-code; the limits here keep it from the machine. Also run as `python -m gemma_tune.chat.foreign`: the child reads one
+code; the limits here keep it from the machine. Also run in a process of its own (`child.py`): the child reads one
 line of JSON a conversation and answers each with one line.
 """
 
@@ -19,6 +19,8 @@ from datetime import datetime
 from typing import IO, Any
 
 from jinja2 import TemplateError
+
+from gemma_tune.child import python_module
 
 # Characters of a template; seconds and bytes of memory of one rendering; characters of its text
 LONGEST = 1 << 20
@@ -61,7 +63,7 @@ class ForeignTemplate:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._child = child = subprocess.Popen(
-            [sys.executable, "-m", "gemma_tune.chat.foreign"],
+            python_module("gemma_tune.chat.foreign"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

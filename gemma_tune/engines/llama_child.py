@@ -1,6 +1,6 @@
 """llama.cpp's server in a process of its own, because it aborts its whole process on a file that it can't read.
 
-Started as `python -m gemma_tune.engines.llama_child` by `llama_server`. Its first line of input is JSON with `file`,
+Started by `llama_server` with `child.py`. Its first line of input is JSON with `file`,
 `context` (tokens a slot), `slots`, `threads`, `exact` and `key`; it answers with one line of JSON, `{"address": …}`,
 and ends when its input ends, so it never outlives the process that started it. All other output goes to stderr.
 """

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from gemma_tune.child import python_module
 from gemma_tune.errors import RunError
 
 _LOG_LINES = 8
@@ -53,7 +53,7 @@ class LlamaServer:
         self.file, self._timeout, self._key = file, timeout, secrets.token_hex(16)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (the child writes it)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "gemma_tune.engines.llama_child"],
+            python_module("gemma_tune.engines.llama_child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,6 +1,6 @@
 """Exported folders in plain Transformers: loads one, and compares its logits with those of the trained model.
 
-`python -m gemma_tune.export.plain_transformers` does so in a process of its own, so that the exporting one never holds
+Run with `child.py` it does so in a process of its own, so that the exporting one never holds
 a second model. Its input is JSON with `folders`, `rows` (token ids), `logits` (a file, see `stored_logits`), `device`
 and `threads`; it answers with a line of JSON, the largest difference in each folder. All other output goes to stderr.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gemma_tune.child import python_module
 from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
@@ -121,7 +121,7 @@ def transformers_lines(folders: Mapping[str, Path], logits: Path, forward: Train
         "device": forward.device,
         "threads": torch.get_num_threads(),
     }
-    command = [sys.executable, "-m", "gemma_tune.export.plain_transformers"]
+    command = python_module("gemma_tune.export.plain_transformers")
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode:
         log = "".join(f"\n  {line}" for line in done.stderr.splitlines()[-_LOG_LINES:])
