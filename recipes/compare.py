@@ -52,7 +52,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             one if isinstance(one, ModelResults) else measure(one, number, folder)
             for number, one in enumerate(found, start=1)
         ]
-        comparison = compare_measured(measured, cfg.compare.level, folder)
+        comparison = compare_measured(measured, cfg.compare, folder)
         write_comparison(comparison, folder.path / "comparison.md")
         result.artifacts |= {"comparison": "comparison.html", "markdown": "comparison.md"}
         result.metrics |= comparison.summary()

@@ -1,10 +1,11 @@
-"""Evaluated models compared with the first of them, row by row."""
+"""Evaluated models compared with one of them, the baseline, row by row: the first one, or the best."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from gemma_tune.compare.results import (
     not_comparable,
     row_notes,
 )
+from gemma_tune.compare.seeds import SeedGroup, seed_groups
 from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.statistics import Floats, Interval, PairedTest, holm, interval, is_binary, paired_test
 
 LEVEL = 0.95
+BEST = "best"  # `compare.baseline`
+_HELD_OUT_LOSS = "held_out_loss"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class ComparedFigure:
         model_stats: The statistics of each model; the first one is the baseline.
         rows: The rows where the models differ, the most different ones first.
         part_of: A figure that includes all of its rows with the same scores, and is tested in its place; or None.
+        other_p_values: Of the tests between the other models, which count for the correction where the baseline was
+            chosen by its scores; else empty.
     """
 
     name: str
@@ -98,6 +104,7 @@ class ComparedFigure:
     model_stats: list[ModelStats]
     rows: list[DifferingRow]
     part_of: str | None = None
+    other_p_values: tuple[float, ...] = ()
 
     def groups(self) -> list[tuple[str, list[DifferingRow]]]:
         """The rows by who is right, largest group first; other scores are one group. Each has a title."""
@@ -125,6 +132,8 @@ class Comparison:
         others: Figures without rows: the value of each model, or None.
         notes: Notes, a sentence each.
         level: The level of the intervals.
+        best_in: The figure in which the baseline is the best model; None where the baseline is the first one named.
+        seeds: The models by their settings, where one setting has several seeds; else empty.
     """
 
     models: list[str]
@@ -132,6 +141,8 @@ class Comparison:
     others: dict[str, list[float | None]]
     notes: list[str]
     level: float
+    best_in: str | None = None
+    seeds: list[SeedGroup] = field(default_factory=list)
 
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The numbers alone, by figure and model, for `result.json`."""
@@ -144,12 +155,16 @@ class Comparison:
         return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def compare_models(models: Sequence[ModelResults], level: float = LEVEL) -> Comparison:
-    """Compares each model with the first one, on the same rows.
+def compare_models(models: Sequence[ModelResults], level: float = LEVEL, baseline: str = "first") -> Comparison:
+    """Compares each model with the baseline, on the same rows.
+
+    The best model is chosen by the rows that it is then tested on. So that this makes no verdict too easy, Holm's
+    correction counts the tests between all pairs of models with it, and not only those against the best one.
 
     Args:
         models: Two or more, with different names.
         level: The level of the intervals.
+        baseline: `first`; or `best`: in the first figure with rows that is no held-out loss, else in the loss.
 
     Raises:
         UserError: No figure that all models have on the same rows, with numbers as scores.
@@ -169,19 +184,41 @@ def compare_models(models: Sequence[ModelResults], level: float = LEVEL) -> Comp
             + ": evaluate them with the same evaluators on the same data, each with recipe=evaluate "
             "model.model_name_or_path=…, and compare those runs."
         )
-    figures = _judged(list(_without_parts([_compared(f, models, level) for f in comparable], models)), level)
+    best_in = next((f for f in comparable if f != _HELD_OUT_LOSS), comparable[0]) if baseline == BEST else None
+    if best_in:
+        best = _best(best_in, models)
+        models = [models[best], *models[:best], *models[best + 1 :]]
+    compared = [_compared(f, models, level, all_pairs=best_in is not None) for f in comparable]
+    figures = _judged(list(_without_parts(compared, models)), level)
     plain = dict.fromkeys(f for m in models for f in m.figures if f not in comparable)
     others = {f: [m.figures.get(f) for m in models] for f in plain}
-    return Comparison(names, figures, others, notes, level)
+    groups = seed_groups([(m.name, m.setting, m.figures) for m in models if m.setting is not None])
+    seeds = groups if any(len(group.runs) > 1 for group in groups) else []
+    return Comparison([m.name for m in models], figures, others, notes, level, best_in, seeds)
 
 
-def _compared(figure: str, models: Sequence[ModelResults], level: float) -> ComparedFigure:
+def _lower_wins(figure: str, models: Sequence[ModelResults]) -> bool:
+    return lower_is_better(figure) or any(figure in m.lower_is_better for m in models)
+
+
+def _best(figure: str, models: Sequence[ModelResults]) -> int:
+    """The place of the model with the best mean over the rows; of equal ones the first."""
+    means = [
+        interval([row["score"] for row in m.scores[figure]], [row.get("weight", 1) for row in m.scores[figure]]).mean
+        for m in models
+    ]
+    found = [mean for mean in means if mean is not None]
+    best = min(found) if _lower_wins(figure, models) else max(found)
+    return means.index(best)
+
+
+def _compared(figure: str, models: Sequence[ModelResults], level: float, all_pairs: bool = False) -> ComparedFigure:
     """One figure, with uncorrected p values."""
     by_id = [{row["id"]: row for row in m.scores[figure]} for m in models]
     ids = list(by_id[0])
     scores: list[Floats] = [np.array([rows[i]["score"] for i in ids], dtype=np.float64) for rows in by_id]
     weights = np.array([by_id[0][i].get("weight", 1) for i in ids], dtype=np.float64)
-    lower = lower_is_better(figure) or any(figure in m.lower_is_better for m in models)
+    lower = _lower_wins(figure, models)
     binary = not lower and is_binary(*scores)
     model_stats = [ModelStats(models[0].name, interval(scores[0], weights, level, binary))]
     for model, own in zip(models[1:], scores[1:], strict=True):
@@ -196,7 +233,9 @@ def _compared(figure: str, models: Sequence[ModelResults], level: float) -> Comp
         for n in places
     ]
     rows.sort(key=lambda row: -row.spread)
-    return ComparedFigure(figure, lower, binary, len(ids), model_stats, rows)
+    pairs = combinations(scores[1:], 2) if all_pairs else ()
+    others = tuple(paired_test(a, b, weights, level, binary).p_value for a, b in pairs)
+    return ComparedFigure(figure, lower, binary, len(ids), model_stats, rows, other_p_values=others)
 
 
 def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[ModelResults]) -> Iterator[ComparedFigure]:
@@ -213,7 +252,9 @@ def _without_parts(figures: Sequence[ComparedFigure], models: Sequence[ModelResu
 
 def _judged(figures: Sequence[ComparedFigure], level: float) -> list[ComparedFigure]:
     """Adds Holm's correction over all tests, and the verdicts."""
-    p_values = iter(holm([s.test.p_value for f in figures if not f.part_of for s in f.model_stats if s.test]))
+    tested = [f for f in figures if not f.part_of]
+    own = [s.test.p_value for f in tested for s in f.model_stats if s.test]
+    p_values = iter(holm([*own, *(p for f in tested for p in f.other_p_values)]))  # those of `own` come first
 
     def judged(stats: ModelStats, figure: ComparedFigure) -> ModelStats:
         if stats.test is None:

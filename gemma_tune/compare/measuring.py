@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from gemma_tune.compare.comparison import Comparison, compare_models
+from gemma_tune.compare.names import differing, named, path_tails, settings, without_namesakes
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.stored import stored_results
-from gemma_tune.config import Config
+from gemma_tune.config import CompareConfig, Config
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import file_digest
-from gemma_tune.run.paths import is_run_with_results
+from gemma_tune.run.paths import is_run_with_results, resolve
 from gemma_tune.steps.inputs import note_source
 from gemma_tune.steps.measure_only import ToMeasure, to_measure
 
@@ -30,12 +32,20 @@ class NamedModel:
     asked: ToMeasure
 
 
-def names_of(cfg: Config) -> list[str]:
-    """`compare.names`, or the last parts of the models' paths that tell them apart."""
-    models = cfg.compare.models
-    parts = [Path(m).expanduser().parts for m in models]
-    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
-    return cfg.compare.names or ["/".join(p[-depth:]) for p in parts]
+def names_of(compare: CompareConfig) -> list[tuple[str, str | None]]:
+    """The name of each model, and the setting that it shares with runs of other seeds.
+
+    Runs are called by what differs between their configurations, any other model by the last parts of its path, and
+    all of them as `compare.names` says. The setting of what is no run is None.
+    """
+    models = compare.models
+    stored = [stored_config(resolve(m)) if is_run_with_results(m) else None for m in models]
+    configs = [tree for tree in stored if tree is not None]
+    apart = differing(configs)
+    by_difference = iter(zip(named(apart, len(configs)), settings(apart, len(configs)), strict=True))
+    found = [next(by_difference) if tree is not None else ("", None) for tree in stored]
+    names = compare.names or without_namesakes([name for name, _ in found], path_tails(models))
+    return [(name, setting) for name, (_, setting) in zip(names, found, strict=True)]
 
 
 def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
@@ -46,9 +56,12 @@ def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
     """
     found: list[ModelResults | NamedModel] = []
     problems: dict[str, None] = {}
-    for name, model in zip(names_of(cfg), cfg.compare.models, strict=True):
+    for (name, setting), model in zip(names_of(cfg.compare), cfg.compare.models, strict=True):
         try:
-            found.append(stored_results(name, model) if is_run_with_results(model) else _look_at(cfg, name, model))
+            if is_run_with_results(model):
+                found.append(replace(stored_results(name, model), setting=setting))
+            else:
+                found.append(_look_at(cfg, name, model))
         except UserError as error:
             said = (p.replace("model.model_name_or_path=", "compare.models: ") for p in error.problems)
             problems |= dict.fromkeys(said if not is_run_with_results(model) else error.problems)
@@ -89,13 +102,13 @@ def refuse_changed(folder: RunFolder, results: Sequence[Path]) -> None:
         )
 
 
-def compare_measured(measured: Sequence[ModelResults], level: float, folder: RunFolder) -> Comparison:
+def compare_measured(measured: Sequence[ModelResults], compare: CompareConfig, folder: RunFolder) -> Comparison:
     """The comparison.
 
     Raises:
         RunError: Nothing can be compared; what was measured for it is kept.
     """
     try:
-        return compare_models(measured, level)
+        return compare_models(measured, compare.level, compare.baseline)
     except UserError as error:
         raise RunError(f"{error} What was measured is kept in {folder.evals}.") from error

@@ -23,6 +23,7 @@ class ModelResults:
         scores: The rows of each figure that is a mean of scores.
         lower_is_better: Figures where lower is better, beside those whose name says so.
         conditions: Conditions of the evaluation (`dtype`, …); empty where they aren't known.
+        setting: What it shares with the runs that differ from it by the seed alone; None where that isn't known.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelResults:
     scores: Mapping[str, Sequence[ScoredRow]]
     lower_is_better: Collection[str] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    setting: str | None = None
 
 
 def not_comparable(figure: str, models: Sequence[ModelResults]) -> str | None:

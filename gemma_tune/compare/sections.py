@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow
-from gemma_tune.compare.wording import Wording, facts, groups, head, methods, number_text, percent, shown_text
+from gemma_tune.compare.wording import (
+    SPREAD,
+    Wording,
+    baseline_note,
+    facts,
+    groups,
+    head,
+    methods,
+    number_text,
+    percent,
+    seed_table,
+    shown_text,
+)
 from gemma_tune.page.blocks import (
     Block,
     Cell,
@@ -59,16 +71,23 @@ def sections(comparison: Comparison, most_rows: int) -> list[Section]:
     if comparison.others:
         rows = [[name, *map(number_text, values)] for name, values in comparison.others.items()]
         table.append(Folded("Figures without rows of their own", [Table(["", *comparison.models], rows)]))
+    because = f"{baseline_note(comparison)}. Compared with it: "
     notes = [Listing(comparison.notes, "notes")] if comparison.notes else []
     return [
-        Section("", [Text(["Baseline: ", Strong(first), ". Compared with it: ", *names, "."], "quiet"), *notes]),
+        Section("", [Text(["Baseline: ", Strong(first), because, *names, "."], "quiet"), *notes]),
         Section("Figures", table),
+        *([Section("Seeds", _seeds(comparison))] if comparison.seeds else []),
         *(
             Section(figure.name, _figure(figure, comparison.level, most_rows), f"figure-{number}")
             for number, figure in enumerate(comparison.figures)
         ),
         Section("How it was computed", [Text(methods(comparison), "quiet")]),
     ]
+
+
+def _seeds(comparison: Comparison) -> list[Block]:
+    figures = {f.name: f.binary for f in comparison.figures}
+    return [Table(*seed_table(comparison.seeds, figures)), Text(SPREAD, "quiet")]
 
 
 def _table_rows(figure: ComparedFigure) -> list[list[Cell]]:

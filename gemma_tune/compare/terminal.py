@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gemma_tune.compare.comparison import Comparison
-from gemma_tune.compare.wording import Wording, facts, head
+from gemma_tune.compare.wording import SPREAD, Wording, baseline_note, facts, head, seed_table
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.page.text import VISIBLE
 
@@ -14,7 +14,12 @@ def show(comparison: Comparison, console: Console) -> None:
     """Prints notes and figures; the rows are in the files."""
     for note in comparison.notes:
         console.print(f"note: {note.translate(VISIBLE)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if note := baseline_note(comparison):
+        console.print(f"Baseline: {comparison.models[0].translate(VISIBLE)}{note}.", markup=False, soft_wrap=True)
     for figure in comparison.figures:
         wording = Wording(figure)
         rows = [[stats.model, *wording.cells(stats)] for stats in figure.model_stats]
         print_figures(console, f"{figure.name} ({facts(figure)})", head(comparison), rows)
+    if comparison.seeds:
+        print_figures(console, "Seeds", *seed_table(comparison.seeds, {f.name: f.binary for f in comparison.figures}))
+        console.print(SPREAD, style="dim")

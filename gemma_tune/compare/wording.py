@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.chat.calls import shown
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, ModelStats
+from gemma_tune.compare.seeds import SeedGroup, SeedSpread
 from gemma_tune.evals.statistics import Interval
 from gemma_tune.page.blocks import Cell, FigureText
 
 _METHODS = (
-    "Each model is compared with the first one, row by row. Right and wrong answers: Wilson’s interval of the share, "
+    "Each model is compared with {baseline}, row by row. Right and wrong answers: Wilson’s interval of the share, "
     "McNemar’s exact test, and Bonett and Price’s interval of the difference. Other scores: Student’s t interval of "
     "the mean and the paired t-test, weighted by tokens where rows have them. p is two-sided; where there is more than "
     "one test, Holm’s correction keeps the chance of any false verdict at {alpha}; a figure that is a part of another "
     "one is not tested again. No significant difference does not mean equal: the interval says how large it may be."
 )
+_BEST = (
+    " The best model was chosen by the rows that it is tested on: its own mean is rather too good, and so that no "
+    "verdict is too easy, the correction counts the tests between all pairs of models."
+)
+SPREAD = "Mean ± sample standard deviation (n − 1) over the seeds, and the lowest and highest run; no interval."
 
 
 def percent(share: float) -> str:
@@ -27,7 +33,43 @@ def percent(share: float) -> str:
 
 def methods(comparison: Comparison) -> str:
     """How it was computed."""
-    return _METHODS.format(alpha=percent(1 - comparison.level))
+    baseline = "the best one" if comparison.best_in else "the first one"
+    said = _METHODS.format(alpha=percent(1 - comparison.level), baseline=baseline)
+    return said + _BEST if comparison.best_in else said
+
+
+def baseline_note(comparison: Comparison) -> str:
+    """Why the baseline is the best model, in parentheses; empty where it is the first one named."""
+    if comparison.best_in is None:
+        return ""
+    figure = next(f for f in comparison.figures if f.name == comparison.best_in)
+    return f" (the best in {figure.name}, where {'lower' if figure.lower_is_better else 'higher'} is better)"
+
+
+def spread_cell(spread: SeedSpread | None, share: bool) -> FigureText:
+    """`93.5% ± 0.7`, and the lowest and highest run; a dash where there is none."""
+    if spread is None:
+        return FigureText()
+    mean, low, high = (f"{v:.1%}" if share else f"{v:,.4g}" for v in (spread.mean, spread.low, spread.high))
+    if spread.deviation is None:
+        return FigureText(mean)
+    deviation = f"{100 * spread.deviation:.1f}" if share else f"{spread.deviation:.2g}"
+    return FigureText(f"{mean} ± {deviation}", f"{low.removesuffix('%')}–{high}")
+
+
+def seed_table(groups: Sequence[SeedGroup], figures: Mapping[str, bool]) -> tuple[list[str], list[list[Cell]]]:
+    """Head and rows of the table of settings: how many seeds, and each figure over them.
+
+    Args:
+        groups: The runs by their settings.
+        figures: The names of the figures, each with whether it is a share.
+    """
+    head = ["setting", "seeds", *figures]
+    rows: list[list[Cell]] = []
+    for group in groups:
+        cells = [spread_cell(group.figures.get(name), share) for name, share in figures.items()]
+        rows.append([group.setting or "all", str(len(group.runs)), *cells])
+    return head, rows
 
 
 def head(comparison: Comparison) -> list[str]:

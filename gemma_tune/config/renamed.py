@@ -50,6 +50,8 @@ ADDED: dict[str, Any] = {
     "adapter.trainable_token_indices": [],
     "adapter.modules_to_save": [],
     "model.added_tokens": [],
+    "compare.baseline": "first",
+    "tracker.group": None,
 }
 
 

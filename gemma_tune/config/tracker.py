@@ -18,4 +18,9 @@ class TrackerConfig:
     project: str = option("gemma_tune", "W&B project.", longest=128)
     entity: str | None = option(None, "W&B user or team; null: the account's own.", longest=128)
     name: str | None = option(None, "Name of the W&B run; null: the run folder's.", longest=128)
+    group: str | None = option(
+        None,
+        "W&B group of runs that belong together; null: that of WANDB_RUN_GROUP, else in a sweep (-m) the sweep's name.",
+        longest=128,
+    )
     log_samples: bool = option(False, "Send sample answers to W&B, too; they may contain private data.")

@@ -21,6 +21,8 @@ RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
 
 # Keys of `train` that say how a run goes on and when it pauses, with their defaults.
 _OF_RESUMING = {"resume_from_checkpoint": "auto", "resume_data_changed": False, "max_time": None}
+# Runs are the same in whatever sweep they are tracked.
+_OF_TRACKING = ("group",)
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -31,9 +33,9 @@ def identity(cfg: Config) -> dict[str, Any]:
 def without_operational(tree: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration's tree without the same keys."""
     tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
-    train = tree.get("train")
-    if isinstance(train, dict):
-        tree["train"] = {k: v for k, v in train.items() if k not in _OF_RESUMING}
+    for group, left_out in (("train", _OF_RESUMING), ("tracker", _OF_TRACKING)):
+        if isinstance(values := tree.get(group), dict):
+            tree[group] = {k: v for k, v in values.items() if k not in left_out}
     return tree
 
 

@@ -206,6 +206,7 @@ def _init(cfg: Config, folder: RunFolder, mode: Any) -> Any:
         project=t.project,
         entity=t.entity,
         name=t.name or folder.path.name,
+        group=t.group,  # None: as WANDB_RUN_GROUP says
         dir=str(folder.path),
         mode=mode,
         config=asdict(cfg),

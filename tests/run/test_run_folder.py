@@ -91,7 +91,9 @@ def test_every_setting_has_its_folder() -> None:
     assert len(folders) == len(words) + 3
 
 
-@pytest.mark.parametrize("word", ["overwrite=true", "dry_run=true", "train.resume_from_checkpoint=latest"])
+@pytest.mark.parametrize(
+    "word", ["overwrite=true", "dry_run=true", "train.resume_from_checkpoint=latest", "tracker.group=x"]
+)
 def test_how_it_is_carried_out_changes_no_folder(cfg: Config, word: str) -> None:
     assert folder_of(compose_config("lora_sft", [word])) == folder_of(cfg)
 

@@ -130,7 +130,7 @@ def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -
 
 
 def test_a_comparison_as_a_table(tmp_path: Path) -> None:
-    cfg = compose_config("lora_sft", [*OFFLINE, f"output_dir={tmp_path / 'run'}"])
+    cfg = compose_config("lora_sft", [*OFFLINE, "tracker.group=mine", f"output_dir={tmp_path / 'run'}"])
     folder = RunFolder.open(cfg)
     rows = [
         {"figure": "x", "model": "a", "mean": 0.5, "p_value": None},
@@ -142,6 +142,7 @@ def test_a_comparison_as_a_table(tmp_path: Path) -> None:
     found = json.loads(table.read_text("utf-8"))
     assert found["columns"] == ["figure", "model", "mean", "p_value"]
     assert found["data"] == [["x", "a", 0.5, None], ["x", "b", 1, 0.25]]
+    assert {record.run.run_group for record in wandb_records(tmp_path / "run") if record.HasField("run")} == {"mine"}
 
 
 def test_no_key_reaches_a_file(offline_run: Path) -> None:
