@@ -13,13 +13,13 @@ from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
+from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.models.memory import in_unit
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.measure_only import ToMeasure
 from gemma_tune.steps.setup import Setup, look_at_model
-from gemma_tune.train.arguments import mixed_precision
 
 
 def _console(cfg: Config) -> Console:

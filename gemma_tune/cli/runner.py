@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.config.methods import Kind
+from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
+from gemma_tune.models.hub import check_can_be_had, is_of_hub, tell_libraries
+from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
@@ -44,6 +46,8 @@ _OURS_TO_SAY = (
 def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
+    check_known(cfg)
+    tell_libraries(cfg)
     if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)  # raises where there is no such model, before torch is imported
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
@@ -58,25 +62,33 @@ def run_recipe(cfg: Config) -> RunResult:
 
 
 def _run_method(cfg: Config) -> RunResult:
-    from transformers.utils.logging import disable_progress_bar
+    folder = RunFolder.open(cfg) if cfg.traits.run_folder else None
+    if is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
+        if cfg.traits.trains or cfg.traits.quantizes:
+            from gemma_tune.models.capacity import check_published
 
-    disable_progress_bar()  # one bar a shard; ours shows the long steps
+            check_published(cfg)
+        check_can_be_had(cfg.model)
+    if cfg.traits.reads is not Reads.NOTHING:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # one bar a shard; ours shows the long steps
     # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
     recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
-    result: RunResult = _run_in_folder(recipe, cfg) if cfg.traits.run_folder else recipe.run(cfg)
+    result: RunResult = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
     return result
 
 
-def _run_in_folder(recipe: Any, cfg: Config) -> RunResult:
+def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
     """What every recipe with a run folder begins with: a finished run is not repeated, a dry run trains nothing.
 
     Args:
         recipe: A module of `recipes/`; its docstring says what it has.
         cfg: The configuration.
+        folder: Its run folder.
     """
     from gemma_tune.cli.dry_run import dry_run, dry_run_of_measuring
 
-    folder = RunFolder.open(cfg)
     if cfg.dry_run:
         return dry_run(cfg, folder, recipe) if cfg.traits.trains else dry_run_of_measuring(cfg, folder, recipe)
     if not folder.finished:

@@ -32,6 +32,7 @@ class Reads(Enum):
     PROMPTS = "prompts with reference answers; the completions are the model's own"
     HELD_OUT = "validation and test sets only"
     QUESTIONS = "prompts of `chat`; nothing of `data`"
+    NOTHING = "nothing of `data`"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ class Method:
     def rewarded(self) -> bool:
         """Whether the model is trained on its own completions, by rewards."""
         return self.reads is Reads.PROMPTS
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it trains a classifier, whose head gives a conversation one score."""
+        return self.trainer == "RewardConfig"
 
     @property
     def reads_training_set(self) -> bool:

@@ -12,6 +12,7 @@ from gemma_tune.data.file_rows import Row
 from gemma_tune.data.folders import is_saved_dataset, refuse_snapshots, row_files, setting
 from gemma_tune.data.tools import without_nulls_inside
 from gemma_tune.errors import UserError
+from gemma_tune.models.hub import no_network, not_here
 from gemma_tune.run.paths import looks_local, resolve
 
 
@@ -50,6 +51,9 @@ class HubSplit:
             for number, row in enumerate(_loaded(self), start=1):
                 yield f"{self}:row {number}", without_nulls_inside(row)
         except (DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+            if not resolve(self.name).is_dir() and (why := no_network()):
+                command = f"hf download --repo-type dataset {self.name}"
+                raise not_here(f"data.dataset_name={self}", why, command, "data.train_file=my.jsonl") from error
             causes = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e and str(e).strip()]
             if resolve(self.name).is_dir():
                 raise UserError(

@@ -9,6 +9,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.known import no_gguf
 
 # llama.cpp recognises the 27B by its number of layers, and scales its queries by hidden size / heads.
 _LAYERS_27B = 62
@@ -57,9 +58,8 @@ def architecture_of(name: str) -> MODEL_ARCH:
 
 def check_config(config: Any) -> None:
     """Raises UserError where llama.cpp doesn't compute what this configuration asks for."""
-    if FAMILIES[config.model_type].gguf is None:
-        written = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values() if family.gguf))
-        raise UserError(f"export=gguf writes {written} today, and this model is {config.model_type}.")
+    if (family := FAMILIES[config.model_type]).gguf is None:
+        raise UserError(f"{no_gguf(family)}.")
     large = config.num_hidden_layers == _LAYERS_27B
     width = config.hidden_size // config.num_attention_heads if large else config.head_dim
     full, local = (config.rope_parameters[kind]["rope_type"] for kind in ("full_attention", "sliding_attention"))

@@ -14,8 +14,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
 from gemma_tune.models.memory import BYTES, estimate, has_live_teacher, in_unit, optimizer_bytes
-from gemma_tune.models.size import ModelSize
+from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 
 _GIB = 1024**3
@@ -77,6 +78,24 @@ def check_weights(cfg: Config, shape: ModelSize, free: float) -> None:
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights in float32 need about "
             f"{in_unit(needed)} of memory, and {in_unit(free)} are free; use a machine with more, or a smaller model."
         )
+
+
+def check_published(cfg: Config) -> None:
+    """Refuses to train or quantize a published checkpoint that surely doesn't fit, before the Hub is asked for it.
+
+    Raises:
+        UserError: As `check_memory` and `check_weights`, or an option that this machine doesn't support.
+    """
+    size = published_size(cfg.model.model_name_or_path)
+    if size is None:
+        return
+    device = pick_device(cfg.model)
+    free = free_memory(device)
+    if cfg.traits.trains:
+        check_hardware(cfg)
+        check_memory(cfg, size, mixed_precision(cfg, device), free)
+    else:
+        check_weights(cfg, size, free)
 
 
 def _others(parts: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.known import no_classifier
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import check_vocabulary, load_config, stop_token_ids
 from gemma_tune.models.padding import pad_rows
@@ -49,11 +50,7 @@ def load_classifier(model: ModelConfig, source: Source, tokenizer: Any) -> PreTr
     config = load_config(source)
     family, text = FAMILIES[config.model_type], config.get_text_config()
     if family.classifier_class is None:
-        known = dict.fromkeys(f.name for f in FAMILIES.values() if f.classifier_class)
-        raise UserError(
-            f"model.model_name_or_path={source.base}: Transformers has no class for sequence classification of "
-            f"{family.name}; reward models can be made of {', '.join(known)}."
-        )
+        raise UserError(f"model.model_name_or_path={source.base}: {no_classifier(family)}")
     if source.adapter is not None:
         raise UserError(
             f"model.model_name_or_path: {source.adapter} is an adapter, and a reward model needs full weights; name "

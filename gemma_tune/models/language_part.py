@@ -19,6 +19,7 @@ from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.foreign import first_line
 from gemma_tune.models.hardware import pick_device
+from gemma_tune.models.hub import model_not_here, no_network, only_local
 from gemma_tune.models.source import Source
 from gemma_tune.run.manifest import file_version
 
@@ -33,7 +34,9 @@ def not_loadable(source: Source, error: Exception) -> UserError:
     """The error of a library as one line that says what to do."""
     reason = first_line(error)
     help_line = "compare its files with those of the published checkpoint, or fetch it again"
-    if source.folder is None:
+    if source.folder is None and source.gguf is None:
+        if isinstance(error, OSError) and (why := no_network()):
+            return model_not_here(source.base, why)
         help_line = (
             f"check the name, accept the licence at https://huggingface.co/{source.base} and log in "
             "(`hf auth login`), or give a local folder"
@@ -148,6 +151,7 @@ def _built(
             ignore_mismatched_sizes=True,  # refused below, with their names
             use_safetensors=True,
             trust_remote_code=False,
+            local_files_only=only_local(source.base),
             **options,
         )
     except torch.OutOfMemoryError:

@@ -23,6 +23,7 @@ from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.hub import only_local
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
@@ -31,7 +32,7 @@ from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 @cache
 def _hub_folder(name: str, revision: str | None) -> Path:
     """Where the Hub's config.json lies on this machine, fetched where it isn't there yet."""
-    return Path(str(cached_file(name, "config.json", revision=revision))).parent
+    return Path(str(cached_file(name, "config.json", revision=revision, local_files_only=only_local(name)))).parent
 
 
 def _config_of_folder(source: Source, folder: Path) -> Any:
@@ -101,7 +102,13 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         check_bounds(said, Path(source.tokenizer))
     try:
         tokenizer = checked_tokenizer(
-            AutoTokenizer.from_pretrained(source.tokenizer, revision=revision, config=config, trust_remote_code=False)
+            AutoTokenizer.from_pretrained(
+                source.tokenizer,
+                revision=revision,
+                config=config,
+                trust_remote_code=False,
+                local_files_only=only_local(source.tokenizer),
+            )
         )
     except Exception as error:  # foreign files fail the tokenizers in any way
         if beside:

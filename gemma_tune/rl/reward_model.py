@@ -19,6 +19,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.errors import UserError, shortened
 from gemma_tune.models.classifier import HEAD, float32_head, scores
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
+from gemma_tune.models.hub import no_network, not_here, only_local
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.run.paths import reward_model_of
 
@@ -62,9 +63,9 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
     place = reward_model_of(name)
     if (place / "result.json").is_file():
         raise UserError(f"{_KEY}={name}: this run has no export/reward_model; name a run of recipe=reward_model.")
-    source = str(place) if place.is_dir() else name
+    source, away = str(place) if place.is_dir() else name, only_local(str(place))
     try:
-        folder = place if place.is_dir() else Path(str(cached_file(name, "config.json"))).parent
+        folder = place if place.is_dir() else Path(str(cached_file(name, "config.json", local_files_only=away))).parent
         if place.is_dir():
             check_bounds(f"{_KEY}={name}", place)
         stored = read_config(folder)
@@ -77,7 +78,9 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
                 f"{_KEY}={name}: this is {', '.join(classes) or 'a model'} with {config.num_labels} labels, no "
                 "classifier with one; make one with recipe=reward_model, and name its run folder."
             )
-        tokenizer = checked_tokenizer(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+        tokenizer = checked_tokenizer(
+            AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=away)
+        )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             config=config,
@@ -86,10 +89,13 @@ def _load(options: ModelReward, device: torch.device) -> tuple[Any, Any]:
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
+            local_files_only=away,
         )
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # foreign files fail the libraries in any way
+        if away and isinstance(error, OSError):
+            raise not_here(f"{_KEY}={name}", str(no_network()), f"hf download {name}", f"{_KEY}=RUN") from error
         raise UserError(f"{_KEY}={name}: it can't be loaded ({first_line(error)}).") from error
     if lost := sorted(info["missing_keys"]):
         raise UserError(f"{_KEY}={name}: {len(lost)} weights are missing in its files, for example {lost[0]}.")

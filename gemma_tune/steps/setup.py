@@ -16,14 +16,13 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import WeightCounts, check_source
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
-from gemma_tune.models.hardware import check_hardware, pick_device
+from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import estimate, reset_peak
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.models.token_rows import with_rows
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.train.arguments import mixed_precision
 from gemma_tune.train.preflight import CheckInputs
 
 

@@ -9,24 +9,13 @@ from trl import SFTConfig
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.best import best_arguments
 
 PAD_TO = 32  # tokens
 
 T = TypeVar("T")
-
-
-def mixed_precision(cfg: Config, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16 over float32 weights (`train.bf16`; null: where the hardware can)."""
-    if cfg.train.bf16 is not None:
-        return cfg.train.bf16
-    if device.type == "cuda":
-        return cfg.model.dtype == "float32" and torch.cuda.is_bf16_supported()
-    # An update from completions is 2.4 times as fast so on such a CPU; short rows of SFT gain nothing
-    known = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions of torch
-    has: dict[str, Any] = known() if cfg.traits.rewarded and device.type == "cpu" else {}
-    return cfg.model.dtype == "float32" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTConfig:

@@ -33,7 +33,7 @@ def test_nan_is_an_error(place: int, whose: str) -> None:
 
 
 def test_the_reference_is_spoken_of_by_its_key(tmp_path: Path) -> None:
-    for name, message in (("owner/name", "it can't be loaded"), (str(tmp_path), "has no config.json")):
+    for name, message in (("owner/name", "^no network: "), (str(tmp_path), "has no config.json")):
         cfg = compose_config("evaluate", ["eval.evaluators=[kl]", f"eval.kl.reference={name}"])
         with pytest.raises(UserError, match=message) as error:
             prepare(Inputs(cfg, None, TokenizedRows(), {}))

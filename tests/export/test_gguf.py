@@ -186,7 +186,7 @@ def test_names_and_shapes_are_those_of_the_model(model: Any) -> None:
 
 
 def test_a_family_without_an_architecture_is_refused() -> None:
-    with pytest.raises(UserError, match="export=gguf writes Gemma 3 today, and this model is gemma2"):
+    with pytest.raises(UserError, match="export=gguf writes Gemma 3 today, and this model is Gemma 2"):
         check_config(Gemma2Config())
 
 

@@ -83,7 +83,7 @@ def test_what_is_no_reward_model_is_refused(folder: Path, tmp_path: Path) -> Non
     for name, message in (
         ("assets://tiny", "Gemma3ForCausalLM with 2 labels, no classifier with one"),
         (tmp_path, "this run has no export/reward_model"),
-        ("no/such-model", "can't be loaded"),
+        ("no/such-model", "^no network: "),
     ):
         with pytest.raises(UserError, match=message) as error:
             prepare(named(name), CPU)

@@ -1,0 +1,133 @@
+"""Whether the Hugging Face Hub can be asked: one question with a short time-out. Imports no torch.
+
+Libraries ask five times, longer and longer apart, for every file. So the first question is ours, and where nobody
+answers, nothing else is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from functools import cache
+
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config.model import is_gguf
+from gemma_tune.config.path_keys import named_paths
+from gemma_tune.errors import UserError
+from gemma_tune.run.paths import looks_local, resolve
+
+_SECONDS = 5.0
+_TRUE = ("1", "ON", "YES", "TRUE")
+_SAID_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# Why we have told the libraries that there is no network
+_FOUND: list[str] = []
+
+
+def endpoint() -> str:
+    """Address of the Hub: HF_ENDPOINT, or huggingface.co."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def no_network(seconds: float = _SECONDS) -> str | None:
+    """Why the Hub can't be asked, as the end of a sentence; None where it answers, whatever it says.
+
+    It is asked once in a process.
+
+    Args:
+        seconds: How long to wait for an answer.
+    """
+    if _FOUND:
+        return _FOUND[0]
+    for name in _SAID_OFFLINE:
+        if os.environ.get(name, "").upper() in _TRUE:
+            return f"{name}={os.environ[name]} says so"
+    return _unreachable(endpoint(), seconds)
+
+
+@cache
+def _unreachable(address: str, seconds: float) -> str | None:
+    found: list[str | None] = []
+
+    def ask() -> None:
+        asked = urllib.request.Request(address, method="HEAD", headers={"User-Agent": "gemma_tune"})
+        try:
+            with urllib.request.urlopen(asked, timeout=seconds):
+                found.append(None)
+        except urllib.error.HTTPError:  # an answer, too
+            found.append(None)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            found.append(None if "CERTIFICATE" in str(reason).upper() else f"{address}: {_words(reason)}")
+
+    # In a thread: the time-out of a socket doesn't end the look-up of a name
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return found[0] if found else f"{address} doesn't answer within {seconds:g} seconds"
+
+
+def _words(reason: object) -> str:
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return text[0].lower() + text[1:]
+
+
+def is_of_hub(name: str) -> bool:
+    """Whether a model's name means one on the Hub."""
+    return not (looks_local(name) or is_gguf(name))
+
+
+def asks_hub(cfg: Config) -> bool:
+    """Whether anything that the configuration names may have to come from the Hub."""
+    named = [path for path in named_paths(cfg) if path.kind in ("model", "dataset")]
+    return any(is_of_hub(p.name) if p.kind == "model" else not resolve(p.name).is_dir() for p in named)
+
+
+def only_local(name: str) -> bool:
+    """`local_files_only` for a model of this name: True where it is one of the Hub, and that can't be asked."""
+    return is_of_hub(name) and no_network() is not None
+
+
+def tell_libraries(cfg: Config) -> None:
+    """Where something may have to come from a Hub that can't be asked, libraries take what is in the cache.
+
+    They read this from the environment when they are imported, so it is for the begin of a process.
+    """
+    if "huggingface_hub" not in sys.modules and asks_hub(cfg) and (why := no_network()):
+        _FOUND[:] = [why]
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def check_can_be_had(model: ModelConfig) -> None:
+    """Raises UserError for a checkpoint of the Hub of which nothing is on this machine, where there is no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = model.model_name_or_path
+    if not isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str) and (
+        why := no_network()
+    ):
+        raise model_not_here(name, why)
+
+
+def model_not_here(name: str, why: str) -> UserError:
+    """`not_here` for `model.model_name_or_path`."""
+    key = "model.model_name_or_path"
+    return not_here(f"{key}={name}", why, f"hf download {name}", f"{key}=path/to/folder")
+
+
+def not_here(said: str, why: str, command: str, key: str) -> UserError:
+    """The answer that something of the Hub isn't on this machine and can't be fetched.
+
+    Args:
+        said: Where it was named: `model.model_name_or_path=google/gemma-3-1b-it`.
+        why: As `no_network` says it.
+        command: Fetches it on another machine.
+        key: The key that takes a local folder or file instead.
+    """
+    return UserError(
+        f"no network: {said}: it isn't (or not all of it) on this machine, and the Hub can't be asked ({why}). On a "
+        f"machine with a network run `{command}` and copy the Hub's cache (~/.cache/huggingface/hub, or HF_HOME/hub) "
+        f"here, or name what is here already: {key}."
+    )

@@ -1,0 +1,50 @@
+"""What is known of a model before a file of it is read or fetched: what its family can't do. Imports no torch."""
+
+from __future__ import annotations
+
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.hub import is_of_hub
+from gemma_tune.models.published import published
+from gemma_tune.models.source import find_source
+from gemma_tune.run.read_once import read_json
+
+
+def known_family(model: ModelConfig) -> Family | None:
+    """The family of a published checkpoint by its name, of a local one by its config.json; None where neither says."""
+    try:
+        source = find_source(model)
+        if is_of_hub(source.base):
+            found = published(source.base)
+            return FAMILIES[found.model_type] if found else None
+        return FAMILIES.get(read_json(source.folder / "config.json")["model_type"]) if source.folder else None
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None  # said where the model is loaded
+
+
+def no_gguf(family: Family) -> str:
+    """What to say to a GGUF file of a family that none is written of."""
+    written = ", ".join(dict.fromkeys(f.name for f in FAMILIES.values() if f.gguf))
+    return f"export=gguf writes {written} today, and this model is {family.name}"
+
+
+def no_classifier(family: Family) -> str:
+    """What to say to a reward model of a family that has no classifier in Transformers."""
+    known = dict.fromkeys(f.name for f in FAMILIES.values() if f.classifier_class)
+    return (
+        f"Transformers has no class for sequence classification of {family.name}; reward models can be made of "
+        f"{', '.join(known)}."
+    )
+
+
+def check_known(cfg: Config) -> None:
+    """Raises UserError for what the model's family can't do with this recipe, before the Hub or a weight is asked."""
+    wanted = cfg.traits.quantizes and any(name.startswith("gguf") for name in cfg.export.formats)
+    if not (wanted or cfg.traits.classifies) or (family := known_family(cfg.model)) is None:
+        return
+    said = f"model.model_name_or_path={cfg.model.model_name_or_path}"
+    if wanted and family.gguf is None:
+        raise UserError(f"{said}: {no_gguf(family)}; choose another model, or fine-tune this one (recipe=qlora_sft).")
+    if cfg.traits.classifies and family.classifier_class is None:
+        raise UserError(f"{said}: {no_classifier(family)}")
