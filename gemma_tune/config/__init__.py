@@ -12,6 +12,7 @@ from gemma_tune.config.adapter import AdapterConfig
 from gemma_tune.config.chat import ChatConfig
 from gemma_tune.config.compare import CompareConfig
 from gemma_tune.config.data import DataConfig
+from gemma_tune.config.doctor import DoctorConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.methods import METHODS, Method
@@ -30,6 +31,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
+    "DoctorConfig",
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
@@ -76,6 +78,7 @@ class Config:
     chat: ChatConfig = field(default_factory=ChatConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

@@ -21,6 +21,7 @@ class Kind(Enum):
     EXPORT = "export"
     PREVIEW = "preview"
     CHAT = "chat"
+    DOCTOR = "doctor"
 
 
 class Reads(Enum):
@@ -180,5 +181,6 @@ METHODS: dict[str, Method] = {
         run_folder=False, new_tokens=True,
     ),
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
+    "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
 }  # fmt: skip
 TRAINERS = tuple(dict.fromkeys(m.trainer for m in METHODS.values() if m.trainer))

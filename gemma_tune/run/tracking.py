@@ -182,9 +182,8 @@ def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
 
     t = cfg.tracker
     mode: Any = os.environ.get("WANDB_MODE") if t.mode == "auto" else t.mode
-    # Looks at what is configured (environment, settings, netrc); asks nobody, neither the user nor the server.
     try:
-        has_key = mode not in ("offline", "disabled") and wandb.login(prompt=False, verify=False)
+        has_key = mode not in ("offline", "disabled") and has_wandb_key()
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(f"tracker=wandb: {str(error).splitlines()[0]}; use tracker.mode=offline.") from error
     if mode == "online" and not has_key:
@@ -196,6 +195,17 @@ def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
     except (wandb.errors.Error, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"tracker=wandb: W&B can't be used ({reason}); use tracker.mode=offline.") from error
+
+
+def has_wandb_key() -> bool:
+    """Whether a key of W&B is configured (environment, settings, netrc); asks neither the user nor the server.
+
+    Raises:
+        ValueError: The key is none; wandb's own errors.
+    """
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _init(cfg: Config, folder: RunFolder, mode: Any) -> Any:

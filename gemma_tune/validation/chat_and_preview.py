@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from gemma_tune.config import ChatConfig, CompareConfig, Config, PreviewConfig, TrainConfig
+from gemma_tune.config import ChatConfig, Config, TrainConfig
+from gemma_tune.config.methods import METHODS
 from gemma_tune.config.preview import PAGE_MARK
 from gemma_tune.run.paths import ALL_TYPES, file_type, resolve
 from gemma_tune.validation.paths import missing_paths
 
+# Groups that one recipe alone uses, with their defaults
+_GROUPS = {method.group: getattr(Config(), method.group) for method in METHODS.values() if method.group}
+
 
 def no_other(cfg: Config) -> Iterator[str]:
     """Keys that are set in a group that only another recipe uses."""
-    for group, defaults in (("chat", ChatConfig()), ("preview", PreviewConfig()), ("compare", CompareConfig())):
+    for group, defaults in _GROUPS.items():
         for key, default in vars(defaults).items() if group != cfg.traits.group else ():
             if getattr(getattr(cfg, group), key) != default:
                 yield f"{group}.{key} has no effect with recipe={cfg.recipe}; use recipe={group}, or leave it out."

@@ -21,6 +21,7 @@ from gemma_tune.validation.chat_and_preview import (
 )
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
+from gemma_tune.validation.looking import looks_only
 from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.validation.paths import encoding_problems, missing_paths
 from gemma_tune.validation.quantization import grid_problems
@@ -280,6 +281,7 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.EXPORT: (_model, export_problems, _data, grid_problems, _output_dir),
     Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, _output_dir),
     Kind.TRAIN: (*_TRAINING, _output_dir),
+    Kind.DOCTOR: (looks_only,),
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from gemma_tune.config.methods import Kind
+from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, resolve
 from gemma_tune.validation.paths import missing_paths
@@ -72,6 +72,8 @@ def compare_problems(cfg: Config) -> Iterator[str]:
 
 def needs_rows(cfg: Config) -> bool:
     """Whether a model is measured now, so that data and evaluators are needed."""
+    if cfg.traits.reads is Reads.NOTHING:
+        return False
     return cfg.traits.kind is not Kind.COMPARE or not all(is_run_with_results(model) for model in cfg.compare.models)
 
 

@@ -1,0 +1,117 @@
+"""Installed packages, against what gemma_tune asks for and against the versions that it is tested with.
+
+The tested versions are those of `constraints.txt`, which stands here as a link to the file at the top of a checkout;
+the wheel holds its content. The wheel's metadata asks for the least versions only.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from gemma_tune.doctor.findings import Finding, broken, limits, works
+from gemma_tune.errors import listed
+
+_TESTED = Path(__file__).with_name("constraints.txt")
+_EXTRAS = {
+    "gguf": "llama.cpp, for int4 files and recipe=tune_to_int4",
+    "eval": "lm-evaluation-harness, for eval=lm_eval",
+    "rl": "rewards of mathematics, languages and JSON",
+}
+
+
+def tested_versions() -> dict[str, str]:
+    """The version of each package that the tests ran with, by its normalised name."""
+    lines = re.findall(r"^([\w.-]+)==(\S+)", _TESTED.read_text(encoding="utf-8"), re.MULTILINE)
+    return {_normal(name): version for name, version in lines}
+
+
+def needed() -> dict[str, list[Requirement]]:
+    """What gemma_tune asks for: of every run under "", of an extra under its name."""
+    found: dict[str, list[Requirement]] = {"": []}
+    for line in metadata.requires("gemma_tune") or []:
+        wanted = Requirement(line)
+        extra = re.search(r"""extra == ["'](\w+)["']""", str(wanted.marker))
+        found.setdefault(extra[1] if extra else "", []).append(wanted)
+    return found
+
+
+def packages() -> Iterator[Finding]:
+    """One line for what every run needs, and one for each extra."""
+    tested, everything = tested_versions(), needed()
+    core = everything[""]
+    if wrong := list(_wrong(core)):
+        names = " ".join(f"'{name}{specifier}'" for name, specifier, _ in wrong)
+        yield broken("packages", listed(said for *_, said in wrong), f"pip install {names}")
+    else:
+        yield _compared("packages", core, tested)
+    for extra, meaning in _EXTRAS.items():
+        if wrong := list(_wrong(everything.get(extra, []))):
+            said = f"{listed(said for *_, said in wrong)}: {meaning}"
+            yield limits(f"[{extra}]", said, f"Where you need it: pip install 'gemma_tune[{extra}]'")
+        else:
+            yield _compared(f"[{extra}]", everything.get(extra, []), tested)
+
+
+def engines() -> Iterator[Finding]:
+    """Engines that serve what was exported, and that no recipe needs."""
+    for name, package in (("vLLM", "vllm"), ("Ollama", None)):
+        version = _version(package) if package else shutil.which("ollama")
+        if version:
+            yield works(name, version)
+        else:
+            how = "pip install vllm, in an environment of its own" if package else "https://ollama.com/download"
+            yield limits(name, "not installed; only needed to serve models with it", how)
+
+
+def _wrong(wanted: list[Requirement]) -> Iterator[tuple[str, str, str]]:
+    """Name, specifier, and what is wrong, of each package that is missing or too old."""
+    for one in wanted:
+        version = _version(one.name)
+        if version is None:
+            yield one.name, str(one.specifier), f"{one.name} is not installed"
+        elif not one.specifier.contains(version, prereleases=True):
+            yield one.name, str(one.specifier), f"{one.name} {version} is not {one.specifier}"
+
+
+def _compared(name: str, wanted: list[Requirement], tested: dict[str, str]) -> Finding:
+    """Whether installed versions are those that the tests ran with; newer ones mostly work."""
+    found = {one.name: str(_version(one.name)) for one in wanted}
+    other = [
+        f"{package} {version} ({tested[_normal(package)]})"
+        for package, version in found.items()
+        if _normal(package) in tested and not _same(version, tested[_normal(package)])
+    ]
+    if other:
+        return limits(
+            name,
+            f"not the versions that gemma_tune is tested with: {listed(other)}",
+            f"If something fails: pip install -c {_TESTED} gemma_tune",
+        )
+    some = ", ".join(f"{package} {version}" for package, version in list(found.items())[:4])
+    return works(name, f"{len(found)}, as tested: {some}{' …' if len(found) > 4 else ''}")
+
+
+def _same(version: str, tested: str) -> bool:
+    """Whether two versions are one, whatever build (`2.13.0+cpu`) they are of."""
+    try:
+        return Version(version).public == Version(tested).public
+    except InvalidVersion:
+        return version == tested
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
