@@ -41,5 +41,5 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         result.metrics |= {"after": found.figures, "data": {"held_out": asked.held_out.counts()}}
         tracker.summary(result.metrics)
         write_report(cfg, folder, "Nothing: the model was measured as it is", Evaluation(), found, notes)
-    say_end(folder, Evaluation(), found, tracker.note)
+    say_end(folder, Evaluation(), found, tracker.notes)
     return result

@@ -96,7 +96,7 @@ def sandbox() -> Iterator[dict[str, Any]]:
 def wandb() -> Iterator[dict[str, Any]]:
     """Whether a key of W&B is configured; nobody is asked."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    from gemma_tune.run.tracking import has_wandb_key
+    from gemma_tune.run.trackers import has_wandb_key
 
     yield {"name": "wandb", "key": has_wandb_key()}
 

@@ -28,6 +28,8 @@ RUNS = "runs"
 PLAN = "quant_plan.json"
 # The runs inside a folder of recipe=tune_to_int4: the tuning, and the training for int4
 TUNED, ON_GRID = "tuned", "int4"
+# Of a run folder: TensorBoard's event files, and the ids of the run in each tracker
+TRACKER_FOLDER, TRACKERS = "tensorboard", "trackers.json"
 # What a run of recipe=reward_model exports
 REWARD_MODEL = "export/reward_model"
 # Files that hold rows; each may be compressed (.jsonl.gz).

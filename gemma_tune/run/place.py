@@ -13,14 +13,14 @@ from pathlib import Path
 
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
-from gemma_tune.run.paths import ON_GRID, PLAN, TUNED, folder_status
+from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status
 from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
 # At the top of the folder; written under `NAME.partial` first
 _FILES = (
     "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
-    "comparison.md", "comparison.html", PLAN,
+    "comparison.md", "comparison.html", PLAN, TRACKERS,
 )  # fmt: skip
 _PARTS = {
     "adapter": re.compile(r".*"),
@@ -28,6 +28,7 @@ _PARTS = {
     "eval": re.compile(r"[^/]+\.json(\.partial)?|completions\.jsonl(\.partial)?"),
     "teacher": re.compile(r"targets-\d+(\.\d+)?\.(arrow|part)"),
     "wandb": re.compile(r".*"),
+    TRACKER_FOLDER: re.compile(r"events\.out\.tfevents\.[^/]+"),
 }
 # Of these a finished run's manifest lists every file
 _LISTED = ("adapter/", "export/")

@@ -31,14 +31,14 @@ def say(*lines: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str | None) -> None:
+def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, notes: Sequence[str]) -> None:
     """Prints the figures and a few answers before and after, what failed, and where the files are.
 
     Args:
         folder: The run folder, with its result.
         before: The evaluation before training; empty where there is none.
         after: The evaluation after training.
-        note: Where else the run can be followed, if anywhere.
+        notes: Where else the run can be followed, a line each.
     """
     console, result = _console(), folder.result
     figures = changes(before, after) or headline(result.headline)
@@ -56,7 +56,7 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, note: str 
     console.print("Files:")
     for name, path in {"report": "report.md", "page": "report.html", **result.artifacts}.items():
         console.print(f"  {name:8} {folder.path / path}", markup=False, soft_wrap=True)
-    if note:
+    for note in notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
 
 

@@ -1,24 +1,24 @@
-"""The tracker: metrics.jsonl always, Weights & Biases when chosen. The only file that imports wandb."""
+"""The tracker: metrics.jsonl always, and what `tracker.report_to` names (run/trackers.py)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from gemma_tune.config import Config
-from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder, is_main_process
-from gemma_tune.run.manifest import atomic_write
+from gemma_tune.run.manifest import atomic_write, write_json
+from gemma_tune.run.paths import TRACKERS
 from gemma_tune.run.resume import ResumePoint
-from gemma_tune.untrusted import read_lines
+from gemma_tune.run.trackers import RunOfTracker, open_tracker
+from gemma_tune.untrusted import read_lines, read_object
 
 Answers = Sequence[dict[str, Any]]
 
-# Prefixes of our metric names, and what W&B gets instead; the first prefix that fits counts.
+# Prefixes of our metric names, and what trackers get instead; the first prefix that fits counts.
 _GROUPS = {
     "after/": "eval/",
     "before/": "eval/before/",
@@ -33,17 +33,21 @@ _GROUPS = {
 
 
 class Tracker:
-    """Writes metrics, and sends them to W&B where there is a W&B run.
+    """Writes metrics, and sends them to the trackers that there are.
+
+    A tracker that fails while the run goes on is left out from there on: a server that is down ends no training.
 
     Attributes:
-        note: A line for the user about where to follow the run, or None.
+        notes: Lines for the user about where to follow the run.
     """
 
-    def __init__(self, file: TextIO | None, run: Any, log_samples: bool) -> None:
+    def __init__(self, file: TextIO | None, runs: dict[str, RunOfTracker], log_samples: bool = False) -> None:
         self._file = file
-        self._run = run
+        self._runs = runs
         self._log_samples = log_samples
-        self.note: str | None = None
+        self._sent: Mapping[str, int] = {}
+        self._step = 0
+        self.notes: list[str] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -51,30 +55,47 @@ class Tracker:
         """Opens the tracker; closes it with the run's status, whatever happens.
 
         Args:
-            cfg: `tracker`, and the configuration that W&B stores.
+            cfg: `tracker`, and the configuration that the trackers store.
             folder: The run folder. Of a resumed run, lines of metrics.jsonl after its step are dropped, since those
-                steps are repeated.
+                steps are repeated; it goes on in the same run of each tracker.
 
         Raises:
-            UserError: `tracker.mode=online` without a key.
+            UserError: A tracker can't be used.
         """
         if not is_main_process():
-            yield cls(None, None, False)
+            yield cls(None, {})
             return
-        run = _wandb_run(cfg, folder) if cfg.tracker.report_to == "wandb" else None
-        kept = _lines_before(folder, folder.resumed) if folder.resumed else []
-        atomic_write(folder.metrics, "".join(kept))  # a kill leaves the lines of before, or these
-        with folder.metrics.open("a", encoding="utf-8") as file:
-            tracker = cls(file, run, cfg.tracker.log_samples)
-            failed = True
+        stored = _stored(folder) if folder.resumed else {}
+        ids: dict[str, str | None] = stored.get("runs", {})
+        runs: dict[str, RunOfTracker] = {}
+        failed = True
+        with contextlib.ExitStack() as opened:
+            tracker = cls(None, runs, cfg.tracker.log_samples)
+            opened.callback(lambda: tracker._finish(failed))
+            for name in cfg.tracker.names:
+                runs[name] = open_tracker(name, cfg, folder.path, ids.get(name))
+            tracker._sent = _last_steps(folder, stored) if folder.resumed else {}
+            if runs:
+                ids = ids | {name: run.id for name, run in runs.items() if run.id}
+                write_json(folder.path / TRACKERS, {"runs": ids, "sent": tracker._sent})
+            kept = _lines_before(folder, folder.resumed) if folder.resumed else []
+            atomic_write(folder.metrics, "".join(kept))  # a kill leaves the lines of before, or these
+            tracker._file = opened.enter_context(folder.metrics.open("a", encoding="utf-8"))
+            yield tracker
+            failed = False
+
+    def _finish(self, failed: bool) -> None:
+        self._each(lambda run: self.notes.append(run.finish(failed)))
+
+    def _each(self, send: Callable[[RunOfTracker], None]) -> None:
+        """Calls each tracker; one that fails is named, and left out from then on."""
+        for name, run in list(self._runs.items()):
             try:
-                yield tracker
-                failed = False
-            finally:
-                if run is not None:
-                    sync_dir, offline, url = run.settings.sync_dir, run.offline, run.url
-                    run.finish(exit_code=int(failed))
-                    tracker.note = f"W&B (offline): wandb sync {sync_dir}" if offline else f"W&B: {url}"
+                send(run)
+            except Exception as error:  # each has errors of its own: of its server, its disk, its database
+                del self._runs[name]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                print(f"tracker={name} has failed and gets nothing more of this run ({reason}).", file=sys.stderr)
 
     def log(self, metrics: Mapping[str, Any], step: int, group: str = "train") -> None:
         """Writes one line: `step` (optimizer steps done) and the metrics.
@@ -82,20 +103,26 @@ class Tracker:
         Args:
             metrics: By name; nothing is written where there are none.
             step: Optimizer steps done.
-            group: `train`, or `eval` for what evaluators measure; W&B has `train/loss`, `eval/held_out_loss`.
+            group: `train`, or `eval` for what evaluators measure; trackers have `train/loss`, `eval/held_out_loss`.
         """
         if not metrics:
             return
+        self._step = max(self._step, step)
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
-        if self._run is not None:
-            sent = {_name(k, group): v for k, v in metrics.items() if not isinstance(v, str)}
-            self._run.log(sent, step=step)
+        said = {k: v for k, v in metrics.items() if not isinstance(v, str)}
+        new = {k: v for k, v in said.items() if step > self._sent.get(k, -1)}
+
+        def send(run: RunOfTracker) -> None:
+            if figures := said if run.repeats else new:
+                run.log({_name(k, group): v for k, v in figures.items()}, step)
+
+        self._each(send)
 
     def log_samples(self, before: Answers, after: Answers, step: int) -> None:
-        """Sends a table of answers side by side to W&B, only with `tracker.log_samples=true`."""
-        if self._run is not None and self._log_samples and after:
+        """Sends a table of answers side by side, only with `tracker.log_samples=true`."""
+        if self._log_samples and after:
             old = {row["id"]: row for row in before}
             rows = []
             for row in after:
@@ -103,41 +130,38 @@ class Tracker:
                 said = (row.get("prompt"), row.get("wanted"), first.get("answer"), row.get("answer"))
                 rows.append([*said, first.get("score"), row.get("score")])
             columns = ["prompt", "wanted", "before", "after", "score before", "score after"]
-            self._send_table("eval/samples", columns, rows, step)
+            self._each(lambda run: run.table("eval/samples", columns, rows, step))
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Sends completions with their rewards to W&B as a table, only with `tracker.log_samples=true`.
+        """Sends completions with their rewards as a table, only with `tracker.log_samples=true`.
 
         Args:
             rows: All with the same keys.
             step: Optimizer steps done.
         """
-        if self._run is not None and self._log_samples and rows:
+        if self._log_samples and rows:
             columns = [name for name in rows[0] if name != "failed"]
-            self._send_table("train/completions", columns, [[row[name] for name in columns] for row in rows], step)
+            values = [[row[name] for name in columns] for row in rows]
+            self._each(lambda run: run.table("train/completions", columns, values, step))
 
     def log_comparison(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the figures of a comparison to W&B as a table; they hold no texts.
+        """Sends the figures of a comparison as a table; they hold no texts.
 
         Args:
             rows: All with the same keys.
         """
-        if self._run is not None and rows:
-            self._send_table("eval/comparison", list(rows[0]), [list(row.values()) for row in rows], step=0)
-
-    def _send_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        import wandb
-
-        self._run.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
+        if rows:
+            values = [list(row.values()) for row in rows]
+            self._each(lambda run: run.table("eval/comparison", list(rows[0]), values, 0))
 
     def summary(self, figures: Mapping[str, Any]) -> None:
-        """The run's final metrics, for W&B's table of runs: `eval/…` as after training, `eval/before/…`, `train/…`.
+        """The run's final metrics, for a table of runs: `eval/…` as after training, `eval/before/…`, `train/…`.
 
         Args:
             figures: A result's metrics, nested as they are there.
         """
-        if self._run is not None:
-            self._run.summary.update(summary_names(figures))
+        named = summary_names(figures)
+        self._each(lambda run: run.summary(named, self._step))
 
 
 def _name(metric: str, group: str) -> str:
@@ -176,53 +200,18 @@ def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[str]:
     return kept
 
 
-def _wandb_run(cfg: Config, folder: RunFolder) -> Any:
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    t = cfg.tracker
-    mode: Any = os.environ.get("WANDB_MODE") if t.mode == "auto" else t.mode
+def _stored(folder: RunFolder) -> dict[str, Any]:
+    """What the resumed run has noted of its trackers; nothing where an earlier version began it."""
     try:
-        has_key = mode not in ("offline", "disabled") and has_wandb_key()
-    except (wandb.errors.Error, ValueError) as error:
-        raise UserError(f"tracker=wandb: {str(error).splitlines()[0]}; use tracker.mode=offline.") from error
-    if mode == "online" and not has_key:
-        raise UserError(
-            "tracker=wandb, online: no W&B key is configured; run `wandb login`, or use tracker.mode=offline."
-        )
-    try:
-        return _init(cfg, folder, mode or ("online" if has_key else "offline"))
-    except (wandb.errors.Error, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"tracker=wandb: W&B can't be used ({reason}); use tracker.mode=offline.") from error
+        return read_object(folder.path / TRACKERS)
+    except (OSError, ValueError):
+        return {}
 
 
-def has_wandb_key() -> bool:
-    """Whether a key of W&B is configured (environment, settings, netrc); asks neither the user nor the server.
-
-    Raises:
-        ValueError: The key is none; wandb's own errors.
-    """
-    import wandb
-
-    return bool(wandb.login(prompt=False, verify=False))
-
-
-def _init(cfg: Config, folder: RunFolder, mode: Any) -> Any:
-    import wandb
-
-    t = cfg.tracker
-    return wandb.init(
-        project=t.project,
-        entity=t.entity,
-        name=t.name or folder.path.name,
-        group=t.group,  # None: as WANDB_RUN_GROUP says
-        dir=str(folder.path),
-        mode=mode,
-        config=asdict(cfg),
-        reinit="finish_previous",
-        # The command line, the git remote and the console could carry secrets; the configuration says it all.
-        settings=wandb.Settings(
-            console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True, silent=True
-        ),
-    )
+def _last_steps(folder: RunFolder, stored: Mapping[str, Any]) -> dict[str, int]:
+    """The last step at which each metric was sent: a resumed run repeats some, and sends only those after it."""
+    found = dict(stored.get("sent", {})) if stored else {}
+    for line in read_lines(folder.metrics) if stored and folder.metrics.is_file() else ():
+        if isinstance(step := line.pop("step", None), int):
+            found |= {name: max(step, found.get(name, -1)) for name in line}
+    return found

@@ -262,4 +262,4 @@ def session(
         yield one
     say(*one.warnings)
     before, after = (one.found.get(when, Evaluation()) for when in ("before", "after"))
-    say_end(folder, before, after, tracker.note)
+    say_end(folder, before, after, tracker.notes)

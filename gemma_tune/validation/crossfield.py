@@ -34,6 +34,7 @@ from gemma_tune.validation.rewards import (
 )
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.tokens import new_token_problems
+from gemma_tune.validation.trackers import tracker_problems
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
@@ -290,7 +291,7 @@ def cross_problems(cfg: Config) -> list[str]:
     if problems := list(_method(cfg)):  # all else depends on what the method is
         return problems
     method = cfg.traits
-    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems]
+    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems]
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
     else:

@@ -23,7 +23,7 @@ DECIDED = {
     "data_seed": "set seed (without train.)",
     "run_name": "set tracker.name",
     "project": "set tracker.project",
-    "report_to": "choose tracker=wandb or tracker=none",
+    "report_to": "choose tracker=wandb, tensorboard, mlflow, trackio or none",
     "use_cpu": "set model.device=cpu",
     "fp16": "float16 overflows on Gemma; leave it out (train.bf16 for mixed precision)",
     "fp16_full_eval": "float16 overflows on Gemma; leave it out",

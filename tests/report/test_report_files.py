@@ -259,7 +259,7 @@ def test_failures_stand_at_the_top(tmp_path: Path, capsys: pytest.CaptureFixture
     assert page.headings[0] == "What could not be measured" and ("ul", {"class": "bad"}) in page.tags
     assert "- after: lm\\_eval: OSError" not in text and "- after: lm_eval: OSError: no such task" in text
     assert "step 5: answers: ValueError: x" in page.text
-    say_end(run, measured(BEFORE, 3.25), measured(AFTER, 1.75), None)
+    say_end(run, measured(BEFORE, 3.25), measured(AFTER, 1.75), [])
     assert "not measured: after: lm_eval: OSError: no such task" in capsys.readouterr().out
 
 
@@ -331,7 +331,7 @@ def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     run = reported(tmp_path)
     before, after = measured(BEFORE, 3.25, "\x1b[31m"), measured(AFTER, 1.75, "\x1b[31m")
     monkeypatch.setenv("COLUMNS", "110")
-    say_end(run, before, after, "W&B: here")
+    say_end(run, before, after, ["W&B: here"])
     said = capsys.readouterr().out
     assert re.search(
         r"test exact match +50\.0% \(25\.4–74\.6\) +91\.7% \(64\.6–98\.5\) +\+41\.7 \(−1\.9 to \+73\.3\)", said
@@ -339,10 +339,10 @@ def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "test_exact_match: 6 of 12 rows became right, 1 became wrong" in said and "W&B: here" in said
     assert "report.html" in said and "\x1b[31m" not in said and "‹U+001B›" in said
     monkeypatch.setenv("COLUMNS", "70")
-    say_end(run, before, after, None)
+    say_end(run, before, after, [])
     said = capsys.readouterr().out
     assert re.search(
         r"test exact match +50\.0% +91\.7% +\+41\.7 *\n +\(25\.4–74\.6\) +\(64\.6–98\.5\) +\(−1\.9 to", said
     )
-    say_end(run, Evaluation(), Evaluation(), None)
+    say_end(run, Evaluation(), Evaluation(), [])
     assert re.search(r"test exact match +0\.5|test exact match +50", capsys.readouterr().out)
