@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from jinja2 import Environment, Template, TemplateError, nodes
@@ -12,15 +12,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gemma_tune.chat.forms import ChatForm, Unrenderable
+from gemma_tune.chat.forms import ChatForm
+from gemma_tune.chat.marks import BEGIN, END, Messages, Span, Tools, split_marks
 from gemma_tune.chat.template import training_template
-
-Messages = list[dict[str, Any]]
-Tools = list[dict[str, Any]] | None
-Span = tuple[int, int]
-
-# Unicode noncharacters, which texts don't contain: they mark begin and end of a part while the template is rendered.
-_BEGIN, _END = "\ufdd0", "\ufdd1"
 
 
 class _Generation(Extension):
@@ -38,7 +32,8 @@ class _Generation(Extension):
     @staticmethod
     def _marked(message: Any, caller: Callable[[], str]) -> str:
         said = caller()
-        return f"{_BEGIN}{said}{_END}" if said and message.get("weight", 1) else said
+        weight = message.get("weight", 1) if isinstance(message, Mapping) else 1  # a template of the user's may lack it
+        return f"{BEGIN}{said}{END}" if said and weight else said
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -69,9 +64,22 @@ def sandboxed(template: str) -> Template:
     Raises:
         jinja2.TemplateError: It isn't a valid template.
     """
+    return _compiled(_sandbox(), template)
+
+
+def check_syntax(template: str) -> None:
+    """Parses any chat template; nothing in it is computed.
+
+    Raises:
+        jinja2.TemplateSyntaxError: It isn't a valid template.
+        RecursionError: It is nested too deeply.
+    """
+    _sandbox().parse(template)
+
+
+def _sandbox() -> Environment:
     extensions = [_Generation, loopcontrols]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    return _compiled(environment, template)
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
 
 def conversation_text(
@@ -101,16 +109,4 @@ def conversation_text(
         as_generated=not prompt,
         enable_thinking=thinking,
     )
-    pieces: list[str] = []
-    spans: list[Span] = []
-    place = 0
-    first, *parts = rendered.split(_BEGIN)
-    for number, part in enumerate([first, *parts]):
-        said, *rest = part.split(_END)
-        if len(rest) != (number > 0):
-            raise Unrenderable("a text holds U+FDD0 or U+FDD1, which Unicode keeps out of texts; take it out.")
-        if rest:
-            spans.append((place, place + len(said)))
-        pieces += [said, *rest]
-        place += len(said) + sum(map(len, rest))
-    return "".join(pieces), spans
+    return split_marks(rendered)

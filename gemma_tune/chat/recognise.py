@@ -9,10 +9,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from gemma_tune.chat.engine import Messages, Tools, sandboxed
+from gemma_tune.chat.engine import sandboxed
+from gemma_tune.chat.examine import own_form
 from gemma_tune.chat.foreign import LONGEST, ForeignTemplate
 from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
+from gemma_tune.chat.marks import Messages, Tools
+from gemma_tune.chat.own import OwnForm, is_saved
 from gemma_tune.chat.template import served_template
+from gemma_tune.chat.vocabulary import vocabulary_of
 
 # SHA-256 of the published templates, stripped of surrounding blanks.
 PUBLISHED = {
@@ -182,7 +186,8 @@ def recognise_template(template: str | dict[str, str] | None, default: str) -> C
         f"its chat template ({len(template):,} characters, it begins {begin!r}) is no published one that we know of a "
         "Gemma, so what it writes could differ from what is trained. Use a copy of the folder without it (without "
         "chat_template.jinja, and without chat_template in tokenizer_config.json), and the published form is taken; or "
-        f"name a form: model.chat_template={near} (known: {', '.join(FORMS)})."
+        f"name a form: model.chat_template={near} (known: {', '.join(FORMS)}); or name a file with this template, "
+        "model.chat_template=path/to/chat_template.jinja, to train with it as it stands."
     )
 
 
@@ -195,4 +200,9 @@ def form_of(tokenizer: Any) -> ChatForm:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise UnknownTemplate("the tokenizer has no chat template; set one with served_template(form).")
-    return recognise_template(template, "gemma3")
+    return _own(template, tokenizer) if is_saved(template) else recognise_template(template, "gemma3")
+
+
+@functools.lru_cache(maxsize=8)
+def _own(template: str, tokenizer: Any) -> OwnForm:
+    return own_form(template, vocabulary_of(tokenizer))

@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_tune.chat.engine import Messages, Tools, conversation_text
+from gemma_tune.chat.engine import conversation_text
 from gemma_tune.chat.forms import ChatForm, Unrenderable, thinking_of
+from gemma_tune.chat.marks import Messages, Span, Tools
+from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.recognise import form_of
 
 __all__ = ["Messages", "Rendered", "Tools", "answers_apart", "render_chat", "render_prompt", "render_text"]
@@ -69,13 +71,18 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
         jinja2.TemplateError: Roles that don't alternate.
     """
     form = form_of(tokenizer)
-    text, spans = conversation_text(form, prepared(form, messages, tools), tools, thinking=thinking)
+    text, spans = _text(form, messages, tools, thinking=thinking)
     out = tokenizer(text, add_special_tokens=False)
     ids = list(out["input_ids"])
     labels = [-100] * len(ids)
     for begin, end in spans:
         # A part begins after a special token or a line break that nothing merges with, and ends with a special token
         first = out.char_to_token(begin)
+        if isinstance(form, OwnForm) and out.token_to_chars(first).start != begin:
+            raise Unrenderable(
+                f"the end of a prompt and the begin of its answer ({text[begin - 4 : begin + 4]!r}) become one token, "
+                "which is no part of a prompt: let the chat template end prompts with a special token."
+            )
         after = out.char_to_token(end) if end < len(text) else len(ids)
         labels[first:after] = ids[first:after]
     return Rendered(ids, labels)
@@ -91,7 +98,16 @@ def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
     form = form_of(tokenizer)
     if thinking and not form.thinking:
         raise Unrenderable(f"{form.families} isn't asked to think: leave data.enable_thinking out.")
-    return conversation_text(form, prepared(form, messages, tools), tools, prompt=True, thinking=thinking)[0]
+    return _text(form, messages, tools, prompt=True, thinking=thinking)[0]
+
+
+def _text(
+    form: ChatForm, messages: Messages, tools: Tools, prompt: bool = False, thinking: bool = False
+) -> tuple[str, list[Span]]:
+    ready = prepared(form, messages, tools)
+    if isinstance(form, OwnForm):
+        return own_text(form, ready, tools, prompt)
+    return conversation_text(form, ready, tools, prompt, thinking)
 
 
 def answers_apart(tokenizer: Any, messages: Messages) -> list[Messages]:
@@ -138,6 +154,7 @@ def prepared(form: ChatForm, messages: Messages, tools: Tools = None) -> Message
         Unrenderable: The chat format can't express something in the conversation.
     """
     form.check(messages, tools)
+    named = form.calls == "native" or isinstance(form, OwnForm)
     ready: Messages = []
     asked: list[dict[str, Any]] = []
     place = 0
@@ -145,18 +162,27 @@ def prepared(form: ChatForm, messages: Messages, tools: Tools = None) -> Message
         entry = {key: value for key, value in message.items() if value is not None}
         if thinking := thinking_of(entry):
             entry |= {"reasoning_content": thinking, "reasoning": thinking}
-        if form.calls == "native" and entry.get("tool_calls"):
+        if named and entry.get("tool_calls"):
             entry["tool_calls"] = [_call(call, f"call_{i}") for i, call in enumerate(entry["tool_calls"])]
             asked, place = entry["tool_calls"], 0
-        elif form.calls == "native" and entry["role"] == "tool":
+        elif named and entry["role"] == "tool":
             call = _asked(entry, asked, place)
             place += 1
             if call:
                 entry |= {"name": call["function"]["name"], "tool_call_id": call["id"]}
         if entry["role"] == "tool" and isinstance(entry.get("content"), dict) and not form.result_mappings:
             entry["content"] = json.dumps(entry["content"], ensure_ascii=False)
+        if isinstance(form, OwnForm) and isinstance(entry.get("content"), list):
+            entry["content"] = _joined(entry["content"])
         ready.append(entry)
     return ready
+
+
+def _joined(parts: list[dict[str, Any]]) -> str:
+    """The parts of a text as one, since many templates write a list as Python does."""
+    if other := next((str(part.get("type")) for part in parts if part.get("type") != "text"), None):
+        raise Unrenderable(f"there is no place for {other} in your chat template: only texts are given to it.")
+    return "".join(part["text"] for part in parts)
 
 
 def _call(call: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import UserError
+from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, tell_libraries
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
@@ -48,6 +49,7 @@ def run_recipe(cfg: Config) -> RunResult:
     quiet_libraries()
     check_known(cfg)
     tell_libraries(cfg)
+    check_template(cfg.model)
     if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)  # raises where there is no such model, before torch is imported
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)

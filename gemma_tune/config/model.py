@@ -20,6 +20,11 @@ CHAT_FORMS = (
 )  # fmt: skip
 
 
+def is_template_file(name: str | None) -> bool:
+    """Whether `model.chat_template` names a file, and no chat format of ours."""
+    return name is not None and name not in CHAT_FORMS
+
+
 @dataclass
 class ModelConfig:
     """Names are those of Transformers' `from_pretrained` and `BitsAndBytesConfig`."""
@@ -51,9 +56,10 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None,
-        "Chat template; gemma4 and gemma4_large (12B and larger) are the newest ones of Gemma 4. null: the "
-        "checkpoint's own template, if it is one of them, or its family's where it has none.",
-        choices=CHAT_FORMS,
+        f"Chat template: {', '.join(CHAT_FORMS)} (gemma4 and gemma4_large, 12B and larger, are the newest ones of "
+        "Gemma 4), or a file with one of your own, `path/to/mine.jinja`. null: the checkpoint's own template, if it is "
+        "one of them, or its family's where it has none.",
+        path="template",
     )
     added_tokens: list[str] = option(
         [],

@@ -13,6 +13,7 @@ PathKind = Literal[
     "model",  # a folder of a model, an adapter or a run, a GGUF file, or a name on the Hub
     "dataset",  # a folder, or a name on the Hub
     "function",  # `path/to/file.py:function`, or a short name of ours
+    "template",  # a file, or a short name of ours
     "cache",  # a folder that is read where it is there, and written where it isn't
     "checkpoint",  # a folder within the run folder, or a word for one
     "output",  # a file or a folder that is written

@@ -15,6 +15,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS
+from gemma_tune.config.model import CHAT_FORMS
 from gemma_tune.run.paths import absolute, resolve
 from gemma_tune.untrusted import read_object
 
@@ -60,7 +61,7 @@ def named_paths(part: Any, prefix: str = "") -> Iterator[NamedPath]:
         named = value.items() if isinstance(value, dict) else [("", v) for v in _as_list(value)]
         for name, path in named:
             path = path.rpartition(":")[0] if kind == "function" and path else path
-            if path:
+            if path and not (kind == "template" and path in CHAT_FORMS):
                 yield NamedPath(f"{key}.{name}" if name else key, kind, path)
 
 
@@ -93,6 +94,8 @@ def make_absolute(cfg: Config) -> None:
 
 def _absolute(name: str, kind: str) -> str:
     if kind in NOT_READ:
+        return name
+    if kind == "template" and name in CHAT_FORMS:
         return name
     if kind == "function":
         file, colon, function = name.rpartition(":")

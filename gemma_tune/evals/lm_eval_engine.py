@@ -13,6 +13,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from gemma_tune.chat import form_of
+from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.engines.base import Engine
 
 # Context and continuation as text, token ids of the context, token ids of the continuation.
@@ -53,7 +55,12 @@ class EngineLM(TemplateLM):
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a chat."""
+        """The text of a chat; without `add_generation_prompt` its last answer goes on."""
+        form = form_of(self.tokenizer)
+        if isinstance(form, OwnForm):  # in its child process; a program of others doesn't run in this one
+            text, _ = own_text(form, chat_history, prompt=add_generation_prompt)
+            last = chat_history[-1]["content"].strip()
+            return text if add_generation_prompt else text[: text.rindex(last) + len(last)]
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from gemma_tune.chat import Unrenderable
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.export import gguf, merged_from_grid, w4a16
@@ -128,8 +130,9 @@ def _write_gguf(
     file = gguf.export(
         weights, config, tokenizer, generation, dense or plan, written / f"{title}-{kind}.gguf", name=title
     )
-    text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
-    (written / "Modelfile").write_text(text, encoding="utf-8")
+    with contextlib.suppress(Unrenderable):  # a chat template of the user's that Ollama's language can't express
+        text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
+        (written / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def _check_gguf(

@@ -10,6 +10,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
+from gemma_tune.chat import without_marks
 from gemma_tune.errors import UserError
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -130,4 +131,4 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+        writer.add_chat_template(without_marks(tokenizer.chat_template))

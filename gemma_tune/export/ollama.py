@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_tune.chat import Unrenderable, form_of
+from gemma_tune.chat.own import OwnForm
+from gemma_tune.export.go_template import go_template
 
 # `gemma.jinja` and `gemma3.jinja` in Go. It differs in three places: JSON of tools and calls has no space behind commas
 # and colons, texts are not trimmed, and an answer at the end is gone on with. `<bos>` is put before it by Ollama. The
@@ -82,6 +84,8 @@ def _template(tokenizer: Any) -> list[str]:
     if not tokenizer.chat_template:
         return ["TEMPLATE {{ .Prompt }}"]
     form = form_of(tokenizer)
+    if isinstance(form, OwnForm):
+        return [f'TEMPLATE """{go_template(form)}"""']
     if form.name == "functiongemma":  # Ollama has this one built in
         return ["TEMPLATE {{ .Prompt }}", "RENDERER functiongemma", "PARSER functiongemma"]
     if form.file not in ("gemma", "gemma3"):

@@ -15,11 +15,13 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from gemma_tune.chat import FORMS, UnknownTemplate, form_of, recognise_template, served_template
+from gemma_tune.chat import UnknownTemplate, form_of
 from gemma_tune.config import ModelConfig
+from gemma_tune.config.model import is_template_file
 from gemma_tune.errors import UserError, shortened
 from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
+from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
@@ -88,7 +90,8 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
 
     Args:
         source: The model.
-        chat_template: Name of a form (`model.chat_template`), or None to recognise the checkpoint's own template.
+        chat_template: Name of a form or of a file (`model.chat_template`), or None to recognise the checkpoint's own
+            template.
 
     Raises:
         UserError: Not found, of another family, or with a template that we don't know.
@@ -114,18 +117,19 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         if beside:
             raise not_loadable(source, error) from error
         raise UserError(f"{said}: no tokenizer can be loaded from it ({first_line(error)}).") from error
+    add_tokens(tokenizer, source.added_tokens)
     try:
-        form = FORMS[chat_template] if chat_template else recognise_template(tokenizer.chat_template, family.form)
+        tokenizer.chat_template = template_of(tokenizer.chat_template, chat_template, family.form)
+        form = form_of(tokenizer)
     except UnknownTemplate as error:
-        raise UserError(f"{said}: {error}") from error
+        named = is_template_file(chat_template)
+        raise UserError(f"{f'model.chat_template={chat_template}' if named else said}: {error}") from error
     missing = [t for t in (*form.needed_tokens, "<bos>", "<eos>", "<pad>") if t not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
             f"{said}: its tokenizer lacks {', '.join(missing)}, which chats in the "
             f"form {form.name} are made of: it is another family's; copy its files from the published checkpoint."
         )
-    add_tokens(tokenizer, source.added_tokens)
-    tokenizer.chat_template = served_template(form)
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
     return tokenizer

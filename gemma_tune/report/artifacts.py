@@ -157,9 +157,10 @@ def how_to_use(folder: RunFolder) -> list[Block]:
     if "gguf" in artifacts:
         place = folder.path / artifacts["gguf"]
         file = next(place.glob("*.gguf"))
-        run = [f"llama-cli -m {shlex.quote(str(file))}", f"ollama create {file.stem} -f {place / 'Modelfile'}"]
+        run, ollama = [f"llama-cli -m {shlex.quote(str(file))}"], (place / "Modelfile").is_file()
+        run += [f"ollama create {file.stem} -f {place / 'Modelfile'}"] if ollama else []
         blocks += [
-            Text("The GGUF file, with llama.cpp, where this run checked it, or Ollama:"),
+            Text(f"The GGUF file, with llama.cpp, where this run checked it{', or Ollama' if ollama else ''}:"),
             Code("\n".join(run), "bash"),
         ]
     if "w4a16" in artifacts:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from gemma_tune.chat import form_of
+from gemma_tune.chat import form_of, without_marks
+from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.render import prepared
 from gemma_tune.config import Config
 from gemma_tune.config.adapter import ALL_LINEAR
@@ -121,9 +122,13 @@ def _template(x: CheckInputs) -> str:
     chats = [(r, row) for r, row in zip(x.rows.records, x.rows.rendered[:_COMPARED], strict=False) if r.messages]
     for record, row in chats:
         messages = prepared(form, record.messages or [], record.tools)
-        served = x.tokenizer.apply_chat_template(
-            messages, tools=record.tools, tokenize=True, return_dict=True, as_generated=True
-        )
+        if isinstance(form, OwnForm):  # in its child process; a program of others doesn't run in this one
+            text = own_text(replace(form, source=without_marks(form.source), marked=False), messages, record.tools)[0]
+            served = x.tokenizer(text, add_special_tokens=False)
+        else:
+            served = x.tokenizer.apply_chat_template(
+                messages, tools=record.tools, tokenize=True, return_dict=True, as_generated=True
+            )
         if served["input_ids"][: len(row.input_ids)] != row.input_ids:
             raise CheckFailed(
                 f"{record.where}: the template that will be saved gives other tokens than are trained on."

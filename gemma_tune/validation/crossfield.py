@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import FORMATS, LABELLED
 from gemma_tune.config.methods import METHODS, Kind
 from gemma_tune.config.model import is_gguf
-from gemma_tune.run.paths import RUNS
 from gemma_tune.validation.adapter_layers import layer_problems
 from gemma_tune.validation.chat_and_preview import (
     chat_problems,
@@ -23,7 +20,7 @@ from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.looking import looks_only
 from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
-from gemma_tune.validation.paths import encoding_problems, missing_paths
+from gemma_tune.validation.paths import encoding_problems, missing_paths, output_dir_problems
 from gemma_tune.validation.quantization import grid_problems
 from gemma_tune.validation.rewards import (
     label_problems,
@@ -33,6 +30,7 @@ from gemma_tune.validation.rewards import (
     rl_problems,
 )
 from gemma_tune.validation.suggest import did_you_mean
+from gemma_tune.validation.templates import template_problems
 from gemma_tune.validation.tokens import new_token_problems
 from gemma_tune.validation.trackers import tracker_problems
 from gemma_tune.validation.trainer_options import enum_values, trainer_problems
@@ -56,6 +54,7 @@ def _model(cfg: Config) -> Iterator[str]:
     elif is_gguf(name):
         yield from gguf_problems(cfg)
     yield from missing_paths(cfg, "model")
+    yield from template_problems(cfg.model.chat_template)
     yield from new_token_problems(cfg)
 
 
@@ -257,13 +256,6 @@ def _export(cfg: Config) -> Iterator[str]:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."
 
 
-def _output_dir(cfg: Config) -> Iterator[str]:
-    folder = Path(cfg.output_dir or RUNS).expanduser().absolute()
-    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
-    if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
-        yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."
-
-
 _Check = Callable[[Config], Iterator[str]]
 _TRAINING: tuple[_Check, ...] = (
     _model,
@@ -279,9 +271,9 @@ _TRAINING: tuple[_Check, ...] = (
 _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.CHAT: (_model, chat_problems),
     Kind.PREVIEW: (_model, _data, _train, preview_problems),
-    Kind.EXPORT: (_model, export_problems, _data, grid_problems, _output_dir),
-    Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, _output_dir),
-    Kind.TRAIN: (*_TRAINING, _output_dir),
+    Kind.EXPORT: (_model, export_problems, _data, grid_problems, output_dir_problems),
+    Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, output_dir_problems),
+    Kind.TRAIN: (*_TRAINING, output_dir_problems),
     Kind.DOCTOR: (looks_only,),
 }
 
@@ -293,7 +285,7 @@ def cross_problems(cfg: Config) -> list[str]:
     method = cfg.traits
     groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems]
     if method.kind is Kind.COMPARE:
-        groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), _output_dir]
+        groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), output_dir_problems]
     else:
         groups += _CHECKS[method.kind]
     groups += [rl_problems] if method.rewarded else [preference_problems] if method.compares_answers else []

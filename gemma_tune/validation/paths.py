@@ -1,15 +1,17 @@
-"""Checks that the files and folders which a configuration names are there, and the name of their encoding."""
+"""Checks that the files and folders which a configuration names are there or can be written, and their encoding."""
 
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from encodings import aliases
+from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.path_keys import NamedPath, read_paths
-from gemma_tune.run.paths import looks_local, resolve
+from gemma_tune.run.paths import RUNS, looks_local, resolve
 from gemma_tune.validation.suggest import did_you_mean, missing_path
 
 
@@ -50,3 +52,11 @@ def _encodes_text(name: str) -> bool:
     except (LookupError, ValueError):  # LookupError, too, where a codec is none of text (rot13, base64)
         return False
     return True
+
+
+def output_dir_problems(cfg: Config) -> Iterator[str]:
+    """Whether the run folder may be written."""
+    folder = Path(cfg.output_dir or RUNS).expanduser().absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
+    if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
+        yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."
