@@ -23,8 +23,8 @@ FILES = [*sorted(PACKAGE.rglob("*.py")), *sorted(RECIPES.glob("*.py"))]
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "wandb", "scipy"}
 # What anything may use; these import nothing of ours but each other.
 BASE = (
-    "errors", "untrusted", "run.paths", "run.lock", "user_code", "neighbours", "same_json", "call_syntax", "child",
-    "search_path",
+    "errors", "untrusted", "run.paths", "run.lock", "user_code", "user_source", "neighbours", "same_json",
+    "call_syntax", "child", "search_path",
 )  # fmt: skip
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import validation
 from gemma_tune.cli.defaults import resolve_defaults
+from gemma_tune.cli.own_recipe import take_own_recipes
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.config.renamed import names_a_method, translated
@@ -40,13 +41,13 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     Returns:
         The words as Hydra expects them.
     """
-    dirs = list(config_dirs)
-    problems = validation.problems_of_words(list(words), dirs)
-    chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in words) if k == g] for g in GROUPS}
+    dirs, own = list(config_dirs), take_own_recipes(words, config_dirs)
+    problems = [*own.problems, *validation.problems_of_words(own.checked, dirs)]
+    chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in own.checked) if k == g] for g in GROUPS}
     problems += validation.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)
     if problems:
         raise UserError(*problems)
-    return validation.for_hydra(list(words))
+    return validation.for_hydra(own.ready)
 
 
 def checked(tree: Any, recipe: str, where: str) -> Config:
@@ -91,7 +92,7 @@ def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str |
     """Composes and checks one configuration without the command line.
 
     Args:
-        recipe: Name of a recipe.
+        recipe: Name of a recipe, or the file of one's own.
         overrides: `key=value` words, as on the command line.
         config_dir: Folder with the user's own YAML files.
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.cli.own_code import check_reward_fields, load_recipe
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, tell_libraries
 from gemma_tune.models.known import check_known
@@ -55,6 +56,7 @@ def run_recipe(cfg: Config) -> RunResult:
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
     elif needs_rows(cfg):
         check_first_rows(cfg.data)
+        check_reward_fields(cfg)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
@@ -75,9 +77,14 @@ def _run_method(cfg: Config) -> RunResult:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # one bar a shard; ours shows the long steps
-    # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
-    recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
-    result: RunResult = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
+    if cfg.recipe_file is not None:
+        recipe: Any = load_recipe(cfg)
+    else:  # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
+        recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
+    result = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
+    if not isinstance(result, RunResult):
+        given = type(result).__name__
+        raise RunError(f"recipe={cfg.recipe_file}: run gave {given}, no RunResult; end it with return folder.result.")
     return result
 
 
@@ -95,13 +102,12 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
         return dry_run(cfg, folder, recipe) if cfg.traits.trains else dry_run_of_measuring(cfg, folder, recipe)
     if not folder.finished:
         try:
-            result: RunResult = recipe.run(cfg, folder)
+            return recipe.run(cfg, folder)  # type: ignore[no-any-return]
         except Stopped as stopped:
             if stopped.code:
                 raise
             print(f"gemma_tune: the time is up (train.max_time). {stopped}", file=sys.stderr)
             return folder.result
-        return result
     if hasattr(recipe, "recheck"):
         recipe.recheck(cfg, folder)
     seen = folder.report if folder.report.is_file() else folder.path
@@ -113,7 +119,7 @@ def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Non
     """Runs a recipe from Python, as `python -m gemma_tune recipe=… …` does.
 
     Args:
-        recipe: Name of a recipe, for example `qlora_sft`.
+        recipe: Name of a recipe, for example `qlora_sft`, or the file of your own.
         overrides: `key=value` words, for example `["model=tiny", "train.max_steps=10"]`.
         config_dir: Folder with your own YAML files.
 

@@ -17,6 +17,7 @@ def of_tuning(cfg: Config, folder: Path) -> Config:
     return replace(
         cfg,
         recipe=recipe,
+        recipe_file=None,
         method="sft",
         output_dir=str(folder / TUNED),
         tracker=_tracker(cfg, folder, TUNED),
@@ -57,6 +58,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
     found = replace(
         cfg,
         recipe="qat",
+        recipe_file=None,
         method="qat",
         output_dir=str(folder / ON_GRID),
         overwrite=False,

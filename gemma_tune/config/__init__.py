@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gemma_tune.config.adapter import AdapterConfig
 from gemma_tune.config.chat import ChatConfig
 from gemma_tune.config.compare import CompareConfig
+from gemma_tune.config.copy import CopyConfig
 from gemma_tune.config.data import DataConfig
 from gemma_tune.config.doctor import DoctorConfig
 from gemma_tune.config.eval import EvalConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ChatConfig",
     "CompareConfig",
     "Config",
+    "CopyConfig",
     "DataConfig",
     "DoctorConfig",
     "EvalConfig",
@@ -49,6 +51,9 @@ class Config:
 
     recipe: str = option("", "Name of the recipe; chosen with `recipe=NAME`.")
     method: str = option("", "What the recipe does to the model, a row of config/methods.py; set by the recipe.")
+    recipe_file: str | None = option(
+        None, "The steps of a recipe of your own; set by `recipe=path/to/my_recipe.py`.", path="file"
+    )
     seed: int = option(
         42,
         "Seed of Python, NumPy and torch; it also decides the order of the examples and which ones are held out.",
@@ -79,6 +84,7 @@ class Config:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
+    copy: CopyConfig = field(default_factory=CopyConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

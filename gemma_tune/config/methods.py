@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Kind(Enum):
@@ -22,6 +23,7 @@ class Kind(Enum):
     PREVIEW = "preview"
     CHAT = "chat"
     DOCTOR = "doctor"
+    COPY = "copy"
 
 
 class Reads(Enum):
@@ -75,6 +77,7 @@ class Method:
         new_tokens: Whether `model.added_tokens` may name new ones. A quantized student would learn them from a teacher
             that doesn't know them, and a reward model writes none.
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
+        own_loss: Whether `train.loss` may take the place of the loss.
     """
 
     file: str
@@ -95,11 +98,24 @@ class Method:
     run_folder: bool = True
     new_tokens: bool = False
     adapter_recipes: bool = False
+    own_loss: bool = False
 
     @property
     def trains(self) -> bool:
         """Whether weights change."""
         return self.kind is Kind.TRAIN
+
+    @property
+    def run_takes(self) -> tuple[str, ...]:
+        """What `run` of its recipe is called with."""
+        return ("cfg", "folder") if self.run_folder else ("cfg",)
+
+    @property
+    def read_takes(self) -> tuple[str, ...]:
+        """What `read` of its recipe is called with, which a dry run calls; empty where it calls none."""
+        if not self.run_folder:
+            return ()
+        return ("cfg", "setup") if self.trains else ("cfg", "folder")
 
     @property
     def rewarded(self) -> bool:
@@ -143,7 +159,7 @@ def _rl(trainer: str) -> Method:
 METHODS: dict[str, Method] = {
     "sft": Method(
         "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True,
-        new_tokens=True,
+        new_tokens=True, own_loss=True,
     ),
     "dpo": Method(
         "dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3)),
@@ -182,5 +198,13 @@ METHODS: dict[str, Method] = {
     ),
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
+    "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
 }  # fmt: skip
+
+
+def method_of(values: dict[str, Any]) -> Method:
+    """The row that the values of a shipped recipe name."""
+    return METHODS[values["method"]]
+
+
 TRAINERS = tuple(dict.fromkeys(m.trainer for m in METHODS.values() if m.trainer))

@@ -52,6 +52,8 @@ ADDED: dict[str, Any] = {
     "model.added_tokens": [],
     "compare.baseline": "first",
     "tracker.group": None,
+    "recipe_file": None,
+    "train.loss": None,
 }
 
 
@@ -92,7 +94,8 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
         if (value := _pop(tree, old)) is not _MISSING:
             _set(tree, new, value)
     for key, default in ADDED.items():
-        if key.partition(".")[0] in tree and isinstance(tree[key.partition(".")[0]], dict):
+        group, below, _ = key.partition(".")
+        if not below or isinstance(tree.get(group), dict):
             value = _pop(tree, key)
             _set(tree, key, default if value is _MISSING else value)
     if isinstance(tree.get("train"), dict) and tree["train"].get("resume_from_checkpoint", "") is None:

@@ -64,6 +64,12 @@ class TrainConfig:
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."
     )
+    loss: str | None = option(
+        None,
+        "SFT: a loss of your own, `path/to/file.py:function`, called as Transformers' `compute_loss_func`: (outputs, "
+        "labels, num_items_in_batch=…).",
+        path="function",
+    )
     beta: float | None = option(
         None,
         "KL coefficient β. DPO, KTO: how far the model may move from the reference; RL: weight of the KL divergence "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.config.own_functions import READER
 from gemma_tune.data.conversation import answers_to_train
 from gemma_tune.data.file_rows import FileOptions, Row
 from gemma_tune.data.files import read_file
@@ -112,7 +113,7 @@ def _hashed_rows(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
 def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     """The records of a reader of the user's own, checked like those of our formats."""
     made_by = f"data.format={data.format}"
-    records = load_function(data.format, "data.format", ("path", "data"))(source, data)
+    records = load_function(data.format, "data.format", READER)(source, data)
     if not isinstance(records, Iterable):
         raise BadRow(f"{source}: {made_by} gave {type(records).__name__}, no list of Record; yield or return them.")
     for record in records:

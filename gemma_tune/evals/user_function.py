@@ -8,6 +8,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
+from gemma_tune.config.own_functions import EVALUATOR
 from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.user_code import load_function
@@ -23,7 +24,7 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
     Raises:
         UserError: No such file or function, or one that can't be called so.
     """
-    function = load_function(reference, "eval.evaluators", ("engine", "inputs"))
+    function = load_function(reference, "eval.evaluators", EVALUATOR)
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         found = function(engine, inputs)

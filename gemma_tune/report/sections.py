@@ -132,7 +132,8 @@ def _inputs(inputs: ReportInputs) -> list[Block]:
         names = {key: name for key, name in names.items() if not key.startswith("train_file")}
     if cfg.data.dataset_name:
         names["data set"] = cfg.data.dataset_name
-    named = {"model": cfg.model.model_name_or_path, **names}
+    own = {name: said for name, said in (("recipe", cfg.recipe_file), ("loss", cfg.train.loss)) if said}
+    named = {**own, "model": cfg.model.model_name_or_path, **names}
     blocks: list[Block] = [_pairs({key: Mono(name) for key, name in named.items()})]
     return [*blocks, Table(["file", "SHA-256, first digits"], rows, texts=True)] if rows else blocks
 

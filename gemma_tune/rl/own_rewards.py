@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from transformers import TrainerState
 
+from gemma_tune.config.own_functions import (
+    NO_COLUMNS,
+    OUR_REWARD,
+    REWARD,
+    REWARD_WAYS,
+    named_parameters,
+    takes_records,
+    unknown_field,
+    unknown_fields,
+)
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.user_code import load_function
-
-_OURS = ("completions", "records")
-# What TRL passes by name beside the columns of the rows; and the columns that it never passes.
-_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-_NO_COLUMNS = ("prompt", "completion", *_TRL)
-_WAYS = "write (completions, records), or TRL's (prompts, completions, **kwargs) with fields of the rows by name"
 
 
 def prepare(reference: str, key: str, tasks: Sequence[Task] | None) -> Reward:
@@ -38,44 +42,20 @@ def prepare(reference: str, key: str, tasks: Sequence[Task] | None) -> Reward:
     Raises:
         UserError: The function can't be loaded, or takes parameters that neither signature has.
     """
-    function = load_function(reference, key)
-    parameters = _parameters(function, f"{key}={reference}")
-    kinds = [p.kind for p in parameters.values()]
-    anything = inspect.Parameter.VAR_KEYWORD in kinds
-    named = {
-        name: p.default is inspect.Parameter.empty
-        for name, p in parameters.items()
-        if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    }
-    if "records" in named and "prompts" not in named and {n for n, must in named.items() if must} <= {*_OURS}:
-        taken = [name for name in _OURS if name in named or anything]
-        return _OwnReward(function, taken)
-    said = f"{key}={reference}: its parameters are ({', '.join(str(p) for p in parameters.values())})"
-    if inspect.Parameter.POSITIONAL_ONLY in kinds:
-        raise UserError(f"{said}, and those before `/` can't be passed by name; {_WAYS}.")
-    if not anything and not {"completions", "completion_ids"} & named.keys():
-        raise UserError(f"{said}: it takes no completions; {_WAYS}.")
-    if tasks is not None:
-        _check_fields(named, dict.fromkeys(name for task in tasks for name in task.row), said)
-    return TrlReward(function, named, anything, tasks or ())
-
-
-def _check_fields(named: Mapping[str, bool], fields: Collection[str], said: str) -> None:
-    """Raises UserError where a required parameter is neither TRL's nor a field of the rows."""
-    for name, must in named.items():
-        if must and name not in _TRL and (name not in fields or name in _NO_COLUMNS):
-            hint = f" TRL names it {name}s." if f"{name}s" in _TRL else ""
-            raise UserError(
-                f"{said}: {name} is neither an argument of TRL's ({', '.join(_TRL)}) nor a field of the rows, which "
-                f"have: {', '.join(fields) or 'none'}.{hint} Rename it, give it a default, or {_WAYS}."
-            )
-
-
-def _parameters(function: Callable[..., Any], said: str) -> dict[str, inspect.Parameter]:
+    said = f"{key}={reference}"
+    function = load_function(reference, key, REWARD)
     try:
-        return dict(inspect.signature(function).parameters)
+        signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{said}: its parameters can't be read ({error}); {_WAYS}.") from error
+        raise UserError(f"{said}: its parameters can't be read ({error}); {REWARD_WAYS}.") from error
+    named = named_parameters(signature)
+    anything = inspect.Parameter.VAR_KEYWORD in [p.kind for p in signature.parameters.values()]
+    if takes_records(signature):
+        return _OwnReward(function, [name for name in OUR_REWARD if name in named or anything])
+    fields = tuple(dict.fromkeys(name for task in tasks or () for name in task.row))
+    if tasks is not None and (unknown := unknown_fields(signature, fields)):
+        raise UserError(f"{said}: its parameters are {signature}: {unknown_field(unknown[0], fields)}.")
+    return TrlReward(function, named, anything, tasks or ())
 
 
 class _OwnReward:
@@ -118,7 +98,7 @@ class TrlReward:
         required = [name for name, must in self._named.items() if must]
         fields = dict.fromkeys([*(name for task in records for name in task.row), *required])
         given = {
-            **{name: [task.row.get(name) for task in records] for name in fields if name not in _NO_COLUMNS},
+            **{name: [task.row.get(name) for task in records] for name in fields if name not in NO_COLUMNS},
             **self.trainer,
             "prompts": [_text_prompt(t) if self._texts else [dict(m) for m in t.prompt] for t in records],
             "completions": list(completions) if self._texts else [_message(c) for c in completions],

@@ -14,7 +14,7 @@ from gemma_tune.run.paths import RUNS
 
 # Keys that say how a run is carried out, not what it computes, and those of recipes that keep no run folder:
 # they don't change its folder.
-OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview", "doctor")
+OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview", "doctor", "copy")
 # Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate depends
 # on it, and the stored configuration would not repeat the run.
 RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")
@@ -49,7 +49,7 @@ def as_one_run(cfg: Config) -> dict[str, Any]:
 def not_resumable(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Keys that differ though a resumed run must not change them: all but those of evaluation and checkpoints."""
     found = []
-    for group in ("recipe", "method", "seed", "model", "adapter", "data", "train", "quant", "reward"):
+    for group in ("recipe", "recipe_file", "method", "seed", "model", "adapter", "data", "train", "quant", "reward"):
         a, b = mine[group], theirs.get(group)
         if isinstance(a, dict) and isinstance(b, dict):
             found += [f"{group}.{k}" for k in a if a[k] != b.get(k) and k not in RESUMABLE]

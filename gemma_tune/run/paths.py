@@ -22,6 +22,7 @@ def _shipped(inside_wheel: str, in_checkout: str) -> Path:
 
 CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
+RECIPES = _shipped("recipes", "recipes")
 # Folder of the runs without `output_dir`
 RUNS = "runs"
 # What a QAT run leaves in its folder

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gemma_tune.config import Config
+from gemma_tune.config.path_keys import named_paths
 from gemma_tune.evals.evaluation import files_of
 from gemma_tune.models.source import Source
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import resolve
 
 
 def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Iterable[Path]) -> None:
@@ -24,7 +26,8 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
         note_source(folder, source)
     if cfg.data.dataset_name:
         folder.note_inputs({cfg.data.dataset_name: f"revision {cfg.data.revision or 'main'}"})
-    folder.add_inputs(*files_of(cfg))
+    own = [resolve(path.name) for path in named_paths(cfg) if path.key in ("recipe_file", "train.loss")]
+    folder.add_inputs(*own, *files_of(cfg))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
     folder.check_inputs()
 

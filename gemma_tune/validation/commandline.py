@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune.errors import shortened
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.untrusted import check_yaml
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
 from gemma_tune.validation.suggest import did_you_mean, other_option
@@ -83,6 +83,8 @@ def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | Non
     if len(value) > _KEY:
         return f"{WHERE}: there is no {group} `{said}`."
     hint = other_option(group, value, options)
+    if group == "recipe" and resolve(value).with_suffix(".py").is_file():  # its file, without the suffix
+        hint = f" Did you mean recipe={Path(value).with_suffix('.py')}?"
     return (
         f"{WHERE}: there is no {group} `{value}`.{hint} "
         f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"

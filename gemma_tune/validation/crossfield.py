@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
 from gemma_tune.config.data import FORMATS, LABELLED
-from gemma_tune.config.methods import METHODS, Kind
+from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
+from gemma_tune.validation import own_code
 from gemma_tune.validation.adapter_layers import layer_problems
-from gemma_tune.validation.chat_and_preview import (
-    chat_problems,
-    no_other,
-    preview_problems,
-)
+from gemma_tune.validation.chat_and_preview import chat_problems, no_other, preview_problems
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.looking import looks_only
@@ -37,14 +34,6 @@ from gemma_tune.validation.trainer_options import enum_values, trainer_problems
 
 _INITS = re.compile(r"^(true|false|gaussian|pissa|pissa_niter_[1-9]\d*|olora|loftq)$", re.IGNORECASE)
 _DATA_FORMATS = ("auto", *FORMATS, LABELLED)
-
-
-def _method(cfg: Config) -> Iterator[str]:
-    if not cfg.method:
-        yield "method is not set: begin the defaults of your recipe with a shipped one, as in [qlora_sft, _self_]."
-    elif cfg.unknown_method:
-        name, why = cfg.unknown_method
-        yield f"method={name}: {why}{did_you_mean(name, METHODS)}"
 
 
 def _model(cfg: Config) -> Iterator[str]:
@@ -275,15 +264,16 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, output_dir_problems),
     Kind.TRAIN: (*_TRAINING, output_dir_problems),
     Kind.DOCTOR: (looks_only,),
+    Kind.COPY: (own_code.copy_problems,),
 }
 
 
 def cross_problems(cfg: Config) -> list[str]:
     """All problems that a single value can't show."""
-    if problems := list(_method(cfg)):  # all else depends on what the method is
-        return problems
+    if problem := own_code.method_problem(cfg):  # all else depends on what the method is
+        return [problem]
     method = cfg.traits
-    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems]
+    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems, *own_code.CHECKS]
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), output_dir_problems]
     else:

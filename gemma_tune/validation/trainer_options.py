@@ -75,7 +75,7 @@ LOSSES = {
 }  # fmt: skip
 
 # Keys in `train` that are not options of TRL.
-_OURS = ("extra", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed")
+_OURS = ("extra", "loss", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed")
 
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {

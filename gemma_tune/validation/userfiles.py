@@ -62,11 +62,15 @@ def _override_problems(tree: dict[str, Any], file: Path, config_dirs: list[Path]
 
 
 def _file_problems(group: str, name: str, config_dirs: list[Path], seen: set[Path]) -> list[str]:
-    options = options_of(group, config_dirs)
-    file = options.get(name)
+    file = options_of(group, config_dirs).get(name)
     if file is None or file in seen or CONFIGS in file.parents:
         return []
     seen.add(file)
+    return _problems_of(file, group, config_dirs, seen)
+
+
+def _problems_of(file: Path, group: str, config_dirs: list[Path], seen: set[Path]) -> list[str]:
+    options = options_of(group, config_dirs)
     try:
         text = read_bytes(file, MIB).decode("utf-8")
         check_yaml(text)
@@ -110,3 +114,8 @@ def problems_of_files(chosen: dict[str, list[str]], config_dirs: list[Path]) -> 
         for name in names:
             found += _file_problems(group, name, roots, seen)
     return found
+
+
+def problems_of_recipe(file: Path, config_dirs: list[Path]) -> list[str]:
+    """All problems of the values of a recipe of the user's own, and of the files that they choose."""
+    return _problems_of(file, "recipe", [d for d in config_dirs if d.is_dir()], {file})

@@ -1,0 +1,59 @@
+"""Loads the user's own recipe, and checks what only rows or a running file can tell, before a model is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType
+
+from gemma_tune.config import Config
+from gemma_tune.config.own_functions import FunctionCall, unknown_field, unknown_fields
+from gemma_tune.data import reading
+from gemma_tune.errors import UserError
+from gemma_tune.user_code import load_module, split
+from gemma_tune.user_source import read_source
+
+# Rows whose fields are looked at before the run reads all of them
+_ROWS = 1000
+
+
+def load_recipe(cfg: Config) -> ModuleType:
+    """Runs the file of the user's own recipe.
+
+    Raises:
+        UserError: It can't be run, or has no function that can be called as a recipe's.
+    """
+    said = f"recipe={cfg.recipe_file}"
+    recipe = load_module(Path(str(cfg.recipe_file)), said)
+    takes = {"run": cfg.traits.run_takes, **({"read": cfg.traits.read_takes} if cfg.dry_run else {})}
+    for name, words in takes.items():
+        function = getattr(recipe, name, None)
+        if words and not callable(function):
+            raise UserError(f"{said}: it has no function {name}({', '.join(words)}).")
+        if words and callable(function) and (problem := FunctionCall(words).problem(inspect.signature(function))):
+            raise UserError(f"{said}: {name}: {problem}.")
+    return recipe
+
+
+def check_reward_fields(cfg: Config) -> None:
+    """Refuses a reward that asks by name for a field which no row has, where all rows are few enough to be looked at.
+
+    Raises:
+        UserError: As `rl.own_rewards.prepare`, which looks at all rows.
+    """
+    references = {name: cfg.reward.functions.get(name) for name in cfg.reward.weighted()}
+    if not any(references.values()) or cfg.data.generator or cfg.data.dataset_name:
+        return
+    trained = [reading.training(cfg.data)] if cfg.traits.rewarded else list(reading.tests(cfg.data).values())
+    rows = list(islice(chain.from_iterable(trained), _ROWS + 1))
+    if len(rows) > _ROWS:
+        return
+    fields = tuple(dict.fromkeys(name for record in rows for name in record.row))
+    for name, reference in references.items():
+        file, function = split(reference or "")
+        found = read_source(file).names.get(function, []) if reference else []
+        signature = found[-1].signature if found else None
+        if signature and (unknown := unknown_fields(signature, fields)):
+            where = f"reward.functions.{name}={reference}: {file}:{found[-1].line}"
+            raise UserError(f"{where}: its parameters are {signature}: {unknown_field(unknown[0], fields)}.")
