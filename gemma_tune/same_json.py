@@ -1,8 +1,9 @@
-"""Equality of JSON data."""
+"""Equality of JSON data, and objects that have one value under each name."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -35,3 +36,22 @@ def _same_number(found: float, expected: float, tolerance: float) -> bool:
         return math.isclose(found, expected, rel_tol=tolerance)
     except OverflowError:  # an int that no float can hold
         return False
+
+
+def one_value_a_name(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of `json.loads`, which would keep the last of several values in silence.
+
+    Raises:
+        ValueError: An object has two different values under one name.
+    """
+    if (name := name_of_two_values(pairs)) is not None:
+        raise ValueError(f"an object has two values under the name {name!r}")
+    return dict(pairs)
+
+
+def name_of_two_values(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """The first name that has two different values; None where each has one."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return None
+    return next((name for name, value in pairs if value != found[name]), None)

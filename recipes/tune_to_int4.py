@@ -30,10 +30,13 @@ read = sft.read
 stages = (of_tuning, of_quantization)
 
 
-def _stage(recipe: Any, cfg: Config) -> RunResult:
+def _stage(recipe: Any, cfg: Config, whole: RunFolder) -> RunResult:
     """Runs a stage, a run of its own; of an interrupted run, what is finished stays as it is."""
-    folder = RunFolder.open(cfg)
-    result: RunResult = folder.stored_result() if folder.finished else recipe.run(cfg, folder)
+    folder = RunFolder.open(cfg, whole.stops)
+    if folder.finished:
+        return folder.stored_result()
+    whole.stops.end_in_time(cfg.train.max_seconds)
+    result: RunResult = recipe.run(cfg, folder)
     return result
 
 
@@ -49,16 +52,17 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         note_inputs(cfg, folder, source, data_files(cfg.data))
         say("1 of 3: tuning")
         with folder.timed("tune"):
-            result.take(TUNED, _stage(sft, first))
+            result.take(TUNED, _stage(sft, first, folder))
         folder.keep_on_error = True  # from here on there is something to keep
         say("", "2 of 3: training for int4")
         try:
             with folder.timed("quantize"):
-                result.take(ON_GRID, _stage(qat, second))
+                result.take(ON_GRID, _stage(qat, second, folder))
         except (RunError, UserError) as error:
             kept = f"The tuned model is complete: recipe=qat model.model_name_or_path={tuned} continues from it."
             raise type(error)(f"{error} {kept}") from error
 
+        folder.stops.end_in_time(cfg.train.max_seconds)
         say("", "3 of 3: the GGUF in llama.cpp")
         served = of_gguf(cfg, next((quantized / "export" / "gguf").glob("*.gguf")), tuned)
         found = to_measure(served).measure("GGUF", folder)

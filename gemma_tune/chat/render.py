@@ -11,6 +11,7 @@ from gemma_tune.chat.forms import ChatForm, Unrenderable, thinking_of
 from gemma_tune.chat.marks import Messages, Span, Tools
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.recognise import form_of
+from gemma_tune.same_json import one_value_a_name
 
 __all__ = ["Messages", "Rendered", "Tools", "answers_apart", "render_chat", "render_prompt", "render_text"]
 
@@ -191,9 +192,9 @@ def _call(call: dict[str, Any], name: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         # The OpenAI API gives them as JSON text
         try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            arguments = None
+            arguments = json.loads(arguments, object_pairs_hook=one_value_a_name)
+        except (ValueError, RecursionError) as error:
+            raise Unrenderable(f"the arguments of {function['name']} can't be read as JSON ({error}).") from error
     if not isinstance(arguments, dict):
         raise Unrenderable(f"the arguments of {function['name']} are neither a mapping nor a text that holds one.")
     return {"type": "function", "id": call.get("id") or name, "function": {**function, "arguments": arguments}}

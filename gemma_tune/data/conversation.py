@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, SYSTEM, THINKING, TOOLS, is_thinking, switch_of
 from gemma_tune.data.messages import Messages, checked_messages, plain
 from gemma_tune.data.records import BadRow, Record
@@ -37,6 +38,7 @@ def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str |
         BadRow: The row can't be used.
     """
     tools = row_tools(fields, data)
+    refuse_two_values(messages, fields.where)
     given, messages = messages, plain(messages)
     if isinstance(given, str) and not isinstance(messages, list):
         refuse_printed(given, str(name), fields.where)
@@ -114,7 +116,9 @@ def _history(fields: RowFields, name: str) -> Messages:
     """Earlier turns: pairs of a question and its answer, as LLaMA-Factory has and trains them, or messages."""
     if _no_value(fields, name):
         return []
-    value = plain(fields.get(name))
+    given = fields.get(name)
+    refuse_two_values(given, fields.where)
+    value = plain(given)
     if is_empty(value):
         return []
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
@@ -236,12 +240,14 @@ def as_messages(value: Any, role: str, name: str, fields: RowFields, tools: Sequ
     found = plain([value] if isinstance(value, dict) else value)
     if isinstance(found, list) and found and all(isinstance(m, dict) for m in found):
         if all(map(_is_message, found)):
+            refuse_two_values(value, where)
             return found
         if isinstance(value, list) and not all(_CALL.issuperset(m) for m in found):
             return found  # the check of its messages says what is wrong
     calls = structure_in(value)
     calls = [calls] if isinstance(calls, dict) else calls
     if tools and role == "assistant" and isinstance(calls, list) and calls and all(map(_is_call, calls)):
+        refuse_two_values(value, where)
         return [{"role": role, "content": "", "tool_calls": calls}]
     if isinstance(value, str):
         if not value.strip() and role == "assistant" and fields.named(_CALLS):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.data.records import BadRow
+from gemma_tune.same_json import name_of_two_values
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,9 @@ class Decoder:
         self._twice: Twice | None = None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            self._twice = next((Twice(name) for name, value in pairs if value != found[name]), self._twice)
-        return found
+        if (name := name_of_two_values(pairs)) is not None:
+            self._twice = Twice(name)
+        return dict(pairs)
 
     def line(self, text: str) -> Any:
         """The value of a text.
@@ -56,3 +57,40 @@ class Decoder:
         self._twice = None
         value, end = self._json.raw_decode(text, at)
         return self._twice or value, end
+
+
+def refuse_two_values(value: Any, where: str) -> None:
+    """Refuses a text that is read as the list or mapping that it holds, where one of its mappings is ambiguous.
+
+    Args:
+        value: The text, of JSON or as Python prints it, or a list with such texts; anything else has been looked at.
+        where: File and line.
+
+    Raises:
+        BadRow: A mapping in it has two different values under one name.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = Decoder().line(value)
+        except (ValueError, RecursionError):
+            value = _printed(value)
+    if isinstance(value, Twice):
+        raise value.refused(where)
+    if isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, str):
+                refuse_two_values(entry, where)
+
+
+def _printed(text: str) -> Twice | None:
+    """The first name with two values in what Python has printed."""
+    try:
+        nodes = [node for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Dict)]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    for node in nodes:
+        found: dict[str, str] = {}
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and found.setdefault(str(key.value), ast.dump(value)) != ast.dump(value):
+                return Twice(str(key.value))
+    return None

@@ -13,7 +13,7 @@ from gemma_tune.data import anthropic, google
 from gemma_tune.data.known_fields import CALL, ROLE_NAMES, ROLES, ROW_SWITCHES
 from gemma_tune.data.message import ReadMessage, is_blank
 from gemma_tune.data.records import BadRow
-from gemma_tune.data.row_fields import RowFields, structure_in
+from gemma_tune.data.row_fields import RowFields, structure_in, structure_of
 from gemma_tune.data.tools import Tools
 
 Messages = list[dict[str, Any]]
@@ -49,7 +49,7 @@ def checked_messages(
     Raises:
         BadRow: Not a conversation, roles that don't alternate, or no answer to learn from.
     """
-    messages = structure_in(messages)
+    messages = structure_of(messages, where)
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"{where}: the conversation isn't a list of messages.")
     fields = fields or RowFields(where, {})

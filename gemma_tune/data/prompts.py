@@ -14,6 +14,7 @@ from typing import Any
 from gemma_tune.config import ChatConfig, DataConfig
 from gemma_tune.data.file_rows import FileOptions
 from gemma_tune.data.files import read_file
+from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import IGNORE, TRAINING
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import SILENCES, RowRemarks, remark_lines
@@ -54,7 +55,9 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
         return None
     where = f"chat.tools_file={chat.tools_file}"
     try:
-        tools = parse_json(read_bytes(resolve(chat.tools_file)).decode("utf-8-sig"))
+        text = read_bytes(resolve(chat.tools_file)).decode("utf-8-sig")
+        refuse_two_values(text, where)
+        tools = parse_json(text)
         if not isinstance(tools, list) or not tools:
             raise UserError(
                 f"{where}: this is no list of tools; write "

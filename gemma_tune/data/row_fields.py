@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import refusal_of
 from gemma_tune.data.records import BadRow, Record
 
@@ -78,10 +79,16 @@ class RowFields:
         return self._find(name)[1]
 
     def get(self, name: str) -> Any:
-        """The value of a field, which counts as used; None where the row has none, or it is ignored."""
+        """The value of a field, which counts as used; None where the row has none, or it is ignored.
+
+        Raises:
+            BadRow: It stands in a text of JSON that has two values under one name.
+        """
         path, value = self._find(name)
         if not path or self.is_ignored(name):
             return None
+        if len(path) > 1 and isinstance(self.row[str(path[0])], str):
+            refuse_two_values(self.row[str(path[0])], self.where)
         self._used.add(path)
         if isinstance(value, float) and math.isnan(value):
             self.missing[name] = None
@@ -233,6 +240,16 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_empty, value))
     return value is None or value == ""
+
+
+def structure_of(value: Any, where: str) -> Any:
+    """As `structure_in`, for a value that is used as a list or mapping.
+
+    Raises:
+        BadRow: A mapping in it has two different values under one name.
+    """
+    refuse_two_values(value, where)
+    return structure_in(value)
 
 
 def structure_in(value: Any) -> Any:

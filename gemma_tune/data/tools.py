@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.data.records import BadRow
-from gemma_tune.data.row_fields import is_empty, structure_in
+from gemma_tune.data.row_fields import is_empty, structure_in, structure_of
 
 Tools = list[dict[str, Any]]
 _ARGUMENTS = ("arguments", "args", "parameters", "input")
@@ -17,9 +17,9 @@ def parsed(value: Any, where: str, what: str) -> Any:
     """Parses a value that is a JSON text, as in the cell of a table; any other value is returned as it is.
 
     Raises:
-        BadRow: The text isn't JSON; the message calls it `what`.
+        BadRow: The text isn't JSON, and the message calls it `what`; or it has two values under one name.
     """
-    found = structure_in(value)
+    found = structure_of(value, where)
     if isinstance(found, str):
         raise BadRow(f"{where}: {what}: this text is not JSON; write it as json.dumps does.")
     return found
@@ -55,7 +55,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     if function is None and isinstance(tool, dict) and isinstance(tool.get("name"), str):
         function = {k: v for k, v in tool.items() if k != "type"}
         tool = {}
-    function = structure_in(function)
+    function = structure_of(function, where)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where}: a tool isn't {{'type': 'function', 'function': {{'name', …}}}}.")
     function = without_nulls(function)
@@ -90,7 +90,7 @@ def calls_of_message(message: Mapping[str, Any], where: str, number: int) -> lis
     calls, older = message.get("tool_calls"), message.get("function_call")
     if calls is None and older is None:
         return []
-    calls = structure_in(calls)
+    calls = structure_of(calls, where)
     if not is_empty(calls) and not isinstance(calls, list):
         raise BadRow(f"{where}: message {number}: tool_calls must be a list, in an assistant's message.")
     if not is_empty(older):
@@ -113,8 +113,8 @@ def checked_call(call: Any, where: str, tools: Tools | None, note: Note) -> dict
     Raises:
         BadRow: Not a call.
     """
-    call = structure_in(call)
-    function = structure_in(call.get("function")) if isinstance(call, dict) else None
+    call = structure_of(call, where)
+    function = structure_of(call.get("function"), where) if isinstance(call, dict) else None
     if function is None and isinstance(call, dict) and "name" in call:
         function = {k: v for k, v in call.items() if k not in ("id", "type")}
         call = {k: call.get(k) for k in ("id", "type")}

@@ -36,7 +36,7 @@ from gemma_tune.config.reward import CodeReward
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.sandbox import Limits, Sandbox, SandboxResult
 from gemma_tune.rewards.sandbox_setup import find_sandbox
-from gemma_tune.same_json import same_json
+from gemma_tune.same_json import one_value_a_name, same_json
 
 # Possessive quantifiers don't backtrack, so a long line of marks is scanned once.
 _FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^`]*+$")
@@ -180,9 +180,9 @@ def _tests_of(record: Task) -> list[_Test]:
     """
     tests = record.row.get("tests")
     try:
-        tests = json.loads(tests) if isinstance(tests, str) else tests
-    except ValueError as error:
-        raise ValueError(f"{record.where}: `tests` is a string that isn't JSON ({error}).") from error
+        tests = json.loads(tests, object_pairs_hook=one_value_a_name) if isinstance(tests, str) else tests
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{record.where}: `tests` is a string that isn't JSON that can be read ({error}).") from error
     if not isinstance(tests, list) or not tests:
         raise ValueError(f"{record.where}: reward.code needs the field `tests`, a non-empty list of tests.")
     return [_test(test, record.row, f"{record.where}: test {number}") for number, test in enumerate(tests, 1)]

@@ -15,6 +15,7 @@ from gemma_tune.config.reward import JsonSchemaReward
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Reward, Task, per_completion, require_package
 from gemma_tune.run.paths import resolve
+from gemma_tune.same_json import one_value_a_name
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 # Keywords whose values are data, in which `$ref` has no meaning.
@@ -51,9 +52,9 @@ def validator(schema: Any) -> Any:
 
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = json.loads(schema, object_pairs_hook=one_value_a_name)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not JSON ({error})") from error
+            raise ValueError(f"it is not JSON that can be read ({error})") from error
     if not isinstance(schema, dict):
         raise ValueError(f"it is not a mapping but {type(schema).__name__}")
     kind = validator_for(schema, default=Draft202012Validator)

@@ -11,7 +11,8 @@ from gemma_tune.config import Config
 from gemma_tune.config.path_keys import NOT_READ, NamedPath, base_of_adapter, named_paths
 from gemma_tune.config.renamed import is_a_run, translated
 from gemma_tune.data.files import find_files
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, shortened
+from gemma_tune.run.checkpoints import DIGESTS, checkpoints
 from gemma_tune.run.identity import identity, not_resumable, without_operational
 from gemma_tune.run.lock import LOCK, refuse_locked
 from gemma_tune.run.paths import folder_status, resolve
@@ -22,6 +23,9 @@ from gemma_tune.untrusted import read_object, read_yaml
 _WAYS = "choose another output_dir, or replace it with overwrite=true"
 
 
+_OF_EACH_RUN = ("recipe", "method", "seed", "model", "data", "train")  # keys of each configuration
+
+
 class Found(Enum):
     """What a run finds in its folder."""
 
@@ -30,19 +34,43 @@ class Found(Enum):
     FINISHED = "this very run, finished"
 
 
-def stored_config(path: Path) -> dict[str, Any] | None:
-    """The configuration that a run left in its folder, or None where there is none."""
-    try:
-        tree = read_yaml(path / "config.yaml")
-    except (OSError, ValueError):
-        return None
-    if not isinstance(tree, dict) or not tree.get("method"):
-        return None
+def stored_config(path: Path) -> Any:
+    """The configuration that a run left in its folder, a mapping; None where no run has left anything.
+
+    Raises:
+        UserError: There is a run, and its config.yaml is missing or damaged.
+    """
+    tree, why = _read_config(path / "config.yaml")
     try:
         ours = "gemma_tune" in read_object(path / "manifest.json")
     except (OSError, ValueError):  # killed between its first two files, or damaged
-        ours = is_a_run(tree) and not foreign_files(path)
-    return tree if ours else None
+        ours = any((p / DIGESTS).is_file() for p in checkpoints(path / "checkpoints"))
+    if not ours:
+        begun = isinstance(tree, dict) and is_a_run(tree) and not foreign_files(path)
+        return tree if begun else None
+    if why:
+        raise UserError(
+            f"{path / 'config.yaml'}: {why}, so it can't be told what the run in this folder is. Put it back as it "
+            f"was; {_WAYS}, which keeps the old run until the new one is finished."
+        )
+    return tree
+
+
+def _read_config(file: Path) -> tuple[Any, str]:
+    """What a config.yaml holds, and what is wrong with it, if anything."""
+    try:
+        tree = read_yaml(file)
+        whole = file.read_bytes().endswith(b"\n")
+    except FileNotFoundError:
+        return None, "this file is missing"
+    except OSError as error:
+        return None, f"this file can't be read ({error.strerror})"
+    except ValueError as error:
+        return None, f"this file is damaged ({shortened(str(error))})"
+    lost = [name for name in _OF_EACH_RUN if not isinstance(tree, dict) or name not in tree]
+    if lost or not whole:
+        return tree, f"this file is damaged ({f'it has no {lost[0]}' if lost else 'its end is cut off'})"
+    return tree, ""
 
 
 def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:
@@ -63,18 +91,24 @@ def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:
         raise UserError(f"output_dir={path}: this is the folder that you are in, or one above it; name another folder.")
     if not has_files(path):
         return Found.NOTHING
-    stored = stored_config(path)
+    named = names_a_folder(cfg.train)
+    replaces = cfg.overwrite and not named
+    try:
+        stored = stored_config(path)
+    except UserError:
+        if not replaces:
+            raise
+        stored = {}
     if stored is None:
         # overwrite=true would delete what is there: only a run of ours may be deleted
         raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder.")
     mine, theirs = identity(cfg), without_operational(translated(stored, like=cfg))
     finished = folder_status(path) == "finished"
-    named = names_a_folder(cfg.train)
     if finished and theirs == mine and not named and not cfg.overwrite:
         return Found.FINISHED
     if not locked:
         refuse_locked(path)
-    if cfg.overwrite and not named:
+    if replaces:
         _check_overwrite(cfg, path)
         return Found.NOTHING
     exact = not cfg.traits.trains or bool(cfg.traits.stages)  # what such a run has left is not taken over

@@ -18,11 +18,11 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
-from gemma_tune.run.inputs import digests_of, refuse_changed
+from gemma_tune.run.inputs import REPEAT, digests_of, refuse_changed, stored_inputs
 from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
 from gemma_tune.run.place import REPLACED, delete_leftovers, drop_later, put_back, set_aside, stages
-from gemma_tune.run.result import RunResult
+from gemma_tune.run.result import RunResult, failures_until
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint
 from gemma_tune.run.stopping import Stopped, Stops, listening
 from gemma_tune.untrusted import read_object
@@ -33,20 +33,19 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-_REPEAT = "repeat the run with overwrite=true."
-
-
 class RunFolder:
     """One run's folder. `open` only looks; nothing is written before `recording` begins."""
 
-    def __init__(self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None) -> None:
+    def __init__(
+        self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None, stops: Stops | None = None
+    ) -> None:
         self.path = path
         self.cfg = cfg
         self._found, self._seen = found, checkpoints(path / "checkpoints")
         self.finished = found is Found.FINISHED
         self.resumed = resumed
         self.result = RunResult(cfg.recipe, folder=path)
-        self.stops = Stops()
+        self.stops = stops or Stops()
         self.inputs: dict[str, str] = {}
         self.keep_on_error = False
         # A resumed run goes on with the files that are there, and so do stages, each for itself
@@ -89,8 +88,12 @@ class RunFolder:
         return self.path / "export" / name
 
     @classmethod
-    def open(cls, cfg: Config) -> RunFolder:
+    def open(cls, cfg: Config, stops: Stops | None = None) -> RunFolder:
         """Decides which folder the run has and whether it may use it.
+
+        Args:
+            cfg: The configuration.
+            stops: Of the run that this one is a stage of; its time began with that run.
 
         Raises:
             UserError: The folder holds another run, or an unfinished one with checkpoints.
@@ -104,24 +107,18 @@ class RunFolder:
         trains = cfg.traits.trains and not cfg.traits.stages
         if trains and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
             resumed = find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
-        return cls(path, cfg, found, resumed)
+        return cls(path, cfg, found, resumed, stops)
 
     def stored_result(self) -> RunResult:
         """The result of the finished run that this folder holds."""
         try:
             return RunResult(**read_object(self.path / "result.json"), folder=self.path)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path / 'result.json'} can't be read ({error}); {_REPEAT}") from error
+            raise UserError(f"{self.path / 'result.json'} can't be read ({error}); {REPEAT}") from error
 
     def stored_inputs(self) -> dict[str, str]:
         """Path → digest of every input file of the run that this folder holds."""
-        try:
-            inputs = read_object(self.path / "manifest.json")["inputs"]
-            return {str(path): str(digest) for path, digest in inputs.items()}
-        except FileNotFoundError:  # killed between its first two files
-            return {}
-        except (OSError, ValueError, LookupError, AttributeError) as error:
-            raise UserError(f"{self.path / 'manifest.json'} can't be read ({error}); {_REPEAT}") from error
+        return stored_inputs(self.path / "manifest.json")
 
     def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
         """Records the digest of each input file, and of every file directly in an input folder.
@@ -147,6 +144,12 @@ class RunFolder:
             if self._keeps and not self.cfg.train.resume_data_changed:
                 refuse_changed(self.stored_inputs(), self.inputs, self.path)
             self._write_manifest()
+
+    def keep_failures(self, found: Mapping[str, str]) -> None:
+        """Adds what could not be measured to the result, and writes it: a run that goes on from here has it, too."""
+        self.result.failures |= found
+        if self.result.failures and is_main_process():
+            self._write_result()
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -243,6 +246,7 @@ class RunFolder:
                 self._before = result.read_bytes()
             delete_leftovers(self.path)
             if self.resumed:
+                self.result.failures |= failures_until(self.resumed.step, self.path / "result.json")
                 drop_later(self.path, self.resumed.step)
         elif has_files(self.path):
             self._replaces = set_aside(self.path)

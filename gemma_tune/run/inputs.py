@@ -7,6 +7,9 @@ from pathlib import Path
 
 from gemma_tune.errors import UserError
 from gemma_tune.run.manifest import file_digest
+from gemma_tune.untrusted import read_object
+
+REPEAT = "repeat the run with overwrite=true."
 
 
 def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
@@ -24,6 +27,20 @@ def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
                 seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
                 found[str(file)] = file_digest(file) if hashed else seen
     return found
+
+
+def stored_inputs(manifest: Path) -> dict[str, str]:
+    """Path → digest of every input file that a manifest.json lists; none of a run killed between its first two files.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return {str(path): str(digest) for path, digest in read_object(manifest)["inputs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{manifest} can't be read ({error}); {REPEAT}") from error
 
 
 def refuse_changed(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:

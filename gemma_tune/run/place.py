@@ -38,7 +38,9 @@ LEFTOVERS = (*(f"{part}.part" for part in _PARTS), "export/*.part", "export/.log
 
 def stages(path: Path) -> list[Path]:
     """The folders of runs inside a run: the stages of `recipe=tune_to_int4`."""
-    return [p for name in (TUNED, ON_GRID) if (p := path / name).is_dir() and (p / "config.yaml").is_file()]
+    found = [path / name for name in (TUNED, ON_GRID)]
+    # Either file may be damaged or gone
+    return [p for p in found if (p / "config.yaml").is_file() or (p / "manifest.json").is_file()]
 
 
 def foreign_files(path: Path) -> list[str]:

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gemma_tune.untrusted import read_object
+
+_AT_STEP = re.compile(r"step (\d+): ")
+
+
+def failures_until(step: int, result: Path) -> dict[str, str]:
+    """What could not be measured at the steps that a run doesn't repeat which goes on from a step.
+
+    Args:
+        step: Optimizer steps done.
+        result: The interrupted run's result.json; a damaged one has none.
+    """
+    try:
+        failures = read_object(result).get("failures", {}).items()
+        found = ((_AT_STEP.match(where), where, str(reason)) for where, reason in failures)
+        return {where: reason for at, where, reason in found if at and int(at[1]) <= step}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 @dataclass

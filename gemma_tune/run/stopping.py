@@ -64,6 +64,11 @@ class Stops:
             self.asked = 0
         return self.asked == 0
 
+    def end_in_time(self, most: float | None) -> None:
+        """For places between two trainings of a run. Raises Stopped where its time is over."""
+        if self.over_time(most):
+            raise Stopped(0)
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Within it, the first signal waits for the end of the step."""

@@ -31,6 +31,8 @@ _GROUPS = {
     "": "eval/",
 }
 
+_SUMS = "train_loss"  # the mean over all steps, in the line at the end of training
+
 
 class Tracker:
     """Writes metrics, and sends them to the trackers that there are.
@@ -39,6 +41,7 @@ class Tracker:
 
     Attributes:
         notes: Lines for the user about where to follow the run.
+        summed: Whether the line at the end of training is there, of the run that this one goes on with.
     """
 
     def __init__(self, file: TextIO | None, runs: dict[str, RunOfTracker], log_samples: bool = False) -> None:
@@ -48,6 +51,7 @@ class Tracker:
         self._sent: Mapping[str, int] = {}
         self._step = 0
         self.notes: list[str] = []
+        self.summed = False
 
     @classmethod
     @contextlib.contextmanager
@@ -79,7 +83,9 @@ class Tracker:
                 ids = ids | {name: run.id for name, run in runs.items() if run.id}
                 write_json(folder.path / TRACKERS, {"runs": ids, "sent": tracker._sent})
             kept = _lines_before(folder, folder.resumed) if folder.resumed else []
-            atomic_write(folder.metrics, "".join(kept))  # a kill leaves the lines of before, or these
+            # A kill leaves the lines of before, or these
+            atomic_write(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            tracker.summed = any(_SUMS in line for line in kept)
             tracker._file = opened.enter_context(folder.metrics.open("a", encoding="utf-8"))
             yield tracker
             failed = False
@@ -188,15 +194,15 @@ def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[str]:
+def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[dict[str, Any]]:
     """The lines that a resumed run doesn't write anew: up to its step, and none of what is measured after training."""
     if not folder.metrics.is_file():
         return []
     kept = []
     for found in read_lines(folder.metrics):
-        summed = "train_runtime" in found and not resumed.at_the_end
+        summed = _SUMS in found and not resumed.at_the_end
         if isinstance(found.get("step"), int) and found["step"] <= resumed.step and not summed and "when" not in found:
-            kept.append(json.dumps(found) + "\n")
+            kept.append(found)
     return kept
 
 

@@ -32,7 +32,7 @@ from gemma_tune.steps.data import Data
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.setup import Setup
 from gemma_tune.train.best import TrainingEnd
-from gemma_tune.train.callbacks import StopCallback, TrackerCallback
+from gemma_tune.train.callbacks import FailuresCallback, StopCallback, TrackerCallback
 
 Measure = Callable[[str, Any, Any], Evaluation]
 
@@ -113,6 +113,7 @@ class Session:
         stop = StopCallback(stops, train.max_seconds, train.generation_period)
         trainer.add_callback(stop)
         trainer.add_callback(TrackerCallback(self.tracker, stops))
+        trainer.add_callback(FailuresCallback(trainer.passed_over, self.folder.keep_failures))
         kernel = base.config._attn_implementation
         if self.evaluator is not None:
             at_step = self.evaluator.at_step
@@ -131,7 +132,6 @@ class Session:
         if stops.asked is not None:
             raise Stopped(stops.asked)
         self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
-        self.folder.result.failures |= trainer.passed_over
         self.end = TrainingEnd.of(self.cfg.train, trainer.state)
         self.losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         say(*self.end.lines)

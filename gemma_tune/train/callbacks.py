@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -93,6 +94,21 @@ class StopCallback(TrainerCallback):
         control.should_training_stop |= self.ends
 
 
+class FailuresCallback(TrainerCallback):
+    """Keeps what could not be measured at a step before the checkpoint of this step is written.
+
+    Args:
+        passed_over: Why steps could not become the best one; the trainer adds to it.
+        keep: Writes it into the run folder.
+    """
+
+    def __init__(self, passed_over: Mapping[str, str], keep: Callable[[Mapping[str, str]], None]) -> None:
+        self._passed_over, self._keep = passed_over, keep
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._keep(self._passed_over)
+
+
 class TrackerCallback(TrainerCallback):
     """Passes every logged step to the tracker."""
 
@@ -101,7 +117,7 @@ class TrackerCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         logs = logs or {}
-        if self._stops.asked is not None and "train_runtime" in logs:
-            return  # the sums of a part of a run; the resumed one gives them
+        if "train_loss" in logs and (self._stops.asked is not None or self._tracker.summed):
+            return  # the sums of a part of a run, which the resumed one gives; or they stand there already
         figures = {k: v for k, v in logs.items() if isinstance(v, int | float) or k == "batch"}
         self._tracker.log(figures, state.global_step)

@@ -24,6 +24,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
       `step-N` is never half a checkpoint.
     - All weights of a checkpoint are restored, or the run ends; so is TRL's count of tokens.
     - `take_up` goes on behind the last step, where only evaluation and export are left.
+    - `train_loss` is the mean over all steps, where Transformers gives the mean since the run was resumed.
 
     Attributes:
         checkpoints_kept: How many checkpoints to keep, or None for all.
@@ -54,6 +55,21 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
+        self.log({"train_loss": self._mean_loss()})  # a kill may have come before this line
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The line at the end of training gets the mean loss over all steps."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss()
+        super().log(logs, *args, **kwargs)
+
+    def _mean_loss(self) -> float:
+        """From the lines of the trainer's state, which checkpoints hold."""
+        total, done = 0.0, 0
+        for line in self.state.log_history:
+            if "loss" in line:  # a mean itself, over the steps since the line before
+                total, done = total + line["loss"] * (line["step"] - done), line["step"]
+        return total / max(done, 1)
 
     def keep_the_end(self) -> None:
         """Keeps what was trained until the run is finished: the weights, where no checkpoint of the last step is."""

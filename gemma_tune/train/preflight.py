@@ -74,6 +74,10 @@ class CheckInputs:
         return any(r.messages is not None for r in self.rows.records)
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def _trained_share(x: CheckInputs) -> str:
     trained, tokens = x.rows.trained_tokens, x.rows.tokens
     rows = x.rows.read - len(x.rows.dropped)
@@ -114,7 +118,7 @@ def _one_bos(x: CheckInputs) -> str:
             raise CheckFailed(
                 f"{record.where}: {row.input_ids.count(bos)} <bos> in this row; there must be one, at its start."
             )
-    return f"one, at the start of each row ({len(looked):,} looked at)"
+    return f"one, at the start of each row ({_rows(len(looked))} looked at)"
 
 
 def _template(x: CheckInputs) -> str:
@@ -133,7 +137,7 @@ def _template(x: CheckInputs) -> str:
             raise CheckFailed(
                 f"{record.where}: the template that will be saved gives other tokens than are trained on."
             )
-    return f"{form.name}; the one that will be saved gives the same tokens ({len(chats)} rows compared)"
+    return f"{form.name}; the one that will be saved gives the same tokens ({_rows(len(chats))} compared)"
 
 
 def _adapters(x: CheckInputs) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from every_recipe import SHORT_RUNS, write_rows
-from short_runs import metrics, short_run
+from resumed import lines, stopped_at, weights
+from short_runs import short_run
 
 from gemma_tune.run.checkpoints import DIGESTS
 
@@ -81,30 +80,6 @@ def pairwise(settings: Mapping[str, Sequence[str]], seed: int = 0) -> Iterator[d
 COMBINATIONS = list(pairwise({name: list(values) for name, values in SETTINGS.items()}))
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in line.items() if not any(part in k for part in ("time", "second", "flos"))}
-        for line in metrics(folder)
-        if "train_runtime" not in line
-    ]
-
-
-def _weights(folder: Path) -> dict[str, bytes]:
-    files = [*folder.glob("adapter/*.safetensors"), *folder.glob("export/merged/*.safetensors")]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
-
-
-def stopped_at(whole: Path, folder: Path, step: int) -> None:
-    """As a kill leaves the run some moments after the checkpoint of a step."""
-    shutil.copytree(whole, folder)
-    for gone in ("adapter", "export"):
-        shutil.rmtree(folder / gone, ignore_errors=True)
-    for later in folder.glob("checkpoints/step-*"):
-        if int(later.name.removeprefix("step-")) > step:
-            shutil.rmtree(later)
-    (folder / "result.json").write_text('{"status": "running"}', encoding="utf-8")
-
-
 def test_the_cover() -> None:
     assert len(COMBINATIONS) >= 60
     for name, values in SETTINGS.items():
@@ -135,8 +110,8 @@ def test_resumed_twice(number: int, tmp_path: Path) -> None:
     stopped_at(tmp_path / "once", tmp_path / "twice", max(first, second))
     short_run(run.recipe, tmp_path / "twice", *words, steps=STEPS)
     for resumed in ("once", "twice"):
-        assert _lines(tmp_path / resumed) == _lines(whole), resumed
-        assert _weights(tmp_path / resumed) == _weights(whole), resumed
+        assert lines(tmp_path / resumed) == lines(whole), resumed
+        assert weights(tmp_path / resumed) == weights(whole), resumed
     # Its own continuation: every checkpoint behind the first step is the same
     for step in range(first + 1, STEPS + 1):
         made = [tmp_path / name / "checkpoints" / f"step-{step}" / DIGESTS for name in ("whole", "once")]

@@ -126,6 +126,9 @@ def test_nothing_left_to_resume(two_checkpoints: Path, tmp_path: Path, capsys: p
     with pytest.raises(UserError, match=r"another configuration \(another train\.max_steps\)"):
         short_run("lora_sft", begun, *RESUMING, steps=16)
     words = metrics(begun)
+    # Killed before the line at the end of training was written
+    kept = [line for line in words if "train_loss" not in line]
+    (begun / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     result = short_run("lora_sft", begun, *RESUMING, steps=10)
     assert "only evaluation and export are left" in capsys.readouterr().out
     assert file_digest(begun / "adapter" / "adapter_model.safetensors") == before
@@ -133,6 +136,8 @@ def test_nothing_left_to_resume(two_checkpoints: Path, tmp_path: Path, capsys: p
     assert result.headline == whole["headline"] and result.metrics["after"] == whole["metrics"]["after"]
     assert result.metrics["train_loss_last"] == whole["metrics"]["train_loss_last"]
     assert [line["step"] for line in metrics(begun) if "loss" in line] == [w["step"] for w in words if "loss" in w]
+    means = [[line["train_loss"] for line in found if "train_loss" in line] for found in (metrics(begun), words)]
+    assert means[0] == means[1] and len(means[0]) == 1
     with pytest.raises(UserError, match="a run is resumed in its own folder"):
         path = two_checkpoints / "checkpoints" / "step-5"
         short_run("lora_sft", tmp_path / "new", *RESUMING, f"train.resume_from_checkpoint={path}", steps=10)

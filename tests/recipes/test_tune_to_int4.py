@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,29 @@ def test_each_training_is_a_run_of_its_own(done: tuple[Path, Any]) -> None:
 def test_refused(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose_config("tune_to_int4", words)
+
+
+def test_its_stages_share_its_time(tmp_path: Path) -> None:
+    """The second training doesn't begin where the time of the command is over, and is stopped by the same clock."""
+    from gemma_tune.recipes.tune_to_int4 import _stage
+    from gemma_tune.run.folder import RunFolder
+    from gemma_tune.run.stopping import Stopped
+
+    class Stage:
+        """A recipe that only says which clock it has."""
+
+        @staticmethod
+        def run(cfg: Any, folder: RunFolder) -> Any:
+            return folder.stops
+
+    cfg = compose_config("tune_to_int4", ["train.max_time=1h", f"output_dir={tmp_path / 'run'}"])
+    stage = replace(cfg, output_dir=str(tmp_path / "run" / "tuned"))
+    whole = RunFolder.open(cfg)
+    assert _stage(Stage, stage, whole) is whole.stops
+    whole.stops._begun -= 3600
+    with pytest.raises(Stopped) as stopped:
+        _stage(Stage, stage, whole)
+    assert stopped.value.code == 0
 
 
 def test_its_training_keys_belong_to_it() -> None:

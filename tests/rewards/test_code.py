@@ -152,6 +152,7 @@ def test_lines_are_the_same_but_for_blanks_at_the_end() -> None:
         ({}, "needs the field `tests`"),
         ({"tests": []}, "needs the field `tests`"),
         ({"tests": "[1"}, "isn't JSON"),
+        ({"tests": '[{"input": "a", "input": "b", "output": "c"}]'}, "two values under the name 'input'"),
         ({"tests": [{"input": "a", "output": "b"}, {"input": "a"}]}, "test 2 has neither"),
         ({"tests": [{"args": [], "result": 1}]}, "test 1 has a `result`: .*`entry_point`"),
         ({"tests": [{"args": 3, "result": 1}], "entry_point": "f"}, r"`args` \(a list\)"),

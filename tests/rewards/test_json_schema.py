@@ -102,6 +102,7 @@ def test_draft_of_the_schema_counts() -> None:
         ({"$id": "https://example.com/a", "$ref": "https://example.com/b"}, r"points to nothing in"),
         ([1], "it is not a mapping but list"),
         ("{", "it is not JSON"),
+        ('{"type": "object", "type": "array"}', "two values under the name 'type'"),
         (None, "the row has no schema"),
     ],
 )

@@ -100,6 +100,7 @@ def {name}(engine, inputs):
     if not os.path.exists({mark!r}):
         open({mark!r}, "w").close()
         os.kill(os.getpid(), signal.{signal})
+        raise RuntimeError("it was interrupted")
     return {{"peak": 1.0}}
 """
 
@@ -138,6 +139,14 @@ def test_a_signal_ends_the_step(name: str, code: int, tmp_path: Path, capsys: py
         assert [line["batch"] for line in ours] == [line["batch"] for line in whole] and len(ours) == 5
         assert [line["loss"] for line in ours] == [line["loss"] for line in whole]
         assert [line["num_tokens"] for line in ours] == [line["num_tokens"] for line in whole]
+        assert [line["train_loss"] for line in metrics(tmp_path / "run") if "train_loss" in line] == [
+            line["train_loss"] for line in metrics(tmp_path / "whole") if "train_loss" in line
+        ]
+    # What could not be measured before is not forgotten
+    failures = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["failures"]
+    assert [(where[:8], reason) for where, reason in failures.items()] == [
+        ("step 2: ", "RuntimeError: it was interrupted")
+    ]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -149,6 +158,15 @@ def test_the_second_signal_ends_at_once() -> None:
         with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
     assert stopped.value.code == 130
+
+
+def test_one_time_for_all_stages() -> None:
+    stops = Stops()
+    stops.end_in_time(None)
+    stops.end_in_time(60)
+    with pytest.raises(Stopped) as stopped:
+        stops.end_in_time(1e-9)
+    assert stopped.value.code == 0 and stops.asked == 0
 
 
 def test_where_nothing_is_trained_it_ends_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT, losses, short_run
+from short_runs import SHORT, losses, metrics, short_run
 
 WORDS = ["train.save_steps=1", "export=none", "eval.before=false", "eval.evaluators=[]", "eval.num_samples=0"]
 STEPS = 8
@@ -36,4 +36,6 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     one, other = (f / "adapter" / "adapter_model.safetensors" for f in (whole, killed))
     assert one.read_bytes() == other.read_bytes()
     assert losses(killed) == losses(whole) and len(losses(killed)) == STEPS
+    means = [[line["train_loss"] for line in metrics(f) if "train_loss" in line] for f in (killed, whole)]
+    assert means[0] == means[1] == [pytest.approx(sum(losses(whole)) / STEPS)]  # of all steps
     shutil.rmtree(tmp_path / "killed")

@@ -489,6 +489,66 @@ def test_folder_with_a_strange_config_is_refused(cfg: Config, text: str) -> None
         RunFolder.open(replace(cfg, output_dir="out", overwrite=True))
 
 
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:600])
+
+
+def _cut_at_a_line(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 3]), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.write_bytes(b""), "this file is damaged (it has no recipe)"),
+        (_cut, "this file is damaged ("),
+        (_cut_at_a_line, "this file is damaged ("),
+        (lambda file: file.write_bytes(b"\xff" * 9), "this file is damaged ("),
+        (lambda file: file.write_bytes(b"recipe: [" + file.read_bytes()), "this file is damaged ("),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "its end is cut off"),
+        (lambda file: file.unlink(), "this file is missing"),
+    ],
+    ids=["emptied", "cut", "cut at a line", "no text", "no YAML", "without its last byte", "missing"],
+)
+@pytest.mark.parametrize("manifest", [True, False], ids=["manifest", "checkpoint"])
+def test_a_damaged_configuration_is_said(cfg: Config, damage: Callable[[Path], Any], said: str, manifest: bool) -> None:
+    """By its manifest, or a checkpoint, the folder is a run's: it says what is wrong, and can be begun anew."""
+    mine = replace(cfg, output_dir="out")
+    folder = begin_and_stop(mine, KeyboardInterrupt())
+    if not manifest:
+        (folder.path / "manifest.json").unlink()
+        write_checkpoint(folder, 3)
+    damage(Path("out/config.yaml"))
+    message = refusal(mine)
+    assert message.startswith("out/config.yaml: ") and said in message and "Put it back as it was" in message
+    RunFolder.open(replace(mine, overwrite=True))
+    Path("out/thesis.txt").touch()
+    with pytest.raises(UserError, match=r"overwrite=true would delete out/thesis\.txt"):
+        RunFolder.open(replace(mine, overwrite=True))
+
+
+def test_what_could_not_be_measured_is_kept(cfg: Config) -> None:
+    """Of a run that is killed: what was noted up to the checkpoint that it goes on from."""
+    mine = replace(cfg, output_dir="out")
+    pid = os.fork()
+    if pid == 0:
+        folder = RunFolder.open(mine)
+        with folder.recording():
+            folder.keep_failures({"before: kl": "a", "step 2: answers": "b"})
+            write_checkpoint(folder, 3)
+            folder.keep_failures({"step 4: answers": "c", "step 12: kl": "d"})
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert folder_status(Path("out")) == "died"
+    resumed = RunFolder.open(mine)
+    with resumed.recording():
+        assert read(Path("out/result.json"))["failures"] == {"step 2: answers": "b"}
+        resumed.keep_failures({"step 4: answers": "e"})
+    assert resumed.result.failures == {"step 2: answers": "b", "step 4: answers": "e"}
+    assert read(Path("out/result.json"))["failures"] == resumed.result.failures
+
+
 def test_overwriting_what_the_run_needs_is_refused(cfg: Config) -> None:
     finish(replace(cfg, output_dir="out"))
     Path("out/adapter").mkdir(exist_ok=True)

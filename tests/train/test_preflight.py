@@ -150,8 +150,8 @@ def test_results_without_names_or_as_data(name: str, tiny: CheckInputs) -> None:
         lines = preflight(replace(tiny, tokenizer=tokenizer, rows=rows))
     finally:
         tiny.base.generation_config.eos_token_id = kept
-    rows_compared = 2 if "large" in name else 1  # each answer behind a prompt of its own
-    assert any(f"gives the same tokens ({rows_compared} rows compared)" in line for line in lines)
+    compared = "2 rows" if "large" in name else "1 row"  # each answer behind a prompt of its own
+    assert any(f"gives the same tokens ({compared} compared)" in line for line in lines)
 
 
 def test_text_that_never_ends(tiny: CheckInputs) -> None:
