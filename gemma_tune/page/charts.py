@@ -1,4 +1,4 @@
-"""Charts: curves, intervals and histograms as SVG for pages, and curves as a PNG file for Markdown.
+"""Charts: curves and intervals as SVG for pages, and curves as a PNG file for Markdown.
 
 Each chart that is an `<svg>` has measures in its own units and scales with the page. Curves are stretched to the width
 of the page, so their labels are HTML.
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_tune.evals.statistics import Interval
-from gemma_tune.page.svg import Axis, svg, text, vertical
+from gemma_tune.page.svg import LETTER, Axis, svg, text, vertical
 from gemma_tune.page.text import escaped
 
 _MARKED = 40  # points up to which each one of a series gets a dot
-_LETTER = 7.3  # about the width of a letter
+CURVE = 3  # points that make a curve; fewer are dots, since a line between two says nothing of what lies between
 
 
 # Curves
@@ -77,8 +77,8 @@ def curve_chart(panel: Panel) -> str:
 def _curve(series: Series, x: Axis, y: Axis) -> str:
     places = [(x.place(step), 100 - y.place(value)) for step, value in series.points]
     path = "M" + "L".join(f"{left:.2f} {top:.2f}" for left, top in places)
-    drawn = f'<path class="{series.kind}" d="{path}"/>' if len(places) > 1 else ""
-    if len(places) <= (_MARKED if series.kind == "dots" else 1):
+    drawn = f'<path class="{series.kind}" d="{path}"/>' if len(places) >= CURVE else ""
+    if len(places) <= (_MARKED if series.kind == "dots" else CURVE - 1):
         for (left, top), (step, value) in zip(places, series.points, strict=True):
             # A line of length 0 with round ends is a dot, however the chart is stretched
             title = f"<title>step {step:,.0f}: {value:.4g}</title>"
@@ -92,6 +92,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "line": {"color": "#1f5a99", "linewidth": 1.8},
     "dots": {"color": "#c4532d", "linewidth": 1.2, "marker": "o", "markersize": 3.5, "linestyle": "--"},
 }
+_DOTS_ALONE = {"linestyle": "none", "marker": "o", "markersize": 3.5}
 
 
 def draw_curves(panels: Sequence[Panel], file: Path) -> None:
@@ -112,7 +113,8 @@ def draw_curves(panels: Sequence[Panel], file: Path) -> None:
         row, column = divmod(place - 1, _COLUMNS)
         axes = figure.add_subplot(grid[row + 1, column] if place else grid[0, :])
         for series in panel.series:
-            axes.plot(*zip(*series.points, strict=True), label=series.name, **_STYLES[series.kind])
+            style = _STYLES[series.kind] | (_DOTS_ALONE if len(series.points) < CURVE else {})
+            axes.plot(*zip(*series.points, strict=True), label=series.name, **style)
         axes.set_title(f"{panel.title}{' (%)' if panel.unit else ''}", fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", integer=True)
@@ -176,7 +178,7 @@ def interval_chart(
     parts.append(text(_WIDE / 2, floor + 34, caption))
     for row, dot in enumerate(dots):
         base, line = _TOP + row * _ROW + _NAME, _TOP + row * _ROW + _LINE
-        room = int((_WIDE - 2 * _SIDE) / _LETTER) - len(dot.text) - 2
+        room = int((_WIDE - 2 * _SIDE) / LETTER) - len(dot.text) - 2
         # The end of a long name is kept: paths differ there
         name = dot.name if len(dot.name) <= room else f"…{dot.name[1 - room :]}"
         parts += [text(_SIDE, base, name, "name", "start"), text(_WIDE - _SIDE, base, dot.text, "name", "end")]
@@ -189,101 +191,3 @@ def interval_chart(
         parts.append(f'<g class="dot {dot.kind}"><title>{escaped(f"{dot.name} {dot.text}")}</title>{drawn}</g>')
     label = f"{title}: {'; '.join(f'{dot.name} {dot.text}' for dot in dots)}"
     return svg(_WIDE, floor + 44, label, parts)
-
-
-# Histograms
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Rows by their length.
-
-    Attributes:
-        width: Tokens from one bar to the next.
-        rows: Rows of each bar; bar i holds the lengths from i · width on.
-        longer: Rows longer than the last bar reaches.
-    """
-
-    width: int
-    rows: list[int]
-    longer: int
-
-    @property
-    def end(self) -> int:
-        """Where the last bar ends, in tokens."""
-        return self.width * len(self.rows)
-
-
-_H_WIDE, _H_PLOT, _H_LEFT, _H_TOP = 720, 180, 62, 10
-_LINE_HEIGHT = 17
-
-
-def length_chart(counted: Histogram, marks: dict[str, int], max_length: int) -> str:
-    """The histogram of row lengths, with a vertical line at each mark and at `train.max_length`.
-
-    Args:
-        counted: The histogram.
-        marks: Lengths by their names: the median, for example.
-        max_length: Where rows are cut; bars beyond it have the class `beyond`.
-    """
-    lines = sorted([*marks.items(), ("train.max_length", max_length)], key=lambda mark: mark[1])
-    inner = _H_WIDE - _H_LEFT - 12
-    slot = inner / (len(counted.rows) + 2 * bool(counted.longer))  # `longer` stands apart, behind a gap
-    tokens, rows = (
-        Axis([0, most], parts, whole=True)
-        for most, parts in ((counted.end, 8), (max(*counted.rows, counted.longer), 4))
-    )
-
-    def x(length: float) -> float:
-        return _H_LEFT + min(length, counted.end) / counted.width * slot
-
-    names = [f"{name} {length:,}{' →' if length > counted.end else ''}" for name, length in lines]
-    labels = _labels(names, [x(length) for _, length in lines])
-    ceiling = _H_TOP + _LINE_HEIGHT * (1 + max(row for *_, row in labels))
-    floor = ceiling + _H_PLOT
-
-    def bar(left: float, count: int, title: str, beyond: bool) -> str:
-        height, gap = rows.place(count) / 100 * _H_PLOT, min(1.5, slot / 4)
-        return (
-            f'<rect class="bar{" beyond" * beyond}" x="{left + gap / 2:.1f}" y="{floor - height:.1f}" '
-            f'width="{slot - gap:.1f}" height="{height:.1f}"><title>{title}</title></rect>'
-        )
-
-    parts = []
-    for tick in rows.ticks:
-        y = floor - rows.place(tick) / 100 * _H_PLOT
-        parts.append(f'<path class="grid" d="M{_H_LEFT} {y:.1f}H{_H_LEFT + inner}"/>')
-        parts.append(text(_H_LEFT - 6, y + 4, rows.name(tick), anchor="end"))
-    parts += [text(x(tick), floor + 17, tokens.name(tick)) for tick in tokens.ticks]
-    for place, count in enumerate(counted.rows):
-        first, last = place * counted.width, (place + 1) * counted.width - 1
-        span = f"{first:,}–{last:,}" if last > first else f"{first:,}"
-        parts.append(bar(x(first), count, f"{span} tokens, rows: {count:,}", first >= max_length))
-    if counted.longer:
-        title = f"{counted.end:,} tokens and more, rows: {counted.longer:,}"
-        parts.append(bar(x(counted.end) + slot, counted.longer, title, counted.end >= max_length))
-        parts.append(text(x(counted.end) + 1.5 * slot, floor + 17, "longer", anchor="end"))
-    above = []  # labels after all lines, so that no line crosses one
-    for (name, length), (label, middle, row) in zip(lines, labels, strict=True):
-        height = ceiling - 6 - row * _LINE_HEIGHT
-        kind = "mark limit" if name == "train.max_length" else "mark"
-        parts.append(vertical(x(length), height + 4, floor, kind))
-        above.append(text(middle, height, label, kind))
-    parts.append(text(_H_LEFT + inner / 2, floor + 36, "tokens of a row"))
-    turned = f"translate(12 {ceiling + _H_PLOT / 2}) rotate(-90)"
-    parts.append(f'<text class="tick" transform="{turned}" text-anchor="middle">rows</text>')
-    summary = ", ".join(f"{name} {length:,}" for name, length in lines)
-    return svg(_H_WIDE, floor + 44, f"Histogram of row lengths in tokens: {summary}", [*parts, *above])
-
-
-def _labels(texts: list[str], places: list[float]) -> list[tuple[str, float, int]]:
-    """Each label with its middle and its row, counted from the chart upwards, so that no label covers another."""
-    reaches: list[float] = []  # where each row of labels ends
-    found = []
-    for label, place in zip(texts, places, strict=True):
-        half = len(label) * _LETTER / 2
-        middle = min(max(place, half + 2), _H_WIDE - half - 2)
-        row = next((i for i, end in enumerate(reaches) if middle - half > end + 8), len(reaches))
-        reaches[row : row + 1] = [middle + half]
-        found.append((label, middle, row))
-    return found

@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from gemma_tune.page.text import escaped
 
+LETTER = 7.3  # about the width of a letter, in units of a chart
+
 
 class Axis:
     """One direction of a chart: its range and its ticks.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gemma_tune.config import Config
-from gemma_tune.page.charts import Histogram
+from gemma_tune.page.histogram import Histogram
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 
 Lengths = NDArray[np.int64]

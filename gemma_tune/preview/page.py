@@ -26,7 +26,7 @@ from gemma_tune.page.blocks import (
     TokenRow,
     TokenRows,
 )
-from gemma_tune.page.charts import length_chart
+from gemma_tune.page.histogram import length_chart
 from gemma_tune.page.html import html
 from gemma_tune.preview.figures import histogram, percentiles
 from gemma_tune.preview.rows import PreviewData, PreviewRow

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_tune.evals.evaluation import as_text
-from gemma_tune.page.charts import Panel, Series
+from gemma_tune.page.charts import CURVE, Panel, Series
 from gemma_tune.untrusted import read_lines
 
 _FEW = 20  # losses up to which a running mean says no more than they do
@@ -21,7 +21,9 @@ _OF_TRAINING = {
 
 
 def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
-    """The losses first, then every figure that was measured more than once, then what else training says of itself.
+    """The losses first, then every figure that was measured often enough, then what else training says of itself.
+
+    A panel has a series of `CURVE` points at least: values before and after alone stand in the tables.
 
     Args:
         metrics: metrics.jsonl; Transformers' lines of a training have an `epoch`, those of evaluations have none.
@@ -40,7 +42,7 @@ def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
     if losses:
         panels.append(Panel(loss, [*_training(losses), *_dots("held out", held_out)]))
     for name, values in measured.items():
-        if name != "step" and len(values) > 1 and not _is_count(name, list(values.values())):
+        if name != "step" and not _is_count(name, list(values.values())):
             share = as_text(name, 0.5).endswith("%")
             points = [(step, 100 * value if share else value) for step, value in _points(values)]
             panels.append(Panel(name, _dots(name, points), "%" * share))
@@ -53,7 +55,7 @@ def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
         if name.startswith("rewards/") and name.endswith("/mean") and (points := _points(values)):
             title = f"reward: {name.split('/')[1]}, its mean"
             panels.append(Panel(title, [Series(title, thinned(points), "line")]))
-    return panels
+    return [panel for panel in panels if max(len(series.points) for series in panel.series) >= CURVE]
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from gemma_tune.run.folder import RunFolder, is_main_process
 
 _SHOWN = 3  # answers
 _MOST = 300  # characters of a text
+_BESIDE = 30  # columns of a terminal that each text needs to stand beside others
 
 
 def _console() -> Console:
@@ -50,7 +52,7 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, notes: Seq
         if line := moved_line(change):
             console.print(line, markup=False, soft_wrap=True)
     if after.answers:
-        console.print(_answers(sample_rows(before, after)[:_SHOWN]))
+        console.print(_answers(sample_rows(before, after)[:_SHOWN], console.width))
     for where, reason in result.failures.items():
         console.print(f"not measured: {where}: {reason}", style="red", markup=False, soft_wrap=True)
     console.print("Files:")
@@ -81,14 +83,31 @@ def _without_unit(text: FigureText | None) -> FigureText:
     return FigureText(text.value.replace(" points", ""), text.span) if text else FigureText("")
 
 
-def _answers(rows: Sequence[SampleRow]) -> Table:
-    """Answers side by side, each with whether it is right."""
+def _answers(rows: Sequence[SampleRow], width: int) -> Table:
+    """Answers side by side, each with whether it is right; where the terminal is narrow, below each other.
+
+    Args:
+        rows: The rows.
+        width: Columns of the terminal.
+    """
     names = dict.fromkeys(answer.name for row in rows for answer in row.answers)
-    table = Table(title="Answers", title_justify="left", show_lines=True)
-    for name in ("prompt", "reference", *names):
-        table.add_column(name, ratio=1)
+    texts = []
     for row in rows:
         answers = {answer.name: f"{answer.sign} {answer.text or ''}".strip() for answer in row.answers}
-        texts = (row.prompt or "", row.reference or "", *(answers.get(name, "") for name in names))
-        table.add_row(*(Text(t[-_MOST:].translate(VISIBLE)) for t in texts))
+        found = (row.prompt or "", row.reference or "", *(answers.get(name, "") for name in names))
+        texts.append([Text(t[-_MOST:].translate(VISIBLE)) for t in found])
+    head = ("prompt", "reference", *names)
+    if width < _BESIDE * len(head):
+        table = Table(title="Answers", title_justify="left", box=SIMPLE, show_header=False, pad_edge=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for row_texts in texts:
+            for name, text in zip(head, row_texts, strict=True):
+                table.add_row(name, text, end_section=name == head[-1])
+        return table
+    table = Table(title="Answers", title_justify="left", show_lines=True)
+    for name in head:
+        table.add_column(name, ratio=1, overflow="fold")
+    for row_texts in texts:
+        table.add_row(*row_texts)
     return table

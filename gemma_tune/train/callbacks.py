@@ -15,11 +15,15 @@ from gemma_tune.run.tracking import Tracker
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the loss, the rate and the time left; without a terminal, a line every 10 % of the steps."""
+    """A bar with the loss, both rates and the time left; without a terminal, a line every 10 % of the steps.
+
+    Tokens are those that TRL's trainers count (`num_tokens`): of all processes, and of prompts, too, without padding.
+    Both rates are of the whole time since training began here, evaluations included.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._loss = ""
+        self._loss = self._tokens = ""
         self._peak_rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -33,6 +37,7 @@ class ProgressBar(TrainerCallback):
             disable=None,
         )
         self._begin, self._first = time.monotonic(), state.global_step
+        self._tokens_before = state.num_input_tokens_seen  # training with rewards goes on counting from a checkpoint's
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._peak_rate = max(self._peak_rate, *(group["lr"] for group in optimizer.param_groups))
@@ -46,13 +51,19 @@ class ProgressBar(TrainerCallback):
         if done == total or done * 10 // total > (done - 1) * 10 // total:
             rate = (done - self._first) / (time.monotonic() - self._begin)
             left = tqdm.format_interval((total - done) / rate)
-            print(f"train: {done}/{total} steps, {rate:.2f} steps/s, {left} left{self._loss}", file=sys.stderr)
+            print(
+                f"train: {done}/{total} steps, {rate:.2f} steps/s{self._tokens}, {left} left{self._loss}",
+                file=sys.stderr,
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._loss = f", loss {logs['loss']:.4f}"
-            if self._bar is not None:
-                self._bar.set_postfix_str(self._loss.removeprefix(", "), refresh=False)
+            if self._bar is None:
+                return
+            if (seen := logs.get("num_tokens", 0) - self._tokens_before) > 0:
+                self._tokens = f", {seen / (time.monotonic() - self._begin):,.0f} tokens/s"
+            self._bar.set_postfix_str(f"{self._tokens}{self._loss}".removeprefix(", "), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from trl import pack_dataset
 
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.page.charts import length_chart
+from gemma_tune.page.histogram import length_chart
 from gemma_tune.preview.figures import histogram, nice_step, packed, percentiles, ways
 from gemma_tune.preview.tokens import TokenTexts, runs
 
@@ -106,6 +107,25 @@ def test_the_histogram_reaches_max_length() -> None:
     assert histogram(lengths, 1024).end < 120
 
 
+def test_every_mark_stands_on_the_axis() -> None:
+    """Within the bars to scale; beyond them in order behind a break, with its number at the axis."""
+    lengths = np.arange(1, 101)
+    for max_length, broken in ((60, False), (200, False), (1024, True)):
+        counted = histogram(lengths, max_length)
+        chart = length_chart(counted, percentiles(lengths), max_length)
+        (place,) = map(float, re.findall(r'<line class="mark limit" x1="([\d.]+)"', chart))
+        bars = [
+            (float(x), float(w))
+            for x, w in re.findall(r'<rect class="bar[^"]*" x="([\d.]+)" y="[^"]*" width="([\d.]+)"', chart)
+        ]
+        scale = (bars[-1][0] - bars[0][0]) / (len(bars) - 1) / counted.width
+        assert ('class="break"' in chart) == broken == (max_length > counted.end)
+        if broken:
+            assert bars[-1][0] + bars[-1][1] < place < 708 and ">1,024</text>" in chart
+        else:
+            assert place == pytest.approx(62 + max_length * scale, abs=0.5)
+
+
 def test_percentiles_are_lengths_of_rows() -> None:
     assert percentiles(np.arange(1, 101)) == {"median": 50, "95 %": 95, "longest": 100}
     assert percentiles(np.array([7])) == {"median": 7, "95 %": 7, "longest": 7}
@@ -119,6 +139,6 @@ def test_chart_names_every_figure() -> None:
     lengths = np.array([10] * 99 + [50_000])
     counted = histogram(lengths, 2048)
     chart = length_chart(counted, percentiles(lengths), 2048)
-    for label in ("median 10<", "95 % 10<", "longest 50,000 →<", "train.max_length 2,048 →<", ">longer<", ">rows<"):
+    for label in ("median 10<", "95 % 10<", "longest 50,000<", "train.max_length 2,048<", ">longer<", ">rows<"):
         assert label in chart, label
     assert chart.count("<rect") == len(counted.rows) + 1

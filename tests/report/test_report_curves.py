@@ -52,7 +52,8 @@ def test_only_losses_of_tokens_are_in_nats(tmp_path: Path) -> None:
         cfg = compose_config(recipe, ["model=tiny", *words])
         run = RunFolder(tmp_path / recipe, cfg, Found.NOTHING, None)
         run.path.mkdir()
-        run.metrics.write_text('{"step": 1, "loss": 0.5, "epoch": 0.1}\n', encoding="utf-8")
+        lines = (f'{{"step": {n}, "loss": 0.5, "epoch": 0.1}}\n' for n in (1, 2, 3))
+        run.metrics.write_text("".join(lines), encoding="utf-8")
         write_report(cfg, run, "all weights", Evaluation(), Evaluation())
         page = run.report.with_suffix(".html").read_text("utf-8")
         titles[recipe] = "loss, nats a token" in page
@@ -63,6 +64,18 @@ def test_only_losses_of_tokens_are_in_nats(tmp_path: Path) -> None:
 def test_nothing_to_draw(tmp_path: Path) -> None:
     assert read_panels(tmp_path / "metrics.jsonl") == []
     assert panels_of(tmp_path, {"step": 0, "held_out_loss": 1.0}) == {}
+
+
+def test_curves_from_three_points_on(tmp_path: Path) -> None:
+    """Two points are no curve: alone they are left out, beside a curve they are dots without a line."""
+    ends = [{"step": n, "held_out_loss": 3.0 - n, "accuracy": n / 4} for n in (0, 2)]
+    training = [{"step": n, "loss": 3 / n, "epoch": n / 9} for n in (1, 2, 3)]
+    assert panels_of(tmp_path, *ends, *training[:2]) == {}
+    found = panels_of(tmp_path, *ends, *training)
+    assert list(found) == ["loss"]
+    drawn = curve_chart(found["loss"])
+    assert drawn.count('class="line" d=') == 1 and 'class="dots" d=' not in drawn and drawn.count('class="dot"') == 2
+    draw_curves(list(found.values()), tmp_path / "loss.png")
 
 
 def test_many_losses_get_a_running_mean(tmp_path: Path) -> None:
@@ -115,9 +128,8 @@ def test_steps_are_whole() -> None:
 def test_a_plot_has_every_point() -> None:
     """From the places of the dots back to the values."""
     points = [(0.0, 4.0), (10.0, 1.5), (40.0, 1.0)]
-    drawn = curve_chart(
-        Panel("<loss>", [Series("train & more", points[:2], "line"), Series("held out", points, "dots")])
-    )
+    trained = [(0.0, 4.0), (20.0, 2.0), (40.0, 1.0)]
+    drawn = curve_chart(Panel("<loss>", [Series("train & more", trained, "line"), Series("held out", points, "dots")]))
     dots = [(float(x), float(y)) for x, y in re.findall(r'class="dot" d="M([\d.]+) ([\d.]+)h0"', drawn)]
     x, y = Axis([0.0, 40.0], 5, whole=True), Axis([4.0, 1.0], 4)
     assert dots == [(pytest.approx(x.place(s), abs=0.01), pytest.approx(100 - y.place(v), abs=0.01)) for s, v in points]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import shlex
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from rich.console import Console
 from safetensors.numpy import save_file
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.page.blocks import Heading, Section, Text
+from gemma_tune.page.blocks import Heading, SampleAnswer, SampleRow, Section, Text
 from gemma_tune.page.charts import Panel
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
@@ -28,7 +30,7 @@ from gemma_tune.report.artifacts import artifact_size, bytes_text
 from gemma_tune.report.sections import ReportInputs, sections
 from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.terminal import say_end
+from gemma_tune.run.terminal import _answers, say_end
 
 EVIL = (
     "</pre></details><script>alert(1)</script><b>bold</b> &amp; `code` ```\n# no title\n| a | b |\n"
@@ -179,7 +181,7 @@ def test_the_figures(tmp_path: Path) -> None:
     assert "after ✓ right, cut off" in page.text and "before ✗ wrong" in page.text
     # The intervals are drawn, and the curves
     assert "before 50.0% (25.4–74.6); after 91.7% (64.6–98.5)" in page.source
-    assert page.source.count('class="plot"') == 2 and (run.path / "loss.png").stat().st_size > 5000
+    assert page.source.count('class="plot"') == 1 and (run.path / "loss.png").stat().st_size > 5000
     assert "training, running mean" in page.text
 
 
@@ -346,3 +348,22 @@ def test_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     )
     say_end(run, Evaluation(), Evaluation(), [])
     assert re.search(r"test exact match +0\.5|test exact match +50", capsys.readouterr().out)
+
+
+def test_answers_can_be_read_in_80_columns() -> None:
+    """No part of a text is replaced by an ellipsis, however narrow or wide the terminal."""
+    call = '→ set_alarm(time="08:15", day="Monday", repeat_until_somebody_really_gets_up_in_the_morning="yes")'
+    row = SampleRow(
+        "Alarm at 8:15 on Monday.",
+        call,
+        [SampleAnswer("before", "Hello", "wrong"), SampleAnswer("after", call, "right")],
+    )
+    for width in (40, 80, 119, 200):
+        console = Console(width=width, file=io.StringIO())
+        console.print(_answers([row, row], width))
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, said.splitlines())) <= width and "…" not in said
+        letters = re.sub(r"[^\w]", "", said)
+        if width <= 80:
+            assert letters.count(re.sub(r"[^\w]", "", call)) == 4
+            assert re.search(r"before +✗ Hello", said) and re.search(r"after +✓ →\s+set_alarm", said)
