@@ -46,8 +46,9 @@ format: .venv/.done ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/.done ## Generate docs/configuration.md from the schema
+docs: .venv/.done ## Generate docs/configuration.md and docs/recipes.md from the schema and configs/
 	$(BIN)/python -m gemma_tune.config.reference > docs/configuration.md
+	$(BIN)/python -m gemma_tune.config.recipe_reference > docs/recipes.md
 
 figures: .venv/.done ## Measure short runs on GSM8K, and write docs/benchmarks/gsm8k-first-runs.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/figures.py

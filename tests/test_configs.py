@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,36 @@ def test_multirun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any((folder / f).exists() for f in folders)
 
 
-def test_the_page_of_all_keys_is_current() -> None:
-    """`make docs` writes it."""
+def test_the_generated_pages_are_current() -> None:
+    """`make docs` writes them."""
+    from gemma_tune.config import recipe_reference, reference
+
+    docs = Path(__file__).parent.parent / "docs"
+    assert (docs / "configuration.md").read_text(encoding="utf-8") == reference.markdown()
+    assert (docs / "recipes.md").read_text(encoding="utf-8") == recipe_reference.markdown()
+
+
+def test_the_page_of_recipes_has_each_with_a_command() -> None:
+    from gemma_tune.config.recipe_reference import commands, comment, leaves, recipe_names
+
+    for recipe in recipe_names():
+        found = commands(comment(recipe))
+        assert found and any(f"recipe={recipe}" in command for command in found), recipe
+        assert leaves(recipe) != "what it prints", f"{recipe}: say in recipe_reference.py what is there at its end"
+
+
+def test_the_page_of_keys_shows_what_a_run_gets() -> None:
+    """Not the schema's default where the options of configs/config.yaml say otherwise; and what recipes set."""
     from gemma_tune.config.reference import markdown
 
-    page = Path(__file__).parent.parent / "docs" / "configuration.md"
-    assert page.read_text(encoding="utf-8") == markdown()
+    lines = {line.split("`")[1]: line for line in markdown().splitlines() if line.startswith("| `")}
+    assert lines["tracker.report_to"].startswith("| `tracker.report_to` | `wandb` |")
+    assert "`none` in" in lines["tracker.report_to"] and "export" in lines["tracker.report_to"]
+    assert "`true` in qlora_sft." in lines["model.load_in_4bit"]
+    for key in ("model.load_in_4bit", "adapter.peft_type", "eval.evaluators", "export.formats", "data.train_file"):
+        cfg = compose_config("full_sft", [])
+        group, name = key.split(".")
+        value = getattr(getattr(cfg, group), name)
+        if not isinstance(value, str) or "/" not in value:  # a path is made absolute for a run
+            shown = value if isinstance(value, str) else json.dumps(value)
+            assert f"| `{key}` | `{shown}` |" in lines[key]

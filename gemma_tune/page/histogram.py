@@ -30,6 +30,7 @@ class Histogram:
 _H_WIDE, _H_PLOT, _H_LEFT, _H_TOP = 720, 180, 62, 10
 _H_BEYOND = 84  # the axis behind its break: lengths far beyond the bars, in order
 _LINE_HEIGHT = 17
+_LIMIT = "train.max_length"
 
 
 def length_chart(counted: Histogram, marks: dict[str, int], max_length: int) -> str:
@@ -40,7 +41,7 @@ def length_chart(counted: Histogram, marks: dict[str, int], max_length: int) -> 
         marks: Lengths by their names: the median, for example.
         max_length: Where rows are cut; bars beyond it have the class `beyond`.
     """
-    lines = sorted([*marks.items(), ("train.max_length", max_length)], key=lambda mark: mark[1])
+    lines = sorted([*marks.items(), (_LIMIT, max_length)], key=lambda mark: mark[1])
     inner = _H_WIDE - _H_LEFT - 12
     far = [float(length) for length in sorted({length for _, length in lines if length > counted.end})]
     slot = (inner - _H_BEYOND * bool(far or counted.longer)) / len(counted.rows)
@@ -88,7 +89,7 @@ def length_chart(counted: Histogram, marks: dict[str, int], max_length: int) -> 
     above = []  # labels after all lines, so that no line crosses one
     for (name, length), (label, middle, row) in zip(lines, labels, strict=True):
         height = ceiling - 6 - row * _LINE_HEIGHT
-        kind = "mark limit" if name == "train.max_length" else "mark"
+        kind = "mark limit" if name == _LIMIT else "mark"
         parts.append(vertical(x(length), height + 4, floor, kind))
         above.append(text(middle, height, label, kind))
     parts.append(text(_H_LEFT + inner / 2, floor + 36, "tokens of a row"))
@@ -103,7 +104,7 @@ def _labels(texts: list[str], places: list[float]) -> list[tuple[str, float, int
     reaches: list[float] = []  # where each row of labels ends
     found = []
     for label, place in zip(texts, places, strict=True):
-        half = len(label) * LETTER / 2
+        half = len(label) * (LETTER + label.startswith(_LIMIT)) / 2  # that one is bold
         middle = min(max(place, half + 2), _H_WIDE - half - 2)
         row = next((i for i, end in enumerate(reaches) if middle - half > end + 8), len(reaches))
         reaches[row : row + 1] = [middle + half]

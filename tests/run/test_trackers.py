@@ -26,7 +26,7 @@ OTHERS = [name for name in TRACKERS if name != "wandb"]
 
 @pytest.fixture(params=OTHERS)
 def tracker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tracker that is installed; its own database is in the test's folder."""
+    """A tracker that is installed; its own database is in the test's folder, or in that of the first test."""
     name = str(request.param)
     pytest.importorskip(
         TRACKERS[name], reason=f"{TRACKERS[name]} is not installed (pip install 'gemma_tune[trackers]')"
@@ -62,7 +62,7 @@ def of_mlflow(folder: Path) -> Stored:
     import mlflow
 
     client = mlflow.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("gemma_tune").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name(folder.parent.name).experiment_id])
     scalars = {
         key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
     }
@@ -76,17 +76,17 @@ def of_mlflow(folder: Path) -> Stored:
 def of_trackio(folder: Path) -> Stored:
     from trackio.sqlite_storage import SQLiteStorage
 
-    (run,) = SQLiteStorage.get_runs("gemma_tune")
+    (run,) = SQLiteStorage.get_runs(folder.parent.name)
     assert run == folder.name
     scalars: dict[str, list[tuple[int, float]]] = {}
     tables = []
-    for line in SQLiteStorage.get_logs("gemma_tune", run):
+    for line in SQLiteStorage.get_logs(folder.parent.name, run):
         for key, value in line.items():
             if isinstance(value, dict):
                 tables.append(key)
             elif key not in ("step", "timestamp"):
                 scalars.setdefault(key, []).append((line["step"], value))
-    return Stored(scalars, json.dumps(SQLiteStorage.get_run_config("gemma_tune", run)), tables)
+    return Stored(scalars, json.dumps(SQLiteStorage.get_run_config(folder.parent.name, run)), tables)
 
 
 READ = {"tensorboard": of_tensorboard, "mlflow": of_mlflow, "trackio": of_trackio}
@@ -113,7 +113,8 @@ def test_a_run_is_tracked(tracker: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, SECRET)
     folder = tmp_path / "run"
-    short_run("lora_sft", folder, f"tracker={tracker}", "tracker.log_samples=true", "export=none")
+    words = [f"tracker={tracker}", f"tracker.project={tmp_path.name}"]
+    short_run("lora_sft", folder, *words, "tracker.log_samples=true", "export=none")
     found = READ[tracker](folder)
     hold_to_the_run(found, folder)
     assert found.tables == ["eval/samples"]
@@ -139,7 +140,7 @@ class At:
 
 def test_a_resumed_run_is_one_run(tracker: str, tmp_path: Path) -> None:
     """Killed twice: what was sent past the checkpoint isn't sent again, and the steps not yet sent are."""
-    run = opened(tmp_path / "run", f"tracker={tracker}")
+    run = opened(tmp_path / "run", f"tracker={tracker}", f"tracker.project={tmp_path.name}")
     for resumed, first, last in ((None, 1, 5), (At(2), 3, 3), (At(2), 3, 7)):
         run.resumed = resumed
         with Tracker.open(run.cfg, run) as sending:
