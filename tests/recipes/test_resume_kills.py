@@ -191,7 +191,7 @@ def test_stopped_by_a_signal(name: str, tmp_path: Path) -> None:
 STAGES: dict[str, Sequence[At]] = {
     "the first training": [(PASS, 4), (PASS, 2)],
     "the first export": [("gemma_tune.export.transformers_folder._fill", 1), (PASS, 11)],
-    "between the trainings": [("gemma_tune.quant.load_float32.load_float32", 1), ("gemma_tune.recipes.qat.read", 1)],
+    "between the trainings": [("gemma_tune.recipes.qat.load_float32", 1), ("gemma_tune.recipes.qat.read", 1)],
     "the teacher": [(_TARGETS, 2), (PASS, 3)],
     "the second training": [(PASS, 14), (PASS, 3)],
     "the second export": [("gemma_tune.export.gguf._bits", 20), ("gemma_tune.export.formats.llama_lines", 1)],
