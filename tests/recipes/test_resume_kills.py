@@ -190,7 +190,7 @@ def test_stopped_by_a_signal(name: str, tmp_path: Path) -> None:
 # Where `recipe=tune_to_int4` is killed: at its first training, between its stages, and so on to the last file
 STAGES: dict[str, Sequence[At]] = {
     "the first training": [(PASS, 4), (PASS, 2)],
-    "the first export": [("gemma_tune.export.transformers_folder._fill", 1), (PASS, 11)],
+    "the first export": [("gemma_tune.export.transformers_folder._fill", 1), (PASS, 5)],
     "between the trainings": [("gemma_tune.recipes.qat.load_float32", 1), ("gemma_tune.recipes.qat.read", 1)],
     "the teacher": [(_TARGETS, 2), (PASS, 3)],
     "the second training": [(PASS, 14), (PASS, 3)],
