@@ -53,7 +53,7 @@ def missing_modules(text: str) -> list[str]:
 
 
 def _is_there(parts: list[str]) -> bool:
-    where = ROOT / "gemma_tune"
+    where = ROOT if parts[0] == "recipes" else ROOT / "gemma_tune"  # gemma_tune.recipes stands in recipes/
     while parts and ((where / parts[0]).is_dir() or (where / f"{parts[0]}.py").is_file()):
         where, parts = where / parts[0], parts[1:]
     source = where / "__init__.py" if where.is_dir() else where.with_suffix(".py")

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from code_blocks import write_files
 
 from gemma_tune.run import paths
 
@@ -112,3 +113,18 @@ def test_installed_wheel_runs(python: Path, tmp_path: Path) -> None:
 def test_command_of_the_wheel(python: Path, tmp_path: Path) -> None:
     """The script `gemma_tune` says the same as `python -m gemma_tune`."""
     assert run(python.parent / "gemma_tune", cwd=tmp_path) == run(python, "-m", "gemma_tune", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_extending_from_the_wheel(python: Path, tmp_path: Path) -> None:
+    """docs/extending.md as it stands, in an empty folder, by a shell that finds the wheel's Python."""
+    env = {**ENV, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in write_files("extending.md", tmp_path):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"careful", "focal", "brief", "short"}
+    steps = run(python, "-c", "from gemma_tune.run.paths import RECIPES; print(RECIPES)", cwd=tmp_path).strip()
+    assert Path(steps).is_relative_to(python.parent.parent)
+    assert (tmp_path / "my_lora_sft.py").read_bytes() == (Path(steps) / "sft.py").read_bytes()

@@ -8,14 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 from gemma_tune.config import Config
-from gemma_tune.config.own_functions import FunctionCall, unknown_field, unknown_fields
+from gemma_tune.config.own_functions import LOSS, FunctionCall, unknown_field, unknown_fields
 from gemma_tune.data import reading
 from gemma_tune.errors import UserError
-from gemma_tune.user_code import load_module, split
+from gemma_tune.user_code import load_function, load_module, split
 from gemma_tune.user_source import read_source
 
 # Rows whose fields are looked at before the run reads all of them
-_ROWS = 1000
+_ROWS = 5000
 
 
 def load_recipe(cfg: Config) -> ModuleType:
@@ -36,7 +36,18 @@ def load_recipe(cfg: Config) -> ModuleType:
     return recipe
 
 
-def check_reward_fields(cfg: Config) -> None:
+def check_own_code(cfg: Config) -> None:
+    """What the configuration alone can't tell: fields of the rows, and a loss once its file was run.
+
+    Raises:
+        UserError: A function of the user's own can't be loaded, or called.
+    """
+    _check_reward_fields(cfg)
+    if cfg.train.loss is not None:
+        load_function(cfg.train.loss, "train.loss", LOSS)
+
+
+def _check_reward_fields(cfg: Config) -> None:
     """Refuses a reward that asks by name for a field which no row has, where all rows are few enough to be looked at.
 
     Raises:

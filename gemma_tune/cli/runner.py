@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.cli.own_code import check_reward_fields, load_recipe
+from gemma_tune.cli.own_code import check_own_code, load_recipe
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
@@ -56,7 +56,7 @@ def run_recipe(cfg: Config) -> RunResult:
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)
     elif needs_rows(cfg):
         check_first_rows(cfg.data)
-        check_reward_fields(cfg)
+        check_own_code(cfg)
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")

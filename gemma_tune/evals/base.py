@@ -11,6 +11,7 @@ from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.base import Engine
+from gemma_tune.evals.samples import RowAnswer, row_answers
 
 # One scored test row: `id` (the same for every model), `score`, optionally `weight` (tokens), and for people optionally
 # `prompt`, `wanted`, `answer`, `stopped`.
@@ -42,12 +43,29 @@ class Inputs:
         tokenizer: The model's tokenizer.
         held_out: The held-out rows; may be empty.
         tests: The rows of `data.test_files` by name; may be empty.
+        limit: Rows to be answered at most, in an evaluation during training; None: no limit but `eval.max_samples`.
     """
 
     cfg: Config
     tokenizer: Any
     held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
+    limit: int | None = None
+
+    def answers(
+        self, engine: Engine, records: Sequence[Record], max_new_tokens: int | None = None, name: str = "answers"
+    ) -> list[RowAnswer]:
+        """Greedy answers to the first rows, as texts and as token ids: for evaluators of the user's own.
+
+        Args:
+            engine: What the evaluator was given.
+            records: Rows, of `tests` for example; at most `eval.max_samples` and `limit` of them are answered.
+            max_new_tokens: Tokens of an answer at most; None: `eval.max_new_tokens`.
+            name: For the progress bar.
+        """
+        most = [n for n in (self.cfg.eval.max_samples, self.limit) if n is not None]
+        asked = records[: min(most)] if most else records
+        return row_answers(engine, asked, max_new_tokens or self.cfg.eval.max_new_tokens, name)
 
 
 class Evaluator(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.chat import render_chat, render_prompt, render_text
@@ -46,26 +47,65 @@ def asked_text(tokenizer: Any, record: Record) -> str:
     return content_text(record.prompt[-1])
 
 
-def sample_answers(
-    engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str = "answers"
-) -> list[dict[str, Any]]:
-    """Greedy answers to the records' prompts.
+@dataclass(frozen=True)
+class RowAnswer:
+    """A greedy answer to the prompt of a row, as texts and as token ids.
 
-    Returns:
-        For each record `id`, `prompt`, `wanted`, `answer` (as `answer_text` returns them) and `stopped` (whether it
-        ended with a stop token). A wanted answer that is labelled as a bad one says so.
+    Attributes:
+        record: The row.
+        id: The same for every model: a hash of the row's content, with a counter for equal rows.
+        prompt: The last message before the answer, or the beginning of a text.
+        wanted: The reference answer; one that is labelled as a bad one says so.
+        text: The answer, with the tokens that mark calls and thinking where its chat template has them.
+        stopped: Whether it ended with a stop token; False if it was cut off.
+        prompt_ids: Token ids of the whole prompt.
+        ids: Token ids of the answer, the stop token included.
     """
+
+    record: Record
+    id: str
+    prompt: str
+    wanted: str
+    text: str
+    stopped: bool
+    prompt_ids: list[int]
+    ids: list[int]
+
+    def scored(self, score: float) -> dict[str, Any]:
+        """The row of a metric, for `Outcome.rows`: stored and compared between models."""
+        return {**self.row(), "score": float(score)}
+
+    def row(self) -> dict[str, Any]:
+        """What is stored of it: `id`, `prompt`, `wanted`, `answer`, `stopped`."""
+        texts = {"prompt": self.prompt, "wanted": self.wanted, "answer": self.text}
+        return {"id": self.id, **texts, "stopped": self.stopped}
+
+
+def row_answers(
+    engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str = "answers"
+) -> list[RowAnswer]:
+    """Greedy answers to the records' prompts, in their order; `name` is for the progress bar."""
     tokenizer = engine.tokenizer
     prompts = [prompt_ids(tokenizer, r) for r in records]
     answers = engine.answers(prompts, max_new_tokens, name)
     whole = [full_ids(tokenizer, r) for r in records]
     return [
-        {
-            "id": name,
-            "prompt": asked_text(tokenizer, r),
-            "wanted": "labelled bad: " * (r.desirable is False) + answer_text(tokenizer, w[len(p) :]),
-            "answer": answer_text(tokenizer, a),
-            "stopped": bool(a) and a[-1] in engine.stops,
-        }
-        for name, r, p, a, w in zip(row_ids(records), records, prompts, answers, whole, strict=True)
+        RowAnswer(
+            record=r,
+            id=row_id,
+            prompt=asked_text(tokenizer, r),
+            wanted="labelled bad: " * (r.desirable is False) + answer_text(tokenizer, w[len(p) :]),
+            text=answer_text(tokenizer, a),
+            stopped=bool(a) and a[-1] in engine.stops,
+            prompt_ids=p,
+            ids=a,
+        )
+        for row_id, r, p, a, w in zip(row_ids(records), records, prompts, answers, whole, strict=True)
     ]
+
+
+def sample_answers(
+    engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str = "answers"
+) -> list[dict[str, Any]]:
+    """Greedy answers to the records' prompts, as `RowAnswer.row` gives them."""
+    return [answer.row() for answer in row_answers(engine, records, max_new_tokens, name)]

@@ -27,7 +27,7 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
     function = load_function(reference, "eval.evaluators", EVALUATOR)
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
-        found = function(engine, inputs)
+        found = function(engine, replace(inputs, limit=limit))
         if not isinstance(found, Outcome):
             return Outcome(_numbers(found))
         figures = _numbers(found.figures)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from gemma_tune.config import Config
+from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.errors import UserError
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
+from gemma_tune.user_code import load_function
 
 
 class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
@@ -41,6 +46,43 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, trained, False, num_items_in_batch)
 
 
+class OwnLossTrainer(GemmaSFTTrainer):
+    """GemmaSFTTrainer with a loss of the user's own, called as Transformers' `compute_loss_func`.
+
+    TRL's argument of that name is deprecated, and there the model runs a second time at each step, for metrics that
+    belong to TRL's own losses. Here it runs once.
+
+    Args:
+        loss: Called with the model's outputs (`logits`, [B, S, V]), the labels, [B, S], not shifted, -100 where
+            nothing is trained, and `num_items_in_batch`, the trained tokens of the whole optimizer step; None where
+            they are not counted, and then the mean over the forward passes is taken.
+        said: `key=value` that named it, for messages.
+    """
+
+    def __init__(self, *args: Any, loss: Callable[..., Any], said: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loss, self._said = loss, said
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The user's loss.
+
+        Raises:
+            UserError: It gave anything but a tensor with one number that depends on the outputs.
+        """
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+        loss = self._loss(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise UserError(
+                f"{self._said}: it gave {given}; return a tensor with one number, made from outputs.logits."
+            )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # as Trainer does: DDP averages
+        return (loss, outputs) if return_outputs else loss
+
+
 def sft_trainer(
     cfg: Config,
     args: SFTConfig,
@@ -63,6 +105,9 @@ def sft_trainer(
         kind: The trainer's class, and `more` what it takes besides.
 
     Raises:
-        UserError: As `build_trainer`.
+        UserError: As `build_trainer`; or `train.loss` can't be loaded.
     """
+    if cfg.train.loss is not None:  # refused for trainers that have a loss of their own
+        said = f"train.loss={cfg.train.loss}"
+        kind, more = OwnLossTrainer, {"loss": load_function(cfg.train.loss, "train.loss", LOSS), "said": said}
     return build_trainer(kind, cfg, args, model, tokenizer, train.dataset, NonFiniteGuard(find_rows), **more)
