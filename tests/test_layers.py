@@ -66,7 +66,20 @@ PURE = (
     "quant.grid",
 )
 # Above the parts, for recipes and the command line only.
-TOP = ("", "__main__", "cli", "compare", "steps", "page", "preview", "report", "chat_cli", "doctor", "run.terminal")
+TOP = (
+    "",
+    "__main__",
+    "cli",
+    "compare",
+    "steps",
+    "page",
+    "preview",
+    "report",
+    "chat_cli",
+    "doctor",
+    "plan",
+    "run.terminal",
+)
 # Recipes that are a sequence of others.
 COMPOSED = ("recipes.tune_to_int4",)
 # "Nothing up to 'the configuration has passed' imports torch."

@@ -14,7 +14,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.memory import in_unit
+from gemma_tune.models.memory import in_unit, longest_possible
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
@@ -36,7 +36,7 @@ def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str,
         training = None if cfg.data.streaming or cfg.data.generator else reading.training(cfg.data)
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
-        return read, [f"Tokens are not counted: {setup.missing}"], cfg.train.max_length
+        return read, [f"Tokens are not counted: {setup.missing}"], longest_possible(cfg)
     if cfg.reward.model.weight:  # would be loaded
         cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
     data = recipe.read(cfg, setup)

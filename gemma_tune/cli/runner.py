@@ -49,7 +49,8 @@ def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
     quiet_libraries()
     check_known(cfg)
-    tell_libraries(cfg)
+    if cfg.traits.reads is not Reads.NOTHING:
+        tell_libraries(cfg)
     check_template(cfg.model)
     if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)  # raises where there is no such model, before torch is imported
@@ -67,13 +68,14 @@ def run_recipe(cfg: Config) -> RunResult:
 
 def _run_method(cfg: Config) -> RunResult:
     folder = RunFolder.open(cfg) if cfg.traits.run_folder else None
-    if is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
+    reads = cfg.traits.reads is not Reads.NOTHING
+    if reads and is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
         if cfg.traits.trains or cfg.traits.quantizes:
             from gemma_tune.models.capacity import check_published
 
             check_published(cfg)
         check_can_be_had(cfg.model)
-    if cfg.traits.reads is not Reads.NOTHING:
+    if reads:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # one bar a shard; ours shows the long steps

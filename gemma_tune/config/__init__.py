@@ -19,6 +19,7 @@ from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.methods import METHODS, Method
 from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.option import SEED, option
+from gemma_tune.config.plan import PlanConfig
 from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.quant import QuantConfig
 from gemma_tune.config.renamed import unknown_method
@@ -37,6 +38,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
+    "PlanConfig",
     "PreviewConfig",
     "QuantConfig",
     "RewardConfig",
@@ -65,7 +67,8 @@ class Config:
     )
     overwrite: bool = option(
         False,
-        "Replace a run folder that holds another run, or a `chat.output_file` or `preview.output_file` that exists.",
+        "Replace a run folder that holds another run, or a `chat.output_file`, `preview.output_file` or "
+        "`plan.output_file` that exists.",
     )
     dry_run: bool = option(
         False,
@@ -85,6 +88,7 @@ class Config:
     compare: CompareConfig = field(default_factory=CompareConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
     copy: CopyConfig = field(default_factory=CopyConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

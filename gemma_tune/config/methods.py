@@ -24,6 +24,7 @@ class Kind(Enum):
     CHAT = "chat"
     DOCTOR = "doctor"
     COPY = "copy"
+    PLAN = "plan"
 
 
 class Reads(Enum):
@@ -199,6 +200,7 @@ METHODS: dict[str, Method] = {
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
     "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
+    "plan": Method("plan", Kind.PLAN, Reads.NOTHING, group="plan", run_folder=False),
 }  # fmt: skip
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -14,14 +13,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.models.fitting import what_fits
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
-from gemma_tune.models.memory import BYTES, estimate, has_live_teacher, in_unit, optimizer_bytes
+from gemma_tune.models.memory import BYTES, estimate, in_unit, optimizer_bytes
 from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
-_SHORTEST = 256
 _BESIDE = ("reference", "teacher", "reward model")  # parts of the estimate that are models of their own
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
@@ -125,75 +124,10 @@ def memory_warning(
 
 
 def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> str:
-    ways = _ways_that_fit(cfg, shape, mixed, longest, free, beside)
-    return f"What should fit: {' '.join(ways)}" if ways else "No setting tried here makes it fit: take a smaller model."
-
-
-def _ways_that_fit(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> list[str]:
-    """The fewest options, cheapest first, with which the estimate fits; an empty list if none do."""
-    tried = copy.deepcopy(cfg)
-    words: dict[str, str] = {}
-    for change in (_small_batches, _recompute, _cached_teacher, _adapters, _four_bit, _shorter):
-        for key, word in change(tried):
-            words[key] = word
-        now_mixed = mixed and tried.model.dtype == "float32"
-        rows = longest if cfg.traits.rewarded else min(longest, tried.train.max_length * cfg.traits.sequences)
-        if estimate(tried, shape, now_mixed, rows, beside)["total"] <= free:
-            return list(words.values())
-    return []
-
-
-_Words = Iterator[tuple[str, str]]
-
-
-def _small_batches(cfg: Config) -> _Words:
-    t = cfg.train
-    several = t.per_device_train_batch_size or 1
-    if several > 1:
-        t.gradient_accumulation_steps *= several
-        t.per_device_train_batch_size = 1
-        if cfg.traits.rewarded and t.steps_per_generation:  # as many completions a generation as before
-            t.steps_per_generation *= several
-            yield "generation", f"train.steps_per_generation={t.steps_per_generation}"
-        yield "batch", "train.per_device_train_batch_size=1"
-        yield "accumulation", f"train.gradient_accumulation_steps={t.gradient_accumulation_steps}"
-
-
-def _recompute(cfg: Config) -> _Words:
-    if not cfg.train.gradient_checkpointing:
-        cfg.train.gradient_checkpointing = True
-        yield "recompute", "train.gradient_checkpointing=true"
-
-
-def _cached_teacher(cfg: Config) -> _Words:
-    if has_live_teacher(cfg):
-        cfg.quant.teacher = "cache"
-        yield "teacher", "quant.teacher=cache"
-
-
-def _adapters(cfg: Config) -> _Words:
-    if cfg.adapter.peft_type == "none":
-        cfg.adapter.peft_type = "lora"
-        if not cfg.traits.float32:
-            cfg.model.dtype = "bfloat16"  # as it is for adapters, where nothing else is said
-        yield "recipe", "recipe=lora_sft" if cfg.traits.adapter_recipes else "adapter=lora"
-
-
-def _four_bit(cfg: Config) -> _Words:
-    if not cfg.traits.four_bit:
-        return
-    if not cfg.model.load_in_4bit:
-        cfg.model.load_in_4bit = True
-        yield ("recipe", "recipe=qlora_sft") if cfg.traits.adapter_recipes else ("four_bit", "model.load_in_4bit=true")
-    if cfg.model.dtype != "bfloat16":
-        cfg.model.dtype = "bfloat16"
-        yield "dtype", "model.dtype=bfloat16"
-
-
-def _shorter(cfg: Config) -> _Words:
-    if not cfg.traits.rewarded and cfg.train.max_length > _SHORTEST:
-        cfg.train.max_length = _SHORTEST
-        yield "length", f"train.max_length={_SHORTEST}"
+    found = what_fits(cfg, shape, mixed, longest, free, beside)
+    if found is None:
+        return "No setting tried here makes it fit: take a smaller model."
+    return f"What should fit: {' '.join(found.words)}"
 
 
 def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resumed: bool = False) -> None:

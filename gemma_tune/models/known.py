@@ -38,13 +38,22 @@ def no_classifier(family: Family) -> str:
     )
 
 
+def cannot(cfg: Config, family: Family) -> str | None:
+    """What a family can't do with this recipe, as the end of a sentence; None where it can."""
+    if _writes_gguf(cfg) and family.gguf is None:
+        return f"{no_gguf(family)}; choose another model, or fine-tune this one (recipe=qlora_sft)."
+    if cfg.traits.classifies and family.classifier_class is None:
+        return no_classifier(family)
+    return None
+
+
+def _writes_gguf(cfg: Config) -> bool:
+    return cfg.traits.quantizes and any(name.startswith("gguf") for name in cfg.export.formats)
+
+
 def check_known(cfg: Config) -> None:
     """Raises UserError for what the model's family can't do with this recipe, before the Hub or a weight is asked."""
-    wanted = cfg.traits.quantizes and any(name.startswith("gguf") for name in cfg.export.formats)
-    if not (wanted or cfg.traits.classifies) or (family := known_family(cfg.model)) is None:
+    if not (_writes_gguf(cfg) or cfg.traits.classifies) or (family := known_family(cfg.model)) is None:
         return
-    said = f"model.model_name_or_path={cfg.model.model_name_or_path}"
-    if wanted and family.gguf is None:
-        raise UserError(f"{said}: {no_gguf(family)}; choose another model, or fine-tune this one (recipe=qlora_sft).")
-    if cfg.traits.classifies and family.classifier_class is None:
-        raise UserError(f"{said}: {no_classifier(family)}")
+    if why := cannot(cfg, family):
+        raise UserError(f"model.model_name_or_path={cfg.model.model_name_or_path}: {why}")

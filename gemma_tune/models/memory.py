@@ -45,6 +45,11 @@ def has_live_teacher(cfg: Config) -> bool:
     return quantizes and cfg.quant.teacher == "live"
 
 
+def longest_possible(cfg: Config) -> int:
+    """Tokens of the longest row while none is known: `train.max_length`, and of a pair that of both answers."""
+    return cfg.train.max_length * cfg.traits.sequences
+
+
 def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 

@@ -32,6 +32,7 @@ class ModelSize:
         num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
         layer_width: Activations that an average block keeps for the backward pass, per token.
+        computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
         tower_parameters: Weights of the towers for images and audio, which are not loaded.
     """
 
@@ -45,6 +46,7 @@ class ModelSize:
     layer_width: int
     num_attention_heads: int
     attention: str
+    computed_parameters: int = 0
     tower_parameters: int = 0
 
     def lora_parameters(self, r: int) -> int:
@@ -92,8 +94,15 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,
         attention=family.attention[0],
+        computed_parameters=_computed(family, text, model),
         tower_parameters=tower_parameters,
     )
+
+
+def _computed(family: Family, text: Any, model: nn.Module) -> int:
+    linear: int = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))  # the head is one of them
+    experts: int = sum(p.numel() for name, p in model.named_parameters() if is_expert(family, name))
+    return linear + (experts * int(text.top_k_experts) // int(text.num_experts) if experts else 0)
 
 
 @cache

@@ -47,10 +47,12 @@ def chat_problems(cfg: Config) -> Iterator[str]:
 def _output_file(name: str, chat: ChatConfig, overwrite: bool) -> Iterator[str]:
     if chat.prompts_file is None:
         yield f"chat.output_file={name} takes the answers to chat.prompts_file, which is not set; set it, too."
-    yield from _written("chat.output_file", name, [p for p in (chat.prompts_file, chat.tools_file) if p], overwrite)
+    yield from problems_of_output(
+        "chat.output_file", name, [p for p in (chat.prompts_file, chat.tools_file) if p], overwrite
+    )
 
 
-def _written(key: str, name: str, read: Iterable[str], replace: bool) -> Iterator[str]:
+def problems_of_output(key: str, name: str, read: Iterable[str], replace: bool) -> Iterator[str]:
     """Problems of a file to be written: it may not be one that is `read`, and may exist only with `replace`."""
     file, sources = resolve(name), [resolve(p) for p in read]
     if file.is_dir():
@@ -82,7 +84,9 @@ def preview_problems(cfg: Config) -> Iterator[str]:
     if (name := cfg.preview.output_file) is not None:
         if resolve(name).suffix.lower() not in (".html", ".htm"):
             yield f"preview.output_file={name}: the page is an HTML file; name it .html."
-        yield from _written("preview.output_file", name, cfg.data.named().values(), cfg.overwrite or _is_page(name))
+        yield from problems_of_output(
+            "preview.output_file", name, cfg.data.named().values(), cfg.overwrite or _is_page(name)
+        )
 
 
 def _is_page(name: str) -> bool:
