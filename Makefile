@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny lock sbom audit clean
+.PHONY: help setup run test test-slow test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -115,6 +115,12 @@ audit: .venv/.done ## Ask for known vulnerabilities of every package in requirem
 			! grep -q vulnerabilit build/audit.log; then \
 			echo "audit: the service for known vulnerabilities didn't answer for any package: nothing was checked." >&2; exit 1; \
 		fi; cat build/audit.log; exit $$status
+
+release-check: .venv/.done ## Build the wheel and the source archive in dist/, and check them, the version, the changelog and the tag
+	rm -rf dist/*.whl dist/*.tar.gz && mkdir -p build && $(BIN)/python -m build --no-isolation --outdir dist . > build/release.log
+	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check twine
+	build/supply/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m tools.release_check
 
 clean: ## Delete what was built (not your runs)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -6,6 +6,7 @@ other dependencies are those of the running environment, reached by its path.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from code_blocks import write_files
+from code_blocks import blocks_of, write_files
 
 from gemma_tune.run import paths
 
@@ -128,3 +129,22 @@ def test_extending_from_the_wheel(python: Path, tmp_path: Path) -> None:
     steps = run(python, "-c", "from gemma_tune.run.paths import RECIPES; print(RECIPES)", cwd=tmp_path).strip()
     assert Path(steps).is_relative_to(python.parent.parent)
     assert (tmp_path / "my_lora_sft.py").read_bytes() == (Path(steps) / "sft.py").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_an_installed_wheel(python: Path, tmp_path: Path) -> None:
+    """Each block as it stands, in an empty folder: from the CSV to an answer of the served model."""
+    env = {**ENV, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("PYTHONPATH", None)
+    said = []
+    for block in (b for b in blocks_of("tutorial.md") if b.kind != "console"):  # those are for other programs
+        words = ["python", "-"] if block.kind == "python" else ["bash", "-e"]
+        done = subprocess.run(
+            words, input=block.text, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=1800
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        said.append(done.stdout)
+    assert "We are open from nine to six." in said[3] and "We are open from nine to six." in said[-1]
+    result = json.loads((tmp_path / "runs" / "support-measured" / "result.json").read_text("utf-8"))
+    assert result["metrics"]["test_exact_match"] >= 0.9
+    assert (tmp_path / "preview.html").is_file() and list((tmp_path / "runs/support-int4/export/gguf").glob("*.gguf"))
