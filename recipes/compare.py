@@ -33,6 +33,7 @@ def read(cfg: Config, folder: RunFolder) -> list[ModelResults | NamedModel]:
         check_model_hardware(cfg.model)
     with folder.timed("data"):
         found = look_at_all(cfg)
+    say(*dict.fromkeys(one.asked.rows for one in found if isinstance(one, NamedModel)))
     for model, one in zip(cfg.compare.models, found, strict=True):
         say(f"{one.name}: {model}, {'as measured in its run' if isinstance(one, ModelResults) else 'to be measured'}")
     known = [one for one in found if isinstance(one, ModelResults)]

@@ -16,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import validation
 from gemma_tune.cli.defaults import resolve_defaults
+from gemma_tune.cli.named import Named, named_by
 from gemma_tune.cli.own_recipe import take_own_recipes
+from gemma_tune.cli.run_settings import with_settings_of_run
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.config.renamed import names_a_method, translated
@@ -50,8 +52,14 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     return validation.for_hydra(own.ready)
 
 
-def checked(tree: Any, recipe: str, where: str) -> Config:
+def checked(tree: Any, recipe: str, where: str, named: Named | None = None) -> Config:
     """The dataclasses for a composed tree, after the checks that need all of it.
+
+    Args:
+        tree: What Hydra has composed, or a stored configuration.
+        recipe: The recipe's name.
+        where: What messages name as the place of a mistake.
+        named: What the user has named, above what the run behind the model brings; None: nothing is taken from a run.
 
     Raises:
         UserError: Unknown keys, wrong values, or values that don't go together.
@@ -70,6 +78,11 @@ def checked(tree: Any, recipe: str, where: str) -> Config:
     problems = validation.problems_of_tree(plain, where)
     if problems:
         raise UserError(*problems)
+    if named is not None:
+        plain["recipe"] = plain.get("recipe") or recipe
+        plain = with_settings_of_run(plain, named)
+        if problems := validation.problems_of_tree(plain, "config.yaml of the run behind the model"):
+            raise UserError(*problems)
     # Everything is resolved by now: what still looks like an interpolation is a text, a prompt for example.
     merged = OmegaConf.merge(OmegaConf.structured(Config), validation.literal(plain))
     cfg = cast(Config, OmegaConf.to_object(merged))
@@ -105,7 +118,8 @@ def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str |
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return checked(compose("config", overrides=[*words, *search]), recipe, "configuration")
+            tree = compose("config", overrides=[*words, *search])
+            return checked(tree, recipe, "configuration", named_by(words, dirs))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise as_user_error(error) from error
 

@@ -64,7 +64,9 @@ def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResu
     asked = next((one for one in found if isinstance(one, ToMeasure)), None)
     if asked is None:  # runs that have measured themselves are compared
         return RunResult(cfg.recipe, status="dry_run")
-    console = _console(cfg)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(asked.rows, markup=False)
+    _console(cfg)
     rows = {"held_out": asked.held_out.counts()["rows"], **{name: len(rows) for name, rows in asked.tests.items()}}
     for name, number in rows.items():
         console.print(f"Rows, {name.replace('_', ' ')}: {number:,}", markup=False)

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune.cli import arguments, compose
+from gemma_tune.cli.named import named_by
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError, UserError, quoted
@@ -94,10 +95,10 @@ def _dispatch(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
         rest = [w for w in argv if w not in words]
         sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
-        _run_jobs()
+        _run_jobs(config_dirs)
 
 
-def _run_jobs() -> None:
+def _run_jobs(config_dirs: Sequence[Path]) -> None:
     """Lets Hydra run one job, or with --multirun several, and then reports the mistakes of all of them."""
     problems: list[str] = []
     failures: list[str] = []
@@ -105,8 +106,8 @@ def _run_jobs() -> None:
     def job(tree: DictConfig) -> float | None:
         """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
         try:
-            recipe = HydraConfig.get().runtime.choices["recipe"]
-            result = run_recipe(compose.checked(tree, recipe, "configuration"))
+            recipe, words = HydraConfig.get().runtime.choices["recipe"], HydraConfig.get().overrides.task
+            result = run_recipe(compose.checked(tree, recipe, "configuration", named_by(words, config_dirs)))
             failures.extend(_failures(result))
             return result.headline_after
         except UserError as error:

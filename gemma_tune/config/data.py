@@ -11,6 +11,18 @@ from gemma_tune.config.option import ROWS, SEED, STEPS, option
 FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "chat_log")
 # Rows of good and bad answers; never recognised, since what trains on answers must not take them for good ones.
 LABELLED = "unpaired_preference"
+# The training, the validation and the test sets: the keys that say where rows come from, and the keys beside those.
+KINDS_OF_ROWS = (
+    (
+        ("train_file", "train_files", "dataset_name", "generator"),
+        (
+            "weights", "stopping_strategy", "dataset_config_name", "split", "revision", "generator_options",
+            "generator_seed", "streaming", "shuffle_buffer_size",
+        ),
+    ),
+    (("validation_file", "validation_split", "validation_split_percentage"), ()),
+    (("test_files",), ()),
+)  # fmt: skip
 
 
 @dataclass

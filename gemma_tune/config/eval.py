@@ -9,6 +9,8 @@ from gemma_tune.config.option import BATCH, ROWS, TOKENS, option
 
 # gemma_tune/evals/<name>.py each.
 EVALUATORS = ("held_out_loss", "answers", "preference", "rewards", "tool_calls", "kl", "lm_eval", "long_context")
+# Keys about evaluations before and during training
+IN_TRAINING = ("before", "during_training", "max_samples_during_training")
 LONG_CONTEXT_KINDS = ("needle", "multi_key", "multi_value", "multi_query", "variable_tracking")
 _LOWER_IS_BETTER = re.compile(r"(^|_)(loss|perplexity|kl|bits_per_byte|brier_score)$")
 

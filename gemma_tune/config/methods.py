@@ -8,6 +8,7 @@ another kind also need a member of `Reads`, a reader in `data/`, and checks in `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -77,6 +78,7 @@ class Method:
         run_folder: Whether it keeps a run folder.
         new_tokens: Whether `model.added_tokens` may name new ones. A quantized student would learn them from a teacher
             that doesn't know them, and a reward model writes none.
+        takes_over: Whether a run folder as its model brings its rows, evaluators and settings (cli/run_settings.py).
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
         own_loss: Whether `train.loss` may take the place of the loss.
     """
@@ -98,6 +100,7 @@ class Method:
     group: str | None = None
     run_folder: bool = True
     new_tokens: bool = False
+    takes_over: bool = False
     adapter_recipes: bool = False
     own_loss: bool = False
 
@@ -117,6 +120,11 @@ class Method:
         if not self.run_folder:
             return ()
         return ("cfg", "setup") if self.trains else ("cfg", "folder")
+
+    @property
+    def measures(self) -> bool:
+        """Whether it measures models and trains none."""
+        return self.kind in (Kind.MEASURE, Kind.COMPARE, Kind.EXPORT)
 
     @property
     def rewarded(self) -> bool:
@@ -141,7 +149,7 @@ class Method:
     @property
     def answers_prompts(self) -> bool:
         """Whether the model writes answers that are scored: rows need no answer, and prompts may ask it to think."""
-        return self.rewarded or self.kind in (Kind.MEASURE, Kind.COMPARE)
+        return self.rewarded or self.measures
 
     @property
     def sequences(self) -> int:
@@ -182,17 +190,17 @@ METHODS: dict[str, Method] = {
     # The gradient is noisier in a quantization format: batches of 4 recovered half as much of the loss as batches of 8
     "qat": Method(
         "qat", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", Rates(full=(1e-5, 1e-4), adapter=(1e-4, 1e-3)), batch=(8, 8),
-        float32=True, four_bit=False, packs=True, quantizes=True,
+        float32=True, four_bit=False, packs=True, quantizes=True, takes_over=True,
     ),
     "tune_to_int4": Method(
         "tune_to_int4", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, packs=True, quantizes=True,
         stages=("sft", "qat"), new_tokens=True,
     ),
     "export": Method(
-        "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, evaluators=False
+        "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, takes_over=True
     ),
-    "evaluate": Method("evaluate", Kind.MEASURE, Reads.HELD_OUT, gguf=True),
-    "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare"),
+    "evaluate": Method("evaluate", Kind.MEASURE, Reads.HELD_OUT, gguf=True, takes_over=True),
+    "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare", takes_over=True),
     "preview": Method(
         "preview", Kind.PREVIEW, Reads.EXAMPLES, rates=_SFT_RATES, streams=True, packs=True, group="preview",
         run_folder=False, new_tokens=True,
@@ -207,6 +215,11 @@ METHODS: dict[str, Method] = {
 def method_of(values: dict[str, Any]) -> Method:
     """The row that the values of a shipped recipe name."""
     return METHODS[values["method"]]
+
+
+def named_method(tree: Mapping[str, Any]) -> Method | None:
+    """The method that a configuration's mapping names; None where it names none of the table."""
+    return METHODS.get(str(tree.get("method")))
 
 
 TRAINERS = tuple(dict.fromkeys(m.trainer for m in METHODS.values() if m.trainer))

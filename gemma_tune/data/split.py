@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from typing import Any
@@ -97,6 +97,21 @@ class TrainHeldOut:
         return islice(drawn if self.others is None else self.others, self.limit)
 
 
+def in_share(data: DataConfig, seed: int) -> Callable[[Record], bool]:
+    """Whether a row of a stream is held out: its digest is among the smallest of all that there could be."""
+    share = round(data.validation_split_percentage / 100 * 2**64)
+    return lambda record: digest(record, seed) < share
+
+
+def once(records: Iterable[Record]) -> Iterator[Record]:
+    """Each row once, even where a mixed set is restarted."""
+    seen: set[str] = set()
+    for record in records:
+        if record.where not in seen:
+            seen.add(record.where)
+            yield record
+
+
 def split_rows(data: DataConfig, seed: int) -> TrainHeldOut:
     """Reads every row once.
 
@@ -119,3 +134,14 @@ def split_rows(data: DataConfig, seed: int) -> TrainHeldOut:
     repeated = _seen(found) & ~again & ~drawn
     leaked = np.isin(found, np.concatenate(elsewhere or [found[:0]])) & ~again & ~drawn
     return TrainHeldOut(part, others, drawn, again, repeated, leaked, data.max_eval_samples)
+
+
+def drawn_rows(data: DataConfig, seed: int) -> Iterator[Record]:
+    """The rows that a run with `data.validation_split_percentage` holds out, without its training rows.
+
+    Raises:
+        UserError: As `split_rows`.
+    """
+    if data.streaming:
+        return islice(once(filter(in_share(data, seed), reading.training(data))), data.max_eval_samples)
+    return split_rows(data, seed).held_out()

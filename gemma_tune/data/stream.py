@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import Record
-from gemma_tune.data.split import digest
+from gemma_tune.data.split import in_share, once
 from gemma_tune.data.storage import FEATURES
 from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
@@ -35,18 +35,18 @@ def stream_rows(
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
     """
-    share = round(data.validation_split_percentage / 100 * 2**64)
+    share, in_it = data.validation_split_percentage, in_share(data, seed)
     part, others = reading.training(data), reading.validation(data)
     skip = data.on_bad_row == "skip"
 
     def kept(held_out: bool) -> Iterator[Record]:
-        return (r for r in part if (digest(r, seed) < share) == held_out) if share else iter(() if held_out else part)
+        return (r for r in part if in_it(r) == held_out) if share else iter(() if held_out else part)
 
-    held_out_records = islice(_once(kept(True)) if others is None else others, data.max_eval_samples)
+    held_out_records = islice(once(kept(True)) if others is None else others, data.max_eval_samples)
     held_out = render_rows(held_out_records, tokenizer, max_length, "held-out rows", skip, labels)
     if share and not held_out.read:
         raise UserError(
-            f"{part}: data.validation_split_percentage={data.validation_split_percentage:g} holds none of these rows "
+            f"{part}: data.validation_split_percentage={share:g} holds none of these rows "
             "out; raise it, or name data.validation_file."
         )
     first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip, labels)
@@ -66,12 +66,3 @@ def stream_rows(
     stream = IterableDataset.from_generator(rendered, features=FEATURES)
     train.dataset = stream.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
     return train, held_out
-
-
-def _once(records: Iterator[Record]) -> Iterator[Record]:
-    """Each row once, even where a mixed set is restarted."""
-    seen: set[str] = set()
-    for record in records:
-        if record.where not in seen:
-            seen.add(record.where)
-            yield record

@@ -17,7 +17,7 @@ from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks, number, remark_lines
 from gemma_tune.data.rendering import Sided, find_records, refuse_bad_answer, render_record, split_answers
 from gemma_tune.data.scratch import no_room
-from gemma_tune.data.split import TrainHeldOut, split_rows
+from gemma_tune.data.split import TrainHeldOut, drawn_rows, split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
 
@@ -268,7 +268,7 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
     """
     part = reading.validation(data)
     share = data.validation_split_percentage
-    records = split_rows(data, seed).held_out() if share else islice(part or (), data.max_eval_samples)
+    records = drawn_rows(data, seed) if share else islice(part or (), data.max_eval_samples)
     rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip", labels=True)
     rows.read_by(part)
     rows.worse = 0  # which answers are used is the evaluators' matter

@@ -15,7 +15,7 @@ from gemma_tune.errors import UserError, shortened
 from gemma_tune.run.checkpoints import DIGESTS, checkpoints
 from gemma_tune.run.identity import identity, not_resumable, without_operational
 from gemma_tune.run.lock import LOCK, refuse_locked
-from gemma_tune.run.paths import folder_status, resolve
+from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, resolve
 from gemma_tune.run.place import foreign_files, stages
 from gemma_tune.run.resume import AUTO, NEVER, names_a_folder
 from gemma_tune.untrusted import read_object, read_yaml
@@ -71,6 +71,18 @@ def _read_config(file: Path) -> tuple[Any, str]:
     if lost or not whole:
         return tree, f"this file is damaged ({f'it has no {lost[0]}' if lost else 'its end is cut off'})"
     return tree, ""
+
+
+def run_of(model: str) -> Path | None:
+    """The run that a model's name means: its folder, or a file or folder inside it; of stages, that of the weights.
+
+    None where there is no such run on this machine.
+    """
+    place = resolve(model).absolute()
+    if not place.exists():
+        return None
+    place = place / ON_GRID if (place / ON_GRID / PLAN).is_file() else place
+    return next((folder for folder in (place, *place.parents[:3]) if stored_config(folder)), None)
 
 
 def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:

@@ -61,6 +61,11 @@ def resolve(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def is_bundled(model: str) -> bool:
+    """Whether a model's name means the one that ships with gemma_tune."""
+    return resolve(model).resolve() == (ASSETS / "tiny").resolve()
+
+
 def absolute(path: str) -> str:
     """The same path or glob from every folder; `assets://…` already is."""
     if path.startswith("assets://"):

@@ -23,6 +23,7 @@ from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.steps.rows_used import rows_line
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class ToMeasure:
     held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
     evaluators: dict[str, Evaluator]
+
+    @property
+    def rows(self) -> str:
+        """Which rows it is measured on, in one line."""
+        return rows_line(self.cfg, self.tests, self.held_out.counts()["rows"])
 
     def measure(self, when: str, folder: RunFolder) -> Evaluation:
         """Loads the weights, asks them, and lets them go; what fails is noted in the run's result.

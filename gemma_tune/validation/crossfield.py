@@ -105,7 +105,7 @@ def _data(cfg: Config) -> Iterator[str]:
     held_out = [k for k in ("validation_file", "validation_split", "validation_split_percentage") if getattr(d, k)]
     if len(held_out) > 1:
         yield f"{' and '.join(f'data.{k}' for k in held_out)} are both set; choose one (null or 0)."
-    if d.streaming and cfg.train.max_steps < 1:
+    if d.streaming and cfg.train.max_steps < 1 and not cfg.traits.measures:
         yield "data.streaming=true has no end of an epoch: set train.max_steps."
     if d.streaming and d.validation_split_percentage and not d.max_eval_samples:
         yield "data.streaming=true with data.validation_split_percentage: set data.max_eval_samples, too."
@@ -260,7 +260,7 @@ _TRAINING: tuple[_Check, ...] = (
 _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.CHAT: (_model, chat_problems),
     Kind.PREVIEW: (_model, _data, _train, preview_problems),
-    Kind.EXPORT: (_model, export_problems, _data, grid_problems, output_dir_problems),
+    Kind.EXPORT: (_model, export_problems, _data, evaluator_problems, grid_problems, output_dir_problems),
     Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, output_dir_problems),
     Kind.TRAIN: (*_TRAINING, output_dir_problems),
     Kind.DOCTOR: (looks_only,),

@@ -10,7 +10,7 @@ from typing import Any
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
-from gemma_tune.run.paths import folder_status, has_results, is_run_with_results, resolve
+from gemma_tune.run.paths import folder_status, has_results, is_bundled, is_run_with_results, resolve
 from gemma_tune.validation.paths import missing_paths
 
 # Keys of `train` that they use: the length of validation rows, and the batch size.
@@ -95,6 +95,7 @@ def _measures_nothing(cfg: Config) -> Iterator[str]:
     needs = {
         "held_out_loss": (holds_out(cfg.data), "data.validation_file"),
         "kl": (holds_out(cfg.data), "data.validation_file"),
+        "preference": (holds_out(cfg.data), "data.validation_file"),
         "answers": (any(cfg.data.test_files.values()), "data.test_files.mine"),
     }
     evaluators = cfg.eval.evaluators
@@ -102,8 +103,14 @@ def _measures_nothing(cfg: Config) -> Iterator[str]:
         keys = dict.fromkeys(needs[name][1] for name in evaluators)
         yield (
             f"eval.evaluators=[{','.join(evaluators)}]: nothing would be measured, since these work on rows and there "
-            f"are none; set {' or '.join(keys)}."
+            f"are none; set {' or '.join(keys)}{_sample(cfg)}."
         )
+
+
+def _sample(cfg: Config) -> str:
+    """The way to the bundled sample, on which a model of the user's is measured only where that is asked for."""
+    models = cfg.compare.models or [cfg.model.model_name_or_path]
+    return "" if all(map(is_bundled, models)) else " to a file of yours, or choose data=sample for the bundled sample"
 
 
 def _set_of_measuring(cfg: Config) -> list[str]:

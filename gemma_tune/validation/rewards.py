@@ -135,15 +135,14 @@ def label_problems(cfg: Config) -> Iterator[str]:
     if cfg.data.format != LABELLED:
         return
     m, e = cfg.traits, cfg.eval
-    measures = m.kind in (Kind.MEASURE, Kind.COMPARE)
-    if m.reads is not Reads.LABELLED and m.kind is not Kind.PREVIEW and not measures:
+    if m.reads is not Reads.LABELLED and m.kind is not Kind.PREVIEW and not m.measures:
         yield (
             f"data={LABELLED} with recipe={cfg.recipe}: it would take bad answers (label: false) for good ones; use "
             "recipe=kto, or keep the rows with label: true in a file of prompt and completion."
         )
         return
     for name in dict.fromkeys([*e.evaluators, *(e.during_training if cfg.train.eval_steps else ())]):
-        if (m.trains or measures) and name not in _OF_LABELS and ":" not in name:
+        if (m.trains or m.measures) and name not in _OF_LABELS and ":" not in name:
             yield (
                 f"eval.evaluators: {name} would take bad answers (label: false) for good ones; with data={LABELLED} "
                 "use eval.evaluators=[preference]."

@@ -1,0 +1,185 @@
+"""A run folder brings its rows, evaluators and settings; what the user names stands above them. No model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gemma_tune import UserError
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.config import Config
+from gemma_tune.run.identity import as_one_run
+from gemma_tune.run.manifest import file_digest
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.steps.rows_used import rows_line
+
+OWN = ["data.train_file=mine/train.jsonl", "data.validation_file=mine/val.jsonl", "data.test_files.own=mine/test.jsonl"]
+SETTINGS = [
+    "eval.max_new_tokens=17", "eval.max_samples=3", "train.max_length=99", "seed=7", "eval.answers.match=number",
+    "model.dtype=float32", "train.eval_steps=5", "eval.during_training=[answers]",
+]  # fmt: skip
+
+
+def make_run(words: Sequence[str] = (), recipe: str = "lora_sft", folder: str = "runs/x", merged: bool = False) -> Path:
+    """A folder as a finished run leaves it, with weights that nobody loads."""
+    Path("mine").mkdir(exist_ok=True)
+    row = {"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]}
+    for name in ("train", "val", "test", "other"):
+        Path(f"mine/{name}.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    cfg = compose_config(recipe, [*(words or ["data=auto", *OWN, *SETTINGS]), "tracker=none"])
+    place = Path(folder)
+    (place / "adapter").mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(as_one_run(cfg)), encoding="utf-8")
+    inputs = {str(p.absolute()): file_digest(p) for p in Path("mine").iterdir()}
+    (place / "manifest.json").write_text(json.dumps({"gemma_tune": "1", "inputs": inputs}), encoding="utf-8")
+    (place / "result.json").write_text('{"status": "finished"}', encoding="utf-8")
+    weights = [place / "adapter" / "adapter_model.safetensors"]
+    adapter = {"base_model_name_or_path": str(ASSETS / "tiny"), "peft_type": "LORA"}
+    (place / "adapter" / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    if merged:
+        weights = [place / "export" / "merged" / "model.safetensors"]
+        weights[0].parent.mkdir(parents=True)
+        (weights[0].parent / "config.json").write_text('{"hidden_size": 96}', encoding="utf-8")
+    weights[0].write_bytes(b"")
+    return place
+
+
+def composed(model: str | Path, *words: str, recipe: str = "evaluate") -> Config:
+    return compose_config(recipe, [f"model.model_name_or_path={model}", *words])
+
+
+def files(cfg: Config) -> dict[str, Any]:
+    """The names of its files, without their folder."""
+    tests = {name: Path(file).name for name, file in cfg.data.test_files.items() if file}
+    return {"test": tests, "held_out": cfg.data.validation_file and Path(cfg.data.validation_file).name}
+
+
+def test_a_run_brings_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder and by what lies in it, from any folder: rows, evaluators, seed, lengths, types."""
+    run = make_run(merged=True).absolute()
+    (run / "checkpoints" / "step-5").mkdir(parents=True)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    for place in (run, run / "adapter", run / "export" / "merged", run / "checkpoints" / "step-5"):
+        cfg = composed(place)
+        assert files(cfg) == {"test": {"own": "test.jsonl"}, "held_out": "val.jsonl"}, place
+        assert (cfg.eval.max_new_tokens, cfg.eval.max_samples, cfg.eval.answers.match) == (17, 3, "number")
+        assert (cfg.train.max_length, cfg.seed, cfg.model.dtype) == (99, 7, "float32")
+        assert cfg.eval.during_training == ["held_out_loss"] and cfg.train.eval_steps is None
+    assert str(Path("../runs/x")) in rows_line(composed("../runs/x"), {}, 4) or "/runs/x" in rows_line(cfg, {}, 4)
+
+
+def test_what_is_named_stands_above(folder: Path) -> None:
+    run = make_run()
+    other = "data.test_files.new=mine/other.jsonl"
+    assert files(composed(run, other)) == {"test": {"new": "other.jsonl"}, "held_out": "val.jsonl"}
+    assert files(composed(run, "data.test_files.own=null"))["test"] == {}
+    assert files(composed(run, "data=auto", other)) == {"test": {"new": "other.jsonl"}, "held_out": None}
+    assert set(composed(run, "data=sample").data.test_files) == {"test", "new_phrasings"}
+    cfg = composed(run, "eval.max_new_tokens=64", "seed=42")  # the defaults, and named all the same
+    assert (cfg.eval.max_new_tokens, cfg.seed, cfg.eval.max_samples) == (64, 42, 3)
+    cfg = composed(run, "eval=default")
+    assert (cfg.eval.max_new_tokens, cfg.eval.answers.match) == (64, "exact_match")
+    assert composed(run, "eval.evaluators=[held_out_loss]").eval.answers.match == "exact_match"  # not used
+    with pytest.raises(UserError, match=r"eval\.answers\.match has no effect"):
+        composed(run, "eval.evaluators=[held_out_loss]", "eval.answers.match=number")
+
+
+def test_a_recipe_of_ones_own_names_keys(folder: Path) -> None:
+    run = make_run()
+    Path("own/recipe").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [evaluate, {override /eval: number}, _self_]\ntrain: {max_length: 1024}\n"
+    Path("own/recipe/my_eval.yaml").write_text(text, encoding="utf-8")
+    cfg = compose_config("my_eval", [f"model.model_name_or_path={run}"], "own")
+    assert (cfg.train.max_length, cfg.eval.max_new_tokens) == (1024, 512)
+    assert files(cfg)["test"] == {"own": "test.jsonl"}
+
+
+@pytest.mark.parametrize("words", [[], ["data.test_files.own=null"], ["eval.evaluators=[preference]"]])
+def test_a_model_of_ones_own_is_not_measured_on_the_sample(folder: Path, words: list[str]) -> None:
+    with pytest.raises(UserError, match="or choose data=sample"):
+        compose_config("evaluate", ["model=gemma3_1b_it", *words])
+    with pytest.raises(UserError, match="or choose data=sample"):
+        compose_config("compare", ["compare.models=[google/gemma-3-1b-it,google/gemma-3-4b-it]", *words])
+
+
+def test_the_sample_where_it_is_meant(folder: Path) -> None:
+    """Asked for, or with the model that ships with it; evaluators with rows of their own need none."""
+    assert composed(ASSETS / "tiny").data.test_files and compose_config("evaluate").data.test_files
+    assert compose_config("evaluate", ["model=gemma3_1b_it", "data=sample"]).data.test_files
+    assert compose_config("evaluate", ["model=gemma3_1b_it", "eval=lm_eval"]).data.test_files == {}
+    assert compose_config("export", ["model=gemma3_1b_it"]).data.test_files == {}
+    mine = compose_config("evaluate", ["model=gemma3_1b_it", "data.test_files.a=assets://sample/test.jsonl"])
+    assert mine.data.test_files == {"a": "assets://sample/test.jsonl"}
+
+
+def test_rows_that_are_gone_or_changed(folder: Path) -> None:
+    run = make_run()
+    said = rows_line(composed(run), {"own": [1, 2, 3, 4]}, 4)
+    assert said.startswith("data: test rows of runs/x: own (") and "the first 3 of 4 rows" in said
+    assert "validation rows of runs/x: " in said and "changed" not in said
+    Path("mine/test.jsonl").write_text(Path("mine/test.jsonl").read_text("utf-8") + "\n", encoding="utf-8")
+    assert said.replace("test.jsonl,", "test.jsonl, changed since that run,") == rows_line(
+        composed(run), {"own": [1, 2, 3, 4]}, 4
+    )
+    other = rows_line(composed(run, "data.test_files.new=mine/other.jsonl"), {"new": [1]}, 0)
+    assert other == f"data: test rows: new ({folder}/mine/other.jsonl, 1 row)"
+    os.remove("mine/train.jsonl")  # not needed to measure
+    assert files(composed(run))["test"] == {"own": "test.jsonl"}
+    os.remove("mine/test.jsonl")
+    with pytest.raises(UserError, match=r"data\.test_files\.own=.*test\.jsonl: the rows of runs/x are no longer there"):
+        composed(run)
+    assert files(composed(run, "data.test_files.own=mine/other.jsonl"))["test"] == {"own": "other.jsonl"}
+    assert files(composed(run, "data.test_files.own=null"))["held_out"] == "val.jsonl"
+
+
+def test_a_run_of_an_earlier_version(folder: Path) -> None:
+    """Keys that are new have their defaults, keys that are gone are left out."""
+    run = make_run()
+    tree = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    del tree["data"]["answers"], tree["eval"]["num_samples"]
+    tree["data"]["gone_long_ago"] = 3
+    tree["eval"]["while_training"] = tree["eval"].pop("during_training")
+    (run / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    cfg = composed(run)
+    assert (cfg.data.answers, cfg.eval.num_samples, cfg.eval.max_new_tokens) == ("all", 4, 17)
+    tree["eval"]["max_new_tokens"] = "many"
+    (run / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.yaml of the run behind the model: eval\.max_new_tokens"):
+        composed(run)
+
+
+def test_rewards_of_a_run(folder: Path) -> None:
+    """With its rewards, and answers as long as its completions."""
+    words = ["reward=math_format", "data=auto", *OWN[::2], "train.max_completion_length=23", "eval=rewards"]
+    cfg = composed(make_run(words, "grpo"))
+    assert cfg.eval.evaluators == ["rewards"] and set(cfg.reward.weighted()) == {"math", "format"}
+    assert cfg.answer_tokens == 23 and composed("runs/x", "reward.math.weight=3").reward.math.weight == 3
+
+
+def test_training_for_int4_goes_on_with_the_rows(folder: Path) -> None:
+    """The rows that the model was tuned on; those of another kind are refused, and never replaced by the sample."""
+    cfg = composed(make_run(), recipe="qat")
+    assert Path(cfg.data.train_file).name == "train.jsonl" and files(cfg)["test"] == {"own": "test.jsonl"}
+    assert cfg.train.max_length == 99 and cfg.model.dtype == "float32"
+    pairs = ["data=sample_preferences", "data.test_files.test=null"]
+    run = make_run(pairs, "dpo", "runs/pairs")
+    with pytest.raises(UserError, match="this run read pairs of a better and a worse answer, and recipe=qat reads"):
+        composed(run, recipe="qat")
+    assert composed(run, "data=auto", *OWN, recipe="qat").data.train_file
+
+
+def test_a_quantized_run_in_memory_as_it_was(folder: Path) -> None:
+    """A QLoRA adapter is measured on the 4-bit base that it was trained on; its merged weights are not in 4 bit."""
+    run = make_run(["data=auto", *OWN], "qlora_sft")
+    assert composed(run).model.load_in_4bit and composed(run / "adapter").model.load_in_4bit
+    assert not composed(run, "model.load_in_4bit=false").model.load_in_4bit
+    assert not composed(run, recipe="export").model.load_in_4bit
+    merged = make_run(["data=auto", *OWN], "qlora_sft", "runs/merged", merged=True) / "export" / "merged"
+    assert not composed(merged).model.load_in_4bit
