@@ -112,6 +112,7 @@ def write(target: Path, names: list[str]) -> None:
                     "model=tiny",
                     "tracker=none",
                     "data.max_eval_samples=4",
+                    "eval=none",
                     f"output_dir={folder}",
                     *EXPORTS[name],
                 ]

@@ -37,6 +37,7 @@ class ExportRun:
     def __init__(self, name: str, checkout: Path, model: Path, folder: Path) -> None:
         self.name, self._folder = name, folder
         words = [f"model.model_name_or_path={model}", f"export.formats=[{_FORMATS}]", f"output_dir={folder}"]
+        words += ["data=sample", "eval=none"]
         command = [str(checkout / ".venv" / "bin" / "python"), "-m", "gemma_tune", "recipe=export", *words]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (read when it ends)
         self._process = subprocess.Popen(

@@ -292,7 +292,7 @@ def sizes(options: argparse.Namespace, shape: Path, scratch: Path) -> dict[str, 
     found: dict[str, Any] = {}
     for quant in ("q4_0", "q4_0_embedding"):
         folder = scratch / f"export-{quant}"
-        asked = ["recipe=export", "model.model_name_or_path=assets://tiny", f"quant={quant}", "export=int4"]
+        asked = ["recipe=export", "model=tiny", f"quant={quant}", "export=int4", "export.quality_samples=0"]
         command = [sys.executable, "-m", "gemma_tune", *asked, f"output_dir={folder}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for name, pattern in WEIGHTS.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import check_source
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
@@ -16,15 +17,18 @@ from gemma_tune.models.size import size_of
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.plan import plan_of
+from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.run.terminal import say
+from gemma_tune.run.terminal import say, say_files
+from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import ToMeasure, to_measure
+from gemma_tune.steps.quality import measure_files, measuring, rows_to_check
 
 
 def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
-    """The model and the rows that its files are compared on; refuses what surely does not fit."""
+    """The model and the rows that its files are measured and compared on; refuses what surely does not fit."""
     check_model_hardware(cfg.model)
     source = find_full_weights(cfg.model)
     size = size_of(config := load_config(source))
@@ -32,11 +36,12 @@ def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):
-        return [to_measure(cfg, source, evaluators=False)]
+        measured = measuring(cfg, cfg.model.model_name_or_path)
+        return [replace(measured or to_measure(cfg, source, evaluators=False), source=source)]
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
-    """Quantizes, writes every format, and compares each file with the quantized model."""
+    """Quantizes, writes every format, compares each file with the quantized model, and measures it and its source."""
     asked = read(cfg, folder)[0]
     source, tokenizer, device = asked.source, asked.tokenizer, pick_device(cfg.model)
     reset_peak(device)
@@ -44,13 +49,18 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
         plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
         put_on_grid(model, plan)
-    result = folder.result
+    result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():
-        say(f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines())
-        note_inputs(cfg, folder, source, measured_files(replace(cfg.data, test_files={})))
-        lines = export_all(cfg, folder, model, tokenizer, source, plan, [asked.held_out])
+        say(asked.rows, f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines(), *notes)
+        note_inputs(cfg, folder, source, measured_files(cfg.data))
+        lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows_to_check(asked)])
         result.peak_memory_mb = peak_memory_mb(device)
+        measure_files(cfg, folder, model, source, plan)
         result.metrics["bits_per_weight"] = plan.bits_per_weight
+        trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(plan.lines())}"
+        write_report(cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])
     say_lines(lines)
-    say("Files:", *(f"  {name:8} {folder.path / path}" for name, path in result.artifacts.items()))
+    say_files(folder.path, result.metrics)
+    named = {"report": "report.md", "page": "report.html", **result.artifacts}
+    say("Files:", *(f"  {name:8} {folder.path / path}" for name, path in named.items()))
     return result

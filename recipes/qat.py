@@ -19,10 +19,10 @@ from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
 from gemma_tune.quant.plan import plan_of
 from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.manifest import write_json
-from gemma_tune.run.paths import PLAN
 from gemma_tune.run.result import RunResult
+from gemma_tune.run.terminal import say_files
 from gemma_tune.steps.data import Data, with_evaluators
+from gemma_tune.steps.quality import measure_files
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
 from gemma_tune.train.arguments import sft_arguments
@@ -66,7 +66,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # From here on the run folder is written
     with session(cfg, folder, setup, data, model, counts, checks, lines=plan.lines()) as training:
-        write_json(folder.path / PLAN, plan.as_dict())
+        plan.save(folder.path)
         rows = list(data.held_out.rendered[: q.max_kl_samples])
         with off_grid(model):
             with folder.timed("teacher"), evaluating(model):
@@ -80,11 +80,11 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         trained = row_kl(base, rows, targets)
         training.save_adapter()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])
-
+        measure_files(cfg, folder, model, setup.source, plan, known=full)
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]
         quality = quality_metrics([row.trained_tokens for row in rows], quantized, trained, losses)
         training.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
-        more = {"unquantised": full.figures, "quality": quality, "bits_per_weight": plan.bits_per_weight}
-        training.finish(**more)
+        training.finish(**{"unquantised": full.figures}, quality=quality, bits_per_weight=plan.bits_per_weight)
     say_lines(lines)
+    say_files(folder.path, folder.result.metrics)
     return folder.result

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gemma_tune.cli.stages import of_gguf, of_quantization, of_tuning
+from gemma_tune.cli.stages import of_measuring, of_quantization, of_tuning
 from gemma_tune.compare.comparison import compare_models
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
@@ -18,10 +18,11 @@ from gemma_tune.data.reading import data_files
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.source import find_source
 from gemma_tune.recipes import qat, sft
+from gemma_tune.report.exported import files_section
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ON_GRID, TUNED
 from gemma_tune.run.result import RunResult
-from gemma_tune.run.terminal import say
+from gemma_tune.run.terminal import say, say_files
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import to_measure
 from gemma_tune.steps.setup import set_up
@@ -64,7 +65,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
         folder.stops.end_in_time(cfg.train.max_seconds)
         say("", "3 of 3: the GGUF in llama.cpp")
-        served = of_gguf(cfg, next((quantized / "export" / "gguf").glob("*.gguf")), tuned)
+        gguf_file = next((quantized / "export" / "gguf").glob("*.gguf"))
+        served = of_measuring(cfg, str(gguf_file), tokenizer=str(tuned / "export" / "merged"))
         found = to_measure(served).measure("GGUF", folder)
         found.save(folder.evals, "after")
         base, after, int4 = (
@@ -74,13 +76,14 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         )
         gguf = ModelResults("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better)
         comparison = compare_models([after, base, int4, gguf])  # the first is the baseline
-        write_comparison(comparison, folder.report)
+        write_comparison(comparison, folder.report, files_section(result.metrics[ON_GRID]))
         result.artifacts |= {"report": "report.md", "page": "report.html"}
         if name := found.headline:
             result.headline = {"name": name, "before": base.figures.get(name), "after": found.figures[name]}
         result.metrics |= {"after": found.figures, "comparison": comparison.summary()}
     say("")
     show(comparison, Console(highlight=False))
+    say_files(quantized, result.metrics[ON_GRID])
     say(*(f"not measured: {where}: {reason}" for where, reason in result.failures.items()))
     say("Files:", *(f"  {name:14} {folder.path / path}" for name, path in result.artifacts.items()))
     return result

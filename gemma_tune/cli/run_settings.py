@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import glob
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.cli.named import Named
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.config.data import KINDS_OF_ROWS
@@ -185,6 +186,17 @@ def _take_model(model: Tree, stored: Mapping[str, Any], named: Named, method: Me
     if source is None and is_gguf(name) and not named.has("model.tokenizer_name_or_path"):
         before = _source(str(stored.get("model_name_or_path")))  # a run without a tokenizer of its own has that one
         model["tokenizer_name_or_path"] = before.tokenizer if before else None
+
+
+def as_evaluated(cfg: Config) -> Config:
+    """The configuration with its model held in memory as `recipe=evaluate` holds it, with no word but its name."""
+    model, run = asdict(cfg.model), run_of(cfg.model.model_name_or_path)
+    if run:
+        stored = translated(stored_config(run) or {}).get("model", {})
+        _take_model(model, stored, Named(frozenset(), frozenset()), cfg.traits)
+    found = replace(cfg, model=ModelConfig(**model))
+    resolve_defaults(found)
+    return found
 
 
 def _source(name: str) -> Source | None:

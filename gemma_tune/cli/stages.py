@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_tune.cli.defaults import resolve_defaults
-from gemma_tune.config import AdapterConfig, Config, ExportConfig, QuantConfig, TrackerConfig
+from gemma_tune.cli.run_settings import as_evaluated
+from gemma_tune.config import AdapterConfig, Config, ExportConfig, ModelConfig, QuantConfig, TrackerConfig
+from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import ON_GRID, TUNED
 
 
@@ -23,7 +25,7 @@ def of_tuning(cfg: Config, folder: Path) -> Config:
         tracker=_tracker(cfg, folder, TUNED),
         overwrite=False,
         quant=QuantConfig(),
-        export=replace(cfg.export, formats=ExportConfig().formats),
+        export=replace(cfg.export, formats=ExportConfig().formats, quality_samples=ExportConfig().quality_samples),
     )
 
 
@@ -77,8 +79,16 @@ def _tracker(cfg: Config, folder: Path, stage: str) -> TrackerConfig:
     return replace(cfg.tracker, name=f"{cfg.tracker.name or folder.name}-{stage}")
 
 
-def of_gguf(cfg: Config, file: Path, tuned: Path) -> Config:
-    """The configuration that measures the GGUF, with the tokenizer of the tuned model."""
-    tokenizer = str(tuned / "export" / "merged")
-    model = replace(cfg.model, model_name_or_path=str(file), tokenizer_name_or_path=tokenizer, added_tokens=[])
-    return replace(cfg, model=model)
+def of_measuring(cfg: Config, name: str, tokenizer: str | None = None) -> Config:
+    """The configuration of `recipe=evaluate` on a model, with the rows and evaluators of another run.
+
+    Args:
+        cfg: The configuration of that run.
+        name: The model: a checkpoint, a run folder, or an exported file.
+        tokenizer: Its tokenizer; None: the one beside the weights.
+    """
+    device = "auto" if is_gguf(name) else cfg.model.device
+    model = ModelConfig(name, tokenizer, chat_template=cfg.model.chat_template, device=device)
+    if name == cfg.model.model_name_or_path:
+        model.revision = cfg.model.revision
+    return as_evaluated(replace(cfg, recipe="evaluate", method="evaluate", model=model, adapter=AdapterConfig()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow
@@ -44,12 +45,12 @@ _HTML_ROWS, _MARKDOWN_ROWS = 200, 20  # of a figure, over all its groups
 _OPEN = 2  # rows of a group that are unfolded from the start
 
 
-def write_comparison(comparison: Comparison, markdown_file: Path) -> None:
-    """Writes the Markdown file, and beside it the page as an .html file."""
+def write_comparison(comparison: Comparison, markdown_file: Path, more: Sequence[Section] = ()) -> None:
+    """Writes the Markdown file, and beside it the page as an .html file; `more` stands at their end."""
     title = f"{len(comparison.models)} models on the same rows"
     for file, lines in (
-        (markdown_file, markdown(title, sections(comparison, _MARKDOWN_ROWS))),
-        (markdown_file.with_suffix(".html"), html(title, PAGE_MARK, sections(comparison, _HTML_ROWS))),
+        (markdown_file, markdown(title, [*sections(comparison, _MARKDOWN_ROWS), *more])),
+        (markdown_file.with_suffix(".html"), html(title, PAGE_MARK, [*sections(comparison, _HTML_ROWS), *more])),
     ):
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 

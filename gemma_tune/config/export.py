@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemma_tune.config.option import option
+from gemma_tune.config.option import ROWS, option
 
 FORMATS = ("merged", "gguf", "w4a16", "gguf_f32", "gguf_f16", "gguf_bf16")
 
@@ -20,4 +20,12 @@ class ExportConfig:
         "gguf_f32, gguf_f16, gguf_bf16.",
     )
     dtype: str = option("bfloat16", "Type of the exported weights.", choices=("bfloat16", "float32"))
+    quality_samples: int = option(
+        200,
+        "recipe=export, qat and tune_to_int4: on how many of the first rows of each test set the source and every "
+        "exported file are measured, by the first evaluator of the run that answers (else the validation loss); "
+        "0: not at all.",
+        at_least=0,
+        at_most=ROWS,
+    )
     max_shard_size: str = option("5GB", "Maximum size of one file of the exported weights.")

@@ -54,6 +54,7 @@ ADDED: dict[str, Any] = {
     "tracker.group": None,
     "recipe_file": None,
     "train.loss": None,
+    "export.quality_samples": 200,
 }
 
 

@@ -172,6 +172,12 @@ class LlamaCppEngine:
 
         return list(self._each(prompts, work, name))
 
+    def speed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
+        """Tokens a second of a prompt that is read anew and of an answer of so many tokens, by llama.cpp's clock."""
+        asked = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0.0, "ignore_eos": True}
+        timed = self._server.post("/completion", **asked, cache_prompt=False, id_slot=0, response_fields=["timings"])
+        return timed["timings"]["prompt_per_second"], timed["timings"]["predicted_per_second"]
+
     def token_ids(self, text: str) -> list[int]:
         """llama.cpp's own token ids of a text, with `<bos>`, control tokens read as such."""
         ids: list[int] = self._server.post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]

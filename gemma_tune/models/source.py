@@ -16,6 +16,7 @@ from gemma_tune.models.folders import (
     has_tokenizer,
     read_adapter_config,
 )
+from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.paths import ON_GRID, PLAN, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
@@ -132,7 +133,11 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
         elif (path / "export" / "merged" / "config.json").is_file():
             path = path / "export" / "merged"
         else:
-            raise UserError(f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/.")
+            kept = checkpoints(path / "checkpoints")
+            step = f" Its last checkpoint is a model, too: name {kept[-1]}." if kept else ""
+            raise UserError(
+                f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/.{step}"
+            )
     said = f"model.model_name_or_path={name}"
     if (path / ADAPTER_CONFIG).is_file():
         return _source_of_adapter(said, path, model.revision, tokenizer_beside)

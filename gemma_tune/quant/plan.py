@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.quant.grid import GRIDS, Grid
+from gemma_tune.run.manifest import write_json
+from gemma_tune.run.paths import PLAN
 
 KEPT_16, KEPT_32 = "16 bit", "float32"
 
@@ -58,6 +61,10 @@ class Plan:
     def as_dict(self) -> dict[str, str]:
         """The format of each tensor by its name, for `quant_plan.json`."""
         return {name: self.grids[name].name if name in self.grids else self.kept[name] for name in self.sizes}
+
+    def save(self, folder: Path) -> None:
+        """Writes `quant_plan.json` into a run folder."""
+        write_json(folder / PLAN, self.as_dict())
 
     @property
     def bits_per_weight(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -132,6 +133,29 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
     return [Table(head, rows)]
 
 
+def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
+    """Engine and command for an exported format, to be copied; nothing for what isn't served.
+
+    Args:
+        name: The format: `gguf`, `w4a16`, `merged`, …
+        place: Its folder.
+    """
+    if name.startswith("gguf"):
+        file = next(place.glob("*.gguf"))
+        model, modelfile = shlex.quote(file.stem), shlex.quote(str(place / "Modelfile"))
+        ollama = ("Ollama", f"ollama create {model} -f {modelfile} && ollama run {model}")
+        llama_cpp = ("llama.cpp", f"llama-cli -m {shlex.quote(str(file))}")
+        return [ollama, llama_cpp] if (place / "Modelfile").is_file() else [llama_cpp]
+    if name in ("w4a16", "merged"):
+        chat = '[{"role": "user", "content": "Hello!"}]'
+        run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
+        return [
+            ("vLLM", f"vllm serve {shlex.quote(str(place))}"),
+            ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"),
+        ]
+    return []
+
+
 def how_to_use(folder: RunFolder) -> list[Block]:
     """Commands and code to copy for each artifact that can be loaded."""
     artifacts, blocks = folder.result.artifacts, list[Block]()
@@ -154,18 +178,13 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Text("The adapter, on its base model, with PEFT:"),
             Code(_ADAPTER.format(folder=str(folder.path / artifacts["adapter"])), "python"),
         ]
-    if "gguf" in artifacts:
-        place = folder.path / artifacts["gguf"]
-        file = next(place.glob("*.gguf"))
-        run, ollama = [f"llama-cli -m {shlex.quote(str(file))}"], (place / "Modelfile").is_file()
-        run += [f"ollama create {file.stem} -f {place / 'Modelfile'}"] if ollama else []
-        blocks += [
-            Text(f"The GGUF file, with llama.cpp, where this run checked it{', or Ollama' if ollama else ''}:"),
-            Code("\n".join(run), "bash"),
-        ]
-    if "w4a16" in artifacts:
-        served = f"vllm serve {shlex.quote(str(folder.path / artifacts['w4a16']))}"
-        blocks += [Text("The int4 folder, with vLLM; this run loaded it with Transformers:"), Code(served, "bash")]
+    said = {
+        "gguf": "The GGUF file, in Ollama (by the Modelfile beside it), or in llama.cpp, where this run checked it:",
+        "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
+    }
+    for name in (name for name in said if name in artifacts):
+        commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
+        blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
     if blocks:
         named = shlex.quote(f"model.model_name_or_path={folder.path}")
         lines = [f"python -m gemma_tune recipe={recipe} {named}" for recipe in ("chat", "evaluate")]

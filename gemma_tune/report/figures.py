@@ -137,7 +137,7 @@ def _change(name: str, before: float | None, after: float | None, figure: Compar
     if last.test is None:
         return Change(name, old, new, figure=figure, part=part)
     words, apart = wording_of(figure), last.test.difference
-    difference = FigureText(words.difference(apart), _span(words, apart, "+"))
+    difference = FigureText(words.difference(apart), interval_text(words, apart, "+"))
     return Change(name, old, new, difference, last, figure, part)
 
 
@@ -147,14 +147,14 @@ def _said(figure: ComparedFigure, stats: ModelStats | None, value: float | None)
     said = as_text(figure.name, value)
     if figure.binary and not said.endswith("%"):  # a figure of the user's, whose name doesn't say what it is
         said = f"{value:.1%}"
-    return FigureText(said, _span(wording_of(figure), stats.mean))
+    return FigureText(said, interval_text(wording_of(figure), stats.mean))
 
 
 def _is_mean(value: float, of_rows: Interval) -> bool:
     return of_rows.mean is not None and math.isclose(value, of_rows.mean, rel_tol=1e-4, abs_tol=1e-6)
 
 
-def _span(words: Wording, at: Interval, sign: str = "") -> str:
+def interval_text(words: Wording, at: Interval, sign: str = "") -> str:
     """`89.2–96.2`; where a sign could be taken for a dash, `−1.5 to +4.0`."""
     if at.low is None or at.high is None:
         return ""

@@ -14,6 +14,7 @@ from gemma_tune.page.charts import Panel
 from gemma_tune.report.answers import moved_rows, sample_rows
 from gemma_tune.report.artifacts import how_to_use, sizes
 from gemma_tune.report.change_blocks import change_blocks, headline_block
+from gemma_tune.report.exported import files_section
 from gemma_tune.report.figures import Change, changes, headline
 from gemma_tune.rl.completion_log import first_and_last, read_completions
 from gemma_tune.run.folder import RunFolder
@@ -68,6 +69,7 @@ def sections(inputs: ReportInputs) -> list[Section]:
         Section("What could not be measured", [Listing(failures, "bad")] if failures else []),
         Section("Figures" if once else "Before and after", change_blocks(figures, once)),
         Section("Losses and metrics over the steps", _curves(inputs)),
+        *files_section(inputs.metrics),
         Section("Answers", [Samples(samples, open=2)] if samples else []),
         Section("Completions during training", _completions(inputs)),
         Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),

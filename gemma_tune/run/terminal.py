@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,6 +16,7 @@ from gemma_tune.page.blocks import Cell, FigureText, SampleRow
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.page.text import VISIBLE
 from gemma_tune.report.answers import sample_rows
+from gemma_tune.report.exported import say_exported
 from gemma_tune.report.figures import Change, changes, headline, moved_line
 from gemma_tune.run.folder import RunFolder, is_main_process
 
@@ -60,6 +63,17 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, notes: Seq
         console.print(f"  {name:8} {folder.path / path}", markup=False, soft_wrap=True)
     for note in notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
+
+
+def say_files(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Prints quality, size and speed of what a run exported, and how to use it; see `say_exported`.
+
+    Args:
+        folder: The run folder.
+        metrics: Those of its result.
+    """
+    if exported := metrics.get("exported"):
+        say_exported(exported, {f["name"]: folder / "export" / f["name"] for f in exported["files"][1:]}, _console())
 
 
 def _print_figures(console: Console, figures: Sequence[Change]) -> None:

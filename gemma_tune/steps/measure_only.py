@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows, load_held_out
+from gemma_tune.engines.base import Engine
 from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
@@ -51,12 +52,12 @@ class ToMeasure:
         """Which rows it is measured on, in one line."""
         return rows_line(self.cfg, self.tests, self.held_out.counts()["rows"])
 
-    def measure(self, when: str, folder: RunFolder) -> Evaluation:
-        """Loads the weights, asks them, and lets them go; what fails is noted in the run's result.
+    @contextlib.contextmanager
+    def opened(self, folder: RunFolder) -> Iterator[Engine]:
+        """Loads the weights, and lets them go.
 
         Args:
-            when: What is measured, for what is said of failures.
-            folder: The run folder, whose result takes seconds, failures and the peak of memory.
+            folder: The run folder, whose result takes seconds and the peak of memory.
 
         Raises:
             UserError: The weights cannot be loaded.
@@ -64,16 +65,29 @@ class ToMeasure:
         cfg, device = self.cfg, pick_device(self.cfg.model)
         set_seed(cfg.seed)
         reset_peak(device)
-        evaluator = RunEvaluator(cfg, self.evaluators, self.held_out, folder.result)
         with contextlib.ExitStack() as stack:
             with folder.timed("load"):
                 opened = open_engine(cfg, self.source, self.tokenizer, self.held_out.highest_id)
                 engine = stack.enter_context(opened)
-            with folder.timed("evaluate"):
-                found = evaluator.of(when, engine)
+            yield engine
         if self.source.gguf is None:  # llama.cpp is a process of its own
             folder.result.peak_memory_mb = max(folder.result.peak_memory_mb or 0.0, peak_memory_mb(device))
-        return found
+
+    def ask(self, when: str, engine: Engine, folder: RunFolder) -> Evaluation:
+        """Runs the evaluators; what fails is noted in the run's result.
+
+        Args:
+            when: What is measured, for what is said of failures.
+            engine: The weights, opened.
+            folder: The run folder, whose result takes seconds and failures.
+        """
+        with folder.timed("evaluate"):
+            return RunEvaluator(self.cfg, self.evaluators, self.held_out, folder.result).of(when, engine)
+
+    def measure(self, when: str, folder: RunFolder) -> Evaluation:
+        """Loads the weights, asks them, and lets them go; see `opened` and `ask`."""
+        with self.opened(folder) as engine:
+            return self.ask(when, engine, folder)
 
 
 def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = True) -> ToMeasure:

@@ -17,6 +17,7 @@ from gemma_tune.run.manifest import file_digest
 from gemma_tune.untrusted import read_object
 
 _DIGEST = 64  # characters; of a streamed file the manifest has its size and date
+_WITH_ROWS_OF_THEIR_OWN = ("tool_calls", "lm_eval", "long_context")
 _TESTS, _HELD_OUT = "test rows", "validation rows"
 
 
@@ -47,7 +48,9 @@ def rows_line(cfg: Config, tests: Mapping[str, Sequence[Any]], held_out: int) ->
         named = data.validation_file or _drawn(data)
         of = _of(all(getattr(data, key) == theirs.get(key) for key in keys), run, [data.validation_file])
         parts.append(f"{_HELD_OUT}{of}: {_where(named, run)}, {number(held_out, 'rows')}")
-    return f"data: {'; '.join(parts) or 'no rows of yours; the evaluators bring their own'}"
+    theirs_own = [name for name in cfg.eval.evaluators if name in _WITH_ROWS_OF_THEIR_OWN]
+    parts += [f"the rows of {', '.join(theirs_own)}"] if theirs_own else []
+    return f"data: {'; '.join(parts) or 'none: no rows of yours are named'}"
 
 
 def _drawn(data: DataConfig) -> str:

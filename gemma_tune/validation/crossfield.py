@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from gemma_tune.config import AdapterConfig, Config, DataConfig, TrainConfig
+from gemma_tune.config import AdapterConfig, Config, DataConfig, ExportConfig, TrainConfig
 from gemma_tune.config.data import FORMATS, LABELLED
 from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
@@ -240,6 +240,8 @@ def _best(cfg: Config) -> Iterator[str]:
 def _export(cfg: Config) -> Iterator[str]:
     if not re.fullmatch(r"\d+([KMGT]i?B)", cfg.export.max_shard_size):
         yield f"export.max_shard_size={cfg.export.max_shard_size}: write a number and a unit, for example 5GB or 500MB."
+    if not cfg.traits.quantizes and cfg.export.quality_samples != ExportConfig().quality_samples:
+        yield f"export.quality_samples has no effect with recipe={cfg.recipe}; leave it out."
     kept = cfg.train.save_steps or cfg.train.metric_for_best_model
     if not cfg.export.formats and cfg.adapter.peft_type == "none" and not kept:
         yield "export=none with adapter=none and no train.save_steps would keep no weights; use export=merged."

@@ -98,7 +98,7 @@ def test_compared_models_count_and_not_the_default_one(tmp_path: Path) -> None:
     wide = folder_of_width(tmp_path / "wide", 1152)
     asked = {}
     for other in (two, wide):
-        cfg = compose_config("compare", [f"compare.models=[{one},{other}]"])
+        cfg = compose_config("compare", [f"compare.models=[{one},{other}]", "data=sample"])
         asked[other.name] = (cfg.eval.batch_size, cfg.eval.max_samples)
     assert asked == {"two": (64, None), "wide": (8, 200)}
 
@@ -113,7 +113,7 @@ def test_a_run_that_was_measured_counts_as_its_model(tmp_path: Path) -> None:
         for name, text in (("manifest.json", "{}"), ("result.json", '{"status": "finished"}')):
             (run / name).write_text(text, encoding="utf-8")
         (run / "eval" / "after.json").write_text("{}", encoding="utf-8")
-        cfg = compose_config("compare", [f'compare.models=["{run}",{one}]'])
+        cfg = compose_config("compare", [f'compare.models=["{run}",{one}]', "data=sample"])
         assert (cfg.eval.batch_size, cfg.eval.max_samples) == expected
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import yaml
 
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.config import Config
+from gemma_tune.config import Config, ModelConfig
+from gemma_tune.models.source import find_source
+from gemma_tune.run.existing import run_of
 from gemma_tune.run.identity import as_one_run
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS
@@ -183,3 +186,29 @@ def test_a_quantized_run_in_memory_as_it_was(folder: Path) -> None:
     assert not composed(run, recipe="export").model.load_in_4bit
     merged = make_run(["data=auto", *OWN], "qlora_sft", "runs/merged", merged=True) / "export" / "merged"
     assert not composed(merged).model.load_in_4bit
+
+
+def test_a_stage_and_a_gguf_of_a_run(folder: Path) -> None:
+    """Of recipe=tune_to_int4 the stage whose weights are meant; a GGUF without a tokenizer has the model's."""
+    make_run()
+    whole = Path("runs/whole")
+    stage = make_run(folder="runs/whole/int4")
+    (stage / "quant_plan.json").write_text("{}", encoding="utf-8")
+    assert run_of(str(whole)) == run_of(str(stage / "adapter")) == stage.absolute()
+    file = stage / "export" / "gguf" / "a.gguf"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert run_of(str(file)) == stage.absolute() and run_of("runs/nothing") is None and run_of("assets://tiny") is None
+    pytest.importorskip("xllamacpp")
+    cfg = composed(file)
+    assert files(cfg)["test"] == {"own": "test.jsonl"} and cfg.model.dtype is None
+    assert cfg.model.tokenizer_name_or_path == str(ASSETS / "tiny")
+
+
+def test_an_interrupted_run_names_its_last_checkpoint(folder: Path) -> None:
+    run = make_run()
+    shutil.rmtree(run / "adapter")
+    for step in (5, 10):
+        (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Its last checkpoint is a model, too: name runs/x/checkpoints/step-10\."):
+        find_source(ModelConfig(str(run)))

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import load_rows
+from gemma_tune.data.tokenized import load_held_out, load_rows
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ASSETS
 
@@ -135,3 +135,12 @@ def test_json_stays_json(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", {**conversations(1)[0], "tools": json.dumps([tool])}, *conversations(2)[1:])
     train, _ = read_records(DataConfig(dataset_name=str(tmp_path)), seed=0)
     assert [r.tools for r in train] == [[tool], None]
+
+
+def test_the_rows_that_a_stream_held_out_are_found_again(tmp_path: Path, tokenizer: Any) -> None:
+    """By what measures the model later: the same share of the same rows, and no other ones."""
+    file = write(tmp_path / "rows.jsonl", *conversations(200))
+    data = DataConfig(train_file=file, streaming=True, validation_split_percentage=7, max_eval_samples=9)
+    _, held_out = stream_rows(data, tokenizer, 64, seed=3)
+    again = load_held_out(data, tokenizer, 64, seed=3)
+    assert [r.where for r in again.records] == [r.where for r in held_out.records] and again.records

@@ -36,6 +36,7 @@ from gemma_tune.quant.plan import plan_of
 
 WORDS = [
     "tracker=none", "data.max_eval_samples=4", "eval.max_samples=12", "eval.max_new_tokens=24", "eval.num_samples=2",
+    "data=sample",
 ]  # fmt: skip
 TESTS = ("test", "new_phrasings")
 

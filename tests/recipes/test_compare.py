@@ -175,7 +175,7 @@ def test_what_is_wrong_with_the_second_model_is_said_before_the_first_is_measure
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError) as error:
-        compare(tmp_path / "run", other, bare, empty)
+        compare(tmp_path / "run", other, bare, empty, words=("data=sample",))
     assert error.value.problems[0].startswith(f"compare.models: {bare}: this folder has no tokenizer")
     assert error.value.problems[1].startswith(f"compare.models: {empty}: this folder has no config.json")
     assert not (tmp_path / "run").exists()
@@ -187,7 +187,8 @@ def test_a_model_that_cannot_be_loaded_keeps_the_others(other: Path, tmp_path: P
     shutil.copytree(other, broken)
     file = next(broken.glob("*.safetensors"))
     save_file({name: tensor / 0 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-    words = [f"compare.models=[{other},{broken}]", f"output_dir={tmp_path / 'run'}", "tracker=none", *ROWS]
+    words = [f"compare.models=[{other},{broken}]", f"output_dir={tmp_path / 'run'}", "tracker=none", "data=sample"]
+    words += ROWS
     assert main(["recipe=compare", *words]) == 1
     kept = tmp_path / "run" / "eval" / "1-other.json"
     assert "test_exact_match" in json.loads(kept.read_text("utf-8"))["figures"]

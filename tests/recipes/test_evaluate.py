@@ -78,6 +78,14 @@ def test_an_adapter_its_merged_weights_and_the_run(trained: Path, tmp_path: Path
             assert a["id"] == b["id"] and a["score"] == pytest.approx(b["score"], rel=1e-5), name
 
 
+def test_a_run_without_data_keys(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own rows and settings, and the figures of its report, row by row; the first line says which rows."""
+    words = [f"model.model_name_or_path={trained}", f"output_dir={tmp_path / 'run'}", "tracker=none"]
+    gemma_tune.run("evaluate", words)
+    assert stored(tmp_path / "run") == stored(trained)
+    assert capsys.readouterr().out.startswith(f"data: test rows of {trained}: test (assets://sample/test.jsonl, ")
+
+
 @pytest.mark.slow
 def test_answers_in_batches_and_one_by_one() -> None:
     """Padding and neighbours change no greedy answer."""

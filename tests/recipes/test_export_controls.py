@@ -10,7 +10,7 @@ import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
 
-WORDS = ["tracker=none", "data.max_train_samples=24", "data.max_eval_samples=8"]
+WORDS = ["tracker=none", "data.max_train_samples=24", "data.max_eval_samples=8", "export.quality_samples=0"]
 
 
 def export(formats: list[str], folder: Path) -> gemma_tune.RunResult:

@@ -169,6 +169,7 @@ def test_an_adapter_of_peft(name: str, tmp_path: Path) -> None:
     for recipe, merges in (("chat", False), ("evaluate", False), ("export", True), ("qat", True), ("lora_sft", True)):
         words = [f"model.model_name_or_path={folder}", "model.device=cpu", "dry_run=true"]
         words += ["chat.prompt=Hello"] if recipe == "chat" else [f"output_dir={tmp_path / recipe}"]
+        words += ["data=sample"] if recipe == "evaluate" else []
         words += ["adapter.r=8", "adapter.lora_alpha=16", *made.words] if recipe == "lora_sft" else []
         if made.refused and (merges or made.merges):
             with pytest.raises(UserError, match=made.refused):
@@ -191,7 +192,7 @@ def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
     assert trained.metrics["export"]["merge_difference"] < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "export" / "merged", dtype=torch.float32)
     assert (logits(merged) - logits(peft)).abs().max() < 1e-4
-    measured = [*model, "model.dtype=float32", "data.max_eval_samples=4", "tracker=none"]
+    measured = [*model, "model.dtype=float32", "data.max_eval_samples=4", "tracker=none", "data=sample"]
     evaluated = gemma_tune.run(
         "evaluate", [*measured, "eval.evaluators=[held_out_loss]", f"output_dir={tmp_path / 'evaluate'}"]
     )
@@ -199,7 +200,10 @@ def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
         trained.metrics["before"]["held_out_loss"], rel=1e-5
     )
     if not made.towers:  # its width is no multiple of a block
-        exported = gemma_tune.run("export", [*measured, "export.formats=[merged]", f"output_dir={tmp_path / 'export'}"])
+        exported = gemma_tune.run(
+            "export",
+            [*measured, "export.formats=[merged]", "export.quality_samples=2", f"output_dir={tmp_path / 'export'}"],
+        )
         lines = exported.metrics["verify"]
         assert {line["verdict"] for line in lines} == {"ok"}
         short_run("qat", tmp_path / "qat", *model, "export.formats=[merged]", steps=1)

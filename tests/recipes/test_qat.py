@@ -60,6 +60,7 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
         "quant=q4_0_fp16",
         "export.formats=[w4a16,merged]",
         "data.max_eval_samples=6",
+        "export.quality_samples=0",
         f"output_dir={tmp_path / 'run'}",
     ]
     result = gemma_tune.run("export", words)

@@ -1,0 +1,212 @@
+"""Quality, size and speed of exported files beside those of their source: as numbers, in the terminal, on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gemma_tune.compare.comparison import ComparedFigure, Comparison, ModelStats
+from gemma_tune.compare.wording import Wording, p_text
+from gemma_tune.engines.speed import Speed
+from gemma_tune.evals.evaluation import as_text
+from gemma_tune.evals.statistics import Interval, PairedTest
+from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Listing, Section, Table, Text
+from gemma_tune.page.terminal import print_figures
+from gemma_tune.report.artifacts import bytes_text, use_commands
+from gemma_tune.report.figures import interval_text
+
+_HEAD = ("", "{metric}", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s")
+_QUALITY = 4  # of these columns are about quality
+_TESTED = (
+    "With 95% intervals over the rows. Each file is compared with the source, row by row; p is corrected for "
+    "all tests (Holm)."
+)
+_TIMED = "Tokens per second of a prompt that is read and of an answer that is written, one conversation alone."
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A model as it lies on the disk.
+
+    Attributes:
+        name: `source`, or the format.
+        place: Where it is, or its name on the Hub.
+        bytes: Of all its files; None: not known.
+        bits: Bits of a weight; None: not known.
+        speed: Tokens a second; None: not timed.
+    """
+
+    name: str
+    place: str
+    bytes: int | None
+    bits: float | None
+    speed: Speed | None
+
+
+def exported_metrics(
+    figure: ComparedFigure | None, comparison: Comparison | None, files: Sequence[FileFacts], why: str
+) -> dict[str, Any]:
+    """`metrics.exported` of the result: everything that the table shows, as numbers.
+
+    Args:
+        figure: The figure of the table; None where nothing was compared.
+        comparison: All figures of the evaluator.
+        files: The source and the files.
+        why: Why nothing was compared.
+    """
+    summary = comparison.summary() if comparison else {}
+    of_files = summary.get(figure.name, {}) if figure else {}
+    return {
+        "metric": figure.name if figure else None,
+        "rows": figure.count if figure else 0,
+        "binary": bool(figure and figure.binary),
+        "lower_is_better": bool(figure and figure.lower_is_better),
+        "files": [
+            {
+                "name": f.name,
+                "path": f.place,
+                "bytes": f.bytes,
+                "bits_per_weight": f.bits,
+                "speed": asdict(f.speed) if f.speed else None,
+                **of_files.get(f.name, {}),
+            }
+            for f in files
+        ],
+        "figures": summary,
+        "notes": [*([why] if why else []), *(comparison.notes if comparison else [])],
+    }
+
+
+def _figure(exported: Mapping[str, Any]) -> ComparedFigure | None:
+    """The figure of the table, from its numbers."""
+    if not exported["metric"]:
+        return None
+    stats = [_stats(row) for row in exported["files"] if "mean" in row]
+    lower, binary = exported["lower_is_better"], exported["binary"]
+    return ComparedFigure(exported["metric"], lower, binary, exported["rows"], stats, [])
+
+
+def _stats(row: Mapping[str, Any]) -> ModelStats:
+    mean = Interval(row["mean"], row["low"], row["high"])
+    if "difference" not in row:
+        return ModelStats(row["name"], mean)
+    difference = Interval(row["difference"], row["difference_low"], row["difference_high"])
+    counts = row["wins"], row["losses"], row["ties"]
+    p, corrected = row["p_value"], row["p_corrected"]
+    test = PairedTest(difference, 1.0 if p is None else p, *counts, row["method"] or "")
+    return ModelStats(row["name"], mean, test, 1.0 if corrected is None else corrected, *counts, row["verdict"])
+
+
+def _rows(exported: Mapping[str, Any]) -> list[list[Cell]]:
+    """A row for the source and for each file; `_HEAD` names the columns."""
+    figure = _figure(exported)
+    words = Wording(figure) if figure else None
+    stats = {s.model: s for s in figure.model_stats} if figure else {}
+    rows = []
+    for file in exported["files"]:
+        one, speed = stats.get(file["name"]), file["speed"]
+        quality: list[Cell] = [FigureText(), "", ""]
+        if one and words:
+            quality[0] = FigureText(words.mean(one.mean), interval_text(words, one.mean))
+            if one.test:
+                d = one.test.difference
+                quality[1] = FigureText(words.value(d.mean, "+"), interval_text(words, d, "+"))
+                quality[2] = FigureText(one.verdict, _p(one.p_corrected))
+        bits = file["bits_per_weight"]
+        size = FigureText(bytes_text(file["bytes"]) if file["bytes"] else "–", f"{bits:.2f}" if bits else "")
+        fast = FigureText(_rate(speed["prompt"]), _rate(speed["answer"])) if speed else FigureText()
+        rows.append([file["name"], *(quality if figure else ()), size, fast])
+    return rows
+
+
+def _rate(tokens: float) -> str:
+    return f"{tokens:,.0f}" if tokens >= 100 else f"{tokens:.3g}"
+
+
+def _head(exported: Mapping[str, Any]) -> list[str]:
+    metric = exported["metric"]
+    head = _HEAD if metric else (_HEAD[0], *_HEAD[4:])
+    return [name.format(metric=str(metric).replace("_", " ")) for name in head]
+
+
+def _title(exported: Mapping[str, Any]) -> str:
+    measured = f"{exported['metric']} on {exported['rows']:,} rows, " if exported["metric"] else ""
+    return f"Exported files: {measured}size and speed"
+
+
+def _engines(exported: Mapping[str, Any]) -> str:
+    timed = {f["name"]: f["speed"]["engine"] for f in exported["files"] if f["speed"]}
+    return f"Timed in: {', '.join(f'{name}: {engine}' for name, engine in timed.items())}." if timed else ""
+
+
+def _more(exported: Mapping[str, Any]) -> list[str]:
+    """The figures beside that of the table, a line each."""
+    found = []
+    for figure, models in exported["figures"].items():
+        said = []
+        for name, stats in models.items():
+            verdict = f" ({stats['verdict']}, {_p(stats['p_corrected'])})" if stats.get("p_corrected") else ""
+            said.append(f"{name} {as_text(figure, stats['mean'])}{verdict}")
+        found += [f"{figure}: {'; '.join(said)}"] if figure != exported["metric"] else []
+    return found
+
+
+def _p(value: float) -> str:
+    text = p_text(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def say_exported(exported: Mapping[str, Any], artifacts: Mapping[str, Path], console: Console) -> None:
+    """Prints the table, how to use each file, and at the end what is to be done.
+
+    Args:
+        exported: `exported_metrics`.
+        artifacts: The formats and where they are.
+        console: Where to print.
+    """
+    print_figures(console, _title(exported), _head(exported), _rows(exported))
+    for line in filter(None, [_TESTED if exported["metric"] else "", f"{_TIMED} {_engines(exported)}"]):
+        console.print(line, style="dim", markup=False)
+    for line in [*_more(exported), *exported["notes"]]:
+        console.print(line, markup=False, soft_wrap=True)
+    commands = [(name, *command) for name, place in artifacts.items() for command in use_commands(name, place)]
+    if commands:
+        console.print("How to use them:")
+    for name, engine, command in commands:
+        console.print(f"  {name}, {engine}:", markup=False)
+        console.print(f"    {command}", markup=False, soft_wrap=True)
+    for line in exported["advice"]:
+        console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+
+
+def files_section(metrics: Mapping[str, Any]) -> list[Section]:
+    """The same as a section of the report, for a run that has exported; how to use the files has one of its own."""
+    exported = metrics.get("exported")
+    return [Section("Quality, size and speed of the files", _blocks(exported))] if exported else []
+
+
+def _blocks(exported: Mapping[str, Any]) -> list[Block]:
+    """Two tables, which a narrow page holds."""
+    blocks: list[Block] = []
+    if exported["metric"]:
+        rows = [row[:_QUALITY] for row in _rows(exported)]
+        blocks += [Text(f"{exported['metric']} on {exported['rows']:,} rows:"), Table(_head(exported)[:_QUALITY], rows)]
+        blocks.append(Text(_TESTED, "quiet"))
+    if lines := [*_more(exported), *exported["notes"]]:
+        blocks.append(Listing(lines))
+    rows = []
+    for file in exported["files"]:
+        size, bits, speed = file["bytes"], file["bits_per_weight"], file["speed"]
+        rates: list[Cell] = [_rate(speed["prompt"]), _rate(speed["answer"])] if speed else ["–", "–"]
+        rows.append([file["name"], bytes_text(size) if size else "–", f"{bits:.2f}" if bits else "–", *rates])
+    blocks.append(Table(["", "size", "bits per weight", "prompt, tokens/s", "answer, tokens/s"], rows))
+    blocks.append(Text(f"{_TIMED} {_engines(exported)}", "quiet"))
+    for line in exported["advice"]:
+        said, found, command = line.partition("python -m gemma_tune")
+        blocks.append(Text(said.strip(), "verdict worse"))
+        blocks += [Code(f"{found}{command}", "bash")] if found else []
+    return blocks

@@ -1,0 +1,237 @@
+"""The last step of an export: quality, size and speed of each file, against the model that it was made from."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_tune.chat import Rendered
+from gemma_tune.cli.stages import of_measuring
+from gemma_tune.compare.comparison import Comparison, compare_models
+from gemma_tune.compare.results import ModelResults
+from gemma_tune.config import Config, ModelConfig, QuantConfig
+from gemma_tune.config.methods import Reads, method_of
+from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.engines.llama_cpp import EngineUnavailable
+from gemma_tune.engines.speed import Speed, speed_of
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.models.source import Source, find_source
+from gemma_tune.quant.plan import Plan
+from gemma_tune.report.artifacts import Size, artifact_size
+from gemma_tune.report.exported import FileFacts, exported_metrics
+from gemma_tune.run.existing import run_of, stored_config
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ASSETS, looks_local, resolve
+from gemma_tune.run.terminal import say
+from gemma_tune.steps.measure_only import ToMeasure, to_measure
+from gemma_tune.validation.measuring import holds_out
+
+SOURCE = "source"
+_CHARACTERS = 8000  # more tokens than are compared
+_NAME_ROWS = (
+    "name rows with prompts and answers (data=auto data.test_files.mine=FILE), or the run folder that the model is from"
+)
+
+
+def quality_evaluator(cfg: Config) -> str | None:
+    """The evaluator whose figure files are compared in: the first that answers, else the validation loss."""
+    tests, chosen = bool(cfg.data.generator or any(cfg.data.test_files.values())), cfg.eval.evaluators
+    if not cfg.export.quality_samples:
+        return None
+    for name in chosen:
+        if name in ("tool_calls", "lm_eval") or (tests and (name in ("answers", "rewards") or ":" in name)):
+            return name
+    losses = (name for name in ("preference", "held_out_loss") if name in chosen)
+    return next(losses, None) if holds_out(cfg.data) else None
+
+
+def why_not_measured(cfg: Config) -> str:
+    """What to say, and to do, where there is no such evaluator."""
+    if not cfg.export.quality_samples:
+        return "Quality was not measured: export.quality_samples=0."
+    if not cfg.eval.evaluators:
+        return "Quality was not measured: eval.evaluators is empty; add eval=default."
+    return f"Quality was not measured: there are no rows to measure it on; {_NAME_ROWS}."
+
+
+def measuring(cfg: Config, model: str, tokenizer: str | None = None) -> ToMeasure | None:
+    """What is asked of a model: that one evaluator, on at most `export.quality_samples` rows; None where there is none.
+
+    Args:
+        cfg: The run's configuration.
+        model: The source, or an exported file.
+        tokenizer: Its tokenizer; None: the one beside the weights.
+
+    Raises:
+        UserError: As `to_measure`.
+    """
+    evaluator, most = quality_evaluator(cfg), cfg.export.quality_samples
+    if evaluator is None:
+        return None
+    e, rows = cfg.eval, cfg.data.max_eval_samples
+    few = replace(
+        e,
+        evaluators=[evaluator],
+        max_samples=min(e.max_samples or most, most),
+        num_samples=0,
+        lm_eval=replace(e.lm_eval, limit=min(e.lm_eval.limit or most, most)),
+    )
+    data = replace(cfg.data, max_eval_samples=min(rows or most, most))
+    return to_measure(of_measuring(replace(cfg, eval=few, data=data), model, tokenizer))
+
+
+def _let_go(model: Any) -> None:
+    """Frees the memory of a model that is needed no more, whoever still names it: files are loaded after it."""
+    model.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def measure_files(
+    cfg: Config, folder: RunFolder, model: Any, source: Source, plan: Plan, known: Evaluation | None = None
+) -> dict[str, Any]:
+    """Measures the source and every exported file by one evaluator, times them, and compares them row by row.
+
+    A file that can't be measured is named in the run's failures; the run goes on.
+
+    Args:
+        cfg: The run's configuration.
+        folder: The run folder, with its artifacts; the result's `metrics.exported` is set.
+        model: The model in memory, which is let go: files are loaded in its place.
+        source: What the files were made from; its tokenizer is theirs.
+        plan: The plan of the grid, for the number of weights.
+        known: What the source has answered already; None: it is measured now.
+
+    Returns:
+        `exported_metrics`.
+    """
+    _let_go(model)
+    formats = [name for name in cfg.export.formats if name in folder.result.artifacts]
+    named = cfg.model.model_name_or_path
+    places = {SOURCE: named} | {name: str(_place(folder, name)) for name in formats}
+    found, speeds = dict[str, Evaluation](), dict[str, Speed | None]()
+    if quality_evaluator(cfg) and formats:
+        for number, (name, place) in enumerate(places.items(), start=1):
+            if name == SOURCE and known is not None:
+                found[name] = known
+                continue
+            say(f"measuring {number} of {len(places)}: {name}")
+            tokenizer = source.tokenizer if place.endswith(".gguf") else None
+            try:
+                asked = measuring(cfg, place, tokenizer)
+                assert asked is not None
+                with asked.opened(folder) as engine:
+                    found[name] = asked.ask(name, engine, folder)
+                    found[name].save(folder.evals, f"export-{name}")
+                    speeds[name] = speed_of(engine)
+            except EngineUnavailable as error:
+                say(f"not measured: {name}: {error}")
+            except (RunError, UserError, torch.OutOfMemoryError) as error:
+                folder.result.failures[f"quality of {name}"] = str(error)
+            gc.collect()
+    total = sum(plan.sizes.values())
+    sizes = {name: _facts(name, place, speeds.get(name), total) for name, place in places.items()}
+    comparison, why = _compared(cfg, found)
+    figure = next((f for f in comparison.figures), None) if comparison else None
+    metrics = exported_metrics(figure, comparison, list(sizes.values()), why)
+    metrics["advice"] = list(_advice(cfg, metrics))
+    folder.result.metrics["exported"] = metrics
+    if figure and not folder.result.headline and len(figure.model_stats) > 1:
+        before, after = (stats.mean.mean for stats in figure.model_stats[:2])
+        folder.result.headline = {"name": figure.name, "before": before, "after": after}
+    return metrics
+
+
+def _place(folder: RunFolder, name: str) -> Path:
+    place = folder.export(name)
+    return next(place.glob("*.gguf"), place)
+
+
+def _facts(name: str, place: str, speed: Speed | None, weights: int) -> FileFacts:
+    sizes = [artifact_size(part) for part in _parts(place)] if looks_local(place) else []
+    size = Size(sum(s.total for s in sizes), sum(s.stored for s in sizes), None)
+    return FileFacts(name, place, size.total or None, 8 * size.stored / weights if size.stored else None, speed)
+
+
+def _parts(place: str) -> Iterator[Path]:
+    """The folders that hold the weights of a model: base and adapter."""
+    try:
+        source = find_source(ModelConfig(place))
+    except UserError:
+        yield from [resolve(place)] if resolve(place).exists() else []
+        return
+    yield from (part for part in (source.gguf, source.folder, source.adapter) if part)
+
+
+def _compared(cfg: Config, found: Mapping[str, Evaluation]) -> tuple[Comparison | None, str]:
+    """The files compared with the source, on the rows that all have; or why they are not."""
+    if quality_evaluator(cfg) is None:
+        return None, why_not_measured(cfg)
+    if SOURCE not in found or len(found) < 2:
+        return None, "Quality was not compared: the source or all files could not be measured."
+    others = [e for name, e in found.items() if name != SOURCE]
+    results = []
+    for name, one in found.items():
+        rows = {
+            figure: [row for row in rows if row["id"] in _ids(others[0].rows.get(figure, ()))]
+            for figure, rows in one.rows.items()
+            if all(figure in other.rows for other in others)
+        }
+        results.append(ModelResults(name, {}, rows, one.lower_is_better))
+    try:
+        return compare_models(results), ""
+    except UserError as error:
+        return None, f"Quality was not compared: {error}"
+
+
+def _ids(rows: Sequence[Mapping[str, Any]]) -> set[Any]:
+    return {row["id"] for row in rows}
+
+
+def _advice(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What to do where a file is worse than its source: the test says so, not the figures alone."""
+    worse = [row["name"] for row in metrics["files"] if row.get("verdict") == "worse"]
+    if not worse:
+        return
+    said = f"{', '.join(worse)}: {metrics['metric']} is worse than the source's."
+    if cfg.traits.trains:
+        yield (
+            f"{said} More training for int4 may win it back: train.num_train_epochs (quant.stage2.num_train_epochs "
+            "with recipe=tune_to_int4)."
+        )
+        return
+    yield f"{said} Training for int4 wins most of it back: {shlex.join(_qat_words(cfg))}"
+
+
+def _qat_words(cfg: Config) -> list[str]:
+    """The command that trains the same model for the same format, on the rows of its run or on those named here."""
+    name, q = cfg.model.model_name_or_path, cfg.quant
+    run = run_of(name)
+    made = method_of(stored_config(run) or {}) if run else None
+    words = ["python", "-m", "gemma_tune", "recipe=qat", f"model.model_name_or_path={name}"]
+    words += [f"quant.grid={q.grid}"] if q.grid != "q4_0" else []
+    words += [f"quant.embedding={q.embedding}"] if q.embedding != QuantConfig().embedding else []
+    if made is None or made.reads is not Reads.EXAMPLES:
+        tests = [f"data.test_files.{name}={file}" for name, file in cfg.data.test_files.items()]
+        words += ["data=auto", f"data.train_file={cfg.data.train_file or 'YOUR_ROWS.jsonl'}", *tests]
+    return words
+
+
+def rows_to_check(asked: ToMeasure) -> TokenizedRows:
+    """The validation rows, on which files are compared with the model position by position; else a text of ours.
+
+    Numbers are compared there and no quality is measured, so that any text will do.
+    """
+    if len(asked.held_out.rendered):
+        return asked.held_out
+    text = (ASSETS / "sample" / "validation.jsonl").read_text(encoding="utf-8")
+    ids = asked.tokenizer(text[:_CHARACTERS]).input_ids
+    return replace(asked.held_out, rendered=[Rendered(ids, ids)])

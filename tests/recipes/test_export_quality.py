@@ -1,0 +1,149 @@
+"""The table at the end of an export: what `recipe=evaluate` and `recipe=compare` give by hand, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import gemma_tune
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.report.exported import files_section, say_exported
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.steps.quality import quality_evaluator, why_not_measured
+
+Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
+QUIET = ["tracker=none", "eval.num_samples=0"]
+
+
+def export(model: Path, folder: Path, *words: str) -> dict[str, Any]:
+    pytest.importorskip("xllamacpp")
+    named = [f"model.model_name_or_path={model}", f"output_dir={folder}", *words]
+    result = gemma_tune.run("export", [*QUIET, *named])
+    assert result.status == "finished" and not result.failures
+    exported: dict[str, Any] = result.metrics["exported"]
+    assert json.loads((folder / "result.json").read_text("utf-8"))["metrics"]["exported"] == exported
+    return exported
+
+
+def by_hand(models: list[Path], folder: Path, *words: str) -> dict[str, Any]:
+    """Each model evaluated without data keys, and those runs compared, as a user would do it."""
+    for number, model in enumerate(models):
+        named = [f"model.model_name_or_path={model}", f"output_dir={folder / f'm{number}'}"]
+        gemma_tune.run("evaluate", [*QUIET, *named, *words])
+    runs = ",".join(str(folder / f"m{n}") for n in range(len(models)))
+    compared = [f"compare.models=[{runs}]", f"output_dir={folder / 'compared'}", "tracker=none"]
+    return gemma_tune.run("compare", compared).metrics
+
+
+def hold_equal(exported: dict[str, Any], compared: dict[str, Any]) -> None:
+    """Every number of every figure: means, intervals, differences, p, rows better and worse, verdicts."""
+    names = [file["name"] for file in exported["files"]]
+    assert exported["figures"].keys() == compared.keys()
+    for figure, models in exported["figures"].items():
+        assert [models[name] for name in names] == list(compared[figure].values()), figure
+    shown = exported["figures"][exported["metric"]]
+    assert all(file["mean"] == shown[file["name"]]["mean"] for file in exported["files"])
+
+
+def test_the_table_is_what_evaluate_and_compare_give(finished: Finished, tmp_path: Path) -> None:
+    """Of a LoRA run, which brings its rows and its evaluator: the adapter is the source, as its run measured it."""
+    source, _ = finished("lora_sft")
+    folder = tmp_path / "run"
+    exported = export(source, folder, "export=gguf")
+    file = next((folder / "export" / "gguf").glob("*.gguf"))
+    hold_equal(exported, by_hand([source, file], tmp_path))
+    assert exported["metric"] == "held_out_loss" and exported["rows"] == 4
+    before = json.loads((source / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
+    assert exported["files"][0]["mean"] == pytest.approx(before, rel=1e-6) != exported["files"][1]["mean"]
+    gguf = exported["files"][1]
+    assert gguf["bytes"] >= file.stat().st_size and 4 < gguf["bits_per_weight"] < 8
+    assert gguf["speed"]["engine"] == "llama.cpp" and gguf["speed"]["prompt"] > 0 < gguf["speed"]["answer"]
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text("utf-8")
+        assert "Quality, size and speed of the files" in text and f"llama-cli -m {file}" in text
+        assert "Nothing: the weights were rounded to q4_0 as they are" in text and "data: test rows of" in text
+
+
+@pytest.mark.slow
+def test_every_file_on_the_sample(tmp_path: Path) -> None:
+    """The embedded model on all rows of the sample's test sets."""
+    folder = tmp_path / "run"
+    exported = export(ASSETS / "tiny", folder)
+    places = [folder / "export" / name for name in ("w4a16", "merged")]
+    file = next((folder / "export" / "gguf").glob("*.gguf"))
+    hold_equal(exported, by_hand([ASSETS / "tiny", file, *places], tmp_path, "eval.evaluators=[answers]"))
+    assert exported["rows"] == 200 and [f["name"] for f in exported["files"]] == ["source", "gguf", "w4a16", "merged"]
+
+
+def of_numbers(verdict: str, advice: list[str]) -> dict[str, Any]:
+    """A table of two files, from 95 % to 80 % of 200 rows."""
+    base = {"mean": 0.95, "low": 0.91, "high": 0.973}
+    test = {
+        "difference": -0.15, "difference_low": -0.203, "difference_high": -0.097, "p_value": 1e-7, "p_corrected": 2e-7,
+        "method": "McNemar's exact test", "wins": 1, "losses": 31, "ties": 168, "verdict": verdict,
+    }  # fmt: skip
+    speed = {"engine": "Transformers, bfloat16", "prompt": 12345.6, "answer": 98.7}
+    files = [
+        {"name": "source", "path": "/runs/x", "bytes": 11_200_000, "bits_per_weight": 16.0, "speed": speed, **base},
+        {"name": "gguf", "path": "/runs/e/f.gguf", "bytes": 3_400_000, "bits_per_weight": 4.87,
+         "speed": {"engine": "llama.cpp", "prompt": 2345.6, "answer": 312.0},
+         **base, "mean": 0.8, "low": 0.739, "high": 0.85, **test},
+        {"name": "w4a16", "path": "/runs/e/w4a16", "bytes": 3_500_000, "bits_per_weight": 4.9, "speed": None},
+    ]  # fmt: skip
+    figures = {"test_exact_match": {f["name"]: {"mean": f.get("mean", 0.0)} for f in files}}
+    return {
+        "metric": "test_exact_match", "rows": 200, "binary": True, "lower_is_better": False, "files": files,
+        "figures": figures, "notes": [], "advice": advice,
+    }  # fmt: skip
+
+
+def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    place = tmp_path / "gguf"
+    place.mkdir()
+    (place / "model-q4_0.gguf").touch()
+    (place / "Modelfile").touch()
+    (tmp_path / "w4a16").mkdir()
+    exported = of_numbers("worse", ["gguf: worse. Train for int4: python -m gemma_tune recipe=qat"])
+    say_exported(exported, {"gguf": place, "w4a16": tmp_path / "w4a16"}, Console(width=80, highlight=False))
+    out = capsys.readouterr().out
+    table = out.split("In brackets")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert all(text in table for text in ("95.0%", "−15.0", "80.0%", "worse", "4.87", "3.4 MB", "12,346", "312"))
+    assert "…" not in table
+    assert f"ollama create model-q4_0 -f {place}/Modelfile && ollama run model-q4_0" in out
+    assert f"vllm serve {tmp_path / 'w4a16'}" in out and "from transformers import pipeline" in out
+    assert out.rstrip().endswith("recipe=qat") and "warning: gguf" in out
+    [section] = files_section({"exported": exported})
+    assert section.title == "Quality, size and speed of the files"
+
+
+def test_which_evaluator() -> None:
+    assert quality_evaluator(compose_config("export")) == "answers"
+    tests_gone = ["data.test_files.test=null", "data.test_files.new_phrasings=null"]
+    assert quality_evaluator(compose_config("export", tests_gone)) == "held_out_loss"
+    none = compose_config("export", ["model=gemma3_1b_it"])
+    assert quality_evaluator(none) is None and "data.test_files.mine=FILE" in why_not_measured(none)
+    assert quality_evaluator(compose_config("export", ["export.quality_samples=0"])) is None
+    with pytest.raises(gemma_tune.UserError, match="quality_samples has no effect"):
+        compose_config("lora_sft", ["export.quality_samples=3"])
+
+
+def test_a_model_without_rows(tmp_path: Path) -> None:
+    """A checkpoint of the user's: exported and checked on a text of ours; quality is not measured, and that is said."""
+    pytest.importorskip("xllamacpp")
+    shutil.copytree(ASSETS / "tiny", tmp_path / "mine")
+    words = [f"model.model_name_or_path={tmp_path / 'mine'}", f"output_dir={tmp_path / 'run'}", "export=w4a16"]
+    result = gemma_tune.run("export", ["tracker=none", *words])
+    exported = result.metrics["exported"]
+    assert result.status == "finished" and exported["metric"] is None and result.metrics["verify"]
+    [note] = exported["notes"]
+    assert note.startswith("Quality was not measured: there are no rows") and "data.test_files.mine=FILE" in note
+    assert note in (tmp_path / "run" / "report.md").read_text("utf-8").replace("\\", "")
+    assert RunFolder.open(compose_config("export", ["tracker=none", *words])).finished
