@@ -40,7 +40,10 @@ _RL = (
     "export.dtype=float32",
 )  # fmt: skip
 _RL_VARIANT = (*_RL, "eval.evaluators=[]", "eval.num_samples=0", "train.save_steps=20")
-_QAT = ("quant.max_kl_samples=3", "eval.num_samples=0", "data.max_eval_samples=null", "data.max_train_samples=null")
+_QAT = (
+    "quant.max_kl_samples=3", "eval.num_samples=0", "data.max_eval_samples=null", "data.max_train_samples=null",
+    "export.quality_samples=4",
+)  # fmt: skip
 
 SHORT_RUNS = {
     "full_sft": ShortRun("full_sft"),

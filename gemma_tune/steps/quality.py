@@ -142,7 +142,7 @@ def measure_files(
     comparison, why = _compared(cfg, found)
     figure = next((f for f in comparison.figures), None) if comparison else None
     metrics = exported_metrics(figure, comparison, list(sizes.values()), why)
-    metrics["advice"] = list(_advice(cfg, metrics))
+    metrics["advice"] = list(advice_on(cfg, metrics))
     folder.result.metrics["exported"] = metrics
     if figure and not folder.result.headline and len(figure.model_stats) > 1:
         before, after = (stats.mean.mean for stats in figure.model_stats[:2])
@@ -196,7 +196,7 @@ def _ids(rows: Sequence[Mapping[str, Any]]) -> set[Any]:
     return {row["id"] for row in rows}
 
 
-def _advice(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
+def advice_on(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
     """What to do where a file is worse than its source: the test says so, not the figures alone."""
     worse = [row["name"] for row in metrics["files"] if row.get("verdict") == "worse"]
     if not worse:

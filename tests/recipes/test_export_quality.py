@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.report.exported import files_section, say_exported
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.steps.quality import quality_evaluator, why_not_measured
+from gemma_tune.steps.quality import advice_on, quality_evaluator, why_not_measured
 
 Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
 QUIET = ["tracker=none", "eval.num_samples=0"]
@@ -122,6 +123,22 @@ def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_
     assert out.rstrip().endswith("recipe=qat") and "warning: gguf" in out
     [section] = files_section({"exported": exported})
     assert section.title == "Quality, size and speed of the files"
+
+
+def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
+    """A command that can be copied: it is composed, and trains the same model on the rows of its run."""
+    run, _ = finished("lora_sft")
+    cfg = compose_config("export", [f"model.model_name_or_path={run}", "quant=q4_0_embedding"])
+    [advice] = advice_on(cfg, of_numbers("worse", []))
+    said, _, command = advice.partition(" python -m gemma_tune recipe=qat ")
+    assert said.startswith("gguf: test_exact_match is worse than the source's.")
+    assert shlex.split(command) == [f"model.model_name_or_path={run}", "quant.embedding=q4_0"]
+    assert compose_config("qat", shlex.split(command)).data.train_file == "assets://sample/train.jsonl"
+    assert not list(advice_on(cfg, of_numbers("not significant", [])))
+    hub = compose_config("export", ["model=gemma3_1b_it", "data.test_files.mine=assets://sample/test.jsonl"])
+    [advice] = advice_on(hub, of_numbers("worse", []))
+    rows = "data=auto data.train_file=YOUR_ROWS.jsonl data.test_files.mine=assets://sample/test.jsonl"
+    assert advice.endswith(f"recipe=qat model.model_name_or_path=google/gemma-3-1b-it {rows}")
 
 
 def test_which_evaluator() -> None:

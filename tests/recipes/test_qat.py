@@ -41,7 +41,17 @@ def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> Non
     assert plan["model.layers.0.mlp.up_proj.weight"] == "q4_0"
     assert plan["model.embed_tokens.weight"] == ("16 bit" if embedding == "none" else embedding)
     assert (folder / "teacher" / "targets-00000.arrow").is_file()
+    exported = result.metrics["exported"]
+    assert [f["name"] for f in exported["files"]] == ["source", "gguf", "w4a16", "merged"]
+    assert exported["metric"] == "held_out_loss" and exported["rows"] == 4
+    source, *written = [f.get("mean") for f in exported["files"]]
+    first = json.loads((folder / "eval" / "unquantised.json").read_text("utf-8"))["rows"]["held_out_loss"][:4]
+    tokens = sum(row["weight"] for row in first)
+    assert source == pytest.approx(sum(row["score"] * row["weight"] for row in first) / tokens)
+    if HAS_LLAMA_CPP:
+        assert written == pytest.approx([written[1]] * 3, rel=2e-2)
     report = (folder / "report.md").read_text("utf-8")
+    assert "Quality, size and speed of the files" in report
     assert "gguf: codes and scales" in report and "trained kl" in report
     assert "llama-cli -m " in report and "vllm serve " in report
 
