@@ -64,13 +64,20 @@ def _values(override: Override) -> list[Any]:
     return [override.value()]
 
 
+# How several options of a group are had at once.
+_SEVERAL = {
+    "reward": "; mix by weights: reward.math.weight=1 reward.format.weight=0.2",
+    "tracker": "; several at once: tracker.report_to=[wandb,tensorboard]",
+}
+
+
 def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
     options, said = options_of(group, config_dirs), shortened(str(value))
     if not isinstance(value, str) or value in options:
         if isinstance(value, str):
             return None
-        mixed = "; mix by weights: reward.math.weight=1 reward.format.weight=0.2" if group == "reward" else ""
-        return f"{WHERE}: {group}={said}: name one option, of {', '.join(sorted(options))}{mixed}."
+        several = _SEVERAL.get(group, "")
+        return f"{WHERE}: {group}={said}: name one option, of {', '.join(sorted(options))}{several}."
     for root in config_dirs:
         stray = root / f"{value}.yaml"
         if group == "recipe" and stray.is_file() and root.name == "recipe":

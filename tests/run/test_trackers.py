@@ -210,6 +210,7 @@ def wrong() -> Iterator[tuple[list[str], str]]:
     yield ["tracker.report_to=tensorbord"], "Did you mean tensorboard"
     yield ["tracker.report_to=3"], "3 is none of wandb"
     yield ["tracker=tensorboard", "tracker.mode=offline"], "tracker.mode has no effect with tracker=tensorboard"
+    yield ["tracker=[wandb,tensorboard]"], "several at once: tracker.report_to="
     yield ["tracker=tensorboard", "tracker.entity=me"], "tracker.entity has no effect"
 
 
