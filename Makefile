@@ -117,7 +117,7 @@ audit: .venv/.done ## Ask for known vulnerabilities of every package in requirem
 		fi; cat build/audit.log; exit $$status
 
 release-check: .venv/.done ## Build the wheel and the source archive in dist/, and check them, the version, the changelog and the tag
-	rm -rf dist/*.whl dist/*.tar.gz && mkdir -p build && $(BIN)/python -m build --no-isolation --outdir dist . > build/release.log
+	rm -rf dist/*.whl dist/*.tar.gz && mkdir -p build && $(BIN)/python -m build --no-isolation --outdir dist . > build/release.log 2>&1
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check twine
 	build/supply/bin/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/python -m tools.release_check

@@ -148,6 +148,7 @@ class Dot(NamedTuple):
 
 _WIDE, _SIDE, _TOP = 400, 12, 6
 _ROW, _NAME, _LINE = 46, 14, 30  # the height of a row; in it, the places of its text and of its interval
+_SECOND = 16  # the height of a second line, where a name leaves no room for the values beside it
 
 
 def interval_chart(
@@ -165,7 +166,9 @@ def interval_chart(
     intervals = [dot.interval for dot in dots]
     ends = [end for i in intervals for end in (i.low, i.mean, i.high) if end is not None]
     axis = Axis([*ends, 0.0] if around_zero else ends, 5)
-    floor = _TOP + _ROW * len(dots)
+    letters = int((_WIDE - 2 * _SIDE) / LETTER)
+    second = _SECOND * any(len(dot.name) + len(dot.text) + 2 > letters for dot in dots)
+    floor = _TOP + (_ROW + second) * len(dots)
 
     def x(value: float) -> float:
         return 2 * _SIDE + axis.place(value) / 100 * (_WIDE - 4 * _SIDE)
@@ -177,11 +180,13 @@ def interval_chart(
         parts.append(text(x(value), floor + 15, tick(value, axis.decimals)))
     parts.append(text(_WIDE / 2, floor + 34, caption))
     for row, dot in enumerate(dots):
-        base, line = _TOP + row * _ROW + _NAME, _TOP + row * _ROW + _LINE
-        room = int((_WIDE - 2 * _SIDE) / LETTER) - len(dot.text) - 2
+        top = _TOP + row * (_ROW + second)
+        base, line = top + _NAME, top + second + _LINE
+        room = letters if second else letters - len(dot.text) - 2
         # The end of a long name is kept: paths differ there
         name = dot.name if len(dot.name) <= room else f"…{dot.name[1 - room :]}"
-        parts += [text(_SIDE, base, name, "name", "start"), text(_WIDE - _SIDE, base, dot.text, "name", "end")]
+        parts.append(text(_SIDE, base, name, "name", "start"))
+        parts.append(text(_WIDE - _SIDE, base + second, dot.text, "name", "end"))
         low, mean, high = dot.interval.low, dot.interval.mean, dot.interval.high
         drawn = ""
         if low is not None and high is not None:

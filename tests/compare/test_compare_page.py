@@ -222,3 +222,18 @@ def test_dots_stand_where_their_values_are(low: float, mean: float, high: float,
     zero = re.findall(r'<line class="zero" x1="([\d.]+)"', svg)
     assert len(zero) == around_zero
     assert all(math.isclose(slope * float(x) + offset, 0, abs_tol=0.2 * slope) for x in zero)
+
+
+def test_long_names_have_a_line_of_their_own() -> None:
+    """Names say what differs, from their first letter on; only beyond the chart's width is the begin left out."""
+    names = ["logging_steps=4, formats=[merged], seed=42", "a", f"runs/{'x' * 60}"]
+    dots = [Dot(name, Interval(0.5, 0.25, 0.75), "0.50 (0.25 to 0.75)") for name in names]
+    alone, both = (
+        interval_chart(some, "Title", "caption", lambda v, n: f"{v:.{n}f}", False) for some in (dots[1:2], dots)
+    )
+    places = re.findall(r'<text class="name" x="[\d.]+" y="([\d.]+)" text-anchor="(start|end)">([^<]*)<', both)
+    assert [said for _, anchor, said in places if anchor == "start"] == [*names[:2], f"…{names[2][-50:]}"]
+    heights = [float(y) for y, _, _ in places]
+    assert heights == sorted(set(heights))  # no text beside or above another
+    beside = re.findall(r'<text class="name" x="[\d.]+" y="([\d.]+)"', alone)
+    assert beside[0] == beside[1]
