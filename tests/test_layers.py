@@ -78,6 +78,7 @@ TOP = (
     "chat_cli",
     "doctor",
     "plan",
+    "catalog",
     "run.terminal",
 )
 # Recipes that are a sequence of others.

@@ -18,6 +18,7 @@ from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.methods import METHODS, Method
 from gemma_tune.config.model import ModelConfig
+from gemma_tune.config.models import ModelsConfig
 from gemma_tune.config.option import SEED, option
 from gemma_tune.config.plan import PlanConfig
 from gemma_tune.config.preview import PreviewConfig
@@ -38,6 +39,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
+    "ModelsConfig",
     "PlanConfig",
     "PreviewConfig",
     "QuantConfig",
@@ -89,6 +91,7 @@ class Config:
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
     copy: CopyConfig = field(default_factory=CopyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

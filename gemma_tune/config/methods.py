@@ -26,6 +26,7 @@ class Kind(Enum):
     DOCTOR = "doctor"
     COPY = "copy"
     PLAN = "plan"
+    MODELS = "models"
 
 
 class Reads(Enum):
@@ -209,6 +210,7 @@ METHODS: dict[str, Method] = {
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
     "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
     "plan": Method("plan", Kind.PLAN, Reads.NOTHING, group="plan", run_folder=False),
+    "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
 }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ _LEAVES = {
     Kind.PREVIEW: "`preview.html`, and the rows in the terminal",
     Kind.CHAT: "answers in the terminal, or the file of `chat.output_file`",
     Kind.DOCTOR: "lines in the terminal, and exit status 0 or 1",
+    Kind.PLAN: "tables in the terminal, and the file of `plan.output_file`",
+    Kind.MODELS: "lines in the terminal; with `models.fetch` a model in the Hub's cache",
     Kind.COPY: "a `.py` and a `.yaml` of your own",
 }
 

@@ -15,7 +15,7 @@ from gemma_tune.validation.adapter_layers import layer_problems
 from gemma_tune.validation.chat_and_preview import chat_problems, no_other, preview_problems
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
-from gemma_tune.validation.looking import looks_only, plan_problems
+from gemma_tune.validation.looking import looks_only, models_problems, plan_problems
 from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
 from gemma_tune.validation.paths import encoding_problems, missing_paths, output_dir_problems
 from gemma_tune.validation.quantization import grid_problems
@@ -267,6 +267,7 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.TRAIN: (*_TRAINING, output_dir_problems),
     Kind.DOCTOR: (looks_only,),
     Kind.COPY: (own_code.copy_problems,),
+    Kind.MODELS: (looks_only, models_problems),
     Kind.PLAN: (_model, looks_only, plan_problems),
 }
 

@@ -1,4 +1,4 @@
-"""Checks of the recipes that neither train nor read data (doctor, plan)."""
+"""Checks of the recipes that neither train nor read data (doctor, plan, models)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gemma_tune.config.methods import METHODS
 from gemma_tune.config.train import TrainConfig
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.chat_and_preview import problems_of_output
+from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.suggest import did_you_mean
 
 
@@ -20,6 +21,18 @@ def looks_only(cfg: Config) -> Iterator[str]:
         yield f"output_dir has no effect with recipe={cfg.recipe}, which keeps no run folder; leave it out."
     if cfg.adapter.peft_type != "none":
         yield f"adapter has no effect with recipe={cfg.recipe}, which trains nothing; leave it out."
+
+
+def models_problems(cfg: Config) -> Iterator[str]:
+    """What `recipe=models` can't do."""
+    m = cfg.models
+    if m.fetch is not None and m.inspect is not None:
+        yield "models.fetch and models.inspect are both set; choose one."
+    if m.revision is not None and m.fetch is None and m.inspect is None:
+        yield "models.revision has no effect without models.fetch or models.inspect; leave it out."
+    name = m.inspect
+    if name and not (CONFIGS / "model" / f"{name}.yaml").is_file():
+        yield from missing_paths(cfg, "models")
 
 
 def plan_problems(cfg: Config) -> Iterator[str]:
