@@ -39,7 +39,20 @@ def find_neighbours(file: Path) -> None:
     """
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)  # after all others
-    folder, left, seen = file.absolute().parent, [file.absolute()], set[Path]()
+    folder = file.absolute().parent
+    for name in _reached(file)[1]:
+        _FINDER.folders.setdefault(name.partition(".")[0], folder)
+
+
+def with_neighbours(file: Path) -> list[Path]:
+    """A user's file, and the files of its folder that it imports, and those in turn: what a run that uses it reads."""
+    beside = sorted(path for path in _reached(file)[0] - {file.absolute()} if path.is_file())
+    return [file, *beside]
+
+
+def _reached(file: Path) -> tuple[set[Path], list[str]]:
+    """The files of its folder that a file leads to, itself included, and the dotted names that lead to them."""
+    folder, left, seen, names = file.absolute().parent, [file.absolute()], set[Path](), list[str]()
     while left:
         if (one := left.pop()) in seen:
             continue
@@ -47,7 +60,8 @@ def find_neighbours(file: Path) -> None:
         for name in _imported(one, folder):
             if found := list(_files(name, folder)):
                 left += found
-                _FINDER.folders.setdefault(name.partition(".")[0], folder)
+                names.append(name)
+    return seen, names
 
 
 def _imported(file: Path, folder: Path) -> Iterator[str]:

@@ -100,8 +100,10 @@ def test_a_loss_that_is_none(returned: str, said: str, folder: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_loss_that_it_began_with(folder: Path) -> None:
+    """Also where it stands in a file beside the one that is named."""
     file, made = write("plain.py", PLAIN), folder / "made"
-    words = ("train.loss=plain.py:loss", "train.save_steps=1", "eval.evaluators=[]", "eval.num_samples=0")
+    write("mine.py", "from plain import loss\n")
+    words = ("train.loss=mine.py:loss", "train.save_steps=1", "eval.evaluators=[]", "eval.num_samples=0")
     short_run("lora_sft", made, *words, steps=2)
     (made / "result.json").write_text('{"status": "running"}', encoding="utf-8")
     file.write_text(PLAIN + "# another one\n", encoding="utf-8")
@@ -167,6 +169,16 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
     "no such file": ("", ["recipe=lora_sft", "train.loss=nix.py:f"], ["train.loss", "nix.py: there is no such file"]),
     "no function": ("def f(a, b): ...", ["recipe=lora_sft", "train.loss=mine.py"], ["train.loss=mine.py: write path"]),
     "no Python": ("def f(:", ["recipe=grpo", "reward.functions.mine=mine.py:f"], ["mine.py:1: invalid syntax"]),
+    "a reward without a function": (
+        "def f(completions, records): ...",
+        ["recipe=grpo", "reward.functions.mine=mine.py"],
+        ["gemma_tune: reward.functions.mine=mine.py: write path/to/file.py:function.\n"],
+    ),
+    "the key of a recipe's file": (
+        "def run(cfg, folder): ...",
+        ["recipe=lora_sft", "recipe_file=mine.py"],
+        ["recipe_file is set by the recipe: write recipe=path"],
+    ),
     "a lambda": (
         "f = lambda engine: 1",
         ["recipe=evaluate", "eval.evaluators=[mine.py:f]"],

@@ -46,6 +46,9 @@ def take_own_recipes(words: Sequence[str], config_dirs: Sequence[Path]) -> Words
     """
     found = Words()
     for word in words:
+        if word.startswith("recipe_file="):
+            found.problems.append("command line: recipe_file is set by the recipe: write recipe=path/to/my_recipe.py.")
+            continue
         values = _values(word.removeprefix(_WORD)) if word.startswith(_WORD) else []
         own = [value for value in values if _is_file_name(value)]
         if not own:

@@ -41,7 +41,7 @@ class FunctionCall:
         absent = [] if Parameter.VAR_POSITIONAL in kinds else list(self.positional[places:])
         if Parameter.VAR_KEYWORD not in kinds:
             absent += [name for name in self.named if name not in named_parameters(signature)]
-        return f"{' and '.join(absent)} is missing" if absent else ""
+        return f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} missing" if absent else ""
 
 
 def _not_given(signature: Signature, call: FunctionCall) -> str:

@@ -20,6 +20,7 @@ from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
+from gemma_tune.neighbours import with_neighbours
 from gemma_tune.run.paths import file_type, resolve
 
 _FIRST = 200
@@ -145,7 +146,7 @@ def data_files(data: DataConfig) -> list[Path]:
         elif path.kind == "dataset" and resolve(path.name).is_dir():
             found += row_files(resolve(path.name), f"{path.key}={path.name}")
         elif path.kind == "function":
-            found.append(resolve(path.name))
+            found += with_neighbours(resolve(path.name))
     return found
 
 

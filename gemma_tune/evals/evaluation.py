@@ -20,6 +20,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
+from gemma_tune.neighbours import with_neighbours
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.paths import reward_model_of
 
@@ -121,6 +122,8 @@ def files_of(cfg: Config) -> list[Path]:
         elif path.key == "eval.kl.reference":
             _, source = kl.reference_of(cfg)
             found += [path for path in (source.folder, source.adapter) if path]
+        elif path.kind == "function":
+            found += with_neighbours(place)
         elif path.kind != "model" or place.is_dir():
             found.append(place)
     return list(dict.fromkeys(found))

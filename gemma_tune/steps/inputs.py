@@ -9,6 +9,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.path_keys import named_paths
 from gemma_tune.evals.evaluation import files_of
 from gemma_tune.models.source import Source
+from gemma_tune.neighbours import with_neighbours
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import resolve
 
@@ -27,7 +28,7 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
     if cfg.data.dataset_name:
         folder.note_inputs({cfg.data.dataset_name: f"revision {cfg.data.revision or 'main'}"})
     own = [resolve(path.name) for path in named_paths(cfg) if path.key in ("recipe_file", "train.loss")]
-    folder.add_inputs(*own, *files_of(cfg))
+    folder.add_inputs(*(beside for file in own for beside in with_neighbours(file)), *files_of(cfg))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
     folder.check_inputs()
 

@@ -27,7 +27,7 @@ def function_problems(cfg: Config) -> Iterator[str]:
     named += [("eval.evaluators", name, EVALUATOR) for name in cfg.evaluator_names if ":" in name]
     if cfg.traits.rewarded or "rewards" in cfg.evaluator_names:
         functions = cfg.reward.functions
-        used = [name for name in cfg.reward.weighted() if name in functions]
+        used = [name for name in cfg.reward.weighted() if ":" in functions.get(name, "")]
         named += [(f"reward.functions.{name}", functions[name], REWARD) for name in used]
     if cfg.train.loss is not None:
         named.append(("train.loss", cfg.train.loss, LOSS))
