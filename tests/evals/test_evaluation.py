@@ -132,9 +132,12 @@ def test_what_a_users_may_not_give(gives: str, message: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import os\nimport no_such_package\n", "mine.py:2: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("def g():\n    return {}['a']\n\nb = g()\n", "mine.py:2: KeyError: 'a'"),
-        ("import json\njson.loads('')\n", "mine.py:2: JSONDecodeError"),
+        (
+            "import os\nimport no_such_package\nfrom mine_too import f\n",
+            "mine.py:2: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
+        ("def g():\n    return {}['a']\n\nf = g()\n", "mine.py:2: KeyError: 'a'"),
+        ("import json\nf = json.loads('')\n", "mine.py:2: JSONDecodeError"),
         ("def f(:\n", "mine.py:1: invalid syntax"),
         ("g = 1\n", "has no function 'f'"),
         ("def f(engine):\n    return {}\n", r"its parameters are \(engine\), and it is called with \(engine, inputs\)"),
@@ -146,7 +149,7 @@ def test_a_users_file_that_can_not_be_run(text: str, message: str, tmp_path: Pat
 
 
 def test_a_function_is_given_the_test_rows(tmp_path: Path) -> None:
-    name = own(tmp_path, "")
+    name = own(tmp_path, "def f(engine, inputs): ...\n")
     assert compose_config("lora_sft", [f"eval.evaluators=[{name}]"]).eval.answers_tests
     words = ["eval.evaluators=[]", f"eval.during_training=[{name}]", "train.eval_steps=1"]
     assert compose_config("lora_sft", words).eval.answers_tests
@@ -172,7 +175,7 @@ def test_files_that_are_read(tmp_path: Path, tiny: Path) -> None:
     names = {key: tmp_path / key for key in ("questions.json", "answers.json", "text.txt")}
     for file in names.values():
         file.write_text("", encoding="utf-8")
-    name = own(tmp_path, "")
+    name = own(tmp_path, "def f(engine, inputs): ...\n")
     cfg = compose_config(
         "evaluate",
         [

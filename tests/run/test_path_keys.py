@@ -19,6 +19,7 @@ from gemma_tune.config.option import PathKind
 from gemma_tune.config.path_keys import NOT_READ, make_absolute, named_paths, read_paths
 from gemma_tune.errors import UserError
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.validation.crossfield import cross_problems
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.schema import FIELDS
 
@@ -34,6 +35,7 @@ NAME_NO_PATH = {
     "export.max_shard_size",
     "chat.prompt",
     "compare.names",
+    "copy.name",
     "tracker.name",
 }
 
@@ -142,7 +144,9 @@ def test_short_names_and_nulls_name_nothing() -> None:
     cfg = Config()
     cfg.data.test_files = {"left_out": None}
     make_absolute(cfg)
-    assert {path.key for path in named_paths(cfg)} == {"preview.output_file", "train.resume_from_checkpoint"}
+    assert {path.key for path in named_paths(cfg)} == {
+        "preview.output_file", "copy.to", "train.resume_from_checkpoint",
+    }  # fmt: skip
     assert cfg.train.resume_from_checkpoint == "auto"
     assert cfg.data.test_files == {} and cfg.eval.evaluators == ["held_out_loss", "answers"]
 
@@ -151,6 +155,10 @@ def test_short_names_and_nulls_name_nothing() -> None:
 def test_what_is_missing_is_named(key: str) -> None:
     """Each key says for itself that its file isn't there, where it has an effect."""
     cfg = with_path(key, "./nix")
+    if key == "recipe_file":
+        cfg.method = "sft"
+        assert any(problem.startswith("recipe=./nix: there is no such file.") for problem in cross_problems(cfg))
+        return
     cfg.eval.evaluators += [name for name in ("tool_calls", "kl", "lm_eval", "long_context") if name in key]
     cfg.train.eval_steps = 1
     cfg.method = "grpo" if key.startswith("reward.") else "sft"
