@@ -146,5 +146,5 @@ def test_the_tutorial_from_an_installed_wheel(python: Path, tmp_path: Path) -> N
         said.append(done.stdout)
     assert "We are open from nine to six." in said[3] and "We are open from nine to six." in said[-1]
     result = json.loads((tmp_path / "runs" / "support-measured" / "result.json").read_text("utf-8"))
-    assert result["metrics"]["test_exact_match"] >= 0.9
+    assert result["metrics"]["after"]["test_exact_match"] >= 0.9
     assert (tmp_path / "preview.html").is_file() and list((tmp_path / "runs/support-int4/export/gguf").glob("*.gguf"))

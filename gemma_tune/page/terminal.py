@@ -34,7 +34,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], betw
     first, *others = (name.replace(" (", f"{between}(").replace(" / ", f"{between}/ ") for name in head)
     table.add_column(first, overflow="fold")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         cells = (cell.line(between) if isinstance(cell, FigureText) else cell for cell in row)
         table.add_row(*(Text(cell.translate(VISIBLE)) for cell in cells))

@@ -21,10 +21,11 @@ from safetensors.numpy import save_file
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import RunError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.page.blocks import Heading, SampleAnswer, SampleRow, Section, Text
+from gemma_tune.page.blocks import FigureText, Heading, SampleAnswer, SampleRow, Section, Text
 from gemma_tune.page.charts import Panel
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
+from gemma_tune.page.terminal import print_figures
 from gemma_tune.report import PAGE_MARK, write_report
 from gemma_tune.report.artifacts import artifact_size, bytes_text
 from gemma_tune.report.sections import ReportInputs, sections
@@ -367,3 +368,16 @@ def test_answers_can_be_read_in_80_columns() -> None:
         if width <= 80:
             assert letters.count(re.sub(r"[^\w]", "", call)) == 4
             assert re.search(r"before +✗ Hello", said) and re.search(r"after +✓ →\s+set_alarm", said)
+
+
+def test_figures_lose_no_digit_in_80_columns() -> None:
+    """A table of many columns folds its cells: an interval is never cut by an ellipsis."""
+    head = ["", "test exact match", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s"]
+    cells = [FigureText("100.0%", "(80.6–100.0)"), FigureText("0", "(−15.4 to +15.4)"), "not significant (p = 1)"]
+    console = Console(width=80, file=io.StringIO())
+    print_figures(console, "Exported files", head, [["source", *cells, FigureText("3.51 MB", "(5.49)"), "3,382"]])
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in said and max(map(len, said.splitlines())) <= 80
+    assert sorted(re.findall(r"\d", said)) == sorted(
+        re.findall(r"\d", "100.0 80.6 100.0 0 15.4 15.4 1 3.51 5.49 3,382")
+    )
