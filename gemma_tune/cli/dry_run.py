@@ -14,7 +14,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.memory import in_unit, longest_possible
+from gemma_tune.models.memory import in_unit, longest_possible, tokens_of_row
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
@@ -44,8 +44,6 @@ def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str,
     if data.streamed:
         del counts["training"]
         notes.insert(0, "Training rows are streamed: they are not counted beforehand.")
-    else:
-        counts["training"]["longest_row"] = data.longest
     return counts, notes, data.longest
 
 
@@ -112,7 +110,11 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
         parts = setup.memory(largest, longest)
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {in_unit(v)}" for k, v in parts.items() if k != "total")
-        console.print(f"Memory, estimated: {in_unit(parts['total'])} ({rest}), and about 1 GiB for Python and torch.")
+        examples = f"{largest.train.per_device_train_batch_size} × {tokens_of_row(largest, longest):,} tokens"
+        console.print(
+            f"Memory, estimated: {in_unit(parts['total'])} ({rest}) in forward passes of at most {examples}, and about "
+            "1 GiB for Python and torch."
+        )
         for warning in setup.memory_warning(largest, longest):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from gemma_tune.call_syntax import begins_call
 from gemma_tune.chat import ChatForm, form_of
 from gemma_tune.chat.calls import calls_of, content_text, parse_answer, same_calls
 from gemma_tune.config.eval import AnswersConfig
@@ -13,6 +12,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.engines.base import Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
+from gemma_tune.evals.no_call import WITHOUT_CALL, is_right_without_call
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.rewards.answers import final_answer, same_answer
 
@@ -21,8 +21,8 @@ def is_right(record: Record, answer: str, form: ChatForm | None = None) -> bool:
     """Whether an answer matches the reference answer of its row.
 
     Calls are compared as data, in any order: names, and arguments with their types. If the user asks for something
-    that no tool does (the row has tools and no call), any text is right that isn't, and doesn't begin as, a call.
-    Otherwise the words must be equal. Thinking is ignored.
+    that no tool does (the row has tools and no call), other words may be right, too (`no_call.RULE`). Otherwise the
+    words must be equal. Thinking is ignored.
 
     Args:
         record: A conversation; its last answer is the reference.
@@ -33,11 +33,17 @@ def is_right(record: Record, answer: str, form: ChatForm | None = None) -> bool:
     text, made, _ = parse_answer(answer, form)
     if made or wanted.get("tool_calls"):
         return same_calls(made, calls_of(wanted))
-    if record.tools and record.prompt[-1]["role"] == "user":
-        return bool(text) and not begins_call(text)
     content = wanted["content"]
     words = content if isinstance(content, str) else "".join(part["text"].strip() for part in content)
+    if calls_nothing(record):
+        return is_right_without_call(text, words)
     return text == words.strip()
+
+
+def calls_nothing(record: Record) -> bool:
+    """Whether tools are at hand, the user asks, and the right answer calls none."""
+    wanted = (record.messages or [])[len(record.prompt)]
+    return bool(record.tools) and not wanted.get("tool_calls") and record.prompt[-1]["role"] == "user"
 
 
 def answers_agree(wanted: str, answer: str) -> bool:
@@ -111,6 +117,8 @@ def prepare(inputs: Inputs) -> Evaluator:
             answered = sample_answers(engine, asked, cfg.max_new_tokens, f"{name}: answers")
             for record, row in zip(asked, answered, strict=True):
                 row["score"] = float(row["stopped"] and right(record, row))
+                if cfg.answers.match == "exact_match" and calls_nothing(record):
+                    row[WITHOUT_CALL] = True
             figure = f"{name}_{cfg.answers.match}"
             rows[figure] = answered
             figures |= {

@@ -50,6 +50,11 @@ def longest_possible(cfg: Config) -> int:
     return cfg.train.max_length * cfg.traits.sequences
 
 
+def tokens_of_row(cfg: Config, longest: int) -> int:
+    """Tokens of one example of a forward pass at most; `train.max_length` where rows are packed."""
+    return cfg.train.max_length if cfg.train.packing else longest
+
+
 def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
     """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
 
@@ -70,7 +75,7 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     gradients = trainable * (size if full else 4.0)
     optimizer = trainable * optimizer_bytes(cfg.train.optim)
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
-    tokens = (cfg.train.max_length if cfg.train.packing else longest) * cfg.train.per_device_train_batch_size
+    tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
     act = 2.0 if mixed else size
     one_layer = shape.layer_width * act
     # Eager attention keeps the scores of all heads: in the model's type, and float32 for the softmax and its backward

@@ -101,7 +101,7 @@ class Tasks:
     def counts(self) -> dict[str, int]:
         """Prompts used and skipped, and tokens of the longest one."""
         skipped = len(self.left_out())
-        return {"rows": len(self), "rows_skipped": skipped}
+        return {"rows": len(self), "rows_skipped": skipped, "longest_prompt": self.longest_prompt}
 
     def notes(self, name: str) -> list[str]:
         """What a person should know of the prompts, a line each."""

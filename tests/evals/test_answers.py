@@ -29,6 +29,8 @@ def row(answer: dict[str, Any], tools: list[dict[str, Any]] | None) -> Record:
 
 CALLS = row({"content": "", "tool_calls": [CALL]}, TOOLS)
 REFUSES = row({"content": "Sorry, none of my tools can do that."}, TOOLS)
+GREETS = row({"content": "Hello, how can I help you today?"}, TOOLS)
+JAPANESE = row({"content": "申し訳ありません、それはできません。"}, TOOLS)
 WORDS = row({"content": "It is yellow."}, None)
 PARTS = row({"content": [{"type": "text", "text": "It is"}, {"type": "text", "text": " yellow."}]}, None)
 _RESULT = {"role": "tool", "content": "{}"}
@@ -49,6 +51,17 @@ AFTER_RESULT = Record(
         (CALLS, GOOD[:-1], False),
         (CALLS, "Sorry, none of my tools can do that.", False),
         (REFUSES, "I can't do that.", True),
+        (REFUSES, "I’m sorry, but the available tools lack the ability to do that.", True),
+        (REFUSES, "sorry, none of these can do it", True),
+        (REFUSES, "Hello hear Seven Doors in the kitchen.", False),  # babble of an untuned model
+        (REFUSES, "It is 14 degrees in Rome.", False),
+        (REFUSES, "yes yes yes yes", False),
+        (REFUSES, "Done.", False),
+        (GREETS, "Hi, how can I help you?", True),
+        (GREETS, "Sorry, none of my tools can do that.", False),  # a refusal where an answer was asked for
+        (GREETS, "The weather is fine.", False),
+        (JAPANESE, "申し訳ありませんが、それはできません。", True),
+        (JAPANESE, "今日は晴れです。", False),
         (REFUSES, GOOD, False),
         (REFUSES, GOOD[:-1], False),
         (REFUSES, "", False),

@@ -87,10 +87,17 @@ def test_evaluations_while_training_change_nothing(pairs: list[str], tmp_path: P
     assert len(measured) == 4  # before, twice, after
 
 
-def test_dry_run_reads_the_pairs(pairs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_reads_the_pairs(
+    run: Any, pairs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its counts are the run's; what the estimate counts, both answers of a pair, has another name."""
     result = dpo(tmp_path / "run", pairs, "dry_run=true")
     assert result.status == "dry_run" and not (tmp_path / "run").exists()
-    assert "Nothing was trained" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Nothing was trained" in said
+    counts = json.loads((run[1] / "result.json").read_text("utf-8"))["metrics"]["data"]
+    assert result.metrics["data"] == counts
+    assert f"forward passes of at most 2 × {2 * counts['training']['longest_row']:,} tokens" in said
 
 
 def test_rows_that_are_no_pairs_leave_no_folder(tmp_path: Path) -> None:
