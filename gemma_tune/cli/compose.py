@@ -33,18 +33,19 @@ ConfigStore.instance().store("schema", node=Config)
 RERUN_KEYS = ("output_dir", "overwrite", "dry_run")
 
 
-def check_words(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
+def check_words(words: Sequence[str], config_dirs: Sequence[Path], sweeps: bool = False) -> list[str]:
     """Raises UserError with every problem of the words and of the user's files that they choose.
 
     Args:
         words: `key=value` words as typed.
         config_dirs: Folders named with `--config-dir`.
+        sweeps: Whether commas mean several values (`--multirun`).
 
     Returns:
         The words as Hydra expects them.
     """
     dirs, own = list(config_dirs), take_own_recipes(words, config_dirs)
-    problems = [*own.problems, *validation.problems_of_words(own.checked, dirs)]
+    problems = [*own.problems, *validation.problems_of_words(own.checked, dirs, sweeps)]
     chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in own.checked) if k == g] for g in GROUPS}
     problems += validation.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)
     if problems:

@@ -18,13 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune.cli import arguments, compose
+from gemma_tune.cli.about import recipe_page, version
 from gemma_tune.cli.named import named_by
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import RunError, UserError, quoted
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped, Stops, listening
+from gemma_tune.validation.choices import options_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,10 +76,14 @@ def _dispatch(argv: Sequence[str]) -> None:
     if not argv:
         print(overview())
         return
+    if {"-v", "-V", "--version"} & set(argv):
+        print(version())
+        return
     if {"-h", "--help"} & set(argv):
-        print(help_page())
+        print(_help([w for w in argv if w not in ("-h", "--help")]))
         return
     words, config_dirs, flags = arguments.parse(argv)
+    sweeps = bool({"-m", "--multirun"} & set(flags))
     reruns = [w for w in words if w.startswith("rerun=")]
     if reruns:
         if flags or config_dirs:
@@ -86,16 +92,27 @@ def _dispatch(argv: Sequence[str]) -> None:
         if failures := _failures(run_recipe(compose.load_stored(stored, [w for w in words if w not in reruns]))):
             raise RunError("\n".join(failures))
         return
-    if not any(w.startswith("recipe=") for w in words) and not {"--hydra-help", "--version"} & set(flags):
-        compose.check_words(words, config_dirs)  # a typo such as `recipee=` gets its own answer
+    if not any(w.startswith("recipe=") for w in words) and "--hydra-help" not in flags:
+        compose.check_words(words, config_dirs, sweeps)  # a typo such as `recipee=` gets its own answer
         raise UserError(f"command line: recipe=NAME is missing. Recipes: {', '.join(recipes())}")
-    if {"-m", "--multirun"} & set(flags) and any(w.startswith("output_dir=") and "," not in w for w in words):
+    if sweeps and any(w.startswith("output_dir=") and "," not in w for w in words):
         raise UserError("command line: output_dir= with --multirun: every job needs a folder of its own; leave it out.")
-    ready = compose.check_words(words, config_dirs)
+    ready = compose.check_words(words, config_dirs, sweeps)
     with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
         rest = [w for w in argv if w not in words]
         sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
         _run_jobs(config_dirs)
+
+
+def _help(argv: Sequence[str]) -> str:
+    """The page of the recipe that is named, or the general one."""
+    words, config_dirs, _ = arguments.parse(argv)
+    if not (recipe := next((w.removeprefix("recipe=") for w in words if w.startswith("recipe=")), None)):
+        return help_page()
+    compose.check_words([f"recipe={recipe}"], config_dirs)
+    options = options_of("recipe", config_dirs)
+    own = resolve(recipe).with_suffix(".yaml") if recipe.endswith(".py") else options[recipe]
+    return recipe_page(recipe, own, options)
 
 
 def _run_jobs(config_dirs: Sequence[Path]) -> None:

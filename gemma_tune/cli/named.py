@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.untrusted import read_yaml
-from gemma_tune.validation.commandline import options_of
+from gemma_tune.validation.choices import options_of
 from gemma_tune.validation.schema import GROUPS
 
 _RECIPE = "recipe"

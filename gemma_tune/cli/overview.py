@@ -24,6 +24,10 @@ python -m gemma_tune recipe=NAME [group=option …] [key=value …]
   --config-dir FOLDER   look for your own YAML files there, too (FOLDER/recipe/my_run.yaml)
   -m, --multirun        run every combination of comma-separated values
   --cfg job             print the composed configuration, unresolved and unchecked
+  recipe=NAME --help    what one recipe does, and its keys
+  --version             the versions of gemma_tune and what it is built on
+
+Values with blanks, brackets or commas are written in quotes: 'eval.evaluators=[held_out_loss,answers]'.
 """
 
 

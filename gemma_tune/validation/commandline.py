@@ -17,28 +17,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune.errors import shortened
-from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.untrusted import check_yaml
+from gemma_tune.validation.bare_words import meant
+from gemma_tune.validation.choices import LONGEST_KEY, WHERE, group_problem, options_of
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
-from gemma_tune.validation.suggest import did_you_mean, other_option
+from gemma_tune.validation.suggest import did_you_mean
 
-WHERE = "command line"
+_TYPOGRAPHIC = re.compile("[“”„‘’«»]")
 # Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
 _QUOTES = ("'", '"')
-# Characters of a key, of a word (Hydra reads about 10,000 a second) and of a free text; values of a sweep
-_KEY = 255
+# Characters of a word (Hydra reads about 10,000 a second) and of a free text; values of a sweep
 _WORD, _FREE_TEXT, _SWEPT = 8_000, 100_000, 200
 # References to references double at each step: so few can't stand for more than about a thousand values.
 _REFERENCE, _REFERENCES = re.compile(r"(?<!\\)(?:\\\\)*\$\{"), 20
-
-
-def options_of(group: str, config_dirs: list[Path]) -> dict[str, Path]:
-    """The options of a group with their files; shipped ones take precedence, as in Hydra."""
-    found: dict[str, Path] = {}
-    for root in [*config_dirs[::-1], CONFIGS]:
-        found.update({f.stem: f for f in sorted((root / group).glob("*.yaml"))})
-    return found
 
 
 def _parsed(word: str) -> Override:
@@ -64,40 +56,6 @@ def _values(override: Override) -> list[Any]:
     return [override.value()]
 
 
-# How several options of a group are had at once.
-_SEVERAL = {
-    "reward": "; mix by weights: reward.math.weight=1 reward.format.weight=0.2",
-    "tracker": "; several at once: tracker.report_to=[wandb,tensorboard]",
-}
-
-
-def _group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None:
-    options, said = options_of(group, config_dirs), shortened(str(value))
-    if not isinstance(value, str) or value in options:
-        if isinstance(value, str):
-            return None
-        several = _SEVERAL.get(group, "")
-        return f"{WHERE}: {group}={said}: name one option, of {', '.join(sorted(options))}{several}."
-    for root in config_dirs:
-        stray = root / f"{value}.yaml"
-        if group == "recipe" and stray.is_file() and root.name == "recipe":
-            return f"{WHERE}: recipe={said}: name the folder above: --config-dir {root.parent}"
-        if group == "recipe" and stray.is_file():
-            return (
-                f"{WHERE}: recipe={said}: {stray} is not found there, only below a group's folder: "
-                f"move it to {root / 'recipe' / stray.name}."
-            )
-    if len(value) > _KEY:
-        return f"{WHERE}: there is no {group} `{said}`."
-    hint = other_option(group, value, options)
-    if group == "recipe" and resolve(value).with_suffix(".py").is_file():  # its file, without the suffix
-        hint = f" Did you mean recipe={Path(value).with_suffix('.py')}?"
-    return (
-        f"{WHERE}: there is no {group} `{value}`.{hint} "
-        f"({group}: {', '.join(sorted(options))}; add yours as FOLDER/{group}/NAME.yaml with --config-dir FOLDER)"
-    )
-
-
 def _check(override: Override, config_dirs: list[Path]) -> str | None:
     key = override.key_or_group.lstrip("/")
     if key.startswith(("hydra.", "hydra/")):
@@ -111,7 +69,7 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
     if override.package:
         return f"{WHERE}: {key}@{override.package}: a group has one place only; write {key}=OPTION."
     if key in GROUPS:
-        problems = (_group_problem(key, v, config_dirs) for v in _values(override))
+        problems = (group_problem(key, v, config_dirs) for v in _values(override))
         return next((p for p in problems if p), None)
     if message := unknown_key(key, WHERE):
         return message
@@ -120,19 +78,37 @@ def _check(override: Override, config_dirs: list[Path]) -> str | None:
 
 def _too_long(word: str) -> str | None:
     key = word.partition("=")[0]
-    if len(key) > _KEY:
-        return f"{WHERE}: `{shortened(word)}`: no key has more than {_KEY} characters."
+    if len(key) > LONGEST_KEY:
+        return f"{WHERE}: `{shortened(word)}`: no key has more than {LONGEST_KEY} characters."
     most = _FREE_TEXT if key in FREE_TEXTS else _WORD
     if len(word) <= most:
         return None
     return f"{WHERE}: {shortened(word)} has more than {most:,} characters; write it into a YAML file of --config-dir."
 
 
-def _unreadable(word: str, error: HydraException, config_dirs: list[Path]) -> str:
+def _sweep_problem(override: Override, word: str) -> str:
+    """What to say to commas without `--multirun`."""
+    key, value = override.key_or_group, word.partition("=")[2]
+    kind = str(FIELDS[key][1]) if key in FIELDS else ""
+    if re.fullmatch(r"\d+,\d+", value) and "float" in kind:
+        return f"{WHERE}: {shortened(word)}: write decimals with a point: {key}={value.replace(',', '.')}"
+    ways = [f"-m {word} runs once with each"]
+    if "list" in kind:
+        ways = [f"a list stands in brackets: '{key}=[{value}]'"]
+    elif "str" in kind and key not in GROUPS:
+        ways.append(f"quotes make it one text: {key}='\"{value}\"'")
+    return f"{WHERE}: {shortened(word)}: a comma separates the values of a sweep; {'; '.join(map(shortened, ways))}."
+
+
+def _unreadable(word: str, error: HydraException) -> str:
     said = shortened(word)
-    if "=" not in word:
-        recipe = f" Did you mean recipe={word}?" if word in options_of("recipe", config_dirs) else ""
-        return f"{WHERE}: `{said}` is not of the form key=value.{recipe or did_you_mean(said, GROUPS)}"
+    key, _, value = word.partition("=")
+    if value.startswith("="):
+        return f"{WHERE}: `{said}`: write one `=`: {shortened(key + '=' + value.lstrip('='))}"
+    if _TYPOGRAPHIC.search(word):
+        return f"{WHERE}: `{said}`: type plain quotes (') and not the typographic ones."
+    if value.count("[") != value.count("]"):
+        return f"{WHERE}: `{said}`: a bracket isn't closed; a list is written in quotes: '{key}=[one,two]'"
     reason = shortened(str(error).splitlines()[0])
     way = f"put quotes around it: '{said}' → key='\"…\"'"
     if word.partition("=")[2].startswith("{"):
@@ -140,20 +116,30 @@ def _unreadable(word: str, error: HydraException, config_dirs: list[Path]) -> st
     return f"{WHERE}: `{said}` can't be read ({reason}); {way}."
 
 
-def problems_of_words(words: list[str], config_dirs: list[Path]) -> list[str]:
-    """All problems of the `key=value` words that can be seen without composing."""
-    if "=" in words:  # `key = value`
-        return [f"{WHERE}: write key=value without blanks around the `=`, and quotes around a value with blanks."]
-    found: list[str | None] = []
-    for given in words:
+def problems_of_words(words: list[str], config_dirs: list[Path], sweeps: bool = False) -> list[str]:
+    """All problems of the words that can be seen without composing.
+
+    Args:
+        words: As typed.
+        config_dirs: The folders of `--config-dir`.
+        sweeps: Whether commas mean several values (`--multirun`).
+    """
+    bare = meant(words, options_of("recipe", config_dirs), options_of("model", config_dirs))
+    found: list[str | None] = [f"{WHERE}: {said}" for said in bare.messages]
+    recipes = [w for w in words if w.startswith("recipe=")]
+    if len(recipes) > 1:
+        found.append(f"{WHERE}: {' '.join(map(shortened, recipes))}: one recipe at a time; several: -m recipe=A,B")
+    for given in (word for place, word in enumerate(words) if place not in bare.answered):
         if long := _too_long(given):
             found.append(long)
             continue
         word = quoted(given)
         try:
-            found.append(_check(_parsed(word), config_dirs))
+            override = _parsed(word)
+            alone = _sweep_problem(override, given) if override.is_sweep_override() and not sweeps else None
+            found.append(alone or _check(override, config_dirs))
         except HydraException as error:
-            found.append(_unreadable(word, error, config_dirs))
+            found.append(_unreadable(word, error))
     for root in config_dirs:
         if not root.is_dir():
             near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])

@@ -135,6 +135,18 @@ OPTIONS_INSTEAD = {
     ("recipe", "ppo"): "recipe=grpo trains on the same rewards, without a value model",
     **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "simpo", "cpo")},
     **{("recipe", name): f"write recipe={name}_sft" for name in ("lora", "qlora", "full")},
+    **{
+        ("recipe", name): "write recipe=qlora_sft (an adapter over 4-bit weights), recipe=lora_sft or recipe=full_sft"
+        for name in ("sft", "train", "tune", "finetune", "fine_tune", "fine-tune", "instruct")
+    },
+    **{("recipe", name): "write recipe=grpo, recipe=dpo or recipe=kto" for name in ("rlhf", "align", "reinforce")},
+    **{
+        ("recipe", name): "write recipe=export for the int4 files of a model, or recipe=qat to train for them"
+        for name in ("quantize", "quant", "gguf", "convert", "int4", "ptq")
+    },
+    **{("recipe", name): "write recipe=evaluate" for name in ("eval", "test", "benchmark", "measure")},
+    **{("recipe", name): "write recipe=chat" for name in ("generate", "infer", "inference", "predict", "ask")},
+    ("recipe", "merge"): "trainings write export/merged themselves; recipe=export writes int4 files",
 }
 
 

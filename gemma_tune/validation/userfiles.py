@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.untrusted import MIB, check_yaml, read_bytes
-from gemma_tune.validation.commandline import options_of, too_many_references
+from gemma_tune.validation.choices import options_of
+from gemma_tune.validation.commandline import too_many_references
 from gemma_tune.validation.schema import GROUPS, problems_of_tree
 from gemma_tune.validation.suggest import did_you_mean, other_option
 

@@ -1,0 +1,122 @@
+"""What a new user types, and what is answered: one short message that says what was meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from asking import ask, refused
+
+from gemma_tune.run.paths import CONFIGS
+from gemma_tune.validation import problems_of_words
+
+SFT = "write recipe=qlora_sft (an adapter over 4-bit weights), recipe=lora_sft or recipe=full_sft"
+LINES = [
+    (["train", "recipe=qlora_sft"], "`train` isn't needed; leave it out: python -m gemma_tune recipe=qlora_sft"),
+    (["recipe=sft"], SFT),
+    (["sft"], SFT),
+    (["recipe=tune"], SFT),
+    (["qlora_sft"], "`qlora_sft`: write recipe=qlora_sft"),
+    (["recipe", "qlora_sft"], "`recipe`: write recipe=qlora_sft"),
+    (["finetune"], "python -m gemma_tune recipe=qlora_sft"),
+    (["finetune", "dpo"], "python -m gemma_tune recipe=dpo"),
+    (["recipe", "=", "dpo"], "write recipe=dpo without blanks around the `=`"),
+    (["recipe=", "dpo"], "write recipe=dpo without blanks around the `=`"),
+    (["recipe", "=dpo"], "write recipe=dpo without blanks around the `=`"),
+    (["recipe="], "recipe= is empty: name one of chat,"),
+    (["help"], "write python -m gemma_tune --help"),
+    (["version"], "write python -m gemma_tune --version"),
+    (["recipe=chat", "chat.prompt=Hello", "my", "friend"], "'chat.prompt=Hello my friend'"),
+    (["recipe=lora_sft", "data.train_file=my", "file.jsonl"], "'data.train_file=my file.jsonl'"),
+    (["recipe=lora_sft", "eval.evaluators=[kl,", "answers]"], "'eval.evaluators=[kl, answers]'"),
+    (["recipe=lora_sft", "eval.evaluators=kl,answers"], "brackets: 'eval.evaluators=[kl,answers]'"),
+    (["recipe=lora_sft", "data.train_file=a.jsonl,b.jsonl"], "-m data.train_file=a.jsonl,b.jsonl runs once with each"),
+    (["recipe=lora_sft", "train.learning_rate=1e-4,2e-4"], "-m train.learning_rate=1e-4,2e-4 runs once with each"),
+    (["recipe=lora_sft", "train.learning_rate=0,0001"], "write decimals with a point: train.learning_rate=0.0001"),
+    (["recipe=lora_sft", "train.learning_rate==1e-4"], "write one `=`: train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "train.learning_rate:1e-4"], "write train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "train.learning_rate", "1e-4"], "write train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "learning_rate", "1e-4"], "write train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "adapter.target_modules=[q_proj,v_proj"], "a bracket isn't closed"),
+    (["recipe=lora_sft", "my.jsonl"], "data.train_file=my.jsonl"),
+    (["recipe=lora_sft", "google/gemma-3-1b-it"], "model.model_name_or_path=google/gemma-3-1b-it"),
+    (["recipe=lora_sft", "gemma3_1b_it"], "`gemma3_1b_it`: write model=gemma3_1b_it"),
+    (["recipe=lora_sft", "model=google/gemma-3-1b-it"], "model.model_name_or_path=google/gemma-3-1b-it"),
+    (["recipe=lora_sft", "data=my.jsonl"], "data=auto data.train_file=my.jsonl"),
+    (["recipe=lora_sft", "recipe=dpo"], "one recipe at a time"),
+    (["recipe=lora_sft,dpo"], "-m recipe=lora_sft,dpo runs once with each"),
+    (["configs/recipe/qlora_sft.yaml"], "recipe=qlora_sft"),
+    (["recipe=lora_sft", ""], "an empty word; take it out"),
+    (["recipe=lora_sft", "\\"], "a backslash ends a line"),
+    (["recipe=lora_sft", "train={learning_rate:1e-4}"], "keys are set one by one: train.learning_rate=0.0001"),
+    (["recipe=lora_sft", "dry_run"], "write dry_run=true"),
+    (["eval", "recipe=evaluate"], "`eval` isn't needed"),
+    (["recipe=lora_sft", "“model=tiny”"], "type plain quotes"),
+    (["recipe=lora_sft", "–-help"], "dashes (-), and not the typographic ones"),
+    (["recipe=merge"], "trainings write export/merged themselves"),
+    (["quantize"], "recipe=export for the int4 files of a model, or recipe=qat"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), LINES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_what_was_meant(words: list[str], message: str) -> None:
+    said = problems_of_words(words, [])
+    assert len(said) == 1 and said[0].startswith("command line: ") and message in said[0], said
+    assert len(said[0]) < 600  # six lines of a terminal
+
+
+def test_a_sweep_needs_no_words() -> None:
+    assert problems_of_words(["recipe=lora_sft,dpo", "train.learning_rate=1e-4,2e-4"], [], sweeps=True) == []
+
+
+FLAGS = [
+    (["--recipe", "qlora_sft"], "--recipe: keys stand without dashes: recipe=qlora_sft"),
+    (["--recipe=qlora_sft"], "keys stand without dashes: recipe=qlora_sft"),
+    (["recipe=lora_sft", "--learning-rate", "1e-4"], "train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "-lr", "1e-4"], "train.learning_rate=1e-4"),
+    (["recipe=lora_sft", "--dry-run"], "dry_run=true"),
+    (["recipe=lora_sft", "--model", "gemma3_1b_it"], "model=gemma3_1b_it"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), FLAGS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_flags_that_are_keys(words: list[str], message: str, folder: Path) -> None:
+    assert message in refused(*words)
+
+
+def test_version(folder: Path) -> None:
+    """Without an import of what it names."""
+    for flag in ("--version", "-V"):
+        done = ask(flag)
+        assert done.returncode == 0 and done.stderr == "" and "torch" in done.stdout
+        assert done.stdout.startswith("gemma_tune ") and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml")))
+def test_a_page_of_each_recipe(recipe: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gemma_tune.cli.main import main
+
+    for words in ([f"recipe={recipe}", "--help"], ["--help", f"recipe={recipe}"]):
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"recipe={recipe}\n") and f"python -m gemma_tune recipe={recipe}" in said
+        assert "Keys (docs/configuration.md" in said and len(said.splitlines()) < 60
+    assert main([f"recipe={recipe[:-1]}x", "-h"]) == 2
+
+
+def test_a_users_recipe_has_a_page(folder: Path) -> None:
+    mine = folder / "mine" / "recipe" / "my_run.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(
+        "# @package _global_\n# For my dog.\ndefaults: [qlora_sft, _self_]\ntrain: {max_steps: 3}\n", encoding="utf-8"
+    )
+    words = [sys.executable, "-m", "gemma_tune", "--config-dir", "mine", "recipe=my_run", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "For my dog." in done.stdout and "train.max_steps=3" in done.stdout, done.stderr
+    assert "conversations or text" in done.stdout
