@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -123,7 +124,8 @@ def _run_jobs(config_dirs: Sequence[Path]) -> None:
     def job(tree: DictConfig) -> float | None:
         """One job of Hydra: one run. Returns the recipe's headline figure for sweepers."""
         try:
-            recipe, words = HydraConfig.get().runtime.choices["recipe"], HydraConfig.get().overrides.task
+            recipe = HydraConfig.get().runtime.choices["recipe"]
+            words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # `${…}` in them as it was typed
             result = run_recipe(compose.checked(tree, recipe, "configuration", named_by(words, config_dirs)))
             failures.extend(_failures(result))
             return result.headline_after

@@ -52,8 +52,8 @@ def group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None
     if not value:
         return f"{WHERE}: {group}= is empty: name one of {', '.join(sorted(options))}."
     hint = _named_by_key(group, value) or other_option(group, value, options)
-    if group == "recipe" and resolve(value).with_suffix(".py").is_file():  # its file, without the suffix
-        hint = f" Did you mean recipe={Path(value).with_suffix('.py')}?"
+    if group == "recipe" and resolve(own := f"{value.removesuffix('.yaml')}.py").is_file():  # a file of the user's own
+        hint = f" Did you mean recipe={own}?"
     if hint and len(options) > _LISTED:
         return f"{WHERE}: there is no {group} `{value}`.{hint} (configs/{group}/ has all)"
     return (

@@ -85,7 +85,12 @@ def test_refused_without_torch(folder: Path) -> None:
     assert "folder is missing" in refused("recipe=mine.py")
     assert "no function read(cfg, setup), which dry_run=true calls" in refused("recipe=mine.py", "dry_run=true")
     assert "Did you mean mine.py?" in refused("recipe=mne.py")
-    assert "Did you mean recipe=mine.py?" in refused("recipe=mine")
+    for said in ("mine", "mine.yaml", "./mine"):
+        with pytest.raises(UserError, match=r"Did you mean recipe=(\./)?mine\.py\?"):
+            compose_config(said)
+    for said in (".", "..", "/", "mine/"):
+        with pytest.raises(UserError, match="there is no recipe"):
+            compose_config(said)
 
 
 def test_functions_that_only_a_run_can_tell(folder: Path) -> None:
