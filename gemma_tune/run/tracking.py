@@ -69,8 +69,7 @@ class Tracker:
         if not is_main_process():
             yield cls(None, {})
             return
-        stored = _stored(folder) if folder.resumed else {}
-        ids: dict[str, str | None] = stored.get("runs", {})
+        ids, sent = _stored(folder) if folder.resumed else ({}, {})
         runs: dict[str, RunOfTracker] = {}
         failed = True
         with contextlib.ExitStack() as opened:
@@ -78,7 +77,7 @@ class Tracker:
             opened.callback(lambda: tracker._finish(failed))
             for name in cfg.tracker.names:
                 runs[name] = open_tracker(name, cfg, folder.path, ids.get(name))
-            tracker._sent = _last_steps(folder, stored) if folder.resumed else {}
+            tracker._sent = _last_steps(folder, sent) if folder.resumed and (folder.path / TRACKERS).is_file() else {}
             if runs:
                 ids = ids | {name: run.id for name, run in runs.items() if run.id}
                 write_json(folder.path / TRACKERS, {"runs": ids, "sent": tracker._sent})
@@ -206,18 +205,23 @@ def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[dict[str, Any
     return kept
 
 
-def _stored(folder: RunFolder) -> dict[str, Any]:
-    """What the resumed run has noted of its trackers; nothing where an earlier version began it."""
+def _stored(folder: RunFolder) -> tuple[dict[str, str], dict[str, int]]:
+    """The ids of the resumed run in its trackers, and the last steps sent; nothing of a run without them."""
     try:
-        return read_object(folder.path / TRACKERS)
-    except (OSError, ValueError):
-        return {}
+        found = read_object(folder.path / TRACKERS)
+        ids, sent = dict(found["runs"]), dict(found["sent"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}, {}
+    return (
+        {name: run for name, run in ids.items() if isinstance(run, str)},
+        {name: step for name, step in sent.items() if isinstance(step, int)},
+    )
 
 
-def _last_steps(folder: RunFolder, stored: Mapping[str, Any]) -> dict[str, int]:
+def _last_steps(folder: RunFolder, sent: Mapping[str, int]) -> dict[str, int]:
     """The last step at which each metric was sent: a resumed run repeats some, and sends only those after it."""
-    found = dict(stored.get("sent", {})) if stored else {}
-    for line in read_lines(folder.metrics) if stored and folder.metrics.is_file() else ():
+    found = dict(sent)
+    for line in read_lines(folder.metrics) if folder.metrics.is_file() else ():
         if isinstance(step := line.pop("step", None), int):
             found |= {name: max(step, found.get(name, -1)) for name in line}
     return found
