@@ -32,7 +32,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.append((tag, found))
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self._open.append(tag)
         if tag == "details" and found.get("class") == "row":
             self.rows.append({"summary": "", "ids": [], "trained": [], "text": ""})

@@ -71,6 +71,7 @@ TOP = (
     "__main__",
     "cli",
     "compare",
+    "sweep",
     "steps",
     "page",
     "preview",
@@ -87,6 +88,7 @@ COMPOSED = ("recipes.tune_to_int4",)
 LIGHT = (
     *BASE, "config", "validation", "run.identity", "run.manifest", "run.existing", "run.folder", "", "__main__",
     "cli.main", "cli.arguments", "cli.overview", "cli.compose", "cli.defaults", "cli.runner",
+    "cli.sweep", "compare.names", "sweep.outcomes",
 )  # fmt: skip
 
 

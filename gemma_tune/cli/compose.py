@@ -102,18 +102,20 @@ def as_user_error(error: Exception) -> UserError:
     return UserError("configuration: " + " ".join(lines))
 
 
-def compose_config(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+def compose_config(
+    recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Sequence[Path] | None = None
+) -> Config:
     """Composes and checks one configuration without the command line.
 
     Args:
         recipe: Name of a recipe, or the file of one's own.
         overrides: `key=value` words, as on the command line.
-        config_dir: Folder with the user's own YAML files.
+        config_dir: Folder with the user's own YAML files, or several.
 
     Raises:
         UserError: Anything wrong in the words, the files or the values.
     """
-    dirs = [Path(config_dir)] if config_dir else []
+    dirs = [Path(config_dir)] if isinstance(config_dir, str | Path) else [*(config_dir or ())]
     words = check_words([f"recipe={recipe}", *overrides], dirs)
     search = [f"hydra.searchpath=[{validation.in_quotes(f'file://{d.resolve()}')}]" for d in dirs]
     GlobalHydra.instance().clear()

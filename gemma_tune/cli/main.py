@@ -22,10 +22,10 @@ from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.about import recipe_page, version
 from gemma_tune.cli.named import named_by
 from gemma_tune.cli.overview import help_page, overview, recipes
-from gemma_tune.cli.runner import run_recipe
+from gemma_tune.cli.runner import failures_of, run_recipe
+from gemma_tune.cli.sweep import run_sweep
 from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.run.paths import CONFIGS, resolve
-from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped, Stops, listening
 from gemma_tune.validation.choices import options_of
 
@@ -90,7 +90,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         if flags or config_dirs:
             raise UserError("command line: rerun= repeats a run as it was; leave out --config-dir and other flags.")
         stored = Path(reruns[-1].removeprefix("rerun="))
-        if failures := _failures(run_recipe(compose.load_stored(stored, [w for w in words if w not in reruns]))):
+        if failures := failures_of(run_recipe(compose.load_stored(stored, [w for w in words if w not in reruns]))):
             raise RunError("\n".join(failures))
         return
     if not any(w.startswith("recipe=") for w in words) and "--hydra-help" not in flags:
@@ -99,6 +99,9 @@ def _dispatch(argv: Sequence[str]) -> None:
     if sweeps and any(w.startswith("output_dir=") and "," not in w for w in words):
         raise UserError("command line: output_dir= with --multirun: every job needs a folder of its own; leave it out.")
     ready = compose.check_words(words, config_dirs, sweeps)
+    if sweeps and set(flags) <= {"-m", "--multirun"}:
+        run_sweep(words, config_dirs, argv)
+        return
     with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
         rest = [w for w in argv if w not in words]
         sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
@@ -127,7 +130,7 @@ def _run_jobs(config_dirs: Sequence[Path]) -> None:
             recipe = HydraConfig.get().runtime.choices["recipe"]
             words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # `${…}` in them as it was typed
             result = run_recipe(compose.checked(tree, recipe, "configuration", named_by(words, config_dirs)))
-            failures.extend(_failures(result))
+            failures.extend(failures_of(result))
             return result.headline_after
         except UserError as error:
             # Raised from here, Hydra would write a line of its own, and drop the mistakes of all jobs but one
@@ -143,9 +146,3 @@ def _run_jobs(config_dirs: Sequence[Path]) -> None:
         raise UserError(*problems)
     if failures:
         raise RunError("\n".join(failures))
-
-
-def _failures(result: RunResult) -> list[str]:
-    """What a finished run could not measure: its files are complete, and the exit status is 1."""
-    where = f"{result.folder}: " if result.folder else ""
-    return [f"{where}{what} failed: {reason}" for what, reason in result.failures.items()]

@@ -22,7 +22,7 @@ python -m gemma_tune recipe=NAME [group=option …] [key=value …]
   rerun=FILE      repeat a run from its config.yaml (with output_dir=… overwrite=… dry_run=…)
 
   --config-dir FOLDER   look for your own YAML files there, too (FOLDER/recipe/my_run.yaml)
-  -m, --multirun        run every combination of comma-separated values
+  -m, --multirun        run every combination of comma-separated values; ends with a table (runs/sweep-…)
   --cfg job             print the composed configuration, unresolved and unchecked
   recipe=NAME --help    what one recipe does, and its keys
   --version             the versions of gemma_tune and what it is built on

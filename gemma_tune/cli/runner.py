@@ -117,6 +117,12 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
     return folder.stored_result()
 
 
+def failures_of(result: RunResult) -> list[str]:
+    """What a finished run could not measure: its files are complete, and the exit status is 1."""
+    where = f"{result.folder}: " if result.folder else ""
+    return [f"{where}{what} failed: {reason}" for what, reason in result.failures.items()]
+
+
 def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> RunResult:
     """Runs a recipe from Python, as `python -m gemma_tune recipe=… …` does.
 

@@ -33,23 +33,24 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if len(set(map(_frozen, values))) > 1}
 
 
-def named(differences: Mapping[str, Sequence[Any]], count: int) -> list[str]:
+def named(differences: Mapping[str, Sequence[Any]], count: int, whole: bool = False) -> list[str]:
     """A name for each of `count` runs; equal ones where nothing tells two runs apart.
 
     Args:
         differences: As `differing` gives them.
         count: How many runs there are.
+        whole: Whether names say all that differs, however many keys that are.
     """
-    keys = _telling_apart(differences, count)
+    keys = _telling_apart(differences, count, whole)
     short, columns = short_keys(keys), {key: short_values(differences[key]) for key in keys}
     return [", ".join(f"{short[key]}={columns[key][i]}" for key in keys) for i in range(count)]
 
 
-def settings(differences: Mapping[str, Sequence[Any]], count: int) -> list[str]:
+def settings(differences: Mapping[str, Sequence[Any]], count: int, whole: bool = False) -> list[str]:
     """The same without the seed: runs of one setting are repetitions with other seeds."""
-    whole = {key: values for key, values in differences.items() if key != SEED}
-    exact = [tuple(_frozen(values[i]) for values in whole.values()) for i in range(count)]
-    names = named(whole, count)
+    others = {key: values for key, values in differences.items() if key != SEED}
+    exact = [tuple(_frozen(values[i]) for values in others.values()) for i in range(count)]
+    names = named(others, count, whole)
     # Two settings of one name: the name left out what tells them apart
     return names if len(set(names)) == len(set(exact)) else [" ".join(map(str, one)) for one in exact]
 
@@ -80,7 +81,7 @@ def short_value(value: Any) -> str:
 def number(value: float) -> str:
     """As few digits as say the number: 2e-4, 0.05, 3."""
     text = f"{value:.6g}"
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-2:
         digits, _, power = f"{value:.5e}".partition("e")
         text = f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return text
@@ -98,10 +99,10 @@ def _tails(parts: Sequence[tuple[str, ...]], between: str) -> list[str]:
     return [between.join(p[-depth:]) for p in parts]
 
 
-def _telling_apart(differences: Mapping[str, Sequence[Any]], count: int) -> list[str]:
+def _telling_apart(differences: Mapping[str, Sequence[Any]], count: int, whole: bool) -> list[str]:
     """The keys that a name has: all of them, or of many as few as tell the runs apart; the seed last."""
     keys = sorted(differences, key=lambda key: (key == SEED, key not in _FIRST))
-    if len(keys) <= _ALL:
+    if whole or len(keys) <= _ALL:
         return keys
     chosen: list[str] = []
     classes, most = 1, len(set(zip(*(map(_frozen, values) for values in differences.values()), strict=True)))

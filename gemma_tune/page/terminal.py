@@ -29,6 +29,12 @@ def print_figures(console: Console, title: str, head: Sequence[str], rows: Seque
     console.print(table if wide <= console.width else _table(title, head, rows, "\n"))
 
 
+def fits(console: Console, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bool:
+    """Whether `print_figures` has room for the table without breaking a word or a number."""
+    table = _table("", head, rows, "\n")
+    return console.measure(table, options=console.options.update_width(_WIDE)).minimum <= console.width
+
+
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], between: str) -> Table:
     table = Table(title=Text(title.translate(VISIBLE)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     first, *others = (name.replace(" (", f"{between}(").replace(" / ", f"{between}/ ") for name in head)

@@ -56,6 +56,19 @@ def _values(override: Override) -> list[Any]:
     return [override.value()]
 
 
+def swept(word: str) -> list[tuple[str, Any]]:
+    """The words that a word with several values stands for, each with its value; nothing for one of a single value.
+
+    Args:
+        word: A word in which `problems_of_words` has found nothing.
+    """
+    key, override = word.partition("=")[0], _parsed(quoted(word))
+    if not override.is_sweep_override():
+        return []
+    texts = list(override.sweep_string_iterator())
+    return list(zip((f"{key}={text}" for text in texts), _values(override), strict=True))
+
+
 def _check(override: Override, config_dirs: list[Path]) -> str | None:
     key = override.key_or_group.lstrip("/")
     if key.startswith(("hydra.", "hydra/")):

@@ -66,7 +66,16 @@ def test_keys_that_end_alike_keep_more_of_their_names() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1e-4, "1e-4"), (1.5e-5, "1.5e-5"), (0.05, "0.05"), (0.001, "0.001"), (3.0, "3"), (0.0, "0"), (-2e-4, "-2e-4")],
+    [
+        (1e-4, "1e-4"),
+        (1.5e-5, "1.5e-5"),
+        (0.05, "0.05"),
+        (0.01, "0.01"),
+        (8e-3, "8e-3"),
+        (3.0, "3"),
+        (0.0, "0"),
+        (-2e-4, "-2e-4"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text and float(text) == value
