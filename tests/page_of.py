@@ -51,7 +51,7 @@ class Page(HTMLParser):
         if "style" in self._open:
             return
         self.text += f"{data} "
-        if "pre" in self._open:
+        if "pre" in self._open and self.rows:
             self.rows[-1]["text"] += data
         elif "summary" in self._open and self.rows:
             self.rows[-1]["summary"] += data

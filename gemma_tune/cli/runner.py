@@ -47,6 +47,21 @@ _OURS_TO_SAY = (
 
 def run_recipe(cfg: Config) -> RunResult:
     """Runs the recipe's method; torch is imported here and not before."""
+    check_inputs(cfg)
+    with warnings.catch_warnings():
+        # Libraries telling each other about names of their next versions; nothing a user could act on.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
+        for said in _OURS_TO_SAY:
+            warnings.filterwarnings("ignore", message=said)
+        return _run_method(cfg)
+
+
+def check_inputs(cfg: Config) -> None:
+    """What can be known of model, template, rewards and rows without torch.
+
+    Raises:
+        UserError: What can't be used.
+    """
     quiet_libraries()
     check_known(cfg)
     if cfg.traits.reads is not Reads.NOTHING:
@@ -58,12 +73,6 @@ def run_recipe(cfg: Config) -> RunResult:
     elif needs_rows(cfg):
         check_first_rows(cfg.data)
         check_own_code(cfg)
-    with warnings.catch_warnings():
-        # Libraries telling each other about names of their next versions; nothing a user could act on.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
-        for said in _OURS_TO_SAY:
-            warnings.filterwarnings("ignore", message=said)
-        return _run_method(cfg)
 
 
 def _run_method(cfg: Config) -> RunResult:

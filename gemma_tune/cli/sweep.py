@@ -21,16 +21,14 @@ from typing import Any
 
 from gemma_tune import validation
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.cli.runner import failures_of, run_recipe
+from gemma_tune.cli.runner import check_inputs, failures_of, run_recipe
 from gemma_tune.config import Config
-from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.existing import check_existing
 from gemma_tune.run.folder import is_main_process
 from gemma_tune.run.identity import folder_of, identity
 from gemma_tune.run.paths import RUNS
 from gemma_tune.sweep.outcomes import FAILED, INTERRUPTED, JobOutcome
-from gemma_tune.validation.measuring import needs_rows
 
 _MOST = 500  # jobs
 _SEED, _RECIPE = "seed", "recipe="
@@ -118,7 +116,6 @@ def _composed(jobs: Sequence[SweepJob], config_dirs: Sequence[Path]) -> list[Con
     found: list[Config] = []
     problems: dict[str, list[str]] = {}
     folders: dict[Path, int] = {}
-    read: set[str] = set()
     for number, job in enumerate(jobs):
         try:
             recipe = next(w for w in reversed(job.words) if w.startswith(_RECIPE)).removeprefix(_RECIPE)
@@ -129,9 +126,7 @@ def _composed(jobs: Sequence[SweepJob], config_dirs: Sequence[Path]) -> list[Con
                 if (other := folders.setdefault(folder.absolute(), number)) != number:
                     raise UserError(f"this is the same run as {jobs[other].name} ({folder}); name each value once.")
                 check_existing(cfg, folder)
-            if cfg.traits.run_folder and needs_rows(cfg) and repr(cfg.data) not in read:
-                read.add(repr(cfg.data))
-                check_first_rows(cfg.data)
+            check_inputs(cfg)
             found.append(cfg)
         except UserError as error:
             for problem in error.problems:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from gemma_tune.compare.comparison import Comparison
 from gemma_tune.compare.wording import SPREAD, Wording, baseline_note, facts, head, seed_table
-from gemma_tune.page.terminal import print_figures
+from gemma_tune.page.terminal import fitting, print_figures
 from gemma_tune.page.text import VISIBLE
 
 
@@ -21,5 +21,10 @@ def show(comparison: Comparison, console: Console) -> None:
         rows = [[stats.model, *wording.cells(stats)] for stats in figure.model_stats]
         print_figures(console, f"{figure.name} ({facts(figure)})", head(comparison), rows)
     if comparison.seeds:
-        print_figures(console, "Seeds", *seed_table(comparison.seeds, {f.name: f.binary for f in comparison.figures}))
+        shares = {f.name: f.binary for f in comparison.figures}
+        kept = fitting(
+            console, list(shares), lambda names: seed_table(comparison.seeds, {n: shares[n] for n in names})[1]
+        )
+        table_head, rows = seed_table(comparison.seeds, {name: shares[name] for name in kept})
+        print_figures(console, "Seeds", table_head, rows, whole=True)
         console.print(SPREAD, style="dim")

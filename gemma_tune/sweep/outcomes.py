@@ -12,6 +12,8 @@ from gemma_tune.run.result import RunResult
 
 FINISHED, FAILED, INTERRUPTED, WAITING = "finished", "failed", "interrupted", "not run yet"
 _REASON = 300  # characters
+# What a training without evaluation before has as its headline; and what ranks behind tests
+_TRAIN_LOSS, _HELD_OUT_LOSS = "train_loss", "held_out_loss"
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,6 @@ class JobOutcome:
 
         status = FINISHED if result.status == FINISHED else INTERRUPTED
         figures = _numbers(result.metrics.get("after"))
-        head: Mapping[str, Any] = result.headline
-        name, after = head.get("name"), head.get("after")
-        if name and _is_number(after):
-            figures = {name: after, **figures}
         rows: Mapping[str, Any] = {}
         lower: tuple[str, ...] = ()
         if status == FINISHED and result.folder and results_file(str(result.folder)).is_file():
@@ -60,6 +58,12 @@ class JobOutcome:
                 rows, lower = stored.scores, tuple(stored.lower_is_better)
             except UserError:  # a damaged file: the figures of the result are whole
                 pass
+        head: Mapping[str, Any] = result.headline
+        name, after = head.get("name"), head.get("after")
+        if name == _TRAIN_LOSS and (measured := _first_measured(rows)):
+            name = measured  # the loss of the last batch stood in for what wasn't measured before training
+        elif name and _is_number(after):
+            figures = {name: after, **figures}
         reason = "; ".join(f"{what} not measured: {why}" for what, why in result.failures.items())
         return replace(
             self, status=status, reason=_first_line(reason), headline=name, figures=figures, rows=rows,
@@ -80,6 +84,12 @@ class JobOutcome:
             "reason": self.reason,
             "figures": dict(self.figures),
         }
+
+
+def _first_measured(rows: Mapping[str, Any]) -> str | None:
+    """The figure to look at first: that of the first test, else the held-out loss."""
+    tests = [name for name in rows if name != _HELD_OUT_LOSS]
+    return next(iter([*tests, *rows]), None)
 
 
 def _first_line(message: str) -> str:

@@ -14,7 +14,7 @@ from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.page.blocks import Cell, FigureText
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
-from gemma_tune.page.terminal import fits, print_figures
+from gemma_tune.page.terminal import fitting, print_figures
 from gemma_tune.report.figures import Change, changes
 from gemma_tune.run.manifest import atomic_write, write_json
 from gemma_tune.sweep.outcomes import FINISHED, INTERRUPTED, WAITING, JobOutcome
@@ -122,19 +122,14 @@ class SweepTable:
 
     def show(self, console: Console, folder: Path) -> None:
         """Prints the table, as many of its figures as the terminal has room for."""
-        figures = self.figures
-        while True:
-            head = ["run", "", *(name.replace("_", " ") for name in figures)]
-            rows = [self.row(job, figures) for job in self.jobs]
-            if len(figures) < 2 or fits(console, head, rows):
-                break
-            figures = figures[:-1]
-        print_figures(console, self.counts(), head, rows)
-        if seeds := self.seed_rows(figures):
-            print_figures(console, "Over seeds", [name.replace("_", " ") for name in seeds[0]], seeds[1])
+        shown = fitting(console, self.figures, lambda names: [self.row(job, names) for job in self.jobs])
+        head = ["run", "", *(name.replace("_", " ") for name in shown)]
+        print_figures(console, self.counts(), head, [self.row(job, shown) for job in self.jobs], whole=True)
+        if seeds := self.seed_rows(fitting(console, shown, lambda names: (self.seed_rows(names) or ([], []))[1])):
+            print_figures(console, "Over seeds", [name.replace("_", " ") for name in seeds[0]], seeds[1], whole=True)
         notes = ["In brackets: 95% intervals over the rows."] if self.measured else []
         notes += [SPREAD] if seeds else []
-        if left := len(self.figures) - len(figures):
+        if left := len(self.figures) - len(shown):
             notes.append(f"{left} more figure{'s' if left != 1 else ''} on the page.")
         console.print(" ".join(notes), style="dim")
         for line in self.verdict():
