@@ -49,10 +49,14 @@ class SweepTable:
 
     @property
     def figures(self) -> list[str]:
-        """All figures: the one that ranks first, then those with rows, then others."""
-        found = [change for figures in self.measured.values() for change in figures.values()]
+        """The one that ranks first, then those with rows, then others; no counts that are the same in all jobs."""
+        found = [c for figures in self.measured.values() for c in figures.values() if not self._is_count(c.name)]
         first = [self.ranking.figure] if self.ranking else []
         return list(dict.fromkeys([*first, *(c.name for c in found if c.figure), *(c.name for c in found)]))
+
+    def _is_count(self, figure: str) -> bool:
+        values = [job.figures[figure] for job in self.jobs if figure in job.figures]
+        return len(values) > 1 and isinstance(values[0], int) and len(set(values)) == 1
 
     def row(self, job: JobOutcome, figures: Sequence[str]) -> list[Cell]:
         """Name, how it compares with the best, and the figures; a failed job has its reason behind its name."""

@@ -64,6 +64,7 @@ def shown(table: SweepTable, folder: Path, width: int = 80) -> str:
 def test_the_best_run_is_the_best_by_the_metric(jobs: list[JobOutcome]) -> None:
     found = ranking(jobs)
     assert found is not None and found.figure == "test_exact_match" and not found.lower_is_better
+    assert SweepTable.of("sweep-0", "x", jobs).figures == ["test_exact_match", "held_out_loss", "perplexity"]
     top = max(job.figures["test_exact_match"] for job in jobs)
     assert next(job for job in jobs if job.name == found.best).figures["test_exact_match"] == top
     assert {*found.equal, *found.not_distinct, *found.worse, found.best} == {job.name for job in jobs}
