@@ -120,7 +120,7 @@ def _help(argv: Sequence[str]) -> str:
 
 
 def _run_jobs(config_dirs: Sequence[Path]) -> None:
-    """Lets Hydra run one job, or with --multirun several, and then reports the mistakes of all of them."""
+    """Lets Hydra run one job, or what its own flags ask for, and then reports the mistakes."""
     problems: list[str] = []
     failures: list[str] = []
 

@@ -31,7 +31,8 @@ from gemma_tune.run.paths import RUNS
 from gemma_tune.sweep.outcomes import FAILED, INTERRUPTED, JobOutcome
 
 _MOST = 500  # jobs
-_SEED, _RECIPE = "seed", "recipe="
+_RECIPE = "recipe="
+_OF_HYDRA = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher", "hydra.sweep")
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,15 @@ def jobs_of(words: Sequence[str]) -> list[SweepJob]:
         words: Words that were checked.
 
     Raises:
-        UserError: Too many of them.
+        UserError: Too many of them, or a sweeper of Hydra is asked for.
     """
     from gemma_tune.compare.names import named, settings
 
+    if theirs := [word for word in words if word.lstrip("+").startswith(_OF_HYDRA)]:
+        raise UserError(
+            f"command line: `{theirs[0]}`: -m runs every combination, one after the other, and no sweeper or launcher "
+            "of Hydra; leave it out."
+        )
     choices = [validation.swept(word) or [(word, None)] for word in words]
     several = [i for i, values in enumerate(choices) if len(values) > 1]
     count = 1

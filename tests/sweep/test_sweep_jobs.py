@@ -39,6 +39,7 @@ def test_jobs_and_their_names() -> None:
         (["train.max_steps=3,0"], ["max_steps=0: train.max_steps=0 would train nothing"]),
         (["seed=1,1"], ["seed=1: this is the same run as seed=1 (runs/lora_sft-", "name each value once"]),
         (["train.learning_rate=1e-4,0.0001", "seed=1,2"], ["this is the same run as learning_rate=1e-4, seed=1"]),
+        (["hydra/launcher=joblib", "seed=1,2"], ["`hydra/launcher=joblib`", "no sweeper or launcher of Hydra"]),
         (["output_dir=x", "seed=1,2"], ["every job needs a folder of its own"]),
     ],
 )  # fmt: skip
