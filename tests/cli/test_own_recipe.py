@@ -128,6 +128,7 @@ def test_any_path(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not set(found[0].recipe) & set(" ='(){}[]$,#/")
 
 
+@pytest.mark.slow
 def test_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--multirun takes them beside ours, and their values override options of --config-dir."""
     write("kept/adapter/wide.yaml", "# Wide.\ndefaults: [lora, _self_]\nr: 64\n")
@@ -210,6 +211,7 @@ def test_a_copy_runs_as_the_original(folder: Path, monkeypatch: pytest.MonkeyPat
         load_stored(made, ["output_dir=again"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_steps_that_it_began_with(folder: Path) -> None:
     gemma_tune.run("copy", ["copy.recipe=lora_sft", "copy.name=mine"])
     steps, made = folder / "mine.py", folder / "made"
