@@ -114,7 +114,7 @@ def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_
     exported = of_numbers("worse", ["gguf: worse. Train for int4: python -m gemma_tune recipe=qat"])
     say_exported(exported, {"gguf": place, "w4a16": tmp_path / "w4a16"}, Console(width=80, highlight=False))
     out = capsys.readouterr().out
-    table = out.split("In brackets")[0]
+    table = out.split("With 95%")[0]
     assert max(map(len, table.splitlines())) <= 80
     assert all(text in table for text in ("95.0%", "−15.0", "80.0%", "worse", "4.87", "3.4 MB", "12,346", "312"))
     assert "…" not in table
