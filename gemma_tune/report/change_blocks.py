@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_tune.evals.no_call import RULE, WITHOUT_CALL
+from gemma_tune.evals.no_call import RULE
 from gemma_tune.page.blocks import Block, Cell, Charts, Headline, Table, Text
 from gemma_tune.page.charts import Dot, interval_chart
 from gemma_tune.report.figures import BEFORE, Change, wording_of
@@ -51,8 +51,7 @@ def change_blocks(figures: Sequence[Change], once: bool) -> list[Block]:
         blocks.append(Table(head, rows))
     if charts := {c.name: _chart(c) for c in figures if c.figure}:
         blocks += [Charts(charts), Text(_INTERVALS, "quiet")]
-    scored = (row for change in figures if change.figure for row in change.figure.rows)
-    if any(one.get(WITHOUT_CALL) for row in scored for one in row.rows):
+    if any(change.without_call for change in figures):
         blocks.append(Text(RULE, "quiet"))
     if any(change.stats for change in figures):
         blocks.append(Text(_DIFFERENCES, "quiet"))

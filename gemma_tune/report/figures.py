@@ -12,6 +12,7 @@ from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.evaluation import Evaluation, as_text
+from gemma_tune.evals.no_call import WITHOUT_CALL
 from gemma_tune.evals.statistics import Interval, interval, is_binary
 from gemma_tune.page.blocks import FigureText
 
@@ -30,6 +31,7 @@ class Change:
         stats: Its scores after, compared with those before; None as with `difference`.
         figure: The comparison over its rows; None where it has none.
         part: Rows that were kept, where the value is that of more rows; else 0.
+        without_call: Whether some rows' right answer calls no tool, and is judged by `no_call.RULE`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Change:
     stats: ModelStats | None = None
     figure: ComparedFigure | None = None
     part: int = 0
+    without_call: bool = False
 
     @property
     def verdict(self) -> str:
@@ -60,7 +63,13 @@ def changes(before: Evaluation, after: Evaluation) -> list[Change]:
     """
     figures = _with_rows(before, after)
     names = dict.fromkeys([*before.figures, *after.figures])
-    return [_change(name, before.figures.get(name), after.figures.get(name), figures.get(name)) for name in names]
+    rules = {name for each in (before, after) for name, rows in each.rows.items() if any(map(_without_call, rows))}
+    made = (_change(name, before.figures.get(name), after.figures.get(name), figures.get(name)) for name in names)
+    return [replace(change, without_call=change.name in rules) for change in made]
+
+
+def _without_call(row: ScoredRow) -> bool:
+    return bool(row.get(WITHOUT_CALL))
 
 
 def headline(head: Mapping[str, Any]) -> list[Change]:

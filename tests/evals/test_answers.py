@@ -15,6 +15,11 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.evals.answers import _judge, is_right, prepare
 from gemma_tune.evals.base import Inputs, Outcome
+from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.evals.no_call import RULE
+from gemma_tune.page.blocks import Text
+from gemma_tune.report.change_blocks import change_blocks
+from gemma_tune.report.figures import changes
 from gemma_tune.run.paths import ASSETS
 
 TOOLS = [{"type": "function", "function": {"name": "set_timer", "parameters": {"type": "object", "properties": {}}}}]
@@ -136,6 +141,21 @@ def test_counts() -> None:
     assert [r["score"] for r in found.rows["mine_exact_match"]] == [1.0, 0.0, 0.0, 1.0]
     ids = [r["id"] for r in found.rows["mine_exact_match"]]
     assert ids[1:3] == [f"{ids[0]}-1", f"{ids[0]}-2"] and ids[3][:16] != ids[0]
+
+
+def test_rows_without_a_call_are_marked_and_the_report_says_the_rule() -> None:
+    """Babble that stops is wrong, and so is a refusal that was cut off."""
+    sorry = "Sorry, none of my tools can do that."
+    engine = Said((sorry, True), (sorry, False), ("It is 4. Say that again.", True), (GOOD, True))
+    found = outcome(engine, [REFUSES, REFUSES, REFUSES, CALLS])
+    rows = found.rows["mine_exact_match"]
+    assert [r["score"] for r in rows] == [1.0, 0.0, 0.0, 1.0]
+    assert [r.get("without_call", False) for r in rows] == [True, True, True, False]
+    for shown, said in ((rows, True), (rows[3:], False)):
+        figures = {"mine_exact_match": 0.5}
+        one = Evaluation(figures, {"mine_exact_match": shown})
+        blocks = change_blocks(changes(one, one), once=False)
+        assert (RULE in [b.text for b in blocks if isinstance(b, Text)]) is said
 
 
 def numbered(text: str) -> Record:
