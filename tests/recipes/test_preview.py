@@ -292,7 +292,7 @@ def test_mistake(folder: Path, name: str) -> None:
     words, expected = MISTAKES[name]
     Path("x.html").mkdir()
     write("y.html", "<p>a</p>")
-    write("r.py", "")
+    write("r.py", "def read(path, data):\n    yield from ()\n")
     with pytest.raises(UserError) as caught:
         compose_config("preview", words)
     assert len(caught.value.problems) == 1 and expected in str(caught.value), str(caught.value)
