@@ -61,7 +61,7 @@ def _drawn(data: DataConfig) -> str:
 def _of(own: bool, run: Path | None, names: Any) -> str:
     if run is not None and own:
         near = os.path.relpath(run)
-        return f" of {run if near.startswith('..') else near}"
+        return f" of {os.path.normpath(run) if near.startswith('..') else near}"
     return " of the bundled sample" if any(str(name).startswith("assets://") for name in names) else ""
 
 
