@@ -21,6 +21,7 @@ from gemma_tune.models.hub import check_can_be_had, is_of_hub, tell_libraries
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.inputs import refuse_outdated
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
 from gemma_tune.validation.measuring import needs_rows
@@ -119,6 +120,7 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
                 raise
             print(f"gemma_tune: the time is up (train.max_time). {stopped}", file=sys.stderr)
             return folder.result
+    refuse_outdated(folder.path / "manifest.json")
     if hasattr(recipe, "recheck"):
         recipe.recheck(cfg, folder)
     seen = folder.report if folder.report.is_file() else folder.path

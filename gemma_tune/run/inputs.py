@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gemma_tune.run.manifest import file_digest
 from gemma_tune.untrusted import read_object
 
 REPEAT = "repeat the run with overwrite=true."
+_DIGEST = re.compile("[0-9a-f]{64}")  # SHA-256; a streamed file has size and date
 
 
 def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
@@ -41,6 +43,21 @@ def stored_inputs(manifest: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest} can't be read ({error}); {REPEAT}") from error
+
+
+def refuse_outdated(manifest: Path) -> None:
+    """Raises UserError where an input of a finished run has been written since with another content.
+
+    Only files that are newer than the manifest are read again; those that are gone are not asked for.
+    """
+    for name, digest in stored_inputs(manifest).items():
+        file = Path(name)
+        newer = file.is_file() and file.stat().st_mtime_ns > manifest.stat().st_mtime_ns
+        if newer and digests_of([file], hashed=bool(_DIGEST.fullmatch(digest)))[name] != digest:
+            raise UserError(
+                f"{file}: this file has changed since the run in {manifest.parent} was done, so its result is that of "
+                "the earlier content. Repeat the run with overwrite=true, or name another output_dir."
+            )
 
 
 def refuse_changed(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
