@@ -44,7 +44,7 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path], sweeps: bool 
     Returns:
         The words as Hydra expects them.
     """
-    dirs, own = list(config_dirs), take_own_recipes(words, config_dirs)
+    dirs, own = list(config_dirs), take_own_recipes(words, config_dirs, sweeps)
     problems = [*own.problems, *validation.problems_of_words(own.checked, dirs, sweeps)]
     chosen = {g: [v.split(",") for k, _, v in (w.partition("=") for w in own.checked) if k == g] for g in GROUPS}
     problems += validation.problems_of_files({g: [n for v in names for n in v] for g, names in chosen.items()}, dirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -54,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
         return code
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader, `head` for example, has read enough
+        if not _is_read(sys.stdout.fileno()):  # the reader, `head` for example, has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             print("gemma_tune: nobody reads the output any more.", file=sys.stderr)
             return 128 + signal.SIGPIPE
@@ -70,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gemma_tune: {quoted(error.filename)}: this can't be opened ({error.strerror}).", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_read(pipe: int) -> bool:
+    """Whether a pipe still has a reader."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _dispatch(argv: Sequence[str]) -> None:

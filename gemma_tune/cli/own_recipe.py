@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from gemma_tune import validation
+from gemma_tune.errors import shortened
 from gemma_tune.run.paths import RECIPES, resolve
 from gemma_tune.untrusted import MIB, read_bytes
 from gemma_tune.validation.suggest import missing_path
@@ -37,12 +38,13 @@ class Words:
     problems: list[str] = field(default_factory=list)
 
 
-def take_own_recipes(words: Sequence[str], config_dirs: Sequence[Path]) -> Words:
+def take_own_recipes(words: Sequence[str], config_dirs: Sequence[Path], sweeps: bool = False) -> Words:
     """Makes the recipes that are named by their files known to Hydra, which reads no path as an option.
 
     Args:
         words: `key=value` words as typed.
         config_dirs: Folders named with `--config-dir`.
+        sweeps: Whether commas mean several recipes (`--multirun`).
     """
     found = Words()
     for word in words:
@@ -55,6 +57,11 @@ def take_own_recipes(words: Sequence[str], config_dirs: Sequence[Path]) -> Words
             found.checked.append(word)
             found.ready.append(word)
             continue
+        if len(values) > 1 and not sweeps:
+            said = shortened(word)
+            found.problems.append(
+                f"command line: {said}: a comma separates the values of a sweep; -m {said} runs each."
+            )
         if rest := [value for value in values if value not in own]:
             found.checked.append(_WORD + ",".join(rest))
         for value in own:

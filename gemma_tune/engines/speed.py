@@ -18,7 +18,7 @@ _TEXT = "The light in the kitchen goes on at seven, and 24 of the 30 letters are
 
 
 @dataclass(frozen=True)
-class Speed:
+class TokenRates:
     """Tokens a second.
 
     Attributes:
@@ -32,14 +32,14 @@ class Speed:
     answer: float
 
 
-def speed_of(engine: Engine) -> Speed | None:
+def speed_of(engine: Engine) -> TokenRates | None:
     """Times one prompt of 128 tokens and 24 tokens of an answer; None for an engine that can't be timed.
 
     The engine has answered before: what is done at the first forward pass alone isn't timed.
     """
     ids = engine.tokenizer(_TEXT * 20).input_ids[: min(_PROMPT, engine.max_length - _ANSWER)]
     if isinstance(engine, LlamaCppEngine):
-        return Speed("llama.cpp", *engine.speed(ids, _ANSWER))
+        return TokenRates("llama.cpp", *engine.speed(ids, _ANSWER))
     if not isinstance(engine, TransformersEngine):
         return None
     exact = {**GREEDY, "eos_token_id": None}  # as many tokens as asked for
@@ -51,4 +51,4 @@ def speed_of(engine: Engine) -> Speed | None:
             seconds.append(time.perf_counter() - start)
     read, all_of_it = seconds
     dtype = str(engine.model.dtype).removeprefix("torch.")
-    return Speed(f"Transformers, {dtype}", len(ids) / read, _ANSWER / max(all_of_it - read, 1e-9))
+    return TokenRates(f"Transformers, {dtype}", len(ids) / read, _ANSWER / max(all_of_it - read, 1e-9))

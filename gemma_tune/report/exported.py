@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, ModelStats
 from gemma_tune.compare.wording import Wording, p_text
-from gemma_tune.engines.speed import Speed
+from gemma_tune.engines.speed import TokenRates
 from gemma_tune.evals.evaluation import as_text
 from gemma_tune.evals.statistics import Interval, PairedTest
 from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Listing, Section, Table, Text
@@ -44,7 +44,7 @@ class FileFacts:
     place: str
     bytes: int | None
     bits: float | None
-    speed: Speed | None
+    speed: TokenRates | None
 
 
 def exported_metrics(

@@ -19,7 +19,7 @@ from gemma_tune.config import Config, ModelConfig, QuantConfig
 from gemma_tune.config.methods import Reads, method_of
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.llama_cpp import EngineUnavailable
-from gemma_tune.engines.speed import Speed, speed_of
+from gemma_tune.engines.speed import TokenRates, speed_of
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.models.source import Source, find_source
@@ -117,7 +117,7 @@ def measure_files(
     formats = [name for name in cfg.export.formats if name in folder.result.artifacts]
     named = cfg.model.model_name_or_path
     places = {SOURCE: named} | {name: str(_place(folder, name)) for name in formats}
-    found, speeds = dict[str, Evaluation](), dict[str, Speed | None]()
+    found, speeds = dict[str, Evaluation](), dict[str, TokenRates | None]()
     if quality_evaluator(cfg) and formats:
         for number, (name, place) in enumerate(places.items(), start=1):
             if name == SOURCE and known is not None:
@@ -155,7 +155,7 @@ def _place(folder: RunFolder, name: str) -> Path:
     return next(place.glob("*.gguf"), place)
 
 
-def _facts(name: str, place: str, speed: Speed | None, weights: int) -> FileFacts:
+def _facts(name: str, place: str, speed: TokenRates | None, weights: int) -> FileFacts:
     sizes = [artifact_size(part) for part in _parts(place)] if looks_local(place) else []
     size = Size(sum(s.total for s in sizes), sum(s.stored for s in sizes), None)
     return FileFacts(name, place, size.total or None, 8 * size.stored / weights if size.stored else None, speed)

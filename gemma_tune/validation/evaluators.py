@@ -56,7 +56,8 @@ def _during_training(cfg: Config) -> Iterator[str]:
     if trains and cfg.train.eval_steps:
         return
     for key in keys:
-        if cfg.traits.rewarded and key == "during_training":  # configs/eval/rewards.yaml names what it would be
+        measured = not trains and set(cfg.eval.during_training) <= set(cfg.eval.evaluators)
+        if key == "during_training" and (cfg.traits.rewarded or measured):  # as configs/eval/rewards.yaml has it
             continue
         if getattr(cfg.eval, key) != getattr(EvalConfig(), key):
             if trains:

@@ -304,3 +304,15 @@ def test_my_recipe_composes(folder: Path) -> None:
     for line in ("method: sft", "  load_in_4bit: true", "  use_dora: true", "  learning_rate: 0.0001"):
         assert f"\n{line}\n" in done.stdout, line
     assert "    adam_beta2: 0.95\n" in done.stdout
+
+
+def test_a_reader_that_has_read_enough(folder: Path) -> None:
+    command = f"{sys.executable} -m gemma_tune recipe=qlora_sft --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "gemma_tune: nobody reads the output any more.\n")
+
+
+def test_measured_by_the_option_of_training(folder: Path) -> None:
+    """eval=rewards names what is measured during training, too, which measuring alone doesn't do."""
+    words = ["data=sample", "eval=rewards", "reward=none", "reward.length.weight=1", "reward.length.max_tokens=5"]
+    assert compose_config("evaluate", words).eval.evaluators == ["rewards"]

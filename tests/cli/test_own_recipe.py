@@ -128,6 +128,13 @@ def test_any_path(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not set(found[0].recipe) & set(" ='(){}[]$,#/")
 
 
+def test_several_without_multirun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lora_sft", "full_sft"):
+        main(["recipe=copy", f"copy.recipe={name}"])
+    assert main(["recipe=my_lora_sft.py,my_full_sft.py"]) == 2
+    assert "-m recipe=my_lora_sft.py,my_full_sft.py runs each" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--multirun takes them beside ours, and their values override options of --config-dir."""
