@@ -54,8 +54,10 @@ def wheel_problems(version: str, dist: Path) -> Iterator[str]:
         yield f"dist/ has {', '.join(w.name for w in wheels) or 'no wheel'}, and not the one wheel of {version}."
         return
     with zipfile.ZipFile(wheels[0]) as z:
-        names = z.namelist()
-    for needed in ("gemma_tune/recipes/sft.py", "gemma_tune/configs/config.yaml", "gemma_tune/assets/tiny/config.json"):
+        names = set(z.namelist())
+    modules = (str(file.relative_to(ROOT)) for file in (ROOT / "gemma_tune").rglob("*.py"))
+    recipes = (f"gemma_tune/{file.relative_to(ROOT)}" for file in (ROOT / "recipes").glob("*.py"))
+    for needed in (*modules, *recipes, "gemma_tune/configs/config.yaml", "gemma_tune/assets/tiny/config.json"):
         if needed not in names:
             yield f"{wheels[0].name} lacks {needed}."
 
