@@ -48,7 +48,9 @@ def test_the_wheel_is_of_the_version(tmp_path: Path) -> None:
     assert list(wheel_problems("1.0.0", tmp_path)) == ["dist/ has no wheel, and not the one wheel of 1.0.0."]
     with zipfile.ZipFile(tmp_path / "gemma_tune-1.0.0-py3-none-any.whl", "w") as z:
         z.writestr("gemma_tune/recipes/sft.py", "")
-    assert len(list(wheel_problems("1.0.0", tmp_path))) == 2 and len(list(wheel_problems("1.0.1", tmp_path))) == 1
+    lacks = " ".join(wheel_problems("1.0.0", tmp_path))
+    assert "lacks gemma_tune/sweep/table.py" in lacks and "lacks gemma_tune/recipes/sft.py" not in lacks
+    assert len(list(wheel_problems("1.0.1", tmp_path))) == 1
 
 
 def instructions() -> list[tuple[str, str]]:
