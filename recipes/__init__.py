@@ -7,7 +7,6 @@ A recipe with a run folder is a module with
   `(cfg, folder)`, which gives a list of what is measured (`ToMeasure`);
 - perhaps `look(cfg) -> Setup`: how it finds the model, where that is not `look_at_model`;
 - perhaps `stages`: functions `(cfg, path) -> Config`, the trainings that it runs one after the other;
-- perhaps `recheck(cfg, folder)`: refuses a finished run whose inputs have changed since.
 
 `chat` and `preview` keep no run folder: they have `run(cfg)` alone.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from gemma_tune.compare.comparison import compare_models
-from gemma_tune.compare.measuring import NamedModel, compare_measured, look_at_all, measure, refuse_changed
+from gemma_tune.compare.measuring import NamedModel, compare_measured, look_at_all, measure
 from gemma_tune.compare.results import ModelResults
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import results_file
@@ -20,11 +20,6 @@ from gemma_tune.run.terminal import say
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.validation.measuring import needs_rows
-
-
-def recheck(cfg: Config, folder: RunFolder) -> None:
-    """Raises UserError where runs have been measured anew since this finished comparison of them."""
-    refuse_changed(folder, [results_file(model) for model in cfg.compare.models if is_run_with_results(model)])
 
 
 def read(cfg: Config, folder: RunFolder) -> list[ModelResults | NamedModel]:

@@ -121,8 +121,6 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
             print(f"gemma_tune: the time is up (train.max_time). {stopped}", file=sys.stderr)
             return folder.result
     refuse_outdated(folder.path / "manifest.json")
-    if hasattr(recipe, "recheck"):
-        recipe.recheck(cfg, folder)
     seen = folder.report if folder.report.is_file() else folder.path
     print(f"This run is done already: see {seen}, or repeat it with overwrite=true.")
     return folder.stored_result()

@@ -6,7 +6,6 @@ import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -18,7 +17,6 @@ from gemma_tune.config import CompareConfig, Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import is_run_with_results, resolve
 from gemma_tune.steps.inputs import note_source
 from gemma_tune.steps.measure_only import ToMeasure, to_measure
@@ -90,16 +88,6 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     found.save(folder.evals, f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}")
     gc.collect()
     return ModelResults(name, found.figures, found.rows, found.lower_is_better, found.conditions)
-
-
-def refuse_changed(folder: RunFolder, results: Sequence[Path]) -> None:
-    """Raises UserError where runs have been measured anew since they were compared."""
-    then = folder.stored_inputs()
-    if changed := [file for file in results if then.get(str(file)) != file_digest(file)]:
-        raise UserError(
-            f"{folder.path} holds this comparison, and since then {', '.join(map(str, changed))} has changed; compare "
-            "anew with overwrite=true, or in another output_dir."
-        )
 
 
 def compare_measured(measured: Sequence[ModelResults], compare: CompareConfig, folder: RunFolder) -> Comparison:

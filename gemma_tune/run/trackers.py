@@ -156,7 +156,7 @@ class _Wandb:
         if not offline:
             return f"W&B: {url}"
         # A resumed run has a folder for each of its parts
-        parts = sorted(str(part) for part in (self._folder / "wandb").glob(f"offline-run-*-{self.id}"))
+        parts = sorted(str(part) for part in (self._folder / "wandb").glob(f"offline-run-*-{self.id}*"))
         return f"W&B (offline): wandb sync {' '.join(parts)}"
 
 

@@ -61,7 +61,7 @@ def recipe_problems(cfg: Config) -> Iterator[str]:
                 f"{said}: {file} has no function {name}({', '.join(takes)}){why}; it has {has}. "
                 f"{_RUN.format(file=traits.file)}."
             )
-    for name, takes in (needed | {"read": traits.read_takes, "look": ("cfg",), "recheck": ("cfg", "folder")}).items():
+    for name, takes in (needed | {"read": traits.read_takes, "look": ("cfg",)}).items():
         if takes and (problem := definition_problem(file, source.names.get(name, []), FunctionCall(takes), name)):
             yield f"{said}: {problem}"
 

@@ -38,7 +38,8 @@ def crowded(request: pytest.FixtureRequest, folder: Path) -> Path:
 
 
 def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
+    ours = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}  # set where a test has imported __main__
+    env = {**ours, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=env)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gemma_tune.chat import FORMS
-from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.compose import check_words, compose_config
 from gemma_tune.config.model import CHAT_FORMS
 from gemma_tune.errors import RunError, UserError, bounded, listed, quoted
 from gemma_tune.models.memory import in_unit
@@ -44,8 +44,8 @@ def test_every_number_has_limits(key: str) -> None:
 
 LONG = "x" * 300
 WORDS = {
-    "tracker.name": "is not of the form key=value", "chat.prompt": "is not of the form key=value",
-    "data.train_file": "is not of the form key=value", "seed=4294967296": "at most 4294967295",
+    "tracker.name": "write tracker.name=VALUE", "chat.prompt": "write chat.prompt=VALUE",
+    "data.train_file": "write data.train_file=VALUE", "seed=4294967296": "at most 4294967295",
     "seed=1" + "0" * 5000: "too many digits", "train.warmup_steps=1e300": "at most 1000000000",
     "train.warmup_steps=1e999": "must be a finite number", "train.warmup_steps=nan": "must be a finite number",
     "train.extra.adam_epsilon=inf": "must be at most 1e+15", "train.extra.adam_epsilon=1e300": "must be at most 1e+15",
@@ -53,10 +53,11 @@ WORDS = {
     f"data.train_file={LONG}": "at most 255 bytes", f"output_dir={LONG}": "at most 255 bytes",
     f"model.model_name_or_path=a/{LONG}": "at most 255 bytes", f"data.test_files.{LONG}=a.jsonl": "no key has more",
     f"tracker.name={LONG}": "at most 128 characters", "data.train_file=a\0b": "no zero byte",
-    "seed=range(0,1000000000)": "a sweep of more than", "tracker.name=" + "x" * 100_000: "more than 8,000 characters",
-    "train.extra.x=" + "[" * 3000: "can't be read", "adapter.rank_pattern={q_proj: 0}": "q_proj must be at least 1",
+    "seed=range(0,1000000000)": "the values of a sweep", "tracker.name=" + "x" * 100_000: "more than 8,000 characters",
+    "train.extra.x=" + "[" * 3000: "a bracket isn't closed",
+    "adapter.rank_pattern={q_proj: 0}": "q_proj must be at least 1",
     "adapter.layers_to_transform=[1000000000000]": "at most 9999", "recipe=" + "x" * 5000: "there is no recipe",
-    "x" * 5000: "no key has more than",
+    "x" * 5000: "is not of the form key=value",
 }  # fmt: skip
 
 
@@ -65,6 +66,11 @@ def test_a_hostile_word(word: str) -> None:
     with pytest.raises(UserError) as error:
         compose_config("qlora_sft", [word])
     assert WORDS[word] in str(error.value) and len(str(error.value)) <= 2100
+
+
+def test_a_sweep_without_an_end() -> None:
+    with pytest.raises(UserError, match="a sweep of more than"):
+        check_words(["recipe=qlora_sft", "seed=range(0,1000000000)"], [], sweeps=True)
 
 
 def test_the_names_of_chat_forms_are_theirs() -> None:

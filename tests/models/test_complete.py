@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
 }
 FAST = ("the last bytes", "a layer", "another shape")
 RECIPES = {
-    "lora_sft": [], "qat": [], "evaluate": [], "export": [], "chat": ["chat.prompt=Hello"],
+    "lora_sft": [], "qat": [], "evaluate": ["data=sample"], "export": [], "chat": ["chat.prompt=Hello"],
 }  # fmt: skip
 
 

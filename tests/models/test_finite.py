@@ -29,7 +29,7 @@ WAYS = {
     "qlora_sft": ("qlora_sft", []),
     "qat": ("qat", []),
     "export": ("export", ["export.formats=[merged]"]),
-    "evaluate": ("evaluate", ["eval.evaluators=[held_out_loss]"]),
+    "evaluate": ("evaluate", ["data=sample", "eval.evaluators=[held_out_loss]"]),
     "reward_model": ("reward_model", []),
 }  # fmt: skip
 

@@ -242,7 +242,7 @@ def test_runs_that_have_changed_are_not_passed_over(
     assert "This run is done already" in capsys.readouterr().out
     rows = json.loads((again / "eval" / "after.json").read_text("utf-8"))["rows"]
     changed(again, rows={"held_out_loss": [row | {"score": row["score"] + 1} for row in rows["held_out_loss"]]})
-    with pytest.raises(UserError, match=r"since then .*after\.json has changed.*overwrite=true"):
+    with pytest.raises(UserError, match=r"after\.json: this file has changed since .*overwrite=true"):
         compare(tmp_path / "run", measured, again, rows=False)
     second = compare(tmp_path / "run", measured, again, rows=False, words=("overwrite=true",))
     means = [r.metrics["held_out_loss"]["again"]["mean"] for r in (first, second)]
@@ -258,7 +258,7 @@ def test_a_model_inside_the_folder_is_not_deleted(measured: Path, other: Path, t
 
 
 def test_names_that_are_alike_have_files_of_their_own(other: Path, tmp_path: Path) -> None:
-    words = ("compare.names=[x/y,x-y]", "eval.evaluators=[held_out_loss]", "eval.num_samples=0")
+    words = ("data=sample", "compare.names=[x/y,x-y]", "eval.evaluators=[held_out_loss]", "eval.num_samples=0")
     compare(tmp_path / "run", other, ASSETS / "tiny", words=words)
     losses = [
         json.loads((tmp_path / "run" / "eval" / f"{n}-x-y.json").read_text("utf-8"))["figures"]["held_out_loss"]

@@ -22,6 +22,7 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.validation.crossfield import cross_problems
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.schema import FIELDS
+from gemma_tune.validation.templates import template_problems
 
 MARKED = {key: f.metadata["path"] for key, (f, _) in FIELDS.items() if f.metadata["path"]}
 READ = {key: kind for key, kind in MARKED.items() if kind not in NOT_READ}
@@ -158,6 +159,9 @@ def test_what_is_missing_is_named(key: str) -> None:
     if key == "recipe_file":
         cfg.method = "sft"
         assert any(problem.startswith("recipe=./nix: there is no such file.") for problem in cross_problems(cfg))
+        return
+    if key == "model.chat_template":
+        assert f"{key}=./nix: there is no such file" in " ".join(template_problems("./nix"))
         return
     cfg.eval.evaluators += [name for name in ("tool_calls", "kl", "lm_eval", "long_context") if name in key]
     cfg.train.eval_steps = 1
