@@ -74,10 +74,10 @@ SHAPES = {
 }
 
 
-_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("batches", "accumulated")]
+_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("packed", "batches", "accumulated")]
 
 
-@pytest.mark.parametrize("shape", ["packed", *_SLOW])
+@pytest.mark.parametrize("shape", _SLOW)
 def test_the_plain_loss_written_by_hand(shape: str, folder: Path) -> None:
     """Cross-entropy as a loss of one's own gives the losses and gradients of the recipe without one."""
     file = write("plain.py", PLAIN)

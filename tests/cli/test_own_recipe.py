@@ -194,6 +194,7 @@ def test_a_dry_copy_writes_nothing(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_copy_runs_as_the_original(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The golden losses of the recipe; its file in manifest and report; a rerun from config.yaml alone."""
     gemma_tune.run("copy", ["copy.recipe=qlora_sft", "copy.name=mine"])

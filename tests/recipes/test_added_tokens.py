@@ -107,6 +107,7 @@ def test_plain_peft_gives_the_same_logits(trained: Path) -> None:
     assert chat.metrics["answers"][0]["answer"] == "<|mark|>car"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_a_continued_one(tmp_path: Path) -> None:
     words = [*words_of(tmp_path), "train.save_steps=2", "export=none", "eval.before=false", "eval.evaluators=[]"]
     short_run("lora_sft", tmp_path / "whole", *words, steps=4)

@@ -60,6 +60,7 @@ def trained(once: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_adapter_its_merged_weights_and_the_run(trained: Path, tmp_path: Path) -> None:
     """Row by row the same scores and answers; losses to float32's rounding."""
     merged = trained / "export" / "merged"

@@ -108,7 +108,7 @@ MADE = {
     "half a file": Made({}, r"lora_B.weight is missing", change=_without_a_weight),
     "not its own layers": Made({}, "its target_modules", change=_says(target_modules=["q_proj"])),
 }  # fmt: skip
-FAST = ("patterns", "tokens", "embedding", "older names", "bias")
+FAST = ("tokens", "embedding", "bias")
 
 
 def make(made: Made, folder: Path) -> tuple[Path, Any]:

@@ -87,7 +87,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder / "export/merged", dtype=torch.float32).state_dict())
 
 
-@pytest.mark.parametrize("recipe", ["grpo", pytest.param("gspo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["grpo", "gspo"])
 def test_a_resumed_run_ends_where_one_run_ends(recipe: str, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["data.max_train_samples=6"] if recipe == "grpo" else []  # three generations an epoch: it is the second one

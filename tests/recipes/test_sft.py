@@ -56,7 +56,7 @@ def test_run_folder(ten_steps: tuple[str, Path, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["qlora_sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full_sft", "lora_sft"))]
+    "recipe", [pytest.param(name, marks=pytest.mark.slow) for name in ("qlora_sft", "full_sft", "lora_sft")]
 )
 def test_rerun_repeats_every_figure(recipe: str, finished: Any, tmp_path: Path) -> None:
     """From config.yaml alone: every figure of metrics.jsonl to the last digit, but those that measure time."""

@@ -15,7 +15,7 @@ from gemma_tune.rl.trainer import RewardedTrainer
 from gemma_tune.run.paths import ASSETS
 
 WORDS = ["train.per_device_train_batch_size=16", "train.num_generations=8", "train.max_completion_length=12"]
-VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "rloo")
+VARIANTS, FAST = ("grpo", "dr_grpo", "dapo", "gspo", "rloo"), ("grpo", "rloo")
 Arrays = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ def advantages_of(recipe: str, rewards: np.ndarray) -> np.ndarray:
     return centred.reshape(-1)
 
 
-@pytest.mark.parametrize("recipe", VARIANTS)
+@pytest.mark.parametrize("recipe", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 def test_advantages(recipe: str, tmp_path: Path) -> None:
     _, generated, rewards = one_batch(recipe, tmp_path / "run")
     assert rewards.std(1).min() > 0
@@ -80,7 +80,7 @@ def loss_of(
     return float(-(each.sum(1) / lengths).mean())
 
 
-@pytest.mark.parametrize("recipe", VARIANTS)
+@pytest.mark.parametrize("recipe", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 def test_loss(recipe: str, tmp_path: Path) -> None:
     """With ratios far from 1 on both sides, so that the clipping counts."""
     trainer, generated, rewards = one_batch(recipe, tmp_path / "run", "train.steps_per_generation=1")

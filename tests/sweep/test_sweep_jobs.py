@@ -104,6 +104,7 @@ def test_a_sweep_ends_in_a_table(runs: Runs, capsys: pytest.CaptureFixture[str])
     assert found["command"] == f"python -m gemma_tune {' '.join(WORDS)}"
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_what_is_missing(runs: Runs) -> None:
     """And one more value takes what is finished; the same values in another order are the same sweep."""
     assert main(WORDS) == 0
@@ -118,8 +119,10 @@ def test_the_same_command_runs_what_is_missing(runs: Runs) -> None:
     ("error", "status", "reason"),
     [
         (RunError("loss is NaN at step 3\nmore"), 1, "loss is NaN at step 3"),
-        (UserError("row 7 is bad"), 2, "row 7 is bad"),
-        (MemoryError("CUDA out of memory.\nTried"), 1, "MemoryError: CUDA out of memory."),
+        pytest.param(UserError("row 7 is bad"), 2, "row 7 is bad", marks=pytest.mark.slow),
+        pytest.param(
+            MemoryError("CUDA out of memory.\nTried"), 1, "MemoryError: CUDA out of memory.", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_failed_job_stops_no_other(
@@ -145,6 +148,7 @@ def test_ctrl_c_ends_the_sweep_with_a_table(runs: Runs, capsys: pytest.CaptureFi
     assert main(WORDS) == 0 and runs.seen[3:] == [(2e-4, 1), (2e-4, 2)]
 
 
+@pytest.mark.slow
 def test_a_group_of_the_users_stays(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([*WORDS, "tracker.group=mine"]) == 0 and runs.groups == {"mine"}
     runs.groups.clear()
