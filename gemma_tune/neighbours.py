@@ -2,17 +2,21 @@
 
 On the path, a folder there named `vllm` or `datasets` would be taken for the package (see `search_path`). So only the
 names that the user's files import themselves are looked for beside them, and only where nothing installed has the name.
+Python keeps one module of a name, so two files can't each import a module of this name from a folder of their own.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+
+from gemma_tune.errors import UserError
 
 
 class _Beside(MetaPathFinder):
@@ -34,14 +38,50 @@ _FINDER = _Beside()
 def find_neighbours(file: Path) -> None:
     """Makes what a user's file imports from its own folder importable, and what those files import in turn.
 
-    A file that can't be parsed is left to whoever runs it. Of two files with one name in different folders, the first
-    counts, as Python keeps one module of a name.
+    A file that can't be parsed is left to whoever runs it.
+
+    Raises:
+        UserError: A file of another folder has imported another module of one of these names.
     """
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)  # after all others
-    folder = file.absolute().parent
-    for name in _reached(file)[1]:
-        _FINDER.folders.setdefault(name.partition(".")[0], folder)
+    if problem := name_clash([file], _FINDER.folders):
+        raise UserError(problem)
+    _FINDER.folders.update(dict.fromkeys(_modules_beside(file), file.absolute().parent))
+
+
+def name_clash(files: Iterable[Path], before: Mapping[str, Path] | None = None) -> str | None:
+    """What is wrong with files that import modules of one name, each from its own folder; None where none do.
+
+    Args:
+        files: Files of the user's.
+        before: Folders of the modules that are importable already.
+    """
+    folders = dict(before or {})
+    for file in files:
+        folder = file.absolute().parent
+        for name in _modules_beside(file):
+            other = folders.setdefault(name, folder)
+            if os.path.realpath(other) != os.path.realpath(folder):
+                return (
+                    f"{file} imports {name} from {folder}, and another file imports {name} from {other}: Python keeps "
+                    "one module of a name; rename one of the two, or give each a command of its own."
+                )
+    return None
+
+
+def _modules_beside(file: Path) -> list[str]:
+    """The top-level modules of its folder that a file leads to."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in _reached(file)[1]))
+
+
+def _is_elsewhere(name: str, folder: Path) -> bool:
+    """Whether Python finds a top-level module in another place, without looking beside the user's files."""
+    for finder in sys.meta_path:
+        if finder is not _FINDER and (spec := finder.find_spec(name, None)):
+            places = [spec.origin, *(spec.submodule_search_locations or ())]
+            return not any(os.path.isabs(p) and folder in Path(p).parents for p in places if p)  # not "built-in"
+    return False
 
 
 def with_neighbours(file: Path) -> list[Path]:
@@ -58,7 +98,7 @@ def _reached(file: Path) -> tuple[set[Path], list[str]]:
             continue
         seen.add(one)
         for name in _imported(one, folder):
-            if found := list(_files(name, folder)):
+            if (found := list(_files(name, folder))) and not _is_elsewhere(name.partition(".")[0], folder):
                 left += found
                 names.append(name)
     return seen, names

@@ -139,6 +139,8 @@ def _composed(jobs: Sequence[SweepJob], config_dirs: Sequence[Path]) -> list[Con
                 problems.setdefault(problem, []).append(job.name)
     if problems:
         raise UserError(*(_said(problem, names, len(jobs)) for problem, names in problems.items()))
+    if clashes := validation.problems_of_jobs(found):
+        raise UserError(*clashes)
     return found
 
 

@@ -196,12 +196,13 @@ def build_trainer(
             processing_class=tokenizer,
             train_dataset=dataset,
             eval_dataset={} if cfg.train.eval_steps else None,  # `measure` has rows of its own
-            callbacks=[ProgressBar(), *best_callbacks(cfg.train)],
+            callbacks=best_callbacks(cfg.train),
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
             guard=guard,
             **more,
         )
+        trainer.add_callback(ProgressBar(trainer.counted_tokens))
         trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
     except (ValueError, ImportError) as error:
         raise UserError(f"train: {str(error).splitlines()[0]}") from error

@@ -19,9 +19,13 @@ class ProgressBar(TrainerCallback):
 
     Tokens are those that TRL's trainers count (`num_tokens`): of all processes, and of prompts, too, without padding.
     Both rates are of the whole time since training began here, evaluations included.
+
+    Args:
+        counted_tokens: What the trainer has counted up to now. A resumed one goes on from its checkpoint's number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted_tokens: Callable[[], int]) -> None:
+        self._counted_tokens = counted_tokens
         self._bar: Any = None
         self._loss = self._tokens = ""
         self._peak_rate = 0.0
@@ -37,7 +41,7 @@ class ProgressBar(TrainerCallback):
             disable=None,
         )
         self._begin, self._first = time.monotonic(), state.global_step
-        self._tokens_before = state.num_input_tokens_seen  # training with rewards goes on counting from a checkpoint's
+        self._tokens_before = self._counted_tokens()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._peak_rate = max(self._peak_rate, *(group["lr"] for group in optimizer.param_groups))

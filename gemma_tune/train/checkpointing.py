@@ -71,6 +71,10 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
                 total, done = total + line["loss"] * (line["step"] - done), line["step"]
         return total / max(done, 1)
 
+    def counted_tokens(self) -> int:
+        """What TRL has counted as `num_tokens`: its own number, or with rewards one of the trainer's state."""
+        return int(getattr(self, "_total_train_tokens", 0) or self.state.num_input_tokens_seen)
+
     def keep_the_end(self) -> None:
         """Keeps what was trained until the run is finished: the weights, where no checkpoint of the last step is."""
         if not (Path(self.args.output_dir) / f"step-{self.state.global_step}").is_dir():

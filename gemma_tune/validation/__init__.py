@@ -14,10 +14,11 @@ from gemma_tune.validation.commandline import (
     too_many_references,
 )
 from gemma_tune.validation.crossfield import cross_problems
+from gemma_tune.validation.own_code import problems_of_jobs
 from gemma_tune.validation.schema import problems_of_tree
 from gemma_tune.validation.userfiles import EXAMPLE, problems_of_files, problems_of_recipe
 
 __all__ = [
-    "EXAMPLE", "cross_problems", "for_hydra", "in_quotes", "literal", "problems_of_files", "problems_of_recipe",
-    "problems_of_tree", "problems_of_words", "swept", "too_many_references",
+    "EXAMPLE", "cross_problems", "for_hydra", "in_quotes", "literal", "problems_of_files", "problems_of_jobs",
+    "problems_of_recipe", "problems_of_tree", "problems_of_words", "swept", "too_many_references",
 ]  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gemma_tune.config import Config
 from gemma_tune.config.methods import METHODS, Reads
 from gemma_tune.config.own_functions import EVALUATOR, LOSS, READER, REWARD, FunctionCall
 from gemma_tune.errors import UserError
+from gemma_tune.neighbours import name_clash
 from gemma_tune.run.paths import CONFIGS, RECIPES, resolve
 from gemma_tune.user_code import Signed, definition_problem, function_problem, split
 from gemma_tune.user_source import read_source
@@ -19,9 +20,17 @@ _RUN = "Keep the functions of recipes/{file}.py, or make the file anew with reci
 
 def function_problems(cfg: Config) -> Iterator[str]:
     """Functions of the user's own that are not there, or can't be called with what they will be given."""
-    named: list[tuple[str, str, Signed]] = []
+    for key, reference, call in _own_functions(cfg):
+        file, _ = split(reference)
+        if file.is_file() and (problem := function_problem(reference, call)):  # that it isn't there is said elsewhere
+            yield f"{key}={reference}: {problem}"
+
+
+def _own_functions(cfg: Config) -> list[tuple[str, str, Signed]]:
+    """Each function of the user's own that the run calls: its key, its reference, and how it is called."""
     if cfg.traits.reads in (Reads.NOTHING, Reads.QUESTIONS):
-        return
+        return []
+    named: list[tuple[str, str, Signed]] = []
     if ":" in cfg.data.format:
         named.append(("data.format", cfg.data.format, READER))
     named += [("eval.evaluators", name, EVALUATOR) for name in cfg.evaluator_names if ":" in name]
@@ -31,10 +40,20 @@ def function_problems(cfg: Config) -> Iterator[str]:
         named += [(f"reward.functions.{name}", functions[name], REWARD) for name in used]
     if cfg.train.loss is not None:
         named.append(("train.loss", cfg.train.loss, LOSS))
-    for key, reference, call in named:
-        file, _ = split(reference)
-        if file.is_file() and (problem := function_problem(reference, call)):  # that it isn't there is said elsewhere
-            yield f"{key}={reference}: {problem}"
+    return named
+
+
+def problems_of_jobs(cfgs: Sequence[Config]) -> list[str]:
+    """What is wrong with the user's own files of all jobs that one process runs: modules of one name beside them."""
+    own = [resolve(cfg.recipe_file) for cfg in cfgs if cfg.recipe_file is not None]
+    own += [split(reference)[0] for cfg in cfgs for _, reference, _ in _own_functions(cfg)]
+    problem = name_clash(file for file in dict.fromkeys(own) if file.is_file())
+    return [problem] if problem else []
+
+
+def neighbour_problems(cfg: Config) -> Iterator[str]:
+    """The same of one run."""
+    yield from problems_of_jobs([cfg])
 
 
 def recipe_problems(cfg: Config) -> Iterator[str]:
@@ -90,7 +109,7 @@ def loss_problems(cfg: Config) -> Iterator[str]:
 
 
 # Of every run
-CHECKS = (recipe_problems, function_problems, loss_problems)
+CHECKS = (recipe_problems, function_problems, loss_problems, neighbour_problems)
 
 
 def copy_problems(cfg: Config) -> Iterator[str]:

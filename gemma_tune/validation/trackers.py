@@ -20,13 +20,15 @@ def is_installed(package: str) -> bool:
 def tracker_problems(cfg: Config) -> Iterator[str]:
     """Problems of the trackers and of their keys."""
     t = cfg.tracker
+    known = ", ".join(TRACKERS)
+    if not t.report_to or not isinstance(t.report_to, str | list):
+        yield f"tracker.report_to must be none, or one or a list of {known}, not {quoted(t.report_to)}."
+        return
     named = t.report_to if isinstance(t.report_to, list) else [t.report_to]
-    wrong = [name for name in named if name not in TRACKERS and named != ["none"]]
+    wrong = [name for name in named if not (isinstance(name, str) and name in TRACKERS) and named != ["none"]]
     for name in wrong:
-        yield (
-            f"tracker.report_to: {quoted(name)} is none of {', '.join(TRACKERS)}; none stands alone."
-            f"{did_you_mean(str(name), TRACKERS)}"
-        )
+        hint = did_you_mean(name, TRACKERS) if isinstance(name, str) else ""
+        yield f"tracker.report_to: {quoted(name)} is none of {known}; none stands alone.{hint}"
     if wrong:
         return
     for name in t.names if cfg.traits.run_folder else ():  # nothing else is tracked

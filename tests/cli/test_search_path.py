@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from asking import refused, write
 
 from gemma_tune.chat import ForeignTemplate
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.errors import UserError
+from gemma_tune.neighbours import with_neighbours
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.user_code import load_function
 
@@ -113,3 +117,41 @@ def test_files_beside_a_users_file(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert load_function("mine/reward.py:score", "reward.functions.mine")(4) == 4
     assert importlib.util.find_spec("vllm") is None
     assert str(folder / "mine") not in sys.path
+
+
+REWARD = "from shared_{n} import half\nimport random\ndef score(completions, records):\n    return half(completions)\n"
+
+
+def two_folders(number: int) -> list[str]:
+    """Rewards in two folders, each with a `shared_N.py` and a `random.py` of its own."""
+    for name in ("one", "two"):
+        write(f"{name}/reward.py", REWARD.format(n=number))
+        write(f"{name}/shared_{number}.py", f"def half(x):\n    return {name!r}\n")
+        write(f"{name}/random.py", REFUSES)
+    return ["one/reward.py:score", "two/reward.py:score"]
+
+
+def test_one_name_beside_two_files(folder: Path) -> None:
+    """Python keeps one module of a name: nobody gets another's helper, nor its digest."""
+    one, two = two_folders(1)
+    assert load_function(one, "reward.functions.one")("", []) == "one"
+    assert load_function(one, "reward.functions.one")("", []) == "one"
+    with pytest.raises(UserError, match=f"imports shared_1 from {folder / 'two'}.* from {folder / 'one'}.*rename one"):
+        load_function(two, "reward.functions.two")
+    assert [path.name for path in with_neighbours(folder / "one/reward.py")] == ["reward.py", "shared_1.py"]
+
+
+def test_one_name_beside_two_files_of_a_run(folder: Path) -> None:
+    """Known before anything is loaded; modules of other names, and one that is no neighbour, are no reason."""
+    one, two = two_folders(2)
+    words = [f"reward.functions.a={one}", f"reward.functions.b={two}", "model=tiny"]
+    with pytest.raises(UserError, match=r"imports shared_2 from .*two.*imports shared_2 from .*one"):
+        compose_config("grpo", words)
+    write("two/reward.py", "import random\ndef score(completions, records): return 0\n")
+    assert compose_config("grpo", words).reward.functions.keys() == {"a", "b"}
+
+
+def test_one_name_beside_the_files_of_two_jobs(folder: Path) -> None:
+    one, two = two_folders(3)
+    said = refused("-m", "recipe=grpo", "model=tiny", f"reward.functions.a={one},{two}")
+    assert "imports shared_3" in said

@@ -208,7 +208,9 @@ def wrong() -> Iterator[tuple[list[str], str]]:
     yield ["tracker.report_to=[wandb,tensrboard]"], "'tensrboard' is none of wandb.*Did you mean tensorboard"
     yield ["tracker.report_to=[none,wandb]"], "none stands alone"
     yield ["tracker.report_to=tensorbord"], "Did you mean tensorboard"
-    yield ["tracker.report_to=3"], "3 is none of wandb"
+    yield ["tracker.report_to=[[wandb]]"], r"\['wandb'\] is none of wandb"
+    for value, said in (("3", "3"), ("[]", r"\[\]"), ("null", "None"), ("false", "False"), ("''", "''")):
+        yield [f"tracker.report_to={value}"], f"must be none, or one or a list of wandb, tensor.*, not {said}"
     yield ["tracker=tensorboard", "tracker.mode=offline"], "tracker.mode has no effect with tracker=tensorboard"
     yield ["tracker=[wandb,tensorboard]"], "several at once: tracker.report_to="
     yield ["tracker=tensorboard", "tracker.entity=me"], "tracker.entity has no effect"
