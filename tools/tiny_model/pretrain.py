@@ -177,7 +177,7 @@ def pretrain(
         args=arguments,
         train_dataset=batches,
         data_collator=lambda items: items[0],
-        callbacks=[ProgressBar(), StopAtNonFinite()],
+        callbacks=[ProgressBar(lambda: 0), StopAtNonFinite()],
     )
     trainer.remove_callback(PrinterCallback)
     with training_attention(model, None):
