@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_tune import validation
 from gemma_tune.cli.compose import compose_config
@@ -29,6 +29,9 @@ from gemma_tune.run.folder import is_main_process
 from gemma_tune.run.identity import folder_of, identity
 from gemma_tune.run.paths import RUNS
 from gemma_tune.sweep.outcomes import FAILED, INTERRUPTED, JobOutcome
+
+if TYPE_CHECKING:
+    from gemma_tune.sweep.table import SweepTable
 
 _MOST = 500  # jobs
 _RECIPE = "recipe="
@@ -182,12 +185,12 @@ class _Sweep:
                     print(f"\nJob {number + 1} of {len(self._jobs)}{place}: {job.name}", flush=True)
                 self._outcomes[number] = self._run_one(number)
                 gc.collect()
-                self._write()
+                if number + 1 < len(self._jobs):
+                    self._write(tested=False)
         except KeyboardInterrupt:
-            self._write()
-            self._show()
+            self._end()
             raise
-        self._show()
+        self._end()
         failed = list(dict.fromkeys([*self._mistakes, *self._failures]))
         if not failed:
             return
@@ -221,18 +224,19 @@ class _Sweep:
             print(f"gemma_tune: {outcome.name}: {said}", file=sys.stderr, flush=True)
         return outcome.failed(said)
 
-    def _write(self) -> None:
-        if self._keeps:
-            from gemma_tune.sweep.table import SweepTable
+    def _write(self, tested: bool) -> SweepTable | None:
+        """Writes the table of what there is; the tests between all pairs of jobs are for the end."""
+        if not self._keeps:
+            return None
+        from gemma_tune.sweep.table import SweepTable
 
-            SweepTable.of(self._name, self._command, self._outcomes).write(Path(RUNS) / self._name)
+        table = SweepTable.of(self._name, self._command, self._outcomes, tested)
+        table.write(Path(RUNS) / self._name)
+        return table
 
-    def _show(self) -> None:
-        if self._keeps:
+    def _end(self) -> None:
+        if table := self._write(tested=True):
             from rich.console import Console
 
-            from gemma_tune.sweep.table import SweepTable
-
             print()
-            table = SweepTable.of(self._name, self._command, self._outcomes)
             table.show(Console(highlight=False), Path(RUNS) / self._name)

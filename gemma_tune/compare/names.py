@@ -61,20 +61,37 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def short_values(values: Sequence[Any]) -> list[str]:
-    """The values as people write them; of paths the last parts that tell them apart."""
+    """The values as people write them; of paths the last parts that tell them apart.
+
+    Two values never have one text: long texts that begin alike are numbered, and numbers get all their digits.
+    """
     texts = [v for v in values if isinstance(v, str)]
+    short = [short_value(v) for v in values]
     if texts and any("/" in v for v in texts):
         distinct = list(dict.fromkeys(texts))
         tails = dict(zip(distinct, path_tails(distinct), strict=True))
-        return [tails[v] if isinstance(v, str) else short_value(v) for v in values]
-    return [short_value(v) for v in values]
+        short = [tails[v] if isinstance(v, str) else short_value(v) for v in values]
+    alike: dict[str, list[Hashable]] = {}
+    for value, text in zip(values, short, strict=True):
+        same = alike.setdefault(text, [])
+        same += [] if _frozen(value) in same else [_frozen(value)]
+
+    def apart(value: Any, text: str) -> str:
+        if len(alike[text]) == 1:
+            return text
+        return repr(value) if isinstance(value, float) else f"{text} ({alike[text].index(_frozen(value)) + 1})"
+
+    return [apart(value, text) for value, text in zip(values, short, strict=True)]
 
 
 def short_value(value: Any) -> str:
     """A value as on the command line; small numbers with a power of ten: 2e-4."""
     if isinstance(value, float):
         return number(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
 
 

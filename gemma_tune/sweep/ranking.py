@@ -62,8 +62,13 @@ class Ranking:
         return "worse" if name in self.worse else "not distinct" if name in self.not_distinct else ""
 
 
-def ranking(jobs: Sequence[JobOutcome]) -> Ranking | None:
-    """The finished jobs by the figure that most of them have as their headline; None where there is none."""
+def ranking(jobs: Sequence[JobOutcome], tested: bool = True) -> Ranking | None:
+    """The finished jobs by the figure that most of them have as their headline; None where there is none.
+
+    Args:
+        jobs: The jobs, with different names.
+        tested: Whether each pair of jobs is tested.
+    """
     finished = [job for job in jobs if job.status == FINISHED]
     headlines = Counter(job.headline for job in finished if job.headline in job.figures)
     if not headlines:
@@ -76,7 +81,7 @@ def ranking(jobs: Sequence[JobOutcome]) -> Ranking | None:
     best = ranked[values.index(top)]
     equal = [job.name for job in ranked if job is not best and job.figures[figure] == top]
     groups = seed_groups([(job.name, job.setting, job.figures) for job in finished])
-    verdicts, untested = _verdicts(figure, best, ranked)
+    verdicts, untested = _verdicts(figure, best, ranked) if tested else ({}, "the sweep has not ended")
     others = {name: verdict for name, verdict in verdicts.items() if name not in equal}
     return Ranking(
         figure,
@@ -104,8 +109,8 @@ def _verdicts(figure: str, best: JobOutcome, ranked: Sequence[JobOutcome]) -> tu
     ]
     try:
         comparison = compare_models(models, baseline=BEST)
-    except UserError:
-        return {}, "the jobs were not measured on the same rows"
+    except UserError as error:
+        return {}, str(error).rstrip(".")
     if comparison.models[0] != best.name:
         return {}, "not all rows behind the figures were kept"
     return {stats.model: stats.verdict for stats in comparison.figures[0].model_stats[1:]}, ""

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from gemma_tune.compare.wording import SPREAD, seed_table
-from gemma_tune.evals.evaluation import Evaluation, as_text
+from gemma_tune.evals.evaluation import Evaluation, as_text, is_share
 from gemma_tune.page.blocks import Cell, FigureText
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
@@ -42,10 +42,10 @@ class SweepTable:
     measured: dict[str, dict[str, Change]]
 
     @classmethod
-    def of(cls, name: str, command: str, jobs: Sequence[JobOutcome]) -> SweepTable:
-        """The table of these jobs."""
+    def of(cls, name: str, command: str, jobs: Sequence[JobOutcome], tested: bool = True) -> SweepTable:
+        """The table of these jobs; without tests while jobs are still to run."""
         measured = {job.name: _measured(job) for job in jobs if job.status == FINISHED}
-        return cls(name, command, jobs, ranking(jobs), measured)
+        return cls(name, command, jobs, ranking(jobs, tested), measured)
 
     @property
     def figures(self) -> list[str]:
@@ -98,7 +98,7 @@ class SweepTable:
         """Head and rows of the table of settings; None where no setting has several seeds."""
         if self.ranking is None or not self.ranking.has_seeds:
             return None
-        return seed_table(self.ranking.groups, {name: as_text(name, 0.5).endswith("%") for name in figures})
+        return seed_table(self.ranking.groups, {name: is_share(name, False) for name in figures})
 
     def as_tree(self) -> dict[str, Any]:
         """What `sweep.json` holds."""

@@ -28,6 +28,11 @@ def test_jobs_and_their_names() -> None:
     assert jobs[1].words == ["recipe=lora_sft", "train.learning_rate=0.0001", "seed=2", "chat.prompt=a, b"]
     assert [job.name for job in jobs_of(["recipe=lora_sft,full_sft"])] == ["recipe=lora_sft", "recipe=full_sft"]
     assert [job.name for job in jobs_of(["recipe=lora_sft", "seed=1"])] == ["lora_sft"]
+    column = f"data.prompt_column={'question_' * 7}a,{'question_' * 7}b"
+    said = [job.name for job in jobs_of(["recipe=lora_sft", column, "seed=1,2"])]
+    assert len(set(said)) == 4 and said[0].startswith("prompt_column=question_") and said[3].endswith("… (2), seed=2")
+    rates = [job.name for job in jobs_of(["recipe=lora_sft", "train.learning_rate=0.12345678,0.12345679"])]
+    assert rates == ["learning_rate=0.12345678", "learning_rate=0.12345679"]
     with pytest.raises(UserError, match=r"1,000 jobs; a sweep has 500 at most"):
         jobs_of(["recipe=lora_sft", *(f"{key}=range(0,10)" for key in ("seed", "eval.num_samples", "adapter.r"))])
 

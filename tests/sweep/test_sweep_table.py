@@ -144,7 +144,17 @@ def test_jobs_on_other_rows_are_not_tested(tmp_path: Path) -> None:
     """A sweep over the rows themselves: values stand side by side, and the table says that nothing was tested."""
     jobs = [finished(tmp_path, "1e-4", 1, 0.5, rows=20), finished(tmp_path, "1e-4", 2, 0.6, rows=30)]
     table = SweepTable.of("sweep-0", "x", jobs)
-    assert "The differences were not tested: the jobs were not measured on the same rows." in table.verdict()
+    (said,) = [line for line in table.verdict() if line.startswith("The differences were not tested: ")]
+    assert "the rows aren't the same" in said and not said.endswith("..")
+    twice = [jobs[0], replace(jobs[1], name=jobs[0].name)]
+    found = ranking(twice)
+    assert found is not None and "more than one is called" in found.untested
+
+
+def test_nothing_is_tested_before_the_end(jobs: list[JobOutcome]) -> None:
+    before, after = (ranking(jobs, tested) for tested in (False, True))
+    assert before is not None and after is not None and before.best == after.best
+    assert before.untested == "the sweep has not ended" and not before.worse and after.worse and not after.untested
 
 
 def test_a_sweep_without_figures_has_a_table(tmp_path: Path) -> None:
