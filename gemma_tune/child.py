@@ -12,9 +12,9 @@ from pathlib import Path
 _PACKAGE = "gemma_tune"
 
 
-def python_module(name: str) -> list[str]:
-    """The command that runs a module of ours, by its dotted name."""
-    return [sys.executable, "-P", __file__, name]
+def python_module(name: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours, by its dotted name; it finds the arguments in `sys.argv[1:]`."""
+    return [sys.executable, "-P", __file__, name, *arguments]
 
 
 def _run(name: str) -> None:
@@ -27,4 +27,4 @@ def _run(name: str) -> None:
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1])
+    _run(sys.argv.pop(1))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-import yaml
 from transformers import set_seed
 
 from gemma_tune.chat_cli.batches import answer_file
@@ -16,6 +13,7 @@ from gemma_tune.models.adapter import check_source
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
 from gemma_tune.models.source import find_source
+from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
 
 
@@ -35,7 +33,7 @@ def run(cfg: Config) -> RunResult:
     for line in prompt_remarks(chat, records):
         note(line)
     if cfg.dry_run:
-        print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip())
+        print(as_yaml(cfg))
         tokens = [len(p) for p in prompts]
         print(f"Prompts: {len(tokens)}, tokens: {sum(tokens):,}. No weight was loaded: dry_run=true.")
         return RunResult(cfg.recipe, status="dry_run", metrics={"prompts": len(tokens), "tokens": sum(tokens)})

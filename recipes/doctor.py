@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
-import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 from rich.console import Console
 
@@ -14,6 +12,7 @@ from gemma_tune.doctor import machine, packages, trials
 from gemma_tune.doctor.driver import nvidia_driver
 from gemma_tune.doctor.findings import Finding, State, show
 from gemma_tune.models.hub import no_network
+from gemma_tune.run.only_printed import only_printed
 from gemma_tune.run.paths import resolve
 from gemma_tune.run.result import RunResult
 
@@ -22,9 +21,7 @@ def run(cfg: Config) -> RunResult:
     """Prints what works; `metrics["findings"]` of the result holds it. There is no run folder."""
     doctor, out, start = cfg.doctor, Console(highlight=False), time.monotonic()
     if cfg.dry_run:
-        out.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
-        out.print("Nothing was tried: dry_run=true.")
-        return RunResult(cfg.recipe, status="dry_run")
+        return only_printed(cfg, out, "Nothing was tried")
 
     # What may crash or hang is tried in processes of its own, all at once
     why = no_network() if doctor.hub else None

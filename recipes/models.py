@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-import yaml
 from rich.console import Console
 
 from gemma_tune.catalog.fetching import fetch, name_on_hub
@@ -12,6 +9,7 @@ from gemma_tune.catalog.inspection import inspect
 from gemma_tune.catalog.listing import known_models, show_list
 from gemma_tune.config import Config
 from gemma_tune.plan.known_models import options
+from gemma_tune.run.only_printed import only_printed
 from gemma_tune.run.result import RunResult
 
 
@@ -20,10 +18,8 @@ def run(cfg: Config) -> RunResult:
     asked, out = cfg.models, Console(highlight=False)
     result = RunResult(cfg.recipe, status="finished")
     if cfg.dry_run:
-        out.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
-        out.print("Nothing was fetched or looked at: dry_run=true.")
-        result.status = "dry_run"
-    elif asked.fetch is not None:
+        return only_printed(cfg, out, "Nothing was fetched or looked at")
+    if asked.fetch is not None:
         name = name_on_hub("models.fetch", asked.fetch)
         out.print(f"Fetching {name} …", markup=False)
         folder = fetch(name, asked.revision)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from gemma_tune.config import Config
@@ -17,6 +15,7 @@ from gemma_tune.plan.fits import KEPT_GB, SIZES, Planner, asked_words
 from gemma_tune.plan.known_models import planned_models
 from gemma_tune.plan.measuring import measured_speed
 from gemma_tune.plan.speed import expected_speed
+from gemma_tune.run.only_printed import only_printed
 from gemma_tune.run.paths import resolve
 from gemma_tune.run.result import RunResult
 
@@ -25,9 +24,7 @@ def run(cfg: Config) -> RunResult:
     """Prints the plan; `metrics["runs"]` of the result holds it. There is no run folder."""
     plan, out = cfg.plan, Console(highlight=False)
     if cfg.dry_run:
-        out.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
-        out.print("Nothing was planned: dry_run=true.")
-        return RunResult(cfg.recipe, status="dry_run")
+        return only_printed(cfg, out, "Nothing was planned")
 
     # What is planned for: this machine, or a GPU with so much memory
     device = pick_device(cfg.model)
@@ -45,6 +42,8 @@ def run(cfg: Config) -> RunResult:
     said = [f"Planned for {where}: {in_unit(free)} for training; rows of up to train.max_length tokens."]
     if speed:
         said.append(f"Times are estimates: {speed.said}.")
+    if len(models) > 1:
+        said.append("The embedded model (model=tiny) is not planned: it trains on any machine.")
     overview = plan.memory_gb is None and len(models) > 1
     least: dict[str, dict[str, Any]] = {}
     if len(models) == 1:
@@ -55,9 +54,9 @@ def run(cfg: Config) -> RunResult:
         if overview:
             title = f"Least memory in GB, of {', '.join(map(str, SIZES))}; ✓: fits here, in {in_unit(free)}."
             for one in runs:
-                found = None if one.refused else planner.least(one.model, one.recipe)
+                found = None if one.refused else planner.smallest_gpu(one.model, one.recipe)
                 least.setdefault(one.model.name, {})[one.recipe] = found and found[0]
-                cells[one.model.name, one.recipe] = tables.least_cell(found, one)
+                cells[one.model.name, one.recipe] = tables.smallest_gpu_cell(found, one)
         names = [(m.name, tables.parameters(m.size.parameters)) for m in models]
         rows = [(*name, [cells[name[0], recipe] for recipe in plan.recipes]) for name in names]
         tables.print_matrix(out, title, plan.recipes, rows)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
-
-import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.data.stream import stream_rows
@@ -15,6 +12,7 @@ from gemma_tune.models.source import find_source
 from gemma_tune.preview import terminal
 from gemma_tune.preview.page import write_page
 from gemma_tune.preview.rows import preview_data
+from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
 
 
@@ -28,7 +26,7 @@ def run(cfg: Config) -> RunResult:
     train, held_out = load(cfg.data, tokenizer, cfg.train.max_length, cfg.seed, labels=True)
     result = RunResult(cfg.recipe, metrics={"data": {"training": train.counts(), "held_out": held_out.counts()}})
     if cfg.dry_run:
-        out.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+        out.print(as_yaml(cfg), markup=False)
         terminal.print_counts(out, train, held_out, cfg.data.streaming)
         out.print("No row was shown and no page written: dry_run=true.")
         result.status = "dry_run"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -15,7 +14,7 @@ from gemma_tune.models.hub import no_network, not_here
 from gemma_tune.models.memory import in_unit
 from gemma_tune.models.size import published_size
 from gemma_tune.plan.known_models import options
-from gemma_tune.run.paths import looks_local
+from gemma_tune.run.paths import free_disk, is_bundled, looks_local
 from gemma_tune.validation.suggest import did_you_mean
 
 # No pickled weights, which are never read, and no GGUF files
@@ -26,8 +25,10 @@ def name_on_hub(key: str, name: str) -> str:
     """The name on the Hub of an option of `model`; any `owner/name` as it is.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither, or it is the embedded model.
     """
+    if is_bundled(options().get(name, name)):
+        raise UserError(f"{key}={name}: the embedded model is part of the package, and there is nothing to fetch.")
     if name in options():
         return options()[name]
     if looks_local(name):
@@ -55,8 +56,7 @@ def fetch(name: str, revision: str | None) -> Path:
     if size := published_size(name):
         needed = 2 * (size.parameters + size.tower_parameters) / 2**30
         cache = Path(HF_HUB_CACHE)
-        there = next(p for p in (cache.absolute(), *cache.absolute().parents) if p.exists())
-        if needed > (free := shutil.disk_usage(there).free / 2**30):
+        if needed > (free := free_disk(cache) / 2**30):
             raise UserError(
                 f"{said}: it has about {in_unit(needed)}, and {in_unit(free)} are free in {cache}; make room, or set "
                 "HF_HOME to a folder on another disk."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections import Counter
@@ -38,27 +39,35 @@ def inspect(name: str, revision: str | None) -> tuple[dict[str, str], list[str]]
         UserError: There is no such model.
     """
     model = ModelConfig(model_name_or_path=name, revision=revision, dtype="bfloat16")
-    source = find_source(model)
-    facts, problems = {"model": name}, []
+    facts, problems = {"model": name}, list[str]()
+    with _noted(problems):
+        source = find_source(model)
+    if problems:
+        raise UserError(*problems)
     parts: list[Callable[[], Iterator[tuple[str, str]]]] = [lambda: _family(source), lambda: _tokenizer(source, model)]
     if source.gguf is not None:
         parts.insert(0, lambda: _gguf(source.gguf or Path()))
     else:
         parts += [lambda: _sizes(source), lambda: _files(source), lambda: _adapter(source)]
     for part in parts:
-        try:
+        with _noted(problems):
             facts.update(part())
-        except UserError as error:
-            problems += [one.replace("model.model_name_or_path", "models.inspect") for one in error.problems]
     if source.folder is not None:
-        try:
+        with _noted(problems):
             check_files(model, source, load_config(source), packed=True)
-        except UserError as error:
-            problems += [one.replace("model.model_name_or_path", "models.inspect") for one in error.problems]
     problems = list(dict.fromkeys(problems))
     if source.folder is None and source.gguf is None and "family" not in facts:  # of the Hub, and not here
         raise UserError(*problems)
     return facts, problems
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Adds what is wrong to the problems, under the key that the user has set."""
+    try:
+        yield
+    except UserError as error:
+        problems += [one.replace("model.model_name_or_path", "models.inspect") for one in error.problems]
 
 
 def _gguf(file: Path) -> Iterator[tuple[str, str]]:

@@ -30,11 +30,11 @@ def known_models() -> list[dict[str, Any]]:
         if entry is None or size is None:  # the embedded one
             continue
         family = FAMILIES[entry.model_type]
-        least = planner.least(PlannedModel(f"model={option}", option, size, family), "qlora_sft")
+        smallest = planner.smallest_gpu(PlannedModel(f"model={option}", option, size, family), "qlora_sft")
         context = AutoConfig.for_model(entry.model_type, **entry.text).max_position_embeddings
         found.append(
             {"model": option, "hub": hub, "family": family.name, "parameters": size.parameters}
-            | {"context": context, "licence": licence_of(family), "qlora_gb": least and least[0]}
+            | {"context": context, "licence": licence_of(family), "qlora_gb": smallest and smallest[0]}
         )
     return found
 

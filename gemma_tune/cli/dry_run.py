@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from gemma_tune.data.reading import read_tests
 from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.models.memory import in_unit, longest_possible, tokens_of_row
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.measure_only import ToMeasure
@@ -25,7 +25,7 @@ from gemma_tune.steps.setup import Setup, look_at_model
 def _console(cfg: Config) -> Console:
     """The console, with the resolved configuration on it."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip(), markup=False)
+    console.print(as_yaml(cfg), markup=False)
     return console
 
 

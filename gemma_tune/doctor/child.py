@@ -1,4 +1,4 @@
-"""What is tried in a process of its own, since it may crash or hang: `python -m gemma_tune.doctor.child NAME`.
+"""What is tried in a process of its own, since it may crash or hang: by its name in `TRIALS`.
 
 Each result is one line of JSON on stdout, written as soon as it is known: `{"name": …, …}`.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from gemma_tune.doctor.findings import Finding, broken, limits, works
-from gemma_tune.run.paths import RUNS
+from gemma_tune.run.paths import RUNS, existing_folder, free_disk
 
 _GIB = 2**30
 _LEAST, _MODEL = 1.0, 20.0  # GiB of a disk: for a small run; for a model of 4B, its checkpoints and exports
@@ -47,8 +46,7 @@ def disks(cache: Path) -> Iterator[Finding]:
         ("Hub cache", cache, "HF_HOME=…"),
         ("scratch", Path(tempfile.gettempdir()), "TMPDIR=…"),
     ):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free / _GIB
+        there, free = existing_folder(folder), free_disk(folder) / _GIB
         said, way = f"{folder.absolute()}: {free:.1f} GiB free", f"or name a folder on another disk: {key}"
         if not os.access(there, os.W_OK | os.X_OK):
             yield broken(name, f"{there} can't be written", f"Get the right to write there, {way}")

@@ -7,8 +7,9 @@ the wheel holds its content. The wheel's metadata asks for the least versions on
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _EXTRAS = {
     "gguf": "llama.cpp, for int4 files and recipe=tune_to_int4",
     "eval": "lm-evaluation-harness, for eval=lm_eval",
     "rl": "rewards of mathematics, languages and JSON",
+    "trackers": "tracker=tensorboard, mlflow and trackio",
 }
 
 
@@ -33,18 +35,34 @@ def tested_versions() -> dict[str, str]:
 
 
 def needed() -> dict[str, list[Requirement]]:
-    """What gemma_tune asks for: of every run under "", of an extra under its name."""
-    found: dict[str, list[Requirement]] = {"": []}
-    for line in metadata.requires("gemma_tune") or []:
-        wanted = Requirement(line)
-        extra = re.search(r"""extra == ["'](\w+)["']""", str(wanted.marker))
-        found.setdefault(extra[1] if extra else "", []).append(wanted)
-    return found
+    """What gemma_tune asks for on this machine: of every run under "", of an extra under its name.
+
+    Raises:
+        PackageNotFoundError: It isn't installed.
+    """
+    names = metadata.metadata("gemma_tune").get_all("Provides-Extra") or []
+    return applying([Requirement(line) for line in metadata.requires("gemma_tune") or []], names)
+
+
+def applying(wanted: Sequence[Requirement], extras: Sequence[str]) -> dict[str, list[Requirement]]:
+    """The requirements whose markers (`sys_platform == "linux"`, `extra == "rl"`) hold here, as `needed` gives them."""
+
+    def applies(one: Requirement, extra: str) -> bool:
+        return one.marker is None or one.marker.evaluate({"extra": extra})
+
+    found = {"": [one for one in wanted if applies(one, "")]}
+    return found | {name: [one for one in wanted if not applies(one, "") and applies(one, name)] for name in extras}
 
 
 def packages() -> Iterator[Finding]:
     """One line for what every run needs, and one for each extra."""
-    tested, everything = tested_versions(), needed()
+    try:
+        tested, everything = tested_versions(), needed()
+    except metadata.PackageNotFoundError:
+        folder = Path(__file__).parents[2]
+        said = "gemma_tune isn't installed, so it isn't known which packages it needs"
+        yield limits("packages", said, f"pip install -e {shlex.quote(str(folder))}")
+        return
     core = everything[""]
     if wrong := list(_wrong(core)):
         names = " ".join(f"'{name}{specifier}'" for name, specifier, _ in wrong)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gemma_tune.child import python_module
 from gemma_tune.doctor.findings import Finding, broken, limits, works
 
 _INSTALL_TORCH = "Install a build for this machine: https://pytorch.org/get-started/locally"
@@ -44,7 +44,7 @@ def run_trials(names: Sequence[str], seconds: float) -> dict[str, Trial]:
 
 
 def _run(name: str, seconds: float) -> Trial:
-    command = [sys.executable, "-m", "gemma_tune.doctor.child", name]
+    command = python_module("gemma_tune.doctor.child", name)
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -135,10 +135,9 @@ def _four_bit(trial: Trial) -> Finding:
     if found is None:
         return _failed("4-bit", trial, limits, way)
     if not found["error"] < _OF_4_BIT:
-        return limits("4-bit", f"a product with NF4 weights is off by {found['error']:.0%}", way)
-    return works(
-        "4-bit", f"bitsandbytes' NF4 product on the {found['device']} is off by {found['error']:.0%}, as it is"
-    )
+        return limits("4-bit", f"a product with NF4 weights is off by {100 * found['error']:.0f} %", way)
+    off = f"is off by {100 * found['error']:.0f} %, as expected of 4 bit"
+    return works("4-bit", f"bitsandbytes' NF4 product on the {found['device']} {off}")
 
 
 def of_trainers(trial: Trial) -> Finding:

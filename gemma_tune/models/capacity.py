@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_dev
 from gemma_tune.models.memory import BYTES, estimate, in_unit, optimizer_bytes
 from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
+from gemma_tune.run.paths import free_disk
 
 _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
@@ -145,7 +145,7 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
     """
     problems = []
     writes = _run_bytes(cfg, shape, resumed) / _GIB
-    free = _free_disk(folder)
+    free = free_disk(folder) / _GIB
     if writes > free:
         problems.append(
             f"output_dir={folder}: checkpoints and exports need about {in_unit(writes)}, and {in_unit(free)} are free; "
@@ -156,7 +156,7 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
             2 * (shape.parameters + shape.tower_parameters) / _GIB,
             Path(HF_HUB_CACHE),
         )  # published in bfloat16
-        if size > (free := _free_disk(cache)):
+        if size > (free := free_disk(cache) / _GIB):
             problems.append(
                 f"model.model_name_or_path={source.base}: the checkpoint has about {in_unit(size)}, and "
                 f"{in_unit(free)} are free in {cache}; make room, or set HF_HOME to a folder on another disk."
@@ -186,11 +186,6 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
         total += shape.parameters * BYTES["float32"]
     wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0}
     return total + shape.parameters * sum(wide.get(name, 0.0) for name in cfg.export.formats)
-
-
-def _free_disk(path: Path) -> float:
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free / _GIB
 
 
 def _is_downloaded(source: Source) -> bool:

@@ -96,7 +96,7 @@ class Planner:
         fitted = what_fits(cfg, model.size, self.mixed(cfg), longest_possible(cfg), free, other_recipes=False)
         return PlannedRun(recipe, model, self.asked, fitted)
 
-    def least(self, model: PlannedModel, recipe: str) -> tuple[int, PlannedRun] | None:
+    def smallest_gpu(self, model: PlannedModel, recipe: str) -> tuple[int, PlannedRun] | None:
         """The first of `SIZES` that a run fits in, with it; None where it fits in none."""
         for gb in SIZES:
             planned = self.run(model, recipe, gb - KEPT_GB)

@@ -46,7 +46,7 @@ def parameters(number: int) -> str:
     return f"{number / 1e6:.0f}M" if number < 999.5e6 else f"{number / 1e9:.1f}B"
 
 
-def least_cell(found: tuple[int, PlannedRun] | None, here: PlannedRun) -> str:
+def smallest_gpu_cell(found: tuple[int, PlannedRun] | None, here: PlannedRun) -> str:
     """The least memory of a run, with ✓ where it fits on this machine."""
     if here.refused:
         return "no"

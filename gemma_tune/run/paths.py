@@ -61,6 +61,16 @@ def resolve(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def existing_folder(path: Path) -> Path:
+    """The nearest folder above a path that is there, or the path itself."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the disk that holds a path, which need not be there yet."""
+    return shutil.disk_usage(existing_folder(path)).free
+
+
 def is_bundled(model: str) -> bool:
     """Whether a model's name means the one that ships with gemma_tune."""
     return resolve(model).resolve() == (ASSETS / "tiny").resolve()

@@ -18,10 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.paths import TRACKER_FOLDER
 
 _MLFLOW_BATCH = 100  # parameters of one request, as its server allows
@@ -173,8 +172,7 @@ class _TensorBoard:
         with _or_refused("tensorboard", "use tracker=none"):
             self._writer: Any = SummaryWriter(log_dir=str(folder / TRACKER_FOLDER))
         self._settings = {k: v for k, v in _flat(asdict(cfg)) if isinstance(v, bool | int | float | str)}
-        text = yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True)
-        self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+        self._writer.add_text("config", "".join(f"    {line}\n" for line in as_yaml(cfg).splitlines()))
         self._writer.flush()
 
     def log(self, figures: Mapping[str, Any], step: int) -> None:

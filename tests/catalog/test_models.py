@@ -83,7 +83,10 @@ def change(folder: Path, **values: Any) -> None:
         (["models.fetch=gemma3_1b"], "neither an option of model nor owner/name.*Did you mean gemma3_1b_"),
         (["models.fetch=gemma3_1b_it"], "^no network: models.fetch=google/gemma-3-1b-it: .*hf download"),
         (["models.inspect=gemma3_1b_it"], "^no network: models.inspect=google/gemma-3-1b-it: "),
-        (["models.inspect=no/such/folder"], "there is no such model folder"),
+        (["models.inspect=no/such/folder"], "^models.inspect=.*no/such/folder: there is no such model folder"),
+        (["models.inspect=no_such.gguf"], "^models.inspect=.*no_such.gguf: there is no such file"),
+        (["models.fetch=tiny"], "^models.fetch=tiny: the embedded model is part of the package"),
+        (["models.fetch=assets://tiny"], "the embedded model is part of the package"),
         (["models.fetch=a/b", "models.inspect=a/b"], "both set"),
         (["models.revision=main"], "no effect without"),
         (["output_dir=x"], "output_dir has no effect"),
@@ -128,11 +131,8 @@ def test_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage:
-        free = 2**30
-
     monkeypatch.setattr(fetching, "no_network", lambda: None)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(fetching, "free_disk", lambda path: 2**30)
     with pytest.raises(UserError, match=r"it has about 1\.9 GiB, and 1\.0 GiB are free"):
         fetching.fetch("google/gemma-3-1b-it", None)
 

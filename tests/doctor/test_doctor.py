@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,31 @@ def test_versions_of_the_lock() -> None:
     assert held.read_bytes() == (ROOT / "constraints.txt").read_bytes()
     assert packages.tested_versions()["torch"].startswith("2.")
     assert {"torch", "trl", "rich"} <= {one.name for one in packages.needed()[""]}
-    assert {"gguf", "eval", "rl"} <= set(packages.needed())
+    assert set(packages._EXTRAS) == set(packages.needed()) - {"", "dev"}
+
+
+def test_requirements_for_other_machines_are_not_missed() -> None:
+    lines = ["a>=1", "b; sys_platform == 'nowhere'", "c; extra == 'x'", "d; extra == 'x' and sys_platform == 'nowhere'"]
+    found = packages.applying([Requirement(line) for line in lines], ["x"])
+    assert {extra: [one.name for one in of] for extra, of in found.items()} == {"": ["a"], "x": ["c"]}
+
+
+def test_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", missing)
+    (found,) = packages.packages()
+    assert found.state is State.LIMITS and found.fix.startswith("pip install -e ") and "isn't installed" in found.said
+
+
+def test_a_trial_runs_in_this_package_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a folder that holds another package of that name."""
+    (tmp_path / "gemma_tune").mkdir()
+    (tmp_path / "gemma_tune" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    trial = trials.run_trials(["sandbox"], 60)["sandbox"]
+    assert trial.problem is None and "sandbox" in trial.answers
 
 
 def test_packages_that_are_missing_old_or_untested(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +156,7 @@ def test_packages_that_are_missing_old_or_untested(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage:
-        free = 2**28
-
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(machine, "free_disk", lambda path: 2**28)
     assert states(list(machine.disks(tmp_path))) == {"runs": "✗", "Hub cache": "✗", "scratch": "✗"}
 
 

@@ -83,7 +83,7 @@ def test_free_memory_of_this_machine() -> None:
 
 
 def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "_free_disk", lambda path: 5.0)
+    monkeypatch.setattr(capacity, "free_disk", lambda path: 5 * 2**30)
     hub = Source("google/gemma-3-4b-it", None, None, "google/gemma-3-4b-it")
     cfg, shape = composed("lora_sft", "gemma3_4b_it")
     with pytest.raises(UserError) as error:
@@ -97,7 +97,7 @@ def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_checkpoints_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "_free_disk", lambda path: 20.0)
+    monkeypatch.setattr(capacity, "free_disk", lambda path: 20 * 2**30)
     local = Source(str(tmp_path), None, None, str(tmp_path))
     cfg, shape = composed("full_sft", "gemma3_1b_it")
     capacity.check_disk(cfg, shape, local, tmp_path)
@@ -127,9 +127,9 @@ def test_int4_files_count_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path
     beside = shape.parameters - shape.linear_parameters
     needed = 2 * (shape.linear_parameters * 4.5 / 8 + beside * 2) + shape.parameters * 4
     local = Source(str(ASSETS / "tiny"), None, None, str(ASSETS / "tiny"))
-    monkeypatch.setattr(capacity, "_free_disk", lambda path: needed * 1.001 / 1024**3)
+    monkeypatch.setattr(capacity, "free_disk", lambda path: needed * 1.001)
     capacity.check_disk(cfg, shape, local, tmp_path)
-    monkeypatch.setattr(capacity, "_free_disk", lambda path: needed * 0.999 / 1024**3)
+    monkeypatch.setattr(capacity, "free_disk", lambda path: needed * 0.999)
     with pytest.raises(UserError, match="exports need about"):
         capacity.check_disk(cfg, shape, local, tmp_path)
 

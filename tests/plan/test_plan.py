@@ -83,8 +83,10 @@ def test_more_memory_never_fits_less() -> None:
         for recipe in ("full_sft", "lora_sft", "qlora_sft"):
             fits = [planner.run(model, recipe, gb - 1).fitted is not None for gb in SIZES]
             assert fits == sorted(fits)
-            least = planner.least(model, recipe)
-            assert (least[0] if least else None) == next((gb for gb, fit in zip(SIZES, fits, strict=True) if fit), None)
+            smallest = planner.smallest_gpu(model, recipe)
+            assert (smallest[0] if smallest else None) == next(
+                (gb for gb, fit in zip(SIZES, fits, strict=True) if fit), None
+            )
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith("gemma")}
+    assert "The embedded model (model=tiny) is not planned: it trains on any machine." in out
     assert lines.keys() == MODELS.keys() - {"functiongemma_270m_it"}
     assert lines["gemma3_1b_it"][:2] == ["1.0B", "24"] and lines["gemma4_31b_it"][-1] == "no"
     stored = json.loads(Path("plan.json").read_text("utf-8"))
@@ -158,7 +161,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     page, out = Path("plan.md").read_text("utf-8"), capsys.readouterr().out
     assert "full_sft: no setting tried here makes it fit" in out and "30% of the 165.2 TFLOPS of an RTX 4090" in out
     assert "\npython -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in page and "| 13.0 GiB |" in page
-    assert "  python -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in out
+    assert "  python -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in out and "embedded" not in out
     with pytest.raises(UserError, match=r"plan\.output_file=plan\.md: this file is there already"):
         gemma_tune.run("plan", ["plan.output_file=plan.md"])
 
