@@ -17,11 +17,34 @@ WITHOUT_CALL = "without_call"
 # Words in scripts without blanks count by the character
 _SPACELESS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
+_TOOLS = r"(?:tools?|functions?)"
+# Each form of words says that something can't be done; a bare "sorry" or "unfortunately" may begin any answer
 _CANNOT = re.compile(
-    r"\b(sorry|apologi[sz]e|unfortunately|unable to|can(?:no|')?t (?:do|help|find|assist|fulfil|perform|answer|be)"
-    r"|cannot|not able to|(?:none of|no|not any of) (?:my |the |these |of |available )*(?:tools?|functions?)"
-    r"|(?:don't|do not|doesn't|does not) have (?:a|any|the|access)|isn't possible|is not possible"
-    r"|outside (?:of )?my|beyond my|lack(?:s)? the)\b",
+    "|".join(
+        (
+            r"\b(?:I|we|it|this|that|which) (?:\w+ )?(?:can't|cannot|can not|couldn't|could not)\b"
+            r"(?! (?:wait|believe|help but|help \w+ing|stress|thank|say enough))",
+            r"\bcan(?:'t|not| not) be (?:done|answered|fulfilled|performed|found|helped|completed|handled)\b",
+            r"(?:\bunable|(?:\bnot|n't)(?: be)? able) to\b",
+            rf"\b(?:none|not any|not one|neither) of (?:\w+ ){{1,3}}{_TOOLS}\b",
+            rf"\b(?:no|isn't an?|isn't any|aren't any|not an?|not any) (?:\w+ )?{_TOOLS} "
+            r"(?:can|for|that|to|which|is|are|does|available|I have|at hand)\b",
+            rf"\b{_TOOLS} (?:\w+ )?(?:can't|cannot|don't|do not|doesn't|does not|lacks?)\b",
+            r"\b(?:have no|(?:don't|do not|doesn't|does not) have) (?:\w+ ){0,3}"
+            r"(?:tools?|functions?|access|ability|capability|way|means|permission)\b",
+            r"\b(?:isn't|is not|not) possible\b|\bimpossible\b",
+            r"\b(?:outside|beyond) (?:of )?(?:my|what (?:I|my)) (?:\w+ )?"
+            r"(?:abilit|capabilit|scope|tools|functions|reach|can\b)",
+            r"\b(?:I|we) lack\b",
+            r"\b(?:sorry|apologi[sz]e|unfortunately|afraid)\b[^.!?]*(?:\b(?:no|not|none)\b|n't\b)",
+        )
+    ),
+    re.IGNORECASE,
+)
+# What is said to be done, where nothing was called
+_DONE = re.compile(
+    r"\bI(?:'ve| have) (?:just |now |already )?"
+    r"(?:turned|set|sent|put|added|booked|changed|created|started|stopped|switched|scheduled|played|opened|closed|done)\b",
     re.IGNORECASE,
 )
 
@@ -31,8 +54,11 @@ def is_right_without_call(answer: str, reference: str) -> bool:
     answer = answer.replace("’", "'")
     if not answer or begins_call(answer):
         return False
-    says_no = all(_CANNOT.search(text) for text in (answer, reference.replace("’", "'")))
-    return says_no or shared_words(answer, reference) >= 0.5
+    return (_says_no(answer) and _says_no(reference.replace("’", "'"))) or shared_words(answer, reference) >= 0.5
+
+
+def _says_no(text: str) -> bool:
+    return bool(_CANNOT.search(text)) and not _DONE.search(text)
 
 
 def shared_words(one: str, other: str) -> float:

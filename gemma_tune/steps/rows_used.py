@@ -18,6 +18,7 @@ from gemma_tune.untrusted import read_object
 
 _DIGEST = 64  # characters; of a streamed file the manifest has its size and date
 _WITH_ROWS_OF_THEIR_OWN = ("tool_calls", "lm_eval", "long_context")
+_DRAWN = ("generator", "generator_options", "generator_seed")
 _TESTS, _HELD_OUT = "test rows", "validation rows"
 
 
@@ -39,7 +40,10 @@ def rows_line(cfg: Config, tests: Mapping[str, Sequence[Any]], held_out: int) ->
             f"{name} ({_where(data.test_files.get(name) or data.generator, run)}, {_count(len(rows), most)})"
             for name, rows in tests.items()
         ]
-        own = data.test_files == {k: v for k, v in (theirs.get("test_files") or {}).items() if k in data.test_files}
+        of_run = {k: v for k, v in (theirs.get("test_files") or {}).items() if k in tests}
+        own = of_run == {k: v for k, v in data.test_files.items() if k in tests}
+        if any(not data.test_files.get(name) for name in tests):  # drawn by the generator
+            own &= all(getattr(data, key) == theirs.get(key) for key in _DRAWN)
         parts.append(f"{_TESTS}{_of(own, run, data.test_files.values())}: {', '.join(said)}")
     if held_out:
         keys = ["validation_file", "validation_split", "validation_split_percentage"]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_the_sample_where_it_is_meant(folder: Path) -> None:
     assert compose_config("export", ["model=gemma3_1b_it"]).data.test_files == {}
     mine = compose_config("evaluate", ["model=gemma3_1b_it", "data.test_files.a=assets://sample/test.jsonl"])
     assert mine.data.test_files == {"a": "assets://sample/test.jsonl"}
+
+
+def test_rows_of_a_generator_are_the_runs_own_where_it_is_the_runs(folder: Path) -> None:
+    run = make_run()
+    tree = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    tree["data"] |= {"test_files": {}, "generator": "chain_sum"}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    cfg = Config()
+    cfg.model.model_name_or_path, cfg.data.generator = str(run), "chain_sum"
+    assert rows_line(cfg, {"chain_sum": [1]}, 0) == "data: test rows of runs/x: chain_sum (chain_sum, 1 row)"
+    for key, value in (("generator", "basic_arithmetic"), ("generator_options", {"max_terms": 9})):
+        other = replace(cfg, data=replace(cfg.data, **{key: value}))
+        assert rows_line(other, {"chain_sum": [1]}, 0).startswith("data: test rows: chain_sum ("), key
 
 
 def test_rows_that_are_gone_or_changed(folder: Path) -> None:
