@@ -55,8 +55,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows_to_check(asked)])
         result.peak_memory_mb = peak_memory_mb(device)
-        measure_files(cfg, folder, model, source, plan)
-        result.metrics["bits_per_weight"] = plan.bits_per_weight
+        measure_files(cfg, folder, model, source)
+        result.metrics["planned_bits_per_weight"] = plan.bits_per_weight
         trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(plan.lines())}"
         write_report(cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])
     say_lines(lines)

@@ -80,11 +80,11 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         trained = row_kl(base, rows, targets)
         training.save_adapter()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])
-        measure_files(cfg, folder, model, setup.source, plan, known=full)
+        measure_files(cfg, folder, model, setup.source, known=full)
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]
         quality = quality_metrics([row.trained_tokens for row in rows], quantized, trained, losses)
         training.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
-        training.finish(**{"unquantised": full.figures}, quality=quality, bits_per_weight=plan.bits_per_weight)
+        training.finish(**{"unquantised": full.figures}, quality=quality, planned_bits_per_weight=plan.bits_per_weight)
     say_lines(lines)
     say_files(folder.path, folder.result.metrics)
     return folder.result

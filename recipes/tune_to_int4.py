@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gemma_tune.cli.stages import of_measuring, of_quantization, of_tuning
 from gemma_tune.compare.comparison import compare_models
-from gemma_tune.compare.results import ModelResults
+from gemma_tune.compare.results import results_of
 from gemma_tune.compare.sections import write_comparison
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.compare.terminal import show
@@ -74,7 +74,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             stored_results("tuned", str(tuned)),
             stored_results("int4, trained", str(quantized)),
         )
-        gguf = ModelResults("GGUF in llama.cpp", found.figures, found.rows, found.lower_is_better)
+        gguf = results_of("GGUF in llama.cpp", found)
         comparison = compare_models([after, base, int4, gguf])  # the first is the baseline
         write_comparison(comparison, folder.report, files_section(result.metrics[ON_GRID]))
         result.artifacts |= {"report": "report.md", "page": "report.html"}

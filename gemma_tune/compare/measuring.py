@@ -11,7 +11,7 @@ import torch
 
 from gemma_tune.compare.comparison import Comparison, compare_models
 from gemma_tune.compare.names import differing, named, path_tails, settings, without_namesakes
-from gemma_tune.compare.results import ModelResults
+from gemma_tune.compare.results import ModelResults, results_of
 from gemma_tune.compare.stored import stored_results
 from gemma_tune.config import CompareConfig, Config
 from gemma_tune.errors import RunError, UserError
@@ -87,7 +87,7 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
         raise RunError(f"{name}: {error}{kept}") from error
     found.save(folder.evals, f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}")
     gc.collect()
-    return ModelResults(name, found.figures, found.rows, found.lower_is_better, found.conditions)
+    return results_of(name, found)
 
 
 def compare_measured(measured: Sequence[ModelResults], compare: CompareConfig, folder: RunFolder) -> Comparison:

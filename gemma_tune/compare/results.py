@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemma_tune.evals.base import ScoredRow
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.statistics import interval
 
 
@@ -32,6 +33,11 @@ class ModelResults:
     lower_is_better: Collection[str] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
     setting: str | None = None
+
+
+def results_of(name: str, found: Evaluation) -> ModelResults:
+    """What was just measured of a model, as `stored_results` reads it from a run folder."""
+    return ModelResults(name, found.figures, found.rows, found.lower_is_better, found.conditions)
 
 
 def not_comparable(figure: str, models: Sequence[ModelResults]) -> str | None:

@@ -19,6 +19,7 @@ from gemma_tune.compare.wording import (
     seed_table,
     shown_text,
 )
+from gemma_tune.evals.evaluation import is_share
 from gemma_tune.page.blocks import (
     Block,
     Cell,
@@ -87,7 +88,7 @@ def sections(comparison: Comparison, most_rows: int) -> list[Section]:
 
 
 def _seeds(comparison: Comparison) -> list[Block]:
-    figures = {f.name: f.binary for f in comparison.figures}
+    figures = {f.name: is_share(f.name, f.binary) for f in comparison.figures}
     return [Table(*seed_table(comparison.seeds, figures)), Text(SPREAD, "quiet")]
 
 
@@ -114,7 +115,7 @@ def _figure(figure: ComparedFigure, level: float, most_rows: int) -> list[Block]
 
 def _charts(figure: ComparedFigure, wording: Wording, level: float) -> Charts:
     """The mean of each model, and the difference of each from the baseline."""
-    unit, points = ("%", ", in points") if figure.binary else ("", "")
+    unit, points = ("%", ", in points") if wording.share else ("", "")
     first = figure.model_stats[0].model
     means = [Dot(s.model, s.mean, wording.text(wording.mean(s.mean), s.mean)) for s in figure.model_stats]
     tests = [(s, s.test.difference) for s in figure.model_stats if s.test]

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from gemma_tune.compare.comparison import Comparison
 from gemma_tune.compare.wording import SPREAD, Wording, baseline_note, facts, head, seed_table
+from gemma_tune.evals.evaluation import is_share
 from gemma_tune.page.terminal import fitting, print_figures
 from gemma_tune.page.text import VISIBLE
 
@@ -21,7 +22,7 @@ def show(comparison: Comparison, console: Console) -> None:
         rows = [[stats.model, *wording.cells(stats)] for stats in figure.model_stats]
         print_figures(console, f"{figure.name} ({facts(figure)})", head(comparison), rows)
     if comparison.seeds:
-        shares = {f.name: f.binary for f in comparison.figures}
+        shares = {f.name: is_share(f.name, f.binary) for f in comparison.figures}
         kept = fitting(
             console, list(shares), lambda names: seed_table(comparison.seeds, {n: shares[n] for n in names})[1]
         )

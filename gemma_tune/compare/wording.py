@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_tune.chat.calls import shown
 from gemma_tune.compare.comparison import ComparedFigure, Comparison, DifferingRow, ModelStats
 from gemma_tune.compare.seeds import SeedGroup, SeedSpread
+from gemma_tune.evals.evaluation import as_text, is_share
 from gemma_tune.evals.statistics import Interval
 from gemma_tune.page.blocks import Cell, FigureText
 
@@ -85,28 +86,29 @@ def p_text(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
-class Wording:
-    """One figure as text: shares in percent, their differences in points, with the digits that the interval allows.
+class Numbers:
+    """Values of a figure as text: shares in percent, differences in points, with the digits that intervals allow.
 
     Args:
-        figure: The figure.
+        share: Whether values are percentages.
+        intervals: Those of all its values and differences.
     """
 
-    def __init__(self, figure: ComparedFigure) -> None:
-        self.figure = figure
-        self._decimals = 1 if figure.binary else _decimals(figure)
+    def __init__(self, share: bool, intervals: Iterable[Interval]) -> None:
+        self.share = share
+        self._decimals = 1 if share else _decimals(intervals)
 
     def value(self, value: float | None, sign: str = "") -> str:
         """A value without its unit; `sign` as in a format."""
         if value is None:
             return "–"
-        number = 100 * value if self.figure.binary else value
+        number = 100 * value if self.share else value
         text = f"{number:{sign},.{self._decimals}f}" if number else "0"
         return text.replace("-", "−") if text.strip("+-0.,") else text.lstrip("+-")
 
     def mean(self, interval: Interval) -> str:
         """The mean, with its unit."""
-        return self.value(interval.mean) + ("%" if self.figure.binary else "")
+        return self.value(interval.mean) + ("%" if self.share else "")
 
     def span(self, interval: Interval, sign: str = "") -> str:
         """The interval; a dash where there is none."""
@@ -116,22 +118,36 @@ class Wording:
 
     def difference(self, interval: Interval) -> str:
         """A difference with its sign and its unit."""
-        return self.value(interval.mean, "+") + (" points" if self.figure.binary else "")
-
-    def score(self, score: float) -> str:
-        """A row's score."""
-        if self.figure.binary:
-            return "right" if score else "wrong"
-        return f"{score:,.4g}".replace("-", "−")
+        return self.value(interval.mean, "+") + (" points" if self.share else "")
 
     def tick(self, value: float, decimals: int) -> str:
         """A label of an axis, with `decimals` of the value (of a share: two fewer of its percentage)."""
-        number = f"{100 * value:.{max(decimals - 2, 0)}f}" if self.figure.binary else f"{value:,.{decimals}f}"
+        number = f"{100 * value:.{max(decimals - 2, 0)}f}" if self.share else f"{value:,.{decimals}f}"
         return (number if number.strip("-0.") else number.lstrip("-")).replace("-", "−")
 
     def text(self, value: str, interval: Interval, sign: str = "") -> str:
         """A value as text, and its interval in brackets where there is one."""
         return FigureText(value, "" if interval.low is None else self.span(interval, sign)).line()
+
+
+class Wording(Numbers):
+    """One figure of all models as text.
+
+    Args:
+        figure: The figure.
+    """
+
+    def __init__(self, figure: ComparedFigure) -> None:
+        self.figure = figure
+        stats = figure.model_stats
+        intervals = [*(s.mean for s in stats), *(s.test.difference for s in stats if s.test)]
+        super().__init__(is_share(figure.name, figure.binary), intervals)
+
+    def score(self, score: float) -> str:
+        """A row's score."""
+        if self.figure.binary:
+            return "right" if score else "wrong"
+        return as_text(self.figure.name, score).replace("-", "−")
 
     def cells(self, stats: ModelStats) -> list[Cell]:
         """The cells of a model's row in the table, from the mean on; `head` names the columns."""
@@ -193,8 +209,7 @@ def number_text(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def _decimals(figure: ComparedFigure) -> int:
+def _decimals(intervals: Iterable[Interval]) -> int:
     """As many decimals as give the narrowest interval two digits."""
-    intervals = [i for s in figure.model_stats for i in (s.mean, s.test and s.test.difference) if i]
     widths = [i.high - i.low for i in intervals if i.low is not None and i.high is not None and i.high > i.low]
     return min(max(1 - math.floor(math.log10(min(widths) / 2)), 0), 9) if widths else 4

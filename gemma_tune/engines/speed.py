@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gemma_tune.engines.base import Engine
@@ -14,6 +16,7 @@ from gemma_tune.models.token_rows import rows_in_place
 
 # Tokens that are read and written: few, since a large model on a CPU writes one a second
 _PROMPT, _ANSWER = 128, 24
+_TIMES = 3  # after one that isn't counted
 _TEXT = "The light in the kitchen goes on at seven, and 24 of the 30 letters are read before noon.\n"
 
 
@@ -24,31 +27,46 @@ class TokenRates:
     Attributes:
         engine: What computed them.
         prompt: Of a prompt that is read.
-        answer: Of an answer that is written.
+        answer: Of an answer that is written; None where the machine was too busy to tell it from the prompt.
     """
 
     engine: str
     prompt: float
-    answer: float
+    answer: float | None
 
 
 def speed_of(engine: Engine) -> TokenRates | None:
-    """Times one prompt of 128 tokens and 24 tokens of an answer; None for an engine that can't be timed.
+    """Times a prompt of 128 tokens and 24 tokens of an answer; None for an engine that can't be timed.
 
-    The engine has answered before: what is done at the first forward pass alone isn't timed.
+    Medians of three, after a first time that isn't counted: kernels are compiled and memory is taken then.
     """
     ids = engine.tokenizer(_TEXT * 20).input_ids[: min(_PROMPT, engine.max_length - _ANSWER)]
     if isinstance(engine, LlamaCppEngine):
-        return TokenRates("llama.cpp", *engine.speed(ids, _ANSWER))
+        engine.speed(ids, _ANSWER)
+        timed = [engine.speed(ids, _ANSWER) for _ in range(_TIMES)]
+        return TokenRates("llama.cpp", *(statistics.median(column) for column in zip(*timed, strict=True)))
     if not isinstance(engine, TransformersEngine):
         return None
     exact = {**GREEDY, "eos_token_id": None}  # as many tokens as asked for
     with evaluating(engine.model), rows_in_place(engine.model):
-        seconds = []
-        for tokens in (1, 1 + _ANSWER):
-            start = time.perf_counter()
-            answer_batch(engine.model, engine.tokenizer, [ids], tokens, exact)
-            seconds.append(time.perf_counter() - start)
-    read, all_of_it = seconds
+        prompt, answer = rates(lambda n: answer_batch(engine.model, engine.tokenizer, [ids], n, exact), len(ids))
     dtype = str(engine.model.dtype).removeprefix("torch.")
-    return TokenRates(f"Transformers, {dtype}", len(ids) / read, _ANSWER / max(all_of_it - read, 1e-9))
+    return TokenRates(f"Transformers, {dtype}", prompt, answer)
+
+
+def rates(write: Callable[[int], object], read: int) -> tuple[float, float | None]:
+    """Tokens a second of a prompt, and of an answer: the time of 25 tokens less that of the first, with the prompt.
+
+    Args:
+        write: Reads the prompt and writes so many tokens.
+        read: The prompt's tokens.
+    """
+
+    def seconds(tokens: int) -> float:
+        start = time.perf_counter()
+        write(tokens)
+        return time.perf_counter() - start
+
+    write(1 + _ANSWER)
+    first, whole = (statistics.median(seconds(n) for _ in range(_TIMES)) for n in (1, 1 + _ANSWER))
+    return read / first, _ANSWER / (whole - first) if whole > first else None

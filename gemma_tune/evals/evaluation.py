@@ -83,6 +83,11 @@ def as_text(name: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
+def is_share(name: str, binary: bool) -> bool:
+    """Whether a metric is written in percent: right answers, or what its name says is a share."""
+    return binary or name.endswith(_SHARES)
+
+
 def prepare_evaluators(
     cfg: Config, tokenizer: Any, held_out: TokenizedRows, tests: Mapping[str, Sequence[Record]]
 ) -> dict[str, Evaluator]:

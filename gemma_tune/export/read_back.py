@@ -152,6 +152,23 @@ class _WholeReader(GGUFReader):
         super()._build_tensors(start_offs, fields)
 
 
+def gguf_size(file: Path) -> tuple[int, int]:
+    """Bytes of the tensors of a GGUF file, without metadata and tokenizer, and the number of their weights.
+
+    Raises:
+        ArtifactDiffers: It is no GGUF file, or one that ends too early.
+    """
+    tensors = _open_gguf(file).tensors
+    return sum(int(t.n_bytes) for t in tensors), sum(int(t.n_elements) for t in tensors)
+
+
+def _open_gguf(file: Path) -> GGUFReader:
+    try:
+        return _WholeReader(file)
+    except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:
+        raise ArtifactDiffers(f"{file}: it can't be read: {error}.") from error
+
+
 def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]]:
     """The tensors of a GGUF file, by their names in the language part where they have one there.
 
@@ -162,8 +179,8 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
     Raises:
         ArtifactDiffers: It is no GGUF file, or one that ends too early.
     """
+    reader = _open_gguf(file)
     try:
-        reader = _WholeReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
     except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:
         raise ArtifactDiffers(f"{file}: it can't be read: {error}.") from error

@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean over all weights, scales included."""
+        """Mean over all weights, scales included, as a GGUF file holds them; of a file, see `Size.bits_per_weight`."""
         bits = {KEPT_16: 16.0, KEPT_32: 32.0}
         total = sum(
             n * (self.grids[name].bits_per_weight if name in self.grids else bits[self.kept[name]])

@@ -6,12 +6,14 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import safe_open
 
+from gemma_tune.export.read_back import gguf_size
+from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Code, Mono, Table, Text
 from gemma_tune.run.folder import RunFolder
 
@@ -56,42 +58,60 @@ class Size:
 
     Attributes:
         total: Bytes of all its files.
-        stored: Bytes of the weights among them.
-        weights: Their number; None where they are packed, or where the format doesn't tell it.
+        stored: Bytes of the tensors in them: weights and their scales, without metadata and tokenizer.
+        weights: The number of weights that these hold; None where the format doesn't tell it.
     """
 
     total: int
     stored: int
     weights: int | None
 
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits of the tensors, scales included, over the number of weights in them; None where that isn't known."""
+        return 8 * self.stored / self.weights if self.weights else None
+
+
+def total_size(parts: Sequence[Size]) -> Size:
+    """Several artifacts as one."""
+    known = [part.weights for part in parts if part.weights is not None]
+    whole = bool(parts) and len(known) == len(parts)
+    return Size(sum(p.total for p in parts), sum(p.stored for p in parts), sum(known) if whole else None)
+
 
 def artifact_size(artifact: Path) -> Size:
     """Counts bytes and weights of a file, or of a folder with everything in it."""
     files = [p for p in artifact.rglob("*") if p.is_file()] if artifact.is_dir() else [artifact]
-    stored, counts = 0, list[int | None]()
-    for file in files:
-        if file.suffix == ".safetensors":
-            bits, weights = _tensors(file)
-            stored, counts = stored + bits // 8, [*counts, weights]
-        elif file.suffix == ".gguf":
-            stored, counts = stored + file.stat().st_size, [*counts, None]
-    known = [n for n in counts if n is not None]
-    whole = bool(counts) and len(known) == len(counts)
-    return Size(sum(f.stat().st_size for f in files), stored, sum(known) if whole else None)
+    held = [_tensors(file) for file in files if file.suffix == ".safetensors"]
+    held += [_gguf(file) for file in files if file.suffix == ".gguf"]
+    return replace(total_size(held), total=sum(f.stat().st_size for f in files))
 
 
-def _tensors(file: Path) -> tuple[int, int | None]:
-    """Bits of a file's tensors, and the number of weights where each number is one."""
+def _gguf(file: Path) -> Size:
+    total = file.stat().st_size
+    try:
+        return Size(total, *gguf_size(file))
+    except ArtifactDiffers:  # a damaged file is said where it is checked
+        return Size(total, total, None)
+
+
+def _tensors(file: Path) -> Size:
+    """A safetensors file; of compressed-tensors' packed integers, the shape beside them says how many weights."""
     bits, weights, packed = 0, 0, False
     with safe_open(file, framework="numpy") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (it isn't a dictionary)
+        names = set(tensors.keys())
+        for name in names:
             tensor = tensors.get_slice(name)
             kind, count = str(tensor.get_dtype()), math.prod(tensor.get_shape())
             size = re.search(r"\d+", kind)  # BF16, I32, F8_E4M3; none in BOOL
             bits += count * int(size[0] if size else 8)
-            weights += count
-            packed |= kind not in _ONE_EACH
-    return bits, None if packed else weights
+            layer, _, part = name.rpartition(".")
+            if f"{layer}.weight_packed" in names and part.startswith("weight_"):
+                weights += math.prod(tensors.get_tensor(name).tolist()) if part == "weight_shape" else 0
+            else:
+                weights += count
+                packed |= kind not in _ONE_EACH
+    return Size(file.stat().st_size, bits // 8, None if packed else weights)
 
 
 def bytes_text(count: float) -> str:
@@ -114,7 +134,6 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
     model = (counts["total"] - (counts["trainable"] if counts["adapted_layers"] else 0)) if counts else 0
     for name, path in folder.result.artifacts.items():
         size = artifact_size(folder.path / path)
-        weights = size.weights or model
         # An adapter is compared with its base model, a whole model with itself
         whole = max(model, size.weights or 0)
         rows.append(
@@ -123,7 +142,7 @@ def sizes(folder: RunFolder, counts: Mapping[str, int] | None) -> list[Block]:
                 Mono(path),
                 bytes_text(size.total),
                 f"{size.weights:,}" if size.weights else "–",
-                f"{8 * size.stored / weights:.2f}" if size.stored and weights else "–",
+                f"{size.bits_per_weight:.2f}" if size.bits_per_weight else "–",
                 f"{size.stored / (2 * whole):.1%}" if size.stored and whole else "–",
             ]
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gemma_tune.compare.wording import Wording
 from gemma_tune.evals.no_call import RULE
 from gemma_tune.page.blocks import Block, Cell, Charts, Headline, Table, Text
 from gemma_tune.page.charts import Dot, interval_chart
-from gemma_tune.report.figures import BEFORE, Change, wording_of
+from gemma_tune.report.figures import BEFORE, Change
 
 _INTERVALS = (
     "Values have their 95% intervals over the rows: Wilson’s for right and wrong answers, Student’s t for other scores."
@@ -66,12 +67,12 @@ def _chart(change: Change) -> str:
     """The values before and after, each with its interval."""
     figure = change.figure
     assert figure is not None  # the caller asks for those alone
-    wording = wording_of(figure)
+    wording = Wording(figure)
     dots = []
     for stats in figure.model_stats:
         text = change.before if stats.model == BEFORE else change.after
         kind = change.verdict if stats.test and change.verdict in ("better", "worse") else ""
         dots.append(Dot(stats.model, stats.mean, text.line(), kind))
-    unit = "%" if wording.figure.binary else ""
+    unit = "%" if wording.share else ""
     caption = "← better" if figure.lower_is_better else "better →"
     return interval_chart(dots, change.name, caption, lambda v, n: wording.tick(v, n) + unit, around_zero=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_tune.evals.evaluation import as_text
+from gemma_tune.evals.evaluation import is_share
 from gemma_tune.page.charts import CURVE, Panel, Series
 from gemma_tune.untrusted import read_lines
 
@@ -43,7 +43,7 @@ def read_panels(metrics: Path, loss: str = "loss") -> list[Panel]:
         panels.append(Panel(loss, [*_training(losses), *_dots("held out", held_out)]))
     for name, values in measured.items():
         if name != "step" and not _is_count(name, list(values.values())):
-            share = as_text(name, 0.5).endswith("%")
+            share = is_share(name, False)
             points = [(step, 100 * value if share else value) for step, value in _points(values)]
             panels.append(Panel(name, _dots(name, points), "%" * share))
     if rewards := _points(training.get("reward", {})):

@@ -9,17 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
-from gemma_tune.compare.comparison import ComparedFigure, Comparison, ModelStats
-from gemma_tune.compare.wording import Wording, p_text
+from gemma_tune.compare.comparison import ComparedFigure, Comparison
+from gemma_tune.compare.wording import Numbers, p_text
 from gemma_tune.engines.speed import TokenRates
-from gemma_tune.evals.evaluation import as_text
-from gemma_tune.evals.statistics import Interval, PairedTest
+from gemma_tune.evals.evaluation import as_text, is_share
+from gemma_tune.evals.statistics import Interval
 from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Listing, Section, Table, Text
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report.artifacts import bytes_text, use_commands
 from gemma_tune.report.figures import interval_text
 
 _HEAD = ("", "{metric}", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s")
+_NONE = "–"
 _QUALITY = 4  # of these columns are about quality
 _TESTED = (
     "With 95% intervals over the rows. Each file is compared with the source, row by row; p is corrected for "
@@ -36,7 +37,7 @@ class FileFacts:
         name: `source`, or the format.
         place: Where it is, or its name on the Hub.
         bytes: Of all its files; None: not known.
-        bits: Bits of a weight; None: not known.
+        bits: Bits per weight, as `Size.bits_per_weight`; None: not known.
         speed: Tokens a second; None: not timed.
     """
 
@@ -81,49 +82,70 @@ def exported_metrics(
     }
 
 
-def _figure(exported: Mapping[str, Any]) -> ComparedFigure | None:
-    """The figure of the table, from its numbers."""
-    if not exported["metric"]:
-        return None
-    stats = [_stats(row) for row in exported["files"] if "mean" in row]
-    lower, binary = exported["lower_is_better"], exported["binary"]
-    return ComparedFigure(exported["metric"], lower, binary, exported["rows"], stats, [])
+@dataclass(frozen=True)
+class _Cells:
+    """What the tables show of the source or of a file."""
+
+    name: str
+    mean: FigureText
+    difference: FigureText
+    verdict: FigureText
+    size: str
+    bits: str
+    prompt: str
+    answer: str
+
+    @property
+    def quality(self) -> list[Cell]:
+        return [self.mean, self.difference, self.verdict]
 
 
-def _stats(row: Mapping[str, Any]) -> ModelStats:
-    mean = Interval(row["mean"], row["low"], row["high"])
-    if "difference" not in row:
-        return ModelStats(row["name"], mean)
-    difference = Interval(row["difference"], row["difference_low"], row["difference_high"])
-    counts = row["wins"], row["losses"], row["ties"]
-    p, corrected = row["p_value"], row["p_corrected"]
-    test = PairedTest(difference, 1.0 if p is None else p, *counts, row["method"] or "")
-    return ModelStats(row["name"], mean, test, 1.0 if corrected is None else corrected, *counts, row["verdict"])
+def _cells(exported: Mapping[str, Any]) -> list[_Cells]:
+    """The cells of the source and of each file, from the numbers."""
+    means = [_interval(file, "mean", "low", "high") for file in exported["files"]]
+    apart = [_interval(file, "difference", "difference_low", "difference_high") for file in exported["files"]]
+    share = is_share(str(exported["metric"]), exported["binary"])
+    numbers = Numbers(share, filter(None, [*means, *apart]))
+    found = []
+    for file, mean, difference in zip(exported["files"], means, apart, strict=True):
+        bits, speed = file["bits_per_weight"], file["speed"] or {}
+        p = file.get("p_corrected")
+        found.append(
+            _Cells(
+                file["name"],
+                FigureText(numbers.mean(mean), interval_text(numbers, mean)) if mean else FigureText(),
+                FigureText(numbers.value(difference.mean, "+"), interval_text(numbers, difference, "+"))
+                if difference
+                else FigureText(""),
+                FigureText(file["verdict"], "" if p is None else _p(p)) if difference else FigureText(""),
+                bytes_text(file["bytes"]) if file["bytes"] else _NONE,
+                f"{bits:.2f}" if bits else _NONE,
+                *(_rate(speed.get(name)) for name in ("prompt", "answer")),
+            )
+        )
+    return found
+
+
+def _interval(file: Mapping[str, Any], *keys: str) -> Interval | None:
+    return Interval(*(file[key] for key in keys)) if file.get(keys[0]) is not None else None
 
 
 def _rows(exported: Mapping[str, Any]) -> list[list[Cell]]:
     """A row for the source and for each file; `_HEAD` names the columns."""
-    figure = _figure(exported)
-    words = Wording(figure) if figure else None
-    stats = {s.model: s for s in figure.model_stats} if figure else {}
     rows = []
-    for file in exported["files"]:
-        one, speed = stats.get(file["name"]), file["speed"]
-        quality: list[Cell] = [FigureText(), "", ""]
-        if one and words:
-            quality[0] = FigureText(words.mean(one.mean), interval_text(words, one.mean))
-            if one.test:
-                d = one.test.difference
-                quality[1] = FigureText(words.value(d.mean, "+"), interval_text(words, d, "+"))
-                quality[2] = FigureText(one.verdict, _p(one.p_corrected))
-        bits = file["bits_per_weight"]
-        size = FigureText(bytes_text(file["bytes"]) if file["bytes"] else "–", f"{bits:.2f}" if bits else "")
-        fast = FigureText(_rate(speed["prompt"]), _rate(speed["answer"])) if speed else FigureText()
-        rows.append([file["name"], *(quality if figure else ()), size, fast])
+    for one in _cells(exported):
+        size, speed = _together(one.size, one.bits), _together(one.prompt, one.answer)
+        rows.append([one.name, *(one.quality if exported["metric"] else ()), size, speed])
     return rows
 
 
-def _rate(tokens: float) -> str:
+def _together(value: str, other: str) -> FigureText:
+    return FigureText(value, "" if other == _NONE else other)
+
+
+def _rate(tokens: float | None) -> str:
+    if tokens is None:
+        return _NONE
     return f"{tokens:,.0f}" if tokens >= 100 else f"{tokens:.3g}"
 
 
@@ -143,7 +165,7 @@ def _engines(exported: Mapping[str, Any]) -> str:
     return f"Timed in: {', '.join(f'{name}: {engine}' for name, engine in timed.items())}." if timed else ""
 
 
-def _more(exported: Mapping[str, Any]) -> list[str]:
+def _other_figures(exported: Mapping[str, Any]) -> list[str]:
     """The figures beside that of the table, a line each."""
     found = []
     for figure, models in exported["figures"].items():
@@ -171,7 +193,7 @@ def say_exported(exported: Mapping[str, Any], artifacts: Mapping[str, Path], con
     print_figures(console, _title(exported), _head(exported), _rows(exported))
     for line in filter(None, [_TESTED if exported["metric"] else "", f"{_TIMED} {_engines(exported)}"]):
         console.print(line, style="dim", markup=False)
-    for line in [*_more(exported), *exported["notes"]]:
+    for line in [*_other_figures(exported), *exported["notes"]]:
         console.print(line, markup=False, soft_wrap=True)
     commands = [(name, *command) for name, place in artifacts.items() for command in use_commands(name, place)]
     if commands:
@@ -192,18 +214,15 @@ def files_section(metrics: Mapping[str, Any]) -> list[Section]:
 def _blocks(exported: Mapping[str, Any]) -> list[Block]:
     """Two tables, which a narrow page holds."""
     blocks: list[Block] = []
+    cells = _cells(exported)
     if exported["metric"]:
-        rows = [row[:_QUALITY] for row in _rows(exported)]
+        rows = [[one.name, *one.quality] for one in cells]
         blocks += [Text(f"{exported['metric']} on {exported['rows']:,} rows:"), Table(_head(exported)[:_QUALITY], rows)]
         blocks.append(Text(_TESTED, "quiet"))
-    if lines := [*_more(exported), *exported["notes"]]:
+    if lines := [*_other_figures(exported), *exported["notes"]]:
         blocks.append(Listing(lines))
-    rows = []
-    for file in exported["files"]:
-        size, bits, speed = file["bytes"], file["bits_per_weight"], file["speed"]
-        rates: list[Cell] = [_rate(speed["prompt"]), _rate(speed["answer"])] if speed else ["–", "–"]
-        rows.append([file["name"], bytes_text(size) if size else "–", f"{bits:.2f}" if bits else "–", *rates])
-    blocks.append(Table(["", "size", "bits per weight", "prompt, tokens/s", "answer, tokens/s"], rows))
+    facts: list[list[Cell]] = [[one.name, one.size, one.bits, one.prompt, one.answer] for one in cells]
+    blocks.append(Table(["", "size", "bits per weight", "prompt, tokens/s", "answer, tokens/s"], facts))
     blocks.append(Text(f"{_TIMED} {_engines(exported)}", "quiet"))
     for line in exported["advice"]:
         said, found, command = line.partition("python -m gemma_tune")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gemma_tune.compare.comparison import LEVEL, ComparedFigure, ModelStats, compare_models, lower_is_better
-from gemma_tune.compare.results import ModelResults
-from gemma_tune.compare.wording import Wording
+from gemma_tune.compare.results import results_of
+from gemma_tune.compare.wording import Numbers, Wording
 from gemma_tune.evals.base import ScoredRow
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.evals.no_call import WITHOUT_CALL
@@ -80,11 +80,6 @@ def headline(head: Mapping[str, Any]) -> list[Change]:
     return [Change(head["name"], before, after)]
 
 
-def is_share(figure: ComparedFigure) -> bool:
-    """Whether its values are percentages: shares of right answers, and means of shares."""
-    return figure.binary or as_text(figure.name, 0.5).endswith("%")
-
-
 def moved_line(change: Change) -> str | None:
     """`test_exact_match: 12 rows became right, 3 became wrong`; None where rows don't say that."""
     if change.stats is None or change.figure is None or change.figure.lower_is_better:
@@ -103,7 +98,7 @@ def _with_rows(before: Evaluation, after: Evaluation) -> dict[str, ComparedFigur
     found |= {name: _alone(name, BEFORE, rows) for name, rows in old.items() if name not in new}
     if paired:
         both = [
-            ModelResults(name, evaluation.figures, {f: rows[f] for f in paired}, evaluation.lower_is_better)
+            replace(results_of(name, evaluation), scores={f: rows[f] for f in paired})
             for name, evaluation, rows in ((BEFORE, before, old), (AFTER, after, new))
         ]
         found |= {figure.name: figure for figure in compare_models(both).figures}
@@ -130,11 +125,6 @@ def _alone(name: str, when: str, rows: Sequence[ScoredRow]) -> ComparedFigure:
     return ComparedFigure(name, lower, binary, len(rows), [stats], [])
 
 
-def wording_of(figure: ComparedFigure) -> Wording:
-    """How its values are written: shares in percent."""
-    return Wording(replace(figure, binary=is_share(figure)))
-
-
 def _change(name: str, before: float | None, after: float | None, figure: ComparedFigure | None) -> Change:
     if figure is None:
         return Change(name, FigureText(as_text(name, before)), FigureText(as_text(name, after)))
@@ -145,7 +135,7 @@ def _change(name: str, before: float | None, after: float | None, figure: Compar
     part = 0 if value is None or _is_mean(value, last.mean) else figure.count
     if last.test is None:
         return Change(name, old, new, figure=figure, part=part)
-    words, apart = wording_of(figure), last.test.difference
+    words, apart = Wording(figure), last.test.difference
     difference = FigureText(words.difference(apart), interval_text(words, apart, "+"))
     return Change(name, old, new, difference, last, figure, part)
 
@@ -156,14 +146,14 @@ def _said(figure: ComparedFigure, stats: ModelStats | None, value: float | None)
     said = as_text(figure.name, value)
     if figure.binary and not said.endswith("%"):  # a figure of the user's, whose name doesn't say what it is
         said = f"{value:.1%}"
-    return FigureText(said, interval_text(wording_of(figure), stats.mean))
+    return FigureText(said, interval_text(Wording(figure), stats.mean))
 
 
 def _is_mean(value: float, of_rows: Interval) -> bool:
     return of_rows.mean is not None and math.isclose(value, of_rows.mean, rel_tol=1e-4, abs_tol=1e-6)
 
 
-def interval_text(words: Wording, at: Interval, sign: str = "") -> str:
+def interval_text(words: Numbers, at: Interval, sign: str = "") -> str:
     """`89.2–96.2`; where a sign could be taken for a dash, `−1.5 to +4.0`."""
     if at.low is None or at.high is None:
         return ""

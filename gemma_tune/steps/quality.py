@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +13,20 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.stages import of_measuring
 from gemma_tune.compare.comparison import Comparison, compare_models
-from gemma_tune.compare.results import ModelResults
-from gemma_tune.config import Config, ModelConfig, QuantConfig
-from gemma_tune.config.methods import Reads, method_of
+from gemma_tune.compare.results import results_of
+from gemma_tune.config import Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.llama_cpp import EngineUnavailable
 from gemma_tune.engines.speed import TokenRates, speed_of
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.quant.plan import Plan
-from gemma_tune.report.artifacts import Size, artifact_size
+from gemma_tune.report.artifacts import artifact_size, total_size
 from gemma_tune.report.exported import FileFacts, exported_metrics
-from gemma_tune.run.existing import run_of, stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS, looks_local, resolve
 from gemma_tune.run.terminal import say
+from gemma_tune.steps.advice import advice_on
 from gemma_tune.steps.measure_only import ToMeasure, to_measure
 from gemma_tune.validation.measuring import holds_out
 
@@ -87,7 +84,7 @@ def measuring(cfg: Config, model: str, tokenizer: str | None = None) -> ToMeasur
     return to_measure(of_measuring(replace(cfg, eval=few, data=data), model, tokenizer))
 
 
-def _let_go(model: Any) -> None:
+def free_memory_of(model: Any) -> None:
     """Frees the memory of a model that is needed no more, whoever still names it: files are loaded after it."""
     model.to("meta")
     gc.collect()
@@ -96,7 +93,7 @@ def _let_go(model: Any) -> None:
 
 
 def measure_files(
-    cfg: Config, folder: RunFolder, model: Any, source: Source, plan: Plan, known: Evaluation | None = None
+    cfg: Config, folder: RunFolder, model: Any, source: Source, known: Evaluation | None = None
 ) -> dict[str, Any]:
     """Measures the source and every exported file by one evaluator, times them, and compares them row by row.
 
@@ -107,21 +104,21 @@ def measure_files(
         folder: The run folder, with its artifacts; the result's `metrics.exported` is set.
         model: The model in memory, which is let go: files are loaded in its place.
         source: What the files were made from; its tokenizer is theirs.
-        plan: The plan of the grid, for the number of weights.
         known: What the source has answered already; None: it is measured now.
 
     Returns:
         `exported_metrics`.
     """
-    _let_go(model)
+    free_memory_of(model)
     formats = [name for name in cfg.export.formats if name in folder.result.artifacts]
     named = cfg.model.model_name_or_path
     places = {SOURCE: named} | {name: str(_place(folder, name)) for name in formats}
-    found, speeds = dict[str, Evaluation](), dict[str, TokenRates | None]()
+    found, speeds, notes = dict[str, Evaluation](), dict[str, TokenRates | None](), list[str]()
     if quality_evaluator(cfg) and formats:
         for number, (name, place) in enumerate(places.items(), start=1):
             if name == SOURCE and known is not None:
                 found[name] = known
+                notes.append(f"{SOURCE} was not timed: its figures are those from before training, when it was loaded.")
                 continue
             say(f"measuring {number} of {len(places)}: {name}")
             tokenizer = source.tokenizer if place.endswith(".gguf") else None
@@ -133,15 +130,15 @@ def measure_files(
                     found[name].save(folder.evals, f"export-{name}")
                     speeds[name] = speed_of(engine)
             except EngineUnavailable as error:
-                say(f"not measured: {name}: {error}")
+                notes.append(f"{name} was not measured: {error}")
             except (RunError, UserError, torch.OutOfMemoryError) as error:
                 folder.result.failures[f"quality of {name}"] = str(error)
             gc.collect()
-    total = sum(plan.sizes.values())
-    sizes = {name: _facts(name, place, speeds.get(name), total) for name, place in places.items()}
+    sizes = {name: _facts(name, place, speeds.get(name)) for name, place in places.items()}
     comparison, why = _compared(cfg, found)
     figure = next((f for f in comparison.figures), None) if comparison else None
     metrics = exported_metrics(figure, comparison, list(sizes.values()), why)
+    metrics["notes"] += notes
     metrics["advice"] = list(advice_on(cfg, metrics))
     folder.result.metrics["exported"] = metrics
     if figure and not folder.result.headline and len(figure.model_stats) > 1:
@@ -155,10 +152,9 @@ def _place(folder: RunFolder, name: str) -> Path:
     return next(place.glob("*.gguf"), place)
 
 
-def _facts(name: str, place: str, speed: TokenRates | None, weights: int) -> FileFacts:
-    sizes = [artifact_size(part) for part in _parts(place)] if looks_local(place) else []
-    size = Size(sum(s.total for s in sizes), sum(s.stored for s in sizes), None)
-    return FileFacts(name, place, size.total or None, 8 * size.stored / weights if size.stored else None, speed)
+def _facts(name: str, place: str, speed: TokenRates | None) -> FileFacts:
+    size = total_size([artifact_size(part) for part in _parts(place)] if looks_local(place) else [])
+    return FileFacts(name, place, size.total or None, size.bits_per_weight, speed)
 
 
 def _parts(place: str) -> Iterator[Path]:
@@ -185,7 +181,7 @@ def _compared(cfg: Config, found: Mapping[str, Evaluation]) -> tuple[Comparison 
             for figure, rows in one.rows.items()
             if all(figure in other.rows for other in others)
         }
-        results.append(ModelResults(name, {}, rows, one.lower_is_better))
+        results.append(replace(results_of(name, one), figures={}, scores=rows))
     try:
         return compare_models(results), ""
     except UserError as error:
@@ -194,35 +190,6 @@ def _compared(cfg: Config, found: Mapping[str, Evaluation]) -> tuple[Comparison 
 
 def _ids(rows: Sequence[Mapping[str, Any]]) -> set[Any]:
     return {row["id"] for row in rows}
-
-
-def advice_on(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
-    """What to do where a file is worse than its source: the test says so, not the figures alone."""
-    worse = [row["name"] for row in metrics["files"] if row.get("verdict") == "worse"]
-    if not worse:
-        return
-    said = f"{', '.join(worse)}: {metrics['metric']} is worse than the source's."
-    if cfg.traits.trains:
-        yield (
-            f"{said} More training for int4 may win it back: train.num_train_epochs (quant.stage2.num_train_epochs "
-            "with recipe=tune_to_int4)."
-        )
-        return
-    yield f"{said} Training for int4 wins most of it back: {shlex.join(_qat_words(cfg))}"
-
-
-def _qat_words(cfg: Config) -> list[str]:
-    """The command that trains the same model for the same format, on the rows of its run or on those named here."""
-    name, q = cfg.model.model_name_or_path, cfg.quant
-    run = run_of(name)
-    made = method_of(stored_config(run) or {}) if run else None
-    words = ["python", "-m", "gemma_tune", "recipe=qat", f"model.model_name_or_path={name}"]
-    words += [f"quant.grid={q.grid}"] if q.grid != "q4_0" else []
-    words += [f"quant.embedding={q.embedding}"] if q.embedding != QuantConfig().embedding else []
-    if made is None or made.reads is not Reads.EXAMPLES:
-        tests = [f"data.test_files.{name}={file}" for name, file in cfg.data.test_files.items()]
-        words += ["data=auto", f"data.train_file={cfg.data.train_file or 'YOUR_ROWS.jsonl'}", *tests]
-    return words
 
 
 def rows_to_check(asked: ToMeasure) -> TokenizedRows:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gemma_tune.compare.wording import SPREAD
+from gemma_tune.compare.wording import SPREAD, Wording
 from gemma_tune.page.blocks import Block, Charts, Code, Headline, Listing, Mono, Section, Table, Text
 from gemma_tune.page.charts import Dot, interval_chart
-from gemma_tune.report.figures import wording_of
 from gemma_tune.sweep.outcomes import FAILED
 from gemma_tune.sweep.table import SweepTable
 
@@ -64,8 +63,8 @@ def _chart(table: SweepTable) -> Charts | None:
         for name, change, _ in drawn
         if any(name == other for other, _, _ in kept)
     ]
-    wording = wording_of(drawn[0][2])
-    unit = "%" if wording.figure.binary else ""
+    wording = Wording(drawn[0][2])
+    unit = "%" if wording.share else ""
     caption = "← better" if r.lower_is_better else "better →"
     chart = interval_chart(dots, r.figure, caption, lambda v, n: wording.tick(v, n) + unit, around_zero=False)
     return Charts({f"{r.figure} with 95% intervals": chart})

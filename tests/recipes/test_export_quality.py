@@ -6,18 +6,23 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.report.exported import files_section, say_exported
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.identity import as_one_run
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.steps.quality import advice_on, quality_evaluator, why_not_measured
+from gemma_tune.steps.advice import advice_on
+from gemma_tune.steps.quality import _compared, quality_evaluator, why_not_measured
 
 Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
 QUIET = ["tracker=none", "eval.num_samples=0"]
@@ -58,18 +63,22 @@ def test_the_table_is_what_evaluate_and_compare_give(finished: Finished, tmp_pat
     source, _ = finished("lora_sft")
     folder = tmp_path / "run"
     exported = export(source, folder, "export=gguf")
+    planned = json.loads((folder / "result.json").read_text("utf-8"))["metrics"]["planned_bits_per_weight"]
     file = next((folder / "export" / "gguf").glob("*.gguf"))
     hold_equal(exported, by_hand([source, file], tmp_path))
     assert exported["metric"] == "held_out_loss" and exported["rows"] == 4
     before = json.loads((source / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
     assert exported["files"][0]["mean"] == pytest.approx(before, rel=1e-6) != exported["files"][1]["mean"]
     gguf = exported["files"][1]
-    assert gguf["bytes"] >= file.stat().st_size and 4 < gguf["bits_per_weight"] < 8
+    assert gguf["bytes"] >= file.stat().st_size and gguf["bits_per_weight"] == pytest.approx(planned)
+    # bfloat16 weights and a small adapter in float32, each over the weights that it has
+    assert 16 < exported["files"][0]["bits_per_weight"] < 18
     assert gguf["speed"]["engine"] == "llama.cpp" and gguf["speed"]["prompt"] > 0 < gguf["speed"]["answer"]
     for name in ("report.md", "report.html"):
         text = (folder / name).read_text("utf-8")
         assert "Quality, size and speed of the files" in text and f"llama-cli -m {file}" in text
         assert "Nothing: the weights were rounded to q4_0 as they are" in text and "data: validation rows of" in text
+        assert text.count(f"{planned:.2f}") == 2  # beside the figures, and among the artifacts
 
 
 @pytest.mark.slow
@@ -139,6 +148,41 @@ def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     [advice] = advice_on(hub, of_numbers("worse", []))
     rows = "data=auto data.train_file=YOUR_ROWS.jsonl data.test_files.mine=assets://sample/test.jsonl"
     assert advice.endswith(f"recipe=qat model.model_name_or_path=google/gemma-3-1b-it {rows}")
+
+
+def test_the_command_reads_the_rows_that_the_files_were_measured_on(tmp_path: Path) -> None:
+    """Those that were named in place of the run's, and how they are read; also of a model without a run."""
+    rows, theirs = tmp_path / "my rows.csv", tmp_path / "theirs.jsonl"
+    rows.write_text("frage,null\nWas?,Das.\n", encoding="utf-8")
+    theirs.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    shutil.copytree(ASSETS / "tiny", tmp_path / "mine")
+    shutil.copytree(ASSETS / "tiny", run := tmp_path / "run", dirs_exist_ok=True)
+    words = ["data=auto", f"data.train_file={theirs}", f"data.test_files.old={theirs}", "tracker=none"]
+    tree = as_one_run(compose_config("full_sft", [*words, "data.format=prompt_completion"]))
+    (run / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (run / "manifest.json").write_text('{"gemma_tune": "1"}', encoding="utf-8")
+    for model, own in ((run, []), (tmp_path / "mine", [f"data.train_file={rows}"])):
+        said = [f"model.model_name_or_path={model}", "export.formats=[gguf]", "model.chat_template=gemma3"]
+        said += ["data.format=columns", "data.prompt_column=frage", "data.completion_column='null'", *own]
+        said += [f"data.test_files.mine={rows}", f"model.tokenizer_name_or_path={ASSETS / 'tiny'}"]
+        said += ["data.ignore_fields=[a.b,'c d']", "export.max_shard_size=1GB"]
+        cfg = compose_config("export", said)
+        [advice] = advice_on(cfg, of_numbers("worse", []))
+        trained = compose_config("qat", shlex.split(advice.partition("recipe=qat ")[2]))
+        assert {**asdict(trained.data), "train_file": ""} == {**asdict(cfg.data), "train_file": ""}, model
+        assert trained.data.train_file == str(rows if own else theirs)
+        assert trained.export.formats == ["gguf"] and trained.export.max_shard_size == "1GB"
+        for key in ("chat_template", "tokenizer_name_or_path"):
+            assert getattr(trained.model, key) == getattr(cfg.model, key)
+
+
+def test_files_are_compared_under_the_conditions_of_each() -> None:
+    """As `recipe=compare` does it, which notes that the types of the weights differ."""
+    rows = {"test_exact_match": [{"id": str(n), "score": float(n % 2)} for n in range(8)]}
+    found = {n: Evaluation({}, rows, conditions={"model.dtype": t}) for n, t in (("source", "float32"), ("w4a16", "b"))}
+    comparison, _ = _compared(compose_config("export"), found)
+    assert comparison is not None
+    assert comparison.notes == ["model.dtype wasn't the same: float32 for source and b for w4a16."]
 
 
 def test_which_evaluator() -> None:

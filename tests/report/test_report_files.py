@@ -7,12 +7,14 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
@@ -27,7 +29,7 @@ from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report import PAGE_MARK, write_report
-from gemma_tune.report.artifacts import artifact_size, bytes_text
+from gemma_tune.report.artifacts import artifact_size, bytes_text, total_size
 from gemma_tune.report.sections import ReportInputs, sections
 from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
@@ -324,6 +326,23 @@ def test_sizes(tmp_path: Path) -> None:
     save_file({"packed": np.zeros((4, 8), np.int32), "scale": np.zeros(4, np.float16)}, tmp_path / "packed.safetensors")
     size = artifact_size(tmp_path / "packed.safetensors")
     assert (size.stored, size.weights) == (4 * 8 * 4 + 8, None)
+    assert size.bits_per_weight is None
+    whole = np.array([4, 64], np.int64)
+    packed = {"a.weight_packed": np.zeros((4, 8), np.int32), "a.weight_scale": np.zeros((4, 2), np.float16)}
+    save_file({**packed, "a.weight_shape": whole, "norm": np.zeros(32, np.float16)}, tmp_path / "int4.safetensors")
+    size = artifact_size(tmp_path / "int4.safetensors")
+    assert (size.weights, size.bits_per_weight) == (4 * 64 + 32, 8 * (128 + 16 + 16 + 64) / 288)
+    assert total_size([size, size]).bits_per_weight == size.bits_per_weight
+    assert total_size([size, replace(size, weights=None)]).bits_per_weight is total_size([]).bits_per_weight is None
+    writer = GGUFWriter(tmp_path / "made.gguf", "gemma3")
+    writer.add_array("tokenizer.ggml.tokens", ["a" * 1000] * 50)
+    writer.add_tensor("a", np.zeros((2, 18), np.uint8), raw_dtype=GGMLQuantizationType.Q4_0)
+    writer.add_tensor("norm", np.zeros(64, np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    size = artifact_size(tmp_path / "made.gguf")
+    assert (size.stored, size.weights) == (2 * 18 + 64 * 4, 2 * 32 + 64) and size.total > 50_000
     (tmp_path / "model.gguf").write_bytes(b"GGUF" * 10)
     assert (artifact_size(tmp_path / "model.gguf").stored, artifact_size(tmp_path / "model.gguf").weights) == (40, None)
     for count, said in ((0, "0 B"), (999, "999 B"), (1000, "1 kB"), (10_300_000, "10.3 MB"), (2.5e12, "2.5 TB")):
