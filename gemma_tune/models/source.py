@@ -17,7 +17,7 @@ from gemma_tune.models.folders import (
     read_adapter_config,
 )
 from gemma_tune.run.checkpoints import checkpoints
-from gemma_tune.run.paths import ON_GRID, PLAN, looks_local, resolve
+from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
 # Where a run keeps a tokenizer
@@ -126,23 +126,41 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
         if on_grid and not (path / "export" / "merged" / "config.json").is_file():
             raise UserError(
                 f"model.model_name_or_path={name}: the weights of this run are quantized to int4, which its adapter "
-                f"alone does not store; name one of its exports ({path / 'export'}/…)."
+                f"alone does not store.{_what_is_there(path)}"
             )
         if not on_grid and (path / "adapter" / "adapter_config.json").is_file():
             path = path / "adapter"
         elif (path / "export" / "merged" / "config.json").is_file():
             path = path / "export" / "merged"
         else:
-            kept = checkpoints(path / "checkpoints")
-            step = f" Its last checkpoint is a model, too: name {kept[-1]}." if kept else ""
             raise UserError(
-                f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/.{step}"
+                f"model.model_name_or_path={name}: this run folder has no adapter/ and no export/merged/."
+                f"{_what_is_there(path)}"
             )
     said = f"model.model_name_or_path={name}"
     if (path / ADAPTER_CONFIG).is_file():
         return _source_of_adapter(said, path, model.revision, tokenizer_beside)
     check_model_folder(said, path, tokenizer_beside)
     return Source(str(path), None, None, str(path))
+
+
+def _what_is_there(run: Path) -> str:
+    """What a run folder without a whole model holds, each with the recipes that take it; or how it gets one."""
+    found = [f"recipe=evaluate takes {file}" for file in sorted(run.glob("export/*/*.gguf"))]
+    if (run / "export" / "w4a16" / "config.json").is_file():
+        found.append(f"recipe=chat, evaluate and compare take {run / 'export' / 'w4a16'}")
+    if kept := checkpoints(run / "checkpoints"):
+        found.append(f"its last checkpoint is a model, too: {kept[-1]}")
+    there = f" Name what it holds: {'; '.join(found)}." if found else ""
+    status = folder_status(run)
+    if status == "finished":
+        return there or " It has measured or compared, and holds no weights: name the model that it was given."
+    if status == "running":
+        return f" The run has not finished: it is still running; wait for its end.{there}"
+    return (
+        f" The run has not finished (its status is {status or 'unknown'}); `python -m gemma_tune rerun={run} "
+        f"output_dir={run}` goes on with it.{there}"
+    )
 
 
 def _source_of_adapter(said: str, path: Path, revision: str | None, tokenizer_beside: bool) -> Source:

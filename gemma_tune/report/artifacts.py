@@ -16,6 +16,7 @@ from gemma_tune.export.read_back import gguf_size
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Code, Mono, Table, Text
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ON_GRID, PLAN
 
 # Types in which each number is one weight; other types may pack several into one.
 _ONE_EACH = ("F64", "F32", "F16", "BF16")
@@ -204,8 +205,24 @@ def how_to_use(folder: RunFolder) -> list[Block]:
     for name in (name for name in said if name in artifacts):
         commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
         blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
-    if blocks:
-        named = shlex.quote(f"model.model_name_or_path={folder.path}")
-        lines = [f"python -m gemma_tune recipe={recipe} {named}" for recipe in ("chat", "evaluate")]
+    if blocks and (lines := _with_gemma_tune(folder)):
         blocks += [Text("Chat with it, or evaluate it on the same rows or others:"), Code("\n".join(lines), "bash")]
     return blocks
+
+
+def _with_gemma_tune(folder: RunFolder) -> list[str]:
+    """Our own commands that take what the run has left: its folder, or of int4 files alone each file."""
+    artifacts = folder.result.artifacts
+    on_grid = any((folder.path / part / PLAN).is_file() for part in ("", ON_GRID))  # the adapter alone isn't the model
+    whole = "merged" in artifacts or ("adapter" in artifacts and not on_grid)
+    taken: dict[str, tuple[str, ...]] = {str(folder.path): ("chat", "evaluate")} if whole else {}
+    for name, place in artifacts.items() if not whole else ():
+        if name.startswith("gguf"):
+            taken |= {str(file): ("evaluate",) for file in sorted((folder.path / place).glob("*.gguf"))}
+        elif name == "w4a16":
+            taken[str(folder.path / place)] = ("chat", "evaluate")
+    return [
+        f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"
+        for place, recipes in taken.items()
+        for recipe in recipes
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -82,8 +83,19 @@ def absolute(path: str) -> str:
         return path
     own = resolve(path)
     if own.is_absolute() or own.exists() or not glob.has_magic(path):
-        return str(own.absolute())
+        plain = Path(os.path.normpath(own.absolute()))
+        # `link/..` is the parent of what the link leads to
+        return str(plain if plain.resolve() == own.resolve() else own.absolute())
     return str(Path(glob.escape(str(Path.cwd())), own))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders directly inside a folder that is neither a run nor a model itself; the newest first."""
+    itself = ("manifest.json", "config.json", "adapter_config.json")
+    if not folder.is_dir() or any((folder / name).is_file() for name in itself) or (folder / ON_GRID / PLAN).is_file():
+        return []
+    found = [file.parent for file in folder.glob("*/manifest.json") if file.parent.name not in (TUNED, ON_GRID)]
+    return sorted(found, key=lambda run: (-(run / "manifest.json").stat().st_mtime, run.name))
 
 
 def reward_model_of(name: str) -> Path:

@@ -16,7 +16,14 @@ from gemma_tune.validation.chat_and_preview import chat_problems, no_other, prev
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
 from gemma_tune.validation.looking import looks_only, models_problems, plan_problems
-from gemma_tune.validation.measuring import compare_problems, evaluate_problems, export_problems, holds_out, needs_rows
+from gemma_tune.validation.measuring import (
+    compare_problems,
+    evaluate_problems,
+    export_problems,
+    holds_out,
+    named_in_vain,
+    needs_rows,
+)
 from gemma_tune.validation.paths import encoding_problems, missing_paths, output_dir_problems
 from gemma_tune.validation.quantization import grid_problems
 from gemma_tune.validation.rewards import (
@@ -272,8 +279,13 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
 }
 
 
-def cross_problems(cfg: Config) -> list[str]:
-    """All problems that a single value can't show."""
+def cross_problems(cfg: Config, is_named: Callable[[str], bool] = lambda _: False) -> list[str]:
+    """All problems that a single value can't show.
+
+    Args:
+        cfg: The configuration.
+        is_named: Whether the user has named a key.
+    """
     if problem := own_code.method_problem(cfg):  # all else depends on what the method is
         return [problem]
     method = cfg.traits
@@ -283,4 +295,4 @@ def cross_problems(cfg: Config) -> list[str]:
     else:
         groups += _CHECKS[method.kind]
     groups += [rl_problems] if method.rewarded else [preference_problems] if method.compares_answers else []
-    return [problem for group in groups for problem in group(cfg)]
+    return [*(problem for group in groups for problem in group(cfg)), *named_in_vain(cfg, is_named)]

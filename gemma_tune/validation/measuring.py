@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -63,7 +63,13 @@ def compare_problems(cfg: Config) -> Iterator[str]:
         if not cfg.eval.evaluators:
             yield "eval.evaluators is empty, so there is nothing to compare; name one, or use eval=default."
         yield from _measures_nothing(cfg)
-    elif keys := _set_of_measuring(cfg):
+
+
+def named_in_vain(cfg: Config, is_named: Callable[[str], bool]) -> Iterator[str]:
+    """What the user has named for a measurement where none is made; what shipped files and runs say is no mistake."""
+    if cfg.traits.kind is not Kind.COMPARE or needs_rows(cfg):
+        return
+    if keys := [key for key in _set_of_measuring(cfg) if is_named(key)]:
         yield (
             f"{', '.join(keys)}: without effect, since every one of compare.models is a run that has measured itself; "
             "leave this out, or name weights to measure them now (runs/a/adapter, runs/a/export/merged)."
@@ -91,7 +97,9 @@ def holds_out(data: DataConfig) -> bool:
 
 
 def _measures_nothing(cfg: Config) -> Iterator[str]:
-    """Evaluators without any rows: they would silently measure nothing."""
+    """Evaluators without any rows: they would silently measure nothing. A model that is there brings its run's rows."""
+    if any(missing_paths(cfg, "compare" if cfg.compare.models else "model")):
+        return
     needs = {
         "held_out_loss": (holds_out(cfg.data), "data.validation_file"),
         "kl": (holds_out(cfg.data), "data.validation_file"),

@@ -11,8 +11,10 @@ from pathlib import Path
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.path_keys import NamedPath, read_paths
-from gemma_tune.run.paths import RUNS, looks_local, resolve
+from gemma_tune.run.paths import RUNS, looks_local, resolve, runs_in
 from gemma_tune.validation.suggest import did_you_mean, missing_path
+
+_NAMED = 3  # of many runs
 
 
 def missing_paths(cfg: Config, group: str) -> Iterator[str]:
@@ -20,6 +22,10 @@ def missing_paths(cfg: Config, group: str) -> Iterator[str]:
     for path in read_paths(cfg, group):
         if what := _missing(path):
             yield missing_path(path.key, path.name, what)
+        elif path.kind == "model" and (runs := runs_in(resolve(path.name))):
+            more = f" (and {len(runs) - _NAMED} more)" if len(runs) > _NAMED else ""
+            names = " or ".join(str(Path(path.name) / run.name) for run in runs[:_NAMED])
+            yield f"{path.key}={path.name}: this folder holds runs, and is no run itself; name one: {names}{more}."
 
 
 def _missing(path: NamedPath) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gemma_tune.config.renamed import OPTIONS
-from gemma_tune.run.paths import resolve
+from gemma_tune.run.paths import file_type, resolve
 
 # Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
 OTHER_TOOLS = {
@@ -196,7 +196,12 @@ def missing_path(key: str, path: str, kind: str) -> str:
     if real.is_dir() and kind == "file":
         return f"{key}={path}: this is a folder; name a file."
     if real.is_file() and kind != "file":
-        return f"{key}={path}: this is a file; name the folder that it is in, {real.parent}."
+        within = real.absolute().parent
+        if any((within / name).is_file() for name in ("config.json", "adapter_config.json", "manifest.json")):
+            return f"{key}={path}: this is a file; name the folder that it is in, {within}."
+        rows = " Rows are named with data=auto data.train_file=FILE; recipe=preview shows them." * bool(file_type(real))
+        what = f"a {kind}" if kind == "folder" else "a model; name a checkpoint's or a run's folder, or owner/name"
+        return f"{key}={path}: this is a file, and not {what}.{rows}"
     beside = [str(Path(path).parent / p.name) for p in real.parent.iterdir()] if real.parent.is_dir() else []
     where = "" if real.parent.is_dir() else f" (nor its folder {real.parent})"
     seen_from = "" if real.is_absolute() else f", as seen from {Path.cwd()}"

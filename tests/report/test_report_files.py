@@ -29,7 +29,7 @@ from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report import PAGE_MARK, write_report
-from gemma_tune.report.artifacts import artifact_size, bytes_text, total_size
+from gemma_tune.report.artifacts import artifact_size, bytes_text, how_to_use, total_size
 from gemma_tune.report.sections import ReportInputs, sections
 from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
@@ -315,6 +315,20 @@ def test_the_lines_to_copy(tmp_path: Path) -> None:
     assert [t.strip("\n") for t in Page(run.report.with_suffix(".html")).pres if "import" in t] == [
         fence.content.strip("\n") for fence in fences if fence.info == "python"
     ]
+
+
+def test_int4_files_alone_are_named_themselves(tmp_path: Path) -> None:
+    """A folder without a whole model is refused by chat and evaluate (models/source.py)."""
+    run = RunFolder(tmp_path / "run", compose_config("export", ["model=tiny"]), Found.NOTHING, None)
+    for name, file in (("gguf", "x.gguf"), ("w4a16", "config.json")):
+        (run.path / "export" / name).mkdir(parents=True)
+        (run.path / "export" / name / file).write_bytes(b"")
+        run.result.artifacts[name] = f"export/{name}"
+    commands = str(how_to_use(run)[-1])
+    assert f"recipe=evaluate model.model_name_or_path={run.path}/export/gguf/x.gguf" in commands
+    assert f"recipe=chat model.model_name_or_path={run.path}/export/w4a16" in commands
+    assert f"{run.path}/export/gguf" not in commands.replace("gguf/x.gguf", "") and "chat" in commands
+    assert not re.search(rf"={run.path}(?!/)", commands)
 
 
 def test_sizes(tmp_path: Path) -> None:

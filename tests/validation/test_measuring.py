@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.run.paths import looks_local
+from gemma_tune.config import ModelConfig
+from gemma_tune.models.source import find_source
+from gemma_tune.run.paths import absolute, looks_local
 from gemma_tune.run.tracking import Tracker
 
 NO_ROWS = ["data=auto"]
@@ -95,3 +100,71 @@ def test_answers_are_sent_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     gemma_tune.run("evaluate", [f"output_dir={tmp_path / 'run'}", "tracker=none", *words])
     [(before, after, step)] = sent
     assert (before, len(after), step) == ([], 2, 0)
+
+
+def begun(folder: Path, status: str = "running", **data: str) -> Path:
+    """A run folder as a run leaves it before it has weights."""
+    folder.mkdir(parents=True)
+    cfg = compose_config("lora_sft", ["data=auto", *(f"data.{key}={value}" for key, value in data.items())])
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(cfg)), encoding="utf-8")
+    (folder / "manifest.json").write_text('{"gemma_tune": "0"}', encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps({"status": status}), encoding="utf-8")
+    return folder
+
+
+def problems(recipe: str, *words: str) -> str:
+    with pytest.raises(UserError) as error:
+        compose_config(recipe, words)
+    return str(error.value)
+
+
+def test_a_folder_of_runs_is_no_model(folder: Path) -> None:
+    """It is said alone: that nothing would be measured follows from it."""
+    begun(folder / "runs" / "first", train_file="assets://sample/train.jsonl")
+    said = problems("evaluate", "model.model_name_or_path=runs")
+    assert "this folder holds runs" in said and said.endswith("name one: runs/first.")
+    assert "runs/first" in problems("compare", "compare.models=[runs,assets://tiny]")
+    said = problems("evaluate", "model.model_name_or_path=runs/nope")
+    assert "no such model folder" in said and "nothing would be measured" not in said
+
+
+def test_only_what_was_named_is_in_vain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while its settings are read brings its data, which nobody has typed."""
+    run = begun(folder / "runs" / "x", train_file="assets://sample/train.jsonl")
+    monkeypatch.setattr("gemma_tune.validation.measuring.is_run_with_results", lambda name: True)
+    said = problems("compare", f"compare.models=[{run}]")
+    assert "fewer than two" in said and "without effect" not in said
+    assert "eval.max_samples: without effect" in problems("compare", f"compare.models=[{run}]", "eval.max_samples=3")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [("running", "not finished"), ("failed", "rerun="), ("stopped", "rerun="), ("finished", "")]
+)
+def test_a_run_without_weights(folder: Path, status: str, said: str) -> None:
+    run = begun(folder / "runs" / "x", status, train_file="assets://sample/train.jsonl")
+    with pytest.raises(UserError) as error:
+        find_source(ModelConfig(str(run)))
+    assert said in str(error.value) and ("not finished" in str(error.value)) == (status != "finished")
+    (run / "export" / "gguf").mkdir(parents=True)
+    file = run / "export" / "gguf" / "x.gguf"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=f"recipe=evaluate takes {file}"):
+        find_source(ModelConfig(str(run)))
+
+
+def test_paths_have_no_way_back(folder: Path) -> None:
+    (folder / "a").mkdir()
+    assert absolute("a/../a") == str(folder / "a")
+    (folder / "else" / "deep").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "else" / "deep")
+    assert absolute("link/../x") == str(folder / "link" / ".." / "x")  # folder/else/x
+
+
+def test_a_file_is_no_model_folder(folder: Path) -> None:
+    (folder / "qa.csv").write_text("question,answer\n", encoding="utf-8")
+    (folder / "notes.md").write_text("", encoding="utf-8")
+    for recipe, key in (("models", "models.inspect"), ("export", "model.model_name_or_path")):
+        said = problems(recipe, f"{key}=qa.csv")
+        assert "data.train_file" in said and "folder that it is in" not in said
+        said = problems(recipe, f"{key}=notes.md")
+        assert "this is a file, and not a model" in said and ".." not in said and "data.train_file" not in said
