@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from gemma_tune.errors import UserError
-from gemma_tune.neighbours import find_neighbours
+from gemma_tune.errors import RunError, UserError, listed
+from gemma_tune.neighbours import find_neighbours, with_neighbours
 from gemma_tune.run.paths import resolve
 from gemma_tune.user_source import Definition, read_source
 
 
 class Signed(Protocol):
     """What a function must take: one of `config/own_functions.py`."""
+
+    @property
+    def awaits(self) -> bool:
+        """Whether an `async` function may be called so."""
+        ...
 
     def problem(self, signature: inspect.Signature) -> str | None:
         """Why a function with this signature can't be called; None where it can."""
@@ -47,14 +53,24 @@ def function_problem(reference: str, call: Signed) -> str | None:
         return f"write path/to/file.py:function; {file.name} has {_listed(source.functions)}."
     if name not in source.names:
         return None if source.opaque else f"{file} has no function {name!r}; it has {_listed(source.functions)}."
-    return definition_problem(file, source.names[name], call, name)
+    problem = definition_problem(file, source.names[name], call, name)
+    if problem and source.names[name][-1].value is not None:
+        problem = f"{problem.removesuffix('.')}: {file.name} has {_listed(source.functions)}."
+    return problem
 
 
 def definition_problem(file: Path, found: Sequence[Definition], call: Signed, name: str) -> str | None:
     """What is wrong with all definitions of a name; None where one may be called so."""
     problem = None
     for one in found:
-        said = call.problem(one.signature) if one.signature else None
+        if one.value is not None:
+            said: str | None = f"this is {one.value}, and no function; name one"
+        elif one.awaited and not call.awaits:
+            said = (
+                "an async function gives nothing before it is awaited, and nobody awaits it; write def, without async"
+            )
+        else:
+            said = call.problem(one.signature) if one.signature else None
         if said is None:
             return None
         problem = f"{file}:{one.line}: {name}: {said}."
@@ -62,7 +78,7 @@ def definition_problem(file: Path, found: Sequence[Definition], call: Signed, na
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) or "none"
+    return listed(names) or "none"
 
 
 def load_function(reference: str, key: str, call: Signed | None = None) -> Callable[..., Any]:
@@ -82,7 +98,10 @@ def load_function(reference: str, key: str, call: Signed | None = None) -> Calla
     module = load_module(file, f"{key}={reference}")
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
-        raise UserError(f"{key}={reference}: {file} has no function {name!r}.")
+        has = [n for n, one in vars(module).items() if inspect.isfunction(one)]
+        is_bound = f"{name} is of type {type(function).__name__}, and no function" if hasattr(module, name) else ""
+        said = is_bound or f"there is no function {name!r}"
+        raise UserError(f"{key}={reference}: {file}: {said}; it has {_listed(has)}.")
     signature = _signature(function)
     if call and signature and (problem := call.problem(signature)):
         raise UserError(f"{key}={reference}: {problem}.")
@@ -117,10 +136,59 @@ def load_module(file: Path, said: str) -> ModuleType:
     sys.modules.setdefault(name, module)  # where dataclasses look for the module of a class
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{said}: {error.filename or file}:{error.lineno}: {error.msg}; fix it.") from error
-    except Exception as error:  # whatever the user's file does where it is loaded
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
-        where = f"{file}:{lines[-1]}" if lines else str(file)
-        raise UserError(f"{said}: {where}: {type(error).__name__}: {error}; fix it.") from error
+    except (Exception, SystemExit) as error:  # whatever the user's file does where it is loaded
+        raise UserError(f"{said}: {failure(error, file)}") from error
     return module
+
+
+def failure(error: BaseException, file: Path) -> str:
+    """What went wrong in a user's code, in one line: file, line, the exception, and a way where one is known.
+
+    Args:
+        error: What was raised.
+        file: The user's file. The line is the innermost one in it or in the files beside it that it imports.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        line = f": {error.text.strip()}" if error.text else ""
+        return f"{error.filename}:{error.lineno}: {error.msg}{line}"
+    own = {path.absolute() for path in with_neighbours(file)}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).absolute() in own]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(file)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{where}: {what}{_way(error)}".rstrip(".") + "."
+
+
+def _way(error: BaseException) -> str:
+    """What to do about an exception, where its type says so."""
+    if isinstance(error, SystemExit):
+        return ": it would end the whole command; return, or raise another exception"
+    if isinstance(error, FileNotFoundError):
+        return ": relative paths count from the current folder; Path(__file__).parent names that of the file"
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return ": leave the dot out (from helper import score); the files beside it are found by their names"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f": install the package, or put {error.name.partition('.')[0]}.py beside the file"
+    return ""
+
+
+@contextlib.contextmanager
+def in_user_code(reference: str, key: str) -> Iterator[None]:
+    """Around a call of a user's function: what it raises becomes one message with file and line.
+
+    The project's own errors and a lack of memory, which is no fault of the function, pass.
+
+    Args:
+        reference: `path/to/file.py:function`.
+        key: The key of the configuration, for the message.
+
+    Raises:
+        UserError: The function raised an exception, or would have ended the command.
+    """
+    try:
+        yield
+    except (UserError, RunError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
+            raise
+        raise UserError(f"{key}={reference}: {failure(error, split(reference)[0])}") from error

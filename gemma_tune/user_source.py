@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, shortened
 from gemma_tune.untrusted import MIB, read_bytes
 
 
@@ -21,10 +21,14 @@ class Definition:
         line: Where.
         signature: Its parameters; None where they are known only once the file was run: a decorated function, a class,
             what is imported or computed.
+        awaited: Whether it is an `async def`.
+        value: What stands there in place of a function, in words (`the number 5`); None where it may be a function.
     """
 
     line: int
     signature: inspect.Signature | None
+    awaited: bool = False
+    value: str | None = None
 
 
 @dataclass
@@ -58,7 +62,7 @@ def read_source(file: Path) -> UserSource:
             warnings.simplefilter("ignore")  # of a string's escapes: Python says so when it is run
             tree = ast.parse(read_bytes(file, MIB), filename=str(file))
     except SyntaxError as error:
-        raise UserError(f"{file}:{error.lineno or 1}: {error.msg}; fix it.") from error
+        raise UserError(f"{file}:{error.lineno or 1}: {error.msg}{_line(error)}") from error
     except OSError as error:
         raise UserError(f"{file}: the file can't be read ({error.strerror}).") from error
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes; what is nested too deeply
@@ -67,6 +71,11 @@ def read_source(file: Path) -> UserSource:
     for node in _statements(tree.body):
         _note(node, found)
     return found
+
+
+def _line(error: SyntaxError) -> str:
+    """The line that can't be read, as the message shows it."""
+    return f": {shortened(error.text.strip())}" if error.text and error.text.strip() else "."
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -83,8 +92,9 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _note(node: ast.stmt, found: UserSource) -> None:
-    def bind(name: str, signature: inspect.Signature | None = None) -> None:
-        found.names.setdefault(name, []).append(Definition(node.lineno, signature))
+    def bind(name: str, signature: inspect.Signature | None = None, value: str | None = None) -> None:
+        awaited = isinstance(node, ast.AsyncFunctionDef)
+        found.names.setdefault(name, []).append(Definition(node.lineno, signature, awaited, value))
 
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         bind(node.name, None if node.decorator_list else _signature(node.args))
@@ -98,11 +108,20 @@ def _note(node: ast.stmt, found: UserSource) -> None:
     else:
         given = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         signature = _signature(given.args) if isinstance(given, ast.Lambda) else None
+        value = _plain_value(given)
         for part in ast.walk(node) if not isinstance(node, _BLOCKS) else _heads(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-                bind(part.id, signature)
+                bind(part.id, signature, value)
             elif isinstance(part, ast.Name) and part.id in ("globals", "vars", "locals", "exec", "setattr"):
                 found.opaque = True
+
+
+def _plain_value(node: ast.expr | None) -> str | None:
+    """What a value is in words, where the text shows that it is no function."""
+    if isinstance(node, ast.Constant):
+        return f"the value {node.value!r}" if node.value is not None else "None"
+    kinds = {ast.List: "a list", ast.Dict: "a dict", ast.Set: "a set", ast.Tuple: "a tuple", ast.JoinedStr: "a text"}
+    return kinds.get(type(node)) if node is not None else None
 
 
 _BLOCKS = (ast.If, ast.Try, ast.With, ast.For, ast.While, ast.Match)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gemma_tune.config import Config
-from gemma_tune.config.own_functions import LOSS, FunctionCall, unknown_field, unknown_fields
+from gemma_tune.config.own_functions import LOSS, FunctionCall, field_problem
 from gemma_tune.data import reading
 from gemma_tune.errors import UserError
 from gemma_tune.user_code import load_function, load_module, split
@@ -65,6 +65,5 @@ def _check_reward_fields(cfg: Config) -> None:
         file, function = split(reference or "")
         found = read_source(file).names.get(function, []) if reference else []
         signature = found[-1].signature if found else None
-        if signature and (unknown := unknown_fields(signature, fields)):
-            where = f"reward.functions.{name}={reference}: {file}:{found[-1].line}"
-            raise UserError(f"{where}: its parameters are {signature}: {unknown_field(unknown[0], fields)}.")
+        if signature and (problem := field_problem(signature, fields)):
+            raise UserError(f"reward.functions.{name}={reference}: {file}:{found[-1].line}: {problem}.")

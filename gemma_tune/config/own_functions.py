@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import Parameter, Signature
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class FunctionCall:
 
     positional: tuple[str, ...]
     named: tuple[str, ...] = ()
+    awaits: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"({', '.join([*self.positional, *(f'{name}=…' for name in self.named)])})"
@@ -71,6 +73,8 @@ class RewardCall:
     rows' fields that it takes: https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function
     """
 
+    awaits: ClassVar[bool] = True
+
     def problem(self, signature: Signature) -> str | None:
         """Why neither call fits; whether a parameter is a field of the rows can't be known here."""
         if takes_records(signature):
@@ -104,18 +108,29 @@ def takes_records(signature: Signature) -> bool:
     return "records" in named and "prompts" not in named and {n for n, must in named.items() if must} <= {*OUR_REWARD}
 
 
-def unknown_fields(signature: Signature, fields: tuple[str, ...]) -> list[str]:
-    """The parameters of a reward with TRL's signature that are required, and neither TRL's nor a field of the rows."""
+def field_problem(signature: Signature, fields: tuple[str, ...]) -> str | None:
+    """What is wrong with the parameters of a reward, once the fields of the rows are known.
+
+    Args:
+        signature: The reward's.
+        fields: Names of the fields of all rows.
+    """
     if takes_records(signature):
-        return []
+        return None
     must = [name for name, required in named_parameters(signature).items() if required]
-    return [name for name in must if name not in TRL_REWARD and (name not in fields or name in NO_COLUMNS)]
-
-
-def unknown_field(name: str, fields: tuple[str, ...]) -> str:
-    """What to say to such a parameter."""
+    said = f"its parameters are {signature}"
+    extra = [name for name in must if name not in OUR_REWARD]
+    if extra and "records" in must and "prompts" not in must and "records" not in fields:
+        return (
+            f"{said}: beside completions and records, nothing is given for {' and '.join(extra)}; give it a default, "
+            f"or take it from each record's row: record.row[{extra[0]!r}]"
+        )
+    unknown = [name for name in must if name not in TRL_REWARD and (name not in fields or name in NO_COLUMNS)]
+    if not unknown:
+        return None
+    name = unknown[0]
     hint = f" TRL names it {name}s." if f"{name}s" in TRL_REWARD else ""
     return (
-        f"{name} is neither an argument of TRL's ({', '.join(TRL_REWARD)}) nor a field of the rows, which have: "
-        f"{', '.join(fields) or 'none'}.{hint} Rename it, give it a default, or {REWARD_WAYS}"
+        f"{said}: {name} is neither an argument of TRL's ({', '.join(TRL_REWARD)}) nor a field of the rows, which "
+        f"have: {', '.join(fields) or 'none'}.{hint} Rename it, give it a default, or {REWARD_WAYS}"
     )

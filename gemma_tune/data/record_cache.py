@@ -11,28 +11,23 @@ import hashlib
 import importlib
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import DataConfig
-from gemma_tune.config.own_functions import READER
-from gemma_tune.data.conversation import answers_to_train
 from gemma_tune.data.file_rows import FileOptions, Row
 from gemma_tune.data.files import read_file
 from gemma_tune.data.formats.auto import recognise_format, refuse_rows
-from gemma_tune.data.formats.preference import Side, pair
 from gemma_tune.data.known_fields import HISTORY, SYSTEM, TOOLS
-from gemma_tune.data.messages import checked_messages
+from gemma_tune.data.own_reader import own_records
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.sources import OpenRows, Source
-from gemma_tune.data.tools import checked_tools
 from gemma_tune.run.manifest import file_version, remember_digest
 from gemma_tune.run.paths import resolve
-from gemma_tune.user_code import load_function
 
 
 class SourceRecords:
@@ -67,7 +62,7 @@ class SourceRecords:
     def _read(self) -> Iterator[Record | BadRow]:
         name = self._data.format
         if ":" in name:
-            return _from_reader(self._source, self._data)
+            return own_records(self._source, self._data)
         rows = self._rows()
         if name == "auto":
             self.format, rows = recognise_format(rows, self._data)
@@ -108,37 +103,6 @@ def _hashed_rows(path: Path, options: FileOptions) -> Iterator[Row | BadRow]:
         yield from read_file(path, file.fileno(), options)
         file.seek(0)
         remember_digest(path, version, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _from_reader(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
-    """The records of a reader of the user's own, checked like those of our formats."""
-    made_by = f"data.format={data.format}"
-    records = load_function(data.format, "data.format", READER)(source, data)
-    if not isinstance(records, Iterable):
-        raise BadRow(f"{source}: {made_by} gave {type(records).__name__}, no list of Record; yield or return them.")
-    for record in records:
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        if not isinstance(record, Record):
-            raise BadRow(f"{source}: {made_by} gave {type(record).__name__}, not Record.")
-        if record.messages is None:
-            yield record
-            continue
-        fields = RowFields(record.where, {}, data.ignore_fields)
-        try:
-            tools = checked_tools(record.tools, record.where)
-            messages = checked_messages(record.messages, record.where, not data.prompts_only, fields, tools=tools)
-            if record.rejected is None:
-                made = replace(record, messages=answers_to_train(messages, record.where, data), tools=tools)
-            else:
-                places = ["messages"] * len(record.prompt) + ["rejected"] * len(record.rejected)
-                other = Side("rejected", [*record.prompt, *record.rejected], places)
-                made = pair(record.where, Side("chosen", messages, "messages"), other, tools, fields)
-                made = replace(made, row=record.row)
-            yield fields.noted(made)
-        except BadRow as error:
-            yield error
 
 
 class CachedRecords:

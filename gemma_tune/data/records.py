@@ -63,6 +63,7 @@ class Record:
     beside: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        self._refuse_other_types()
         if (self.messages is None) == (self.text is None):
             raise BadRow(f"{self.where}: a record has either messages or text.")
         try:
@@ -77,13 +78,36 @@ class Record:
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
             for part in parts:
-                _refuse_control_tokens(part.get("text"), CONTROL_TOKENS, self.where)
+                if isinstance(part, dict):
+                    _refuse_control_tokens(part.get("text"), CONTROL_TOKENS, self.where)
         if self.text and (found := _TURNS.search(self.text)):
             raise BadRow(
                 f"{self.where}: the text holds {found[0][:20]!r}, the turns of a chat: as running text, the user's "
                 "turns would be trained, too. Write the conversation as messages (data=messages)."
             )
         _refuse_control_tokens(self.text, _ANYWHERE, self.where)
+
+    def _refuse_other_types(self) -> None:
+        """What a reader of the user's own may get wrong, and no row of a file can.
+
+        Raises:
+            TypeError: A field of another type.
+        """
+        if not isinstance(self.where, str):
+            raise TypeError(_other_type("where", self.where, "text with file and line, as in f'{path}:{line}'"))
+        if not isinstance(self.text, str | None):
+            raise TypeError(_other_type("text", self.text, "text"))
+        for name in ("messages", "rejected"):
+            given = getattr(self, name)
+            if not isinstance(given, list | None):
+                raise TypeError(_other_type(name, given, "a list of messages, each a dict with role and content"))
+            for place, message in enumerate(given or ()):
+                if not isinstance(message, dict):
+                    raise TypeError(_other_type(f"{name}[{place}]", message, "a dict with role and content"))
+        if not isinstance(self.tools, list | None):
+            raise TypeError(_other_type("tools", self.tools, "a list of function schemas"))
+        if not isinstance(self.row, dict):
+            raise TypeError(_other_type("row", self.row, "a dict"))
 
     def with_remarks(self, **remarks: tuple[str, ...]) -> Record:
         """The same with other `unused`, `missing`, `ignored` or `beside`; its content isn't checked once more."""
@@ -111,6 +135,10 @@ class Record:
         """The text of the last answer; empty where there is none."""
         content = (self.wanted or {}).get("content") or ""
         return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _other_type(name: str, given: Any, wanted: str) -> str:
+    return f"the field {name} of a Record must be {wanted}, not {type(given).__name__}"
 
 
 class BadRow(ValueError):

@@ -16,7 +16,7 @@ from gemma_tune.config.path_keys import read_paths
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.base import Engine
-from gemma_tune.errors import RunError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
@@ -175,7 +175,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
 def _failed(what: str, error: Exception) -> str:
     """Prints a warning about a failure and returns its reason."""
     message = " ".join(str(error).split())[:500] or type(error).__name__
-    reason = f"{type(error).__name__}: {message}"
+    reason = message if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {message}"
     print(f"warning: {what} failed, and the run goes on: {reason}", file=sys.stderr)
     return reason
 

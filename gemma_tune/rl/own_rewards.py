@@ -18,10 +18,9 @@ from gemma_tune.config.own_functions import (
     OUR_REWARD,
     REWARD,
     REWARD_WAYS,
+    field_problem,
     named_parameters,
     takes_records,
-    unknown_field,
-    unknown_fields,
 )
 from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Completion, Reward, Task
@@ -53,8 +52,8 @@ def prepare(reference: str, key: str, tasks: Sequence[Task] | None) -> Reward:
     if takes_records(signature):
         return _OwnReward(function, [name for name in OUR_REWARD if name in named or anything])
     fields = tuple(dict.fromkeys(name for task in tasks or () for name in task.row))
-    if tasks is not None and (unknown := unknown_fields(signature, fields)):
-        raise UserError(f"{said}: its parameters are {signature}: {unknown_field(unknown[0], fields)}.")
+    if tasks is not None and (problem := field_problem(signature, fields)):
+        raise UserError(f"{said}: {problem}.")
     return TrlReward(function, named, anything, tasks or ())
 
 

@@ -87,6 +87,11 @@ class GemmaTrainer(CheckpointedTrainer):
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
 
+    @property
+    def not_finite_way(self) -> str:
+        """What to do about a loss that is NaN or infinite."""
+        return "Lower train.learning_rate, or look at these rows."
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds to each line with a loss the digest of the batches since the line before: `batch`, 8 hex digits."""
         if "loss" in logs:
@@ -123,8 +128,8 @@ class GemmaTrainer(CheckpointedTrainer):
                 self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
-            f"{name} is {value} at step {before + 1}; this step updated no weight. {self._guard.rows()} {kept} Lower "
-            "train.learning_rate, or look at these rows; metrics.jsonl holds all steps before."
+            f"{name} is {value} at step {before + 1}; this step updated no weight. {self._guard.rows()} {kept} "
+            f"{self.not_finite_way} The file metrics.jsonl holds all steps before."
         )
 
     def release(self) -> None:

@@ -17,7 +17,7 @@ from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
-from gemma_tune.user_code import load_function
+from gemma_tune.user_code import in_user_code, load_function
 
 
 class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
@@ -56,12 +56,20 @@ class OwnLossTrainer(GemmaSFTTrainer):
         loss: Called with the model's outputs (`logits`, [B, S, V]), the labels, [B, S], not shifted, -100 where
             nothing is trained, and `num_items_in_batch`, the trained tokens of the whole optimizer step; None where
             they are not counted, and then the mean over the forward passes is taken.
-        said: `key=value` that named it, for messages.
+        named: `path/to/file.py:function`, for messages.
     """
 
-    def __init__(self, *args: Any, loss: Callable[..., Any], said: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss: Callable[..., Any], named: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._loss, self._said = loss, said
+        self._loss, self._named = loss, named
+
+    @property
+    def not_finite_way(self) -> str:
+        """What to do about a loss that is NaN or infinite: it is the user's own."""
+        return (
+            f"The loss is that of train.loss={self._named}: look there for a logarithm of 0, a division by 0 and a "
+            "mean of nothing (rows in which all labels are -100); else lower train.learning_rate."
+        )
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -69,18 +77,32 @@ class OwnLossTrainer(GemmaSFTTrainer):
         """The user's loss.
 
         Raises:
-            UserError: It gave anything but a tensor with one number that depends on the outputs.
+            UserError: It raised an exception, or gave anything but a tensor with one number that depends on the
+                outputs.
         """
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
-        loss = self._loss(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise UserError(
-                f"{self._said}: it gave {given}; return a tensor with one number, made from outputs.logits."
-            )
+        with in_user_code(self._named, "train.loss"):
+            loss = self._loss(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+        if problem := _loss_problem(loss):
+            raise UserError(f"train.loss={self._named}: it gave {problem}.")
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # as Trainer does: DDP averages
         return (loss, outputs) if return_outputs else loss
+
+
+def _loss_problem(loss: Any) -> str | None:
+    """Why what a user's loss gave can't be trained on; None where it can."""
+    wanted = "return a tensor with one number, made from outputs.logits"
+    if not isinstance(loss, torch.Tensor):
+        return f"{type(loss).__name__}; {wanted}"
+    if loss.numel() != 1:
+        return f"a tensor of shape {tuple(loss.shape)}; {wanted}"
+    if not loss.requires_grad:
+        return (
+            "a tensor of one number from which no gradient leads back to outputs.logits; compute it from them with "
+            f"torch, without .detach(), .item(), argmax or no_grad; {wanted}"
+        )
+    return None
 
 
 def sft_trainer(
@@ -108,6 +130,6 @@ def sft_trainer(
         UserError: As `build_trainer`; or `train.loss` can't be loaded.
     """
     if cfg.train.loss is not None:  # refused for trainers that have a loss of their own
-        said = f"train.loss={cfg.train.loss}"
-        kind, more = OwnLossTrainer, {"loss": load_function(cfg.train.loss, "train.loss", LOSS), "said": said}
+        loss = load_function(cfg.train.loss, "train.loss", LOSS)
+        kind, more = OwnLossTrainer, {"loss": loss, "named": cfg.train.loss}
     return build_trainer(kind, cfg, args, model, tokenizer, train.dataset, NonFiniteGuard(find_rows), **more)

@@ -121,3 +121,39 @@ def test_readers_that_cannot_be_called(own: DataConfig, tmp_path: Path, source: 
     (tmp_path / "mine.py").write_text(source + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=said):
         check_first_rows(own)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("{}['q']", r"mine\.py:2: KeyError: 'q' \(while reading .*rows\.jsonl\)"),
+        ("yield good(path)\n    undefined", r"mine\.py:3: NameError: .* \(after the row .*rows\.jsonl:1\)"),
+        ("raise SystemExit", r"mine\.py:2: SystemExit: it would end the whole command"),
+        ("open('nix.txt')", r"mine\.py:2: FileNotFoundError: .*relative paths count from the current folder"),
+        ("yield Record('w', messages='hello')", r"mine\.py:2: TypeError: the field messages of a Record must be"),
+        ("yield Record('w', messages=['hello'])", r"messages\[0\] of a Record must be a dict with role and content"),
+        ("yield Record('w', text=3)", "the field text of a Record must be text, not int"),
+        ("yield Record('w', text='a', tools='t')", "the field tools of a Record must be a list of function schemas"),
+        ("yield Record('w', text='a', row=['t'])", "the field row of a Record must be a dict, not list"),
+        ("yield Record(None, text='a')", r"the field where of a Record must be text with file and line"),
+        ("yield Record('w', message=[])", r"mine\.py:2: TypeError: .* A Record takes where, messages, text, tools,"),
+        ("yield BadRow('line 3 is bad')", r"rows\.jsonl: line 3 is bad"),
+        ("raise BadRow('line 3 is bad')", r"rows\.jsonl: line 3 is bad"),
+    ],
+)  # fmt: skip
+def test_readers_that_raise(own: DataConfig, tmp_path: Path, body: str, said: str) -> None:
+    """One message with file and line of the user's own code."""
+    text = f"""def read(path, data):
+    {body}
+    yield good(path)
+
+from gemma_tune.data.records import BadRow, Record
+
+def good(path):
+    return Record(f"{{path}}:1", text="Some words.")
+"""
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as caught:
+        check_first_rows(own)
+    if "BadRow" not in body:
+        assert str(caught.value).startswith(f"data.format={own.format}: {tmp_path}/mine.py:")

@@ -114,19 +114,28 @@ def test_rows_of_a_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        ("[1]", "TypeError: it returned list, not numbers by name"),
-        ("{'a': 'b'}", "TypeError: it returned str as a, not a number"),
-        ("{'a': 1j}", "TypeError: it returned complex as a, not a number"),
-        ("Outcome({'a': 1}, {'b': []})", "ValueError: it returned rows of b, but no metric of that name"),
-        ("Outcome({'a': 1}, {'a': [{'score': 1}]})", "ValueError: row 0 of a is not a mapping with an id and a score"),
-        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': '1'}]})", "TypeError: it returned str as a's score"),
-        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': 1, 'x': {2}}]})", "ValueError: row 0 of a can't be stored"),
+        ("[1]", "mine.py:3: f: it returned list, not numbers by name"),
+        ("{'a': 'b'}", "mine.py:3: f: it returned str as a, not a number"),
+        ("{'a': 1j}", "mine.py:3: f: it returned complex as a, not a number"),
+        ("Outcome({'a': 1}, {'b': []})", "mine.py:3: f: it returned rows of b, but no metric of that name"),
+        ("Outcome({'a': 1}, {'a': [{'score': 1}]})", "mine.py:3: f: row 0 of a is not a mapping with an id and"),
+        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': '1'}]})", "mine.py:3: f: it returned str as a's score"),
+        ("Outcome({'a': 1}, {'a': [{'id': 1, 'score': 1, 'x': {2}}]})", "mine.py:3: f: row 0 of a can't be stored"),
     ],
 )  # fmt: skip
 def test_what_a_users_may_not_give(gives: str, message: str, tmp_path: Path) -> None:
     text = f"from gemma_tune.evals.base import Outcome\n\ndef f(engine, inputs):\n    return {gives}\n"
     found = evaluated(tmp_path, text)
-    assert found.figures == {} and [reason.startswith(message) for reason in found.failures.values()] == [True]
+    assert found.figures == {} and [message in reason for reason in found.failures.values()] == [True]
+
+
+def test_what_a_users_may_raise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what would end the command in silence."""
+    for line, said in (("{}['a']", "KeyError: 'a'."), ("raise SystemExit(0)", "SystemExit: 0: it would end")):
+        found = evaluated(tmp_path, f"def f(engine, inputs):\n    {line}\n")
+        (reason,) = found.failures.values()
+        assert reason.startswith(f"{tmp_path / 'mine.py'}:2: {said}"), reason
+    assert "Error: /" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -138,8 +147,12 @@ def test_what_a_users_may_not_give(gives: str, message: str, tmp_path: Path) -> 
         ),
         ("def g():\n    return {}['a']\n\nf = g()\n", "mine.py:2: KeyError: 'a'"),
         ("import json\nf = json.loads('')\n", "mine.py:2: JSONDecodeError"),
-        ("def f(:\n", "mine.py:1: invalid syntax"),
-        ("g = 1\n", "has no function 'f'"),
+        ("def f(:\n", r"mine.py:1: invalid syntax: def f\(:"),
+        ("f = len\nraise SystemExit(3)\n", "mine.py:2: SystemExit: 3: it would end the whole command"),
+        ("f = open('nix.txt')\n", r"mine.py:1: FileNotFoundError: .*relative paths count from the current folder"),
+        ("from .helper import f\n", r"mine.py:1: ImportError: .*leave the dot out \(from helper import score\)"),
+        ("f = 5\n", "mine.py:1: f: this is the value 5, and no function; name one: mine.py has none"),
+        ("g = 1\n", "has no function 'f'; it has none"),
         ("def f(engine):\n    return {}\n", r"its parameters are \(engine\), and it is called with \(engine, inputs\)"),
     ],
 )
