@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.config.methods import Kind, Method, named_method
+from gemma_tune.config.methods import Kind, Method, Reads, named_method
 from gemma_tune.untrusted import read_yaml
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -62,7 +62,15 @@ def recipe_page(name: str, file: Path, options: Mapping[str, Path]) -> str:
     if method is not None:
         lines += [*_wrapped("Reads: ", method.reads.value), ""]
     lines += ["Keys (docs/configuration.md lists all, with their defaults):", *_key_lines(keys_of(method))]
-    return "\n".join([*lines, "", f"Settings and rows are checked by: python -m gemma_tune recipe={name} dry_run=true"])
+    return "\n".join([*lines, "", _dry_run(name, method)])
+
+
+def _dry_run(name: str, method: Method | None) -> str:
+    """How to check a command of this recipe; one that needs more keys can't be tried by its name alone."""
+    if method is None or method.trains:
+        return f"Settings and rows are checked by: python -m gemma_tune recipe={name} dry_run=true"
+    checks = "shows the settings" if method.reads is Reads.NOTHING else "checks settings and rows"
+    return f"dry_run=true, added to a command, {checks} and does nothing else."
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -87,6 +95,8 @@ def keys_of(method: Method | None) -> list[str]:
         return list(_TRAINING)
     if method.group:
         own = [f"{method.group}.{f.name}" for f in dataclasses.fields(getattr(Config(), method.group))]
+        if method.reads is Reads.NOTHING:
+            return [*own, *(key for key in method.beside_group if "." in key)]
         return [*own, *(() if method.kind is Kind.COMPARE else ("model.model_name_or_path",))]
     if not method.trains:
         return list(_EXPORTING if method.kind is Kind.EXPORT else _MEASURING)

@@ -88,7 +88,7 @@ def checked(tree: Any, recipe: str, where: str, named: Named | None = None) -> C
     merged = OmegaConf.merge(OmegaConf.structured(Config), validation.literal(plain))
     cfg = cast(Config, OmegaConf.to_object(merged))
     cfg.recipe = cfg.recipe or recipe
-    problems = validation.cross_problems(cfg, named.has_set if named else lambda _: False)
+    problems = validation.cross_problems(cfg, {*named.groups, *named.keys} if named else ())
     if problems:
         raise UserError(*problems)
     resolve_defaults(cfg)

@@ -23,12 +23,13 @@ from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.about import recipe_page, version
 from gemma_tune.cli.named import named_by
 from gemma_tune.cli.overview import help_page, overview, recipes
+from gemma_tune.cli.own_recipe import without_quotes
 from gemma_tune.cli.runner import failures_of, run_recipe
 from gemma_tune.cli.sweep import run_sweep
 from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.run.stopping import Stopped, Stops, listening
-from gemma_tune.validation.choices import options_of
+from gemma_tune.validation.choices import group_problem, options_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,10 +120,14 @@ def _help(argv: Sequence[str]) -> str:
     words, config_dirs, _ = arguments.parse(argv)
     if not (recipe := next((w.removeprefix("recipe=") for w in words if w.startswith("recipe=")), None)):
         return help_page()
+    recipe = without_quotes(recipe)
     compose.check_words([f"recipe={recipe}"], config_dirs)
     options = options_of("recipe", config_dirs)
-    own = resolve(recipe).with_suffix(".yaml") if recipe.endswith(".py") else options[recipe]
-    return recipe_page(recipe, own, options)
+    if recipe.lower().endswith(".py"):
+        return recipe_page(recipe, resolve(recipe).with_suffix(".yaml"), options)
+    if problem := group_problem("recipe", recipe, config_dirs):  # what Hydra reads as another type: null, 3
+        raise UserError(problem)
+    return recipe_page(recipe, options[recipe], options)
 
 
 def _run_jobs(config_dirs: Sequence[Path]) -> None:

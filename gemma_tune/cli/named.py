@@ -41,10 +41,6 @@ class Named:
         """Whether a key, or one below it, was named."""
         return any(key == name or name.startswith(f"{key}.") for name in self.keys)
 
-    def has_set(self, key: str) -> bool:
-        """Whether a key was named, or an option of its group."""
-        return self.has(key) or any(key.startswith(f"{group.replace('/', '.')}.") for group in self.groups)
-
 
 def named_by(words: Sequence[str], config_dirs: Sequence[Path]) -> Named:
     """Reads words that were checked, and the files of `--config-dir` that they choose."""

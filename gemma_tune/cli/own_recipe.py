@@ -78,13 +78,14 @@ def _is_file_name(value: str) -> bool:
 
 def _values(given: str) -> list[str]:
     """The value, or with --multirun several; a path may hold commas itself."""
-    plain = _without_quotes(given)
-    if not _is_file_name(plain) or resolve(plain).is_file():
-        return [plain] if _is_file_name(plain) else [v for v in map(_without_quotes, given.split(",")) if v]
-    return [_without_quotes(v) for v in given.split(",")] if "," in given else [plain]
+    plain = without_quotes(given)
+    if "," not in given or (_is_file_name(plain) and resolve(plain).is_file()):
+        return [plain]
+    return [without_quotes(value) for value in given.split(",")]
 
 
-def _without_quotes(value: str) -> str:
+def without_quotes(value: str) -> str:
+    """A value as it is meant: without blanks around it, and without its quotes."""
     value = value.strip()
     return value[1:-1] if len(value) > 1 and value[0] in _QUOTES and value[-1] == value[0] else value
 

@@ -76,6 +76,7 @@ class Method:
             where nothing is measured (chat, preview).
         gguf: Whether the model may be a GGUF file.
         group: The group of the configuration that only this method uses.
+        beside_group: What has an effect beside `group`, of a method that reads no `data`: keys, or whole groups.
         run_folder: Whether it keeps a run folder.
         new_tokens: Whether `model.added_tokens` may name new ones. A quantized student would learn them from a teacher
             that doesn't know them, and a reward model writes none.
@@ -99,6 +100,7 @@ class Method:
     evaluators: bool = True
     gguf: bool = False
     group: str | None = None
+    beside_group: tuple[str, ...] = ()
     run_folder: bool = True
     new_tokens: bool = False
     takes_over: bool = False
@@ -209,7 +211,10 @@ METHODS: dict[str, Method] = {
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
     "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
-    "plan": Method("plan", Kind.PLAN, Reads.NOTHING, group="plan", run_folder=False),
+    "plan": Method(
+        "plan", Kind.PLAN, Reads.NOTHING, group="plan", run_folder=False,
+        beside_group=("model.model_name_or_path", "model.revision", "model.device", "train", "seed", "overwrite"),
+    ),
     "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
 }  # fmt: skip
 

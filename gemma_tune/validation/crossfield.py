@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from gemma_tune.config import AdapterConfig, Config, DataConfig, ExportConfig, TrainConfig
 from gemma_tune.config.data import FORMATS, LABELLED
@@ -15,7 +15,7 @@ from gemma_tune.validation.adapter_layers import layer_problems
 from gemma_tune.validation.chat_and_preview import chat_problems, no_other, preview_problems
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
-from gemma_tune.validation.looking import looks_only, models_problems, plan_problems
+from gemma_tune.validation.looking import models_problems, plan_problems, unread_keys
 from gemma_tune.validation.measuring import (
     compare_problems,
     evaluate_problems,
@@ -272,27 +272,29 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.EXPORT: (_model, export_problems, _data, evaluator_problems, grid_problems, output_dir_problems),
     Kind.MEASURE: (_model, evaluate_problems, _data, evaluator_problems, output_dir_problems),
     Kind.TRAIN: (*_TRAINING, output_dir_problems),
-    Kind.DOCTOR: (looks_only,),
+    Kind.DOCTOR: (),
     Kind.COPY: (own_code.copy_problems,),
-    Kind.MODELS: (looks_only, models_problems),
-    Kind.PLAN: (_model, looks_only, plan_problems),
+    Kind.MODELS: (models_problems,),
+    Kind.PLAN: (_model, plan_problems),
 }
 
 
-def cross_problems(cfg: Config, is_named: Callable[[str], bool] = lambda _: False) -> list[str]:
+def cross_problems(cfg: Config, named: Collection[str] = ()) -> list[str]:
     """All problems that a single value can't show.
 
     Args:
         cfg: The configuration.
-        is_named: Whether the user has named a key.
+        named: The groups and keys that the user has named.
     """
     if problem := own_code.method_problem(cfg):  # all else depends on what the method is
         return [problem]
     method = cfg.traits
+    if unread := list(unread_keys(cfg, named)):
+        return [*unread, *no_other(cfg)]
     groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems, *own_code.CHECKS]
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), output_dir_problems]
     else:
         groups += _CHECKS[method.kind]
     groups += [rl_problems] if method.rewarded else [preference_problems] if method.compares_answers else []
-    return [*(problem for group in groups for problem in group(cfg)), *named_in_vain(cfg, is_named)]
+    return [*(problem for group in groups for problem in group(cfg)), *named_in_vain(cfg, named)]

@@ -1,26 +1,47 @@
-"""Checks of the recipes that neither train nor read data (doctor, plan, models)."""
+"""Checks of the recipes that neither train nor read data (doctor, copy, plan, models)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gemma_tune.config import Config
-from gemma_tune.config.methods import METHODS
+from gemma_tune.config.methods import METHODS, Kind, Reads
 from gemma_tune.config.train import TrainConfig
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation.chat_and_preview import problems_of_output
 from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.schema import overlap
 from gemma_tune.validation.suggest import did_you_mean
 
+# What says which recipe runs, and whether
+_OF_EVERY_RECIPE = ("recipe", "recipe_file", "method", "dry_run")
 
-def looks_only(cfg: Config) -> Iterator[str]:
-    """What has no effect on a recipe that looks and does nothing."""
-    if cfg.output_dir is not None:
-        yield f"output_dir has no effect with recipe={cfg.recipe}, which keeps no run folder; leave it out."
-    if cfg.adapter.peft_type != "none":
-        yield f"adapter has no effect with recipe={cfg.recipe}, which trains nothing; leave it out."
+
+def unread_keys(cfg: Config, named: Collection[str]) -> Iterator[str]:
+    """Keys and groups that the user has named, and that a recipe which reads no data doesn't look at.
+
+    Args:
+        cfg: The configuration.
+        named: Groups of which an option was chosen, and whole keys.
+    """
+    method = cfg.traits
+    if method.reads is not Reads.NOTHING:
+        return
+    others = {other.group for other in METHODS.values() if other.group}  # `no_other` speaks of these
+    read = (
+        *_OF_EVERY_RECIPE,
+        *others,
+        *method.beside_group,
+        *(("tracker",) if cfg.tracker.report_to == "none" else ()),
+    )
+    for key in sorted(named):
+        if any(overlap(key, name) for name in read):
+            continue
+        instead = ", or choose a model by models.inspect or models.fetch"
+        hint = instead if method.kind is Kind.MODELS and key.partition(".")[0] == "model" else ""
+        yield f"{key} has no effect with recipe={cfg.recipe}, which doesn't read it; leave it out{hint}."
 
 
 def models_problems(cfg: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import folder_status, has_results, is_bundled, is_run_with_results, resolve
 from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.schema import overlap
 
 # Keys of `train` that they use: the length of validation rows, and the batch size.
 _MEASURE_WITH = ("max_length", "per_device_eval_batch_size")
@@ -65,11 +66,11 @@ def compare_problems(cfg: Config) -> Iterator[str]:
         yield from _measures_nothing(cfg)
 
 
-def named_in_vain(cfg: Config, is_named: Callable[[str], bool]) -> Iterator[str]:
+def named_in_vain(cfg: Config, named: Collection[str]) -> Iterator[str]:
     """What the user has named for a measurement where none is made; what shipped files and runs say is no mistake."""
     if cfg.traits.kind is not Kind.COMPARE or needs_rows(cfg):
         return
-    if keys := [key for key in _set_of_measuring(cfg) if is_named(key)]:
+    if keys := [key for key in _set_of_measuring(cfg) if any(overlap(key, name) for name in named)]:
         yield (
             f"{', '.join(keys)}: without effect, since every one of compare.models is a run that has measured itself; "
             "leave this out, or name weights to measure them now (runs/a/adapter, runs/a/export/merged)."

@@ -132,10 +132,6 @@ def copy_problems(cfg: Config) -> Iterator[str]:
     for file in (folder / f"{c.named}{suffix}" for suffix in (".py", ".yaml")):
         if file.exists() or file.is_symlink():
             yield f"{file} is there already, and is not replaced; choose another copy.name or copy.to."
-    if cfg.overwrite:
-        yield "overwrite=true has no effect with recipe=copy, which replaces nothing; leave it out."
-    if cfg.output_dir is not None:
-        yield "output_dir has no effect with recipe=copy, which keeps no run folder; the folder is copy.to."
 
 
 def method_problem(cfg: Config) -> str | None:

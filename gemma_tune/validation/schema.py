@@ -57,6 +57,11 @@ def is_open(key: str) -> bool:
     return any(key.startswith(f"{o}.") for o in OPEN)
 
 
+def overlap(key: str, other: str) -> bool:
+    """Whether one of two keys or groups is the other one, or lies below it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
 def unknown_key(key: str, where: str) -> str | None:
     """The message for a key that the schema lacks, or None."""
     if key in FIELDS or is_open(key) or key in GROUPS:

@@ -177,7 +177,7 @@ def test_every_recipe_can_be_copied(name: str, folder: Path, capsys: pytest.Capt
         (["copy.recipe=dpo", "copy.name=mine"], "mine.py is there already, and is not replaced"),
         (["copy.recipe=dpo", "copy.name=a/b"], "copy.name=a/b: a name has letters"),
         (["copy.recipe=dpo", "copy.name=x.py"], "copy.name=x.py: a name has letters"),
-        (["copy.recipe=dpo", "overwrite=true"], "overwrite=true has no effect"),
+        (["copy.recipe=dpo", "overwrite=true"], "overwrite has no effect"),
         (["copy.recipe=dpo", f"copy.to={RECIPES}"], "gemma_tune's own; name one of yours"),
     ],
 )

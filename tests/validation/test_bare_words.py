@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from asking import ask, refused
+from asking import ask, refused, write
 
+from gemma_tune.errors import UserError
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.validation import problems_of_words
 
@@ -108,6 +109,52 @@ def test_a_page_of_each_recipe(recipe: str, folder: Path, capsys: pytest.Capture
         assert said.startswith(f"recipe={recipe}\n") and f"python -m gemma_tune recipe={recipe}" in said
         assert "Keys (docs/configuration.md" in said and len(said.splitlines()) < 60
     assert main([f"recipe={recipe[:-1]}x", "-h"]) == 2
+
+
+@pytest.mark.parametrize("recipe", ["copy", "doctor", "models"])
+def test_a_page_names_only_what_is_read(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from gemma_tune.cli.main import main
+
+    assert main([f"recipe={recipe}", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "model.model_name_or_path" not in said and f"recipe={recipe} dry_run=true" not in said
+
+
+def test_a_page_of_a_quoted_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quotes and blanks, as Hydra takes them; what Hydra reads as no text is no recipe."""
+    from gemma_tune.cli.main import main
+
+    write("my copies/mine.py", "def run(cfg, folder): ...\n")
+    write("my copies/mine.yaml", "# @package _global_\n# For my cat.\nmethod: sft\n")
+    for word in ("'qlora_sft'", '"qlora_sft"', " qlora_sft"):
+        assert main([f"recipe={word}", "--help"]) == 0
+        assert capsys.readouterr().out.startswith("recipe=qlora_sft\n")
+    for word in ("'my copies/mine.py'", "my copies/mine.py"):
+        assert main([f"recipe={word}", "--help"]) == 0
+        assert "For my cat." in capsys.readouterr().out
+    for word in ("null", "3", "[dpo]", "", "''", "dpo,", "'"):
+        assert main([f"recipe={word}", "--help"]) in (0, 2), word
+        assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["copy", "doctor", "models", "plan"])
+def test_words_without_an_effect(recipe: str, folder: Path) -> None:
+    """A recipe that only looks refuses what it doesn't look at, from words and from files, and lists all of it."""
+    from gemma_tune.cli.compose import compose_config
+
+    own = {"copy": ["copy.recipe=dpo"], "plan": ["model=gemma3_4b_it", "train.max_length=64", "seed=1"]}.get(recipe, [])
+    compose_config(recipe, [*own, "dry_run=true", "tracker=none"])
+    words = ["data.train_file=nope.csv", "adapter=lora", "eval.max_samples=3", "model.dtype=float32", "output_dir=x"]
+    words += [] if recipe == "plan" else ["train.learning_rate=1e-3", "model=gemma3_1b_it", "seed=3", "overwrite=true"]
+    with pytest.raises(UserError) as refused:
+        compose_config(recipe, [*own, *words])
+    said = refused.value.problems
+    assert len(said) == len(words), said
+    for word in words:
+        assert any(f"{word.partition('=')[0]} has no effect with recipe={recipe}" in problem for problem in said)
+    write("mine/recipe/mine.yaml", f"# @package _global_\ndefaults: [{recipe}, _self_]\nexport: {{formats: [gguf]}}\n")
+    with pytest.raises(UserError, match=r"export\.formats has no effect with recipe=mine"):
+        compose_config("mine", own, "mine")
 
 
 def test_a_users_recipe_has_a_page(folder: Path) -> None:
