@@ -127,12 +127,7 @@ def _check_rows(tree: Tree, named: Named, run: Path, model: str, methods: tuple[
         )
     drawn = data["validation_split_percentage"] or data["validation_split"] or data["generator"]
     if not method.reads_training_set and not drawn:
-        data["dataset_name"] = None
-        for key in ("dataset_config_name", "split", "revision"):
-            data[key] = _DEFAULTS["data"][key]
-        if any(_missing(data, ("train_file", "train_files"))):
-            sources, keys = KINDS_OF_ROWS[0]
-            data.update({key: copy.deepcopy(_DEFAULTS["data"][key]) for key in (*sources, *keys)})
+        _leave_training_set_out(tree, named)
     if problems := [
         f"{key}={name}: the rows of {model or run} are no longer there; put them back, name others ({key}=FILE), leave "
         f"them out ({key}=null), or choose data=sample for the bundled sample."
@@ -140,6 +135,28 @@ def _check_rows(tree: Tree, named: Named, run: Path, model: str, methods: tuple[
         if not named.has(key)
     ]:
         raise UserError(*problems)
+
+
+def _leave_training_set_out(tree: Tree, named: Named) -> None:
+    """Takes the run's training set out of `data`, if it is gone or of the Hub; never one that the user names.
+
+    Raises:
+        UserError: The user names a training set alone: other rows would be measured than those meant.
+    """
+    data, (sources, keys) = tree["data"], KINDS_OF_ROWS[0]
+    given = [key for key in sources if named.has(f"data.{key}") and data[key]]
+    if given and not any(named.has(f"data.{key}") and data[key] for key in ("validation_file", "test_files")):
+        raise UserError(
+            f"data.{given[0]} has no effect with recipe={tree['recipe']}, which reads test rows: name yours by "
+            "data.test_files.NAME=FILE, or leave it out for those of the run."
+        )
+    if given:
+        return
+    data["dataset_name"] = None
+    for key in ("dataset_config_name", "split", "revision"):
+        data[key] = _DEFAULTS["data"][key]
+    if any(_missing(data, ("train_file", "train_files"))):
+        data.update({key: copy.deepcopy(_DEFAULTS["data"][key]) for key in (*sources, *keys)})
 
 
 def _missing(data: Tree, keys: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -136,6 +136,22 @@ def test_rows_of_a_generator_are_the_runs_own_where_it_is_the_runs(folder: Path)
         assert rows_line(other, {"chain_sum": [1]}, 0).startswith("data: test rows: chain_sum ("), key
 
 
+@pytest.mark.parametrize("word", ["data.train_file=other.csv", "data.train_file=mine/other.jsonl",
+                                  "data.train_files.a=other.csv", "data.dataset_name=me/rows"])  # fmt: skip
+def test_a_training_set_is_not_measured(folder: Path, word: str) -> None:
+    """Who names one means to have it measured; beside test rows it is what any recipe makes of it."""
+    run, key = make_run(), word.partition("=")[0].replace("files.a", "files")
+    with pytest.raises(UserError, match=rf"{key} has no effect with recipe=evaluate.*data\.test_files\.NAME=FILE"):
+        composed(run, word)
+    if "other.csv" in word:
+        with pytest.raises(UserError, match=r"other\.csv: there is no such file"):
+            composed(run, word, "data.test_files.mine=mine/other.jsonl")
+    if word.endswith("jsonl"):
+        assert "other.jsonl" in composed(run, word, "data.test_files.mine=mine/test.jsonl").data.train_file
+        drawn = composed(run, word, "data.validation_file=null", "data.validation_split_percentage=50")
+        assert "other.jsonl" in drawn.data.train_file
+
+
 def test_rows_that_are_gone_or_changed(folder: Path) -> None:
     run = make_run()
     said = rows_line(composed(run), {"own": [1, 2, 3, 4]}, 4)
