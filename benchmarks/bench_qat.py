@@ -309,9 +309,9 @@ def sizes_text(found: dict[str, Any]) -> str:
     return f"""## Sizes
 
 `recipe=export` of the embedded model, {found["weights"]:,} weights; merged is bfloat16. The GGUF file also holds the
-tokenizer.
+tokenizer; runs say the bits per weight of the tensors alone.
 
-{table(["file", "bytes", "bits per weight"], lines)}
+{table(["file", "bytes", "bits of the file over weights"], lines)}
 """
 
 

@@ -4,7 +4,7 @@ A recipe with a run folder is a module with
 
 - `run(cfg, folder) -> RunResult`: the steps, top to bottom;
 - `read`: how it reads its data, which a dry run calls, too: `(cfg, setup) -> Data` where it trains, else
-  `(cfg, folder)`, which gives a list of what is measured (`ToMeasure`);
+  `(cfg, folder)`, which gives a list of what is measured (`Measurement`);
 - perhaps `look(cfg) -> Setup`: how it finds the model, where that is not `look_at_model`;
 - perhaps `stages`: functions `(cfg, path) -> Config`, the trainings that it runs one after the other;
 

@@ -13,14 +13,14 @@ from gemma_tune.run.terminal import say, say_end
 from gemma_tune.run.tracking import Tracker
 from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measure_only import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 
 
-def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
+def read(cfg: Config, folder: RunFolder) -> list[Measurement]:
     """The model and what is asked of it; nothing of it waits for the weights."""
     check_model_hardware(cfg.model)
     with folder.timed("data"):
-        return [to_measure(cfg)]
+        return [prepare_measurement(cfg)]
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:

@@ -23,11 +23,11 @@ from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say, say_files
 from gemma_tune.steps.data import test_notes
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measure_only import ToMeasure, to_measure
-from gemma_tune.steps.quality import measure_files, measuring, rows_to_check
+from gemma_tune.steps.measure_only import Measurement, prepare_measurement
+from gemma_tune.steps.quality import measure_files, quality_measurement, rows_to_check
 
 
-def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
+def read(cfg: Config, folder: RunFolder) -> list[Measurement]:
     """The model and the rows that its files are measured and compared on; refuses what surely does not fit."""
     check_model_hardware(cfg.model)
     source = find_full_weights(cfg.model)
@@ -36,8 +36,8 @@ def read(cfg: Config, folder: RunFolder) -> list[ToMeasure]:
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):
-        measured = measuring(cfg, cfg.model.model_name_or_path)
-        return [replace(measured or to_measure(cfg, source, evaluators=False), source=source)]
+        measured = quality_measurement(cfg, cfg.model.model_name_or_path)
+        return [replace(measured or prepare_measurement(cfg, source, evaluators=False), source=source)]
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:

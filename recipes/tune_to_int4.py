@@ -24,7 +24,7 @@ from gemma_tune.run.paths import ON_GRID, TUNED
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say, say_files
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measure_only import to_measure
+from gemma_tune.steps.measure_only import prepare_measurement
 from gemma_tune.steps.setup import set_up
 
 read = sft.read
@@ -67,7 +67,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         say("", "3 of 3: the GGUF in llama.cpp")
         gguf_file = next((quantized / "export" / "gguf").glob("*.gguf"))
         served = of_measuring(cfg, str(gguf_file), tokenizer=str(tuned / "export" / "merged"))
-        found = to_measure(served).measure("GGUF", folder)
+        found = prepare_measurement(served).measure("GGUF", folder)
         found.save(folder.evals, "after")
         base, after, int4 = (
             stored_results("base", str(tuned), "before"),

@@ -18,7 +18,7 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import test_notes
-from gemma_tune.steps.measure_only import ToMeasure
+from gemma_tune.steps.measure_only import Measurement
 from gemma_tune.steps.setup import Setup, look_at_model
 
 
@@ -59,7 +59,7 @@ def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResu
         UserError: The model or the data can't be used.
     """
     found = (getattr(one, "asked", one) for one in recipe.read(cfg, folder))
-    asked = next((one for one in found if isinstance(one, ToMeasure)), None)
+    asked = next((one for one in found if isinstance(one, Measurement)), None)
     if asked is None:  # runs that have measured themselves are compared
         return RunResult(cfg.recipe, status="dry_run")
     console = Console(highlight=False, soft_wrap=True)

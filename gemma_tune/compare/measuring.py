@@ -19,7 +19,7 @@ from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import is_run_with_results, resolve
 from gemma_tune.steps.inputs import note_source
-from gemma_tune.steps.measure_only import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class NamedModel:
     """A model that is to be measured, and what it is called in the comparison."""
 
     name: str
-    asked: ToMeasure
+    asked: Measurement
 
 
 def names_of(compare: CompareConfig) -> list[tuple[str, str | None]]:
@@ -69,7 +69,7 @@ def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
 
 
 def _look_at(cfg: Config, name: str, model: str) -> NamedModel:
-    return NamedModel(name, to_measure(replace(cfg, model=replace(cfg.model, model_name_or_path=model))))
+    return NamedModel(name, prepare_measurement(replace(cfg, model=replace(cfg.model, model_name_or_path=model))))
 
 
 def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:

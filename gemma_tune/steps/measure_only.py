@@ -28,7 +28,7 @@ from gemma_tune.steps.rows_used import rows_line
 
 
 @dataclass(frozen=True)
-class ToMeasure:
+class Measurement:
     """A model that is to be measured, and all that this needs beside its weights.
 
     Attributes:
@@ -90,7 +90,7 @@ class ToMeasure:
             return self.ask(when, engine, folder)
 
 
-def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = True) -> ToMeasure:
+def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: bool = True) -> Measurement:
     """Reads all that is asked of a model; nothing of it waits for the weights.
 
     Args:
@@ -110,4 +110,4 @@ def to_measure(cfg: Config, source: Source | None = None, evaluators: bool = Tru
     held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
     tests = read_tests(cfg.data) if evaluators and cfg.eval.answers_tests else {}
     prepared = prepare_evaluators(cfg, tokenizer, held_out, tests) if evaluators else {}
-    return ToMeasure(cfg, source, tokenizer, held_out, tests, prepared)
+    return Measurement(cfg, source, tokenizer, held_out, tests, prepared)

@@ -27,7 +27,7 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS, looks_local, resolve
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.advice import advice_on
-from gemma_tune.steps.measure_only import ToMeasure, to_measure
+from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 from gemma_tune.validation.measuring import holds_out
 
 SOURCE = "source"
@@ -58,7 +58,7 @@ def why_not_measured(cfg: Config) -> str:
     return f"Quality was not measured: there are no rows to measure it on; {_NAME_ROWS}."
 
 
-def measuring(cfg: Config, model: str, tokenizer: str | None = None) -> ToMeasure | None:
+def quality_measurement(cfg: Config, model: str, tokenizer: str | None = None) -> Measurement | None:
     """What is asked of a model: that one evaluator, on at most `export.quality_samples` rows; None where there is none.
 
     Args:
@@ -67,7 +67,7 @@ def measuring(cfg: Config, model: str, tokenizer: str | None = None) -> ToMeasur
         tokenizer: Its tokenizer; None: the one beside the weights.
 
     Raises:
-        UserError: As `to_measure`.
+        UserError: As `prepare_measurement`.
     """
     evaluator, most = quality_evaluator(cfg), cfg.export.quality_samples
     if evaluator is None:
@@ -81,7 +81,7 @@ def measuring(cfg: Config, model: str, tokenizer: str | None = None) -> ToMeasur
         lm_eval=replace(e.lm_eval, limit=min(e.lm_eval.limit or most, most)),
     )
     data = replace(cfg.data, max_eval_samples=min(rows or most, most))
-    return to_measure(of_measuring(replace(cfg, eval=few, data=data), model, tokenizer))
+    return prepare_measurement(of_measuring(replace(cfg, eval=few, data=data), model, tokenizer))
 
 
 def free_memory_of(model: Any) -> None:
@@ -123,7 +123,7 @@ def measure_files(
             say(f"measuring {number} of {len(places)}: {name}")
             tokenizer = source.tokenizer if place.endswith(".gguf") else None
             try:
-                asked = measuring(cfg, place, tokenizer)
+                asked = quality_measurement(cfg, place, tokenizer)
                 assert asked is not None
                 with asked.opened(folder) as engine:
                     found[name] = asked.ask(name, engine, folder)
@@ -192,7 +192,7 @@ def _ids(rows: Sequence[Mapping[str, Any]]) -> set[Any]:
     return {row["id"] for row in rows}
 
 
-def rows_to_check(asked: ToMeasure) -> TokenizedRows:
+def rows_to_check(asked: Measurement) -> TokenizedRows:
     """The validation rows, on which files are compared with the model position by position; else a text of ours.
 
     Numbers are compared there and no quality is measured, so that any text will do.
