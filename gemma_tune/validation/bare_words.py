@@ -10,11 +10,15 @@ from typing import NamedTuple
 
 from gemma_tune.errors import shortened
 from gemma_tune.run.paths import FILE_TYPES
+from gemma_tune.validation.choices import options_of
 from gemma_tune.validation.schema import FIELDS, GROUPS, full_key
 from gemma_tune.validation.suggest import OTHER_TOOLS, near, other_option, suggest_key
 
 _VERBS = ("train", "tune", "finetune", "fine-tune", "fine_tune", "run", "start", "launch", "python", "gemma_tune")
 _ASKS = {"help": "--help", "version": "--version", "list": "--help", "recipes": "--help", "?": "--help"}
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+# Keys with free text: taken literally, with commas, braces and quotes.
+FREE_TEXTS = ("chat.prompt", "chat.system")
 _TYPED = re.compile(r"[“”„‘’«»–—−]")
 
 
@@ -76,7 +80,7 @@ def _answer(
         return f"{said}: write {key or word}={shortened(value)}", run[:2]
     if word.lower() in _ASKS and not rest:
         return f"{said}: write python -m gemma_tune {_ASKS[word.lower()]}", [place]
-    if before := _split_value(words, place):
+    if (before := _split_value(words, place)) and not _stands_alone(before, word, recipes, models):
         whole, part = " ".join([before, *(words[i] for i in run)]), " ".join(words[i] for i in run)
         quotes = shortened(shlex.quote(whole))
         return f"`{shortened(part)}` stands alone: put quotes around a value with blanks: {quotes}", [place - 1, *run]
@@ -85,9 +89,11 @@ def _answer(
 
 
 def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collection[str], models: Collection[str]) -> str:
-    lower = word.lower()
+    lower, chosen = word.lower(), next((w for w in words if w.startswith("recipe=")), None)
+    if word in recipes and chosen not in (None, f"recipe={word}"):
+        return f": one recipe at a time: {shortened(str(chosen))}, or recipe={word} in its place"
     if lower in _VERBS or word in GROUPS:
-        if chosen := next((w for w in words if w.startswith("recipe=")), None):
+        if chosen:
             return f" isn't needed; leave it out: python -m gemma_tune {shortened(chosen)} …"
         name = rest[0] if rest and rest[0] in recipes else word if word in recipes else "qlora_sft"
         return f": what is done is said by a recipe: python -m gemma_tune recipe={name} …"
@@ -95,11 +101,13 @@ def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collectio
         return f": write recipe={word}"
     if word in models:
         return f": write model={word}"
+    if chosen and (group := _group_of(word)):
+        return f": write {group}={word}"
     if lower.endswith(FILE_TYPES):
         return f": a file to train on is named by its key: data.train_file={word}"
     if lower.endswith((".yaml", ".yml")):
         return f": a recipe is named without its folder and ending: recipe={PurePath(word).stem}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", word):
+    if _ON_HUB.fullmatch(word):
         return f": a model is named by its key: model.model_name_or_path={word}"
     key, colon, value = word.partition(":")
     if colon and (known := _as_key(key)):
@@ -109,6 +117,22 @@ def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collectio
     if close := near(word, recipes):
         return f" is not of the form key=value. Did you mean recipe={close[0]}?"
     return f" is not of the form key=value.{suggest_key(word, FIELDS) if re.search('[._]', word) else ''}"
+
+
+def _group_of(word: str) -> str | None:
+    """The group that has an option of this name, if it is only one."""
+    found = [group for group in GROUPS if word in options_of(group, [])]
+    return found[0] if len(found) == 1 else None
+
+
+def _stands_alone(before: str, word: str, recipes: Collection[str], models: Collection[str]) -> bool:
+    """Whether a word means something of its own, and isn't the rest of the value before it."""
+    key, _, value = before.partition("=")
+    if key in FREE_TEXTS or "[" in value or "{" in value:
+        return False
+    if word.lower().endswith(FILE_TYPES):  # `data.train_file=my file.jsonl` is one name
+        return FIELDS[key][0].metadata.get("path") != "rows" or value.lower().endswith(FILE_TYPES)
+    return word in recipes or word in models or _group_of(word) is not None or bool(_ON_HUB.fullmatch(word))
 
 
 def _as_key(word: str) -> str | None:

@@ -18,14 +18,12 @@ from yaml import YAMLError
 
 from gemma_tune.errors import shortened
 from gemma_tune.untrusted import check_yaml
-from gemma_tune.validation.bare_words import meant
+from gemma_tune.validation.bare_words import FREE_TEXTS, meant
 from gemma_tune.validation.choices import LONGEST_KEY, WHERE, group_problem, options_of
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
 from gemma_tune.validation.suggest import did_you_mean
 
 _TYPOGRAPHIC = re.compile("[“”„‘’«»]")
-# Keys with free text: taken literally, with commas, braces and quotes.
-FREE_TEXTS = ("chat.prompt", "chat.system")
 _QUOTES = ("'", '"')
 # Characters of a word (Hydra reads about 10,000 a second) and of a free text; values of a sweep
 _WORD, _FREE_TEXT, _SWEPT = 8_000, 100_000, 200

@@ -65,7 +65,7 @@ def test_no_evaluator_and_no_row_to_answer() -> None:
 def test_settings_of_training_have_no_effect(key: str) -> None:
     name = f"eval.{key.split('=')[0]} has no effect"
     with pytest.raises(UserError, match=f"{name} with recipe=evaluate"):
-        compose_config("evaluate", [f"eval.{key}"])
+        compose_config("evaluate", [f"eval.{key}", "eval.evaluators=[held_out_loss]"])
     if key.startswith("before"):
         assert compose_config("lora_sft", [f"eval.{key}"])
         return
