@@ -137,6 +137,23 @@ def check_yaml(text: str) -> None:
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def yaml_fault(file: str | Path, error: Exception) -> str:
+    """Why a file is no valid YAML, in one line with its line.
+
+    Args:
+        file: The file.
+        error: Of PyYAML, or what was made of it.
+    """
+    of_yaml = error if isinstance(error, yaml.MarkedYAMLError) else error.__cause__
+    mark = of_yaml.problem_mark if isinstance(of_yaml, yaml.MarkedYAMLError) else None
+    if mark is None or not isinstance(of_yaml, yaml.MarkedYAMLError):
+        return f"{file}: this is not valid YAML: {' '.join(str(error).split())}"
+    said = of_yaml.problem or of_yaml.context
+    if "'\\t'" in str(said):
+        said = "there is a tab; indent with spaces"
+    return f"{file}:{mark.line + 1}: this is not valid YAML: {said}."
+
+
 def _written_out(node: yaml.Node, sizes: dict[int, int | None]) -> int:
     """How many values there are once every alias is written out."""
     if id(node) in sizes:

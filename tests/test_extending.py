@@ -180,6 +180,11 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
         ["recipe=grpo", "reward.functions.mine=mine.py"],
         ["gemma_tune: reward.functions.mine=mine.py: write path/to/file.py:function.\n"],
     ),
+    "a reward with a colon alone": (
+        "def f(completions, records): ...",
+        ["recipe=grpo", "reward.functions.mine=mine.py:"],
+        ["gemma_tune: reward.functions.mine=mine.py:: write path/to/file.py:function.\n"],
+    ),
     "the key of a recipe's file": (
         "def run(cfg, folder): ...",
         ["recipe=lora_sft", "recipe_file=mine.py"],

@@ -135,7 +135,12 @@ def _stop_token(text: str, vocabulary: Vocabulary, bos: str) -> tuple[str, str |
         return stop, None
     said = f"only {behind.strip()[:40]!r} follows it" if behind.strip() else "nothing follows it"
     name = next(iter(re.findall(r"<[^<>\s]+>", behind)), None)
-    add = f"; {name} is no token of this tokenizer: add model.added_tokens=[{name}]" if name else ""
+    add = ""
+    if name:  # and those that begin a turn, in the same brackets
+        alike = re.findall(r"<\|[^<>|\s]+\|>", text) if name.startswith("<|") else []
+        new = [token for token in dict.fromkeys([*alike, name]) if token not in vocabulary.added]
+        verb = "are no tokens" if len(new) > 1 else "is no token"
+        add = f"; {' and '.join(new)} {verb} of this tokenizer: add 'model.added_tokens=[{','.join(new)}]'"
     return "", (
         f"an answer ends without a stop token ({said}), so a model would not learn to stop: write {{{{ eos_token }}}} "
         f"or <end_of_turn> behind it{add}."

@@ -86,11 +86,16 @@ class ChatForm:
         """Tokens that the tokenizer must have."""
         return ("<pad>", *self.control_tokens)
 
+    @property
+    def with_tools(self) -> str:
+        """What has a place for tools, for messages."""
+        return "model that has one"
+
     def check(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> None:
         """Raises Unrenderable if the chat format can't express something in the conversation, or would change it."""
         if tools and not self.calls:
             raise Unrenderable(
-                f"there is no place for tools in {self.families}; take a model that has one, or leave tools out."
+                f"there is no place for tools in {self.families}; take a {self.with_tools}, or leave tools out."
             )
         for message in messages:
             if message["role"] in ("system", "developer") and not self.system:

@@ -38,6 +38,11 @@ class OwnForm(ChatForm):
     marked: bool = False
     weighed: bool = True
 
+    @property
+    def with_tools(self) -> str:
+        """What has a place for tools, for messages."""
+        return "template that writes `tools` and each message's `tool_calls`"
+
 
 def saved(source: str) -> str:
     """The template as it is saved with a model, which renders the same text."""

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
 from gemma_tune.chat.forms import thinking_of
-from gemma_tune.data.known_fields import THINKING
+from gemma_tune.data.known_fields import THINKING, TOOLS
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import structure_in
 
@@ -46,7 +46,18 @@ def unrenderable(record: Record, error: Exception) -> BadRow:
         if names and "thinking" in str(error)
         else ""
     )
+    if record.messages is not None and "no place for" in str(error) and "tools" in str(error):
+        way = _without_tools(record)
     return BadRow(f"{record.where}: {error}{way}")
+
+
+def _without_tools(record: Record) -> str:
+    """The key that reads a row without its tools, or, where it has calls of them, leaves it out."""
+    calls = any(m.get("tool_calls") or m["role"] == "tool" for m in record.messages or ())
+    names = [name for name in TOOLS if name in record.row]
+    if calls or not names:
+        return " data.on_bad_row=skip leaves such rows out."
+    return f" data.ignore_fields=[{','.join(names)}] reads the rows without them; data.on_bad_row=skip leaves them out."
 
 
 def _thinking(place: str, value: Any) -> Iterator[str]:

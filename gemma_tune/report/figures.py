@@ -73,8 +73,8 @@ def _without_call(row: ScoredRow) -> bool:
 
 
 def headline(head: Mapping[str, Any]) -> list[Change]:
-    """A result's `headline` alone, where no evaluation has its figure; nothing where there is none."""
-    if "name" not in head:
+    """A result's `headline` alone, where no evaluation has its figure; nothing where it has no value."""
+    if "name" not in head or (head.get(BEFORE) is None and head.get(AFTER) is None):
         return []
     before, after = (FigureText(as_text(head["name"], head.get(when))) for when in (BEFORE, AFTER))
     return [Change(head["name"], before, after)]

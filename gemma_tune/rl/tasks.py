@@ -214,12 +214,25 @@ def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenize
     return Tasks(records, tokenizer, longest, read.refused if data.skips_rows else None, read)
 
 
-def check_number(tasks: Tasks, train: TrainConfig) -> None:
-    """Raises UserError where there are fewer prompts than one generation takes."""
-    prompts = (train.per_device_train_batch_size or 0) * train.passes_per_generation // train.num_generations
-    if len(tasks) < prompts:
-        raise UserError(
-            f"data.train_file: a generation takes {prompts} prompts (train.per_device_train_batch_size × "
-            f"steps_per_generation / num_generations = {train.per_device_train_batch_size} × "
-            f"{train.passes_per_generation} / {train.num_generations}), and there are {len(tasks)}; lower the first."
-        )
+def check_number(tasks: Tasks, train: TrainConfig, most: int | None = None) -> None:
+    """Raises UserError where there are fewer prompts than one generation takes.
+
+    Args:
+        tasks: The prompts.
+        train: The sizes of a generation.
+        most: `data.max_train_samples`.
+    """
+    batch, passes, group = train.per_device_train_batch_size or 0, train.passes_per_generation, train.num_generations
+    prompts = batch * passes // group
+    if len(tasks) >= prompts:
+        return
+    fits = [b for b in range(1, batch) if b * passes % group == 0 and b * passes // group <= len(tasks)]
+    ways = [f"train.per_device_train_batch_size={fits[-1]}"] if fits else ["more rows"]
+    few = most is not None and most < prompts
+    if few:
+        ways.insert(0, f"data.max_train_samples={prompts} or more")
+    raise UserError(
+        f"{'data.max_train_samples' if few else 'data.train_file'}: a generation takes {prompts} prompts "
+        f"(train.per_device_train_batch_size × steps_per_generation / num_generations = {batch} × {passes} / {group}), "
+        f"and there are {len(tasks)}; set {', or '.join(ways)}."
+    )

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune.run.paths import CONFIGS
-from gemma_tune.untrusted import MIB, check_yaml, read_bytes
+from gemma_tune.untrusted import MIB, check_yaml, read_bytes, yaml_fault
 from gemma_tune.validation.choices import options_of
 from gemma_tune.validation.commandline import too_many_references
 from gemma_tune.validation.schema import GROUPS, problems_of_tree
@@ -77,7 +77,7 @@ def _problems_of(file: Path, group: str, config_dirs: list[Path], seen: set[Path
         check_yaml(text)
         tree: Any = OmegaConf.to_container(OmegaConf.create(text))  # reads 1e-4 and twice the same key as Hydra does
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
-        return [f"{file}: this is not valid YAML: {' '.join(str(error).split())}"]
+        return [yaml_fault(file, error)]
     except OSError as error:
         return [f"{file}: the file can't be read ({error.strerror})."]
     if problem := too_many_references(tree, str(file)):

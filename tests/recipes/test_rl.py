@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.config import TrainConfig
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.rl.tasks import check_number
 
 SHORT = [
     "model.dtype=float32", "train.bf16=false", "tracker=none", "train.per_device_train_batch_size=8",
@@ -163,6 +165,21 @@ def test_fewer_prompts_than_a_generation_takes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a generation takes 4 prompts .* = 4 × 2 / 2\), and there are 3"):
         gemma_tune.run("grpo", [*words, *size, "train.steps_per_generation=2"])
     assert gemma_tune.run("grpo", [*words, *size, "train.steps_per_generation=1"]).status == "dry_run"
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "said"),
+    [
+        (16, 16, r"^data.max_train_samples: .* there are 16; set data.max_train_samples=32 or more, or train.*=128"),
+        (16, None, r"^data.train_file: .* there are 16; set train.per_device_train_batch_size=128\.$"),
+        (0, None, r"there are 0; set more rows\.$"),
+    ],
+)  # fmt: skip
+def test_fewer_prompts_are_answered_with_values(rows: int, most: int | None, said: str) -> None:
+    train = TrainConfig(per_device_train_batch_size=256, steps_per_generation=1, num_generations=8)
+    with pytest.raises(UserError, match=said):
+        check_number(range(rows), train, most)  # type: ignore[arg-type]  # their number alone counts
+    check_number(range(32), train, most)  # type: ignore[arg-type]
 
 
 def test_a_reward_that_fails_ends_the_run(tmp_path: Path) -> None:

@@ -123,3 +123,9 @@ def test_a_headline_without_figures() -> None:
     (change,) = headline({"name": "x", "after": 1.0})
     assert change.before.line() == "–"
     assert headline({}) == []
+
+
+def test_a_headline_without_values_is_none() -> None:
+    """recipe=grpo with eval=none."""
+    assert headline({"name": "reward", "before": None, "after": None}) == []
+    assert [change.name for change in headline({"name": "reward", "after": 0.5})] == ["reward"]

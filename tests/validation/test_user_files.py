@@ -27,6 +27,10 @@ FILES = {
     "option as a value": (START + "adapter: dora\n", ["adapter is a group", "{override /adapter: OPTION}"]),
     "a list of options": (START.replace("_self_", "{override /adapter: [lora, dora]}"), ["no adapter `['lora'"]),
     "broken": (START + "train: {\n", ["not valid YAML"]),
+    "a tab": (
+        START + "train:\n\tmax_steps: 3\n",
+        [".yaml:4: this is not valid YAML: there is a tab; indent with spaces"],
+    ),
     "the same key twice": (START + "train: {max_steps: 3}\ntrain: {packing: true}\n", ["duplicate key train"]),
     "empty": ("", ["holds no keys", "# @package _global_"]),
 }
