@@ -25,7 +25,7 @@ setup: .venv/.done ## Create .venv with all dependencies
 	$(PIP) check
 	@touch $@
 
-run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about three minutes
+run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about five minutes with the set-up
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
 test: .venv/.done ## Run the tests that need no GPU and no network, except the slow ones

@@ -6,6 +6,7 @@ that a terminal shows and doesn't obey.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -78,3 +79,16 @@ class UserError(Exception):
         if len(self.problems) == 1:
             return self.problems[0]
         return f"{len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)
+
+
+def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
+    """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
+    plain = {w.lower().replace("-", "_"): w for w in words}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=0.6)
+    return [plain[f] for f in found]
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`" Did you mean X?"`, or nothing where no word is near."""
+    found = near(word, words)
+    return f" Did you mean {found[0]}?" if found else ""

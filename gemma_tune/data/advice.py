@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.folders import setting
+from gemma_tune.data.formats.chat_log import message_time
 from gemma_tune.data.known_fields import CALL, HISTORY, ROLES, SYSTEM, TOOLS
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.row_fields import structure_in
+from gemma_tune.data.row_fields import RowFields, structure_in
 from gemma_tune.data.sources import OpenRows
 
 # Common field names of a question and its answer, and those that mean it wherever they stand
@@ -25,19 +29,28 @@ _INNER_QUESTIONS, _INNER_ANSWERS = _QUESTIONS[:5], _ANSWERS[:7]
 _TEXTS = ("text", "value", "content", "answer", "ground_truth", "solution", "output", "response")
 _SENDERS = ("sender", "from", "role", "speaker", "author", "user", "from_name", "name")
 _SAID = ("text", "message", "content", "body")
-_LOGS = (
-    "conversation", "conversation_id", "conv_id", "dialog_id", "dialogue_id", "thread_id", "session_id", "chat_id",
-    "message_tree_id", "channel", "ticket",
+_LOGS = re.compile(
+    r"(conversation|conv|dialog|dialogue|thread|session|chat|message_?tree|ticket|case|issue|call|interaction)"
+    r"[ _-]?(id|uuid|key|nr|no|num|number|ref)?",
+    re.IGNORECASE,
+)
+_PLACES = ("channel", "room", "group")  # of many conversations, in most logs
+_TIMES = (
+    "time", "timestamp", "created_at", "createdat", "created", "sent_at", "sentat", "datetime", "date", "ts",
+    "create_time", "message_time",
 )  # fmt: skip
+LOOKED_AT = 1000  # rows by which the columns of a chat log are told apart
+_FEW = 3  # rows that tell nothing about a column
 Settings = dict[str, Any]
 
 
-def advice(row: Row, data: DataConfig) -> str:
+def advice(row: Row, data: DataConfig, rows: Sequence[Mapping[str, Any]] = ()) -> str:
     """The settings that read a row, and the fields that they don't use.
 
     Args:
         row: File and line, and the fields.
         data: How rows are read now.
+        rows: The first rows of the file, by which the columns of a chat log are told apart.
     """
     fields = row[1]
     for what, settings in _candidates(fields, data):
@@ -47,9 +60,9 @@ def advice(row: Row, data: DataConfig) -> str:
             if "prompt" in fields and not settings.get("prompts_only"):
                 more = " For prompts alone, with rewards: data.prompts_only=true."
             return f"{_said(what, settings, read.unused)}{more}"
-    sender, said = (next((n for n in names if n in fields), None) for names in (_SENDERS, _SAID))
+    sender, said = (next(iter(_as_written(fields, names)), None) for names in (_SENDERS, _SAID))
     if sender and said and sender != said:
-        return _chat_log(fields, sender, said)
+        return _chat_log(row, sender, said, rows or [fields])
     if "text" in fields:
         return (
             f"{_said('For running text', {'format': 'text'}, _others(fields, {'text'}))} For a chat log of one message "
@@ -57,7 +70,7 @@ def advice(row: Row, data: DataConfig) -> str:
         )
     prompt = next(iter(_paths(fields, _QUESTIONS, _INNER_QUESTIONS)), "…")
     completion = next((path for path in _paths(fields, _ANSWERS, _INNER_ANSWERS) if path != prompt), "…")
-    system = next((n for n in SYSTEM if n in fields), None)
+    system = next(iter(_as_written(fields, SYSTEM)), None)
     settings = _columns(prompt, completion, system)
     known = {prompt.split(".")[0], completion.split(".")[0], system, HISTORY, *TOOLS}
     return _said("For a question and its answer", settings, _others(fields, known))
@@ -68,7 +81,7 @@ def _candidates(fields: Mapping[str, Any], data: DataConfig) -> Iterator[tuple[s
     chats = [name for name, value in _with_inner(fields) if _is_chat(value)]
     for name in chats:
         yield f"For the conversation in {name}", {"format": "messages", "messages_column": name}
-    system = next((name for name in SYSTEM if fields.get(name)), None)
+    system = next((name for name in _as_written(fields, SYSTEM) if fields.get(name)), None)
     for prompt in [*_paths(fields, _QUESTIONS, _INNER_QUESTIONS), *chats]:
         for completion in _paths(fields, _ANSWERS, _INNER_ANSWERS):
             if completion != prompt:
@@ -102,10 +115,37 @@ def _said(what: str, settings: Settings, unused: Iterable[str]) -> str:
     return f"{what}: {' '.join(words)}" + (f", which doesn't use {left}." if left else ".")
 
 
-def _chat_log(fields: Mapping[str, Any], sender: str, said: str) -> str:
-    log = next((name for name in _LOGS if name in fields and name not in (sender, said)), None)
+def _conversation_of(
+    fields: Mapping[str, Any], taken: Collection[str], rows: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """The column that tells conversations apart: by its name, and since some of its values stand in several rows.
+
+    One value in all rows tells nothing apart, and one of its own in each names the message.
+    """
+    found = [n for n in fields if _LOGS.fullmatch(n)] + _as_written(fields, _PLACES)
+    for name in (n for n in found if n not in taken):
+        values = Counter(str(row.get(name)) for row in rows)
+        if len(rows) <= _FEW or 1 < len(values) < len(rows):
+            return name
+    return None
+
+
+def _time_of(fields: Mapping[str, Any], taken: Collection[str], where: str) -> str | None:
+    for name in _as_written(fields, _TIMES):
+        with contextlib.suppress(BadRow):
+            if name not in taken:
+                message_time(RowFields(where, fields), name)
+                return name
+    return None
+
+
+def _chat_log(row: Row, sender: str, said: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    where, fields = row
+    log = _conversation_of(fields, (sender, said), rows)
+    time = _time_of(fields, (sender, said, log or ""), where)
     words = ["data=chat_log", setting("data.sender_column", sender), setting("data.message_column", said)]
     words += [setting("data.conversation_column", log)] if log else []
+    words += [setting("data.time_column", time)] if time else []
     ways = [] if log else ["data.conversation_column names the field of its conversation"]
     if ROLES.get(str(fields[sender]).strip().lower(), CALL) == CALL:
         ways.append("data.assistant_senders=[…] the senders that are the assistant")
@@ -125,10 +165,20 @@ def _with_inner(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", entry) for inner, entry in value.items())
 
 
+def _as_written(fields: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of some names that the fields have, as they write them: `Question`, `QUESTION`."""
+    written: dict[str, str] = {}
+    for name in fields:
+        written.setdefault(name.strip().lower().replace(" ", "_"), name)
+    return [
+        name if name in fields else written[name.lower()] for name in names if name.lower() in written or name in fields
+    ]
+
+
 def _paths(fields: Mapping[str, Any], names: tuple[str, ...], inner: tuple[str, ...]) -> list[str]:
     """The fields of some names that hold a text, or messages, and those within objects."""
-    found = [(name, fields[name]) for name in names if name in fields]
-    found += [(path, value) for path, value in _with_inner(fields) if path.partition(".")[2] in inner]
+    found = [(name, fields[name]) for name in _as_written(fields, names)]
+    found += [(path, value) for path, value in _with_inner(fields) if path.partition(".")[2].lower() in inner]
     return [path for name, value in found if (path := _text_in(name, value))]
 
 

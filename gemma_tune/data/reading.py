@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,15 @@ from gemma_tune.data.hub import HubSplit
 from gemma_tune.data.mix import interleave
 from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.remarks import RowRemarks
+from gemma_tune.data.remarks import RowRemarks, number
 from gemma_tune.data.sources import Source
 from gemma_tune.errors import UserError
 from gemma_tune.neighbours import with_neighbours
 from gemma_tune.run.paths import file_type, resolve
 
 _FIRST = 200
+# After the first bad row so many are read, for so many seconds, to say how many are bad
+_COUNTED, _SECONDS = 100_000, 1.0
 
 
 @dataclass
@@ -82,11 +85,12 @@ class SplitReader:
             row: Record | BadRow | None = None
             # Of this pass; those of the pass that came furthest are kept
             remarks = RowRemarks(ignored=self.data.ignore_fields if trains else ())
+            records = self._records(source, streamed)
             try:
-                for row in self._records(source, streamed):
+                for row in records:
                     if not isinstance(row, BadRow):
                         found = True
-                        if row.unused or row.missing or row.beside or remarks.absent or row.ignored:
+                        if row.unused or row.missing or row.beside or remarks.absent or row.ignored or row.doubts:
                             remarks.add(row)
                             self.remarks[str(source)] = max(self.remarks.get(str(source), remarks), remarks, key=len)
                         yield row
@@ -95,7 +99,7 @@ class SplitReader:
                         bad += 1
                         self.skipped[str(row)] = None
                     else:
-                        raise row
+                        raise BadRow(f"{row}{self._others(key, records, found)}")
                 if row is None:
                     what = source if len(sources) > 1 else "the file"
                     raise BadRow(f"{key}={name}: {what} holds no rows.")
@@ -105,6 +109,28 @@ class SplitReader:
                 raise UserError(f"{key}: {source}: the file can't be read ({error.strerror or error}).") from error
         if not found:
             raise UserError(f"{key}={name}: all rows are bad ({bad:,}). The first: {first}")
+
+    def _others(self, key: str, rest: Iterator[Record | BadRow], found: bool) -> str:
+        """How many more rows are bad, and the way to leave them out, which a set for metrics doesn't have.
+
+        Args:
+            key: Names the set.
+            rest: What follows the first bad row.
+            found: Whether there were good rows before it.
+        """
+        good, bad, until = found, 1, time.monotonic() + _SECONDS
+        try:
+            for row in islice(rest, _COUNTED):
+                bad += isinstance(row, BadRow)
+                good |= not isinstance(row, BadRow)
+                if time.monotonic() > until:
+                    break
+        except (BadRow, OSError):  # it would be said once this row is right
+            return ""
+        if not good:  # the same is wrong with all
+            return ""
+        way = "" if key.startswith("data.test_files") else "; data.on_bad_row=skip leaves such rows out"
+        return f" {number(bad, 'rows are bad')} of what was read{way}."
 
     def _records(self, source: Source, streamed: bool) -> Iterator[Record | BadRow]:
         records = records_of(source, self.data, streamed)

@@ -46,6 +46,7 @@ class Record:
         missing: Names of those that read `nan`, `None` or `null`, as tools write a missing value.
         ignored: Names in `data.ignore_fields` that the row has.
         beside: Of the first row of a file: names of the file's fields beside its rows, which no row gets.
+        doubts: Of the first row of a file: what seems wrong with how the whole file is read.
     """
 
     where: str
@@ -61,6 +62,7 @@ class Record:
     missing: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
     ignored: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
     beside: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
+    doubts: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self._refuse_other_types()
@@ -110,7 +112,7 @@ class Record:
             raise TypeError(_other_type("row", self.row, "a dict"))
 
     def with_remarks(self, **remarks: tuple[str, ...]) -> Record:
-        """The same with other `unused`, `missing`, `ignored` or `beside`; its content isn't checked once more."""
+        """The same with other remarks (`unused` to `doubts`); its content isn't checked once more."""
         made = copy.copy(self)
         vars(made).update(remarks)
         return made

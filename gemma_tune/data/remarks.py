@@ -26,10 +26,12 @@ class RowRemarks:
         first: File and line of the first of those.
         beside: Names of the file's fields beside its rows.
         absent: The names to ignore that no row has.
+        doubts: What seems wrong with how the file is read.
     """
 
     def __init__(self, records: Iterable[Record] = (), ignored: Iterable[str] = ()) -> None:
         self.beside: dict[str, None] = {}
+        self.doubts: dict[str, None] = {}
         self.absent = set(ignored)
         self.unused: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
@@ -48,6 +50,7 @@ class RowRemarks:
         self.unused.update(record.unused)
         self.missing.update(record.missing)
         self.beside |= dict.fromkeys(record.beside)
+        self.doubts |= dict.fromkeys(record.doubts)
         self.absent.difference_update(record.ignored)
         self.first = self.first or (record.where if record.missing else "")
 
@@ -65,10 +68,12 @@ def remark_lines(remarks: Mapping[str, RowRemarks], name: str) -> list[str]:
         left = [_listed(found.unused), "beside the rows: " * bool(found.beside) + ", ".join(found.beside)]
         if any(left):
             files.setdefault("; ".join(filter(None, left)), []).append(file)
+        warnings += [f"warning: {name}: {doubt}" for doubt in found.doubts]
         if found.missing:
             warnings.append(
-                f"warning: {name}: cells that read nan, None or null, as tools write a missing value: "
-                f"{_listed(found.missing)}. The first: {found.first}"
+                f"warning: {name}: cells that read nan, N/A, None or null, as tools write a missing value: "
+                f"{_listed(found.missing)}. They are read as text where a text must stand. Leave such rows out of the "
+                f"file, or write their values. The first: {found.first}"
             )
     known = {field for found in remarks.values() for field in (*found.unused, *found.beside)}
     for field in sorted(set.intersection(*(found.absent for found in remarks.values())) if remarks else ()):

@@ -11,6 +11,7 @@ from typing import Any
 from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import refusal_of
 from gemma_tune.data.records import BadRow, Record
+from gemma_tune.errors import did_you_mean
 
 # What tools write into a cell for a missing value: pandas, NumPy, Python, JSON, R, SQL
 _MISSING = frozenset({"nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "NaT"})
@@ -107,9 +108,27 @@ class RowFields:
                 "out of that list, or name another format or column."
             )
         if not self._find(name)[0]:
-            found = ", ".join(self.row) or "none"
-            raise BadRow(f"{self.where}: there is no field {name!r}; found: {found}.{fix and ' ' + fix}")
+            raise self._lacking([name], fix and f" {fix}")
         return self.get(name)
+
+    def _lacking(self, names: Sequence[str], fix: str) -> BadRow:
+        found = ", ".join(self.row) or "none"
+        said = " and no field ".join(map(repr, names))
+        meant = "".join(did_you_mean(name, self.row) for name in names)
+        return BadRow(f"{self.where}: there is no field {said}; found: {found}.{meant}{fix}")
+
+    def require_all(self, names: Mapping[str, str]) -> None:
+        """Checks that the row has every field of some configuration keys.
+
+        Args:
+            names: The fields by the keys that name them.
+
+        Raises:
+            BadRow: Some aren't there; one message names them all, and the keys.
+        """
+        lacking = {key: name for key, name in names.items() if not self.is_ignored(name) and not self._find(name)[0]}
+        if lacking:
+            raise self._lacking(list(lacking.values()), f" Set {', '.join(lacking)}.")
 
     def text(self, name: str, key: str = "") -> str:
         """A text that must be there and not blank; a number counts as its text.

@@ -29,6 +29,7 @@ class ProgressBar(TrainerCallback):
         self._bar: Any = None
         self._loss = self._tokens = ""
         self._peak_rate = 0.0
+        self._due = False  # a line for this step, where there is no terminal
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # disable=None: no bar where stderr is no terminal
@@ -52,7 +53,14 @@ class ProgressBar(TrainerCallback):
             self._bar.update(state.global_step - self._bar.n)
             return
         done, total = state.global_step, state.max_steps
-        if done == total or done * 10 // total > (done - 1) * 10 // total:
+        self._due = done == total or done * 10 // total > (done - 1) * 10 // total
+        if not control.should_log:  # else the line waits for this step's loss, which is logged after all callbacks
+            self._print_line(state)
+
+    def _print_line(self, state: Any) -> None:
+        done, total = state.global_step, state.max_steps
+        if self._due:
+            self._due = False
             rate = (done - self._first) / (time.monotonic() - self._begin)
             left = tqdm.format_interval((total - done) / rate)
             print(
@@ -67,7 +75,8 @@ class ProgressBar(TrainerCallback):
                 return
             if (seen := logs.get("num_tokens", 0) - self._tokens_before) > 0:
                 self._tokens = f", {seen / (time.monotonic() - self._begin):,.0f} tokens/s"
-            self._bar.set_postfix_str(f"{self._tokens}{self._loss}".removeprefix(", "), refresh=False)
+            self._bar.set_postfix_str(f"{self._tokens}{self._loss}".removeprefix(", "))
+            self._print_line(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()

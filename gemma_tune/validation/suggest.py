@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
 from gemma_tune.config.renamed import OPTIONS
+from gemma_tune.errors import did_you_mean as did_you_mean
+from gemma_tune.errors import near as near
 from gemma_tune.run.paths import file_type, resolve
 
 # Left: Unsloth, Axolotl, LLaMA-Factory, torchtune and older Transformers. Right: the one name here.
@@ -157,19 +158,6 @@ def other_option(group: str, option: str, options: Iterable[str]) -> str:
     if instead := OPTIONS_INSTEAD.get((group, option)):
         return f" Instead: {instead}."
     return did_you_mean(option, options)
-
-
-def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
-    """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
-    plain = {w.lower().replace("-", "_"): w for w in words}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=0.6)
-    return [plain[f] for f in found]
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`" Did you mean X?"`, or nothing where no word is near."""
-    found = near(word, words)
-    return f" Did you mean {found[0]}?" if found else ""
 
 
 def suggest_key(key: str, known: Iterable[str]) -> str:

@@ -114,6 +114,33 @@ def test_an_answer_that_the_first_row_lacks(tmp_path: Path) -> None:
     assert record.answer == "So."
 
 
+@pytest.mark.parametrize("names", [("Question", "Answer"), ("QUESTION", "ANSWER"), ("Prompt", "Response")])
+def test_names_in_any_letter_case(tmp_path: Path, names: tuple[str, str]) -> None:
+    question, answer = names
+    file = write(tmp_path / "rows.jsonl", {question: "Why?", answer: "So.", "Category": "x"})
+    message = refusal(DataConfig(train_file=file))
+    assert f"data.prompt_column={question} data.completion_column={answer}, which doesn't use Category." in message
+    (record,) = read(file, **settings(message))
+    assert record.messages == [USER, ANSWER]
+
+
+def test_the_column_of_a_conversation(tmp_path: Path) -> None:
+    """Told by names and by values: not what is the same in all rows, nor what is another in each."""
+    rows = [
+        {"chat_id": str(n), "case_id": "all", "created_at": f"2026-01-01T10:0{n}:00", "author": who, "body": said,
+         "channel": "email", "Ticket_ID": f"t{n // 2}"}
+        for n, (who, said) in enumerate([("ann", "Why?"), ("agent", "So."), ("bob", "Why?"), ("agent", "So.")])
+    ]  # fmt: skip
+    file = write(tmp_path / "log.jsonl", *rows)
+    message = refusal(DataConfig(train_file=file))
+    assert "data.conversation_column=Ticket_ID data.time_column=created_at;" in message
+    found = read(file, **settings(message), assistant_senders=["agent"])
+    assert [record.messages for record in found] == [[USER, ANSWER]] * 2
+    others = [{key: value for key, value in row.items() if key != "Ticket_ID"} for row in rows]
+    message = refusal(DataConfig(train_file=write(tmp_path / "others.jsonl", *others)))
+    assert "data.conversation_column=" not in message and "conversation_column names the field" in message
+
+
 def test_a_chat_log(tmp_path: Path) -> None:
     rows = [{"message_tree_id": "a", "role": r, "text": t} for r, t in (("prompter", "Why?"), ("assistant", "So."))]
     file = write(tmp_path / "rows.jsonl", *rows)

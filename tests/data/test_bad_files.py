@@ -221,3 +221,15 @@ def test_a_row_stays_on_its_side_wherever_it_stands(tmp_path: Path) -> None:
         data = DataConfig(train_file=write(tmp_path / "rows.jsonl", *order), validation_split_percentage=10)
         sides.append({r.messages[0]["content"] for r in read_records(data, 0)[1] if r.messages})
     assert sides[0] == sides[1] and len(sides[0]) == 10
+
+
+def test_how_many_rows_are_bad(tmp_path: Path) -> None:
+    """With the way to leave them out, where there is one and some are good."""
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n" + "Why?,So.\n,So.\n" * 3, encoding="utf-8")
+    data = DataConfig(format="columns", prompt_column="question", completion_column="answer", train_file=str(file))
+    said = refusal(data)
+    assert "rows.csv:3: the field 'question' is empty" in said and "3 rows are bad" in said
+    assert "data.on_bad_row=skip" in said
+    file.write_text("question,answer\n,So.\n,So.\n", encoding="utf-8")
+    assert "data.on_bad_row" not in refusal(data)

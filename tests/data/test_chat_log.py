@@ -9,6 +9,8 @@ import pytest
 from row_files import read, refusal, write
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.reading import training
+from gemma_tune.data.remarks import remark_lines
 
 
 def log(*ids: Any) -> list[dict[str, Any]]:
@@ -69,3 +71,40 @@ def test_fields_are_listed_and_ignored(tmp_path: Path) -> None:
     assert set(record.unused) == {"lang", "messages before the user's first"} and len(record.row["messages"]) == 3
     (record,) = read(file, format="chat_log", ignore_fields=list(record.unused))
     assert not record.unused and set(record.ignored) == {"lang", "messages before the user's first"}
+
+
+def test_missing_columns_are_named_together(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", {"ticket": 1, "Sender": "user", "body": "Why?"})
+    said = refusal(DataConfig(format="chat_log", train_file=file))
+    assert "no field 'conversation' and no field 'sender' and no field 'text'; found: ticket, Sender, body." in said
+    assert "Did you mean Sender?" in said
+    assert "Set data.conversation_column, data.sender_column, data.message_column." in said
+
+
+def test_a_column_in_another_letter_case_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", {"Question": "Why?", "Answer": "So."})
+    data = DataConfig(format="columns", prompt_column="question", completion_column="answer", train_file=file)
+    assert "Did you mean Question?" in refusal(data)
+
+
+def warnings(file: str, **keys: Any) -> list[str]:
+    reader = training(DataConfig(format="chat_log", train_file=file, **keys))
+    assert list(reader)
+    return [line for line in remark_lines(reader.remarks, "training rows") if line.startswith("warning: ")]
+
+
+def test_conversations_of_many_are_doubted(tmp_path: Path) -> None:
+    """Each customer's messages would be answers to another's."""
+    rows = [
+        {"channel": channel, "conversation": f"{channel}{n}", "sender": who, "text": f"said {n}"}
+        for channel in ("email", "phone")
+        for n in range(4)
+        for who in (f"customer {n}", "agent")
+    ]
+    file, keys = write(tmp_path / "log.jsonl", *rows), {"assistant_senders": ["agent"]}
+    assert warnings(file, **keys) == []
+    (said,) = warnings(file, **keys, conversation_column="channel")
+    assert "data.conversation_column=channel: 2 of 2 conversations" in said and "customer 0, customer 1" in said
+    same = write(tmp_path / "same.jsonl", *({**row, "channel": "email", "sender": row["sender"][:5]} for row in rows))
+    (said,) = warnings(same, **keys, conversation_column="channel")
+    assert "data.conversation_column=channel has one value in all 16 rows" in said

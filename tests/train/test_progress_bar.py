@@ -35,6 +35,7 @@ def train(trainer: CheckpointedTrainer | None = None, first: int = 0, **more: An
         state.global_step = first + step
         optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
         bar.on_pre_optimizer_step(None, state, control, optimizer=optimizer)
+        control.should_log = step % 2 == 0
         bar.on_step_end(None, state, control)
         if step % 2 == 0:
             logs = {"loss": 1.0 / step, "num_tokens": float(counted + 250 * step)} | more
@@ -79,13 +80,15 @@ def test_lines_of_a_log(which: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     first = 0 if which == "new" else 40
     train(trainer, first)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == f"train: {first + 10}/{first + 10} steps, 1.00 steps/s, 250 tokens/s, 00:00 left, loss 0.1250"
+    assert lines[-1] == f"train: {first + 10}/{first + 10} steps, 1.00 steps/s, 250 tokens/s, 00:00 left, loss 0.1000"
+    if which == "new":
+        assert lines[5].endswith("loss 0.1667") and len(lines) == 10  # of this very step, where it is logged
     assert all(len(line) <= 100 for line in lines)
 
 
 def test_a_trainer_that_counts_no_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     train(num_tokens=None)
-    assert capsys.readouterr().err.splitlines()[-1] == "train: 10/10 steps, 1.00 steps/s, 00:00 left, loss 0.1250"
+    assert capsys.readouterr().err.splitlines()[-1] == "train: 10/10 steps, 1.00 steps/s, 00:00 left, loss 0.1000"
 
 
 def test_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

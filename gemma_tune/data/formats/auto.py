@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from gemma_tune.config import DataConfig
 from gemma_tune.config.data import FORMATS
-from gemma_tune.data.advice import advice
+from gemma_tune.data.advice import LOOKED_AT, advice
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.records import BadRow
 
@@ -37,7 +37,10 @@ def recognise_format(rows: Iterator[Row | BadRow], data: DataConfig) -> tuple[st
 
 def refuse_rows(rows: Iterable[Row | BadRow], data: DataConfig) -> Iterator[BadRow]:
     """A BadRow for each row of a file whose format isn't recognised; it says what to set."""
-    for row in rows:
+    rows = iter(rows)
+    first = list(islice(rows, LOOKED_AT))
+    sample = [row[1] for row in first if not isinstance(row, BadRow)]
+    for row in chain(first, rows):
         if isinstance(row, BadRow):
             yield row
             continue
@@ -45,5 +48,5 @@ def refuse_rows(rows: Iterable[Row | BadRow], data: DataConfig) -> Iterator[BadR
         yield BadRow(
             f"{where}: the fields {', '.join(fields) or '(none)'} are those of no known format (messages; "
             "conversations; prompt and completion; chosen and rejected; instruction and output; text alone). "
-            + advice(row, data)
+            + advice(row, data, sample)
         )

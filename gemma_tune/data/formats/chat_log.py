@@ -19,9 +19,11 @@ from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.sources import Source, row_fields
 
+_COLUMNS = ("data.conversation_column", "data.sender_column", "data.message_column")
 _OPENING = "messages before the user's first"
 # Whole numbers as Python and pandas write their floats: 7.0, 1.0521234567890125e+18, 1e+18
 _FLOAT = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+|(?:\.\d+)?e\+\d{2,3})")
+_FEW, _USERS = 3, 2  # rows that may well be one conversation; senders of one that may all be the user
 _EXACT = 2**53  # whole numbers below have a float of their own
 
 
@@ -51,11 +53,13 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     makes its whole conversation a bad one.
     """
     logs: dict[str, _Log] = {}
+    columns = [*_COLUMNS, *(["data.time_column"] if data.time_column else [])]
     for fields in row_fields(source, data):
         if isinstance(fields, BadRow):
             yield fields
             continue
         try:
+            fields.require_all({key: str(getattr(data, key.removeprefix("data."))) for key in columns})
             key = _conversation(fields, data.conversation_column)
         except BadRow as error:
             yield error
@@ -65,11 +69,41 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
             _add(log, fields, data)
         except BadRow as error:
             log.bad = log.bad or error
+    doubts = tuple(_doubts(logs, data))
     for log in logs.values():
         try:
-            yield log.bad or _record(log, data)
+            record = log.bad or _record(log, data)
         except BadRow as error:
             yield error
+            continue
+        if isinstance(record, Record) and doubts:
+            record, doubts = record.with_remarks(doubts=doubts), ()
+        yield record
+
+
+def _doubts(logs: Mapping[str, _Log], data: DataConfig) -> Iterator[str]:
+    """Why the column of the conversations may be another one."""
+    key, rows = f"data.conversation_column={data.conversation_column}", sum(len(log.said) for log in logs.values())
+    if len(logs) == 1 and rows > _FEW:
+        yield (
+            f"{key} has one value in all {rows:,} rows, so the whole file is one conversation; name the column that "
+            "tells conversations apart."
+        )
+    users = {log.where: dict.fromkeys(s for _, s, _ in log.said if not _is_other(s, data)) for log in logs.values()}
+    if several := {where: senders for where, senders in users.items() if len(senders) > _USERS}:
+        where, senders = next(iter(several.items()))
+        yield (
+            f"{key}: {len(several):,} of {len(logs):,} conversations have messages of more than {_USERS} senders that "
+            f"are the user, as if it held many customers' ({where}: {', '.join(list(senders)[:_FEW])}, …); name the "
+            "column that tells conversations apart, and all of the assistant in data.assistant_senders."
+        )
+
+
+def _is_other(sender: str, data: DataConfig) -> bool:
+    """Whether a sender is the assistant or the system."""
+    if data.assistant_senders:
+        return sender in data.assistant_senders or sender.lower() == "system"
+    return ROLES.get(sender.lower(), "user") != "user"
 
 
 def _conversation(fields: RowFields, column: str) -> str:
@@ -93,7 +127,7 @@ def _conversation(fields: RowFields, column: str) -> str:
 def _add(log: _Log, fields: RowFields, data: DataConfig) -> None:
     sender = fields.text(data.sender_column, "data.sender_column")
     text = fields.text(data.message_column, "data.message_column")
-    time = _time(fields, data.time_column) if data.time_column else None
+    time = message_time(fields, data.time_column) if data.time_column else None
     log.unused |= dict.fromkeys(fields.left())
     log.missing |= fields.missing
     log.ignored |= fields.ignored
@@ -101,7 +135,12 @@ def _add(log: _Log, fields: RowFields, data: DataConfig) -> None:
     log.rows.append(fields.row)
 
 
-def _time(fields: RowFields, name: str) -> float:
+def message_time(fields: RowFields, name: str) -> float:
+    """The time of a message of a chat log, in seconds: a number, or a text as ISO 8601 writes it.
+
+    Raises:
+        BadRow: It is missing, or neither.
+    """
     value = fields.require(name, "Set data.time_column.")
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if math.isfinite(number := float(value)):
