@@ -23,10 +23,11 @@ _CANNOT = re.compile(
     "|".join(
         (
             r"\b(?:I|we|it|this|that|which) (?:\w+ )?(?:can't|cannot|can not|couldn't|could not)\b"
-            r"(?! (?:wait|believe|help but|help \w+ing|stress|thank|say enough))",
+            r"(?! (?:wait|believe|help but|help \w+ing|stress|thank|say enough|be happier|agree more|hurt))",
             r"\bcan(?:'t|not| not) be (?:done|answered|fulfilled|performed|found|helped|completed|handled)\b",
             r"(?:\bunable|(?:\bnot|n't)(?: be)? able) to\b",
-            rf"\b(?:none|not any|not one|neither) of (?:\w+ ){{1,3}}{_TOOLS}\b",
+            rf"\b(?:none|not any|not one|neither) of (?:\w+ ){{1,3}}{_TOOLS} "
+            r"(?:can|could|will|would|does|do|is|are|has|have|covers?|supports?|allows?|lets?|offers?|provides?)\b",
             rf"\b(?:no|isn't an?|isn't any|aren't any|not an?|not any) (?:\w+ )?{_TOOLS} "
             r"(?:can|for|that|to|which|is|are|does|available|I have|at hand)\b",
             rf"\b{_TOOLS} (?:\w+ )?(?:can't|cannot|don't|do not|doesn't|does not|lacks?)\b",
@@ -36,7 +37,8 @@ _CANNOT = re.compile(
             r"\b(?:outside|beyond) (?:of )?(?:my|what (?:I|my)) (?:\w+ )?"
             r"(?:abilit|capabilit|scope|tools|functions|reach|can\b)",
             r"\b(?:I|we) lack\b",
-            r"\b(?:sorry|apologi[sz]e|unfortunately|afraid)\b[^.!?]*(?:\b(?:no|not|none)\b|n't\b)",
+            r"\b(?:sorry|apologi[sz]e|unfortunately|afraid)\b[^.!?]*"
+            r"(?:\b(?:no(?! (?:problem|worries|trouble))|not|none)\b|n't\b)",
         )
     ),
     re.IGNORECASE,

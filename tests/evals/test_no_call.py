@@ -31,7 +31,10 @@ def test_refusals_in_other_words_are_right(answer: str) -> None:
         "Unfortunately, the alarm is set for 7.", "Sorry for the wait! The lights are on.",
         "The report lacks the numbers.", "No function in this text. {'x':1}", "I don't have any doubt: it is done.",
         "The light outside my door is on.", "You can't miss it: the kitchen is on.",
-        "I can't find the lamp, so I've turned on all lights.", "It is 4. Say that again.", "",
+        "I can't find the lamp, so I've turned on all lights.",
+        "I couldn't be happier to help. Done!", "It can't hurt to dim them, too: done.",
+        "None of my tools failed: the lights are on.", "Sorry, no problem! The light is on.",
+        "It is 4. Say that again.", "",
     ],
 )  # fmt: skip
 def test_other_answers_are_wrong(answer: str) -> None:
