@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
 from gemma_tune.config import DataConfig
@@ -22,6 +21,7 @@ from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.tokenized import TokenizedRows, note_reading
 from gemma_tune.errors import UserError
+from gemma_tune.progress import progress
 
 IDS = List(Value("int32"))
 
@@ -126,7 +126,7 @@ def load_answers(
 
     def load(records: Iterator[Record], name: str) -> A:
         rows = make(data.on_bad_row == "skip")
-        bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
+        bar = progress(records, desc=f"render {name}", unit=" rows")
         try:
             rows.store(bar, tokenizer, max_length)
         except OSError as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
@@ -19,6 +18,7 @@ from gemma_tune.data.reading import SplitReader
 from gemma_tune.data.records import Record
 from gemma_tune.data.remarks import number
 from gemma_tune.errors import UserError
+from gemma_tune.progress import progress
 
 Mask = NDArray[np.bool_]
 
@@ -41,7 +41,7 @@ def _trimmed(messages: list[dict[str, Any]] | None) -> Any:
 
 def _digests(part: SplitReader, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The digest of every row, and a hash of its file and line, [N] each."""
-    bar = tqdm(part, desc=f"read {part}"[:40], unit=" rows", disable=None, leave=False)
+    bar = progress(part, desc=f"read {part}"[:40], unit=" rows")
     found = np.fromiter(((digest(r, seed), hash(r.where)) for r in bar), dtype=[("row", "u8"), ("where", "i8")])
     return found["row"], found["where"]
 

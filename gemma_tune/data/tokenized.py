@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
@@ -20,6 +18,7 @@ from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import TrainHeldOut, drawn_rows, split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
+from gemma_tune.progress import progress
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
 _NAMED = 5
@@ -222,7 +221,7 @@ def render_rows(
         UserError: No row is left.
     """
     rows = TokenizedRows(skip_refused=skip_refused, labels=labels)
-    bar = tqdm(records, desc=f"render {name}", unit=" rows", disable=None, leave=False)
+    bar = progress(records, desc=f"render {name}", unit=" rows")
     try:
         stored = ArrowRows(rows.use(bar, tokenizer, max_length))
     except OSError as error:

@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.token_rows import rows_in_place
+from gemma_tune.progress import progress
 
 # Tokens of one batch, prompts and answers together; of long prompts a batch has fewer, at least one.
 _BATCH_TOKENS = 32768
@@ -44,7 +44,7 @@ def greedy_answers(
     with (
         evaluating(model),
         rows_in_place(model),
-        tqdm(total=len(prompts), desc=name, unit=" rows", disable=None, leave=False) as bar,
+        progress(total=len(prompts), desc=name, unit=" rows") as bar,
     ):
         for places in batches(order, [len(p) + max_new_tokens for p in prompts], batch_size):
             batch = answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)

@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError
+from gemma_tune.progress import progress
 
 __all__ = ["EngineUnavailable", "LlamaCppEngine", "TopTokens"]
 
@@ -202,7 +202,7 @@ class LlamaCppEngine:
                 free.put(slot)
 
         waiting: deque[Future[R]] = deque()
-        bar = tqdm(total=len(items), desc=name, unit=" rows", disable=None, leave=False)
+        bar = progress(total=len(items), desc=name, unit=" rows")
         with bar, ThreadPoolExecutor(self._slots) as pool:
             try:
                 for item in items:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.engines.generate import greedy_answers
@@ -14,6 +13,7 @@ from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
 from gemma_tune.models.padding import pad_rows
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.progress import progress
 
 
 class TransformersEngine:
@@ -40,7 +40,7 @@ class TransformersEngine:
     def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
         """See `Engine`."""
         device = self.model.get_input_embeddings().weight.device
-        for row in tqdm(rows, desc=name, unit=" rows", disable=None, leave=False):
+        for row in progress(rows, desc=name, unit=" rows"):
             with evaluating(self.model):
                 logits = self.model(input_ids=torch.tensor([row], device=device)).logits[0]
             yield logits.float().log_softmax(-1).cpu()
@@ -65,7 +65,7 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
     found = [0.0] * len(rows)
     with evaluating(model):
         starts = range(0, len(order), batch_size)
-        for start in tqdm(starts, desc=name, unit=" batches", disable=None, leave=False):
+        for start in progress(starts, desc=name, unit=" batches"):
             places = order[start : start + batch_size]
             for place, loss in zip(places, _batch_losses(base, [rows[i] for i in places], pad_id), strict=True):
                 found[place] = loss

@@ -33,6 +33,7 @@ from gemma_tune.export.read_back import read_folder, read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.models.source import Source
+from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder, is_main_process
 from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
@@ -76,6 +77,7 @@ def export_all(
     forward = TrainedForward(model, some_rows(rows))
     lines = [forward_line(model, trained, plan)]
     for name in formats:
+        phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as written:
             if name.startswith("gguf"):
                 _write_gguf(name, title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
@@ -83,10 +85,12 @@ def export_all(
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
     logits = folder.path / "export" / ".logits"
+    phase(f"checking: the model's own forward pass at {forward.positions} positions")
     with folder.timed("verify"), forward.stored_in(logits):
         places = {name: folder.export(name) for name in formats}
         in_transformers = transformers_lines({n: p for n, p in places.items() if n in _FOLDERS}, logits, forward)
         for name, place in places.items():
+            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else ", then in llama.cpp"))
             if name in _FOLDERS:
                 lines += stored_lines(name, read_folder(place), trained, plan)
                 lines.append(in_transformers.pop(0))

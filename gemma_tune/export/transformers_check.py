@@ -17,6 +17,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
 from gemma_tune.models.logits import logits_of, states_of
+from gemma_tune.progress import phase
 from gemma_tune.quant.layers import forget_rounded, rounding_anew
 
 _MOST_LOGIT = 1e-5
@@ -114,6 +115,7 @@ def transformers_lines(folders: Mapping[str, Path], logits: Path, forward: Train
     """
     if not folders:
         return []
+    phase(f"checking {', '.join(folders)}: in Transformers")
     asked = {
         "folders": [str(folder) for folder in folders.values()],
         "rows": [list(row) for row in forward.rows],

@@ -11,6 +11,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
 from gemma_tune.models.padding import pad_rows
+from gemma_tune.progress import progress
 from gemma_tune.train.distill import top_k_of_rows
 
 # Up to this vocabulary size all probabilities are compared; of Gemma's own the largest ones, and all others as one
@@ -27,7 +28,8 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     vocabulary = base.config.get_text_config().vocab_size
     k = vocabulary if vocabulary <= WHOLE else LARGEST
     with evaluating(base):
-        return [top_k_of_rows(base, [row], k)[0] for row in rows]
+        shown = progress(rows, desc="KL: the unquantized model", unit=" rows")
+        return [top_k_of_rows(base, [row], k)[0] for row in shown]
 
 
 def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list[float]:
@@ -40,7 +42,7 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list
     """
     found = []
     with evaluating(base):
-        for row, wanted in zip(rows, targets, strict=True):
+        for row, wanted in zip(progress(rows, desc="KL", unit=" rows"), targets, strict=True):
             hidden, _ = trained_states(base, pad_rows(base, [row]))
             here = TopK(*(tensor.to(hidden.device) for tensor in wanted))
             found.append(kl_from_top_k(hidden, head_of(base), here).item())

@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 from jinja2 import TemplateError
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
@@ -20,6 +19,7 @@ from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.rendering import refuse_bad_answer
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
+from gemma_tune.progress import progress
 from gemma_tune.rewards.base import Completion, Task
 
 _MADE = 100  # of generated prompts, this many are rendered before training
@@ -79,7 +79,7 @@ class Tasks:
         self.looked_at = min(len(records), _MADE) if self._made else len(records)
         self.longest_prompt = self.highest_id = 0
         used = []
-        for i in tqdm(range(self.looked_at), "prompts", unit=" rows", disable=None, leave=False):
+        for i in progress(range(self.looked_at), desc="prompts", unit=" rows"):
             try:
                 ids = self._ids(i)
             except UserError as error:
@@ -190,7 +190,7 @@ def read_training_prompts(
         tasks = gym.training_tasks(data)
         return tasks, TokenizedRows(read=len(tasks))
     part = reading.training(data)
-    records = list(tqdm(part, desc="read prompts", unit=" rows", disable=None, leave=False))
+    records = list(progress(part, desc="read prompts", unit=" rows"))
     held = {json.dumps([r.prompt, r.tools]) for rows in tests.values() for r in rows}
     leaked = [r.where for r in records if json.dumps([r.prompt, r.tools]) in held]
     read = TokenizedRows(read=len(records), leaked=leaked)

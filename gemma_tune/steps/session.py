@@ -22,6 +22,7 @@ from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.merging import check_merge
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.progress import phase
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder
@@ -90,6 +91,7 @@ class Session:
         """
         found = Evaluation()
         if when != "before" or self.cfg.eval.before:
+            phase(f"evaluating: {when}")
             with self.folder.timed("evaluate"):
                 found = self.measure_at(when, self.model, self.setup.tokenizer)
         found.save(self.folder.evals, when)
@@ -168,6 +170,7 @@ class Session:
             return
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
         reference = verify.take_reference(cfg, self.model, setup.tokenizer, rows, self.data.held_out, measure)
+        phase("exporting: merged, written and checked in Transformers")
         with folder.timed("verify"):
             difference = check_merge(self.model, reference.rows)
         with folder.timed("export"), atomic_folder(folder.export("merged")) as target:

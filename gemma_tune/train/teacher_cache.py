@@ -16,11 +16,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from gemma_tune.chat import Rendered
 from gemma_tune.errors import UserError
 from gemma_tune.models.head import TopK
+from gemma_tune.progress import phase, progress
 
 _BATCH_TOKENS = 4096  # that the teacher reads at once, padding included
 # A file is closed at whichever comes first: a killed run loses at most this much work
@@ -113,7 +113,9 @@ class TeacherCache:
         lacking = {row_key(row.input_ids): row for row in rows if row not in self}
         missing = sorted(lacking.values(), key=lambda row: -len(row.input_ids))
         done = 0
-        with tqdm(total=len(missing), desc="teacher", unit=" rows", disable=None, leave=False) as bar:
+        if missing:
+            phase(f"teacher: its probabilities for {len(missing):,} rows are computed once")
+        with progress(total=len(missing), desc="teacher", unit=" rows") as bar:
             while done < len(missing):
                 with self._new_file() as (file, writer):
                     begun, full = time.monotonic(), False
