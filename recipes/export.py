@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
@@ -55,10 +56,12 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows_to_check(asked)])
         result.peak_memory_mb = peak_memory_mb(device)
-        measure_files(cfg, folder, model, source)
         result.metrics["planned_bits_per_weight"] = plan.bits_per_weight
         trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(plan.lines())}"
-        write_report(cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])
+        report = partial(write_report, cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])
+        report()  # the files are complete; measuring them takes long, and may be stopped
+        measure_files(cfg, folder, model, source)
+        report()
     say_lines(lines)
     say_files(folder.path, result.metrics)
     named = {"report": "report.md", "page": "report.html", **result.artifacts}

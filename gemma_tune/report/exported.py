@@ -14,7 +14,7 @@ from gemma_tune.compare.wording import Numbers, p_text
 from gemma_tune.engines.speed import TokenRates
 from gemma_tune.evals.evaluation import as_text, is_share
 from gemma_tune.evals.statistics import Interval
-from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Listing, Section, Table, Text
+from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Headline, Listing, Section, Table, Text
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report.artifacts import bytes_text, use_commands
 from gemma_tune.report.figures import interval_text
@@ -203,6 +203,31 @@ def say_exported(exported: Mapping[str, Any], artifacts: Mapping[str, Path], con
         console.print(f"    {command}", markup=False, soft_wrap=True)
     for line in exported["advice"]:
         console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+
+
+def exported_headline(exported: Mapping[str, Any], head: Mapping[str, Any]) -> Headline | None:
+    """The headline of a run that has only exported: a file, by its name, against its source, with the test's verdict.
+
+    Args:
+        exported: `exported_metrics`; empty where nothing was exported.
+        head: The headline of the result.
+
+    Returns:
+        None where the headline isn't about files.
+    """
+    if not exported or not exported["metric"] or exported["metric"] != head.get("name"):
+        return None
+    source, *files = _cells(exported)
+    means = [file.get("mean") for file in exported["files"][1:]]
+    if head.get("after") not in filter(None.__ne__, means):
+        return None
+    file = files[means.index(head["after"])]
+    note = f"{file.difference.line()}: {_said(file.verdict)}, on {exported['rows']:,} rows"
+    return Headline(f"{exported['metric']}: source → {file.name}", [source.mean, file.mean], note, file.verdict.value)
+
+
+def _said(verdict: FigureText) -> str:
+    return ", ".join(filter(None, [verdict.value, verdict.span]))
 
 
 def files_section(metrics: Mapping[str, Any]) -> list[Section]:

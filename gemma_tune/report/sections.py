@@ -14,7 +14,7 @@ from gemma_tune.page.charts import Panel
 from gemma_tune.report.answers import moved_rows, sample_rows
 from gemma_tune.report.artifacts import how_to_use, sizes
 from gemma_tune.report.change_blocks import change_blocks, headline_block
-from gemma_tune.report.exported import files_section
+from gemma_tune.report.exported import exported_headline, files_section
 from gemma_tune.report.figures import Change, changes, headline
 from gemma_tune.rl.completion_log import first_and_last, read_completions
 from gemma_tune.run.folder import RunFolder
@@ -92,7 +92,8 @@ def sections(inputs: ReportInputs) -> list[Section]:
 def _headline(inputs: ReportInputs, figures: Sequence[Change]) -> list[Block]:
     head = inputs.folder.result.headline
     found = [change for change in (*figures, *headline(head)) if change.name == head.get("name")]
-    blocks: list[Block] = [headline_block(change) for change in found[:1]]
+    of_files = exported_headline(inputs.metrics.get("exported", {}), head)
+    blocks: list[Block] = [of_files] if of_files else [headline_block(change) for change in found[:1]]
     if "steps" in inputs.metrics:
         data = inputs.cfg.data
         files = [name for key, name in data.named().items() if key.startswith("data.train_file")]

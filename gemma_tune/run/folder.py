@@ -23,7 +23,7 @@ from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
 from gemma_tune.run.place import REPLACED, delete_leftovers, drop_later, put_back, set_aside, stages
 from gemma_tune.run.result import RunResult, failures_until
-from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint
+from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint, way_on
 from gemma_tune.run.stopping import Stopped, Stops, listening
 from gemma_tune.untrusted import read_object
 
@@ -273,10 +273,7 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _how_to_resume(self) -> str:
-        again = "the same command without overwrite=true" if self.cfg.overwrite else "the same command"
-        if checkpoints(self.checkpoints) or stages(self.path):
-            return f"{self.path} has checkpoints: {again} goes on."
-        return f"{self.path} has no checkpoint (train.save_steps writes them): {again} begins anew."
+        return way_on(self.cfg, self.path, self.result, bool(checkpoints(self.checkpoints) or stages(self.path)))
 
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.errors import UserError
 from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, state_of, step_of
+from gemma_tune.run.result import RunResult
 
 AUTO, LATEST, NEVER = "auto", "latest", "never"
 _KEY = "train.resume_from_checkpoint"
@@ -33,6 +34,29 @@ class ResumePoint:
         """For the terminal."""
         rest = "only evaluation and export are left" if self.at_the_end else f"from step {self.step}"
         return [*self.passed_over, f"goes on with the interrupted run, {rest} ({self.path})"]
+
+
+def way_on(cfg: Config, folder: Path, result: RunResult, has_checkpoints: bool) -> str:
+    """What an interrupted run has left that can be used, and what the same command does.
+
+    Args:
+        cfg: The run's configuration.
+        folder: The run folder.
+        result: What the run has found so far.
+        has_checkpoints: Whether there is something to go on from.
+    """
+    again = "the same command without overwrite=true" if cfg.overwrite else "the same command"
+    files = [str(folder / result.artifacts[name]) for name in cfg.export.formats if name in result.artifacts]
+    said = ""
+    if files and {"verify", "export"} & result.metrics.keys():  # the checks of int4 files and of merged weights
+        said = f"The exported files are complete and checked, and can be used: {', '.join(files)}. "
+        if cfg.traits.quantizes and cfg.export.quality_samples:
+            said += "What was not done is measuring their quality, which export.quality_samples=0 leaves out. "
+    if has_checkpoints:
+        return f"{said}{folder} has checkpoints: {again} goes on."
+    if not cfg.traits.trains:
+        return f"{said}{again[0].upper()}{again[1:]} begins anew."
+    return f"{said}{folder} has no checkpoint (train.save_steps writes them): {again} begins anew."
 
 
 def names_a_folder(train: TrainConfig) -> bool:

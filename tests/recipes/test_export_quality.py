@@ -17,7 +17,7 @@ from rich.console import Console
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.report.exported import files_section, say_exported
+from gemma_tune.report.exported import exported_headline, files_section, say_exported
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.identity import as_one_run
 from gemma_tune.run.paths import ASSETS
@@ -132,6 +132,16 @@ def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_
     assert out.rstrip().endswith("recipe=qat") and "warning: gguf" in out
     [section] = files_section({"exported": exported})
     assert section.title == "Quality, size and speed of the files"
+
+
+def test_the_headline_names_the_file_and_the_verdict() -> None:
+    head = {"name": "test_exact_match", "before": 0.95, "after": 0.8}
+    found = exported_headline(of_numbers("not significant", []), head)
+    assert found is not None and found.name == "test_exact_match: source → gguf"
+    assert [value.line() for value in found.values] == ["95.0% (91.0–97.3)", "80.0% (73.9–85.0)"]
+    assert "not significant, p < 0.001, on 200 rows" in found.note and "−15.0" in found.note
+    assert exported_headline(of_numbers("worse", []), head | {"name": "mean_kl"}) is None
+    assert exported_headline({}, head) is None
 
 
 def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:

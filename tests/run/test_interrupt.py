@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from short_runs import metrics, short_run
 
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.main import main
 from gemma_tune.run.paths import ASSETS, atomic_folder, folder_status
+from gemma_tune.run.result import RunResult
+from gemma_tune.run.resume import way_on
 from gemma_tune.run.stopping import Stopped, Stops, listening
 
 WORDS = ["tracker=none", "data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}", "eval=none"]
@@ -174,6 +177,25 @@ def test_where_nothing_is_trained_it_ends_at_once(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="has no checkpoint") as stopped:
         short_run("lora_sft", tmp_path / "run", *words, steps=2)
     assert stopped.value.code == 143 and folder_status(tmp_path / "run") == "interrupted"
+
+
+def test_what_an_interrupted_run_has_left(tmp_path: Path) -> None:
+    """Files that are whole and checked can be used; checkpoints are spoken of only where something is trained."""
+    cfg, result = compose_config("export", ["export=int4"]), RunResult("export")
+    begun = way_on(cfg, tmp_path, result, False)
+    assert begun == "The same command begins anew."
+    result.artifacts = {"gguf": "export/gguf", "w4a16": "export/w4a16"}
+    assert way_on(cfg, tmp_path, result, False) == begun  # written, and not yet checked
+    result.metrics = {"verify": []}
+    said = way_on(cfg, tmp_path, result, False)
+    assert (
+        f"complete and checked, and can be used: {tmp_path / 'export' / 'gguf'}, {tmp_path / 'export' / 'w4a16'}"
+        in said
+    )
+    assert "export.quality_samples=0" in said and "save_steps" not in said
+    sft = way_on(compose_config("lora_sft"), tmp_path, RunResult("lora_sft"), False)
+    assert "has no checkpoint (train.save_steps writes them)" in sft
+    assert "save_steps" not in way_on(compose_config("evaluate"), tmp_path, RunResult("evaluate"), False)
 
 
 def test_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
