@@ -49,6 +49,10 @@ def function_problem(reference: str, call: Signed) -> str | None:
         source = read_source(file)
     except UserError as error:
         return str(error)
+    if source.relative:
+        line, absolute = source.relative
+        said = f"a relative import, and the file is in no package; write {absolute}: files beside it are found"
+        return f"{file}:{line}: {said}."
     if not name:
         return f"write path/to/file.py:function; {file.name} has {_listed(source.functions)}."
     if name not in source.names:

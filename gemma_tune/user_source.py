@@ -39,11 +39,13 @@ class UserSource:
         file: The file.
         names: Their definitions, in the order of the file.
         opaque: Whether it may bind names that can't be seen (`from x import *`, `globals()[…]`).
+        relative: Line and names of the first relative import outside of functions, which no file alone can have.
     """
 
     file: Path
     names: dict[str, list[Definition]] = field(default_factory=dict)
     opaque: bool = False
+    relative: tuple[int, str] | None = None
 
     @property
     def functions(self) -> list[str]:
@@ -68,6 +70,11 @@ def read_source(file: Path) -> UserSource:
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes; what is nested too deeply
         raise UserError(f"{file}: this can't be read as Python ({error or type(error).__name__}).") from error
     found = UserSource(file)
+    for node in tree.body:  # in a `try`, it may be meant for a package
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = ", ".join(alias.name for alias in node.names)
+            absolute = f"from {node.module} import {names}" if node.module else f"import {names}"
+            found.relative = found.relative or (node.lineno, absolute)
     for node in _statements(tree.body):
         _note(node, found)
     return found

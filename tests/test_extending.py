@@ -190,6 +190,21 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
         ["recipe=lora_sft", "recipe_file=mine.py"],
         ["recipe_file is set by the recipe: write recipe=path"],
     ),
+    "a relative import": (
+        "from .helper import f",
+        ["recipe=lora_sft", "train.loss=mine.py:f"],
+        ["mine.py:1: a relative import, and the file is in no package; write from helper import f: files beside"],
+    ),
+    "a relative import of a file": (
+        "from . import helper\ndef f(outputs, labels, num_items_in_batch): ...",
+        ["recipe=lora_sft", "train.loss=mine.py:f"],
+        ["mine.py:1: a relative import", "write import helper: "],
+    ),
+    "a comma in the name of a file": (
+        "def f(completions, records): ...",
+        ["recipe=grpo", "reward.functions.x=a,b.py:f"],
+        ["quotes make it one text: reward.functions.x='\"a,b.py:f\"'"],
+    ),
     "a number": (
         "def g(engine, inputs): ...\nf = 5",
         ["recipe=evaluate", "eval.evaluators=[mine.py:f]"],

@@ -101,6 +101,9 @@ def _sweep_problem(override: Override, word: str) -> str:
     """What to say to commas without `--multirun`."""
     key, value = override.key_or_group, word.partition("=")[2]
     kind = str(FIELDS[key][1]) if key in FIELDS else ""
+    within = key.rpartition(".")[0]  # of a mapping such as reward.functions
+    if not kind and within in FIELDS and "dict[str, str" in str(FIELDS[within][1]):
+        kind = "str"
     if re.fullmatch(r"\d+,\d+", value) and "float" in kind:
         return f"{WHERE}: {shortened(word)}: write decimals with a point: {key}={value.replace(',', '.')}"
     ways = [f"-m {word} runs once with each"]
