@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
     "records and a field": (
         "def f(completions, records, question): ...",
         ["recipe=grpo", "reward.functions.mine=mine.py:f"],
-        ["beside completions and records, nothing is given for question; give it a default", "record.row['question']"],
+        ["beside completions and records, nothing is given for question; write", "record.row['question']"],
     ),
     "many functions": (
         "".join(f"def g{n}(a): ...\n" for n in range(25)),

@@ -122,8 +122,8 @@ def field_problem(signature: Signature, fields: tuple[str, ...]) -> str | None:
     extra = [name for name in must if name not in OUR_REWARD]
     if extra and "records" in must and "prompts" not in must and "records" not in fields:
         return (
-            f"{said}: beside completions and records, nothing is given for {' and '.join(extra)}; give it a default, "
-            f"or take it from each record's row: record.row[{extra[0]!r}]"
+            f"{said}: beside completions and records, nothing is given for {' and '.join(extra)}; write (completions, "
+            f"records) and take it from each record's row, record.row[{extra[0]!r}], or give it a default"
         )
     unknown = [name for name in must if name not in TRL_REWARD and (name not in fields or name in NO_COLUMNS)]
     if not unknown:

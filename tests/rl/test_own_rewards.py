@@ -120,7 +120,7 @@ def test_async_in_a_notebook(tmp_path: Path) -> None:
         ("def f(*given): ...", r"\(\*given\): it takes no completions"),
         ("def f(prompts, completions, /): ...", "before `/` can't be passed by name"),
         ("f = range", "its parameters can't be read"),
-        ("def f(completions, records, answers): ...", "records is neither"),
+        ("def f(completions, records, answers): ...", "nothing is given for answers"),
     ],
 )
 def test_refused_by_name(source: str, said: str, tmp_path: Path) -> None:
