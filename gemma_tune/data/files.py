@@ -71,7 +71,9 @@ def find_files(name: str, key: str, any_type: bool = False) -> list[Path]:
 def _unknown(file: Path) -> str:
     """What a file of an unknown type is, as the end of a sentence, with the way to rows."""
     way = next((way for kinds, way in _CONVERT.items() if file.suffix.lower() in kinds), None)
-    return f"of no known type; name it {ALL_TYPES}" + (f"; {way.format(file.name)}." if way else ".")
+    if way:
+        return f"of no known type; {way.format(file.name)}. Rows stand in {ALL_TYPES}."
+    return f"of no known type: rows stand in {ALL_TYPES}; a file that holds one of these needs its ending."
 
 
 def read_file(path: Path, descriptor: int | None = None, options: FileOptions | None = None) -> Iterator[Row | BadRow]:

@@ -106,6 +106,9 @@ def _sweep_problem(override: Override, word: str) -> str:
         kind = "str"
     if re.fullmatch(r"\d+,\d+", value) and "float" in kind:
         return f"{WHERE}: {shortened(word)}: write decimals with a point: {key}={value.replace(',', '.')}"
+    if key == "export":  # several formats of one run
+        formats = ",".join(part.strip().lower() for part in value.split(","))
+        return f"{WHERE}: {shortened(word)}: formats of one run are a list: 'export.formats=[{shortened(formats)}]'"
     ways = [f"-m {word} runs once with each"]
     if "list" in kind:
         ways = [f"a list stands in brackets: '{key}=[{value}]'"]
@@ -123,6 +126,11 @@ def _unreadable(word: str, error: HydraException) -> str:
         return f"{WHERE}: `{said}`: type plain quotes (') and not the typographic ones."
     if value.count("[") != value.count("]"):
         return f"{WHERE}: `{said}`: a bracket isn't closed; a list is written in quotes: '{key}=[one,two]'"
+    if (message := unknown_key(key.lstrip("+"), WHERE)) and key not in GROUPS:
+        return message
+    if ";" in value and key in FIELDS and not _takes_text(key):
+        meant = shortened(f"{key}={value.replace(';', ',')}")
+        return f"{WHERE}: `{said}`: values are separated by a comma: -m {meant} runs once with each."
     reason = shortened(str(error).splitlines()[0])
     way = f"put quotes around it: '{said}' → key='\"…\"'"
     if word.partition("=")[2].startswith("{"):

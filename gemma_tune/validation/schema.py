@@ -172,7 +172,9 @@ def _wrong_type(key: str, kind: Any, value: Any, where: str) -> str:
     if isinstance(value, str) and value.startswith("{"):
         return f"{where}: {key}={shortened(value)} can't be read as a mapping; write {key}='{{\"NAME\": VALUE}}'."
     if not isinstance(value, dict):
-        return f"{where}: {key} holds values by name: write {key}.NAME={shortened(str(value))}."
+        one = key.removesuffix("s")
+        ways = f"; for one alone: {one}={shortened(str(value))}" if one in FIELDS else ""
+        return f"{where}: {key} holds values by name: write {key}.NAME={shortened(str(value))}{ways}."
     inner = typing.get_args(kind)[1]
     wrong = {name: v for name, v in value.items() if not _fits(key, {name: v})}
     return "; ".join(

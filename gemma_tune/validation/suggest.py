@@ -98,6 +98,9 @@ INSTEAD = {
     "max_prompt_length": "prompts are never cut; one that is too long for the model is named, with its row",
     "reward_funcs": "set reward.functions.NAME=path/to/file.py:function, or choose reward=OPTION",
     "chosen_column": "pairs have fields named prompt, chosen and rejected",
+    "delimiter": "the separator of a CSV file is found in its first line: comma, semicolon, tab or |",
+    "sep": "the separator of a CSV file is found in its first line: comma, semicolon, tab or |",
+    "separator": "the separator of a CSV file is found in its first line: comma, semicolon, tab or |",
     "rejected_column": "pairs have fields named prompt, chosen and rejected",
     "rpo_alpha": "set train.loss_type=sigmoid+sft, with train.extra.loss_weights",
     "simpo_gamma": "TRL's DPOTrainer has no SimPO",
@@ -132,6 +135,10 @@ NOT_OF_ADAPTERS = {
 # Options that a group doesn't have, and what to write instead.
 OPTIONS_INSTEAD = {
     ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
+    **{
+        ("data", name): "write data=auto, which reads this type of file by its name"
+        for name in ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "arrow", "table", "file")
+    },
     ("eval", "preference"): "write eval.evaluators=[preference]",
     ("recipe", "ppo"): "recipe=grpo trains on the same rewards, without a value model",
     **{("recipe", name): "recipe=dpo trains on the same pairs" for name in ("orpo", "simpo", "cpo")},

@@ -168,3 +168,19 @@ def test_a_file_is_no_model_folder(folder: Path) -> None:
         assert "data.train_file" in said and "folder that it is in" not in said
         said = problems(recipe, f"{key}=notes.md")
         assert "this is a file, and not a model" in said and ".." not in said and "data.train_file" not in said
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("export=GGUF,w4a16", "'export.formats=[gguf,w4a16]'"),
+        ("train.learning_rate=1e-4;2e-4", "-m train.learning_rate=1e-4,2e-4"),
+        ("data.delimiter=;", "is found in its first line"),
+        ("data.sep=x", "is found in its first line"),
+        ("data=csv", "write data=auto"),
+        ("data=parquet", "write data=auto"),
+        ("data.train_files=qa.csv", "for one alone: data.train_file=qa.csv"),
+    ],
+)
+def test_words_of_other_tools_are_answered(word: str, said: str) -> None:
+    assert said in problems("lora_sft", word)
