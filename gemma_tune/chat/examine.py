@@ -87,11 +87,11 @@ def own_form(source: str, vocabulary: Vocabulary) -> OwnForm:
         raise UnknownTemplate(" ".join(problems))
     control = sorted(token for token in vocabulary.added if token in source + text + prompt)
     form = OwnForm(
-        "your own",
-        "your chat template",
-        stop,
-        (bos, *(t for t in control if t != bos)),
-        None,
+        name="your own",
+        families="your chat template",
+        stop_token=stop,
+        control_tokens=(bos, *(t for t in control if t != bos)),
+        calls=None,
         source=source,
         given=given,
         marked=is_marked(source),

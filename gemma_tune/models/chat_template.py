@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gemma_tune.chat import (
     UnknownTemplate,
     is_saved,
@@ -51,9 +49,9 @@ def check_template(model: ModelConfig) -> None:
     name = model.chat_template
     if name is None or not is_template_file(name):
         return
-    source, folder = _read(name), Path(find_source(model).tokenizer)
+    source, folder = _read(name), find_source(model).tokenizer_folder
     problems = list(syntax_problems(source))
-    vocabulary = vocabulary_in(folder, model.added_tokens) if folder.is_dir() and not problems else None
+    vocabulary = vocabulary_in(folder, model.added_tokens) if folder and not problems else None
     if vocabulary is not None:
         try:
             own_form(saved(source), vocabulary)

@@ -61,6 +61,20 @@ class Source:
         return Path(found).parent.name if isinstance(found, str) else None
 
     @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer's files: a local one, or the cache's of the Hub; None where they aren't here."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if Path(self.tokenizer).is_dir():
+            return Path(self.tokenizer)
+        revision = self.revision if self.tokenizer == self.base else None
+        try:
+            found = try_to_load_from_cache(self.tokenizer, "tokenizer.json", revision=revision)
+        except ValueError:  # no name that the Hub could have: a GGUF file
+            return None
+        return Path(found).parent if isinstance(found, str) else None
+
+    @property
     def inputs(self) -> list[Path]:
         """The local files and folders that are read: weights, adapter, and tokenizer files from elsewhere."""
         found = [path for path in (self.gguf, self.folder, self.adapter) if path]

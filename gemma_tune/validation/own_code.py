@@ -120,7 +120,11 @@ def copy_problems(cfg: Config) -> Iterator[str]:
         yield "copy.recipe is not set: name the recipe to copy, for example copy.recipe=qlora_sft."
         return
     if c.recipe not in shipped:
-        yield f"copy.recipe={c.recipe}: not one of {', '.join(shipped)}.{did_you_mean(c.recipe, shipped)}"
+        hint = did_you_mean(c.recipe, shipped)
+        yield (
+            f"copy.recipe={c.recipe}: not one of {', '.join(shipped)}.{hint} Only these have steps to copy: one of "
+            "--config-dir has values alone; copy the recipe that its defaults begin with."
+        )
         return
     if not re.fullmatch(r"\w[\w.-]*", c.named) or c.named.endswith((".py", ".yaml")):
         yield f"copy.name={c.name}: a name has letters, digits, _, - and . only, and no suffix; the folder is copy.to."

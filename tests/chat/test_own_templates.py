@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,20 @@ def test_wrong_templates(name: str, folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_template(ModelConfig(str(ASSETS / "tiny"), chat_template="mine.jinja"))
     assert str(caught.value).startswith("model.chat_template=mine.jinja: ") and message in str(caught.value)
+
+
+def test_a_wrong_template_for_a_checkpoint_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tokenizer of the cache; where that isn't here, only what the template itself tells is known."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    template, message = WRONG["mark all"]
+    Path("mine.jinja").write_text(template, encoding="utf-8")
+    check_template(ModelConfig("me/tiny", chat_template="mine.jinja"))
+    place = folder / "hub" / "models--me--tiny"
+    shutil.copytree(ASSETS / "tiny", place / "snapshots" / "0123abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0123abc", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        check_template(ModelConfig("me/tiny", chat_template="mine.jinja"))
 
 
 @pytest.mark.parametrize(

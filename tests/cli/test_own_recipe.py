@@ -173,6 +173,7 @@ def test_every_recipe_can_be_copied(name: str, folder: Path, capsys: pytest.Capt
     [
         ([], "copy.recipe is not set"),
         (["copy.recipe=qlora"], "copy.recipe=qlora: not one of"),
+        (["copy.recipe=my_run"], "one of --config-dir has values alone"),
         (["copy.recipe=dpo", "copy.to=mine.py"], "copy.to=mine.py: this is a file"),
         (["copy.recipe=dpo", "copy.name=mine"], "mine.py is there already, and is not replaced"),
         (["copy.recipe=dpo", "copy.name=a/b"], "copy.name=a/b: a name has letters"),
