@@ -46,7 +46,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no package": ({"values": "method: sft\n"}, ["mine.yaml: the first line must be `# @package _global_`"]),
     "unknown key": ({"values": VALUES + "lora_rank: 3\n"}, ["mine.yaml: there is no key", "Did you mean adapter.r?"]),
-    "no YAML": ({"values": VALUES + "train: {\n"}, ["mine.yaml: this is not valid YAML"]),
+    "no YAML": ({"values": VALUES + "train: {\n"}, ["mine.yaml:4: this is not valid YAML"]),
     "no run": ({"steps": "def ran(cfg, folder): ...\n"}, ["no function run(cfg, folder); it has ran. Keep"]),
     "no Python": ({"steps": "def run(cfg, folder:\n"}, ["mine.py:1: '(' was never closed"]),
     "null bytes": ({"steps": "run = 1\0\n"}, ["mine.py", "null bytes"]),
