@@ -33,7 +33,9 @@ def name_on_hub(key: str, name: str) -> str:
         return options()[name]
     if looks_local(name):
         known = [option for option, hub in options().items() if "://" not in hub]
-        raise UserError(f"{key}={name}: neither an option of model nor owner/name.{did_you_mean(name, known)}")
+        tuned = [] if "pt" in name.lower() else [option for option in known if option.endswith("_it")]
+        meant = did_you_mean(name, tuned) or did_you_mean(name, known)  # most mean the instruction-tuned one
+        raise UserError(f"{key}={name}: neither an option of model nor owner/name.{meant}")
     return name
 
 

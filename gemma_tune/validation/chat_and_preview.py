@@ -79,6 +79,8 @@ def preview_problems(cfg: Config) -> Iterator[str]:
     for key, default in vars(TrainConfig()).items():
         if key not in used and getattr(cfg.train, key) != default:
             yield f"train.{key} has no effect with recipe=preview; leave it out."
+    if cfg.model.load_in_4bit:
+        yield "model.load_in_4bit has no effect with recipe=preview, which loads no weights; leave it out."
     if cfg.output_dir is not None:
         yield "output_dir has no effect with recipe=preview, which keeps no run folder; name preview.output_file."
     if (name := cfg.preview.output_file) is not None:

@@ -13,6 +13,7 @@ import yaml
 
 import gemma_tune
 from gemma_tune import UserError
+from gemma_tune.catalog.fetching import name_on_hub
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.source import find_source
@@ -184,3 +185,16 @@ def test_a_file_is_no_model_folder(folder: Path) -> None:
 )
 def test_words_of_other_tools_are_answered(word: str, said: str) -> None:
     assert said in problems("lora_sft", word)
+
+
+def test_preview_loads_no_weights() -> None:
+    assert "loads no weights" in problems("preview", "model.load_in_4bit=true")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("gemma9", "_it?"), ("gemma2_9b_p", "_it?"), ("gemma2_9bpt", "gemma2_9b_pt?")]
+)
+def test_most_mean_the_instruction_tuned_model(name: str, meant: str) -> None:
+    with pytest.raises(UserError) as error:
+        name_on_hub("models.fetch", name)
+    assert str(error.value).endswith(meant)
