@@ -69,7 +69,7 @@ def damaged_rows(file: Path, chance: random.Random) -> bytes:
         return "\n".join(rows).encode("utf-8", "surrogatepass")
     changed = bytearray(content[: chance.randint(1, len(content))])
     for _ in range(chance.randint(0, 6)):
-        at = chance.randrange(len(changed))
+        at = chance.randrange(len(changed) + 1)
         changed[at : at + chance.randint(0, 3)] = bytes(chance.randrange(256) for _ in range(chance.randint(0, 4)))
     return bytes(changed)
 
