@@ -163,7 +163,8 @@ def _what_is_there(run: Path) -> str:
     found = [f"recipe=evaluate takes {file}" for file in sorted(run.glob("export/*/*.gguf"))]
     if (run / "export" / "w4a16" / "config.json").is_file():
         found.append(f"recipe=chat, evaluate and compare take {run / 'export' / 'w4a16'}")
-    if kept := checkpoints(run / "checkpoints"):
+    kept = [] if (run / PLAN).is_file() else checkpoints(run / "checkpoints")  # on a grid: an adapter alone
+    if kept:
         found.append(f"its last checkpoint is a model, too: {kept[-1]}")
     there = f" Name what it holds: {'; '.join(found)}." if found else ""
     status = folder_status(run)

@@ -240,5 +240,5 @@ def test_an_interrupted_run_names_its_last_checkpoint(folder: Path) -> None:
     shutil.rmtree(run / "adapter")
     for step in (5, 10):
         (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"Its last checkpoint is a model, too: name runs/x/checkpoints/step-10\."):
+    with pytest.raises(UserError, match=r"its last checkpoint is a model, too: runs/x/checkpoints/step-10\."):
         find_source(ModelConfig(str(run)))

@@ -119,7 +119,7 @@ def test_a_reader_of_the_users_own(tmp_path: Path, tokenizer: Any) -> None:
     assert rows.rendered == [render_chat(tokenizer, turn(q, a)) for q, a in (("1+1", "2"), ("2+2", "4"))]
     file = write(tmp_path / "bad.txt", "1+1=2", "what?")
     assert refusal(DataConfig(format=data.format, train_file=file)) == f"{file}:2: no equals sign."
-    assert "has no function 'row'" in refusal(DataConfig(format=f"{reader}:row", train_file=file))
+    assert "there is no function 'row'; it has" in refusal(DataConfig(format=f"{reader}:row", train_file=file))
 
 
 def numbered(path: Path, n: int) -> str:

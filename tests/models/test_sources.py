@@ -160,7 +160,7 @@ def test_a_run_on_a_grid_is_never_taken_off_it(within: str, tmp_path: Path) -> N
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).write_text("{}", encoding="utf-8")
     model = ModelConfig(model_name_or_path=str(tmp_path))
-    with pytest.raises(UserError, match="name one of its exports"):
+    with pytest.raises(UserError, match="which its adapter alone does not store"):
         find_source(model)
     shutil.copytree(TINY, run / "export" / "merged")
     assert find_source(model).folder == run / "export" / "merged"
