@@ -144,7 +144,7 @@ def test_names_with_any_character(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("name", "way"), [
     ("a.xlsx", 'pandas.read_excel("a.xlsx").to_parquet("rows.parquet")'), ("b.yaml", "yaml.safe_load"),
     ("c.pkl", "read_pickle"), ("d.db", "read_sql"), ("e.pdf", 'JSONL ({"text": "…"})'), ("f.zip", "unpack it"),
-    ("g.what", "(or one of them .gz, .zst, .bz2, .xz)."),
+    ("g.what", "(or one of them .gz, .zst, .bz2, .xz);"),
 ])  # fmt: skip
 def test_files_of_other_types(tmp_path: Path, name: str, way: str) -> None:
     (tmp_path / name).write_bytes(b"x")
