@@ -191,6 +191,8 @@ def _source_of_adapter(said: str, path: Path, revision: str | None, tokenizer_be
     if Path(base).is_dir():
         check_model_folder(f"{said}: {where}={base}", Path(base), tokenizer_beside and not own)
     elif looks_local(base):
-        raise UserError(f"{said}: the adapter's base, {base}, is not there; put it back, or fix {where}.")
+        merged = path.parent / "export" / "merged"
+        whole = f" The run's merged weights need no base: name {merged}." if (merged / "config.json").is_file() else ""
+        raise UserError(f"{said}: the adapter's base, {base}, is not there; put it back, or fix {where}.{whole}")
     check_adapter_weights(said, path)
     return Source(base, stored.get("revision") or revision, path, str(path) if own else base)

@@ -15,6 +15,7 @@ import yaml
 
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.runner import check_models
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.models.source import find_source
 from gemma_tune.run.existing import run_of
@@ -242,3 +243,30 @@ def test_an_interrupted_run_names_its_last_checkpoint(folder: Path) -> None:
         (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
     with pytest.raises(UserError, match=r"its last checkpoint is a model, too: runs/x/checkpoints/step-10\."):
         find_source(ModelConfig(str(run)))
+
+
+def test_how_many_of_the_validation_rows(folder: Path) -> None:
+    """The line says where rows are left out, and names none that nothing is measured on."""
+    run = make_run()
+    row = Path("mine/val.jsonl").read_text("utf-8").splitlines()[0]
+    Path("mine/val.jsonl").write_text(f"{row}\n" * 6, encoding="utf-8")
+    few = composed(run, "data.max_eval_samples=2")
+    assert rows_line(few, {}, 2).endswith("val.jsonl, changed since that run, the first 2 of 6 rows")
+    assert rows_line(composed(run, "data.max_eval_samples=6"), {}, 6).endswith(", 6 rows")
+    nothing = composed(run, "eval=none", "eval.num_samples=0", recipe="export")
+    assert rows_line(nothing, {}, 2) == "data: none: nothing is measured (no evaluators)"
+    answers = composed(run, "eval.evaluators=[answers]")
+    assert "validation rows" not in rows_line(answers, {"own": [1]}, 4)
+
+
+def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
+    """Answered before torch is imported, with what of the run can still be measured."""
+    run = make_run(merged=True).absolute()
+    config = run / "adapter" / "adapter_config.json"
+    stored = json.loads(config.read_text("utf-8")) if config.is_file() else {"peft_type": "LORA"}
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(json.dumps(stored | {"base_model_name_or_path": str(folder / "gone")}), encoding="utf-8")
+    cfg = composed(run)
+    with pytest.raises(UserError, match=r"gone, is not there; .* need no base: name .*merged") as refused:
+        check_models(cfg)
+    assert str(run / "export" / "merged") in str(refused.value)
