@@ -114,7 +114,7 @@ MISTAKES = {
     "names that Hydra can't read": (["adapter.rank_pattern={'^q': 4}"], ["write such names into a YAML file"]),
     "a token": (["train.extra.hub_token=hf_x"], ["log in with `hf auth login`"]),
     # words and flags
-    "a word alone": (["lora"], ["`lora` is not of the form key=value"]),
+    "a word alone": (["lora"], ["`lora`: write adapter=lora"]),
     "can't be read": (["seed=1(2"], ["`seed=1(2`", "put quotes around it"]),
     "flag typo": (["--multirn"], ["no flag --multirn", "Did you mean --multirun?"]),
     "flag with a value": (["--multirun=true"], ["--multirun takes no value"]),
@@ -124,7 +124,7 @@ MISTAKES = {
         ["keys stand without dashes: train.num_generations=8", "keys stand without dashes: train.beta=VALUE"],
     ),
     "blanks around the sign": (["train.beta", "=", "0.1"], ["write train.beta=0.1 without blanks"]),
-    "a recipe alone": (["grpo"], ["`grpo`: write recipe=grpo"]),
+    "a recipe alone": (["grpo"], ["one recipe at a time", "recipe=grpo in its place"]),
     # options of TRL's that are no keys of ours
     "an option of TRL's": (["train.top_p=0.9"], ["no key `train.top_p`", "Did you mean train.extra.top_p?"]),
     "an option that is decided": (["train.ref_model=x"], ["The reference is the initial model."]),
