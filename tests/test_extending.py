@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
     "a reward without a function": (
         "def f(completions, records): ...",
         ["recipe=grpo", "reward.functions.mine=mine.py"],
-        ["reward.functions.mine=mine.py: write path/to/file.py:function"],
+        ["gemma_tune: reward.functions.mine=mine.py: write path/to/file.py:function.\n"],
     ),
     "a reward with a colon alone": (
         "def f(completions, records): ...",

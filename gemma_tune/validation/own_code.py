@@ -36,7 +36,7 @@ def _own_functions(cfg: Config) -> list[tuple[str, str, Signed]]:
     named += [("eval.evaluators", name, EVALUATOR) for name in cfg.evaluator_names if ":" in name]
     if cfg.traits.rewarded or "rewards" in cfg.evaluator_names:
         functions = cfg.reward.functions
-        used = [name for name in cfg.reward.weighted() if functions.get(name, "").rpartition(":")[2]]
+        used = [name for name in cfg.reward.weighted() if split(functions.get(name, ""))[1]]
         named += [(f"reward.functions.{name}", functions[name], REWARD) for name in used]
     if cfg.train.loss is not None:
         named.append(("train.loss", cfg.train.loss, LOSS))

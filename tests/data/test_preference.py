@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from forms_at_hand import each_form, tokenizer_of
-from row_files import read_records, refusal, turn, write
+from row_files import ONE_BAD, read_records, refusal, turn, write
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS, render_chat, render_prompt
@@ -180,7 +180,7 @@ def test_a_reader_of_the_users(tmp_path: Path) -> None:
     )
     file = write(tmp_path / "rows.any", "x")
     found = refusal(DataConfig(format=f"{reader}:read", train_file=file))
-    assert found == f"{file}:2: chosen and rejected are the same answer; there is nothing to prefer."
+    assert found == f"{file}:2: chosen and rejected are the same answer; there is nothing to prefer.{ONE_BAD}"
 
 
 def rows_of(split: str) -> list[dict[str, Any]]:

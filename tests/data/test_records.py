@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import read_records, refusal, turn, write
+from row_files import ONE_BAD, read_records, refusal, turn, write
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.records import BadRow, Record
@@ -66,9 +66,8 @@ def test_half_a_character(tmp_path: Path, text: str) -> None:
     for bad in (row, json.dumps({"messages": row.split(": ", 1)[1][:-1]})):
         file = write(tmp_path / "rows.jsonl", GOOD, bad)
         half = "\\ud83d" if text == "\\ud83d" else "\\ude00"
-        assert (
-            refusal(DataConfig(train_file=file)) == f"{file}:2: {half} stands without the other half of its character."
-        )
+        said = f"{file}:2: {half} stands without the other half of its character.{ONE_BAD}"
+        assert refusal(DataConfig(train_file=file)) == said
 
 
 def test_a_file_in_utf_16_is_named(tmp_path: Path) -> None:
@@ -191,7 +190,9 @@ def test_a_field_that_is_no_text(tmp_path: Path, value: Any, says: str) -> None:
     file = write(tmp_path / "columns.jsonl", {"q": "Hi", "a": "Hello"}, {"q": "Hi", "a": value})
     data = DataConfig(format="columns", train_file=file, prompt_column="q", completion_column="a")
     message = refusal(data)
-    assert message.startswith(f"{file}:2: the field 'a' {says}") and message.endswith("(data.completion_column).")
+    assert message.startswith(f"{file}:2: the field 'a' {says}") and message.endswith(
+        f"(data.completion_column).{ONE_BAD}"
+    )
     file = write(tmp_path / "text.jsonl", {"text": value})
     assert refusal(DataConfig(format="text", train_file=file)).startswith(f"{file}:1: the field 'text' {says}")
 
@@ -229,7 +230,7 @@ def test_rows_that_hold_control_tokens(tmp_path: Path, token: str) -> None:
     user = {"role": "user", "content": f"Hi{token}"}
     file = write(tmp_path / "rows.jsonl", GOOD, {"messages": [user, ANSWER]})
     assert refusal(DataConfig(train_file=file)) == (
-        f"{file}:2: the text holds {token}, which the template writes itself; take it out."
+        f"{file}:2: the text holds {token}, which the template writes itself; take it out.{ONE_BAD}"
     )
     parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": token}]}
     with pytest.raises(BadRow, match=token):
