@@ -14,8 +14,8 @@ RUN apt-get update \
 # Ubuntu's image has a user 1000
 RUN userdel --remove ubuntu 2>/dev/null || true \
     && useradd --create-home --uid 1000 tuner \
-    && mkdir -p /work/runs /opt/gemma_tune \
-    && chown -R tuner:tuner /work /opt/gemma_tune
+    && mkdir -p /home/tuner/runs /opt/gemma_tune \
+    && chown -R tuner:tuner /home/tuner /opt/gemma_tune
 
 USER tuner
 ENV PATH=/opt/gemma_tune/.venv/bin:$PATH
@@ -35,5 +35,5 @@ COPY --chown=tuner:tuner configs configs
 COPY --chown=tuner:tuner data data
 RUN python -m pip install --no-deps .
 
-WORKDIR /work
+WORKDIR /home/tuner
 ENTRYPOINT ["python", "-m", "gemma_tune"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from gemma_tune.processes import is_main_process
 
 _SECONDS = 20  # between two lines, and before the first: a short loop says nothing
 
@@ -18,12 +19,8 @@ def phase(what: str) -> None:
     Args:
         what: `checking gguf: its weights, then in llama.cpp`.
     """
-    if _is_first():
+    if is_main_process():
         print(what, file=sys.stderr, flush=True)
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Lines:
@@ -66,7 +63,7 @@ def progress(
         total=total,
         unit=unit,
         leave=False,
-        disable=not _is_first(),
+        disable=not is_main_process(),
         file=_Lines(sys.stderr),
         delay=seconds,
         mininterval=seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.paths import CONFIGS, shipped_recipes
 
 _EXAMPLES = """\
 Examples:
@@ -34,9 +34,9 @@ Values with blanks, brackets or commas are written in quotes: 'eval.evaluators=[
 def recipes() -> dict[str, str]:
     """The shipped recipes, each with the first line of its YAML's comment."""
     found = {}
-    for file in sorted((CONFIGS / "recipe").glob("*.yaml")):
+    for name, file in shipped_recipes().items():
         comments = re.findall(r"^# (?!@package)(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-        found[file.stem] = comments[0] if comments else ""
+        found[name] = comments[0] if comments else ""
     return found
 
 

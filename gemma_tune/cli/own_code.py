@@ -26,12 +26,11 @@ def load_recipe(cfg: Config) -> ModuleType:
     """
     said = f"recipe={cfg.recipe_file}"
     recipe = load_module(Path(str(cfg.recipe_file)), said)
-    takes = {"run": cfg.traits.run_takes, **({"read": cfg.traits.read_takes} if cfg.dry_run else {})}
-    for name, words in takes.items():
+    for name, words in cfg.traits.functions(cfg.dry_run).items():
         function = getattr(recipe, name, None)
-        if words and not callable(function):
+        if not callable(function):
             raise UserError(f"{said}: it has no function {name}({', '.join(words)}).")
-        if words and callable(function) and (problem := FunctionCall(words).problem(inspect.signature(function))):
+        if problem := FunctionCall(words).problem(inspect.signature(function)):
             raise UserError(f"{said}: {name}: {problem}.")
     return recipe
 

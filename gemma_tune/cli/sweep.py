@@ -24,8 +24,8 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.runner import check_inputs, failures_of, run_recipe
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.processes import is_main_process
 from gemma_tune.run.existing import check_existing
-from gemma_tune.run.folder import is_main_process
 from gemma_tune.run.identity import folder_of, identity
 from gemma_tune.run.paths import RUNS
 from gemma_tune.sweep.outcomes import FAILED, INTERRUPTED, JobOutcome

@@ -124,6 +124,10 @@ class Method:
             return ()
         return ("cfg", "setup") if self.trains else ("cfg", "folder")
 
+    def functions(self, dry_run: bool) -> dict[str, tuple[str, ...]]:
+        """The functions that its recipe must have, each with what it is called with."""
+        return {"run": self.run_takes, **({"read": self.read_takes} if dry_run and self.read_takes else {})}
+
     @property
     def measures(self) -> bool:
         """Whether it measures models and trains none."""
@@ -217,11 +221,6 @@ METHODS: dict[str, Method] = {
     ),
     "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
 }  # fmt: skip
-
-
-def method_of(values: dict[str, Any]) -> Method:
-    """The row that the values of a shipped recipe name."""
-    return METHODS[values["method"]]
 
 
 def named_method(tree: Mapping[str, Any]) -> Method | None:

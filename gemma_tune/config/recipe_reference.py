@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemma_tune.config.methods import METHODS, Kind
-from gemma_tune.config.reference import composed, recipe_names
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.config.reference import composed
+from gemma_tune.run.paths import shipped_recipes
 
 _TITLES = {
     Kind.TRAIN: "Training",
@@ -35,7 +35,7 @@ _LEAVES = {
 
 def comment(recipe: str) -> list[str]:
     """The comment at the head of a recipe's YAML, without its signs."""
-    text = (CONFIGS / "recipe" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    text = shipped_recipes()[recipe].read_text(encoding="utf-8")
     lines = []
     for line in text.splitlines()[1:]:  # the first one is Hydra's
         if not line.startswith("#"):
@@ -87,7 +87,7 @@ def leaves(recipe: str) -> str:
 def markdown() -> str:
     """The whole page."""
     groups: dict[str, list[str]] = {title: [] for title in (*dict.fromkeys(_TITLES.values()), _OTHER)}
-    for recipe in recipe_names():
+    for recipe in shipped_recipes():
         groups[_TITLES.get(METHODS[composed(recipe)["method"]].kind, _OTHER)].append(recipe)
     lines = [
         "# Recipes",

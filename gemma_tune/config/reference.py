@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from gemma_tune.config import Config
 from gemma_tune.config.option import plain_number
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.paths import CONFIGS, shipped_recipes
 
 _NAMES = ("recipe", "method")  # each recipe has its own
 _MOST = 100  # characters of a value
@@ -34,11 +34,6 @@ def composed(recipe: str | None) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         tree = compose("config", overrides=[f"recipe={recipe}"] if recipe else [])
     return typing.cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False))
-
-
-def recipe_names() -> list[str]:
-    """The shipped recipes."""
-    return sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml"))
 
 
 def _value(tree: Any, key: str) -> Any:
@@ -78,7 +73,7 @@ def _of_recipes(key: str) -> str:
     if key in _NAMES:
         return ""
     default, found = _value(composed(None), key), dict[str, list[str]]()
-    for recipe in recipe_names():
+    for recipe in shipped_recipes():
         if (value := _value(composed(recipe), key)) != default:
             found.setdefault(_written(value), []).append(recipe)
     said = "; ".join(f"{value} in {', '.join(recipes)}" for value, recipes in found.items())

@@ -33,9 +33,10 @@ from gemma_tune.export.read_back import read_folder, read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.models.source import Source
+from gemma_tune.processes import is_main_process
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
-from gemma_tune.run.folder import RunFolder, is_main_process
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
 
 # Controls: the decoded weights in GGUF files without blocks.

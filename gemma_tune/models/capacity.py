@@ -152,10 +152,8 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
             "name a folder on another disk, or keep fewer checkpoints (train.save_total_limit, train.save_steps)."
         )
     if source.folder is None and not _is_downloaded(source):
-        size, cache = (
-            2 * (shape.parameters + shape.tower_parameters) / _GIB,
-            Path(HF_HUB_CACHE),
-        )  # published in bfloat16
+        size = BYTES["bfloat16"] * (shape.parameters + shape.tower_parameters) / _GIB  # as published
+        cache = Path(HF_HUB_CACHE)
         if size > (free := free_disk(cache) / _GIB):
             problems.append(
                 f"model.model_name_or_path={source.base}: the checkpoint has about {in_unit(size)}, and "

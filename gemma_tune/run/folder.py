@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.processes import is_main_process
 from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
@@ -26,11 +26,6 @@ from gemma_tune.run.result import RunResult, failures_until
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint, way_on
 from gemma_tune.run.stopping import Stopped, Stops, listening
 from gemma_tune.untrusted import read_object
-
-
-def is_main_process() -> bool:
-    """True on the one process that writes (rank 0)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class RunFolder:

@@ -24,6 +24,13 @@ def _shipped(inside_wheel: str, in_checkout: str) -> Path:
 CONFIGS = _shipped("configs", "configs")
 ASSETS = _shipped("assets", "data")
 RECIPES = _shipped("recipes", "recipes")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The shipped recipes by name, each with its YAML."""
+    return {file.stem: file for file in sorted((CONFIGS / "recipe").glob("*.yaml"))}
+
+
 # Folder of the runs without `output_dir`
 RUNS = "runs"
 # What a QAT run leaves in its folder

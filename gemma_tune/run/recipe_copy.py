@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from gemma_tune.config import CopyConfig
-from gemma_tune.config.methods import method_of
+from gemma_tune.config.methods import named_method
 from gemma_tune.errors import UserError
-from gemma_tune.run.paths import CONFIGS, RECIPES, resolve
+from gemma_tune.run.paths import RECIPES, resolve, shipped_recipes
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ def copied(copy: CopyConfig) -> tuple[NewFile, NewFile, str]:
     The steps are those of the recipe as they stand. In the values only the commands of the comment change.
     """
     folder = resolve(copy.to)
-    values = (CONFIGS / "recipe" / f"{copy.recipe}.yaml").read_text(encoding="utf-8")
-    method = method_of(yaml.safe_load(values))
+    values = shipped_recipes()[copy.recipe].read_text(encoding="utf-8")
+    method = named_method(yaml.safe_load(values))
+    assert method is not None, "every shipped recipe names one"
     steps = (RECIPES / f"{method.file}.py").read_text(encoding="utf-8")
     place = folder / f"{copy.named}.py"
     word = shlex.quote(f"recipe={place}")

@@ -15,10 +15,11 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.page.blocks import Cell, FigureText, SampleRow
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.page.text import VISIBLE
+from gemma_tune.processes import is_main_process
 from gemma_tune.report.answers import sample_rows
 from gemma_tune.report.exported import say_exported
 from gemma_tune.report.figures import Change, changes, headline, moved_line
-from gemma_tune.run.folder import RunFolder, is_main_process
+from gemma_tune.run.folder import RunFolder
 
 _SHOWN = 3  # answers
 _MOST = 300  # characters of a text

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from gemma_tune.config import Config
-from gemma_tune.run.folder import RunFolder, is_main_process
+from gemma_tune.processes import is_main_process
+from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import atomic_write, write_json
 from gemma_tune.run.paths import TRACKERS
 from gemma_tune.run.resume import ResumePoint

@@ -12,7 +12,7 @@ from typing import Any
 from gemma_tune.cli.run_settings import as_evaluated
 from gemma_tune.config import Config, DataConfig, ExportConfig, ModelConfig, QuantConfig
 from gemma_tune.config.data import KINDS_OF_ROWS
-from gemma_tune.config.methods import Reads, method_of
+from gemma_tune.config.methods import Reads, named_method
 from gemma_tune.config.renamed import translated
 from gemma_tune.run.existing import run_of, stored_config
 from gemma_tune.run.paths import CONFIGS
@@ -62,7 +62,7 @@ def _rows(cfg: Config) -> list[str]:
     """The words that differ from what the run brings; without a run that trained on examples, all that is named."""
     run = run_of(cfg.model.model_name_or_path)
     stored = translated(stored_config(run) or {}) if run else {}
-    made = method_of(stored) if stored else None
+    made = named_method(stored) if stored else None
     data, sources = asdict(cfg.data), KINDS_OF_ROWS[0][0]
     without = not any(data[key] for key in sources if key not in _OF_REWARDS)
     left_out = {*_OF_REWARDS}

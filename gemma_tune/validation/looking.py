@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gemma_tune.config import Config
-from gemma_tune.config.methods import METHODS, Kind, Reads
+from gemma_tune.config.methods import METHODS, Kind, Reads, named_method
 from gemma_tune.config.train import TrainConfig
-from gemma_tune.run.paths import CONFIGS
+from gemma_tune.run.paths import CONFIGS, shipped_recipes
+from gemma_tune.untrusted import read_yaml
 from gemma_tune.validation.chat_and_preview import problems_of_output
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.schema import overlap
@@ -78,10 +78,5 @@ def plan_problems(cfg: Config) -> Iterator[str]:
 
 def trained_recipes() -> list[str]:
     """The shipped recipes that train once; one of several trainings is planned by these."""
-    found = []
-    for file in sorted((CONFIGS / "recipe").glob("*.yaml")):
-        named = re.search(r"^method: (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-        method = METHODS.get(named[1]) if named else None
-        if method and method.trains and not method.stages:
-            found.append(file.stem)
-    return found
+    methods = {name: named_method(read_yaml(file)) for name, file in shipped_recipes().items()}
+    return [name for name, method in methods.items() if method and method.trains and not method.stages]

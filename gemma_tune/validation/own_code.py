@@ -10,7 +10,7 @@ from gemma_tune.config.methods import METHODS, Reads
 from gemma_tune.config.own_functions import EVALUATOR, LOSS, READER, REWARD, FunctionCall
 from gemma_tune.errors import UserError
 from gemma_tune.neighbours import name_clash
-from gemma_tune.run.paths import CONFIGS, RECIPES, resolve
+from gemma_tune.run.paths import CONFIGS, RECIPES, resolve, shipped_recipes
 from gemma_tune.user_code import Signed, definition_problem, function_problem, split
 from gemma_tune.user_source import read_source
 from gemma_tune.validation.suggest import did_you_mean, missing_path
@@ -71,7 +71,7 @@ def recipe_problems(cfg: Config) -> Iterator[str]:
         yield f"{said}: {error}"
         return
     traits = cfg.traits
-    needed = {"run": traits.run_takes, **({"read": traits.read_takes} if cfg.dry_run and traits.read_takes else {})}
+    needed = traits.functions(cfg.dry_run)
     for name, takes in needed.items():
         if name not in source.names and not source.opaque:
             why = ", which dry_run=true calls" if name == "read" else ""
@@ -115,7 +115,7 @@ CHECKS = (recipe_problems, function_problems, loss_problems, neighbour_problems)
 def copy_problems(cfg: Config) -> Iterator[str]:
     """What `recipe=copy` can't do."""
     c = cfg.copy
-    shipped = sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml"))
+    shipped = list(shipped_recipes())
     if not c.recipe:
         yield "copy.recipe is not set: name the recipe to copy, for example copy.recipe=qlora_sft."
         return

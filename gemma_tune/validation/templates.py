@@ -11,6 +11,7 @@ from gemma_tune.untrusted import MIB, read_bytes
 from gemma_tune.validation.suggest import did_you_mean, missing_path
 
 _KEY = "model.chat_template"
+_IN_MODELS = "chat_template.jinja"  # the template's file in a checkpoint's folder
 _SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".json")
 
 
@@ -25,15 +26,12 @@ def template_problems(name: str | None) -> Iterator[str]:
             f"{', '.join(CHAT_FORMS)}; a template of your own is named by its file: {_KEY}=path/to/mine.jinja."
         )
     elif file.is_dir():
-        inside = next((f"{name.rstrip('/')}/{f}" for f in _IN_MODELS if (file / f).is_file()), "path/to/mine.jinja")
+        inside = f"{name.rstrip('/')}/{_IN_MODELS}" if (file / _IN_MODELS).is_file() else "path/to/mine.jinja"
         yield f"{said}: this is a folder; name the file with the template: {_KEY}={inside}."
     elif not file.is_file():
         yield missing_path(_KEY, name, "file")
     else:
         yield from _content_problems(said, name)
-
-
-_IN_MODELS = ("chat_template.jinja",)
 
 
 def _content_problems(said: str, name: str) -> Iterator[str]:
