@@ -14,6 +14,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Method, Reads, named_method
+from gemma_tune.nested import leaves
 from gemma_tune.untrusted import read_yaml
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -56,7 +57,7 @@ def recipe_page(name: str, file: Path, options: Mapping[str, Path]) -> str:
     method = _method(values, options)
     entries = [entry for entry in values.get("defaults") or [] if isinstance(entry, dict)]
     chosen = [f"{_group(group)}={option}" for entry in entries for group, option in entry.items()]
-    chosen += [f"{key}={_plain(value)}" for key, value in _flat(values) if key not in ("defaults", "method")]
+    chosen += [f"{key}={_plain(value)}" for key, value in leaves(values) if key not in ("defaults", "method")]
     if chosen:
         lines += [*_wrapped("Sets: ", "  ".join(chosen)), ""]
     if method is not None:
@@ -119,13 +120,6 @@ def _meaning(key: str) -> str:
 
 def _group(entry: str) -> str:
     return entry.removeprefix("override ").lstrip("/")
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        pairs += _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else [(f"{above}{key}", value)]
-    return pairs
 
 
 def _plain(value: Any) -> str:

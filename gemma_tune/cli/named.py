@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from gemma_tune.nested import leaves
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.untrusted import read_yaml
 from gemma_tune.validation.choices import options_of
@@ -68,7 +69,7 @@ def _in_recipe(name: str, config_dirs: list[Path], seen: set[str]) -> Iterator[t
             yield from (("group", str(key).removeprefix("override ").strip().lstrip("/")) for key in entry)
         elif entry != "_self_":
             yield from _in_recipe(str(entry).lstrip("/"), config_dirs, seen)
-    yield from (("key", key) for key in _leaves(tree))
+    yield from (("key", key) for key, _ in leaves(tree))
 
 
 def _beside_own_recipe(option: str) -> dict[Any, Any]:
@@ -77,11 +78,3 @@ def _beside_own_recipe(option: str) -> dict[Any, Any]:
     node = known.get(f"{option}.yaml") if isinstance(known, dict) else None
     tree: Any = OmegaConf.to_container(node.node) if node is not None else {}
     return tree if isinstance(tree, dict) else {}
-
-
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

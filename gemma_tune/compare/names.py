@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.config.renamed import translated
+from gemma_tune.nested import leaves
 from gemma_tune.run.identity import without_operational
 
 SEED = "seed"
@@ -27,7 +28,8 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Args:
         trees: Configurations as `config.yaml` holds them, also of earlier versions.
     """
-    flat = [dict(_leaves(without_operational(translated(dict(tree))))) for tree in trees]
+    stored = [leaves(without_operational(translated(dict(tree)))) for tree in trees]
+    flat = [{key: value for key, value in tree if not isinstance(value, Mapping)} for tree in stored]  # no empty ones
     keys = dict.fromkeys(key for tree in flat for key in tree if not key.startswith(_LEFT_OUT))
     found = {key: [tree.get(key) for tree in flat] for key in keys}
     return {key: values for key, values in found.items() if len(set(map(_frozen, values))) > 1}
@@ -133,14 +135,6 @@ def _telling_apart(differences: Mapping[str, Sequence[Any]], count: int, whole: 
 
 def _classes(keys: Sequence[str], differences: Mapping[str, Sequence[Any]]) -> int:
     return len(set(zip(*(map(_frozen, differences[key]) for key in keys), strict=True)))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _frozen(value: Any) -> Hashable:

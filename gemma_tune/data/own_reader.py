@@ -28,10 +28,7 @@ def own_records(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         BadRow: It gave no records, or raised this; it ends the file.
     """
     for record in _given(source, data):
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        if record.messages is None:
+        if isinstance(record, BadRow) or record.messages is None:
             yield record
             continue
         fields = RowFields(record.where, {}, data.ignore_fields)

@@ -45,6 +45,11 @@ def stored_inputs(manifest: Path) -> dict[str, str]:
         raise UserError(f"{manifest} can't be read ({error}); {REPEAT}") from error
 
 
+def is_digest(said: str) -> bool:
+    """Whether a manifest has the digest of an input's content, and not size and date, a commit or a revision."""
+    return _DIGEST.fullmatch(said) is not None
+
+
 def refuse_outdated(manifest: Path) -> None:
     """Raises UserError where an input of a finished run has been written since with another content.
 
@@ -53,7 +58,7 @@ def refuse_outdated(manifest: Path) -> None:
     for name, digest in stored_inputs(manifest).items():
         file = Path(name)
         newer = file.is_file() and file.stat().st_mtime_ns > manifest.stat().st_mtime_ns
-        if newer and digests_of([file], hashed=bool(_DIGEST.fullmatch(digest)))[name] != digest:
+        if newer and digests_of([file], hashed=is_digest(digest))[name] != digest:
             raise UserError(
                 f"{file}: this file has changed since the run in {manifest.parent} was done, so its result is that of "
                 "the earlier content. Repeat the run with overwrite=true, or name another output_dir."

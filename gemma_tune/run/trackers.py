@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
+from gemma_tune.nested import leaves
 from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.paths import TRACKER_FOLDER
 
@@ -82,15 +83,6 @@ def _or_refused(name: str, instead: str) -> Iterator[None]:
 
 def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested configuration, by dotted keys."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def has_wandb_key() -> bool:
@@ -171,7 +163,7 @@ class _TensorBoard:
         self._folder = folder
         with _or_refused("tensorboard", "use tracker=none"):
             self._writer: Any = SummaryWriter(log_dir=str(folder / TRACKER_FOLDER))
-        self._settings = {k: v for k, v in _flat(asdict(cfg)) if isinstance(v, bool | int | float | str)}
+        self._settings = {k: v for k, v in leaves(asdict(cfg)) if isinstance(v, bool | int | float | str)}
         self._writer.add_text("config", "".join(f"    {line}\n" for line in as_yaml(cfg).splitlines()))
         self._writer.flush()
 
@@ -215,7 +207,7 @@ class _MLflow:
             else:
                 tags = {"group": cfg.tracker.group} if cfg.tracker.group else None
                 self.id = self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id
-                values = [(k, "" if v is None else str(v)) for k, v in _flat(asdict(cfg))]
+                values = [(k, "" if v is None else str(v)) for k, v in leaves(asdict(cfg))]
                 params = [Param(k, v) for k, v in values if len(v) <= _MLFLOW_LONGEST]
                 for begin in range(0, len(params), _MLFLOW_BATCH):
                     self._client.log_batch(self.id, params=params[begin : begin + _MLFLOW_BATCH])

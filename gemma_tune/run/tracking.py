@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from gemma_tune.config import Config
+from gemma_tune.nested import leaves
 from gemma_tune.processes import is_main_process
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.manifest import atomic_write, write_json
@@ -180,18 +181,12 @@ def _name(metric: str, group: str) -> str:
 def summary_names(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a result under W&B's names, each `train/…` or `eval/…`."""
     found = {}
-    for name, value in _flat(figures):
+    for name, value in leaves(figures, "/"):
+        if isinstance(value, Mapping):  # an empty one
+            continue
         begin = next(begin for begin in _GROUPS if name.startswith(begin))
         found[_GROUPS[begin] + name.removeprefix(begin)] = value
     return found
-
-
-def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}/{inner}", v) for inner, v in _flat(value))
-        else:
-            yield name, value
 
 
 def _lines_before(folder: RunFolder, resumed: ResumePoint) -> list[dict[str, Any]]:

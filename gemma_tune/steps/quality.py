@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def measure_files(
             gc.collect()
     sizes = {name: _facts(name, place, speeds.get(name)) for name, place in places.items()}
     comparison, why = _compared(cfg, found)
-    figure = next((f for f in comparison.figures), None) if comparison else None
+    figure = next(iter(comparison.figures), None) if comparison else None
     metrics = exported_metrics(figure, comparison, list(sizes.values()), why)
     metrics["notes"] += notes
     metrics["advice"] = list(advice_on(cfg, metrics))
@@ -174,22 +174,23 @@ def _compared(cfg: Config, found: Mapping[str, Evaluation]) -> tuple[Comparison 
     if SOURCE not in found or len(found) < 2:
         return None, "Quality was not compared: the source or all files could not be measured."
     others = [e for name, e in found.items() if name != SOURCE]
+    shared = {
+        figure: {row["id"] for row in rows}
+        for figure, rows in others[0].rows.items()
+        if all(figure in other.rows for other in others)
+    }
     results = []
     for name, one in found.items():
         rows = {
-            figure: [row for row in rows if row["id"] in _ids(others[0].rows.get(figure, ()))]
+            figure: [row for row in rows if row["id"] in shared[figure]]
             for figure, rows in one.rows.items()
-            if all(figure in other.rows for other in others)
+            if figure in shared
         }
         results.append(replace(results_of(name, one), figures={}, scores=rows))
     try:
         return compare_models(results), ""
     except UserError as error:
         return None, f"Quality was not compared: {error}"
-
-
-def _ids(rows: Sequence[Mapping[str, Any]]) -> set[Any]:
-    return {row["id"] for row in rows}
 
 
 def rows_to_check(asked: Measurement) -> TokenizedRows:

@@ -15,10 +15,10 @@ from gemma_tune.data.reading import validation
 from gemma_tune.data.remarks import number
 from gemma_tune.errors import UserError
 from gemma_tune.run.existing import run_of, stored_config
+from gemma_tune.run.inputs import is_digest
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.untrusted import read_object
 
-_DIGEST = 64  # characters; of a streamed file the manifest has its size and date
 _WITH_ROWS_OF_THEIR_OWN = ("tool_calls", "lm_eval", "long_context")
 _DRAWN = ("generator", "generator_options", "generator_seed")
 _ON_HELD_OUT = ("held_out_loss", "kl", "preference")
@@ -113,4 +113,4 @@ def _changed(name: str, run: Path) -> Iterator[bool]:
         return
     for file in files:
         digest = inputs.get(str(file)) if isinstance(inputs, dict) else None
-        yield isinstance(digest, str) and len(digest) == _DIGEST and digest != file_digest(file)
+        yield isinstance(digest, str) and is_digest(digest) and digest != file_digest(file)
