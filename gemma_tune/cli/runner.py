@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.cli.own_code import check_own_code, load_recipe
-from gemma_tune.config import Config, ModelConfig
+from gemma_tune.compare.named_models import check_compared
+from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
@@ -23,7 +24,6 @@ from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.inputs import refuse_outdated
-from gemma_tune.run.paths import is_run_with_results
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
 from gemma_tune.validation.measuring import needs_rows
@@ -80,22 +80,14 @@ def check_inputs(cfg: Config) -> None:
         check_own_code(cfg)
 
 
-def check_models(cfg: Config) -> None:
-    """Looks for the files of each model that is read, without torch.
-
-    Raises:
-        UserError: A model, or the base of an adapter, that is not there.
-    """
-    measured = [ModelConfig(name) for name in cfg.compare.models if not is_run_with_results(name)]
-    for model in measured if cfg.traits.kind is Kind.COMPARE else [cfg.model]:
-        find_source(model)
-
-
 def _run_method(cfg: Config) -> RunResult:
     folder = RunFolder.open(cfg) if cfg.traits.run_folder else None
     reads = cfg.traits.reads is not Reads.NOTHING
     if reads and not (folder and folder.finished):
-        check_models(cfg)
+        if cfg.traits.kind is Kind.COMPARE:
+            check_compared(cfg.compare)
+        else:
+            find_source(cfg.model)
     if reads and is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
         if cfg.traits.trains or cfg.traits.quantizes:
             from gemma_tune.models.capacity import check_published

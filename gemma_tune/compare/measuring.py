@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gemma_tune.compare.comparison import Comparison, compare_models
+from gemma_tune.compare.named_models import by_compare_models
 from gemma_tune.compare.names import differing, named, path_tails, settings, without_namesakes
 from gemma_tune.compare.results import ModelResults, results_of
 from gemma_tune.compare.stored import stored_results
@@ -61,8 +62,8 @@ def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
             else:
                 found.append(_look_at(cfg, name, model))
         except UserError as error:
-            said = (p.replace("model.model_name_or_path=", "compare.models: ") for p in error.problems)
-            problems |= dict.fromkeys(said if not is_run_with_results(model) else error.problems)
+            measured_now = not is_run_with_results(model)
+            problems |= dict.fromkeys(by_compare_models(error.problems) if measured_now else error.problems)
     if problems:
         raise UserError(*problems)
     return found

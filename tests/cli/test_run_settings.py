@@ -15,8 +15,8 @@ import yaml
 
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.cli.runner import check_models
-from gemma_tune.config import Config, ModelConfig
+from gemma_tune.compare.named_models import check_compared
+from gemma_tune.config import CompareConfig, Config, ModelConfig
 from gemma_tune.models.source import find_source
 from gemma_tune.run.existing import run_of
 from gemma_tune.run.identity import as_one_run
@@ -260,7 +260,7 @@ def test_how_many_of_the_validation_rows(folder: Path) -> None:
 
 
 def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
-    """Answered before torch is imported, with what of the run can still be measured."""
+    """Answered with what of the run can still be measured."""
     run = make_run(merged=True).absolute()
     config = run / "adapter" / "adapter_config.json"
     stored = json.loads(config.read_text("utf-8")) if config.is_file() else {"peft_type": "LORA"}
@@ -268,5 +268,16 @@ def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
     config.write_text(json.dumps(stored | {"base_model_name_or_path": str(folder / "gone")}), encoding="utf-8")
     cfg = composed(run)
     with pytest.raises(UserError, match=r"gone, is not there; .* need no base: name .*merged") as refused:
-        check_models(cfg)
+        find_source(cfg.model)
     assert str(run / "export" / "merged") in str(refused.value)
+
+
+def test_compared_models_that_are_gone_are_all_named_without_torch(tmp_path: Path) -> None:
+    cfg = CompareConfig(models=[str(tmp_path / "a"), str(tmp_path / "b")])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as refused:
+        check_compared(cfg)
+    assert [p.split(": ")[:2] for p in refused.value.problems] == [
+        ["compare.models", str(tmp_path / name)] for name in ("a", "b")
+    ]
