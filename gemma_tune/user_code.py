@@ -136,8 +136,9 @@ def load_module(file: Path, said: str) -> ModuleType:
         raise UserError(f"{said}: {file} can't be loaded; name a Python file.")
     module = importlib.util.module_from_spec(spec)
     find_neighbours(file)
+    # As in Python's recipe for importing a source file (library/importlib): dataclasses look for a class's module there
     sys.modules.pop(name, None)
-    sys.modules.setdefault(name, module)  # where dataclasses look for the module of a class
+    sys.modules.setdefault(name, module)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file does where it is loaded

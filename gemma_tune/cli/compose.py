@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import validation
 from gemma_tune.cli.defaults import resolve_defaults
-from gemma_tune.cli.named import Named, named_by
 from gemma_tune.cli.own_recipe import take_own_recipes
 from gemma_tune.cli.run_settings import with_settings_of_run
+from gemma_tune.cli.user_overrides import UserOverrides, user_overrides
 from gemma_tune.config import Config
 from gemma_tune.config.path_keys import make_absolute
 from gemma_tune.config.renamed import names_a_method, translated
@@ -53,7 +53,7 @@ def check_words(words: Sequence[str], config_dirs: Sequence[Path], sweeps: bool 
     return validation.for_hydra(own.ready)
 
 
-def checked(tree: Any, recipe: str, where: str, named: Named | None = None) -> Config:
+def checked(tree: Any, recipe: str, where: str, named: UserOverrides | None = None) -> Config:
     """The dataclasses for a composed tree, after the checks that need all of it.
 
     Args:
@@ -122,7 +122,7 @@ def compose_config(
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             tree = compose("config", overrides=[*words, *search])
-            return checked(tree, recipe, "configuration", named_by(words, dirs))
+            return checked(tree, recipe, "configuration", user_overrides(words, dirs))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise as_user_error(error) from error
 

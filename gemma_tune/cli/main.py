@@ -21,11 +21,11 @@ from yaml import YAMLError
 
 from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.about import recipe_page, version
-from gemma_tune.cli.named import named_by
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.own_recipe import without_quotes
 from gemma_tune.cli.runner import failures_of, run_recipe
 from gemma_tune.cli.sweep import run_sweep
+from gemma_tune.cli.user_overrides import user_overrides
 from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.run.stopping import Stopped, Stops, listening
@@ -140,7 +140,7 @@ def _run_jobs(config_dirs: Sequence[Path]) -> None:
         try:
             recipe = HydraConfig.get().runtime.choices["recipe"]
             words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # `${…}` in them as it was typed
-            result = run_recipe(compose.checked(tree, recipe, "configuration", named_by(words, config_dirs)))
+            result = run_recipe(compose.checked(tree, recipe, "configuration", user_overrides(words, config_dirs)))
             failures.extend(failures_of(result))
             return result.headline_after
         except UserError as error:

@@ -1,7 +1,7 @@
 """A run folder brings its own rows, evaluators and settings to what measures, exports or quantizes its model.
 
 Without this, a tuned model would be measured on the bundled sample, by evaluators that its run didn't have. What the
-user names stands above what the run brings (cli/named.py). Imports no torch.
+user names stands above what the run brings (cli/user_overrides.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.cli.defaults import resolve_defaults
-from gemma_tune.cli.named import Named
+from gemma_tune.cli.user_overrides import UserOverrides
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.config.data import KINDS_OF_ROWS
 from gemma_tune.config.eval import EVALUATORS, IN_TRAINING
@@ -36,7 +36,7 @@ _IN_4BIT = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", 
 _DEFAULTS = asdict(Config())
 
 
-def with_settings_of_run(tree: Tree, named: Named) -> Tree:
+def with_settings_of_run(tree: Tree, named: UserOverrides) -> Tree:
     """The configuration with what the run behind its model brings, and the sample for no model of the user's.
 
     Args:
@@ -75,7 +75,7 @@ def with_settings_of_run(tree: Tree, named: Named) -> Tree:
     return tree
 
 
-def _group(group: str, tree: Tree, stored: Tree, named: Named, left_out: Collection[str] = ()) -> Tree:
+def _group(group: str, tree: Tree, stored: Tree, named: UserOverrides, left_out: Collection[str] = ()) -> Tree:
     """A group: defaults, then what the run has stored but for some of its keys, then what the user has named."""
     found: Tree = copy.deepcopy(_DEFAULTS[group])
 
@@ -98,7 +98,7 @@ def _group(group: str, tree: Tree, stored: Tree, named: Named, left_out: Collect
     return found
 
 
-def _rows(tree: Tree, stored: Tree, named: Named) -> Tree:
+def _rows(tree: Tree, stored: Tree, named: UserOverrides) -> Tree:
     """`data`: rows that the user names stand in place of the run's, and are read as those were."""
     given = {key.partition(".")[0] for key in named.within("data") if _value(tree["data"], key)}
     left = set[str]()
@@ -117,7 +117,7 @@ def _value(tree: Tree, key: str) -> Any:
     return tree
 
 
-def _check_rows(tree: Tree, named: Named, run: Path, model: str, methods: tuple[Method, Method]) -> None:
+def _check_rows(tree: Tree, named: UserOverrides, run: Path, model: str, methods: tuple[Method, Method]) -> None:
     """Leaves a training set out that isn't needed; refuses rows that aren't there, or that can't be trained on."""
     data, (method, made) = tree["data"], methods
     if method.trains and made.reads is not method.reads:
@@ -137,7 +137,7 @@ def _check_rows(tree: Tree, named: Named, run: Path, model: str, methods: tuple[
         raise UserError(*problems)
 
 
-def _leave_training_set_out(tree: Tree, named: Named) -> None:
+def _leave_training_set_out(tree: Tree, named: UserOverrides) -> None:
     """Takes the run's training set out of `data`, if it is gone or of the Hub; never one that the user names.
 
     Raises:
@@ -168,7 +168,7 @@ def _missing(data: Tree, keys: Collection[str]) -> Iterator[tuple[str, str]]:
                 yield f"data.{key}.{name}".rstrip("."), file
 
 
-def _take_evaluators(tree: Tree, stored: Tree, named: Named, made: Method) -> None:
+def _take_evaluators(tree: Tree, stored: Tree, named: UserOverrides, made: Method) -> None:
     """`eval` and, where it is used, `reward`."""
     if "eval" not in named.groups:
         found = _group("eval", tree, stored, named, IN_TRAINING)
@@ -188,7 +188,7 @@ def _take_evaluators(tree: Tree, stored: Tree, named: Named, made: Method) -> No
         tree["eval"]["max_new_tokens"] = tokens  # what the run's own answers had at most
 
 
-def _take_model(model: Tree, stored: Mapping[str, Any], named: Named, method: Method) -> None:
+def _take_model(model: Tree, stored: Mapping[str, Any], named: UserOverrides, method: Method) -> None:
     """How the weights are held in memory, and how a conversation is written."""
     name = model["model_name_or_path"]
     source = _source(name)
@@ -210,7 +210,7 @@ def as_evaluated(cfg: Config) -> Config:
     model, run = asdict(cfg.model), run_of(cfg.model.model_name_or_path)
     if run:
         stored = translated(stored_config(run) or {}).get("model", {})
-        _take_model(model, stored, Named(frozenset(), frozenset()), cfg.traits)
+        _take_model(model, stored, UserOverrides(frozenset(), frozenset()), cfg.traits)
     found = replace(cfg, model=ModelConfig(**model))
     resolve_defaults(found)
     return found

@@ -19,7 +19,7 @@ from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.chat_template import check_template
-from gemma_tune.models.hub import check_can_be_had, is_of_hub, tell_libraries
+from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
@@ -70,7 +70,7 @@ def check_inputs(cfg: Config) -> None:
     quiet_libraries()
     check_known(cfg)
     if cfg.traits.reads is not Reads.NOTHING:
-        tell_libraries(cfg)
+        set_offline_mode(cfg)
     check_template(cfg.model)
     if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)  # raises where there is no such model, before torch is imported

@@ -21,9 +21,7 @@ from gemma_tune.run.paths import looks_local, resolve
 
 _SECONDS = 5.0
 _TRUE = ("1", "ON", "YES", "TRUE")
-_SAID_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-# Why we have told the libraries that there is no network
-_FOUND: list[str] = []
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def endpoint() -> str:
@@ -31,30 +29,25 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def no_network(seconds: float = _SECONDS) -> str | None:
+@cache
+def no_network() -> str | None:
     """Why the Hub can't be asked, as the end of a sentence; None where it answers, whatever it says.
 
     It is asked once in a process.
-
-    Args:
-        seconds: How long to wait for an answer.
     """
-    if _FOUND:
-        return _FOUND[0]
-    for name in _SAID_OFFLINE:
+    for name in _OFFLINE_VARIABLES:
         if os.environ.get(name, "").upper() in _TRUE:
             return f"{name}={os.environ[name]} says so"
-    return _unreachable(endpoint(), seconds)
+    return _unreachable(endpoint())
 
 
-@cache
-def _unreachable(address: str, seconds: float) -> str | None:
+def _unreachable(address: str) -> str | None:
     found: list[str | None] = []
 
     def ask() -> None:
         asked = urllib.request.Request(address, method="HEAD", headers={"User-Agent": "gemma_tune"})
         try:
-            with urllib.request.urlopen(asked, timeout=seconds):
+            with urllib.request.urlopen(asked, timeout=_SECONDS):
                 found.append(None)
         except urllib.error.HTTPError:  # an answer, too
             found.append(None)
@@ -65,8 +58,8 @@ def _unreachable(address: str, seconds: float) -> str | None:
     # In a thread: the time-out of a socket doesn't end the look-up of a name
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(seconds + 1)
-    return found[0] if found else f"{address} doesn't answer within {seconds:g} seconds"
+    thread.join(_SECONDS + 1)
+    return found[0] if found else f"{address} doesn't answer within {_SECONDS:g} seconds"
 
 
 def _words(reason: object) -> str:
@@ -90,13 +83,13 @@ def only_local(name: str) -> bool:
     return is_of_hub(name) and no_network() is not None
 
 
-def tell_libraries(cfg: Config) -> None:
+def set_offline_mode(cfg: Config) -> None:
     """Where something may have to come from a Hub that can't be asked, libraries take what is in the cache.
 
-    They read this from the environment when they are imported, so it is for the begin of a process.
+    They read HF_HUB_OFFLINE when they are imported, so this is for the begin of a process. `no_network` has its answer
+    by then, and keeps it.
     """
-    if "huggingface_hub" not in sys.modules and asks_hub(cfg) and (why := no_network()):
-        _FOUND[:] = [why]
+    if "huggingface_hub" not in sys.modules and asks_hub(cfg) and no_network():
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 

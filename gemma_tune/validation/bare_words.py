@@ -19,17 +19,19 @@ _ASKS = {"help": "--help", "version": "--version", "list": "--help", "recipes": 
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 # Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
-_TYPED = re.compile(r"[“”„‘’«»–—−]")
+# What a word processor makes of plain quotes and of a minus sign
+TYPOGRAPHIC_QUOTES = "“”„‘’«»"
+_TYPOGRAPHIC = re.compile(f"[{TYPOGRAPHIC_QUOTES}–—−]")
 
 
-class Meant(NamedTuple):
+class BareWordAnswers(NamedTuple):
     """The messages, and the places of the words that they answer."""
 
     messages: list[str]
     answered: set[int]
 
 
-def meant(words: Sequence[str], recipes: Collection[str], models: Collection[str]) -> Meant:
+def answer_bare_words(words: Sequence[str], recipes: Collection[str], models: Collection[str]) -> BareWordAnswers:
     """What to say to words without `=`; a value that the shell has split is answered as a whole.
 
     Args:
@@ -37,7 +39,7 @@ def meant(words: Sequence[str], recipes: Collection[str], models: Collection[str
         recipes: Names of recipes.
         models: Names of models.
     """
-    found = Meant([], set())
+    found = BareWordAnswers([], set())
     for place, word in enumerate(words):
         if place in found.answered or word.startswith("~") or ("=" in word and not _is_apart(words, place)):
             continue
@@ -73,7 +75,7 @@ def _answer(
             f"{said} stands alone: {'an empty word' if not word.strip() else 'a backslash ends a line'}; take it out.",
             [place],
         )
-    if _TYPED.search(word):
+    if _TYPOGRAPHIC.search(word):
         return f"{said}: type plain quotes (') and dashes (-), and not the typographic ones.", [place]
     if (key := _as_key(word)) or (word in GROUPS and rest):
         value = rest[0] if rest else ("true" if key and FIELDS[key][1] is bool else "VALUE")

@@ -18,12 +18,11 @@ from yaml import YAMLError
 
 from gemma_tune.errors import shortened
 from gemma_tune.untrusted import check_yaml
-from gemma_tune.validation.bare_words import FREE_TEXTS, meant
+from gemma_tune.validation.bare_words import FREE_TEXTS, TYPOGRAPHIC_QUOTES, answer_bare_words
 from gemma_tune.validation.choices import LONGEST_KEY, WHERE, group_problem, options_of
 from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
 from gemma_tune.validation.suggest import did_you_mean
 
-_TYPOGRAPHIC = re.compile("[“”„‘’«»]")
 _QUOTES = ("'", '"')
 # Characters of a word (Hydra reads about 10,000 a second) and of a free text; values of a sweep
 _WORD, _FREE_TEXT, _SWEPT = 8_000, 100_000, 200
@@ -122,7 +121,7 @@ def _unreadable(word: str, error: HydraException) -> str:
     key, _, value = word.partition("=")
     if value.startswith("="):
         return f"{WHERE}: `{said}`: write one `=`: {shortened(key + '=' + value.lstrip('='))}"
-    if _TYPOGRAPHIC.search(word):
+    if any(quote in word for quote in TYPOGRAPHIC_QUOTES):
         return f"{WHERE}: `{said}`: type plain quotes (') and not the typographic ones."
     if value.count("[") != value.count("]"):
         return f"{WHERE}: `{said}`: a bracket isn't closed; a list is written in quotes: '{key}=[one,two]'"
@@ -146,7 +145,7 @@ def problems_of_words(words: list[str], config_dirs: list[Path], sweeps: bool = 
         config_dirs: The folders of `--config-dir`.
         sweeps: Whether commas mean several values (`--multirun`).
     """
-    bare = meant(words, options_of("recipe", config_dirs), options_of("model", config_dirs))
+    bare = answer_bare_words(words, options_of("recipe", config_dirs), options_of("model", config_dirs))
     found: list[str | None] = [f"{WHERE}: {said}" for said in bare.messages]
     recipes = [w for w in words if w.startswith("recipe=")]
     if len(recipes) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from gemma_tune.config.model import CHAT_FORMS, is_template_file
@@ -44,5 +45,13 @@ def _content_problems(said: str, name: str) -> Iterator[str]:
     except ValueError as error:  # too large
         yield f"{said}: {error}, and no chat template is so long; name a file with a Jinja template."
     else:
-        if text.lstrip()[:1] == "{" and '"chat_template"' in text[:100_000] and "{%" not in text[:200].split('"')[0]:
+        if _is_json(text):
             yield f"{said}: this is JSON; write the text of its chat_template into a file of its own (mine.jinja)."
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON object or list, as tokenizer_config.json; a template's braces make none."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

@@ -22,6 +22,7 @@ from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
+from gemma_tune.validation.templates import template_problems
 
 TEMPLATES = Path(__file__).parent / "own_templates"
 CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
@@ -222,6 +223,20 @@ def test_wrong_names(name: str, message: str, folder: Path) -> None:
     Path("config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}), encoding="utf-8")
     answer = refused("recipe=lora_sft", "model=tiny", f"model.chat_template={name}")
     assert f"model.chat_template={name}: " in answer.replace(f"{folder}/", "") and message in answer, answer
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        ('{"chat_template": "{{ messages }}"}', True), ('\n[{"name": "default"}]', True), ('{"model": 1}', True),
+        ("{{ bos_token }}{% for m in messages %}{% endfor %}", False), ('{# "chat_template" #}', False),
+        ('{"chat_template": {{ x }}}', False), ("[" * 100_000, False), ("1", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_is_json(text: str, is_json: bool, folder: Path) -> None:
+    """A template writes braces, too, and may write JSON."""
+    Path("mine.jinja").write_text(text, encoding="utf-8")
+    assert any("this is JSON" in problem for problem in template_problems("mine.jinja")) == is_json
 
 
 @pytest.mark.slow

@@ -57,11 +57,13 @@ def black_hole() -> Iterator[BlackHole]:
 
 
 @pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if nobody had said that there is no network."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    hub._unreachable.cache_clear()
+    hub.no_network.cache_clear()
+    yield
+    hub.no_network.cache_clear()
 
 
 ASK_EACH = """
@@ -140,10 +142,12 @@ def test_what_an_answer_is(online: None, monkeypatch: pytest.MonkeyPatch) -> Non
     server.shutdown()
     thread.join()
     server.server_close()
-    hub._unreachable.cache_clear()
+    hub.no_network.cache_clear()
     assert hub.no_network() == f"{address}: connection refused"
+    hub.no_network.cache_clear()
     monkeypatch.setenv("HF_ENDPOINT", "http://nobody.invalid")
     assert hub.no_network() is not None
+    hub.no_network.cache_clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hub.no_network() == "HF_HUB_OFFLINE=1 says so"
 

@@ -23,7 +23,7 @@ _RECIPE = "recipe"
 
 
 @dataclass(frozen=True)
-class Named:
+class UserOverrides:
     """What stands on the command line and in the user's own files.
 
     Attributes:
@@ -43,7 +43,7 @@ class Named:
         return any(key == name or name.startswith(f"{key}.") for name in self.keys)
 
 
-def named_by(words: Sequence[str], config_dirs: Sequence[Path]) -> Named:
+def user_overrides(words: Sequence[str], config_dirs: Sequence[Path]) -> UserOverrides:
     """Reads words that were checked, and the files of `--config-dir` that they choose."""
     groups, keys = set[str](), set[str]()
     for word in words:
@@ -54,7 +54,7 @@ def named_by(words: Sequence[str], config_dirs: Sequence[Path]) -> Named:
             continue
         for kind, name in _in_recipe(value.strip("'\""), list(config_dirs), set()):
             (groups if kind == "group" else keys).add(name)
-    return Named(frozenset(groups), frozenset(keys))
+    return UserOverrides(frozenset(groups), frozenset(keys))
 
 
 def _in_recipe(name: str, config_dirs: list[Path], seen: set[str]) -> Iterator[tuple[str, str]]:
