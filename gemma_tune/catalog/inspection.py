@@ -42,6 +42,7 @@ def inspect(name: str, revision: str | None) -> tuple[dict[str, str], list[str]]
     facts, problems = {"model": name}, list[str]()
     with _noted(problems):
         source = find_source(model)
+        facts |= {"weights": source.remark} if source.remark else {}
     if problems:
         raise UserError(*problems)
     parts: list[Callable[[], Iterator[tuple[str, str]]]] = [lambda: _family(source), lambda: _tokenizer(source, model)]

@@ -85,9 +85,11 @@ def _run_method(cfg: Config) -> RunResult:
     reads = cfg.traits.reads is not Reads.NOTHING
     if reads and not (folder and folder.finished):
         if cfg.traits.kind is Kind.COMPARE:
-            check_compared(cfg.compare)
+            remarks = check_compared(cfg.compare)
         else:
-            find_source(cfg.model)
+            remarks = [find_source(cfg.model, continues=cfg.traits.continues).remark]
+        for line in filter(None, remarks):
+            print(line, file=sys.stderr)
     if reads and is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
         if cfg.traits.trains or cfg.traits.quantizes:
             from gemma_tune.models.capacity import check_published

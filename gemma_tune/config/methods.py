@@ -113,6 +113,11 @@ class Method:
         return self.kind is Kind.TRAIN
 
     @property
+    def continues(self) -> bool:
+        """Whether the adapter of a run is trained on with, on its own base; quantized training merges it first."""
+        return self.trains and not self.float32
+
+    @property
     def run_takes(self) -> tuple[str, ...]:
         """What `run` of its recipe is called with."""
         return ("cfg", "folder") if self.run_folder else ("cfg",)

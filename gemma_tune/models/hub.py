@@ -89,18 +89,27 @@ def set_offline_mode(cfg: Config) -> None:
     They read HF_HUB_OFFLINE when they are imported, so this is for the begin of a process. `no_network` has its answer
     by then, and keeps it.
     """
-    if "huggingface_hub" not in sys.modules and asks_hub(cfg) and no_network():
+    if asks_hub(cfg):
+        _set_offline_mode()
+
+
+def _set_offline_mode() -> None:
+    if "huggingface_hub" not in sys.modules and no_network():
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def is_in_cache(name: str, revision: str | None) -> bool:
+    """Whether a checkpoint of the Hub is in the cache of this machine, by its config.json."""
+    _set_offline_mode()  # before the import
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
 
 
 def check_can_be_had(model: ModelConfig) -> None:
     """Raises UserError for a checkpoint of the Hub of which nothing is on this machine, where there is no network."""
-    from huggingface_hub import try_to_load_from_cache
-
     name = model.model_name_or_path
-    if not isinstance(try_to_load_from_cache(name, "config.json", revision=model.revision), str) and (
-        why := no_network()
-    ):
+    if not is_in_cache(name, model.revision) and (why := no_network()):
         raise model_not_here(name, why)
 
 

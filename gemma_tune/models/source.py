@@ -16,6 +16,7 @@ from gemma_tune.models.folders import (
     has_tokenizer,
     read_adapter_config,
 )
+from gemma_tune.models.hub import is_in_cache
 from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
@@ -34,6 +35,7 @@ class Source:
         adapter: PEFT adapter folder to continue from.
         tokenizer: Folder or name of the tokenizer.
         added_tokens: New tokens that a run adds to both.
+        remark: Why these weights are used, where they are other ones than a user may expect; to be printed.
     """
 
     base: str
@@ -41,6 +43,7 @@ class Source:
     adapter: Path | None
     tokenizer: str
     added_tokens: tuple[str, ...] = ()
+    remark: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -84,8 +87,15 @@ class Source:
         return found
 
 
-def find_source(model: ModelConfig) -> Source:
+def find_source(model: ModelConfig, continues: bool = False) -> Source:
     """Finds the weights and the tokenizer behind `model.model_name_or_path`.
+
+    Of a run folder this is the adapter on its base. Where that base is not on this machine, as in a folder that was
+    copied from another one, it is the merged weights that the run has exported, with a remark.
+
+    Args:
+        model: What is asked for.
+        continues: Whether a run's adapter is trained on with, which only works on its own base.
 
     Raises:
         UserError: A folder without weights or tokenizer, a run folder without a trained model, or an adapter whose
@@ -101,7 +111,8 @@ def find_source(model: ModelConfig) -> Source:
         other = str(found)
     if is_gguf(model.model_name_or_path):
         return _source_of_gguf(model.model_name_or_path, other)
-    source = replace(_source_of_weights(model, tokenizer_beside=other is None), added_tokens=tuple(model.added_tokens))
+    source = _source_of_weights(model, other is None, continues)
+    source = replace(source, added_tokens=tuple(model.added_tokens))
     return source if other is None else replace(source, tokenizer=other)
 
 
@@ -128,9 +139,9 @@ def _source_of_gguf(name: str, tokenizer: str | None) -> Source:
     return Source(str(file), None, None, tokenizer)
 
 
-def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
+def _source_of_weights(model: ModelConfig, tokenizer_beside: bool, continues: bool) -> Source:
     name = model.model_name_or_path
-    path = resolve(name)
+    path, remark = resolve(name), None
     if not path.is_dir():
         return Source(name, model.revision, None, name)
     if (path / ON_GRID / PLAN).is_file():
@@ -143,7 +154,10 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
                 f"alone does not store.{_what_is_there(path)}"
             )
         if not on_grid and (path / "adapter" / "adapter_config.json").is_file():
-            path = path / "adapter"
+            whole = path / "export" / "merged"
+            base = None if continues else _base_that_is_not_here(path / "adapter", whole)
+            path = path / "adapter" if base is None else whole
+            remark = base and f"{name}: the adapter's base, {base}, is not on this machine; {whole} is used."
         elif (path / "export" / "merged" / "config.json").is_file():
             path = path / "export" / "merged"
         else:
@@ -155,7 +169,20 @@ def _source_of_weights(model: ModelConfig, tokenizer_beside: bool) -> Source:
     if (path / ADAPTER_CONFIG).is_file():
         return _source_of_adapter(said, path, model.revision, tokenizer_beside)
     check_model_folder(said, path, tokenizer_beside)
-    return Source(str(path), None, None, str(path))
+    return Source(str(path), None, None, str(path), remark=remark)
+
+
+def _base_that_is_not_here(adapter: Path, merged: Path) -> str | None:
+    """The base of a run's adapter, where it is not on this machine and the run's merged weights are; else None."""
+    if not (merged / "config.json").is_file():
+        return None
+    stored = read_adapter_config(adapter)
+    base = stored.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or Path(base).is_dir():
+        return None
+    if looks_local(base):
+        return base
+    return None if is_in_cache(base, stored.get("revision")) else base
 
 
 def _what_is_there(run: Path) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.models.token_rows import with_rows
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.preflight import CheckInputs
+
+_FIND_TO_TRAIN = partial(find_source, continues=True)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Setup:
 
 def look_at_model(
     cfg: Config,
-    find: Callable[[ModelConfig], Source] = find_source,
+    find: Callable[[ModelConfig], Source] = _FIND_TO_TRAIN,
     beside: Callable[[Config], float] = lambda _: 0.0,
     merges: bool = False,
 ) -> Setup:

@@ -260,16 +260,23 @@ def test_how_many_of_the_validation_rows(folder: Path) -> None:
 
 
 def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
-    """Answered with what of the run can still be measured."""
+    """Answered with what of the run can still be measured, and that is measured; training goes on from it by name."""
     run = make_run(merged=True).absolute()
     config = run / "adapter" / "adapter_config.json"
     stored = json.loads(config.read_text("utf-8")) if config.is_file() else {"peft_type": "LORA"}
     config.parent.mkdir(exist_ok=True)
     config.write_text(json.dumps(stored | {"base_model_name_or_path": str(folder / "gone")}), encoding="utf-8")
     cfg = composed(run)
+    (run / "export" / "merged" / "tokenizer.json").touch()
+    source = find_source(cfg.model)
+    assert (source.folder, source.adapter) == (run / "export" / "merged", None)
+    assert source.remark and f"{folder / 'gone'}, is not on this machine" in source.remark
     with pytest.raises(UserError, match=r"gone, is not there; .* need no base: name .*merged") as refused:
-        find_source(cfg.model)
+        find_source(cfg.model, continues=True)
     assert str(run / "export" / "merged") in str(refused.value)
+    of_hub = stored | {"base_model_name_or_path": "google/gemma-3-270m-it"}
+    config.write_text(json.dumps(of_hub), encoding="utf-8")
+    assert "google/gemma-3-270m-it, is not on this machine" in str(find_source(cfg.model).remark)
 
 
 def test_compared_models_that_are_gone_are_all_named_without_torch(tmp_path: Path) -> None:
