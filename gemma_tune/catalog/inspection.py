@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.catalog.listing import licence_of
 from gemma_tune.chat import form_of
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
@@ -81,7 +80,7 @@ def _gguf(file: Path) -> Iterator[tuple[str, str]]:
 def _family(source: Source) -> Iterator[tuple[str, str]]:
     family = family_of(source)
     yield "family", family.name
-    yield "licence", f"{licence_of(family)}, as Google publishes this family"
+    yield "licence", f"{family.licence}, as Google publishes this family"
 
 
 def _tokenizer(source: Source, model: ModelConfig) -> Iterator[tuple[str, str]]:

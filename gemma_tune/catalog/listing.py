@@ -9,17 +9,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig
 
-from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.published import published
 from gemma_tune.models.size import published_size
 from gemma_tune.plan.fits import Planner
 from gemma_tune.plan.known_models import PlannedModel, options
 from gemma_tune.plan.tables import parameters
-
-
-def licence_of(family: Family) -> str:
-    """Under which terms Google publishes a family: Gemma's own, to be accepted on the Hub, or Apache-2.0."""
-    return "Apache-2.0" if family.form == "gemma4" else "Gemma"
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -34,7 +29,7 @@ def known_models() -> list[dict[str, Any]]:
         context = AutoConfig.for_model(entry.model_type, **entry.text).max_position_embeddings
         found.append(
             {"model": option, "hub": hub, "family": family.name, "parameters": size.parameters}
-            | {"context": context, "licence": licence_of(family), "qlora_gb": smallest and smallest[0]}
+            | {"context": context, "licence": family.licence, "qlora_gb": smallest and smallest[0]}
         )
     return found
 

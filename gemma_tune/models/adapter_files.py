@@ -171,7 +171,7 @@ class AdapterSaver:
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **kwargs)
         if self._with_towers:
             _use_published_names(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run's report.md says it all
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes one
         tokenizer.save_pretrained(folder)
         if generation := getattr(model.get_base_model(), "generation_config", None):  # a classifier has none
             generation.save_pretrained(folder)

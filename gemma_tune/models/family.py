@@ -71,6 +71,11 @@ class Family:
     experts: str | None = None
 
     @property
+    def licence(self) -> str:
+        """Under which terms Google publishes the family: Gemma's own, to be accepted on the Hub, or Apache-2.0."""
+        return "Apache-2.0" if self.form == "gemma4" else "Gemma"
+
+    @property
     def key_mapping(self) -> dict[str, str] | None:
         """How a checkpoint's names are changed for the language part (regular expressions), or None."""
         return _LANGUAGE_PART if self.has_towers else None

@@ -13,6 +13,7 @@ from gemma_tune.page.charts import draw_curves
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
 from gemma_tune.page.text import VISIBLE
+from gemma_tune.report.card import write_cards
 from gemma_tune.report.curves import read_panels
 from gemma_tune.report.sections import PICTURE, ReportInputs, sections
 from gemma_tune.run.folder import RunFolder
@@ -29,7 +30,7 @@ def write_report(
     notes: Sequence[str] = (),
     checks: Sequence[str] = (),
 ) -> Path:
-    """Writes report.md with loss.png, and report.html.
+    """Writes report.md with loss.png, report.html, and the model card of each artifact.
 
     Args:
         cfg: The configuration.
@@ -50,8 +51,9 @@ def write_report(
     in_nats = cfg.traits.reads is Reads.EXAMPLES and cfg.train.loss_type != "dft"
     panels = read_panels(folder.metrics, "loss, nats a token" if in_nats else "loss")
     inputs = ReportInputs(cfg, folder, trained, before, after, panels, notes, checks)
-    title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(inputs)
     try:
+        write_cards(inputs)  # before the sizes of the artifacts are counted
+        title, parts = f"{cfg.recipe}: {cfg.model.model_name_or_path}".translate(VISIBLE), sections(inputs)
         if panels:
             draw_curves(panels, folder.path / PICTURE)
         for file, lines in (

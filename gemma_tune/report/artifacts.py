@@ -176,6 +176,12 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
     return []
 
 
+def python_code(name: str, folder: str) -> str | None:
+    """Code that loads an artifact from a folder with Transformers or PEFT; None for what is served in another way."""
+    code = {"merged": _MERGED, "adapter": _ADAPTER, "reward_model": _REWARD_MODEL}.get(name)
+    return code.format(folder=folder) if code else None
+
+
 def how_to_use(folder: RunFolder) -> list[Block]:
     """Commands and code to copy for each artifact that can be loaded."""
     artifacts, blocks = folder.result.artifacts, list[Block]()

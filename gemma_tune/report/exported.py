@@ -236,6 +236,18 @@ def files_section(metrics: Mapping[str, Any]) -> list[Section]:
     return [Section("Quality, size and speed of the files", _blocks(exported))] if exported else []
 
 
+def quality_of_file(exported: Mapping[str, Any], name: str) -> list[Block]:
+    """The rows of one file and of its source; nothing where its quality was not measured."""
+    if not exported or not exported["metric"]:
+        return []
+    files = [file for place, file in enumerate(exported["files"]) if not place or file["name"] == name]
+    if len(files) < 2 or files[1].get("mean") is None:
+        return []
+    cells = _cells({**exported, "files": files})
+    table = Table(_head(exported)[:_QUALITY], [[one.name, *one.quality] for one in cells])
+    return [Text(f"{exported['metric']} on {exported['rows']:,} rows:"), table, Text(_TESTED, "quiet")]
+
+
 def _blocks(exported: Mapping[str, Any]) -> list[Block]:
     """Two tables, which a narrow page holds."""
     blocks: list[Block] = []

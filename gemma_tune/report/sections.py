@@ -76,11 +76,11 @@ def sections(inputs: ReportInputs) -> list[Section]:
         Section("Inputs", _inputs(inputs)),
         Section("Rows and tokens", _row_counts(inputs.metrics.get("data", {}))),
         Section("Notes on the rows", [Listing(inputs.notes)] if inputs.notes else []),
-        Section("What was trained", _trained(inputs)),
+        Section("What was trained", training_facts(inputs)),
         Section("Checked before training", [Listing(inputs.checks)] if inputs.checks else []),
-        Section("The exported model compared with the trained one", _export(inputs)),
+        Section("The exported model compared with the trained one", export_check(inputs)),
         Section("Quantization loss, and what training recovered", _recovered(inputs)),
-        Section("The files compared with the trained model", _verified(inputs)),
+        Section("The files compared with the trained model", verified(inputs.metrics.get("verify", []))),
         Section("Time and memory", _took(inputs)),
         Section("Artifacts", sizes(inputs.folder, inputs.metrics.get("weights"))),
         Section("How to use it", how_to_use(inputs.folder)),
@@ -137,7 +137,7 @@ def _inputs(inputs: ReportInputs) -> list[Block]:
         names["data set"] = cfg.data.dataset_name
     own = {name: said for name, said in (("recipe", cfg.recipe_file), ("loss", cfg.train.loss)) if said}
     named = {**own, "model": cfg.model.model_name_or_path, **names}
-    blocks: list[Block] = [_pairs({key: Mono(name) for key, name in named.items()})]
+    blocks: list[Block] = [pairs({key: Mono(name) for key, name in named.items()})]
     return [*blocks, Table(["file", "SHA-256, first digits"], rows, texts=True)] if rows else blocks
 
 
@@ -167,7 +167,8 @@ def _completions(inputs: ReportInputs) -> list[Block]:
     ]
 
 
-def _trained(inputs: ReportInputs) -> list[Block]:
+def training_facts(inputs: ReportInputs) -> list[Block]:
+    """What was trained, and how: adapter, batch, learning rate, losses."""
     blocks: list[Block] = [Text(f"{inputs.trained}.")]
     if "steps" not in inputs.metrics:
         return blocks
@@ -196,10 +197,11 @@ def _trained(inputs: ReportInputs) -> list[Block]:
         "mean reward over the first and the last fifth of the steps": ", ".join(rewards),
         "seed": str(cfg.seed),
     }
-    return [*blocks, _pairs({name: said for name, said in facts.items() if said})]
+    return [*blocks, pairs({name: said for name, said in facts.items() if said})]
 
 
-def _export(inputs: ReportInputs) -> list[Block]:
+def export_check(inputs: ReportInputs) -> list[Block]:
+    """The figures of the merged weights or the reward model, beside those of the trained model."""
     measured = inputs.metrics.get("export")
     if not measured:
         return []
@@ -210,9 +212,8 @@ def _export(inputs: ReportInputs) -> list[Block]:
     return [Table(["", "trained", "exported"], rows)]
 
 
-def _verified(inputs: ReportInputs) -> list[Block]:
-    """Checks of the written int4 files against the trained model."""
-    lines = inputs.metrics.get("verify", [])
+def verified(lines: Sequence[Mapping[str, str]]) -> list[Block]:
+    """Checks of the written files against the trained model: lines of `metrics.verify`."""
     rows = [[line["name"], line["must"], line["found"], line["verdict"]] for line in lines]
     return [Table(["", "must", "found", ""], rows)] if rows else []
 
@@ -220,7 +221,7 @@ def _verified(inputs: ReportInputs) -> list[Block]:
 def _recovered(inputs: ReportInputs) -> list[Block]:
     """The loss from quantization, and how much of it training recovered."""
     quality = inputs.metrics.get("quality")
-    return [_pairs({name.replace("_", " "): f"{value:.4g}" for name, value in quality.items()})] if quality else []
+    return [pairs({name.replace("_", " "): f"{value:.4g}" for name, value in quality.items()})] if quality else []
 
 
 def _took(inputs: ReportInputs) -> list[Block]:
@@ -237,5 +238,6 @@ def _repeat(inputs: ReportInputs) -> list[Block]:
     return [Code(f"python -m gemma_tune {path} output_dir=another_folder", "bash"), Text(_TERMS, "quiet")]
 
 
-def _pairs(facts: Mapping[str, str]) -> Table:
+def pairs(facts: Mapping[str, str]) -> Table:
+    """Names and what is said of each."""
     return Table(["", ""], [[name, said] for name, said in facts.items()], texts=True)

@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """report.md, which serves as the model card."""
+        """report.md; the model card of each artifact is made from the same facts."""
         return self.path / "report.md"
 
     def export(self, name: str) -> Path:

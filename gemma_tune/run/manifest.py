@@ -99,6 +99,12 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def versions() -> dict[str, str]:
+    """The versions of gemma_tune, Python, and the packages that a result depends on."""
+    found = {package: importlib.metadata.version(package) for package in ("gemma_tune", *PACKAGES)}
+    return {"python": sys.version.split()[0], **found}
+
+
 def write_manifest(folder: Path, seed: int, inputs: Mapping[str, str], artifacts: Mapping[str, str]) -> None:
     """Writes versions, seed, git state, and the digests of inputs and artifacts.
 
@@ -113,11 +119,12 @@ def write_manifest(folder: Path, seed: int, inputs: Mapping[str, str], artifacts
         target = folder / relative
         files = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
         digests[name] = {str(f.relative_to(folder)): file_digest(f) for f in files}
+    found = versions()
     manifest = {
-        "gemma_tune": importlib.metadata.version("gemma_tune"),
-        "python": sys.version.split()[0],
+        "gemma_tune": found["gemma_tune"],
+        "python": found["python"],
         "platform": platform.platform(),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {p: found[p] for p in PACKAGES},
         "seed": seed,
         "git": _git_state(),
         "inputs": dict(inputs),

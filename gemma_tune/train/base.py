@@ -32,7 +32,7 @@ class GemmaTrainer(CheckpointedTrainer):
       checkpoint is kept.
     - Evaluations during training call `measure`, so their metrics are those from before and after training. They
       leave the modules' modes and the random state alone, so they change no weight.
-    - `create_model_card` writes nothing: the run's report.md is the card.
+    - `create_model_card` writes nothing: the report writes the cards.
 
     Args:
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
