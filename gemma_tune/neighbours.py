@@ -16,7 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, did_you_mean, listed
+from gemma_tune.user_source import UserSource, read_source
 
 
 class _Beside(MetaPathFinder):
@@ -82,6 +83,66 @@ def _is_elsewhere(name: str, folder: Path) -> bool:
             places = [spec.origin, *(spec.submodule_search_locations or ())]
             return not any(os.path.isabs(p) and folder in Path(p).parents for p in places if p)  # not "built-in"
     return False
+
+
+def import_problem(file: Path) -> str | None:
+    """What a user's file imports where it is loaded, and can't: file, line and a way. Nothing is run.
+
+    The files beside it that it imports are looked at, too. Imports within `if`, `try` and functions may never be
+    reached, and a file that changes Python's search path may import what can't be seen from here.
+    """
+    folder, left, seen = file.absolute().parent, [file.absolute()], set[Path]()
+    try:
+        while left:
+            if (one := left.pop(0)) in seen:
+                continue
+            seen.add(one)
+            source = read_source(one)
+            if source.changes_path:
+                return None
+            for line, module, names in source.imports:
+                if _is_elsewhere(module.partition(".")[0], folder):
+                    continue
+                if problem := _module_problem(module, folder) or _name_problem(_code(module, folder), names):
+                    return f"{one}:{line}: {problem}"
+                left += [path for path in _files(module, folder) if path.is_file()]
+    except UserError as error:  # one beside it is no Python
+        return str(error)
+    return None
+
+
+def _code(module: str, folder: Path) -> Path:
+    """The file of a module below a folder, or its folder where it has no `__init__.py`."""
+    place = folder.joinpath(*module.split("."))
+    files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((path for path in files if path.is_file()), place)
+
+
+def _module_problem(module: str, folder: Path) -> str | None:
+    if _code(module, folder).exists():
+        return None
+    above, _, last = module.rpartition(".")
+    if above and _module_problem(above, folder) is None:
+        place = folder.joinpath(*above.split("."))
+        return f"there is no module {last} in {place}.{_like(last, place)}"
+    top = module.partition(".")[0]
+    return f"there is no module {top}; install the package, or put {top}.py beside the file.{_like(top, folder)}"
+
+
+def _like(name: str, folder: Path) -> str:
+    return did_you_mean(name, [path.stem for path in folder.glob("*.py")])
+
+
+def _name_problem(code: Path, names: Sequence[str]) -> str | None:
+    """What is wrong with the names that a file imports from a module beside it."""
+    source = read_source(code) if code.is_file() else UserSource(code)
+    package = code.parent if code.name == "__init__.py" else code
+    for name in names:
+        is_dunder = name.startswith("__")  # which every module has
+        if not (is_dunder or source.opaque or name in source.names or _code(name, package).exists()):
+            known = [found for found in source.names if not found.startswith("_")]
+            return f"{code} has no {name!r}; it has {listed(known) or 'none'}.{did_you_mean(name, known)}"
+    return None
 
 
 def with_neighbours(file: Path) -> list[Path]:

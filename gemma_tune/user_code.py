@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gemma_tune.errors import RunError, UserError, listed
-from gemma_tune.neighbours import find_neighbours, with_neighbours
+from gemma_tune.neighbours import find_neighbours, import_problem, with_neighbours
 from gemma_tune.run.paths import resolve
 from gemma_tune.user_source import Definition, read_source
 
@@ -49,6 +49,8 @@ def function_problem(reference: str, call: Signed) -> str | None:
         source = read_source(file)
     except UserError as error:
         return str(error)
+    if problem := import_problem(file):
+        return problem
     if source.relative:
         line, absolute = source.relative
         said = f"a relative import, and the file is in no package; write {absolute}: files beside it are found"
@@ -85,6 +87,22 @@ def _listed(names: Sequence[str]) -> str:
     return listed(names) or "none"
 
 
+def in_message(said: str, problem: str, file: Path) -> str:
+    """A message about a user's file, which has the file's path once.
+
+    Args:
+        said: What named the file, perhaps by its whole path: `key=value`.
+        problem: What is wrong, with the file's whole path.
+        file: The file.
+    """
+    return f"{said}: {beside(said, problem, file)}"
+
+
+def beside(said: str, problem: str, file: Path) -> str:
+    """The same without what named the file, where another message begins with that."""
+    return problem.replace(str(file), file.name) if str(file) in said else problem
+
+
 def load_function(reference: str, key: str, call: Signed | None = None) -> Callable[..., Any]:
     """Loads the function named by `path/to/file.py:function`.
 
@@ -97,18 +115,19 @@ def load_function(reference: str, key: str, call: Signed | None = None) -> Calla
         UserError: No such file or function, a file that can't be run, or a function that can't be called so.
     """
     file, name = split(reference)
+    said = f"{key}={reference}"
     if not file.is_file():
-        raise UserError(f"{key}={reference}: {file} can't be loaded; write path/to/file.py:function.")
-    module = load_module(file, f"{key}={reference}")
+        raise UserError(in_message(said, f"{file} can't be loaded; write path/to/file.py:function.", file))
+    module = load_module(file, said)
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         has = [n for n, one in vars(module).items() if inspect.isfunction(one)]
         is_bound = f"{name} is of type {type(function).__name__}, and no function" if hasattr(module, name) else ""
-        said = is_bound or f"there is no function {name!r}"
-        raise UserError(f"{key}={reference}: {file}: {said}; it has {_listed(has)}.")
+        why = is_bound or f"there is no function {name!r}"
+        raise UserError(in_message(said, f"{file}: {why}; it has {_listed(has)}.", file))
     signature = _signature(function)
     if call and signature and (problem := call.problem(signature)):
-        raise UserError(f"{key}={reference}: {problem}.")
+        raise UserError(f"{said}: {problem}.")
     return function
 
 
@@ -133,7 +152,7 @@ def load_module(file: Path, said: str) -> ModuleType:
     name = f"{file.stem} of {file.parent}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"{said}: {file} can't be loaded; name a Python file.")
+        raise UserError(in_message(said, f"{file} can't be loaded; name a Python file.", file))
     module = importlib.util.module_from_spec(spec)
     find_neighbours(file)
     # As in Python's recipe for importing a source file (library/importlib): dataclasses look for a class's module there
@@ -142,7 +161,7 @@ def load_module(file: Path, said: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file does where it is loaded
-        raise UserError(f"{said}: {failure(error, file)}") from error
+        raise UserError(in_message(said, failure(error, file), file)) from error
     return module
 
 
@@ -157,10 +176,19 @@ def failure(error: BaseException, file: Path) -> str:
         line = f": {error.text.strip()}" if error.text else ""
         return f"{error.filename}:{error.lineno}: {error.msg}{line}"
     own = {path.absolute() for path in with_neighbours(file)}
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).absolute() in own]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(file)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if Path(f.filename).absolute() in own]
+    where = f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else str(file)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{where}: {what}{_way(error)}".rstrip(".") + "."
+    inside = _inside_ours(frames)
+    return f"{where}: {what}{_way(error)}".rstrip(".") + "." + (f" Raised in {inside}." if inside else "")
+
+
+def _inside_ours(frames: Sequence[traceback.FrameSummary]) -> str:
+    """File and line of the last frame, if it is of this package: what was called there may be at fault."""
+    ours = Path(__file__).parent
+    last = Path(frames[-1].filename) if frames else Path()
+    return f"{last.relative_to(ours.parent)}:{frames[-1].lineno}" if ours in last.parents else ""
 
 
 def _way(error: BaseException) -> str:
@@ -177,23 +205,25 @@ def _way(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def in_user_code(reference: str, key: str) -> Iterator[None]:
-    """Around a call of a user's function: what it raises becomes one message with file and line.
+def in_user_code(said: str, file: Path, ending: type[UserError | RunError] = UserError) -> Iterator[None]:
+    """Around a call of a user's code: what it raises becomes one message with file and line.
 
-    The project's own errors and a lack of memory, which is no fault of the function, pass.
+    The project's own errors pass, and what is no fault of the code: a lack of memory, an output that nobody reads.
 
     Args:
-        reference: `path/to/file.py:function`.
-        key: The key of the configuration, for the message.
+        said: What named the code, for the message: `key=value`.
+        file: Its file.
+        ending: What is raised in place of the exception.
 
     Raises:
-        UserError: The function raised an exception, or would have ended the command.
+        UserError: The code raised an exception, or would have ended the command.
+        RunError: The same, where `ending` says so.
     """
     try:
         yield
-    except (UserError, RunError, MemoryError):
+    except (UserError, RunError, MemoryError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which isn't imported here
             raise
-        raise UserError(f"{key}={reference}: {failure(error, split(reference)[0])}") from error
+        raise ending(in_message(said, failure(error, file), file)) from error

@@ -40,12 +40,17 @@ class UserSource:
         names: Their definitions, in the order of the file.
         opaque: Whether it may bind names that can't be seen (`from x import *`, `globals()[…]`).
         relative: Line and names of the first relative import outside of functions, which no file alone can have.
+        imports: Of each import that is reached wherever the file is loaded, its line, the module, and the names that
+            are taken from it.
+        changes_path: Whether it may change where Python looks for modules.
     """
 
     file: Path
     names: dict[str, list[Definition]] = field(default_factory=dict)
     opaque: bool = False
     relative: tuple[int, str] | None = None
+    imports: list[tuple[int, str, list[str]]] = field(default_factory=list)
+    changes_path: bool = False
 
     @property
     def functions(self) -> list[str]:
@@ -75,9 +80,28 @@ def read_source(file: Path) -> UserSource:
             names = ", ".join(alias.name for alias in node.names)
             absolute = f"from {node.module} import {names}" if node.module else f"import {names}"
             found.relative = found.relative or (node.lineno, absolute)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names_of = [alias.name for alias in node.names if alias.name != "*"]
+            found.imports.append((node.lineno, node.module, names_of))
+        elif isinstance(node, ast.Import):
+            found.imports += [(node.lineno, alias.name, []) for alias in node.names]
+    found.changes_path = any(_changes_path(node) for node in ast.walk(tree))
     for node in _statements(tree.body):
         _note(node, found)
     return found
+
+
+_PATHS = ("path", "meta_path", "path_hooks", "modules")
+
+
+def _changes_path(node: ast.AST) -> bool:
+    """Whether this names `sys.path`, or what else decides where Python looks for modules."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "sys" and any(alias.name in _PATHS for alias in node.names)
+    if not isinstance(node, ast.Attribute):
+        return False
+    of_sys = isinstance(node.value, ast.Name) and node.value.id == "sys" and node.attr in _PATHS
+    return of_sys or node.attr == "addsitedir"
 
 
 def _line(error: SyntaxError) -> str:

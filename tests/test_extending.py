@@ -19,6 +19,7 @@ from gemma_tune.__main__ import main
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
 from gemma_tune.errors import UserError
+from gemma_tune.neighbours import import_problem
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.train.sft import GemmaSFTTrainer, OwnLossTrainer
 from gemma_tune.user_code import in_user_code, load_function
@@ -247,6 +248,96 @@ def test_mistakes_without_torch(name: str, folder: Path) -> None:
     assert all(expected in message for expected in said), message
 
 
+# Files of the user's own, and what is said of the import of one of them
+IMPORTS: dict[str, tuple[dict[str, str], str]] = {
+    "a package that isn't installed": (
+        {"mine.py": "import json\nimport levenstein"},
+        "mine.py:2: there is no module levenstein; install the package, or put levenstein.py beside the file.\n",
+    ),
+    "a module of a package that isn't installed": (
+        {"mine.py": "from levenstein.fast import ratio"}, "mine.py:1: there is no module levenstein; install"
+    ),
+    "a name near to that of a file": (
+        {"mine.py": "import helpr", "helper.py": ""}, "put helpr.py beside the file. Did you mean helper?"
+    ),
+    "a file beside imports it": (
+        {"mine.py": "import helper", "helper.py": "\nfrom nix import x"}, "helper.py:2: there is no module nix; "
+    ),
+    "a name that isn't there": (
+        {"mine.py": "from helper import Scor", "helper.py": "import re\nclass Score: ...\n_x = 1"},
+        "mine.py:1: {folder}/helper.py has no 'Scor'; it has re, Score. Did you mean Score?",
+    ),
+    "a name that isn't in a package": (
+        {"mine.py": "from mypack import metrics, metrix", "mypack/__init__.py": "", "mypack/metrics.py": ""},
+        "mine.py:1: {folder}/mypack/__init__.py has no 'metrix'; it has none.",
+    ),
+    "a module that isn't in a folder": (
+        {"mine.py": "import mypack.metrix", "mypack/metrics.py": ""},
+        "mine.py:1: there is no module metrix in {folder}/mypack. Did you mean metrics?",
+    ),
+    "a file beside is no Python": ({"mine.py": "import helper", "helper.py": "def f(:"}, "helper.py:1: invalid syntax"),
+}  # fmt: skip
+WAYS = {
+    "reward": ["recipe=grpo", "reward.functions.mine=mine.py:f"],
+    "evaluator": ["recipe=evaluate", "eval.evaluators=[mine.py:f]"],
+    "loss": ["recipe=lora_sft", "train.loss=mine.py:f"],
+    "reader": ["recipe=lora_sft", "data=auto", "data.format=mine.py:f", "data.train_file=mine.py"],
+    "recipe": ["recipe=mine.py"],
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_that_are_not_there_without_torch(name: str, folder: Path) -> None:
+    """Each by a kind of own code; the files are not run."""
+    files, said = IMPORTS[name]
+    for file, source in files.items():
+        write(file, source + "\n")
+    write("mine.py", files["mine.py"] + "\nopen('was_run', 'w')\ndef f(*given, **named): ...\nrun = read = f\n")
+    write("mine.yaml", "# @package _global_\nmethod: sft\n")
+    kind = list(WAYS)[list(IMPORTS).index(name) % len(WAYS)]
+    message = refused(*WAYS[kind])
+    assert said.format(folder=folder) in message, message
+    for words in WAYS.values():
+        with pytest.raises(UserError) as caught:
+            compose_config(words[0].removeprefix("recipe="), words[1:])
+        assert len(caught.value.problems) == 1 and said.format(folder=folder).strip() in str(caught.value)
+
+
+MAY_BE_THERE = [
+    "try:\n    import nix\nexcept ImportError:\n    nix = None", "if False:\n    import nix",
+    "def f():\n    import nix", "import sys\nsys.path.append('x')\nimport nix", "from sys import path\nimport nix",
+    "import os.path, xml.etree, torch.nn, _thread, builtins", "import mypack.metrics\nfrom mypack import metrics",
+    "from helper import Score, again, __doc__, late, a", "from helper import *", "from __future__ import annotations",
+    "import gemma_tune.config\nfrom gemma_tune.errors import UserError", "import namespace.deep.inner",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", MAY_BE_THERE)
+def test_imports_that_may_be_there(source: str, folder: Path) -> None:
+    write("mine.py", source)
+    write("helper.py", "class Score: ...\nfrom re import sub as again\nif again:\n    late = a, b = 1, 2\n")
+    write("mypack/__init__.py", "")
+    write("mypack/metrics.py", "")
+    write("namespace/deep/inner.py", "")
+    assert import_problem(Path("mine.py")) is None
+
+
+def test_a_path_stands_once(folder: Path) -> None:
+    """What named the file, by its whole path, isn't repeated by where in it the fault is."""
+    file = write("mine.py", "import nix\n").absolute()
+    write("mine.yaml", "# @package _global_\nmethod: sft\n")
+    for words in WAYS.values():
+        named = [word.replace("mine.py", str(file)) for word in words]
+        with pytest.raises(UserError) as caught:
+            compose_config(named[0].removeprefix("recipe="), named[1:])
+        assert caught.value.problems[0].count(str(file)) == 1 and "mine.py:1: " in str(caught.value)
+    for source, said in {"x = 1 / 0": "mine.py:1: ZeroDivisionError", "f = 5": "mine.py: f is of type int"}.items():
+        file.write_text(source, encoding="utf-8")
+        with pytest.raises(UserError) as caught:
+            load_function(f"{file}:f", "train.loss")
+        assert str(caught.value).count(str(file)) == 1 and said in str(caught.value)
+
+
 MAY_WORK = [
     "import functools\n@functools.cache\ndef f(x): ...", "class f:\n    def __new__(cls, *given): ...",
     "from other import f", "from other import *", "f = len", "globals()['f'] = print", "def __getattr__(name): ...",
@@ -260,6 +351,7 @@ MAY_WORK = [
 @pytest.mark.parametrize("source", MAY_WORK)
 def test_what_may_work_is_not_refused(source: str, folder: Path) -> None:
     write("mine.py", source + "\n")
+    write("other.py", "f = print\n")
     write("rows.jsonl", ROWS)
     compose_config("lora_sft", ["data=auto", "data.train_file=rows.jsonl", "data.format=mine.py:f"])
 
@@ -284,9 +376,9 @@ def test_a_loss_that_raises(body: str, said: str, folder: Path) -> None:
     file = write("mine.py", f"import sys\nimport torch\n\ndef loss():\n    {body}\n")
     loss = load_function("mine.py:loss", "train.loss")
     wanted = rf"^train.loss=mine\.py:loss: {file.absolute()}:5: {said}"
-    with pytest.raises(UserError, match=wanted), in_user_code("mine.py:loss", "train.loss"):
+    with pytest.raises(UserError, match=wanted), in_user_code("train.loss=mine.py:loss", file.absolute()):
         loss()
-    with pytest.raises(torch.OutOfMemoryError), in_user_code("mine.py:loss", "train.loss"):
+    with pytest.raises(torch.OutOfMemoryError), in_user_code("train.loss=mine.py:loss", file.absolute()):
         raise torch.OutOfMemoryError  # which is none of the loss's mistakes
 
 

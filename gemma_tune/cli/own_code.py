@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,8 @@ from types import ModuleType
 from gemma_tune.config import Config
 from gemma_tune.config.own_functions import LOSS, FunctionCall, field_problem
 from gemma_tune.data import reading
-from gemma_tune.errors import UserError
-from gemma_tune.user_code import load_function, load_module, split
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.user_code import in_message, in_user_code, load_function, load_module, split
 from gemma_tune.user_source import read_source
 
 # Rows whose fields are looked at before the run reads all of them
@@ -24,8 +25,8 @@ def load_recipe(cfg: Config) -> ModuleType:
     Raises:
         UserError: It can't be run, or has no function that can be called as a recipe's.
     """
-    said = f"recipe={cfg.recipe_file}"
-    recipe = load_module(Path(str(cfg.recipe_file)), said)
+    said, file = _recipe(cfg)
+    recipe = load_module(file, said)
     for name, words in cfg.traits.functions(cfg.dry_run).items():
         function = getattr(recipe, name, None)
         if not callable(function):
@@ -33,6 +34,18 @@ def load_recipe(cfg: Config) -> ModuleType:
         if problem := FunctionCall(words).problem(inspect.signature(function)):
             raise UserError(f"{said}: {name}: {problem}.")
     return recipe
+
+
+def _recipe(cfg: Config) -> tuple[str, Path]:
+    """The words that named the user's own recipe, and its file."""
+    return f"recipe={cfg.recipe_file}", Path(str(cfg.recipe_file))
+
+
+def in_own_recipe(cfg: Config) -> AbstractContextManager[None]:
+    """Around the calls of a recipe: an exception that one of the user's own raises is a RunError with file and line."""
+    if cfg.recipe_file is None:
+        return nullcontext()
+    return in_user_code(*_recipe(cfg), ending=RunError)
 
 
 def check_own_code(cfg: Config) -> None:
@@ -65,4 +78,5 @@ def _check_reward_fields(cfg: Config) -> None:
         found = read_source(file).names.get(function, []) if reference else []
         signature = found[-1].signature if found else None
         if signature and (problem := field_problem(signature, fields)):
-            raise UserError(f"reward.functions.{name}={reference}: {file}:{found[-1].line}: {problem}.")
+            said = f"reward.functions.{name}={reference}"
+            raise UserError(in_message(said, f"{file}:{found[-1].line}: {problem}.", file))

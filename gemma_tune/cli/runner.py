@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.cli.own_code import check_own_code, load_recipe
+from gemma_tune.cli.own_code import check_own_code, in_own_recipe, load_recipe
 from gemma_tune.compare.named_models import check_compared
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Reads
@@ -104,7 +104,8 @@ def _run_method(cfg: Config) -> RunResult:
         recipe: Any = load_recipe(cfg)
     else:  # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
         recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
-    result = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
+    with in_own_recipe(cfg):
+        result = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
     if not isinstance(result, RunResult):
         given = type(result).__name__
         raise RunError(f"recipe={cfg.recipe_file}: run gave {given}, no RunResult; end it with return folder.result.")

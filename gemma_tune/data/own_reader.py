@@ -17,7 +17,7 @@ from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.sources import Source
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.user_code import failure, load_function, split
+from gemma_tune.user_code import failure, in_message, load_function, split
 
 
 def own_records(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -70,8 +70,9 @@ def _given(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.filename and Path(error.filename) == source:
             raise  # said as of every file of rows
-        said = failure(error, split(data.format)[0]).removesuffix(".")
-        raise UserError(f"{made_by}: {said} ({last}).{_record_takes(error)}") from error
+        file = split(data.format)[0]
+        said = in_message(made_by, failure(error, file).removesuffix("."), file)
+        raise UserError(f"{said} ({last}).{_record_takes(error)}") from error
 
 
 def _placed(row: BadRow, source: Source) -> BadRow:

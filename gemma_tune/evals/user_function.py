@@ -12,7 +12,7 @@ from gemma_tune.config.own_functions import EVALUATOR
 from gemma_tune.engines.base import Engine
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
-from gemma_tune.user_code import failure, load_function, split
+from gemma_tune.user_code import beside, failure, load_function, split
 
 
 def prepare(reference: str, inputs: Inputs) -> Evaluator:
@@ -29,7 +29,7 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
 
     file, name = split(reference)
     code = getattr(function, "__code__", None)
-    defined = f"{file}:{code.co_firstlineno}" if code else str(file)
+    defined = f"{file.name}:{code.co_firstlineno}" if code else file.name
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         try:
@@ -37,7 +37,7 @@ def prepare(reference: str, inputs: Inputs) -> Evaluator:
         except (UserError, RunError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            raise RunError(failure(error, file)) from error
+            raise RunError(beside(reference, failure(error, file), file)) from error
         try:
             return _checked(found)
         except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
-from gemma_tune.user_code import in_user_code, load_function
+from gemma_tune.user_code import in_user_code, load_function, split
 
 
 class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
@@ -81,7 +81,7 @@ class OwnLossTrainer(GemmaSFTTrainer):
                 outputs.
         """
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
-        with in_user_code(self._named, "train.loss"):
+        with in_user_code(f"train.loss={self._named}", split(self._named)[0]):
             loss = self._loss(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         if problem := _loss_problem(loss):
             raise UserError(f"train.loss={self._named}: it gave {problem}.")

@@ -9,9 +9,9 @@ from gemma_tune.config import Config
 from gemma_tune.config.methods import METHODS, Reads
 from gemma_tune.config.own_functions import EVALUATOR, LOSS, READER, REWARD, FunctionCall
 from gemma_tune.errors import UserError
-from gemma_tune.neighbours import name_clash
+from gemma_tune.neighbours import import_problem, name_clash
 from gemma_tune.run.paths import CONFIGS, RECIPES, resolve, shipped_recipes
-from gemma_tune.user_code import Signed, definition_problem, function_problem, split
+from gemma_tune.user_code import Signed, definition_problem, function_problem, in_message, split
 from gemma_tune.user_source import read_source
 from gemma_tune.validation.suggest import did_you_mean, missing_path
 
@@ -23,7 +23,7 @@ def function_problems(cfg: Config) -> Iterator[str]:
     for key, reference, call in _own_functions(cfg):
         file, _ = split(reference)
         if file.is_file() and (problem := function_problem(reference, call)):  # that it isn't there is said elsewhere
-            yield f"{key}={reference}: {problem}"
+            yield in_message(f"{key}={reference}", problem, file)
 
 
 def _own_functions(cfg: Config) -> list[tuple[str, str, Signed]]:
@@ -70,6 +70,8 @@ def recipe_problems(cfg: Config) -> Iterator[str]:
     except UserError as error:
         yield f"{said}: {error}"
         return
+    if problem := import_problem(file):
+        yield f"{said}: {problem}"
     traits = cfg.traits
     needed = traits.functions(cfg.dry_run)
     for name, takes in needed.items():

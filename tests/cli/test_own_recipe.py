@@ -109,6 +109,52 @@ def test_functions_that_only_a_run_can_tell(folder: Path) -> None:
         gemma_tune.run("other.py")
 
 
+RAISES = {
+    "raise KeyError('boom')": "mine.py:4: KeyError: 'boom'.",
+    "1 / 0": "mine.py:4: ZeroDivisionError: division by zero.",
+    "cfg.nix": "mine.py:4: AttributeError: 'Config' object has no attribute 'nix'.",
+    "raise SystemExit(3)": "mine.py:4: SystemExit: 3: it would end the whole command",
+    "import failing; failing.fail()": "failing.py:2: ValueError: no luck.",
+    "open('nix')": "mine.py:4: FileNotFoundError: ",
+    "open('/etc/shadow', 'w').name.nix": "mine.py:4: ",
+    "len(3)": "mine.py:4: TypeError: ",
+    "gemma_tune.run('lora_sft', [], object())": "Raised in gemma_tune/",
+    "raise UserError('of ours')": "gemma_tune: of ours\n",
+}
+
+
+@pytest.mark.parametrize("body", RAISES)
+def test_a_recipe_that_raises(body: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One message with file and line, and status 1 (2 where it is said to be the user's mistake); no traceback."""
+    if "failing" in body:
+        write("failing.py", "def fail():\n    raise ValueError('no luck')\n")
+    head = "import gemma_tune\nfrom gemma_tune.errors import UserError\ndef run(cfg):\n    "
+    own("mine", head + body + "\n", "# @package _global_\nmethod: copy\ncopy: {recipe: dpo, to: new}\n")
+    assert main(["recipe=mine.py"]) == (2 if "UserError" in body else 1)
+    said = capsys.readouterr().err
+    assert RAISES[body] in said and said.count("\n") == 1 and "Traceback" not in said, said
+    assert said.count(str(folder / "mine.py")) <= 1, said
+
+
+def test_a_recipe_that_raises_with_a_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its steps, from `read` in a dry run, and from Python; what isn't its fault passes."""
+    own(
+        "mine", "def run(cfg, folder):\n    with folder.recording():\n        1 / 0\ndef read(cfg, setup):\n    1 / 0\n"
+    )
+    words = ["recipe=mine.py", "tracker=none", "data.max_train_samples=4", "data.max_eval_samples=4", "output_dir=made"]
+    assert main(words) == 1
+    assert "mine.py:3: ZeroDivisionError" in capsys.readouterr().err
+    assert json.loads((folder / "made/result.json").read_text("utf-8"))["status"] == "failed"
+    assert main([*words, "dry_run=true", "output_dir=other"]) == 1
+    assert "mine.py:5: ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"mine\.py:3: ZeroDivisionError") as caught:
+        gemma_tune.run("mine.py", [*words[1:], "overwrite=true"])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    own("mine", "def run(cfg, folder):\n    raise MemoryError\n")
+    with pytest.raises(MemoryError):
+        gemma_tune.run("mine.py", [*words[1:], "overwrite=true"])
+
+
 def test_shipped_files_are_no_recipes_of_ones_own(folder: Path) -> None:
     with pytest.raises(UserError, match=r"this file is one of ours.*recipe=copy"):
         compose_config(str(RECIPES / "sft.py"))
