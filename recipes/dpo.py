@@ -50,7 +50,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.fit(trainer)
         after = training.measure("after")
         training.save_adapter()
-        training.export_merged()
+        training.export()
         if warning := likelihood_warning(before.figures, after.figures):
             training.warn(warning)
         training.finish()

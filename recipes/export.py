@@ -1,20 +1,24 @@
-"""Writing a model's int4 files as it is (post-training quantization), and checking them in their engines."""
+"""Writing a model's files without training it: rounded to int4, or as it is; each is checked in its engine."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
 
+from gemma_tune.cli.stages import of_measuring
 from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export.formats import export_all, say_lines
+from gemma_tune.export.gguf_files import check_writable
+from gemma_tune.export.unquantized import export_unquantized
 from gemma_tune.models.adapter import check_source
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware, pick_device
-from gemma_tune.models.load import load_config
+from gemma_tune.models.load import load_config, load_model
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
+from gemma_tune.models.source import find_source
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.plan import plan_of
@@ -31,33 +35,46 @@ from gemma_tune.steps.quality import measure_files, quality_measurement, rows_to
 def read(cfg: Config, folder: RunFolder) -> list[Measurement]:
     """The model and the rows that its files are measured and compared on; refuses what surely does not fit."""
     check_model_hardware(cfg.model)
-    source = find_full_weights(cfg.model)
+    name, rounds = cfg.model.model_name_or_path, cfg.quant.grid != "none"
+    source = find_full_weights(cfg.model) if rounds else find_source(cfg.model)
     size = size_of(config := load_config(source))
     check_source(cfg.model, cfg.adapter, source, config, trains=False, merges=True)
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):
-        measured = quality_measurement(cfg, cfg.model.model_name_or_path)
-        return [replace(measured or prepare_measurement(cfg, source, evaluators=False), source=source)]
+        asked = quality_measurement(cfg, name) or prepare_measurement(of_measuring(cfg, name), source, evaluators=False)
+    check_writable(cfg, config, asked.tokenizer)
+    return [replace(asked, source=source)]
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
-    """Quantizes, writes every format, compares each file with the quantized model, and measures it and its source."""
+    """Quantizes where asked to, writes every format, compares each file with the model, measures it and its source."""
     asked = read(cfg, folder)[0]
     source, tokenizer, device = asked.source, asked.tokenizer, pick_device(cfg.model)
     reset_peak(device)
     with folder.timed("load"):
-        model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
-        plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
-        put_on_grid(model, plan)
+        plan = None
+        if cfg.quant.grid == "none":  # as it was trained: in 4 bit, too, and with its adapter unmerged
+            model = load_model(asked.cfg.model, source, tokenizer)
+        else:
+            model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
+            plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
+            put_on_grid(model, plan)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():
-        say(asked.rows, f"{cfg.recipe}: {source.base} → {folder.path}", *plan.lines(), *notes)
+        of_plan = plan.lines() if plan else ["in no quantization format (quant=none)"]
+        say(asked.rows, f"{cfg.recipe}: {source.base} → {folder.path}", *of_plan, *notes)
         note_inputs(cfg, folder, source, measured_files(cfg.data))
-        lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows_to_check(asked)])
+        rows = rows_to_check(asked)
+        if plan:
+            lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows])
+            result.metrics["planned_bits_per_weight"] = plan.bits_per_weight
+            trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(of_plan)}"
+        else:
+            given = (replace(cfg, model=asked.cfg.model), folder, model, tokenizer, source)
+            lines = export_unquantized(*given, rows, rows, lambda *_: Evaluation())
+            trained = "Nothing: the weights were written as they are"
         result.peak_memory_mb = peak_memory_mb(device)
-        result.metrics["planned_bits_per_weight"] = plan.bits_per_weight
-        trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(plan.lines())}"
         report = partial(write_report, cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])
         report()  # the files are complete; measuring them takes long, and may be stopped
         measure_files(cfg, folder, model, source)

@@ -72,7 +72,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         folder.result.artifacts["completions"] = "eval/completions.jsonl"
         training.warn(*monitor.warnings(after))
         training.save_adapter()
-        training.export_merged(samples=data.train.rows(16))
+        training.export(samples=data.train.rows(16))
         name = after.headline or "reward"
         training.headline = {"name": name, "before": before.figures.get(name), "after": after.figures.get(name)}
         training.finish(**monitor.figures)

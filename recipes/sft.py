@@ -56,6 +56,6 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.fit(trainer)
         training.measure("after")
         training.save_adapter()
-        training.export_merged()
+        training.export()
         training.finish()
     return folder.result

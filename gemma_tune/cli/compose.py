@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gemma_tune import validation
-from gemma_tune.cli.defaults import resolve_defaults
+from gemma_tune.cli.defaults import resolve_defaults, without_idle_grid
 from gemma_tune.cli.own_recipe import take_own_recipes
 from gemma_tune.cli.run_settings import with_settings_of_run
 from gemma_tune.cli.user_overrides import UserOverrides, user_overrides
@@ -81,7 +81,7 @@ def checked(tree: Any, recipe: str, where: str, named: UserOverrides | None = No
         raise UserError(*problems)
     if named is not None:
         plain["recipe"] = plain.get("recipe") or recipe
-        plain = with_settings_of_run(plain, named)
+        plain = without_idle_grid(with_settings_of_run(plain, named), named)
         if problems := validation.problems_of_tree(plain, "config.yaml of the run behind the model"):
             raise UserError(*problems)
     # Everything is resolved by now: what still looks like an interpolation is a text, a prompt for example.

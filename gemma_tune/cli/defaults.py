@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
-from gemma_tune.config import Config, ModelConfig
-from gemma_tune.config.methods import METHODS, Kind
+from gemma_tune.cli.user_overrides import UserOverrides
+from gemma_tune.config import Config, ModelConfig, QuantConfig
+from gemma_tune.config.export import CODED
+from gemma_tune.config.methods import METHODS, Kind, named_method
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
@@ -57,6 +60,24 @@ def resolve_defaults(cfg: Config) -> None:
     if t.per_device_train_batch_size is None:
         group = t.num_generations if method.rewarded else 1
         t.per_device_train_batch_size = max(batch // group, 1) * group
+
+
+def without_idle_grid(tree: dict[str, Any], named: UserOverrides) -> dict[str, Any]:
+    """The configuration without the quantization format of an export that was asked for GGUF files without codes alone.
+
+    `recipe=export` rounds to int4 by itself. Who asks it for a float16 file wants the weights as they are; the int4
+    numbers in such a file are had by naming `quant`, or beside a file that holds their codes.
+
+    Args:
+        tree: The composed configuration, its values checked; it is not changed.
+        named: What the user has named.
+    """
+    method, formats = named_method(tree), tree["export"]["formats"]
+    if method is None or method.kind is not Kind.EXPORT or "quant" in named.groups or named.has("quant"):
+        return tree
+    if set(formats) & {*CODED} or not any(name.startswith("gguf_") for name in formats):
+        return tree
+    return {**tree, "quant": asdict(QuantConfig())}
 
 
 def _models(cfg: Config) -> list[ModelConfig]:

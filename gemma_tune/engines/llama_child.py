@@ -1,8 +1,9 @@
 """llama.cpp's server in a process of its own, because it aborts its whole process on a file that it can't read.
 
 Started by `llama_server` with `child.py`. Its first line of input is JSON with `file`,
-`context` (tokens a slot), `slots`, `threads`, `exact` and `key`; it answers with one line of JSON, `{"address": …}`,
-and ends when its input ends, so it never outlives the process that started it. All other output goes to stderr.
+`context` (tokens a slot), `slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null) and `key`; it answers with
+one line of JSON, `{"address": …}`, and ends when its input ends, so it never outlives the process that started it. All
+other output goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def main() -> None:
 
     asked = llama.CommonParams()
     asked.model.path = options["file"]
+    if options["adapter"]:
+        adapter = llama.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = options["adapter"], 1.0
+        asked.lora_adapters = [adapter]
     asked.n_parallel, asked.n_ctx = options["slots"], options["slots"] * options["context"]
     asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = options["threads"]
     asked.hostnames, asked.api_keys = ["127.0.0.1"], [options["key"]]

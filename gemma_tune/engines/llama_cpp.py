@@ -61,6 +61,7 @@ class LlamaCppEngine:
         slots: Requests computed at once. With more than one, sums may differ in the last bit from run to run.
         threads: CPU threads; by default as many as torch uses.
         timeout: Seconds for loading the file, and for one request.
+        adapter: A GGUF LoRA file that is put onto it.
 
     Raises:
         EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
@@ -77,11 +78,13 @@ class LlamaCppEngine:
         slots: int = 1,
         threads: int | None = None,
         timeout: float = 600.0,
+        adapter: Path | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset(stops)
         self._slots = slots
-        self._server = LlamaServer(file, max_length + 1, slots, threads or torch.get_num_threads(), exact, timeout)
+        threads = threads or torch.get_num_threads()
+        self._server = LlamaServer(file, max_length + 1, slots, threads, exact, timeout, adapter)
         # The server needs room for a token behind the prompt, and caps what the model wasn't made for
         room = self._server.request("GET", "/props")["default_generation_settings"]["n_ctx"]
         self.max_length: int = min(max_length, room - 1)

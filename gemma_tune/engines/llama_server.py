@@ -40,12 +40,22 @@ class LlamaServer:
         threads: CPU threads.
         exact: Keys and values in float32, and only kernels that don't round.
         timeout: Seconds for loading the file, and for one request.
+        adapter: A GGUF LoRA file that is put onto it, or None.
 
     Raises:
         EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
     """
 
-    def __init__(self, file: Path, context: int, slots: int, threads: int, exact: bool, timeout: float) -> None:
+    def __init__(
+        self,
+        file: Path,
+        context: int,
+        slots: int,
+        threads: int,
+        exact: bool,
+        timeout: float,
+        adapter: Path | None = None,
+    ) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
         if not file.is_file():
@@ -63,6 +73,7 @@ class LlamaServer:
         )
         self.close = weakref.finalize(self, _end, self._child)  # at the interpreter's end, too
         options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
+        options["adapter"] = str(adapter) if adapter else None
         self._local = threading.local()
         try:
             address = self._start({**options, "key": self._key})

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from gemma_tune.chat import Unrenderable
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.export import gguf, merged_from_grid, w4a16
+from gemma_tune.export import merged_from_grid, w4a16
+from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import (
     OK,
     POSITIONS,
@@ -27,20 +24,17 @@ from gemma_tune.export.int4_check import (
     raise_failed,
     stored_lines,
 )
-from gemma_tune.export.llama_check import dense_gguf_line, llama_lines
-from gemma_tune.export.ollama import modelfile
+from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.read_back import read_folder, read_gguf
-from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
+from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.models.source import Source
 from gemma_tune.processes import is_main_process
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.paths import atomic_folder, model_of_run, resolve
+from gemma_tune.run.paths import atomic_folder
 
-# Controls: the decoded weights in GGUF files without blocks.
-_DENSE_GGUF = {"gguf_f32": torch.float32, "gguf_f16": torch.float16, "gguf_bf16": torch.bfloat16}
 _LONGEST = 512  # tokens of a row that are compared
 _FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
 
@@ -81,7 +75,10 @@ def export_all(
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as written:
             if name.startswith("gguf"):
-                _write_gguf(name, title_of(cfg.model.model_name_or_path), written, model, tokenizer, plan, trained)
+                types = ONE_TYPE.get(name)
+                weights = decoded_tensors(trained, plan) if types else trained
+                title = title_of(cfg.model.model_name_or_path)
+                write_gguf(name, title, written, model, tokenizer, weights, types or plan)
             else:
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
@@ -95,20 +92,15 @@ def export_all(
             if name in _FOLDERS:
                 lines += stored_lines(name, read_folder(place), trained, plan)
                 lines.append(in_transformers.pop(0))
+            elif name in ONE_TYPE:
+                lines += one_type_lines(name, place, forward, tokenizer, trained, plan)
             else:
-                lines += _check_gguf(name, place, forward, tokenizer, plan, trained)
+                file = next(place.glob("*.gguf"))
+                lines += stored_lines(name, read_gguf(file, list(trained)), trained, plan)
+                lines += llama_lines(file, forward, tokenizer, trained, plan)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
-
-
-def title_of(name: str) -> str:
-    """The name of a model in its files: that of the checkpoint that its runs began with."""
-    path = resolve(name)
-    if path.parent.name == "export":
-        path = path.parent.parent
-    before = model_of_run(path)
-    return path.name if before is None else title_of(before)
 
 
 def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
@@ -122,33 +114,6 @@ def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
             break
         found.append(row.input_ids[:_LONGEST])
     return found
-
-
-def _write_gguf(
-    name: str, title: str, written: Path, model: Any, tokenizer: Any, plan: Plan, trained: TrainedTensors
-) -> None:
-    written.mkdir(parents=True)
-    config, generation = model.config.get_text_config(), model.generation_config
-    dense = _DENSE_GGUF.get(name)
-    weights = decoded_tensors(trained, plan) if dense else trained
-    kind = name.removeprefix("gguf_") if dense else plan.name
-    file = gguf.export(
-        weights, config, tokenizer, generation, dense or plan, written / f"{title}-{kind}.gguf", name=title
-    )
-    with contextlib.suppress(Unrenderable):  # a chat template of the user's that Ollama's language can't express
-        text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
-        (written / "Modelfile").write_text(text, encoding="utf-8")
-
-
-def _check_gguf(
-    name: str, place: Path, forward: TrainedForward, tokenizer: Any, plan: Plan, trained: TrainedTensors
-) -> list[CheckLine]:
-    file = next(place.glob("*.gguf"))
-    matrices = torch.float16 if name == "gguf_f16" else torch.float32
-    lines = stored_lines(name, read_gguf(file, list(trained)), trained, plan, matrices)
-    if name in _DENSE_GGUF:
-        return [*lines, dense_gguf_line(name, file, forward, tokenizer, exact=_DENSE_GGUF[name] == torch.float32)]
-    return [*lines, *llama_lines(file, forward, tokenizer, trained, plan)]
 
 
 def say_lines(lines: Sequence[CheckLine]) -> None:

@@ -1,4 +1,4 @@
-"""`export=gguf`: one file for llama.cpp, Ollama and LM Studio, with the codes of the training forward in it."""
+"""GGUF files for llama.cpp, Ollama and LM Studio: with the codes of the training forward, or in one type of ggml."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from gguf import (
     GGUFWriter,
     LlamaFileType,
     get_tensor_name_map,
+    quants,
     size_label,
 )
 
@@ -32,6 +33,9 @@ from gemma_tune.quant.plan import KEPT_16, Plan
 _LAYER = re.compile(r"^.*\.layers\.\d+\.")
 # The order of a layer's tensors in the file: that of the forward pass.
 _LAYER_ORDER = ("input_", "self_attn.", "post_attention_", "pre_feedforward_", "mlp.", "post_feedforward_")
+
+# What a file is made of: the plan of the codes, or one type for all tensors but the norms.
+FileTypes: TypeAlias = Plan | torch.dtype | GGMLQuantizationType
 
 _DENSE = {
     torch.float32: GGMLQuantizationType.F32,
@@ -52,7 +56,7 @@ def export(
     config: Any,
     tokenizer: Any,
     generation_config: Any,
-    types: Plan | torch.dtype,
+    types: FileTypes,
     file: Path,
     *,
     name: str,
@@ -67,7 +71,8 @@ def export(
         config: The model's configuration, or that of its language part.
         tokenizer: The tokenizer with the chat template that the model is served with.
         generation_config: Stop tokens, and how answers are sampled.
-        types: The plan of the codes; or one float type for all tensors but the norms, which are always float32.
+        types: The plan of the codes; or one type for all tensors but the norms, which are always float32. In Q8_0,
+            which holds 32 numbers a block, rows of another width are float16, as in llama.cpp's own converter.
         file: Where to write; it has this name once it is whole.
         name: The model's name, for people.
         license: Its licence, by the Hub's name of it.
@@ -84,7 +89,7 @@ def export(
     check_config(config)
     family, shapes = FAMILIES[config.model_type], tensor_shapes(config)
     architecture = str(family.gguf)
-    kinds = {n: _kind(n, types, sixteen) for n in shapes}
+    kinds = {n: tensor_type(n, shape, types, sixteen) for n, shape in shapes.items()}
     if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, *family.tied}):
         raise ValueError(f"not the tensors of this model: {strange[:5]}")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,9 @@ def export(
             if given != shape:
                 raise ValueError(f"{own}: its shape is {given}, and the configuration says {shape}")
             add_one = family.norm_adds_one and _is_norm(own)
-            data = _Data(shape, kinds[own], (_bits(own, block, kinds[own], add_one) for block in blocks))
+            coded = isinstance(types, Plan) and own in types.grids
+            bits = (_bits(own, block, kinds[own], add_one, coded) for block in blocks)
+            data = _Data(shape, kinds[own], bits)
             writer.write_tensor_data(cast("np.ndarray[Any, Any]", data))
         writer.close()
         os.replace(part, file)
@@ -180,11 +187,23 @@ def _is_norm(name: str) -> bool:
     return name.removesuffix(".weight").endswith("norm")
 
 
-def _kind(name: str, types: Plan | torch.dtype, sixteen: torch.dtype) -> GGMLQuantizationType:
+def tensor_type(
+    name: str, shape: tuple[int, ...], types: FileTypes, sixteen: torch.dtype = torch.bfloat16
+) -> GGMLQuantizationType:
+    """The type that a tensor has in the file.
+
+    Args:
+        name: Its name in the language part.
+        shape: Its shape.
+        types: What the file is made of.
+        sixteen: The type of the plan's 16-bit tensors.
+    """
     if _is_norm(name):
         return GGMLQuantizationType.F32
     if isinstance(types, torch.dtype):
         return _DENSE[types]
+    if isinstance(types, GGMLQuantizationType):
+        return types if shape[-1] % GGML_QUANT_SIZES[types][0] == 0 else GGMLQuantizationType.F16
     if grid := types.grids.get(name):
         return grid_type(grid)
     return _DENSE[sixteen if types.kept[name] == KEPT_16 else torch.float32]
@@ -212,19 +231,33 @@ class _Data:
             block.tofile(file)
 
 
-def _bits(name: str, weight: torch.Tensor | Encoded, kind: GGMLQuantizationType, add_one: bool) -> np.ndarray[Any, Any]:
+def _bits(
+    name: str, weight: torch.Tensor | Encoded, kind: GGMLQuantizationType, add_one: bool, coded: bool
+) -> np.ndarray[Any, Any]:
     """The bytes of some rows."""
-    on_grid = kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
-    if on_grid != isinstance(weight, Encoded):
+    if coded != isinstance(weight, Encoded):
         raise ValueError(f"{name}: the file has it as {kind.name}, but it is given as {type(weight).__name__}")
     if isinstance(weight, Encoded):
         return _blocks(name, weight, kind)
     weight = weight.detach().cpu()
     if add_one:
         weight = 1.0 + weight.float()  # llama.cpp multiplies by what is stored
-    weight = weight.to(next(dtype for dtype, dense in _DENSE.items() if dense == kind)).contiguous()
+    return bits_of(name, weight, kind)
+
+
+def bits_of(name: str, weight: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """The bytes of some rows of numbers: rounded to a float type, or quantized by the gguf package.
+
+    Raises:
+        ValueError: The type can't hold them.
+    """
+    dense = next((dtype for dtype, its in _DENSE.items() if its == kind), None)
+    weight = weight.to(dense or torch.float32).contiguous()
     if not torch.isfinite(weight).all():
         raise ValueError(f"{name}: {kind.name} can't hold its weights: infinity or NaN")
+    if dense is None:
+        quantized: np.ndarray[Any, Any] = quants.quantize(weight.numpy(), kind)
+        return quantized
     bits: np.ndarray[Any, Any] = (weight.view(torch.int16) if kind == GGMLQuantizationType.BF16 else weight).numpy()
     return bits
 

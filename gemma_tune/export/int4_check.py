@@ -5,7 +5,7 @@ docs/int4.md shows the table. A line that fails raises `ArtifactDiffers`, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -13,10 +13,11 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType, quants
 
 from gemma_tune.export.engine_agreement import EngineAgreement
 from gemma_tune.export.file_tensor import row_blocks
-from gemma_tune.export.read_back import StoredTensor
+from gemma_tune.export.read_back import StoredTensor, stored_as
 from gemma_tune.export.tensors import TrainedTensors, by_rows, decoded_blocks, weights_of
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.contexts import evaluating
@@ -27,6 +28,12 @@ from gemma_tune.quant.plan import Plan
 OK, WARN, FAIL, UNVERIFIED = "ok", "warn", "fail", "unverified"
 
 _MOST_KL, POSITIONS = 1e-6, 512
+# What rounding costs, nats a position: usually at most, and above this the file is wrong.
+ROUNDED = {
+    GGMLQuantizationType.F16: (1e-4, 1e-4),
+    GGMLQuantizationType.BF16: (1e-2, 1e-1),
+    GGMLQuantizationType.Q8_0: (1e-2, 1e-1),
+}
 # llama.cpp rounds activations to 8 bit in its Q4_0 kernels: that line finds gross errors only.
 _WARN_KL, _FAIL_KL, _WARN_TOP1, _FAIL_TOP1 = 5e-4, 1e-2, 0.98, 0.90
 
@@ -80,7 +87,7 @@ def stored_lines(
     stored: Iterable[tuple[str, StoredTensor]],
     trained: TrainedTensors,
     plan: Plan,
-    matrices: torch.dtype = torch.float32,
+    types: Callable[[str, tuple[int, ...]], GGMLQuantizationType] | None = None,
 ) -> list[CheckLine]:
     """Compares a file with the trained model, some rows of a tensor at a time.
 
@@ -89,7 +96,8 @@ def stored_lines(
         stored: `read_folder` or `read_gguf`.
         trained: Every tensor of the language part.
         plan: Its plan.
-        matrices: The type of the file's matrices where it can't hold every weight: float16 rounds what is below 6e-8.
+        types: The type of ggml that a tensor without codes is rounded to in the file, by its name and shape; None: the
+            file holds every number as it is. The gguf package rounds what it is compared with.
     """
     codes, values, again = _Tally(), _Tally(), _Tally()
     left = set(trained)
@@ -109,11 +117,12 @@ def stored_lines(
                 if not (weights.has_shape(tensor.shape) and coded.has_shape(tensor.shape)):
                     break
                 block = next(blocks)
-                (wanted,) = decoded_blocks(name, [block], plan)
-                wanted = wanted.to(matrices).float() if wanted.ndim > 1 else wanted
-                weights.add(weights=(wanted + tensor.added if tensor.added else wanted, tensor.values))
-                if isinstance(block, Encoded) and tensor.encoded is not None:
-                    coded.add(**{n: (getattr(block, n), getattr(tensor.encoded, n)) for n in block._fields})
+                wanted = _expected(name, block, plan, types(name, expected.shape) if types else None)
+                weights.add(weights=(wanted.values + tensor.added if tensor.added else wanted.values, tensor.values))
+                if wanted.encoded is not None and tensor.encoded is not None:
+                    ours, theirs = wanted.encoded, tensor.encoded
+                    coded.add(**{part: (getattr(ours, part), getattr(theirs, part)) for part in ours._fields})
+                if isinstance(block, Encoded) and types is None:
                     same += [] if tensor.same_again is None else [tensor.same_again]
             values.add(weights.problem)
             if coded.compared:
@@ -125,12 +134,21 @@ def stored_lines(
     else:
         for name in sorted(left):
             values.add(f"{name}: it is not there.")
-    lines = [values.line(f"{what}: decoded weights", "those of the training forward, to the bit")]
+    of = "those of the training forward" if types is None else "the trained ones as the gguf package rounds them"
+    lines = [values.line(f"{what}: decoded weights", f"{of}, to the bit")]
     if codes.total:
-        lines.insert(0, codes.line(f"{what}: codes and scales", "those of the training forward, 100 %"))
+        lines.insert(0, codes.line(f"{what}: codes and scales", f"{of}, 100 %"))
     if again.total:
         lines.append(again.line(f"{what}: re-quantized naively", "the same bytes"))
     return lines
+
+
+def _expected(name: str, block: torch.Tensor | Encoded, plan: Plan, kind: GGMLQuantizationType | None) -> StoredTensor:
+    """What the file must hold of some rows: them as they are, or rounded to a type of ggml by the gguf package."""
+    (numbers,) = decoded_blocks(name, [block], plan)
+    if kind is not None:
+        return stored_as(kind, quants.quantize(numbers.contiguous().numpy(), kind))
+    return StoredTensor(numbers, block if isinstance(block, Encoded) else None)
 
 
 class _Tally:
@@ -193,6 +211,16 @@ def exact_line(name: str, found: EngineAgreement) -> CheckLine:
         _figures(found),
         _at_least_ok(found) if good else FAIL,
     )
+
+
+def rounded_line(name: str, found: EngineAgreement, kind: GGMLQuantizationType) -> CheckLine:
+    """The line of a file whose weights are rounded to a type of ggml; `ROUNDED` has the bounds."""
+    usual, most = ROUNDED[kind]
+    verdict = _at_least_ok(found) if found.mean_kl <= usual else WARN
+    must = f"KL at most {usual:g}"
+    if most != usual:
+        must += f" (fails at {most:g})"
+    return CheckLine(name, must, _figures(found), verdict if found.mean_kl <= most else FAIL)
 
 
 def gross_line(name: str, found: EngineAgreement) -> CheckLine:

@@ -23,6 +23,9 @@ BEST = 256
 CONTROL = "unquantized weights in llama.cpp, float32 (control)"
 EXACT = "the same codes in llama.cpp, decoded into a float32 file"
 GROSS = "the GGUF file in llama.cpp (its kernels round activations to 8 bit)"
+# Makes the line of the table, from its name and what was found.
+Judged = Callable[[str, EngineAgreement], CheckLine]
+
 # llama.cpp reads the weights once for the next token of each slot, so eight pieces of text take little longer than one.
 _SLOTS = 8
 
@@ -73,31 +76,47 @@ def llama_lines(
     )
 
 
-def dense_gguf_line(name: str, file: Path, forward: TrainedForward, tokenizer: Any, exact: bool) -> CheckLine:
-    """Runs a GGUF file without blocks: as exactly as llama.cpp can where it is float32, else as any GGUF file.
+def dense_gguf_line(
+    name: str,
+    file: Path,
+    forward: TrainedForward,
+    tokenizer: Any,
+    exact: bool,
+    judged: Judged,
+    adapter: Path | None = None,
+) -> CheckLine:
+    """Runs a GGUF file once: as exactly as llama.cpp can where that is asked for, else as any GGUF file is served.
 
     Args:
-        name: The format's name, for people.
-        file: The exported file.
-        forward: The trained model on its grid, and rows of together at least 512 positions.
+        name: What it is, for people.
+        file: The file.
+        forward: The trained model on rows of together at least 512 positions.
         tokenizer: Its tokenizer.
-        exact: Whether the file is float32.
+        exact: Whether float32 is kept wherever the file's types allow it.
+        judged: Makes the line of what was found.
+        adapter: A GGUF LoRA file that is put onto it.
     """
 
     def run() -> list[TopTokens]:
-        return top_tokens(file, forward.model, tokenizer, forward.rows, exact, threads=None)
+        return top_tokens(file, forward.model, tokenizer, forward.rows, exact, threads=None, adapter=adapter)
 
-    (line,) = _lines(forward, [(f"{name} in llama.cpp", exact_line if exact else gross_line, run)])
+    (line,) = _lines(forward, [(name, judged, run)])
     return line
 
 
 def top_tokens(
-    file: Path, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], exact: bool, threads: int | None
+    file: Path,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    exact: bool,
+    threads: int | None,
+    adapter: Path | None = None,
 ) -> list[TopTokens]:
     """llama.cpp's best 256 tokens after each token of each row."""
     stops, longest = model.generation_config.eos_token_id, max(len(row) for row in rows)
     with LlamaCppEngine(
-        file, tokenizer, stops, max_length=longest + 1, exact=exact, slots=_SLOTS, threads=threads
+        file, tokenizer, stops, max_length=longest + 1, exact=exact, slots=_SLOTS, threads=threads, adapter=adapter
     ) as engine:
         return list(engine.top_log_probs(rows, BEST, "llama.cpp"))
 
@@ -125,7 +144,7 @@ def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopToken
     return measure_agreement(parts())
 
 
-_Asked = tuple[str, Callable[[str, EngineAgreement], CheckLine], Callable[[], list[TopTokens]]]
+_Asked = tuple[str, Judged, Callable[[], list[TopTokens]]]
 
 
 def _lines(forward: TrainedForward, asked: Sequence[_Asked]) -> list[CheckLine]:

@@ -162,6 +162,15 @@ def gguf_size(file: Path) -> tuple[int, int]:
     return sum(int(t.n_bytes) for t in tensors), sum(int(t.n_elements) for t in tensors)
 
 
+def gguf_widths(file: Path) -> set[int]:
+    """The numbers of weights that the rows of a GGUF file's matrices have.
+
+    Raises:
+        ArtifactDiffers: As `gguf_size`.
+    """
+    return {int(t.shape[0]) for t in _open_gguf(file).tensors if len(t.shape) > 1}
+
+
 def _open_gguf(file: Path) -> GGUFReader:
     try:
         return _WholeReader(file)
@@ -194,13 +203,21 @@ def read_gguf(file: Path, names: list[str]) -> Iterator[tuple[str, StoredTensor]
         added = 1.0 if family.norm_adds_one and "norm" in tensor.name else 0.0
         whole = tuple(int(n) for n in reversed(tensor.shape))
         for rows in row_blocks(whole):
-            part = _from_gguf(tensor.tensor_type, tensor.data[rows], added, whole)
+            part = stored_as(tensor.tensor_type, tensor.data[rows], added, whole)
             yield own_names.get(tensor.name, tensor.name), part
 
 
-def _from_gguf(
-    kind: GGMLQuantizationType, data: np.ndarray[Any, Any], added: float, whole: tuple[int, ...]
+def stored_as(
+    kind: GGMLQuantizationType, data: np.ndarray[Any, Any], added: float = 0.0, whole: tuple[int, ...] | None = None
 ) -> StoredTensor:
+    """Rows in a type of ggml, from their bytes as the package has them.
+
+    Args:
+        kind: The type.
+        data: The bytes of each row.
+        added: What the format adds to the weights.
+        whole: The shape of the whole tensor.
+    """
     values = torch.from_numpy(np.array(gguf.quants.dequantize(data, kind), dtype=np.float32))
     if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0):
         return StoredTensor(values, added=added, whole=whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from gemma_tune.child import python_module
 from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
-from gemma_tune.models.logits import logits_of, states_of
+from gemma_tune.models.logits import float32_layers, logits_of, states_of
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.quant.layers import forget_rounded, rounding_anew
 
 _MOST_LOGIT = 1e-5
 _LOG_LINES = 8
+
+
+Precise = Callable[[Any], contextlib.AbstractContextManager[None]]
 
 
 class TrainedForward:
@@ -30,10 +34,11 @@ class TrainedForward:
     Args:
         model: The model, or a PeftModel around it; it is not changed.
         rows: Token ids.
+        precise: Within it, the model computes in float32.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
-        self.model, self.rows = model, rows
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]], precise: Precise | None = None) -> None:
+        self.model, self.rows, self._precise = model, rows, precise or in_float32
         self.positions = sum(map(len, rows))
         self._file: Path | None = None
 
@@ -44,7 +49,7 @@ class TrainedForward:
 
     @cached_property
     def _states(self) -> torch.Tensor:
-        with in_float32(self.model), rounding_anew(self.model):
+        with self._precise(self.model), rounding_anew(self.model):
             return states_of(self.model, self.rows)
 
     def logits(self) -> Iterator[torch.Tensor]:
@@ -53,7 +58,7 @@ class TrainedForward:
             yield from stored_logits(self._file, self.positions)
             return
         states = self._states
-        with in_float32(self.model):
+        with self._precise(self.model):
             yield from logits_of(self.model, states)
         forget_rounded(self.model)
 
@@ -76,19 +81,34 @@ class TrainedForward:
 def in_float32(model: Any) -> Iterator[None]:
     """Converts every weight to float32, in which exports are compared; afterwards the model is as it was."""
     kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
-    embedding = model.get_input_embeddings()
+    with _exact_scale(model) if kept else contextlib.nullcontext():
+        try:
+            for parameter, data in kept:
+                parameter.data = data.float()
+            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
+
+
+@contextlib.contextmanager
+def layers_in_float32(model: Any) -> Iterator[None]:
+    """Each layer computes in float32, 4-bit ones and adapters, too, and holds float32 weights only while it runs."""
+    with _exact_scale(model), float32_layers(model):
+        yield
+
+
+@contextlib.contextmanager
+def _exact_scale(model: Any) -> Iterator[None]:
+    """The factor of the embedding in float32: bfloat16 rounds it, and engines don't."""
+    embedding = language_part(model).get_input_embeddings()
+    embedding = getattr(embedding, "original_module", embedding)  # under trained rows of added tokens
     scale = embedding.embed_scale.data
+    embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
     try:
-        if kept:
-            # bfloat16 has rounded this one, too
-            embedding.embed_scale.data = torch.tensor(embedding.embedding_dim**0.5, device=scale.device)
-        for parameter, data in kept:
-            parameter.data = data.float()
         yield
     finally:
         embedding.embed_scale.data = scale
-        for parameter, data in kept:
-            parameter.data = data
 
 
 def transformers_line(what: str, folder: Path, forward: TrainedForward) -> CheckLine:

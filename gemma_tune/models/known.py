@@ -41,14 +41,16 @@ def no_classifier(family: Family) -> str:
 def cannot(cfg: Config, family: Family) -> str | None:
     """What a family can't do with this recipe, as the end of a sentence; None where it can."""
     if _writes_gguf(cfg) and family.gguf is None:
-        return f"{no_gguf(family)}; choose another model, or fine-tune this one (recipe=qlora_sft)."
+        instead = "use export=merged" if cfg.quant.grid == "none" else "fine-tune this one (recipe=qlora_sft)"
+        return f"{no_gguf(family)}; choose another model, or {instead}."
     if cfg.traits.classifies and family.classifier_class is None:
         return no_classifier(family)
     return None
 
 
 def _writes_gguf(cfg: Config) -> bool:
-    return cfg.traits.quantizes and any(name.startswith("gguf") for name in cfg.export.formats)
+    exports = cfg.traits.trains or cfg.traits.quantizes
+    return exports and any(name.startswith("gguf") for name in cfg.export.formats)
 
 
 def check_known(cfg: Config) -> None:

@@ -15,11 +15,15 @@ from safetensors import safe_open
 from gemma_tune.export.read_back import gguf_size
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Code, Mono, Table, Text
+from gemma_tune.report.k_quants import k_quants
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ON_GRID, PLAN
 
 # Types in which each number is one weight; other types may pack several into one.
 _ONE_EACH = ("F64", "F32", "F16", "BF16")
+
+# Files of a model in no quantization format.
+_WIDE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "8 bit"}
 
 _MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -208,9 +212,13 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "gguf": "The GGUF file, in Ollama (by the Modelfile beside it), or in llama.cpp, where this run checked it:",
         "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
     }
+    if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
+        said |= {f"gguf_{kind}": f"The GGUF file in {of}, the same way:" for kind, of in _WIDE.items()}
     for name in (name for name in said if name in artifacts):
         commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
         blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
+        if name == "gguf_f16":
+            blocks += k_quants(next((folder.path / artifacts[name]).glob("*.gguf")))
     if blocks and (lines := _with_gemma_tune(folder)):
         blocks += [Text("Chat with it, or evaluate it on the same rows or others:"), Code("\n".join(lines), "bash")]
     return blocks

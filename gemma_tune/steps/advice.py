@@ -35,6 +35,9 @@ def advice_on(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
     if not worse:
         return
     said = f"{', '.join(worse)}: {metrics['metric']} is worse than the source's."
+    if cfg.quant.grid == "none":
+        yield f"{said} A file of more bits is nearer to it: gguf_f16."
+        return
     if cfg.traits.trains:
         yield (
             f"{said} More training for int4 may win it back: train.num_train_epochs (quant.stage2.num_train_epochs "

@@ -86,7 +86,8 @@ def quality_measurement(cfg: Config, model: str, tokenizer: str | None = None) -
 
 def free_memory_of(model: Any) -> None:
     """Frees the memory of a model that is needed no more, whoever still names it: files are loaded after it."""
-    model.to("meta")
+    for tensor in (*model.parameters(), *model.buffers()):  # `to("meta")` can't do this to 4-bit weights
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

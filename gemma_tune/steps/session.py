@@ -12,15 +12,13 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.export import merged, verify
+from gemma_tune.export.formats import say_lines
+from gemma_tune.export.unquantized import export_unquantized
 from gemma_tune.models.adapter import WeightCounts
 from gemma_tune.models.adapter_files import AdapterSaver
-from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.contexts import attention, training_attention
-from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
-from gemma_tune.models.merging import check_merge
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.report import write_report
@@ -159,33 +157,16 @@ class Session:
                 self.saver.save(self.model, self.setup.tokenizer, target)
             self.folder.result.artifacts["adapter"] = "adapter"
 
-    def export_merged(self, samples: Any = None) -> None:
-        """Writes export/merged where it is asked for, loads it as anyone would, and compares the two models.
+    def export(self, samples: Any = None) -> None:
+        """Writes every one of `export.formats`, and compares each with the trained model in the engine that loads it.
 
         Args:
             samples: Training rows to compare on; None: those of `data`.
         """
-        cfg, folder, setup = self.cfg, self.folder, self.setup
-        if "merged" not in cfg.export.formats:
-            return
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
-        reference = verify.take_reference(cfg, self.model, setup.tokenizer, rows, self.data.held_out, measure)
-        phase("exporting: merged, written and checked in Transformers")
-        with folder.timed("verify"):
-            difference = check_merge(self.model, reference.rows)
-        with folder.timed("export"), atomic_folder(folder.export("merged")) as target:
-            merged.export(self.model, setup.tokenizer, target, cfg.export, setup.source)
-        with folder.timed("verify"):
-            figures: dict[str, float | None] = {
-                **verify.verify_merged(folder.export("merged"), reference, setup.device)
-            }
-        if difference is not None:
-            figures["merge_difference"] = difference
-        if cfg.model.load_in_4bit:
-            stored = CheckpointFiles.of(setup.source, family_of(setup.source))
-            figures["four_bit_gap"] = rounding_gap(language_part(self.model), stored)
-        folder.result.metrics["export"] = figures
-        folder.result.artifacts["merged"] = "export/merged"
+        setup, held_out = self.setup, self.data.held_out
+        given = (self.cfg, self.folder, self.model, setup.tokenizer, setup.source)
+        say_lines(export_unquantized(*given, rows, held_out, measure))
 
     def finish(self, **more: Any) -> None:
         """Writes the result, the tracker's summary and the report.

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
-from gemma_tune.config.export import FORMATS
+from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
 from gemma_tune.config.quant import Stage2Config
 from gemma_tune.validation.suggest import did_you_mean
+
+# Types of llama.cpp that the gguf package has no quantizer of
+_K_QUANT = re.compile(r"(gguf_)?i?q\d_(k(_[sml])?|xxs|xs|nl|[sm])", re.IGNORECASE)
 
 
 def grid_problems(cfg: Config) -> Iterator[str]:
     """What a run in a quantization format can't do, and what has no effect without one."""
     q, a = cfg.quant, cfg.adapter
-    for name in cfg.export.formats:
-        if name not in FORMATS:
-            yield f"export.formats: there is no {name}; there are {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
+    yield from _format_problems(cfg)
     if not cfg.traits.quantizes:
         for key, default in vars(QuantConfig()).items():
             if getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe={cfg.recipe}; use recipe=qat or recipe=export."
-        for name in cfg.export.formats:
-            if name in FORMATS and name != "merged":
-                yield (
-                    f"export.formats={name} is written of models in a quantization format: use recipe=qat, or "
-                    "afterwards recipe=export model.model_name_or_path=RUN."
-                )
         return
-    if q.grid == "none":
+    if q.grid == "none" and cfg.traits.trains:
         yield f"quant=none with recipe={cfg.recipe}: choose a quantization format, for example quant=q4_0."
     if q.grid == "q3_0" and set(cfg.export.formats) - {"merged"}:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
@@ -63,6 +59,50 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
     if not cfg.eval.before:
         yield "eval.before=false has no effect with recipe=qat: the cost of rounding is measured then; leave it out."
+
+
+def _format_problems(cfg: Config) -> Iterator[str]:
+    """Formats that don't exist, or that can't hold this model."""
+    formats, quantized = cfg.export.formats, cfg.traits.quantizes and cfg.quant.grid != "none"
+    for name in formats:
+        if name not in FORMATS:
+            yield f"export.formats: there is no {name}; {_instead(name)}"
+    known = [name for name in formats if name in FORMATS and name != "merged"]
+    if cfg.traits.classifies:
+        for name in known:
+            yield f"export.formats={name} with recipe={cfg.recipe}: a classifier is no file of llama.cpp; leave it out."
+        return
+    if quantized:
+        for name in (name for name in known if name in UNQUANTIZED):
+            yield (
+                f"export.formats={name} with quant.grid={cfg.quant.grid}: it would round the int4 numbers once more; "
+                "use gguf, which holds their codes, or write the weights as they are by a command of its own: "
+                f"quant=none export.formats=[{name}]."
+            )
+        return
+    coded = [name for name in known if name in CODED]
+    if coded and not cfg.traits.quantizes:
+        yield (
+            f"export.formats={','.join(coded)} is written of models in a quantization format: use recipe=qat, or "
+            "afterwards recipe=export model.model_name_or_path=RUN; or use gguf_q8_0 or gguf_f16, which llama.cpp and "
+            "Ollama load, too."
+        )
+    elif coded and not cfg.traits.trains:
+        yield (
+            f"quant=none with export.formats={','.join(coded)}: choose a quantization format, for example quant=q4_0, "
+            "or write the weights as they are: 'export.formats=[gguf_f16,gguf_q8_0]'."
+        )
+
+
+def _instead(name: str) -> str:
+    """What to write for a format that doesn't exist."""
+    if _K_QUANT.fullmatch(name):
+        kind = name.lower().removeprefix("gguf_").upper()
+        return (
+            f"llama.cpp's own program makes {kind} of the file of gguf_f16: llama-quantize MODEL-f16.gguf "
+            f"MODEL-{kind}.gguf {kind} (docs/gguf.md says what that costs)."
+        )
+    return f"there are {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
 
 
 def _tune_to_int4_problems(cfg: Config) -> Iterator[str]:

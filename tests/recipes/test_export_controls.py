@@ -16,7 +16,7 @@ WORDS = ["tracker=none", "data.max_train_samples=24", "data.max_eval_samples=8",
 def export(formats: list[str], folder: Path) -> gemma_tune.RunResult:
     """Exports in these formats, each of which passes every check."""
     pytest.importorskip("xllamacpp")
-    words = [*WORDS, f"export.formats=[{','.join(formats)}]", f"output_dir={folder}"]
+    words = [*WORDS, "quant=q4_0", f"export.formats=[{','.join(formats)}]", f"output_dir={folder}"]
     result = gemma_tune.run("export", words)
     assert result.status == "finished" and set(formats) <= result.artifacts.keys()
     assert {line["verdict"] for line in result.metrics["verify"]} == {"ok"}

@@ -1,0 +1,113 @@
+"""GGUF files in a run's export folder: refused beforehand, written with Ollama's Modelfile, and checked afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gguf import GGMLQuantizationType
+
+from gemma_tune.chat import Unrenderable
+from gemma_tune.config import Config
+from gemma_tune.export import gguf
+from gemma_tune.export.gguf_metadata import check_config
+from gemma_tune.export.gguf_tokenizer import GgufVocabulary
+from gemma_tune.export.int4_check import CheckLine, exact_line, gross_line, rounded_line, stored_lines
+from gemma_tune.export.llama_check import dense_gguf_line
+from gemma_tune.export.ollama import modelfile
+from gemma_tune.export.read_back import read_gguf
+from gemma_tune.export.tensors import TrainedTensors
+from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.quant.plan import Plan
+from gemma_tune.run.paths import model_of_run, resolve
+
+# Formats whose files have one type for all tensors but the norms.
+ONE_TYPE = {
+    "gguf_f32": GGMLQuantizationType.F32,
+    "gguf_f16": GGMLQuantizationType.F16,
+    "gguf_bf16": GGMLQuantizationType.BF16,
+    "gguf_q8_0": GGMLQuantizationType.Q8_0,
+}
+
+
+def title_of(name: str) -> str:
+    """The name of a model in its files: that of the checkpoint that its runs began with."""
+    path = resolve(name)
+    if path.parent.name == "export":
+        path = path.parent.parent
+    before = model_of_run(path)
+    return path.name if before is None else title_of(before)
+
+
+def check_writable(cfg: Config, config: Any, tokenizer: Any) -> None:
+    """Raises UserError where llama.cpp can't compute the model, or hold its tokenizer, and a GGUF file is asked for.
+
+    Args:
+        cfg: `export`.
+        config: The model's configuration.
+        tokenizer: Its tokenizer; None: not on this machine.
+    """
+    if not any(name.startswith("gguf") for name in cfg.export.formats):
+        return
+    text = config.get_text_config()
+    check_config(text)
+    if tokenizer is not None:
+        GgufVocabulary.of(tokenizer, text.vocab_size)
+
+
+def write_gguf(
+    name: str,
+    title: str,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    weights: TrainedTensors,
+    types: Plan | GGMLQuantizationType,
+) -> Path:
+    """Writes the file of a format, and a Modelfile where Ollama can express the chat template.
+
+    Args:
+        name: The format.
+        title: The model's name in the files.
+        folder: Where to write; it is made.
+        model: The trained model: its configuration and generation config.
+        tokenizer: The tokenizer with the chat template that the model is served with.
+        weights: Every tensor of the language part.
+        types: The plan of the codes, or the type of all tensors but the norms.
+
+    Raises:
+        UserError: As `gguf.export`.
+    """
+    folder.mkdir(parents=True)
+    config, generation = model.config.get_text_config(), model.generation_config
+    kind = types.name if isinstance(types, Plan) else name.removeprefix("gguf_")
+    file = folder / f"{title}-{kind}.gguf"
+    gguf.export(weights, config, tokenizer, generation, types, file, name=title)
+    with contextlib.suppress(Unrenderable):  # a chat template of the user's that Ollama's language can't express
+        text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
+    return file
+
+
+def one_type_lines(
+    name: str, folder: Path, forward: TrainedForward, tokenizer: Any, trained: TrainedTensors, plan: Plan
+) -> list[CheckLine]:
+    """Reads a file of one type back, and runs it in llama.cpp.
+
+    Args:
+        name: The format, one of `ONE_TYPE`.
+        folder: Where it was written.
+        forward: The trained model on rows of together at least 512 positions.
+        tokenizer: Its tokenizer.
+        trained: Every tensor of its language part.
+        plan: Their plan; without a grid the file may cost what rounding to its type does.
+    """
+    kind, file = ONE_TYPE[name], next(folder.glob("*.gguf"))
+    lines = stored_lines(
+        name, read_gguf(file, list(trained)), trained, plan, lambda own, shape: gguf.tensor_type(own, shape, kind)
+    )
+    exact = kind == GGMLQuantizationType.F32
+    judged = exact_line if exact else gross_line if plan.grids else partial(rounded_line, kind=kind)
+    return [*lines, dense_gguf_line(f"{name} in llama.cpp", file, forward, tokenizer, exact, judged)]
