@@ -17,8 +17,11 @@ SEED = "seed"
 _ALL = 3
 # These say most about a run, and the seed least.
 _FIRST = ("recipe", "model.model_name_or_path")
-# What says how a run was followed, and what another key says, too.
-_LEFT_OUT = ("tracker.", "method")
+# What says how a run was followed and what was written of it, which changes no figure; what another key says, too.
+_LEFT_OUT = (
+    "tracker.", "method", "train.logging_steps", "train.save_steps", "train.save_total_limit", "export.formats",
+    "export.quality_samples", "eval.num_samples",
+)  # fmt: skip
 _TEXT = 60  # characters of a value
 
 

@@ -50,6 +50,18 @@ def test_how_a_run_is_followed_is_no_difference() -> None:
     assert without_namesakes(names([a, b]), ["runs/a", "runs/b"]) == ["runs/a", "runs/b"]
 
 
+def test_what_changes_no_figure_is_no_difference() -> None:
+    """How often a run logs and saves, and what is written of it, also beside a key that does change figures."""
+    words = ["train.logging_steps=5", "train.save_steps=7", "train.save_total_limit=2", "export.formats=[]",
+             "eval.num_samples=0", "tracker=none"]  # fmt: skip
+    found = trees([*words, "train.learning_rate=1e-3"], ["train.learning_rate=2e-3"])
+    assert list(differing(found)) == ["train.learning_rate"] and names(found) == [
+        "learning_rate=1e-3",
+        "learning_rate=2e-3",
+    ]
+    assert differing(trees(words, [])) == {}
+
+
 def test_of_paths_the_parts_that_differ() -> None:
     values = ["/data/1/rows.jsonl", "/data/2/rows.jsonl", "/data/1/rows.jsonl"]
     ones, other = "train_file=1/rows.jsonl", "train_file=2/rows.jsonl"

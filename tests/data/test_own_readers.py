@@ -156,4 +156,4 @@ def good(path):
     with pytest.raises(UserError, match=said) as caught:
         check_first_rows(own)
     if "BadRow" not in body:
-        assert str(caught.value).startswith(f"data.format={own.format}: {tmp_path}/mine.py:")
+        assert str(caught.value).startswith(f"data.format={own.format}: mine.py:")

@@ -134,7 +134,7 @@ def test_what_a_users_may_raise(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for line, said in (("{}['a']", "KeyError: 'a'."), ("raise SystemExit(0)", "SystemExit: 0: it would end")):
         found = evaluated(tmp_path, f"def f(engine, inputs):\n    {line}\n")
         (reason,) = found.failures.values()
-        assert reason.startswith(f"{tmp_path / 'mine.py'}:2: {said}"), reason
+        assert reason.startswith(f"mine.py:2: {said}"), reason  # beside the evaluator's name, which has the path
     assert "Error: /" not in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_what_a_users_may_raise(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (
             "import os\nimport no_such_package\nfrom mine_too import f\n",
-            "mine.py:2: ModuleNotFoundError: No module named 'no_such_package'",
+            "mine.py:2: there is no module no_such_package; install the package",
         ),
         ("def g():\n    return {}['a']\n\nf = g()\n", "mine.py:2: KeyError: 'a'"),
         ("import json\nf = json.loads('')\n", "mine.py:2: JSONDecodeError"),
