@@ -86,9 +86,9 @@ class LlamaCppEngine:
         threads = threads or torch.get_num_threads()
         self._server = LlamaServer(file, max_length + 1, slots, threads, exact, timeout, adapter)
         # The server needs room for a token behind the prompt, and caps what the model wasn't made for
-        room = self._server.request("GET", "/props")["default_generation_settings"]["n_ctx"]
+        room = self._server.get("/props")["default_generation_settings"]["n_ctx"]
         self.max_length: int = min(max_length, room - 1)
-        self.vocabulary: int = self._server.request("GET", "/v1/models")["data"][0]["meta"]["n_vocab"]
+        self.vocabulary: int = self._server.get("/v1/models")["data"][0]["meta"]["n_vocab"]
 
     def __enter__(self) -> LlamaCppEngine:
         return self

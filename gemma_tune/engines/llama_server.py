@@ -12,13 +12,12 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from gemma_tune.child import python_module
+from gemma_tune.engines.json_client import JsonClient, Unreachable
 from gemma_tune.errors import RunError
 
 _LOG_LINES = 8
@@ -60,7 +59,7 @@ class LlamaServer:
             raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
         if not file.is_file():
             raise EngineUnavailable(f"{file}: there is no such file.")
-        self.file, self._timeout, self._key = file, timeout, secrets.token_hex(16)
+        self.file, self._timeout, key = file, timeout, secrets.token_hex(16)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (the child writes it)
         self._child = subprocess.Popen(
             python_module("gemma_tune.engines.llama_child"),
@@ -74,13 +73,12 @@ class LlamaServer:
         self.close = weakref.finalize(self, _end, self._child)  # at the interpreter's end, too
         options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
         options["adapter"] = str(adapter) if adapter else None
-        self._local = threading.local()
         try:
-            address = self._start({**options, "key": self._key})
+            address = self._start({**options, "key": key})
         except BaseException:  # Ctrl-C, too
             self.close()
             raise
-        self._host = urlsplit(address).netloc
+        self._client = JsonClient(address, timeout, key, "llama.cpp")
 
     def _start(self, options: Mapping[str, Any]) -> str:
         assert self._child.stdin and self._child.stdout
@@ -112,39 +110,17 @@ class LlamaServer:
             EngineUnavailable: llama.cpp has died, or doesn't answer in time.
             RunError: It refuses the request.
         """
-        return self.request("POST", path, json.dumps(body).encode())
+        return self._asked(lambda client: client.post(path, **body))
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def get(self, path: str) -> Any:
         """See `post`."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        for kept in (True, False):
-            connection = self._connection(kept)
-            fresh = connection.sock is None
-            try:
-                connection.request(method, path, body, headers)
-                response = connection.getresponse()
-                text = response.read()
-                break
-            except TimeoutError:
-                raise self._dead(f"gave no answer within {self._timeout:g} seconds") from None
-            except (OSError, HTTPException):
-                # A connection that was kept is closed by the server after some seconds
-                if fresh or self._child.poll() is not None:
-                    raise self._dead("has died") from None
-        try:
-            answer = json.loads(text)
-        except ValueError:  # also bytes that are no UTF-8
-            raise RunError(f"llama.cpp answered {path} with {text[:80]!r}, which is no JSON.") from None
-        if response.status != 200:
-            raise RunError(f"llama.cpp refused {path}: {answer.get('error', {}).get('message', answer)}")
-        return answer
+        return self._asked(lambda client: client.get(path))
 
-    def _connection(self, kept: bool) -> HTTPConnection:
-        """This thread's connection, or a new one."""
-        connection: HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None or not kept:
-            connection = self._local.connection = HTTPConnection(self._host, timeout=self._timeout)
-        return connection
+    def _asked(self, ask: Callable[[JsonClient], Any]) -> Any:
+        try:
+            return ask(self._client)
+        except Unreachable as error:
+            raise self._dead(f"gave {error}" if error.timed_out else "has died") from None
 
     def _dead(self, what: str) -> EngineUnavailable:
         """Stops the child; the error gives its exit status and the end of its log."""

@@ -109,7 +109,7 @@ def closest(merged: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_an_adapter_its_merged_weights_and_their_gguf(tmp_path: Path) -> None:
-    """Row by row the same score, but where the model's two best tokens are less than 1e-3 apart."""
+    """Row by row the same answer, but where the model's two best tokens are less than 1e-3 apart."""
     pytest.importorskip("xllamacpp")
     run = adapted(tmp_path / "run")
     served = write_gguf(run / "export" / "merged", run / "export" / "gguf" / "x.gguf")
@@ -121,8 +121,8 @@ def test_an_adapter_its_merged_weights_and_their_gguf(tmp_path: Path) -> None:
     first, margins = found["merged"], closest(run / "export" / "merged")
     near = {i for i, margin in margins.items() if margin < 1e-3}
     assert len(margins) == 24 and len(near) <= 2
-    scores = [row["score"] for name in TESTS for row in first["rows"][f"{name}_exact_match"]]
-    assert 0 < sum(scores) < len(scores)  # rows of both kinds
+    answers = [row["answer"] for name in TESTS for row in first["rows"][f"{name}_exact_match"]]
+    assert len(set(answers)) > len(answers) // 2  # so equal ones say something
     for name, other in found.items():
         assert other["figures"].keys() == first["figures"].keys(), name
         for test in TESTS:

@@ -1,0 +1,116 @@
+"""JSON over HTTP with connections that are kept, one for each thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+from gemma_tune.errors import RunError, quoted
+
+
+class Unreachable(Exception):
+    """There was no answer; the text says why: a timeout, or what the connection said.
+
+    Attributes:
+        timed_out: Whether the server took the request and gave no answer in time.
+    """
+
+    def __init__(self, why: str, timed_out: bool) -> None:
+        super().__init__(why)
+        self.timed_out = timed_out
+
+
+class Refused(RunError):
+    """The server answered with an error.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class JsonClient:
+    """A client of one server.
+
+    Args:
+        url: Where it answers: `http://127.0.0.1:8000`, perhaps with the beginning of every path.
+        timeout: Seconds for one request.
+        key: What is sent as `Authorization: Bearer KEY`; None: nothing.
+        name: The server's name in messages.
+    """
+
+    def __init__(self, url: str, timeout: float, key: str | None = None, name: str = "the server") -> None:
+        parts = urlsplit(url)
+        self._host, self._begin, self._timeout, self._name = parts.netloc, parts.path.rstrip("/"), timeout, name
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._local = threading.local()
+
+    def get(self, path: str) -> Any:
+        """See `post`."""
+        return self._answer("GET", path, None)
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The answer to a request, from JSON.
+
+        Args:
+            path: For example `/completion`.
+            **body: What is asked.
+
+        Raises:
+            Unreachable: There is no server, it has died, or it gives no answer in time.
+            Refused: It refuses the request.
+            RunError: It answers with what is no JSON.
+        """
+        return self._answer("POST", path, json.dumps(body).encode())
+
+    def _answer(self, method: str, path: str, body: bytes | None) -> Any:
+        status, text = self._send(method, self._begin + path, body)
+        try:
+            answer = json.loads(text)
+        except ValueError:  # also bytes that are no UTF-8
+            if status == 200:
+                raise RunError(f"{self._name} answered {path} with {text[:80]!r}, which is no JSON.") from None
+            answer = text[:200].decode("utf-8", "replace")
+        if status != 200:
+            raise Refused(f"{self._name} refused {path}: {_reason(answer)}", status)
+        return answer
+
+    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        for kept in (True, False):
+            connection = self._connection(kept)
+            fresh = connection.sock is None
+            try:
+                connection.request(method, path, body, self._headers)
+                response = connection.getresponse()
+                return response.status, response.read()
+            except TimeoutError:
+                connection.close()
+                raise Unreachable(f"no answer within {self._timeout:g} seconds", timed_out=True) from None
+            except (OSError, HTTPException) as error:
+                connection.close()
+                # A connection that was kept is closed by the server after some seconds
+                if fresh or not kept:
+                    raise Unreachable(str(error) or type(error).__name__, timed_out=False) from None
+        raise AssertionError("unreachable")
+
+    def _connection(self, kept: bool) -> HTTPConnection:
+        """This thread's connection, or a new one."""
+        connection: HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None or not kept:
+            connection = self._local.connection = self._kind(self._host, timeout=self._timeout)
+        return connection
+
+
+def _reason(answer: Any) -> str:
+    """What an error's JSON says, in the forms of llama.cpp, vLLM, OpenAI and FastAPI."""
+    if not isinstance(answer, dict):
+        return quoted(answer)
+    error = answer.get("error", answer.get("detail", answer.get("message", answer)))
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
