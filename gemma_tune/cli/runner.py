@@ -17,6 +17,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
+from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
@@ -72,6 +73,7 @@ def check_inputs(cfg: Config) -> None:
     if cfg.traits.reads is not Reads.NOTHING:
         set_offline_mode(cfg)
     check_template(cfg.model)
+    find_vllm(cfg.engine)  # raises where what is named is no program
     if cfg.traits.kind is Kind.CHAT:
         find_source(cfg.model)  # raises where there is no such model, before torch is imported
         check_prompts(cfg.chat, must_talk=not cfg.dry_run)

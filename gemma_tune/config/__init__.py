@@ -14,6 +14,7 @@ from gemma_tune.config.compare import CompareConfig
 from gemma_tune.config.copy import CopyConfig
 from gemma_tune.config.data import DataConfig
 from gemma_tune.config.doctor import DoctorConfig
+from gemma_tune.config.engine import EngineConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
 from gemma_tune.config.methods import METHODS, Method
@@ -36,6 +37,7 @@ __all__ = [
     "CopyConfig",
     "DataConfig",
     "DoctorConfig",
+    "EngineConfig",
     "EvalConfig",
     "ExportConfig",
     "ModelConfig",
@@ -85,6 +87,7 @@ class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)

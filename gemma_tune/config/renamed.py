@@ -55,7 +55,12 @@ ADDED: dict[str, Any] = {
     "recipe_file": None,
     "train.loss": None,
     "export.quality_samples": 200,
+    "engine.vllm": None,
+    "engine.vllm_args": [],
+    "engine.max_length": None,
 }
+# Whole groups among them
+_ADDED_GROUPS = ("engine",)
 
 
 def renamed_key(key: str) -> str | None:
@@ -94,6 +99,8 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
     for old, new in KEYS.items():
         if (value := _pop(tree, old)) is not _MISSING:
             _set(tree, new, value)
+    for group in _ADDED_GROUPS if "train" in tree else ():  # a whole configuration
+        tree.setdefault(group, {})
     for key, default in ADDED.items():
         group, below, _ = key.partition(".")
         if not below or isinstance(tree.get(group), dict):
@@ -123,6 +130,9 @@ def as_before(tree: dict[str, Any]) -> dict[str, Any]:
         value = _pop(tree, key)
         if value is not _MISSING and value != default:
             _set(tree, key, value)
+    for group in _ADDED_GROUPS:
+        if not tree.get(group):
+            tree.pop(group, None)
     _set(tree, "train.algorithm", _algorithm(tree["method"]))
     if tree["method"] in METHODS and METHODS[tree["method"]].rewarded:
         tree["method"] = _REWARDED

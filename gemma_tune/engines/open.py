@@ -1,15 +1,18 @@
-"""Opens the engine for a source of weights: llama.cpp for a GGUF file, else Transformers."""
+"""Opens the engine for a source of weights: llama.cpp for a GGUF file, else vLLM where it is named, or Transformers."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
+from gemma_tune.engines.vllm import VllmEngine
+from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer, find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
@@ -39,8 +42,12 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
 
     Raises:
         UserError: The weights can't be loaded, or the tokenizer belongs to another model.
-        EngineUnavailable: llama.cpp isn't installed, or can't load the file.
+        EngineUnavailable: llama.cpp isn't installed, or it or vLLM can't load the weights.
     """
+    if source.gguf is None and (vllm := find_vllm(cfg.engine)):
+        with _vllm_engine(cfg, vllm, source, tokenizer) as served:
+            yield served
+        return
     if source.gguf is None:
         model = load_model(cfg.model, source, tokenizer, packed=True)
         check_vocabulary(model, [highest_id])
@@ -55,6 +62,19 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
                 "folder of the checkpoint that the file was made from: model.tokenizer_name_or_path=FOLDER."
             )
         yield engine
+
+
+def _vllm_engine(cfg: Config, vllm: Path, source: Source, tokenizer: Any) -> VllmEngine:
+    if why := unservable(source):
+        raise UserError(f"engine.vllm: {why}")
+    options = VllmOptions(
+        dtype=cfg.model.dtype or "auto",
+        max_length=cfg.engine.max_length,
+        most_log_probs=-1 if len(tokenizer) <= WHOLE_VOCABULARY else 20,
+        arguments=(*PLAIN, *cfg.engine.vllm_args),
+    )
+    server = VllmServer(vllm, source.base, source.adapter, source.tokenizer, options=options)
+    return VllmEngine(server, tokenizer, stop_token_ids(tokenizer))
 
 
 def check_evaluators(cfg: Config, source: Source, tokenizer: Any) -> None:

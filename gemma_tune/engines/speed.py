@@ -11,6 +11,7 @@ from gemma_tune.engines.base import Engine
 from gemma_tune.engines.generate import GREEDY, answer_batch
 from gemma_tune.engines.llama_cpp import LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
+from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.token_rows import rows_in_place
 
@@ -45,6 +46,8 @@ def speed_of(engine: Engine) -> TokenRates | None:
         engine.speed(ids, _ANSWER)
         timed = [engine.speed(ids, _ANSWER) for _ in range(_TIMES)]
         return TokenRates("llama.cpp", *(statistics.median(column) for column in zip(*timed, strict=True)))
+    if isinstance(engine, VllmEngine):
+        return TokenRates("vLLM", *rates(lambda n: engine.write(ids, n), len(ids)))
     if not isinstance(engine, TransformersEngine):
         return None
     exact = {**GREEDY, "eos_token_id": None}  # as many tokens as asked for

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export import merged_from_grid, w4a16
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import (
@@ -28,6 +29,7 @@ from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.read_back import read_folder, read_gguf
 from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
+from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
 from gemma_tune.processes import is_main_process
 from gemma_tune.progress import phase
@@ -98,6 +100,9 @@ def export_all(
                 file = next(place.glob("*.gguf"))
                 lines += stored_lines(name, read_gguf(file, list(trained)), trained, plan)
                 lines += llama_lines(file, forward, tokenizer, trained, plan)
+        if vllm := find_vllm(cfg.engine):
+            served = {name: str(place) for name, place in places.items() if name in _FOLDERS}
+            lines += vllm_lines(cfg, vllm, served, forward, tokenizer)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines

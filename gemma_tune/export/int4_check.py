@@ -208,24 +208,24 @@ def exact_line(name: str, found: EngineAgreement) -> CheckLine:
     return CheckLine(
         name,
         f"KL at most {_MOST_KL:g}, the same best token beyond margins of 0.001",
-        _figures(found),
-        _at_least_ok(found) if good else FAIL,
+        figures_of(found),
+        at_least_ok(found) if good else FAIL,
     )
 
 
 def rounded_line(name: str, found: EngineAgreement, kind: GGMLQuantizationType) -> CheckLine:
     """The line of a file whose weights are rounded to a type of ggml; `ROUNDED` has the bounds."""
     usual, most = ROUNDED[kind]
-    verdict = _at_least_ok(found) if found.mean_kl <= usual else WARN
+    verdict = at_least_ok(found) if found.mean_kl <= usual else WARN
     must = f"KL at most {usual:g}"
     if most != usual:
         must += f" (fails at {most:g})"
-    return CheckLine(name, must, _figures(found), verdict if found.mean_kl <= most else FAIL)
+    return CheckLine(name, must, figures_of(found), verdict if found.mean_kl <= most else FAIL)
 
 
 def gross_line(name: str, found: EngineAgreement) -> CheckLine:
     """The line of an engine that also rounds activations."""
-    verdict = _at_least_ok(found)
+    verdict = at_least_ok(found)
     if not found.mean_kl <= _WARN_KL or found.top1 < _WARN_TOP1:
         verdict = WARN
     if not found.mean_kl <= _FAIL_KL or found.top1 < _FAIL_TOP1:
@@ -233,16 +233,18 @@ def gross_line(name: str, found: EngineAgreement) -> CheckLine:
     return CheckLine(
         name,
         f"KL at most {_WARN_KL:g}, the same best token at {_WARN_TOP1:.0%} (fails at {_FAIL_KL:g}, {_FAIL_TOP1:.0%})",
-        _figures(found),
+        figures_of(found),
         verdict,
     )
 
 
-def _at_least_ok(found: EngineAgreement) -> str:
+def at_least_ok(found: EngineAgreement) -> str:
+    """The verdict of a good comparison: a warning where it had too few positions."""
     return OK if found.positions >= POSITIONS else WARN
 
 
-def _figures(found: EngineAgreement) -> str:
+def figures_of(found: EngineAgreement) -> str:
+    """What a comparison showed, for people."""
     figures = f"KL {found.mean_kl:.2g}, the same best token at {found.top1:.2%} of {found.positions} positions"
     if found.close:
         figures += f" ({found.close} closer than the margin)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -121,8 +121,28 @@ def top_tokens(
         return list(engine.top_log_probs(rows, BEST, "llama.cpp"))
 
 
-def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopTokens]]) -> list[EngineAgreement]:
+class Forward(Protocol):
+    """A model's logits, or log-probabilities, on some rows."""
+
+    @property
+    def rows(self) -> Sequence[Sequence[int]]:
+        """Token ids."""
+        ...
+
+    def logits(self) -> Iterator[torch.Tensor]:
+        """After each token of each row, float32, some positions at a time, [T, V]."""
+        ...
+
+
+def agreements_with(
+    forward: Forward, engines: Sequence[Sequence[TopTokens]], margin: float = 1e-3
+) -> list[EngineAgreement]:
     """Compares what several engines gave with one forward pass of the model over each row.
+
+    Args:
+        forward: The model.
+        engines: What each engine gave for each row.
+        margin: See `best_tokens`.
 
     Raises:
         RunError: An engine gave no probabilities at some position.
@@ -130,7 +150,7 @@ def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopToken
     for tops in engines:
         for row, top in zip(forward.rows, tops, strict=True):
             if len(row) != len(top.ids):
-                raise RunError(f"llama.cpp gave probabilities at {len(top.ids)} of {len(row)} positions.")
+                raise RunError(f"the engine gave probabilities at {len(top.ids)} of {len(row)} positions.")
     ids, log_probs = ([torch.cat([top[i] for top in tops]) for tops in engines] for i in (0, 1))
 
     def parts() -> Iterator[tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]]:
@@ -141,7 +161,7 @@ def agreements_with(forward: TrainedForward, engines: Sequence[Sequence[TopToken
             yield logits.cpu(), [(i[part], p[part]) for i, p in zip(ids, log_probs, strict=True)]
             del logits  # before the next ones are computed
 
-    return measure_agreement(parts())
+    return measure_agreement(parts(), margin)
 
 
 _Asked = tuple[str, Judged, Callable[[], list[TopTokens]]]

@@ -1,0 +1,177 @@
+"""`vllm serve` of any installation, in a process of its own, with a folder and perhaps an adapter loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_tune.config import EngineConfig
+from gemma_tune.engines.server_process import ServerProcess, free_port
+from gemma_tune.errors import UserError
+from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.source import Source
+from gemma_tune.run.paths import resolve
+
+# `make setup-vllm` makes it, in the folder of the project
+ENVIRONMENT = Path(".venv-vllm/bin/vllm")
+# What vLLM has kernels for
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_ADAPTER, _BASE = "adapter", "base"
+# Compiled kernels compute the same, and take a minute to make
+PLAIN = ("--enforce-eager",)
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """How vLLM is started, beside what it loads.
+
+    Attributes:
+        dtype: Of the weights and the arithmetic; `auto` takes that of the folder's config.json.
+        max_length: Tokens of a prompt and its answer at most; None: the model's own.
+        slots: Requests computed at once.
+        most_log_probs: How many log-probabilities of a position may be asked for; -1: all of the vocabulary.
+        tool_parser: vLLM's name of the form of tool calls; None: calls stay text.
+        arguments: Further arguments.
+    """
+
+    dtype: str = "auto"
+    max_length: int | None = None
+    slots: int = 8
+    most_log_probs: int = 20
+    tool_parser: str | None = None
+    arguments: Sequence[str] = ()
+
+
+def find_vllm(engine: EngineConfig, look: bool = False) -> Path | None:
+    """The command that is named, or with `look` the one of `.venv-vllm` or on the path; None where there is none.
+
+    Raises:
+        UserError: What is named is no program.
+    """
+    if engine.vllm is not None:
+        named = resolve(engine.vllm)
+        if named.is_dir():  # of the environment, or its bin/
+            named = next((p for p in (named / "bin" / "vllm", named / "vllm") if p.is_file()), named)
+        if not (named.is_file() and os.access(named, os.X_OK)):
+            raise UserError(
+                f"engine.vllm={engine.vllm}: this is no program; name the `vllm` command of an installation, for "
+                f"example {ENVIRONMENT} (make setup-vllm)."
+            )
+        return named.absolute()
+    if not look:
+        return None
+    checkout = Path(__file__).resolve().parents[2]
+    found = next((p for p in (Path.cwd() / ENVIRONMENT, checkout / ENVIRONMENT) if p.is_file()), None)
+    on_path = shutil.which("vllm")
+    return found or (Path(on_path) if on_path else None)
+
+
+class VllmServer(ServerProcess):
+    """vLLM with weights loaded, on a port of its own.
+
+    Args:
+        vllm: The `vllm` command.
+        weights: A folder, or a name on the Hub.
+        adapter: An adapter of those weights; it is what `model` names.
+        tokenizer: Where the tokenizer is, if it isn't beside the weights.
+        name: The model's id for clients; None: `model`, or `adapter`.
+        options: See `VllmOptions`.
+        host: Where it listens.
+        port: Its port; None: any that is free.
+        key: Its API key; None: one that nobody else knows.
+        timeout: Seconds for loading the weights, and for one request.
+
+    Raises:
+        EngineUnavailable: vLLM doesn't start, with what it said.
+    """
+
+    def __init__(
+        self,
+        vllm: Path,
+        weights: str,
+        adapter: Path | None = None,
+        tokenizer: str | None = None,
+        name: str | None = None,
+        options: VllmOptions | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        key: str | None = None,
+        timeout: float = 900.0,
+    ) -> None:
+        options, port, key = options or VllmOptions(), port or free_port(host), key or secrets.token_hex(16)
+        self.model = name or ("model" if adapter is None else _ADAPTER)
+        command = vllm_command(vllm, weights, adapter, tokenizer, self.model, options, host, port)
+        environment = {
+            "VLLM_API_KEY": key,  # in the arguments everybody could read it
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+            # Of a build for CPUs: GiB for keys and values; by default half of the memory
+            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2"),
+        }
+        if Path(weights).is_dir():
+            environment["HF_HUB_OFFLINE"] = "1"
+        super().__init__(command, environment, f"http://{host}:{port}", "/v1/models", "vLLM", key, timeout)
+
+
+def vllm_command(
+    vllm: Path,
+    weights: str,
+    adapter: Path | None,
+    tokenizer: str | None,
+    name: str,
+    options: VllmOptions,
+    host: str,
+    port: int,
+) -> list[str]:
+    """The command line of `vllm serve`; see `VllmServer`."""
+    command = [str(vllm), "serve", weights, "--host", host, "--port", str(port), "--dtype", options.dtype]
+    command += ["--served-model-name", name if adapter is None else _BASE]
+    command += ["--max-num-seqs", str(options.slots), "--max-logprobs", str(options.most_log_probs)]
+    if options.max_length:
+        command += ["--max-model-len", str(options.max_length)]
+    if tokenizer is not None and tokenizer != weights:
+        command += ["--tokenizer", tokenizer]
+    if adapter is not None:
+        rank = str(_rank(adapter))
+        command += ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"{name}={adapter}"]
+    if options.tool_parser:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_parser]
+    return [*command, *options.arguments]
+
+
+def _rank(adapter: Path) -> int:
+    """The least rank that vLLM has kernels for and that holds every layer of an adapter."""
+    stored = read_adapter_config(adapter)
+    ranks = [stored.get("r", 8), *(stored.get("rank_pattern") or {}).values()]
+    rank = next((r for r in _RANKS if r >= max(ranks)), None)
+    if rank is None:
+        raise UserError(f"{adapter}: vLLM takes adapters of rank {_RANKS[-1]} at most, and its rank is {max(ranks)}.")
+    return rank
+
+
+def version_of(log: str) -> str | None:
+    """vLLM's version, from what it says at its start."""
+    found = re.search(r"version (\d[\w.+]*)", log)
+    return found and found[1]
+
+
+def unservable(source: Source) -> str | None:
+    """Why vLLM can't serve an adapter, with the way out; None where it can, or where there is no adapter."""
+    if source.adapter is None:
+        return None
+    stored = read_adapter_config(source.adapter)
+    kinds = {
+        "modules_to_save": "whole layers beside the adapter",
+        "trainable_token_indices": "rows of the embedding",
+        "use_dora": "DoRA",
+        "target_parameters": "fused experts",
+    }
+    if found := [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]:
+        return f"vLLM serves no adapter with {' and '.join(found)}; serve the merged weights (export/merged)."
+    return None
