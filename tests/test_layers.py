@@ -80,6 +80,7 @@ TOP = (
     "doctor",
     "plan",
     "catalog",
+    "serve",
     "run.terminal",
 )
 # Recipes that are a sequence of others.

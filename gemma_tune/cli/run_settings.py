@@ -18,7 +18,7 @@ from gemma_tune.cli.user_overrides import UserOverrides
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.config.data import KINDS_OF_ROWS
 from gemma_tune.config.eval import EVALUATORS, IN_TRAINING
-from gemma_tune.config.methods import Kind, Method, named_method
+from gemma_tune.config.methods import Kind, Method, Reads, named_method
 from gemma_tune.config.model import CHAT_FORMS, is_gguf
 from gemma_tune.config.renamed import translated
 from gemma_tune.errors import UserError
@@ -57,6 +57,10 @@ def with_settings_of_run(tree: Tree, named: UserOverrides) -> Tree:
     if run is None and (method.trains or all(map(is_bundled, models))):
         return tree
     tree, stored = copy.deepcopy(tree), translated(stored_config(run) or {}) if run else {}
+    if method.reads is Reads.NOTHING:
+        if run and "model" not in named.groups:
+            _take_model(tree["model"], stored.get("model", {}), named, method)
+        return tree
     if "data" not in named.groups:
         tree["data"] = _rows(tree, stored, named)
     if run is None:

@@ -26,6 +26,7 @@ from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.quant import QuantConfig
 from gemma_tune.config.renamed import unknown_method
 from gemma_tune.config.reward import RewardConfig
+from gemma_tune.config.serve import ServeConfig
 from gemma_tune.config.tracker import TrackerConfig
 from gemma_tune.config.train import TrainConfig
 
@@ -46,6 +47,7 @@ __all__ = [
     "PreviewConfig",
     "QuantConfig",
     "RewardConfig",
+    "ServeConfig",
     "TrackerConfig",
     "TrainConfig",
 ]
@@ -95,6 +97,7 @@ class Config:
     copy: CopyConfig = field(default_factory=CopyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

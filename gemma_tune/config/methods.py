@@ -27,6 +27,7 @@ class Kind(Enum):
     COPY = "copy"
     PLAN = "plan"
     MODELS = "models"
+    SERVE = "serve"
 
 
 class Reads(Enum):
@@ -80,7 +81,8 @@ class Method:
         run_folder: Whether it keeps a run folder.
         new_tokens: Whether `model.added_tokens` may name new ones. A quantized student would learn them from a teacher
             that doesn't know them, and a reward model writes none.
-        takes_over: Whether a run folder as its model brings its rows, evaluators and settings (cli/run_settings.py).
+        takes_over: Whether a run folder as its model brings its settings, and where rows are read these and its
+            evaluators, too (cli/run_settings.py).
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
         own_loss: Whether `train.loss` may take the place of the loss.
     """
@@ -225,6 +227,10 @@ METHODS: dict[str, Method] = {
         beside_group=("model.model_name_or_path", "model.revision", "model.device", "train", "seed", "overwrite"),
     ),
     "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
+    "serve": Method(
+        "serve", Kind.SERVE, Reads.NOTHING, group="serve", run_folder=False, gguf=True, takes_over=True,
+        beside_group=("model",),
+    ),
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def option(
     at_most: float | None = None,
     longest: int | None = None,
     path: PathKind | None = None,
+    secret: bool = False,
 ) -> Any:
     """A dataclass field with its documentation and limits.
 
@@ -52,6 +53,7 @@ def option(
         at_most: The highest value allowed. Every number has one: nothing is computed from 1e300 steps.
         longest: The most characters of a text.
         path: What the value names on disk, or each value of a list or a mapping; see `path_keys`.
+        secret: The value is never shown or stored.
     """
     metadata = {
         "help": help,
@@ -61,6 +63,7 @@ def option(
         "at_most": at_most,
         "longest": longest,
         "path": path,
+        "secret": secret,
     }
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)

@@ -29,6 +29,7 @@ _LEAVES = {
     Kind.DOCTOR: "lines in the terminal, and exit status 0 or 1",
     Kind.PLAN: "tables in the terminal, and the file of `plan.output_file`",
     Kind.MODELS: "lines in the terminal; with `models.fetch` a model in the Hub's cache",
+    Kind.SERVE: "nothing: it serves until Ctrl-C",
     Kind.COPY: "a `.py` and a `.yaml` of your own",
 }
 

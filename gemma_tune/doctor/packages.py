@@ -24,6 +24,7 @@ _EXTRAS = {
     "gguf": "llama.cpp, for int4 files and recipe=tune_to_int4",
     "eval": "lm-evaluation-harness, for eval=lm_eval",
     "rl": "rewards of mathematics, languages and JSON",
+    "serving": "recipe=serve of other weights than GGUF files",
     "trackers": "tracker=tensorboard, mlflow and trackio",
 }
 

@@ -1,23 +1,22 @@
 """llama.cpp's server in a process of its own, because it aborts its whole process on a file that it can't read.
 
-Started by `llama_server` with `child.py`. Its first line of input is JSON with `file`,
-`context` (tokens a slot), `slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null) and `key`; it answers with
-one line of JSON, `{"address": …}`, and ends when its input ends, so it never outlives the process that started it. All
-other output goes to stderr.
+Started by `child_server` with `child.py`. Its first line of input is JSON with `file`, `context` (tokens a slot),
+`slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null), and of `Listening` `host`, `port`, `key` and `name`;
+it answers with one line of JSON, `{"address": …}`, and ends when its input ends, so it never outlives the process that
+started it. All other output goes to stderr.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+
+from gemma_tune.engines.child_input import end_with_input, options_and_answer
 
 
 def main() -> None:
     """Loads the file and serves it until the input ends."""
-    options = json.loads(sys.stdin.readline())
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    options, answer = options_and_answer()
     import xllamacpp as llama  # type: ignore[import-untyped]
 
     asked = llama.CommonParams()
@@ -28,7 +27,8 @@ def main() -> None:
         asked.lora_adapters = [adapter]
     asked.n_parallel, asked.n_ctx = options["slots"], options["slots"] * options["context"]
     asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = options["threads"]
-    asked.hostnames, asked.api_keys = ["127.0.0.1"], [options["key"]]
+    asked.hostnames, asked.port, asked.model_alias = [options["host"]], options["port"], {options["name"]}
+    asked.api_keys = [options["key"]] if options["key"] else []
     asked.ui = asked.endpoint_slots = asked.warmup = asked.fit_params = False
     asked.verbosity = 2  # warnings
     # Whole caches can be cut back to any prefix. Prompts kept in RAM beside them came back with other keys and values:
@@ -43,8 +43,7 @@ def main() -> None:
     except RuntimeError:  # what is wrong stands in llama.cpp's log
         sys.exit(1)
     print(json.dumps({"address": server.listening_address}), file=answer, flush=True)
-    sys.stdin.read()
-    os._exit(0)  # nothing to save; llama.cpp's own end waits for its threads
+    end_with_input()  # llama.cpp's own end would wait for its threads
 
 
 if __name__ == "__main__":

@@ -1,35 +1,23 @@
-"""Runs llama.cpp's HTTP server in a child process, sends requests, and explains why where it has died."""
+"""llama.cpp's HTTP server in a child process, and requests to it."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
-import re
 import secrets
-import subprocess
-import tempfile
-import threading
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from gemma_tune.child import python_module
+from gemma_tune.engines.child_server import ChildServer, EngineUnavailable
 from gemma_tune.engines.json_client import JsonClient, Unreachable
-from gemma_tune.errors import RunError
+from gemma_tune.engines.listening import Listening
 
-_LOG_LINES = 8
-# Of a line in llama.cpp's log: time, level
-_STAMP = re.compile(r"^[\d.]+ [A-Z] ")
+__all__ = ["EngineUnavailable", "LlamaServer"]
 
 
-class EngineUnavailable(RunError):
-    """llama.cpp isn't installed, can't load the file, or has died; the message says which, with the end of its log."""
-
-
-class LlamaServer:
+class LlamaServer(ChildServer):
     """llama.cpp's server with one file loaded.
 
     Args:
@@ -40,6 +28,7 @@ class LlamaServer:
         exact: Keys and values in float32, and only kernels that don't round.
         timeout: Seconds for loading the file, and for one request.
         adapter: A GGUF LoRA file that is put onto it, or None.
+        public: Where others may ask; None: nobody but this process.
 
     Raises:
         EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
@@ -54,50 +43,23 @@ class LlamaServer:
         exact: bool,
         timeout: float,
         adapter: Path | None = None,
+        public: Listening | None = None,
     ) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
         if not file.is_file():
             raise EngineUnavailable(f"{file}: there is no such file.")
-        self.file, self._timeout, key = file, timeout, secrets.token_hex(16)
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (the child writes it)
-        self._child = subprocess.Popen(
-            python_module("gemma_tune.engines.llama_child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            # Waiting threads sleep: on cores that others use too, two spinning threads took 15 times as long as one
-            env={"GOMP_SPINCOUNT": "0", **os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
-        self.close = weakref.finalize(self, _end, self._child)  # at the interpreter's end, too
+        public = public or Listening("127.0.0.1", 0, secrets.token_hex(16), file.stem)
         options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
-        options["adapter"] = str(adapter) if adapter else None
-        try:
-            address = self._start({**options, "key": key})
-        except BaseException:  # Ctrl-C, too
-            self.close()
-            raise
-        self._client = JsonClient(address, timeout, key, "llama.cpp")
-
-    def _start(self, options: Mapping[str, Any]) -> str:
-        assert self._child.stdin and self._child.stdout
-        try:
-            self._child.stdin.write(json.dumps(options) + "\n")
-            self._child.stdin.flush()
-        except OSError:
-            raise self._dead("can't be started") from None
-        said: list[str] = []
-        reader = threading.Thread(
-            target=lambda out: said.append(out.readline()), args=[self._child.stdout], daemon=True
+        super().__init__(
+            "gemma_tune.engines.llama_child",
+            {**options, **asdict(public), "adapter": str(adapter) if adapter else None},
+            f"{file}: llama.cpp",
+            timeout,
+            # Waiting threads sleep: on cores that others use too, two spinning threads took 15 times as long as one
+            {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "0"), "GGML_NO_BACKTRACE": "1"},
         )
-        reader.start()
-        reader.join(self._timeout)
-        if reader.is_alive():
-            raise self._dead(f"didn't load it within {self._timeout:g} seconds")
-        if not said or not said[0]:
-            raise self._dead("can't load it")
-        return str(json.loads(said[0])["address"])
+        self._client = JsonClient(self.url, timeout, public.key, "llama.cpp")
 
     def post(self, path: str, **body: Any) -> Any:
         """The answer to a request, from JSON.
@@ -120,27 +82,4 @@ class LlamaServer:
         try:
             return ask(self._client)
         except Unreachable as error:
-            raise self._dead(f"gave {error}" if error.timed_out else "has died") from None
-
-    def _dead(self, what: str) -> EngineUnavailable:
-        """Stops the child; the error gives its exit status and the end of its log."""
-        try:
-            ended = f" (exit status {self._child.wait(timeout=5)})"  # it may be about to
-        except subprocess.TimeoutExpired:
-            ended = ""
-        self.close()
-        self._log.seek(0)
-        lines = [
-            _STAMP.sub("", line) for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()
-        ]
-        log = "".join(f"\n  {line}" for line in lines[-_LOG_LINES:])
-        return EngineUnavailable(f"{self.file}: llama.cpp {what}{ended}.{' It said:' + log if log else ''}")
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.kill()
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        assert pipe
-        with contextlib.suppress(OSError):  # the pipe has no reader any more
-            pipe.close()
+            raise self.died(f"gave {error}" if error.timed_out else "has died") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import yaml
 from rich.console import Console
@@ -13,7 +13,11 @@ from gemma_tune.run.result import RunResult
 
 def as_yaml(cfg: Config) -> str:
     """The resolved configuration; each value as it would be used."""
-    return yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True).rstrip()
+    tree = asdict(cfg)
+    for f in fields(cfg.serve):
+        if f.metadata["secret"] and tree["serve"][f.name] is not None:
+            tree["serve"][f.name] = "(not shown)"
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def only_printed(cfg: Config, console: Console, said: str) -> RunResult:

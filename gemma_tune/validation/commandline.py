@@ -20,7 +20,18 @@ from gemma_tune.errors import shortened
 from gemma_tune.untrusted import check_yaml
 from gemma_tune.validation.bare_words import FREE_TEXTS, TYPOGRAPHIC_QUOTES, answer_bare_words
 from gemma_tune.validation.choices import LONGEST_KEY, WHERE, group_problem, options_of
-from gemma_tune.validation.schema import FIELDS, GROUPS, OPEN, is_open, nest, problems_of_tree, unknown_key
+from gemma_tune.validation.schema import (
+    FIELDS,
+    GROUPS,
+    OPEN,
+    is_open,
+    is_secret,
+    nest,
+    of_a_secret,
+    problems_of_tree,
+    unknown_key,
+)
+from gemma_tune.validation.secret_words import without_secrets
 from gemma_tune.validation.suggest import did_you_mean
 
 _QUOTES = ("'", '"')
@@ -146,26 +157,31 @@ def problems_of_words(words: list[str], config_dirs: list[Path], sweeps: bool = 
         sweeps: Whether commas mean several values (`--multirun`).
     """
     bare = answer_bare_words(words, options_of("recipe", config_dirs), options_of("model", config_dirs))
-    found: list[str | None] = [f"{WHERE}: {said}" for said in bare.messages]
+    found: list[str | None] = [f"{WHERE}: {without_secrets(said, words)}" for said in bare.messages]
     recipes = [w for w in words if w.startswith("recipe=")]
     if len(recipes) > 1:
         found.append(f"{WHERE}: {' '.join(map(shortened, recipes))}: one recipe at a time; several: -m recipe=A,B")
     for given in (word for place, word in enumerate(words) if place not in bare.answered):
-        if long := _too_long(given):
-            found.append(long)
-            continue
-        word = quoted(given)
-        try:
-            override = _parsed(word)
-            alone = _sweep_problem(override, given) if override.is_sweep_override() and not sweeps else None
-            found.append(alone or _check(override, config_dirs))
-        except HydraException as error:
-            found.append(_unreadable(word, error))
+        problem = _problem_of_word(given, config_dirs, sweeps)
+        key = given.partition("=")[0].lstrip("+")
+        found.append(f"{WHERE}: {key} {of_a_secret(key)}" if problem and is_secret(key) else problem)
     for root in config_dirs:
         if not root.is_dir():
             near = did_you_mean(root.name, [p.name for p in root.absolute().parent.glob("*/")])
             found.append(f"{WHERE}: --config-dir {root}: there is no such folder.{near}")
     return [f for f in found if f]
+
+
+def _problem_of_word(given: str, config_dirs: list[Path], sweeps: bool) -> str | None:
+    if long := _too_long(given):
+        return long
+    word = quoted(given)
+    try:
+        override = _parsed(word)
+        alone = _sweep_problem(override, given) if override.is_sweep_override() and not sweeps else None
+        return alone or _check(override, config_dirs)
+    except HydraException as error:
+        return _unreadable(word, error)
 
 
 def in_quotes(value: str) -> str:

@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator
 
-from gemma_tune.config import AdapterConfig, Config, DataConfig, ExportConfig, TrainConfig
+from gemma_tune.config import AdapterConfig, Config, DataConfig, ExportConfig
 from gemma_tune.config.data import FORMATS, LABELLED
 from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.validation import own_code
 from gemma_tune.validation.adapter_layers import layer_problems
+from gemma_tune.validation.best import best_problems
 from gemma_tune.validation.chat_and_preview import chat_problems, no_other, preview_problems
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
@@ -33,6 +34,7 @@ from gemma_tune.validation.rewards import (
     reward_problems,
     rl_problems,
 )
+from gemma_tune.validation.serving import serve_problems
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.templates import template_problems
 from gemma_tune.validation.tokens import new_token_problems
@@ -190,58 +192,7 @@ def _train(cfg: Config) -> Iterator[str]:
         )
     if t.eval_steps and not cfg.eval.during_training:
         yield "train.eval_steps is set, but eval.during_training names no evaluator; name one, or leave eval_steps out."
-    yield from _best(cfg)
-
-
-def _best(cfg: Config) -> Iterator[str]:
-    """Problems of the metric that selects the best step, as far as its name is known beforehand."""
-    t, e, metric = cfg.train, cfg.eval, cfg.train.metric_for_best_model
-    if metric is None:
-        for key in ("greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
-            if getattr(t, key) != getattr(TrainConfig(), key):
-                yield f"train.{key} has no effect without train.metric_for_best_model; set it, too, or leave this out."
-        if t.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a metric: set train.metric_for_best_model."
-        return
-    if not t.eval_steps:
-        yield f"train.metric_for_best_model={metric}: nothing is measured during training; set train.eval_steps, too."
-    if t.early_stopping_threshold and t.early_stopping_patience is None:
-        yield "train.early_stopping_threshold has no effect without train.early_stopping_patience; set it, too."
-    if not cfg.traits.evaluators:  # its figures are its own
-        return
-    tests = ["test"] if cfg.data.generator else [name for name, file in cfg.data.test_files.items() if file]
-    figures = {
-        "held_out_loss": ["held_out_loss", "perplexity"],
-        "rewards": [f"{name}_{kind}" for name in tests for kind in (*cfg.reward.weighted(), "stopped")],
-        "preference": [
-            f"preference_{name}"
-            for name in (
-                "accuracy",
-                "accuracy_per_token",
-                "margin",
-                "chosen_loss",
-                "pairs",
-                "auc",
-                "desirable_loss",
-                "undesirable_loss",
-            )
-        ],
-        "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
-    }
-    for evaluator, names in figures.items():
-        if metric in names and evaluator not in e.during_training:
-            yield (
-                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.during_training, "
-                f"too (eval.during_training=[{','.join([*e.during_training, evaluator])}])."
-            )
-            return
-    given = [name for evaluator in e.during_training for name in figures.get(evaluator, ())]
-    if metric not in given and set(e.during_training) <= set(figures):  # other evaluators may give any name
-        known = [name for names in figures.values() for name in names]
-        yield (
-            f"train.metric_for_best_model={metric}: no evaluator of eval.during_training gives it; they give "
-            f"{', '.join(given) or 'nothing'}.{did_you_mean(metric, known)}"
-        )
+    yield from best_problems(cfg)
 
 
 def _export(cfg: Config) -> Iterator[str]:
@@ -276,6 +227,7 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.COPY: (own_code.copy_problems,),
     Kind.MODELS: (models_problems,),
     Kind.PLAN: (_model, plan_problems),
+    Kind.SERVE: (_model, serve_problems),
 }
 
 

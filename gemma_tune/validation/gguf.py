@@ -1,4 +1,4 @@
-"""Checks of a GGUF file as the model: only `recipe=evaluate` takes one, and llama.cpp runs it as it is."""
+"""Checks of a GGUF file as the model: `recipe=evaluate` and `recipe=serve` take one; llama.cpp runs it as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gguf_problems(cfg: Config) -> Iterator[str]:
     if not cfg.traits.gguf:
         yield (
             f"model.model_name_or_path={name}: recipe={cfg.recipe} needs a checkpoint, and this is a GGUF file, which "
-            "recipe=evaluate alone takes; name the checkpoint or the run that it was made from."
+            "recipe=evaluate and recipe=serve take; name the checkpoint or the run that it was made from."
         )
         return
     if not resolve(name).is_file():

@@ -79,6 +79,17 @@ def unknown_key(key: str, where: str) -> str | None:
     return f"{where}: there is no key `{key}`.{hint or suggest_key(key, [*FIELDS, *GROUPS])}"
 
 
+def is_secret(key: str) -> bool:
+    """Whether the value of a key is never shown."""
+    return key in FIELDS and bool(FIELDS[key][0].metadata["secret"])
+
+
+def of_a_secret(key: str) -> str:
+    """What a secret has to be, as the end of a sentence."""
+    most = FIELDS[key][0].metadata["longest"]
+    return f"must be one text of at most {most:,} characters, without blanks and commas; its value isn't shown."
+
+
 def full_key(name: str) -> str:
     """The first key that is this name or ends with it; else the name as it is."""
     return name if name in FIELDS else next((key for key in FIELDS if key.rpartition(".")[2] == name), name)
@@ -90,6 +101,9 @@ def wrong_value(key: str, value: Any, where: str) -> str | None:
         return None
     f, kind = FIELDS[key]
     limits = f.metadata
+    if limits["secret"]:
+        fits = value is None or (isinstance(value, str | int) and len(str(value)) <= limits["longest"])
+        return None if fits else f"{where}: {key} {of_a_secret(key)}"
     try:
         # OmegaConf converts as the composition will: "3" is a number, "abc" is not.
         value = _converted(key, value)

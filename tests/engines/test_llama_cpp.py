@@ -259,7 +259,7 @@ def test_a_missing_package(file: Path, tokenizer: Any, monkeypatch: pytest.Monke
 def test_it_dies(file: Path, tokenizer: Any) -> None:
     with LlamaCppEngine(file, tokenizer, [1], max_length=64, threads=1) as engine:
         engine.answers([[2, 5]], 1, "before")
-        os.kill(engine._server._child.pid, signal.SIGKILL)
+        os.kill(engine._server.pid, signal.SIGKILL)
         with pytest.raises(EngineUnavailable, match=r"has died \(exit status -9\)"):
             engine.answers([[2, 5]], 1, "after")
 
@@ -271,7 +271,7 @@ def test_it_ends_with_its_parent(file: Path) -> None:
         "from pathlib import Path\n"
         "from gemma_tune.engines.llama_server import LlamaServer\n"
         "server = LlamaServer(Path(sys.argv[1]), 64, 1, 1, False, 60)\n"
-        "print(server._child.pid, flush=True)\n"
+        "print(server.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,143 @@
+"""Which weights `recipe=serve` serves, and by which engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_tune.config import Config
+from gemma_tune.config.model import is_gguf
+from gemma_tune.errors import UserError
+from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.source import Source, find_source
+from gemma_tune.run.existing import run_of
+from gemma_tune.run.paths import ON_GRID, TUNED, is_bundled, resolve
+
+_NAMED = 3  # of many files
+# What `transformers serve` needs beside Transformers
+_SERVING = ("fastapi", "uvicorn", "openai", "pydantic")
+_ENGINES = {"llama_cpp": "llama.cpp", "vllm": "vLLM", "transformers": "Transformers"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served.
+
+    Attributes:
+        engine: `serve.engine`, chosen.
+        name: The model's id for clients.
+        source: Where the weights are; of a GGUF file None.
+        gguf: The GGUF file, or None.
+        note: What may not be expected of this choice; "" where there is nothing.
+    """
+
+    engine: str
+    name: str
+    source: Source | None = None
+    gguf: Path | None = None
+    note: str = ""
+
+    @property
+    def engine_title(self) -> str:
+        """The engine's name for people."""
+        return _ENGINES[self.engine]
+
+    @property
+    def weights(self) -> str:
+        """The weights for people: a file, a base, or a base with its adapter."""
+        if self.source is None:
+            return str(self.gguf)
+        return self.source.base + (f" with the adapter {self.source.adapter}" if self.source.adapter else "")
+
+
+def chosen(cfg: Config) -> Served:
+    """Finds what is served, and checks that its engine is there and can do what is asked.
+
+    Raises:
+        UserError: There is no such model, the engine isn't installed, or it doesn't serve these weights.
+    """
+    asked, name = cfg.serve.engine, cfg.model.model_name_or_path
+    called = cfg.serve.name or _name_of(name)
+    ggufs = [resolve(name)] if is_gguf(name) else _ggufs_in(name)
+    if is_gguf(name) and asked not in ("auto", "llama_cpp"):
+        raise UserError(
+            f"serve.engine={asked}: {name} is a GGUF file, which llama.cpp serves; leave serve.engine out, or name "
+            "the run or its merged weights."
+        )
+    try:
+        source = None if is_gguf(name) or asked == "llama_cpp" else find_source(cfg.model)
+    except UserError:
+        if asked != "auto" or not ggufs:
+            raise
+        source = None  # a run that holds a GGUF file and no other weights
+    if source is None:
+        return _by_llama_cpp(cfg, called, ggufs)
+    return _by_transformers(cfg, called, source, ggufs)
+
+
+def _by_llama_cpp(cfg: Config, called: str, ggufs: list[Path]) -> Served:
+    name = cfg.model.model_name_or_path
+    if not ggufs:
+        raise UserError(
+            f"serve.engine=llama_cpp: {name} holds no GGUF file; make one: python -m gemma_tune recipe=export "
+            f"export=gguf quant=q4_0 model.model_name_or_path={name}"
+        )
+    if len(ggufs) > 1:
+        raise UserError(f"model.model_name_or_path={name}: it holds {len(ggufs)} GGUF files; name {_some(ggufs)}.")
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise UserError(
+            f"serve.engine=llama_cpp: llama.cpp, which serves {ggufs[0]}, isn't installed: pip install "
+            "'gemma_tune[gguf]' brings it."
+        )
+    read_gguf_header(ggufs[0])
+    return Served("llama_cpp", called, gguf=ggufs[0])
+
+
+def _by_transformers(cfg: Config, called: str, source: Source, ggufs: list[Path]) -> Served:
+    gguf = f"name a GGUF file, which llama.cpp serves: {_some(ggufs)}" if ggufs else "export a GGUF file and name that"
+    if cfg.serve.api_key is not None:
+        raise UserError(
+            f"serve.api_key: `transformers serve` knows no keys, so anyone who reaches its port could ask; {gguf}, or "
+            "take vLLM."
+        )
+    if cfg.serve.max_length is not None:
+        raise UserError(f"serve.max_length: `transformers serve` has no such limit; leave it out, or {gguf}.")
+    if lacking := [package for package in _SERVING if importlib.util.find_spec(package) is None]:
+        raise UserError(
+            f"serve.engine={cfg.serve.engine}: `transformers serve` needs {', '.join(lacking)}: pip install "
+            f"'gemma_tune[serving]' brings it; or {gguf}."
+        )
+    return Served("transformers", called, source)
+
+
+def _ggufs_in(name: str) -> list[Path]:
+    """The models among a run's GGUF files; a GGUF LoRA is none."""
+    return [file for file in sorted(resolve(name).glob("export/*/*.gguf")) if _is_model(file)]
+
+
+def _is_model(file: Path) -> bool:
+    try:
+        read_gguf_header(file)
+    except UserError:
+        return False
+    return True
+
+
+def _some(files: list[Path]) -> str:
+    return " or ".join(map(str, files[:_NAMED])) + (f" (and {len(files) - _NAMED} more)" if len(files) > _NAMED else "")
+
+
+def _name_of(model: str) -> str:
+    """A model id by what the model is named: a GGUF file, a run, a folder, or a name on the Hub."""
+    place, run = resolve(model), run_of(model)
+    if is_gguf(model):
+        name = place.stem
+    elif is_bundled(model):
+        name = "tiny"
+    elif run:
+        name = (run.parent if run.name in (TUNED, ON_GRID) else run).resolve().name
+    else:
+        name = place.resolve().name if place.is_dir() else model
+    return re.sub(r"[^\w./-]+", "-", name, flags=re.ASCII).strip("-./") or "model"

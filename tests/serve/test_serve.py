@@ -1,0 +1,226 @@
+"""`recipe=serve`: what is served by what, who may ask, and answers to the `openai` client."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import gemma_tune
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.errors import UserError
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.serve import choice, words
+from gemma_tune.serve.choice import chosen
+from gemma_tune.serve.server import check_port, started
+
+TINY = ASSETS / "tiny"
+KEY = "a-key-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as a GGUF file, without anything beside it."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install 'gemma_tune[gguf]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gemma_tune.export.gguf import export
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(TINY),
+    )
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    file = tmp_path_factory.mktemp("served") / "small one.gguf"
+    return export(weights, model.config, tokenizer, model.generation_config, torch.float32, file, name="x")
+
+
+def client(address: str, key: str = "none") -> Any:
+    openai = pytest.importorskip("openai", reason="needs pip install 'gemma_tune[serving]'")
+    return openai.OpenAI(base_url=words.client_address(address), api_key=key, max_retries=0)
+
+
+def tool_rows(number: int) -> list[dict[str, Any]]:
+    lines = (ASSETS / "sample" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:number]]
+
+
+def asked(ai: Any, model: str, **more: Any) -> Any:
+    return ai.chat.completions.create(model=model, temperature=0, max_tokens=48, **more)
+
+
+def streamed(chunks: Any) -> tuple[str, list[tuple[str, str]], str]:
+    """Text, calls and reason of a stream."""
+    text, calls, reason = "", dict[int, list[str]](), ""
+    for chunk in chunks:
+        for choice_ in chunk.choices:
+            text, reason = text + (choice_.delta.content or ""), choice_.finish_reason or reason
+            for call in choice_.delta.tool_calls or []:
+                said = calls.setdefault(call.index, ["", ""])
+                said[0] += call.function.name or ""
+                said[1] += call.function.arguments or ""
+    return text, [(name, arguments) for name, arguments in calls.values()], reason
+
+
+def whole(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
+    message = answer.choices[0].message
+    calls = [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+    return message.content or "", calls, answer.choices[0].finish_reason
+
+
+def check_answers(ai: Any, model: str) -> None:
+    """Chat with tools, whole and streamed, and a completion."""
+    assert [one.id for one in ai.models.list()] == [model]
+    for row in tool_rows(3):
+        question = {"messages": row["messages"][:1], "tools": row["tools"]}
+        found = whole(asked(ai, model, **question))
+        assert streamed(asked(ai, model, stream=True, **question)) == found
+        assert found[2] in ("stop", "tool_calls", "length")
+    assert ai.completions.create(model=model, prompt="The cat sat", max_tokens=4, temperature=0).choices[0].text
+
+
+def test_a_gguf_file(gguf: Path) -> None:
+    """With a key: nobody asks without it, and it is in no list of processes and nothing printed."""
+    cfg = compose_config("serve", [f"model.model_name_or_path='{gguf}'", "serve.port=0", f"serve.api_key={KEY}"])
+    served = chosen(cfg)
+    assert (served.engine, served.name, served.gguf) == ("llama_cpp", "small-one", gguf)
+    with started(served, cfg) as server:
+        check_answers(client(server.url, KEY), "small-one")
+        import openai
+
+        with pytest.raises(openai.AuthenticationError):
+            asked(client(server.url), "small-one", messages=[{"role": "user", "content": "Hi"}])
+        child = psutil.Process(server.pid)
+        assert KEY not in " ".join([*child.cmdline(), *child.environ().values()])
+        said = [words.what_is_served(served, server.url), *words.how_to_ask(served, cfg.serve, server.url)]
+        assert KEY not in " ".join(said)
+        assert "small one.gguf by llama.cpp at http://127.0.0.1:" in said[0]
+        os.kill(server.pid, signal.SIGKILL)
+        assert "small one.gguf: llama.cpp has died (exit status -9)" in str(server.wait())
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield one.getsockname()[1]
+
+
+def test_a_port_in_use(taken: int) -> None:
+    cfg = compose_config("serve", [f"serve.port={taken}"])
+    with pytest.raises(
+        UserError, match=rf"serve.port={taken}: another program listens there already; serve.port=\d+ is"
+    ):
+        check_port(cfg.serve)
+    cfg.serve.host = "no.such.host.invalid"
+    with pytest.raises(UserError, match=r"serve.host=no.such.host.invalid: this is no address of this machine"):
+        check_port(cfg.serve)
+    cfg.serve.host = "192.0.2.1"  # of no machine (RFC 5737)
+    with pytest.raises(UserError, match=r"nothing can listen there"):
+        check_port(cfg.serve)
+
+
+@pytest.mark.parametrize(
+    ("words_", "said"),
+    [
+        (["serve.host=0.0.0.0"], r"serve.host=0.0.0.0: others could ask the model there, and serve.api_key is not set"),
+        (["serve.api_key=''"], "serve.api_key is empty"),
+        (["serve.api_key=a,b"], "one text of at most 1,000"),
+        (["serve.api_key='a b c'"], "its value isn't shown"),
+        (["serve.name='a b'"], "a model's id has letters"),
+        (["serve.port=65536"], "serve.port must be at most 65535"),
+        (["serve.engine=ollama"], "serve.engine must be one of auto, llama_cpp, vllm, transformers"),
+        (["data.train_file=x.jsonl"], "data.train_file has no effect with recipe=serve"),
+        (["train.max_length=64"], "train.max_length has no effect with recipe=serve"),
+        (["chat.prompt=Hi"], "chat.prompt has no effect with recipe=serve; use recipe=chat"),
+        (["model.model_name_or_path=runs/none"], "runs/none"),
+    ],
+)  # fmt: skip
+def test_refused_while_composing(words_: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose_config("serve", words_)
+
+
+def test_a_secret_is_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a dry run, in messages, and where another recipe is given it."""
+    monkeypatch.setenv("SERVE_API_KEY", KEY)
+    monkeypatch.setattr(choice, "_by_transformers", lambda *_: choice.Served("llama_cpp", "x"))
+    gemma_tune.run("serve", ["serve.api_key=${oc.env:SERVE_API_KEY}", "serve.port=0", "dry_run=true"])
+    assert KEY not in (found := capsys.readouterr().out) and "api_key: (not shown)" in found
+    for words_ in (
+        [f"serve.api_key={KEY} x"], [f"serve.api_key=[{KEY}]"], [f"serve.api_key={{a: {KEY}}}"],
+        [f"serve.api_key={KEY * 60}"], [f"serve.api_key={KEY},{KEY}"],
+    ):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            compose_config("serve", words_)
+        assert KEY not in str(caught.value), words_
+    with pytest.raises(UserError) as caught:
+        compose_config("chat", [f"serve.api_key={KEY}"])
+    assert KEY not in str(caught.value)
+
+
+def test_engines_that_cannot(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is refused with a way that can."""
+    for words_, said in (
+        ([f"model.model_name_or_path='{gguf}'", "serve.engine=transformers"], "is a GGUF file, which llama.cpp serves"),
+        (["serve.engine=llama_cpp"], "holds no GGUF file; make one: python -m gemma_tune recipe=export"),
+        (["serve.engine=transformers", f"serve.api_key={KEY}"], "knows no keys"),
+        (["serve.engine=transformers", "serve.max_length=64"], "has no such limit"),
+    ):
+        with pytest.raises(UserError, match=said):
+            chosen(compose_config("serve", words_))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs fastapi.*pip install 'gemma_tune\[serving\]'"):
+        chosen(compose_config("serve", ["serve.engine=transformers"]))
+
+
+def test_a_run_with_gguf_files_alone(gguf: Path, tmp_path: Path) -> None:
+    """The one that is there; which one, where there are several; a GGUF LoRA is no model."""
+    run = tmp_path / "mine"
+    (run / "export" / "gguf").mkdir(parents=True)
+    for file in ("manifest.json", "result.json"):
+        (run / file).write_text('{"gemma_tune": "0.1", "status": "finished"}', encoding="utf-8")
+    (run / "config.yaml").write_text(
+        "recipe: export\nmethod: export\nseed: 1\nmodel: {}\ndata: {}\ntrain: {}\n", encoding="utf-8"
+    )
+    shutil.copy(gguf, run / "export" / "gguf" / "a.gguf")
+    (run / "export" / "gguf_lora").mkdir()
+    (run / "export" / "gguf_lora" / "lora.gguf").write_bytes(b"GGUF")
+    cfg = compose_config("serve", [f"model.model_name_or_path={run}"])
+    served = chosen(cfg)
+    assert (served.engine, served.name, served.gguf) == ("llama_cpp", "mine", run / "export" / "gguf" / "a.gguf")
+    shutil.copy(gguf, run / "export" / "gguf" / "b.gguf")
+    with pytest.raises(UserError, match=r"it holds 2 GGUF files; name .*a.gguf or .*b.gguf"):
+        chosen(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_command_ends(gguf: Path, number: signal.Signals, status: int) -> None:
+    """Ctrl-C is the way to end it; the server ends with the command."""
+    command = [sys.executable, "-m", "gemma_tune", "recipe=serve", f"model.model_name_or_path='{gguf}'", "serve.port=0"]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert begun.stdout
+    first = begun.stdout.readline()
+    assert first.startswith(f"Serving {gguf} by llama.cpp at http://127.0.0.1:")
+    while "Ctrl-C" not in begun.stdout.readline():
+        pass
+    children = psutil.Process(begun.pid).children(recursive=True)
+    assert len(children) == 1
+    begun.send_signal(number)
+    _, said = begun.communicate(timeout=30)
+    assert begun.returncode == status, said
+    assert "Traceback" not in said
+    assert not children[0].is_running()
