@@ -43,7 +43,7 @@ def read(cfg: Config, folder: RunFolder) -> list[Measurement]:
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):
         asked = quality_measurement(cfg, name) or prepare_measurement(of_measuring(cfg, name), source, evaluators=False)
-    check_writable(cfg, config, asked.tokenizer)
+    check_writable(cfg, config, asked.tokenizer, source)
     return [replace(asked, source=source)]
 
 
@@ -72,7 +72,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             trained = f"Nothing: the weights were rounded to {plan.name} as they are. {'. '.join(of_plan)}"
         else:
             given = (replace(cfg, model=asked.cfg.model), folder, model, tokenizer, source)
-            lines = export_unquantized(*given, rows, rows, lambda *_: Evaluation())
+            lines = export_unquantized(*given, rows, rows, lambda *_: Evaluation(), source.adapter)
             trained = "Nothing: the weights were written as they are"
         result.peak_memory_mb = peak_memory_mb(device)
         report = partial(write_report, cfg, folder, trained, Evaluation(), Evaluation(), [asked.rows, *notes])

@@ -11,7 +11,9 @@ from gguf import GGMLQuantizationType
 
 from gemma_tune.chat import Unrenderable
 from gemma_tune.config import Config
+from gemma_tune.errors import UserError
 from gemma_tune.export import gguf
+from gemma_tune.export.gguf_lora import check_adapter
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
 from gemma_tune.export.int4_check import CheckLine, exact_line, gross_line, rounded_line, stored_lines
@@ -20,6 +22,8 @@ from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.read_back import read_gguf
 from gemma_tune.export.tensors import TrainedTensors
 from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.paths import model_of_run, resolve
 
@@ -41,13 +45,14 @@ def title_of(name: str) -> str:
     return path.name if before is None else title_of(before)
 
 
-def check_writable(cfg: Config, config: Any, tokenizer: Any) -> None:
+def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None:
     """Raises UserError where llama.cpp can't compute the model, or hold its tokenizer, and a GGUF file is asked for.
 
     Args:
         cfg: `export`.
         config: The model's configuration.
         tokenizer: Its tokenizer; None: not on this machine.
+        source: What it is loaded from: the adapter that a GGUF LoRA file is made of.
     """
     if not any(name.startswith("gguf") for name in cfg.export.formats):
         return
@@ -55,6 +60,15 @@ def check_writable(cfg: Config, config: Any, tokenizer: Any) -> None:
     check_config(text)
     if tokenizer is not None:
         GgufVocabulary.of(tokenizer, text.vocab_size)
+    if "gguf_lora" not in cfg.export.formats:
+        return
+    if source.adapter is not None:
+        check_adapter(str(source.adapter), stored_config(source.adapter))
+    elif not cfg.traits.trains:
+        raise UserError(
+            f"export.formats=gguf_lora: {cfg.model.model_name_or_path} is no adapter on a base that is on this "
+            "machine; use gguf_f16 or gguf_q8_0, which hold the whole model."
+        )
 
 
 def write_gguf(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.file_tensor import row_blocks
+from gemma_tune.models.four_bit import weight_of
 from gemma_tune.models.merging import merged_weights
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
@@ -125,13 +128,28 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
 def float_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
     """Every tensor of the unquantized model, as it is before rounding: float32, on the CPU, computed on access."""
     weights = weights_of(model)
+    return read_by_rows({name: weight.read for name, weight in weights.items()})
+
+
+def base_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
+    """As `float_tensors`, of the base without its adapter, whose layers are all that differ."""
+    layers = {n: m for n, m in language_part(model).named_modules() if isinstance(m, LoraLayer)}
+    bases = {f"{name}.weight": partial(weight_of, layer.get_base_layer()) for name, layer in layers.items()}
+    return read_by_rows({**dict(merged_weights(model)), **bases})
+
+
+def read_by_rows(reads: Mapping[str, Callable[[], torch.Tensor]]) -> TensorsByRows[torch.Tensor]:
+    """Tensors by what reads or computes each of them, as float32 on the CPU."""
+
+    def whole(name: str) -> torch.Tensor:
+        with torch.no_grad():
+            return reads[name]().detach()
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
-        with torch.no_grad():
-            weight = weights[name].read().detach()
+        weight = whole(name)
         return (weight[rows].float().cpu() for rows in row_blocks(tuple(weight.shape)))
 
-    return TensorsByRows({name: weight.shape() for name, weight in weights.items()}, blocks)
+    return TensorsByRows({name: tuple(whole(name).shape) for name in reads}, blocks)
 
 
 def _check_planned(name: str, count: int, layer: OnGrid | None, plan: Plan) -> None:

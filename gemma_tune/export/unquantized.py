@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.export import merged, verify
+from gemma_tune.export import gguf_lora, merged, verify
 from gemma_tune.export.formats import some_rows
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import CheckLine, raise_failed
+from gemma_tune.export.lora_check import LORA, lora_lines
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.models.checkpoint import CheckpointFiles
@@ -37,6 +39,7 @@ def export_unquantized(
     train: TokenizedRows,
     held_out: TokenizedRows,
     measure: Callable[[Any, Any], Evaluation],
+    adapter: Path | None,
 ) -> list[CheckLine]:
     """Writes every one of `export.formats`, and checks it: the merged folder as anyone would load it, the others too.
 
@@ -49,6 +52,7 @@ def export_unquantized(
         train: Rows to compare on where there are too few of the others.
         held_out: Held-out rows.
         measure: The run's own evaluation, of a model and its tokenizer.
+        adapter: PEFT's folder of the adapter, where it is saved.
 
     Returns:
         The lines of the check of the GGUF files.
@@ -66,7 +70,7 @@ def export_unquantized(
     if "merged" in cfg.export.formats:
         reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
         _export_merged(cfg, folder, model, tokenizer, source, reference, difference)
-    lines = _export_gguf(cfg, folder, model, tokenizer, ids)
+    lines = _export_gguf(cfg, folder, model, tokenizer, source, ids, adapter)
     raise_failed(lines)
     return lines
 
@@ -97,10 +101,16 @@ def _export_merged(
 
 
 def _export_gguf(
-    cfg: Config, folder: RunFolder, model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]
+    cfg: Config,
+    folder: RunFolder,
+    model: Any,
+    tokenizer: Any,
+    source: Source,
+    rows: Sequence[Sequence[int]],
+    adapter: Path | None,
 ) -> list[CheckLine]:
     """Writes the GGUF files, then reads each back and runs it in llama.cpp."""
-    formats = [name for name in cfg.export.formats if name in ONE_TYPE]
+    formats = [name for name in cfg.export.formats if name in ONE_TYPE or name == LORA]
     if not formats:
         return []
     weights, title = float_tensors(model), title_of(cfg.model.model_name_or_path)
@@ -108,13 +118,21 @@ def _export_gguf(
     for name in formats:
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as target:
-            write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name])
+            if name == LORA:
+                assert adapter is not None
+                gguf_lora.export(adapter, model.config, target / f"{title}-lora.gguf", title)
+            else:
+                write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name])
         folder.result.artifacts[name] = f"export/{name}"
-    forward, logits, lines = TrainedForward(model, rows, layers_in_float32), folder.path / "export" / ".logits", []
+    forward, logits = TrainedForward(model, rows, layers_in_float32), folder.path / "export" / ".logits"
+    lines = list[CheckLine]()
     phase(f"checking: the model's own forward pass at {forward.positions} positions")
     with folder.timed("verify"), forward.stored_in(logits):
         for name in formats:
             phase(f"checking {name}: its weights, then in llama.cpp")
-            lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan)
+            if name == LORA:
+                lines += lora_lines(next(folder.export(name).glob("*.gguf")), forward, tokenizer, source)
+            else:
+                lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     return lines

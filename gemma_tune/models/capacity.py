@@ -183,6 +183,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     if "gguf" in in_int4:  # it is checked with a float32 file beside it
         total += shape.parameters * BYTES["float32"]
     wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0, "gguf_q8_0": 8.5 / 8}
+    wide["gguf_lora"] = 4.0  # it is checked on a float32 file of its base
     return total + shape.parameters * sum(wide.get(name, 0.0) for name in cfg.export.formats)
 
 

@@ -92,6 +92,11 @@ def read_gguf_header(file: Path) -> GGUFHeader:
     try:
         with file.open("rb") as opened:
             fields = _Metadata(opened).fields()
+        if fields.get("general.type") == "adapter":
+            raise UserError(
+                f"model.model_name_or_path={file}: this is an adapter, and no model; name the adapter's run, or a GGUF "
+                "file of the whole model (export=gguf_f16)."
+            )
         architecture = fields["general.architecture"]
         width, kind = fields[f"{architecture}.embedding_length"], fields.get("general.file_type")
         if not isinstance(architecture, str) or not isinstance(width, int):

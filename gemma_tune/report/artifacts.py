@@ -164,6 +164,9 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         name: The format: `gguf`, `w4a16`, `merged`, …
         place: Its folder.
     """
+    if name == "gguf_lora":
+        adapter = shlex.quote(str(next(place.glob("*.gguf"))))
+        return [("llama.cpp", f"llama-server -m BASE-f16.gguf --lora {adapter}")]
     if name.startswith("gguf"):
         file = next(place.glob("*.gguf"))
         model, modelfile = shlex.quote(file.stem), shlex.quote(str(place / "Modelfile"))
@@ -213,7 +216,14 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
     }
     if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
-        said |= {f"gguf_{kind}": f"The GGUF file in {of}, the same way:" for kind, of in _WIDE.items()}
+        said |= {
+            f"gguf_{kind}": f"The GGUF file in {of}, in Ollama, or in llama.cpp, where this run checked it:"
+            for kind, of in _WIDE.items()
+        }
+    said["gguf_lora"] = (
+        "The adapter, in llama.cpp, on a GGUF file of its base (recipe=export model.model_name_or_path=BASE quant=none "
+        "export=gguf_f16 writes that):"
+    )
     for name in (name for name in said if name in artifacts):
         commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
         blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
@@ -231,7 +241,7 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     whole = "merged" in artifacts or ("adapter" in artifacts and not on_grid)
     taken: dict[str, tuple[str, ...]] = {str(folder.path): ("chat", "evaluate")} if whole else {}
     for name, place in artifacts.items() if not whole else ():
-        if name.startswith("gguf"):
+        if name.startswith("gguf") and name != "gguf_lora":
             taken |= {str(file): ("evaluate",) for file in sorted((folder.path / place).glob("*.gguf"))}
         elif name == "w4a16":
             taken[str(folder.path / place)] = ("chat", "evaluate")

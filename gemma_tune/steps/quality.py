@@ -20,6 +20,7 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable
 from gemma_tune.engines.speed import TokenRates, speed_of
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.export.lora_check import LORA
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.report.artifacts import artifact_size, total_size
 from gemma_tune.report.exported import FileFacts, exported_metrics
@@ -111,7 +112,7 @@ def measure_files(
         `exported_metrics`.
     """
     free_memory_of(model)
-    formats = [name for name in cfg.export.formats if name in folder.result.artifacts]
+    formats = [n for n in cfg.export.formats if n in folder.result.artifacts and n != LORA]
     named = cfg.model.model_name_or_path
     places = {SOURCE: named} | {name: str(_place(folder, name)) for name in formats}
     found, speeds, notes = dict[str, Evaluation](), dict[str, TokenRates | None](), list[str]()
@@ -135,6 +136,8 @@ def measure_files(
             except (RunError, UserError, torch.OutOfMemoryError) as error:
                 folder.result.failures[f"quality of {name}"] = str(error)
             gc.collect()
+    if LORA in folder.result.artifacts:
+        notes.append(f"{LORA} was not measured: it is no model by itself; its check in llama.cpp is on its base.")
     sizes = {name: _facts(name, place, speeds.get(name)) for name, place in places.items()}
     comparison, why = _compared(cfg, found)
     figure = next(iter(comparison.figures), None) if comparison else None

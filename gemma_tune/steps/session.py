@@ -166,7 +166,7 @@ class Session:
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
         setup, held_out = self.setup, self.data.held_out
         given = (self.cfg, self.folder, self.model, setup.tokenizer, setup.source)
-        say_lines(export_unquantized(*given, rows, held_out, measure))
+        say_lines(export_unquantized(*given, rows, held_out, measure, self.folder.adapter))
 
     def finish(self, **more: Any) -> None:
         """Writes the result, the tracker's summary and the report.

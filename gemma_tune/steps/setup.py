@@ -133,7 +133,7 @@ def look_at_model(
         if tokenizer is not None:
             adapter = with_rows(adapter, config, tokenizer, source.added_tokens)
         check_source(cfg.model, adapter, source, config, trains=True, merges=merges)
-        check_writable(cfg, config, tokenizer)
+        check_writable(cfg, config, tokenizer, source)
     mixed, free = mixed_precision(cfg, device), free_memory(device)
     return Setup(source, tokenizer, config, size, device, mixed, free, adapter, beside(cfg), missing)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
 from gemma_tune.config.quant import Stage2Config
+from gemma_tune.validation.gguf_lora import gguf_lora_problems
 from gemma_tune.validation.suggest import did_you_mean
 
 # Types of llama.cpp that the gguf package has no quantizer of
@@ -72,8 +73,14 @@ def _format_problems(cfg: Config) -> Iterator[str]:
         for name in known:
             yield f"export.formats={name} with recipe={cfg.recipe}: a classifier is no file of llama.cpp; leave it out."
         return
+    yield from gguf_lora_problems(cfg)
     if quantized:
-        for name in (name for name in known if name in UNQUANTIZED):
+        if "gguf_lora" in known:
+            yield (
+                f"export.formats=gguf_lora with quant.grid={cfg.quant.grid}: what an adapter adds is rounded with its "
+                "base; use gguf, or write the adapter by a command of its own: quant=none export.formats=[gguf_lora]."
+            )
+        for name in (name for name in known if name in UNQUANTIZED and name != "gguf_lora"):
             yield (
                 f"export.formats={name} with quant.grid={cfg.quant.grid}: it would round the int4 numbers once more; "
                 "use gguf, which holds their codes, or write the weights as they are by a command of its own: "
