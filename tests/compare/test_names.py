@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.compare.names import differing, named, number, path_tails, settings, short_keys, without_namesakes
+from gemma_tune.page.blocks import FigureText
+from gemma_tune.page.terminal import print_figures
 
 
 def trees(*runs: list[str], recipe: str = "lora_sft") -> list[dict[str, Any]]:
@@ -91,3 +95,17 @@ def test_keys_that_end_alike_keep_more_of_their_names() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text and float(text) == value
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_breaks_no_word(width: int) -> None:
+    """At 80 columns keys and values have lines of their own, and no column is left out."""
+    name, interval = "learning_rate=8e-3, adapter.peft_type=dora", FigureText("−15.0 points", "−21.0 to −9.0")
+    head = ["model", "mean (95% interval)", "difference (95% interval)", "verdict", "p", "rows better / worse / same"]
+    out = io.StringIO()
+    rows = [[name, FigureText("80.0%", "73.9 to 85.0"), interval, "not significant", "< 0.001", "13 / 33 / 154"]]
+    print_figures(Console(width=width, file=out), "test", head, rows)
+    words = [*name.replace("=", "= ").split(), "significant", "interval)", "better", "0.001", "154", "points"]
+    said = out.getvalue().replace("=", "= ").split()
+    assert [word for word in words if word not in said] == []
+    assert max(map(len, out.getvalue().splitlines())) <= width
