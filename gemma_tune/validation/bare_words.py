@@ -111,6 +111,8 @@ def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collectio
         return f": a recipe is named without its folder and ending: recipe={PurePath(word).stem}"
     if _ON_HUB.fullmatch(word):
         return f": a model is named by its key: model.model_name_or_path={word}"
+    if chosen == "recipe=chat" and " " in word:
+        return f": write chat.prompt={shortened(shlex.quote(word))}"
     key, colon, value = word.partition(":")
     if colon and (known := _as_key(key)):
         return f": write {known}={value}"

@@ -180,3 +180,10 @@ def test_a_users_recipe_has_a_page(folder: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "For my dog." in done.stdout and "train.max_steps=3" in done.stdout, done.stderr
     assert "conversations or text" in done.stdout
+
+
+def test_a_prompt_without_its_key() -> None:
+    from gemma_tune.validation.bare_words import answer_bare_words
+
+    found = answer_bare_words(["recipe=chat", "model=tiny", "Can I pay?"], ["chat"], ["tiny"])
+    assert found.messages == ["`Can I pay?`: write chat.prompt='Can I pay?'"]
