@@ -32,6 +32,7 @@ def result_of(run: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_page_as_it_stands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every file and every command in an empty folder; from a wheel and in a shell: tests/test_wheel.py."""
     commands = write_files("extending.md", folder)

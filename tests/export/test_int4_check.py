@@ -74,9 +74,15 @@ def written(trained: OnGridModel, tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.mark.parametrize(
     ("grid", "embedding", "adapter"),
-    [("q4_0", "q4_0", False), ("q4_0", None, False), ("q4_0", "q8_0", True), ("q4_0_fp16", "q4_0_fp16", False),
-     ("q4_0_fp16", None, True), ("q3_0", "q8_0", False)],
-)  # fmt: skip
+    [
+        ("q4_0", "q4_0", False),
+        pytest.param("q4_0", None, False, marks=pytest.mark.slow),
+        ("q4_0", "q8_0", True),
+        pytest.param("q4_0_fp16", "q4_0_fp16", False, marks=pytest.mark.slow),
+        ("q4_0_fp16", None, True),
+        pytest.param("q3_0", "q8_0", False, marks=pytest.mark.slow),
+    ],
+)
 def test_every_line_holds(grid: str, embedding: str | None, adapter: bool, tmp_path: Path) -> None:
     """Full and adapter mode, both grids, every format: all codes, all weights, the same logits."""
     trained = on_grid(grid, embedding, adapter)

@@ -47,7 +47,12 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("grid", "embedding", "adapter"),
-    [("q4_0", None, False), ("q4_0", "q4_0", False), ("q4_0", "q8_0", True), ("q3_0", "q3_0", False)],
+    [
+        pytest.param("q4_0", None, False, marks=pytest.mark.slow),
+        pytest.param("q4_0", "q4_0", False, marks=pytest.mark.slow),
+        ("q4_0", "q8_0", True),
+        ("q3_0", "q3_0", False),
+    ],
 )
 def test_plain_transformers_computes_the_training_forward(
     grid: str, embedding: str | None, adapter: bool, tmp_path: Path

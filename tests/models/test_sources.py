@@ -68,6 +68,7 @@ def test_language_part_of_a_checkpoint_with_images(checkpoint_with_images: Path)
         assert torch.allclose(part(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapter_fits_the_published_model_with_images(checkpoint_with_images: Path, tmp_path: Path) -> None:
     """Trained on the language part alone, put on the whole model by plain PEFT: the logits are those of the export."""
     words = [f"model.model_name_or_path={checkpoint_with_images}", "model.dtype=float32", "export.dtype=float32"]

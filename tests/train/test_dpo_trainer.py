@@ -76,7 +76,7 @@ def shaken(model: Any) -> None:
             parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("words", [[], ["adapter=lora"]], ids=["full", "lora"])
+@pytest.mark.parametrize("words", [pytest.param([], marks=pytest.mark.slow), ["adapter=lora"]], ids=["full", "lora"])
 def test_loss_is_the_papers(tmp_path: Path, words: list[str]) -> None:
     """Equation 7 of https://arxiv.org/abs/2305.18290, from log-likelihoods summed by hand; and its gradient."""
     trainer, model, train = built(tmp_path, "train.beta=0.3", *words)
@@ -97,7 +97,10 @@ def test_loss_is_the_papers(tmp_path: Path, words: list[str]) -> None:
     assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("init", ["true", "pissa_niter_4", "olora"])
+@pytest.mark.parametrize(
+    "init",
+    [pytest.param("true", marks=pytest.mark.slow), "pissa_niter_4", pytest.param("olora", marks=pytest.mark.slow)],
+)
 def test_the_reference_is_the_model_as_it_began(tmp_path: Path, init: str) -> None:
     """With an adapter: the base without it. The trainer changes nothing in the model and leaves no second adapter."""
     trainer, model, train = built(tmp_path, "adapter=lora", f"adapter.init_lora_weights={init}", *FEW)

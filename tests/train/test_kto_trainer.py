@@ -60,7 +60,7 @@ def plain(dtype: torch.dtype = torch.float64) -> Any:
     return AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=dtype).eval()
 
 
-@pytest.mark.parametrize("words", [[], FEW], ids=["full", "lora"])
+@pytest.mark.parametrize("words", [pytest.param([], marks=pytest.mark.slow), FEW], ids=["full", "lora"])
 def test_loss_is_the_papers(tmp_path: Path, words: list[str]) -> None:
     """Equations 6 to 8 of https://arxiv.org/abs/2402.01306 with unequal weights, in float64; and its gradient.
 
