@@ -149,7 +149,7 @@ def test_a_run_without_checkpoints_goes_on_behind_its_training(
     """What was trained is kept until the run is finished, though no checkpoint was asked for."""
     words = ["eval.before=false", "eval.evaluators=[]"]
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_tune.steps.session.merged.export", lambda *_: 1 / 0)
+        patch.setattr("gemma_tune.export.unquantized.merged.export", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             short_run("lora_sft", tmp_path / "run", *words, steps=2)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
