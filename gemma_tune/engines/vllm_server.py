@@ -104,6 +104,9 @@ class VllmServer(ServerProcess):
         timeout: float = 900.0,
     ) -> None:
         options, port, key = options or VllmOptions(), port or free_port(host), key or secrets.token_hex(16)
+        # It runs in another folder
+        weights, adapter = _absolute(weights), adapter.absolute() if adapter else None
+        tokenizer = _absolute(tokenizer) if tokenizer else None
         self.model = name or ("model" if adapter is None else _ADAPTER)
         command = vllm_command(vllm, weights, adapter, tokenizer, self.model, options, host, port)
         environment = {
@@ -143,6 +146,10 @@ def vllm_command(
     if options.tool_parser:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_parser]
     return [*command, *options.arguments]
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _rank(adapter: Path) -> int:
