@@ -82,12 +82,18 @@ def _answer(
         return f"{said}: write {key or word}={shortened(value)}", run[:2]
     if word.lower() in _ASKS and not rest:
         return f"{said}: write python -m gemma_tune {_ASKS[word.lower()]}", [place]
-    if (before := _split_value(words, place)) and not _stands_alone(before, word, recipes, models):
+    before = None if _is_prompt(words, word) else _split_value(words, place)
+    if before and not _stands_alone(before, word, recipes, models):
         whole, part = " ".join([before, *(words[i] for i in run)]), " ".join(words[i] for i in run)
         quotes = shortened(shlex.quote(whole))
         return f"`{shortened(part)}` stands alone: put quotes around a value with blanks: {quotes}", [place - 1, *run]
     more = run[1:2] if word.lower() in _VERBS and rest and rest[0] in recipes else []
     return f"{said}{_single(words, word, rest, recipes, models)}", [place, *more]
+
+
+def _is_prompt(words: Sequence[str], word: str) -> bool:
+    """Whether a word is a text in quotes, where somebody wants to chat."""
+    return " " in word and "recipe=chat" in words
 
 
 def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collection[str], models: Collection[str]) -> str:
@@ -111,7 +117,7 @@ def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collectio
         return f": a recipe is named without its folder and ending: recipe={PurePath(word).stem}"
     if _ON_HUB.fullmatch(word):
         return f": a model is named by its key: model.model_name_or_path={word}"
-    if chosen == "recipe=chat" and " " in word:
+    if _is_prompt(words, word):
         return f": write chat.prompt={shortened(shlex.quote(word))}"
     key, colon, value = word.partition(":")
     if colon and (known := _as_key(key)):

@@ -185,5 +185,6 @@ def test_a_users_recipe_has_a_page(folder: Path) -> None:
 def test_a_prompt_without_its_key() -> None:
     from gemma_tune.validation.bare_words import answer_bare_words
 
-    found = answer_bare_words(["recipe=chat", "model=tiny", "Can I pay?"], ["chat"], ["tiny"])
-    assert found.messages == ["`Can I pay?`: write chat.prompt='Can I pay?'"]
+    for model in ("model=tiny", "model.model_name_or_path=runs/mine"):
+        found = answer_bare_words(["recipe=chat", model, "Can I pay?"], ["chat"], ["tiny"])
+        assert found.messages == ["`Can I pay?`: write chat.prompt='Can I pay?'"]
