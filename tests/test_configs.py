@@ -37,6 +37,7 @@ NEEDS = {
     "reward/reasoning_gym": ["data=reasoning_gym", "train.max_steps=5"],
     "reward/model": ["reward.model.model_name_or_path=google/gemma-3-1b-it"],
     "recipe/copy": ["copy.recipe=dpo"],
+    "recipe/push": ["push.repo_id=me/name", "model.model_name_or_path=google/gemma-3-1b-it"],
     "recipe/compare": ["compare.models=[google/gemma-3-1b-it,google/gemma-3-270m-it]", "data=sample"],
 }
 

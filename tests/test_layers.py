@@ -81,6 +81,7 @@ TOP = (
     "plan",
     "catalog",
     "serve",
+    "sharing",
     "run.terminal",
 )
 # Recipes that are a sequence of others.

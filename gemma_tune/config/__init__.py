@@ -23,6 +23,7 @@ from gemma_tune.config.models import ModelsConfig
 from gemma_tune.config.option import SEED, option
 from gemma_tune.config.plan import PlanConfig
 from gemma_tune.config.preview import PreviewConfig
+from gemma_tune.config.push import PushConfig
 from gemma_tune.config.quant import QuantConfig
 from gemma_tune.config.renamed import unknown_method
 from gemma_tune.config.reward import RewardConfig
@@ -45,6 +46,7 @@ __all__ = [
     "ModelsConfig",
     "PlanConfig",
     "PreviewConfig",
+    "PushConfig",
     "QuantConfig",
     "RewardConfig",
     "ServeConfig",
@@ -98,6 +100,7 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    push: PushConfig = field(default_factory=PushConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     @property

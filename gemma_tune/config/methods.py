@@ -28,6 +28,7 @@ class Kind(Enum):
     PLAN = "plan"
     MODELS = "models"
     SERVE = "serve"
+    PUSH = "push"
 
 
 class Reads(Enum):
@@ -230,6 +231,9 @@ METHODS: dict[str, Method] = {
     "serve": Method(
         "serve", Kind.SERVE, Reads.NOTHING, group="serve", run_folder=False, gguf=True, takes_over=True,
         beside_group=("model",),
+    ),
+    "push": Method(
+        "push", Kind.PUSH, Reads.NOTHING, group="push", run_folder=False, beside_group=("model.model_name_or_path",)
     ),
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ _LEAVES = {
     Kind.PLAN: "tables in the terminal, and the file of `plan.output_file`",
     Kind.MODELS: "lines in the terminal; with `models.fetch` a model in the Hub's cache",
     Kind.SERVE: "nothing: it serves until Ctrl-C",
+    Kind.PUSH: "a repository on the Hub for each artifact, with its card as README.md",
     Kind.COPY: "a `.py` and a `.yaml` of your own",
 }
 

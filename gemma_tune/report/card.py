@@ -25,11 +25,11 @@ from gemma_tune.report.artifacts import python_code, use_commands
 from gemma_tune.report.change_blocks import change_blocks
 from gemma_tune.report.exported import quality_of_file
 from gemma_tune.report.figures import changes
-from gemma_tune.report.lineage import Lineage, base_of, lineage
 from gemma_tune.report.sections import ReportInputs, export_check, pairs, training_facts, verified
 from gemma_tune.run.inputs import is_digest
 from gemma_tune.run.manifest import atomic_write, versions
 from gemma_tune.run.paths import resolve, shipped_recipes
+from gemma_tune.sharing.lineage import Lineage, base_of, lineage, relation
 from gemma_tune.validation.schema import FIELDS
 
 CARD = "README.md"
@@ -111,14 +111,6 @@ def front_matter(inputs: ReportInputs, name: str, place: Path, made_from: Lineag
         datasets=[cfg.data.dataset_name] if _of_hub(cfg.data) else None,
         tags=["gemma", "gemma_tune", *shipped, *(["lora"] if name == "adapter" else ["gguf"] if gguf else [])],
     )
-
-
-def relation(name: str, trained: bool) -> str:
-    """`base_model_relation` of an artifact: how it stands to the base that it was made from."""
-    if name == "adapter" or name.endswith("lora"):
-        return "adapter"
-    sixteen = name in ("merged", "reward_model") or name.endswith(("f32", "f16"))
-    return "finetune" if sixteen and trained else "quantized"
 
 
 def _of_hub(data: DataConfig) -> bool:

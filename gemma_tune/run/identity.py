@@ -14,7 +14,9 @@ from gemma_tune.run.paths import RUNS
 
 # Keys that say how a run is carried out, not what it computes, and those of recipes that keep no run folder:
 # they don't change its folder.
-OPERATIONAL = ("output_dir", "overwrite", "dry_run", "chat", "preview", "doctor", "copy", "plan", "models", "serve")
+OPERATIONAL = (
+    "output_dir", "overwrite", "dry_run", "chat", "preview", "doctor", "copy", "plan", "models", "serve", "push",
+)  # fmt: skip
 # Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate depends
 # on it, and the stored configuration would not repeat the run.
 RESUMABLE = ("save_steps", "save_total_limit", "eval_steps", "logging_steps")

@@ -16,7 +16,7 @@ from gemma_tune.validation.best import best_problems
 from gemma_tune.validation.chat_and_preview import chat_problems, no_other, preview_problems
 from gemma_tune.validation.evaluators import evaluator_problems
 from gemma_tune.validation.gguf import gguf_problems
-from gemma_tune.validation.looking import models_problems, plan_problems, unread_keys
+from gemma_tune.validation.looking import models_problems, plan_problems, push_problems, unread_keys
 from gemma_tune.validation.measuring import (
     compare_problems,
     evaluate_problems,
@@ -228,6 +228,7 @@ _CHECKS: dict[Kind, tuple[_Check, ...]] = {
     Kind.MODELS: (models_problems,),
     Kind.PLAN: (_model, plan_problems),
     Kind.SERVE: (_model, serve_problems),
+    Kind.PUSH: (_model, push_problems),
 }
 
 

@@ -1,19 +1,24 @@
-"""Checks of the recipes that neither train nor read data (doctor, copy, plan, models)."""
+"""Checks of the recipes that neither train nor read data (doctor, copy, plan, models, push)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.methods import METHODS, Kind, Reads, named_method
 from gemma_tune.config.train import TrainConfig
-from gemma_tune.run.paths import CONFIGS, shipped_recipes
+from gemma_tune.run.paths import CONFIGS, is_bundled, shipped_recipes
 from gemma_tune.untrusted import read_yaml
 from gemma_tune.validation.chat_and_preview import problems_of_output
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.schema import overlap
 from gemma_tune.validation.suggest import did_you_mean
+
+# As huggingface_hub's `validate_repo_id` has them, which is not imported here
+_REPO_PART = re.compile(r"\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+_BRANCH = re.compile(r"\w[\w./-]{0,200}", re.ASCII)
 
 # What says which recipe runs, and whether
 _OF_EVERY_RECIPE = ("recipe", "recipe_file", "method", "dry_run")
@@ -54,6 +59,34 @@ def models_problems(cfg: Config) -> Iterator[str]:
     name = m.inspect
     if name and not (CONFIGS / "model" / f"{name}.yaml").is_file():
         yield from missing_paths(cfg, "models")
+
+
+def push_problems(cfg: Config) -> Iterator[str]:
+    """What `recipe=push` can't do."""
+    p, name = cfg.push, cfg.model.model_name_or_path
+    if not p.repo_id:
+        yield "push.repo_id is empty: name the repository on the Hub, push.repo_id=OWNER/NAME."
+    for key, value in (("push.repo_id", p.repo_id), ("push.base_model", p.base_model)):
+        if value and not is_repo_id(value):
+            yield (
+                f"{key}={value}: write OWNER/NAME, of letters, digits, - _ and . (none of these two in a row, nor at "
+                "an end), at most 96 characters."
+            )
+    if is_bundled(name):
+        yield "model.model_name_or_path: name the run whose artifacts are to be uploaded, for example runs/NAME."
+    if p.revision is not None and not _BRANCH.fullmatch(p.revision):
+        yield f"push.revision={p.revision}: this can't be the name of a branch; for example v1."
+    if cfg.output_dir is not None:
+        yield "output_dir has no effect with recipe=push, which keeps no run folder; leave it out."
+    if twice := sorted({one for one in p.artifacts if p.artifacts.count(one) > 1}):
+        yield f"push.artifacts names {twice[0]} twice; name it once."
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the Hub can have a repository of this name, with its owner before it."""
+    parts = name.split("/")
+    bad = "--" in name or ".." in name or name.endswith(".git")
+    return len(parts) == 2 and not bad and all(_REPO_PART.fullmatch(part) for part in parts)
 
 
 def plan_problems(cfg: Config) -> Iterator[str]:

@@ -57,7 +57,7 @@ DECIDED = {
     "do_eval": "choose eval=default or eval=none",
     "do_predict": "choose a recipe",
     "hub_token": "it would stand in config.yaml; log in with `hf auth login`",
-    "push_to_hub": "upload export/ yourself when you have looked at it",
+    "push_to_hub": "recipe=push uploads when you have looked at it",
     "padding_free": "set train.packing",
 }
 

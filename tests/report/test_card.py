@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 import gemma_tune
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.report.card import card, relation, settings
-from gemma_tune.report.lineage import Lineage, hub_name, licence_of_base, lineage
+from gemma_tune.report.card import card, settings
 from gemma_tune.report.sections import ReportInputs
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS
+from gemma_tune.sharing.lineage import Lineage, hub_name, licence_of_base, lineage, relation
 
 Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

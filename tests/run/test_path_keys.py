@@ -37,6 +37,8 @@ NAME_NO_PATH = {
     "chat.prompt",
     "compare.names",
     "copy.name",
+    "push.artifacts",
+    "serve.name",
     "tracker.name",
 }
 

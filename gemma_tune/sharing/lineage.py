@@ -106,3 +106,11 @@ def base_of(adapter: Path, inputs: Mapping[str, str]) -> tuple[str, str | None] 
         return None
     commit = found[1] or inputs.get(base, "").removeprefix("commit ")
     return found[0], commit if commit and commit != "None" else None
+
+
+def relation(name: str, trained: bool) -> str:
+    """`base_model_relation` of an artifact: how it stands to the base that it was made from."""
+    if name == "adapter" or name.endswith("lora"):
+        return "adapter"
+    sixteen = name in ("merged", "reward_model") or name.endswith(("f32", "f16"))
+    return "finetune" if sixteen and trained else "quantized"

@@ -1,0 +1,1 @@
+"""`recipe=push`: what a run has made, as repositories on the Hugging Face Hub."""
