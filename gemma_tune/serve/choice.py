@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def chosen(cfg: Config) -> Served:
         source = None  # a run that holds a GGUF file and no other weights
     if source is None:
         return _by_llama_cpp(cfg, called, ggufs)
+    if source.remark:
+        print(source.remark, file=sys.stderr)
     return _by_transformers(cfg, called, source, ggufs)
 
 
