@@ -9,8 +9,9 @@ from short_runs import short_run
 
 import gemma_tune
 from gemma_tune.errors import UserError
+from gemma_tune.export.lora_check import ON_SERVED, ON_TRAINED
 
-FILES = "export.formats=[merged,gguf_f16,gguf_q8_0]"
+FILES = "export.formats=[merged,gguf_f16,gguf_q8_0,gguf_lora]"
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = {line["name"]: line["verdict"] for line in result.metrics["verify"]}
     assert set(lines.values()) <= {"ok", "warn"}  # `warn`: fewer positions than 512
     assert {"gguf_f16 in llama.cpp", "gguf_q8_0: codes and scales", "gguf_q8_0 in llama.cpp"} <= lines.keys()
+    assert {ON_TRAINED, ON_SERVED} <= lines.keys()  # the base in 4 bit, and as it is published
     return folder
 
 
@@ -31,6 +33,7 @@ def test_the_report_says_how_to_use_them(run: Path) -> None:
     file = run / "export" / "gguf_f16" / "tiny-f16.gguf"
     assert file.is_file() and f"llama-cli -m {file}" in report
     assert f"llama-quantize {file} {file.parent / 'tiny-Q4_K_M.gguf'} Q4_K_M" in report
+    assert f"--lora {run / 'export' / 'gguf_lora' / 'tiny-lora.gguf'}" in report
     assert "ollama create tiny-q8_0 -f" in report
 
 
