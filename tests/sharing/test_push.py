@@ -114,7 +114,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("a ") else n for n in FAULTS])
 def test_what_the_hub_refuses_is_one_message(name: str, hub: HubServer, run: Path) -> None:
     more, token, fails_at, status, message = FAULTS[name]
     hub.fails_at = fails_at
