@@ -28,18 +28,20 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     asked = read(cfg, folder)[0]
     source, result = asked.source, folder.result
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
-        on_it = f" with the adapter {source.adapter}" if source.adapter else ""
         notes = [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
-        say(asked.rows, f"{cfg.recipe}: {source.base}{on_it} → {folder.path}", *notes)
+        say(asked.rows, f"{cfg.recipe}: {asked.subject} → {folder.path}", *notes)
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         found = asked.measure("evaluate", folder)
         found.save(folder.evals, "after")
+        served = asked.whose_answers(found, result)
         tracker.log(found.figures, step=0, group="eval")
         tracker.log_samples([], found.answers, step=0)
         name = found.headline
         result.headline = {"name": name, "after": found.figures[name]} if name else {}
         result.metrics |= {"after": found.figures, "data": {"held_out": asked.held_out.counts()}}
         tracker.summary(result.metrics)
-        write_report(cfg, folder, "Nothing: the model was measured as it is", Evaluation(), found, [asked.rows, *notes])
-    say_end(folder, Evaluation(), found, tracker.notes)
+        write_report(
+            cfg, folder, "Nothing: the model was measured as it is", Evaluation(), found, [asked.rows, *notes, *served]
+        )
+    say_end(folder, Evaluation(), found, [*served, *tracker.notes])
     return result

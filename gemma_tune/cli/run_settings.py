@@ -17,10 +17,11 @@ from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.cli.user_overrides import UserOverrides
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.config.data import KINDS_OF_ROWS
-from gemma_tune.config.eval import EVALUATORS, IN_TRAINING
+from gemma_tune.config.eval import EVALUATORS, IN_TRAINING, NEED_PROBABILITIES
 from gemma_tune.config.methods import Kind, Method, Reads, named_method
 from gemma_tune.config.model import CHAT_FORMS, is_gguf
 from gemma_tune.config.renamed import translated
+from gemma_tune.engines.api_models import local_model
 from gemma_tune.errors import UserError
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of, stored_config
@@ -50,11 +51,14 @@ def with_settings_of_run(tree: Tree, named: UserOverrides) -> Tree:
     if method is None or not method.takes_over:
         return tree
     compares = method.kind is Kind.COMPARE
+    served = tree["model"]["base_url"] is not None and method.kind is Kind.MEASURE
+    if served:
+        tree = _of_server(tree, named)
     models = tree["compare"]["models"] if compares else [tree["model"]["model_name_or_path"]]
     if compares and all(map(is_run_with_results, models)):  # nothing is measured
         return tree
     model, run = next(((name, folder) for name in models if (folder := run_of(name))), ("", None))
-    if run is None and (method.trains or all(map(is_bundled, models))):
+    if run is None and (method.trains or (all(map(is_bundled, models)) and not served)):
         return tree
     tree, stored = copy.deepcopy(tree), translated(stored_config(run) or {}) if run else {}
     if method.reads is Reads.NOTHING:
@@ -64,11 +68,15 @@ def with_settings_of_run(tree: Tree, named: UserOverrides) -> Tree:
     if "data" not in named.groups:
         tree["data"] = _rows(tree, stored, named)
     if run is None:
+        if served:
+            _leave_out_probabilities(tree, named)
         return tree
     made = named_method(stored) or method
     if "data" not in named.groups:
         _check_rows(tree, named, run, model, (method, made))
     _take_evaluators(tree, stored, named, made)
+    if served:
+        _leave_out_probabilities(tree, named)
     for key in _OF_TRAIN:
         if not named.has(f"train.{key}") and "train" not in named.groups and key in stored.get("train", {}):
             tree["train"][key] = stored["train"][key]
@@ -77,6 +85,28 @@ def with_settings_of_run(tree: Tree, named: UserOverrides) -> Tree:
     if not compares and "model" not in named.groups:
         _take_model(tree["model"], stored.get("model", {}), named, method)
     return tree
+
+
+def _of_server(tree: Tree, named: UserOverrides) -> Tree:
+    """The configuration with the model that a server has, where its id is a folder and the user has named no model.
+
+    Raises:
+        UserError: Nobody answers at `model.base_url`, or it isn't such a server.
+    """
+    if "model" in named.groups or named.has("model.model_name_or_path"):
+        return tree
+    model = tree["model"]
+    found = local_model(model["base_url"], model["served_name"])
+    return {**tree, "model": {**model, "model_name_or_path": found or model["model_name_or_path"]}}
+
+
+def _leave_out_probabilities(tree: Tree, named: UserOverrides) -> None:
+    """Takes evaluators that a server can't answer out of those of the run; never one that the user names."""
+    if "eval" in named.groups or named.has("eval.evaluators"):
+        return
+    tree["eval"]["evaluators"] = [n for n in tree["eval"]["evaluators"] if n not in NEED_PROBABILITIES]
+    for section in (s for s in NEED_PROBABILITIES if s in tree["eval"] and not named.within(f"eval.{s}")):
+        tree["eval"][section] = copy.deepcopy(_DEFAULTS["eval"][section])
 
 
 def _group(group: str, tree: Tree, stored: Tree, named: UserOverrides, left_out: Collection[str] = ()) -> Tree:

@@ -9,6 +9,8 @@ from gemma_tune.config.option import BATCH, ROWS, TOKENS, option
 
 # gemma_tune/evals/<name>.py each.
 EVALUATORS = ("held_out_loss", "answers", "preference", "rewards", "tool_calls", "kl", "lm_eval", "long_context")
+# Those that need probabilities: a model that is only served gives answers
+NEED_PROBABILITIES = ("held_out_loss", "preference", "kl", "lm_eval")
 # Keys about evaluations before and during training
 IN_TRAINING = ("before", "during_training", "max_samples_during_training")
 LONG_CONTEXT_KINDS = ("needle", "multi_key", "multi_value", "multi_query", "variable_tracking")

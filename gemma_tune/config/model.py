@@ -35,6 +35,16 @@ class ModelConfig:
         "continues from the last two). recipe=evaluate takes a GGUF file, too.",
         path="model",
     )
+    base_url: str | None = option(
+        None,
+        "recipe=evaluate: an OpenAI-compatible API that is asked in place of loaded weights, for example "
+        "http://127.0.0.1:8000/v1; its key is taken from OPENAI_API_KEY. model_name_or_path then names the run or the "
+        "folder whose rows, settings and tokenizer are used.",
+        longest=2000,
+    )
+    served_name: str | None = option(
+        None, "The model's id at `model.base_url`; null: the only one that it has.", longest=1000
+    )
     tokenizer_name_or_path: str | None = option(
         None,
         "Folder or Hub name of the tokenizer; null: the one beside the weights; for a GGUF file the one beside it "

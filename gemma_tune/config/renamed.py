@@ -58,6 +58,8 @@ ADDED: dict[str, Any] = {
     "engine.vllm": None,
     "engine.vllm_args": [],
     "engine.max_length": None,
+    "model.base_url": None,
+    "model.served_name": None,
 }
 # Whole groups among them
 _ADDED_GROUPS = ("engine",)

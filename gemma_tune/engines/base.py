@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_tune.chat import Rendered
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation that waits for an answer.
+
+    Attributes:
+        messages: OpenAI messages.
+        tools: OpenAI function schemas, or None.
+        thinking: Whether the model is asked to think.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    thinking: bool = False
 
 
 class Engine(Protocol):

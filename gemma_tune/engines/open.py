@@ -10,6 +10,7 @@ from typing import Any
 from gemma_tune.config import Config
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
+from gemma_tune.engines.served import ServedEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer, find_vllm, unservable
@@ -30,7 +31,7 @@ def transformers_engine(cfg: Config, model: Any, tokenizer: Any) -> Transformers
 
 @contextlib.contextmanager
 def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0) -> Iterator[Engine]:
-    """Loads the weights, and frees them on exit.
+    """Loads the weights, and frees them on exit; of a model that is served (`model.base_url`) none are loaded.
 
     A GGUF file of float32 weights is computed in float32, any other with llama.cpp's defaults.
 
@@ -44,6 +45,9 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
         UserError: The weights can't be loaded, or the tokenizer belongs to another model.
         EngineUnavailable: llama.cpp isn't installed, or it or vLLM can't load the weights.
     """
+    if cfg.model.base_url is not None:
+        yield ServedEngine(cfg.model, tokenizer)
+        return
     if source.gguf is None and (vllm := find_vllm(cfg.engine)):
         with _vllm_engine(cfg, vllm, source, tokenizer) as served:
             yield served

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.chat.calls import answer_text
-from gemma_tune.engines.base import Engine
+from gemma_tune.engines.base import Dialogue, Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.haystack import HaystackRow, make_rows, score
 from gemma_tune.evals.haystack_facts import Difficulty
+from gemma_tune.evals.samples import dialogue_replies
 from gemma_tune.run.paths import resolve
 
 # Characters kept of a prompt for people: its end, where the question is.
@@ -48,8 +49,8 @@ def prepare(inputs: Inputs) -> Evaluator:
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         asked = rows if limit is None else equal_shares(rows, limit)
-        prompts = [render_prompt(tokenizer, row.messages) for row in asked]
-        answers = engine.answers(prompts, cfg.max_new_tokens, "long context")
+        dialogues = [Dialogue(row.messages) for row in asked]
+        answers = dialogue_replies(engine, dialogues, cfg.max_new_tokens, "long context")
         cells: dict[str, list[ScoredRow]] = {}
         for row, ids in zip(asked, answers, strict=True):
             answer = answer_text(tokenizer, ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tune.engines.base import Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
-from gemma_tune.evals.samples import asked_text, prompt_ids, row_ids
+from gemma_tune.evals.samples import asked_text, record_replies, row_ids
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.rl.rewards import scorer_of
 from gemma_tune.rl.tasks import parse_completion, task_of
@@ -29,8 +29,7 @@ def prepare(inputs: Inputs) -> Evaluator:
         rows: dict[str, list[ScoredRow]] = {}
         for test, every in tests.items():
             records = every[:limit]
-            prompts = [prompt_ids(engine.tokenizer, r) for r in records]
-            written = engine.answers(prompts, cfg.answer_tokens, f"{test}: rewards")
+            _, written = record_replies(engine, records, cfg.answer_tokens, f"{test}: rewards")
             answers = [parse_completion(engine.tokenizer, a, engine.stops) for a in written]
             scores = scorer.score(answers, [task_of(r) for r in records])
             for name in scorer.weights:

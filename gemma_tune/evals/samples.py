@@ -11,7 +11,9 @@ from gemma_tune.chat import render_chat, render_prompt, render_text
 from gemma_tune.chat.calls import answer_text, content_text
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest
-from gemma_tune.engines.base import Engine
+from gemma_tune.engines.base import Dialogue, Engine
+from gemma_tune.engines.served import ServedEngine
+from gemma_tune.errors import UserError
 
 
 def row_ids(records: Sequence[Record]) -> list[str]:
@@ -81,13 +83,37 @@ class RowAnswer:
         return {"id": self.id, **texts, "stopped": self.stopped}
 
 
+def record_replies(
+    engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the records' prompts, and of greedy answers to them.
+
+    Raises:
+        UserError: A row of plain text, which a server has no conversation for.
+    """
+    prompts = [prompt_ids(engine.tokenizer, record) for record in records]
+    if not isinstance(engine, ServedEngine):
+        return prompts, engine.answers(prompts, max_new_tokens, name)
+    if text := next((record for record in records if record.messages is None), None):
+        raise UserError(f"{text.where}: this row is plain text, and a server is asked conversations alone.")
+    asked = [Dialogue(record.prompt, record.tools, record.thinking) for record in records]
+    return prompts, engine.replies(asked, max_new_tokens, name)
+
+
+def dialogue_replies(engine: Engine, dialogues: Sequence[Dialogue], max_new_tokens: int, name: str) -> list[list[int]]:
+    """Token ids of greedy answers to conversations that are no records."""
+    if isinstance(engine, ServedEngine):
+        return engine.replies(dialogues, max_new_tokens, name)
+    prompts = [render_prompt(engine.tokenizer, d.messages, d.tools, d.thinking) for d in dialogues]
+    return engine.answers(prompts, max_new_tokens, name)
+
+
 def row_answers(
     engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str = "answers"
 ) -> list[RowAnswer]:
     """Greedy answers to the records' prompts, in their order; `name` is for the progress bar."""
     tokenizer = engine.tokenizer
-    prompts = [prompt_ids(tokenizer, r) for r in records]
-    answers = engine.answers(prompts, max_new_tokens, name)
+    prompts, answers = record_replies(engine, records, max_new_tokens, name)
     whole = [full_ids(tokenizer, r) for r in records]
     return [
         RowAnswer(

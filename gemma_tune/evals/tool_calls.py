@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from gemma_tune.chat import form_of, render_prompt
 from gemma_tune.chat.calls import answer_text, content_text, parse_answer
-from gemma_tune.engines.base import Engine
+from gemma_tune.engines.base import Dialogue, Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.bfcl import check_answer, read_bfcl
+from gemma_tune.evals.samples import dialogue_replies
 from gemma_tune.run.paths import resolve
 
 
@@ -28,10 +29,12 @@ def prepare(inputs: Inputs) -> Evaluator:
         raise UserError(f"eval.evaluators: tool_calls: the chat template {form.name} has no calls; name another model.")
     rows = read_bfcl(resolve(str(cfg.tool_calls.questions_file)), resolve(str(cfg.tool_calls.answers_file)))
     rows = rows[: cfg.max_samples]
-    prompts = [render_prompt(tokenizer, row.messages, row.tools) for row in rows]
+    for row in rows:
+        render_prompt(tokenizer, row.messages, row.tools)  # before a model is loaded
+    asked = [Dialogue(row.messages, row.tools) for row in rows]
 
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
-        answers = engine.answers(prompts[:limit], cfg.max_new_tokens, "tool calls")
+        answers = dialogue_replies(engine, asked[:limit], cfg.max_new_tokens, "tool calls")
         scored: list[ScoredRow] = []
         by_category: dict[str, list[ScoredRow]] = {}
         for row, ids in zip(rows, answers, strict=False):

@@ -10,9 +10,11 @@ from typing import Any
 from transformers import set_seed
 
 from gemma_tune.config import Config
+from gemma_tune.config.eval import NEED_PROBABILITIES
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows, load_held_out
+from gemma_tune.engines.api_models import served_model
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
@@ -24,7 +26,9 @@ from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
 from gemma_tune.steps.rows_used import rows_line
+from gemma_tune.steps.served_answers import served_answers
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,32 @@ class Measurement:
     def rows(self) -> str:
         """Which rows it is measured on, in one line."""
         return rows_line(self.cfg, self.tests, self.held_out.counts()["rows"])
+
+    @property
+    def subject(self) -> str:
+        """What is measured, for people."""
+        model, source = self.cfg.model, self.source
+        if model.base_url is not None:
+            return f"{served_model(model)} at {model.base_url} (rows, settings and tokenizer of {source.tokenizer})"
+        return source.base + (f" with the adapter {source.adapter}" if source.adapter else "")
+
+    def whose_answers(self, found: Evaluation, result: RunResult) -> list[str]:
+        """What to say of a model that is asked where it is served; where it is the base, the run has failed.
+
+        Args:
+            found: Its figures and answers.
+            result: The run's result, which takes the counts.
+        """
+        if self.cfg.model.base_url is None:
+            return []
+        lines = [f"Not asked, since a server gives answers and no probabilities: {', '.join(NEED_PROBABILITIES)}."]
+        if counts := served_answers(self.cfg.model.model_name_or_path, self.tokenizer, found):
+            lines += counts.lines()
+            result.metrics["served"] = {k: v for k, v in vars(counts).items() if isinstance(v, int)}
+            if failure := counts.failure():
+                result.failures["served model"] = failure
+                lines.append(f"Warning: {failure}")
+        return lines
 
     @contextlib.contextmanager
     def opened(self, folder: RunFolder) -> Iterator[Engine]:
@@ -101,6 +131,8 @@ def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: b
     Raises:
         UserError: The model, its tokenizer, rows, or settings that an evaluator cannot work with.
     """
+    if cfg.model.base_url is not None:
+        served_model(cfg.model)  # raises where there is none
     source = source or find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
     if source.gguf is None:

@@ -34,7 +34,7 @@ from gemma_tune.validation.rewards import (
     reward_problems,
     rl_problems,
 )
-from gemma_tune.validation.serving import serve_problems
+from gemma_tune.validation.serving import serve_problems, served_model_problems
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.templates import template_problems
 from gemma_tune.validation.tokens import new_token_problems
@@ -52,6 +52,7 @@ def _model(cfg: Config) -> Iterator[str]:
     elif is_gguf(name):
         yield from gguf_problems(cfg)
     yield from missing_paths(cfg, "model")
+    yield from served_model_problems(cfg)
     yield from template_problems(cfg.model.chat_template)
     yield from new_token_problems(cfg)
 

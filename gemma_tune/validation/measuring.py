@@ -119,7 +119,8 @@ def _measures_nothing(cfg: Config) -> Iterator[str]:
 def _sample(cfg: Config) -> str:
     """The way to the bundled sample, on which a model of the user's is measured only where that is asked for."""
     models = cfg.compare.models or [cfg.model.model_name_or_path]
-    return "" if all(map(is_bundled, models)) else " to a file of yours, or choose data=sample for the bundled sample"
+    bundled = all(map(is_bundled, models)) and cfg.model.base_url is None
+    return "" if bundled else " to a file of yours, or choose data=sample for the bundled sample"
 
 
 def _set_of_measuring(cfg: Config) -> list[str]:

@@ -1,12 +1,16 @@
-"""Checks of `serve=…`: where to listen, and who may ask."""
+"""Checks of `serve=…` (where to listen, and who may ask), and of a model that is asked where it is served."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from gemma_tune.config import Config
+from gemma_tune.config.eval import NEED_PROBABILITIES
+from gemma_tune.config.methods import Kind
+from gemma_tune.errors import shortened
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
@@ -34,3 +38,28 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def served_model_problems(cfg: Config) -> Iterator[str]:
+    """What is wrong with `model.base_url` and `model.served_name`."""
+    model, url = cfg.model, cfg.model.base_url
+    if url is None:
+        if model.served_name is not None:
+            yield "model.served_name has no effect without model.base_url; set it, too, or leave this out."
+        return
+    if cfg.traits.kind is not Kind.MEASURE:
+        yield f"model.base_url has no effect with recipe={cfg.recipe}; ask a served model with recipe=evaluate."
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        yield (
+            f"model.base_url={shortened(url)}: write the address of an API, as http://127.0.0.1:8000/v1; a key goes "
+            "into the environment: OPENAI_API_KEY."
+        )
+    if cfg.engine.vllm is not None:
+        yield "engine.vllm and model.base_url both say what is asked; leave one of the two out."
+    if refused := [name for name in cfg.eval.evaluators if name in NEED_PROBABILITIES]:
+        yield (
+            f"eval.evaluators: {', '.join(refused)} can't be measured at model.base_url: a server gives answers, and "
+            "this needs probabilities. Leave it out, or name the weights without model.base_url."
+        )

@@ -36,9 +36,11 @@ NAME_NO_PATH = {
     "export.max_shard_size",
     "chat.prompt",
     "compare.names",
+    "model.base_url",
+    "serve.api_key",
+    "serve.name",
     "copy.name",
     "push.artifacts",
-    "serve.name",
     "tracker.name",
 }
 
