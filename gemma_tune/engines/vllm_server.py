@@ -141,11 +141,15 @@ def vllm_command(
     if tokenizer is not None and tokenizer != weights:
         command += ["--tokenizer", tokenizer]
     if adapter is not None:
-        rank = str(_rank(adapter))
-        command += ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"{name}={adapter}"]
+        command += lora_words(name, adapter)
     if options.tool_parser:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_parser]
     return [*command, *options.arguments]
+
+
+def lora_words(name: str, adapter: Path) -> list[str]:
+    """The arguments that serve an adapter under a name."""
+    return ["--enable-lora", "--max-lora-rank", str(_rank(adapter)), "--lora-modules", f"{name}={adapter}"]
 
 
 def _absolute(name: str) -> str:

@@ -21,11 +21,11 @@ from gemma_tune.config.data import DataConfig
 from gemma_tune.nested import leaves
 from gemma_tune.page.blocks import Block, Cell, Code, Mono, Section, Table, Text
 from gemma_tune.page.markdown import markdown
-from gemma_tune.report.artifacts import python_code, use_commands
 from gemma_tune.report.change_blocks import change_blocks
 from gemma_tune.report.exported import quality_of_file
 from gemma_tune.report.figures import changes
 from gemma_tune.report.sections import ReportInputs, export_check, pairs, training_facts, verified
+from gemma_tune.report.use import python_code, use_commands
 from gemma_tune.run.inputs import is_digest
 from gemma_tune.run.manifest import atomic_write, versions
 from gemma_tune.run.paths import resolve, shipped_recipes

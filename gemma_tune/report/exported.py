@@ -16,8 +16,9 @@ from gemma_tune.evals.evaluation import as_text, is_share
 from gemma_tune.evals.statistics import Interval
 from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Headline, Listing, Section, Table, Text
 from gemma_tune.page.terminal import print_figures
-from gemma_tune.report.artifacts import bytes_text, use_commands
+from gemma_tune.report.artifacts import bytes_text
 from gemma_tune.report.figures import interval_text
+from gemma_tune.report.use import use_commands
 
 _HEAD = ("", "{metric}", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s")
 _NONE = "–"

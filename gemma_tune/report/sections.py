@@ -12,10 +12,11 @@ from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.page.blocks import Block, Cell, Code, Curves, Listing, Mono, Samples, Section, Table, Text
 from gemma_tune.page.charts import Panel
 from gemma_tune.report.answers import moved_rows, sample_rows
-from gemma_tune.report.artifacts import how_to_use, sizes
+from gemma_tune.report.artifacts import sizes
 from gemma_tune.report.change_blocks import change_blocks, headline_block
 from gemma_tune.report.exported import exported_headline, files_section
 from gemma_tune.report.figures import Change, changes, headline
+from gemma_tune.report.use import how_to_use
 from gemma_tune.rl.completion_log import first_and_last, read_completions
 from gemma_tune.run.folder import RunFolder
 

@@ -76,7 +76,7 @@ def test_the_table_is_what_evaluate_and_compare_give(finished: Finished, tmp_pat
     assert gguf["speed"]["engine"] == "llama.cpp" and gguf["speed"]["prompt"] > 0 < gguf["speed"]["answer"]
     for name in ("report.md", "report.html"):
         text = (folder / name).read_text("utf-8")
-        assert "Quality, size and speed of the files" in text and f"llama-cli -m {file}" in text
+        assert "Quality, size and speed of the files" in text and f"llama-server --jinja -m {file}" in text
         assert "Nothing: the weights were rounded to q4_0 as they are" in text and "data: validation rows of" in text
         assert text.count(f"{planned:.2f}") == 2  # beside the figures, and among the artifacts
 

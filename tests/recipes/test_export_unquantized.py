@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_report_says_how_to_use_them(run: Path) -> None:
     report = (run / "report.md").read_text(encoding="utf-8")
     file = run / "export" / "gguf_f16" / "tiny-f16.gguf"
-    assert file.is_file() and f"llama-cli -m {file}" in report
+    assert file.is_file() and f"llama-server --jinja -m {file}" in report
     assert f"llama-quantize {file} {file.parent / 'tiny-Q4_K_M.gguf'} Q4_K_M" in report
     assert f"--lora {run / 'export' / 'gguf_lora' / 'tiny-lora.gguf'}" in report
     assert "ollama create tiny-q8_0 -f" in report

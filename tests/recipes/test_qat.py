@@ -53,7 +53,7 @@ def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> Non
     report = (folder / "report.md").read_text("utf-8")
     assert "Quality, size and speed of the files" in report
     assert "gguf: codes and scales" in report and "trained kl" in report
-    assert "llama-cli -m " in report and "vllm serve " in report
+    assert "llama-server --jinja -m " in report and "vllm serve " in report
 
 
 @pytest.mark.slow

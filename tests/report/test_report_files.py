@@ -29,8 +29,9 @@ from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report import PAGE_MARK, write_report
-from gemma_tune.report.artifacts import artifact_size, bytes_text, how_to_use, total_size
+from gemma_tune.report.artifacts import artifact_size, bytes_text, total_size
 from gemma_tune.report.sections import ReportInputs, sections
+from gemma_tune.report.use import how_to_use
 from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import _answers, say_end

@@ -1,0 +1,165 @@
+"""How each artifact of a run is used: commands and code to copy."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from gemma_tune.engines.vllm_server import lora_words, unservable
+from gemma_tune.errors import UserError
+from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.source import Source
+from gemma_tune.page.blocks import Block, Code, Text
+from gemma_tune.report.k_quants import k_quants
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.paths import ON_GRID, PLAN
+
+# Files of a model in no quantization format.
+_WIDE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "8 bit"}
+
+_MERGED = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "Hello!"}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
+
+_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = {folder!r}
+model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")  # the base, with the adapter on it
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+
+_PROMPTS = "data=auto data.prompts_only=true data.train_file=PROMPTS data.test_files.test=HELD_OUT_PROMPTS"
+_REWARD_MODEL = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = {folder!r}
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+chat = [{{"role": "user", "content": "Hello!"}}, {{"role": "assistant", "content": "Hello there."}}]
+# The score is read at the answer's stop token, so the template's text after it is removed
+text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()
+print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())"""
+
+
+def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
+    """Engine and command for an exported format, to be copied; nothing for what isn't served.
+
+    Args:
+        name: The format: `gguf`, `w4a16`, `merged`, …
+        place: Its folder.
+    """
+    if name == "adapter":
+        return _vllm_adapter(place)
+    if name == "gguf_lora":
+        adapter = shlex.quote(str(next(place.glob("*.gguf"))))
+        return [("llama.cpp", f"llama-server --jinja -m BASE-f16.gguf --lora {adapter}")]
+    if name.startswith("gguf"):
+        file = next(place.glob("*.gguf"))
+        model, modelfile = shlex.quote(file.stem), shlex.quote(str(place / "Modelfile"))
+        ollama = ("Ollama", f"ollama create {model} -f {modelfile} && ollama run {model}")
+        llama_cpp = ("llama.cpp", f"llama-server --jinja -m {shlex.quote(str(file))}")
+        return [ollama, llama_cpp] if (place / "Modelfile").is_file() else [llama_cpp]
+    if name in ("w4a16", "merged"):
+        chat = '[{"role": "user", "content": "Hello!"}]'
+        run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
+        return [
+            ("vLLM", f"vllm serve {shlex.quote(str(place))}"),
+            ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"),
+        ]
+    return []
+
+
+def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
+    """vLLM's command for an adapter that it can serve."""
+    try:
+        base = str(read_adapter_config(place).get("base_model_name_or_path"))
+        if unservable(Source(base, None, place, base)):
+            return []
+    except UserError:  # the report has more to say than that
+        return []
+    words = ["vllm", "serve", base, "--tokenizer", str(place), *lora_words("tuned", place)]
+    return [("vLLM", shlex.join(words))]
+
+
+def python_code(name: str, folder: str) -> str | None:
+    """Code that loads an artifact from a folder with Transformers or PEFT; None for what is served in another way."""
+    code = {"merged": _MERGED, "adapter": _ADAPTER, "reward_model": _REWARD_MODEL}.get(name)
+    return code.format(folder=folder) if code else None
+
+
+def how_to_use(folder: RunFolder) -> list[Block]:
+    """Commands and code to copy for each artifact that can be loaded."""
+    artifacts, blocks = folder.result.artifacts, list[Block]()
+    if "reward_model" in artifacts:
+        place = folder.path / artifacts["reward_model"]
+        named = shlex.quote(f"reward.model.model_name_or_path={folder.path}")
+        return [
+            Text("The reward model, with Transformers; this run loaded it this way:"),
+            Code(_REWARD_MODEL.format(folder=str(place)), "python"),
+            Text("As a reward:"),
+            Code(f"python -m gemma_tune recipe=grpo reward=model {named} {_PROMPTS}", "bash"),
+        ]
+    if "merged" in artifacts:
+        blocks += [
+            Text("The merged model, with Transformers; this run loaded it this way:"),
+            Code(_MERGED.format(folder=str(folder.path / artifacts["merged"])), "python"),
+        ]
+    if "adapter" in artifacts:
+        blocks += [
+            Text("The adapter, on its base model, with PEFT:"),
+            Code(_ADAPTER.format(folder=str(folder.path / artifacts["adapter"])), "python"),
+        ]
+        if served := use_commands("adapter", folder.path / artifacts["adapter"]):
+            name = "The adapter, in vLLM, under the name `tuned` (the base answers under its own name):"
+            blocks += [Text(name), Code(served[0][1], "bash")]
+    said = {
+        "gguf": "The GGUF file, in Ollama (by the Modelfile beside it), or in llama.cpp, where this run checked it:",
+        "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
+    }
+    if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
+        said |= {
+            f"gguf_{kind}": f"The GGUF file in {of}, in Ollama, or in llama.cpp, where this run checked it:"
+            for kind, of in _WIDE.items()
+        }
+    said["gguf_lora"] = (
+        "The adapter, in llama.cpp, on a GGUF file of its base (recipe=export model.model_name_or_path=BASE quant=none "
+        "export=gguf_f16 writes that):"
+    )
+    for name in (name for name in said if name in artifacts):
+        commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
+        blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
+        if name == "gguf_f16":
+            blocks += k_quants(next((folder.path / artifacts[name]).glob("*.gguf")))
+    if blocks and (lines := _with_gemma_tune(folder)):
+        blocks += [
+            Text("Chat with it, serve it, or evaluate it on the same rows or others:"),
+            Code("\n".join(lines), "bash"),
+        ]
+    return blocks
+
+
+def _with_gemma_tune(folder: RunFolder) -> list[str]:
+    """Our own commands that take what the run has left: its folder, or of int4 files alone each file."""
+    artifacts = folder.result.artifacts
+    on_grid = any((folder.path / part / PLAN).is_file() for part in ("", ON_GRID))  # the adapter alone isn't the model
+    whole = "merged" in artifacts or ("adapter" in artifacts and not on_grid)
+    taken: dict[str, tuple[str, ...]] = {str(folder.path): ("chat", "serve", "evaluate")} if whole else {}
+    for name, place in artifacts.items() if not whole else ():
+        if name.startswith("gguf") and name != "gguf_lora":
+            taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
+        elif name == "w4a16":
+            taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
+    return [
+        f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"
+        for place, recipes in taken.items()
+        for recipe in recipes
+    ]
