@@ -140,7 +140,7 @@ def test_what_is_not_the_trained_model_fails_by_name(
     one = changed(
         run / "export" / "merged",
         tmp_path / "one",
-        lambda n, t: 1.5 * t if n.endswith("layers.2.mlp.down_proj.weight") else t,
+        lambda n, t: t.flip(0) if n.endswith("layers.2.mlp.down_proj.weight") else t,
     )
     found = line("merged", one)
     assert found.verdict == FAIL and "other weights" in found.problem, found
