@@ -44,6 +44,12 @@ def check_hardware(cfg: Config) -> None:
         )
     if cfg.train.optim.endswith("_fused") and not on_gpu and cfg.train.optim != "adamw_torch_fused":
         problems.append(f"train.optim={cfg.train.optim} needs a GPU; use adamw_torch.")
+    if cfg.train.use_vllm and not on_gpu:
+        problems.append(
+            "train.use_vllm=true: after each update the weights go to vLLM by NCCL, which needs a CUDA device on both "
+            "sides (vLLM's weight transfer, used by TRL), and this run is on the CPU; leave it out, and Transformers "
+            "writes the completions. A vLLM for CPUs checks and serves what is trained: engine.vllm."
+        )
     if problems:
         raise UserError(*problems)
 

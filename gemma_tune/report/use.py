@@ -8,12 +8,14 @@ from pathlib import Path
 
 from gemma_tune.engines.vllm_server import lora_words, unservable
 from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import read_adapter_config
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ON_GRID, PLAN
+from gemma_tune.untrusted import read_object
 
 # Files of a model in no quantization format.
 _WIDE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "8 bit"}
@@ -145,6 +147,31 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Code("\n".join(lines), "bash"),
         ]
     return blocks
+
+
+def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
+    """What each is for and the command, to go on with what a training has left; nothing for a run without weights."""
+    ours = {line.split("recipe=")[1].split()[0]: line for line in _with_gemma_tune(folder)}
+    found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
+    artifacts = folder.result.artifacts
+    names = ["merged"] if "merged" in artifacts else ["adapter"]
+    names += [name for name in artifacts if name.startswith("gguf")]
+    served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
+    found += served
+    if "merged" in artifacts and not any(engine == "llama.cpp" for engine, _ in served) and _has_gguf(folder):
+        model = shlex.quote(f"model.model_name_or_path={folder.path}")
+        found.append(("Ollama, llama.cpp", f"python -m gemma_tune recipe=export export=gguf_f16 {model}"))
+    return found
+
+
+def _has_gguf(folder: RunFolder) -> bool:
+    """Whether a GGUF file can be written of the merged weights of a run."""
+    config = folder.path / "export" / "merged" / "config.json"
+    try:
+        kind = read_object(config).get("model_type")
+    except (OSError, ValueError):
+        return False
+    return kind in FAMILIES and FAMILIES[kind].gguf is not None
 
 
 def _with_gemma_tune(folder: RunFolder) -> list[str]:

@@ -19,6 +19,7 @@ from gemma_tune.processes import is_main_process
 from gemma_tune.report.answers import sample_rows
 from gemma_tune.report.exported import say_exported
 from gemma_tune.report.figures import Change, changes, headline, moved_line
+from gemma_tune.report.use import next_commands
 from gemma_tune.run.folder import RunFolder
 
 _SHOWN = 3  # answers
@@ -38,7 +39,7 @@ def say(*lines: str) -> None:
 
 
 def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, notes: Sequence[str]) -> None:
-    """Prints the figures and a few answers before and after, what failed, and where the files are.
+    """Prints the figures and a few answers before and after, what failed, where the files are, and how to go on.
 
     Args:
         folder: The run folder, with its result.
@@ -64,6 +65,11 @@ def say_end(folder: RunFolder, before: Evaluation, after: Evaluation, notes: Seq
         console.print(f"  {name:8} {folder.path / path}", markup=False, soft_wrap=True)
     for note in notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
+    if commands := next_commands(folder):
+        console.print("Next:")
+    for what, command in commands:
+        console.print(f"  {what}:", markup=False)
+        console.print(f"    {command}", markup=False, soft_wrap=True)
 
 
 def say_files(folder: Path, metrics: Mapping[str, Any]) -> None:

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from short_runs import losses, short_run
 from transformers import AutoModelForCausalLM
 
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
+from gemma_tune.models.hardware import check_hardware
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
@@ -165,6 +167,15 @@ def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_p
     with pytest.raises(UserError, match=message):
         short_run("lora_sft", tmp_path / "run", word)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU refuses")
+def test_weights_go_to_vllm_by_nccl() -> None:
+    """Said before anything is trained, whether vLLM is installed or not."""
+    cfg = compose_config("grpo", ["model=tiny"])
+    cfg.train.use_vllm = True
+    with pytest.raises(UserError, match=r"train\.use_vllm=true: .* NCCL, which needs a CUDA device"):
+        check_hardware(cfg)
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

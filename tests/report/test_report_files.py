@@ -31,7 +31,7 @@ from gemma_tune.page.terminal import print_figures
 from gemma_tune.report import PAGE_MARK, write_report
 from gemma_tune.report.artifacts import artifact_size, bytes_text, total_size
 from gemma_tune.report.sections import ReportInputs, sections
-from gemma_tune.report.use import how_to_use
+from gemma_tune.report.use import how_to_use, next_commands
 from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.terminal import _answers, say_end
@@ -417,3 +417,25 @@ def test_figures_lose_no_digit_in_80_columns() -> None:
     assert sorted(re.findall(r"\d", said)) == sorted(
         re.findall(r"\d", "100.0 80.6 100.0 0 15.4 15.4 1 3.51 5.49 3,382")
     )
+
+
+def test_how_to_go_on(tmp_path: Path) -> None:
+    """From an installed package to a served model: one command behind the run, or two for a file that isn't written."""
+    run = reported(tmp_path)
+    named = dict(next_commands(run))
+    assert list(named) == ["chat", "API", "vLLM", "Transformers"]
+    assert all(shlex.split(command) for command in named.values())
+    config = run.path / "export" / "merged" / "config.json"
+    config.write_text(json.dumps({"model_type": "gemma3_text"}), encoding="utf-8")
+    assert "export=gguf_f16" in dict(next_commands(run))["Ollama, llama.cpp"]
+    gguf = run.path / "export" / "gguf_f16"
+    gguf.mkdir()
+    (gguf / "m-f16.gguf").write_bytes(b"")
+    run.result.artifacts["gguf_f16"] = "export/gguf_f16"
+    assert dict(next_commands(run))["llama.cpp"].startswith("llama-server --jinja -m ")
+    assert "Ollama, llama.cpp" not in dict(next_commands(run))
+    del run.result.artifacts["merged"]
+    served = dict(next_commands(run))["vLLM"]
+    assert "--lora-modules" in served and "--max-lora-rank 8" in served
+    run.result.artifacts.clear()
+    assert next_commands(run) == []
