@@ -30,6 +30,8 @@ def run(cfg: Config) -> RunResult:
         return RunResult(cfg.recipe, status="dry_run")
 
     # The engine's own server, in a process that ends with this one
+    for note in filter(None, (served.note, served.source and served.source.remark)):
+        print(note, file=sys.stderr)
     print(f"Loading {served.weights} …", file=sys.stderr, flush=True)
     with started(served, cfg) as server:
         address = client_address(server.url)

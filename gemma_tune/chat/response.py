@@ -53,5 +53,17 @@ def response_template(form: ChatForm) -> dict[str, Any] | None:
             anchors = ["<start_of_turn>model\n", "<end_function_response>"]
     fields["tool_calls"] |= {"repeats": True, "transform": _CALL}
     if "<|channel>" in form.answer_tokens:
-        fields["reasoning_content"] = {"open": "<|channel>thought\n", "close": "<channel|>", "content": "text"}
+        # vLLM takes this name alone, Transformers this one, too
+        fields["thinking"] = {"open": "<|channel>thought\n", "close": "<channel|>", "content": "text"}
     return {"version": 1, "defaults": {"role": "assistant"}, "start_anchor": anchors, "fields": fields}
+
+
+def vllm_tool_parser(form: ChatForm) -> str | None:
+    """vLLM's `--tool-call-parser` for a chat format; None where calls stay text.
+
+    `hf` goes by the tokenizer's `response_template`.
+    """
+    if response_template(form) is None:
+        return None
+    native = "functiongemma" if form.name == "functiongemma" else "gemma4"
+    return native if form.calls == "native" else "hf"

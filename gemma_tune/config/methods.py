@@ -230,7 +230,7 @@ METHODS: dict[str, Method] = {
     "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
     "serve": Method(
         "serve", Kind.SERVE, Reads.NOTHING, group="serve", run_folder=False, gguf=True, takes_over=True,
-        beside_group=("model",),
+        beside_group=("model", "engine"),
     ),
     "push": Method(
         "push", Kind.PUSH, Reads.NOTHING, group="push", run_folder=False, beside_group=("model.model_name_or_path",)

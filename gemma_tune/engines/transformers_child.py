@@ -16,8 +16,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.chat import form_of
-from gemma_tune.chat.response import response_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.engines.child_input import end_with_input, options_and_answer
 from gemma_tune.engines.listening import address_of, bound
@@ -41,7 +39,6 @@ def main() -> None:
         model = load_model(model_of, source, tokenizer, packed=True)
     except UserError as error:
         sys.exit(str(error))
-    tokenizer.response_template = response_template(form_of(tokenizer))
     with rows_in_place(model):
         _serve(options["name"], model, tokenizer, listening, answer)
 

@@ -84,6 +84,7 @@ class VllmServer(ServerProcess):
         host: Where it listens.
         port: Its port; None: any that is free.
         key: Its API key; None: one that nobody else knows.
+        is_open: Whether it has no key at all.
         timeout: Seconds for loading the weights, and for one request.
 
     Raises:
@@ -101,16 +102,18 @@ class VllmServer(ServerProcess):
         host: str = "127.0.0.1",
         port: int | None = None,
         key: str | None = None,
+        is_open: bool = False,
         timeout: float = 900.0,
     ) -> None:
-        options, port, key = options or VllmOptions(), port or free_port(host), key or secrets.token_hex(16)
+        options, port = options or VllmOptions(), port or free_port(host)
+        key = None if is_open else key or secrets.token_hex(16)
         # It runs in another folder
         weights, adapter = _absolute(weights), adapter.absolute() if adapter else None
         tokenizer = _absolute(tokenizer) if tokenizer else None
         self.model = name or ("model" if adapter is None else _ADAPTER)
         command = vllm_command(vllm, weights, adapter, tokenizer, self.model, options, host, port)
         environment = {
-            "VLLM_API_KEY": key,  # in the arguments everybody could read it
+            **({"VLLM_API_KEY": key} if key else {}),  # in the arguments everybody could read it
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),

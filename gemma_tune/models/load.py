@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from gemma_tune.chat import UnknownTemplate, form_of
+from gemma_tune.chat import UnknownTemplate, form_of, response_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_template_file
 from gemma_tune.errors import UserError, shortened
@@ -121,6 +121,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
     try:
         tokenizer.chat_template = template_of(tokenizer.chat_template, chat_template, family.form)
         form = form_of(tokenizer)
+        tokenizer.response_template = response_template(form) or getattr(tokenizer, "response_template", None)
     except UnknownTemplate as error:
         named = is_template_file(chat_template)
         raise UserError(f"{f'model.chat_template={chat_template}' if named else said}: {error}") from error

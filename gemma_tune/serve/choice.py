@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
+from gemma_tune.engines.vllm_server import find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source, find_source
@@ -31,6 +32,7 @@ class Served:
         name: The model's id for clients.
         source: Where the weights are; of a GGUF file None.
         gguf: The GGUF file, or None.
+        vllm: The `vllm` command, where that is the engine.
         note: What may not be expected of this choice; "" where there is nothing.
     """
 
@@ -38,6 +40,7 @@ class Served:
     name: str
     source: Source | None = None
     gguf: Path | None = None
+    vllm: Path | None = None
     note: str = ""
 
     @property
@@ -77,7 +80,42 @@ def chosen(cfg: Config) -> Served:
         return _by_llama_cpp(cfg, called, ggufs)
     if source.remark:
         print(source.remark, file=sys.stderr)
-    return _by_transformers(cfg, called, source, ggufs)
+    vllm = find_vllm(cfg.engine, look=True) if asked != "transformers" else None
+    why = unservable(source) if vllm else None
+    merged = _merged_beside(source)
+    if vllm and merged and asked != "transformers":
+        note = "vLLM serves the run's merged weights: beside an adapter it would offer the base, too."
+        return Served("vllm", called, merged, vllm=vllm, note=note)
+    if vllm and not why:
+        return Served("vllm", called, source, vllm=vllm, note=_of_adapter(cfg, called, source))
+    if asked == "vllm":
+        raise UserError(
+            f"serve.engine=vllm: {why}"
+            if why
+            else "serve.engine=vllm: there is no vLLM on this machine; "
+            "engine.vllm=path/to/vllm names an installation, and `make setup-vllm` makes one for CPUs."
+        )
+    return replace(_by_transformers(cfg, called, source, ggufs), note=f"vLLM isn't used: {why}" if why else "")
+
+
+def _merged_beside(source: Source) -> Source | None:
+    """The merged weights of the run that an adapter is in, or None."""
+    if source.adapter is None:
+        return None
+    merged = source.adapter.parent / "export" / "merged"
+    return Source(str(merged), None, None, str(merged)) if (merged / "config.json").is_file() else None
+
+
+def _of_adapter(cfg: Config, called: str, source: Source) -> str:
+    if source.adapter is None:
+        return ""
+    base = f"vLLM offers the base, too: ask {called}, the model `base` is not the tuned one."
+    if not cfg.model.load_in_4bit:
+        return base
+    return (
+        f"{base} The adapter was trained on the base in 4 bit, and vLLM puts it on the base in 16 bit: "
+        "recipe=evaluate with engine.vllm measures what that changes; serve.engine=transformers serves it as trained."
+    )
 
 
 def _by_llama_cpp(cfg: Config, called: str, ggufs: list[Path]) -> Served:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Protocol
 
+from gemma_tune.chat import form_of, vllm_tool_parser
 from gemma_tune.config import Config, ServeConfig
 from gemma_tune.engines.child_server import ChildServer, EngineUnavailable
 from gemma_tune.engines.listening import Listening, bound
 from gemma_tune.engines.llama_server import LlamaServer
+from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.serve.choice import Served
@@ -72,7 +75,7 @@ def started(served: Served, cfg: Config) -> Iterator[Server]:
     """
     public = Listening(cfg.serve.host, cfg.serve.port, cfg.serve.api_key, served.name)
     if served.gguf is not None:
-        server: LlamaServer | ChildServer = LlamaServer(
+        server: ChildServer = LlamaServer(
             served.gguf,
             cfg.serve.max_length or _LENGTH,
             slots=1,  # the same request has the same answer, whoever asks at the same time
@@ -81,6 +84,10 @@ def started(served: Served, cfg: Config) -> Iterator[Server]:
             timeout=_LOADING,
             public=public,
         )
+    elif served.vllm is not None:
+        with _vllm(served, cfg, public) as running:
+            yield running
+        return
     else:
         assert served.source
         options = {"model": asdict(cfg.model), "source": asdict(served.source), **asdict(public)}
@@ -92,6 +99,28 @@ def started(served: Served, cfg: Config) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def _vllm(served: Served, cfg: Config, public: Listening) -> Iterator[Server]:
+    """vLLM with the checked tokenizer, whose template finds calls, in place of the one beside the weights."""
+    import torch
+
+    from gemma_tune.models.load import load_tokenizer
+
+    assert served.vllm and served.source
+    tokenizer = load_tokenizer(served.source, cfg.model.chat_template)
+    options = VllmOptions(
+        dtype=cfg.model.dtype or "auto",
+        max_length=cfg.serve.max_length or cfg.engine.max_length,
+        tool_parser=vllm_tool_parser(form_of(tokenizer)),
+        arguments=(*(() if torch.cuda.is_available() else PLAIN), *cfg.engine.vllm_args),
+    )
+    with tempfile.TemporaryDirectory(prefix="gemma-tune-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        source, where = served.source, (public.host, public.port or None, public.key, public.key is None, _LOADING)
+        with VllmServer(served.vllm, source.base, source.adapter, folder, public.name, options, *where) as server:
+            yield server
 
 
 def _threads() -> int:

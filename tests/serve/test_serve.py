@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,10 +16,24 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gemma_tune
+from gemma_tune.chat import form_of
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.errors import UserError
+from gemma_tune.config import DataConfig, EngineConfig, ModelConfig
+from gemma_tune.data.reading import read_tests
+from gemma_tune.engines.json_client import JsonClient
+from gemma_tune.engines.llama_cpp import LlamaCppEngine
+from gemma_tune.engines.served import ServedEngine, same_answer_text
+from gemma_tune.engines.transformers import TransformersEngine
+from gemma_tune.engines.vllm import VllmEngine
+from gemma_tune.engines.vllm_server import find_vllm
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.evals.samples import sample_answers
+from gemma_tune.export.gguf import export
+from gemma_tune.models.load import set_stop_tokens, stop_token_ids
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.serve import choice, words
 from gemma_tune.serve.choice import chosen
@@ -32,11 +47,6 @@ KEY = "a-key-that-nobody-may-see"
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model as a GGUF file, without anything beside it."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install 'gemma_tune[gguf]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from gemma_tune.export.gguf import export
-
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
         AutoTokenizer.from_pretrained(TINY),
@@ -79,10 +89,10 @@ def whole(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
     return message.content or "", calls, answer.choices[0].finish_reason
 
 
-def check_answers(ai: Any, model: str) -> None:
+def check_answers(ai: Any, model: str, rows: int = 3) -> None:
     """Chat with tools, whole and streamed, and a completion."""
     assert [one.id for one in ai.models.list()] == [model]
-    for row in tool_rows(3):
+    for row in tool_rows(rows):
         question = {"messages": row["messages"][:1], "tools": row["tools"]}
         found = whole(asked(ai, model, **question))
         assert streamed(asked(ai, model, stream=True, **question)) == found
@@ -90,13 +100,66 @@ def check_answers(ai: Any, model: str) -> None:
     assert ai.completions.create(model=model, prompt="The cat sat", max_tokens=4, temperature=0).choices[0].text
 
 
-def test_a_gguf_file(gguf: Path) -> None:
+def check_same_rows(url: str, engine: Any, rows: int = 8) -> None:
+    """`recipe=evaluate model.base_url=…` has the answers that `recipe=evaluate` has by the same engine."""
+    served = ServedEngine(ModelConfig(base_url=words.client_address(url)), engine.tokenizer)
+    records = read_tests(DataConfig(test_files={"test": str(ASSETS / "sample" / "test.jsonl")}))["test"][:rows]
+    by_engine, by_server = (sample_answers(one, records, 32) for one in (engine, served))
+    form = form_of(engine.tokenizer)
+    assert all(same_answer_text(a["answer"], b["answer"], form) for a, b in zip(by_engine, by_server, strict=True))
+    assert [row["stopped"] for row in by_engine] == [row["stopped"] for row in by_server]
+
+
+def test_merged_weights_in_transformers() -> None:
+    """One model alone, whatever a client names, also by the routes that are Transformers' own."""
+    pytest.importorskip("fastapi", reason="needs pip install 'gemma_tune[serving]'")
+    cfg = compose_config("serve", ["serve.engine=transformers", "serve.port=0", "model.dtype=float32"])
+    served = chosen(cfg)
+    assert (served.engine, served.name) == ("transformers", "tiny")
+    with started(served, cfg) as server:
+        ai = client(server.url)
+        check_answers(ai, "tiny", rows=1)
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+        set_stop_tokens(model, tokenizer)
+        check_same_rows(server.url, TransformersEngine(model, tokenizer, batch_size=1), rows=4)
+        import openai
+
+        with pytest.raises(openai.BadRequestError):
+            asked(ai, str(TINY), messages=[{"role": "user", "content": "Hi"}])
+        api = JsonClient(server.url, 60)
+        with contextlib.suppress(RunError):  # its events are no JSON
+            api.post("/load_model", model=str(TINY))
+        assert api.post("/reset") == {"status": "ok"}
+        assert asked(ai, "tiny", messages=[{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.vllm
+def test_merged_weights_in_vllm() -> None:
+    """Its parser finds calls by the tokenizer that it is given."""
+    vllm = find_vllm(EngineConfig(vllm=os.environ.get("GEMMA_TUNE_VLLM")), look=True)
+    if vllm is None:
+        pytest.skip("there is no vLLM: make setup-vllm, or GEMMA_TUNE_VLLM=path/to/vllm")
+    cfg = compose_config("serve", [f"engine.vllm={vllm}", "serve.port=0", "model.dtype=float32"])
+    served = chosen(cfg)
+    assert (served.engine, served.name) == ("vllm", "tiny")
+    with started(served, cfg) as server:
+        check_answers(client(server.url), "tiny")
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        check_same_rows(server.url, VllmEngine(server, tokenizer, stop_token_ids(tokenizer)))
+
+
+def test_a_gguf_file(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a key: nobody asks without it, and it is in no list of processes and nothing printed."""
     cfg = compose_config("serve", [f"model.model_name_or_path='{gguf}'", "serve.port=0", f"serve.api_key={KEY}"])
     served = chosen(cfg)
     assert (served.engine, served.name, served.gguf) == ("llama_cpp", "small-one", gguf)
     with started(served, cfg) as server:
         check_answers(client(server.url, KEY), "small-one")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        with LlamaCppEngine(gguf, tokenizer, stop_token_ids(tokenizer), exact=True) as engine:
+            check_same_rows(server.url, engine)
         import openai
 
         with pytest.raises(openai.AuthenticationError):
