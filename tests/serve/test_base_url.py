@@ -123,6 +123,8 @@ def test_answers_as_the_model_would_have_written_them(api: Api, tokenizer: Any) 
     assert ask(api, tokenizer) == ("Hello", False)
     api.answer = lambda asked: (200, said(None))
     assert ask(api, tokenizer) == ("", True)
+    api.answer = lambda asked: (500, {"error": {"message": "The model produced output that does not match the format"}})
+    assert ask(api, tokenizer) == ("", False)
     # What no model of this format writes is text, and so no right answer
     api.answer = lambda asked: (200, said("", [{"name": "set_light", "arguments": '{"room": '}], "tool_calls"))
     assert ask(api, tokenizer)[0] == '{"name": "set_light", "arguments": "{\\"room\\": "}'
