@@ -23,8 +23,8 @@ _AT_ONCE = 8  # requests
 _SECONDS = 1800.0  # for one answer, behind all others
 # A conversation of one turn, to which an answer is put to be rendered
 _ASKED = {"role": "user", "content": "."}
-# llama.cpp answers a request with tools by this error where the model has written no such call and no plain text: its
-# client has no answer, and the row is wrong
+# llama.cpp's error where a call doesn't fit the tools of the request, or is cut off: its client has no answer, and the
+# row is wrong
 _UNPARSED = "The model produced output that does not match"
 _NO_PROBABILITIES = "a server of this kind gives answers, and no probabilities"
 
