@@ -105,7 +105,8 @@ def continued(plain: Any, adapter: AdapterConfig, folder: Path) -> StoredAdapter
     if lost := sorted({*adapter.trainable_token_indices} - rows):
         problems.append(
             f"adapter.trainable_token_indices (and model.added_tokens): {folder} trains no row {lost[0]} of the "
-            "embedding, and can't get further ones: merge it (recipe=export), and train a new adapter on the result."
+            "embedding, and can't get further ones: merge it (recipe=export quant=none "
+            "export=merged), and train a new adapter on the result."
         )
     if problems:
         raise UserError(*problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,9 @@ class Scorer:
             return [None] * n, dict.fromkeys(range(n), f"took longer than {self._timeout:g} s (reward.timeout)")
         except (Exception, SystemExit) as error:
             message = " ".join(str(error).split())[:300]
-            return [None] * n, dict.fromkeys(range(n), f"{type(error).__name__}: {message}")
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {message} ({at.filename}:{at.lineno})"
+            return [None] * n, dict.fromkeys(range(n), reason)
         if len(given) != n:
             return [None] * n, dict.fromkeys(range(n), f"gave {len(given)} scores for {n} completions")
         values = [_number(value) for value in given]

@@ -49,7 +49,7 @@ def stubborn() -> float:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        (fail, "ZeroDivisionError: division by zero"),
+        (fail, f"ZeroDivisionError: division by zero ({__file__}:"),
         (hang, "took longer than 0.2 s"),
         (stubborn, "took longer than 0.2 s"),
         (lambda: math.nan, "gave 'nan', not a number"),
