@@ -10,7 +10,7 @@ from gemma_tune.models.load import load_base
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
-from gemma_tune.steps.served import check_served
+from gemma_tune.steps.served import check_served_adapter
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
 from gemma_tune.train.kto import check_answers, kto_arguments, kto_trainer
@@ -53,6 +53,6 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.measure("after")
         training.save_adapter()
         training.export()
-        check_served(training)
+        check_served_adapter(training)
         training.finish()
     return folder.result

@@ -17,7 +17,7 @@ from gemma_tune.rl.trainer import rl_trainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import NO_ROWS, Data
-from gemma_tune.steps.served import check_served
+from gemma_tune.steps.served import check_served_adapter
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
 from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
@@ -74,7 +74,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.warn(*monitor.warnings(after))
         training.save_adapter()
         training.export(samples=data.train.rows(16))
-        check_served(training, samples=data.train.rows(16))
+        check_served_adapter(training, samples=data.train.rows(16))
         name = after.headline or "reward"
         training.headline = {"name": name, "before": before.figures.get(name), "after": after.figures.get(name)}
         training.finish(**monitor.figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from gemma_tune.config import Config
+from gemma_tune.engines.listening import http_address
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
@@ -25,7 +26,7 @@ def run(cfg: Config) -> RunResult:
         check_can_be_had(cfg.model)
     if cfg.dry_run:
         print(as_yaml(cfg))
-        at = f"http://{cfg.serve.host}:{cfg.serve.port or '(any free port)'}"
+        at = http_address(cfg.serve.host, cfg.serve.port or "(any free port)")
         print(f"Would be started: {what_is_served(served, at)}. No weight was loaded: dry_run=true.")
         return RunResult(cfg.recipe, status="dry_run")
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from gemma_tune.config import EngineConfig
 from gemma_tune.doctor.findings import Finding, broken, limits, works
+from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import listed
 
 _TESTED = Path(__file__).with_name("constraints.txt")
@@ -80,13 +82,16 @@ def packages() -> Iterator[Finding]:
 
 def engines() -> Iterator[Finding]:
     """Engines that serve what was exported, and that no recipe needs."""
-    for name, package in (("vLLM", "vllm"), ("Ollama", None)):
-        version = _version(package) if package else shutil.which("ollama")
-        if version:
-            yield works(name, version)
+    found = {"vLLM": find_vllm(EngineConfig(), look=True), "Ollama": shutil.which("ollama")}
+    ways = {
+        "vLLM": "install it in an environment of its own (make setup-vllm for a CPU), and name it: engine.vllm=…",
+        "Ollama": "https://ollama.com/download",
+    }
+    for name, place in found.items():
+        if place:
+            yield works(name, str(place))
         else:
-            how = "pip install vllm, in an environment of its own" if package else "https://ollama.com/download"
-            yield limits(name, "not installed; only needed to serve models with it", how)
+            yield limits(name, "not installed; only needed to serve models with it", ways[name])
 
 
 def _wrong(wanted: list[Requirement]) -> Iterator[tuple[str, str, str]]:

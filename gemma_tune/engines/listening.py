@@ -45,4 +45,9 @@ def bound(host: str, port: int) -> socket.socket:
 def address_of(listening: socket.socket) -> str:
     """`http://host:port` of a bound socket."""
     host, port = listening.getsockname()[:2]
+    return http_address(host, port)
+
+
+def http_address(host: str, port: int | str) -> str:
+    """`http://host:port`, an IPv6 address in brackets."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, LlamaCppEngine
 from gemma_tune.engines.served import ServedEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
-from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer, find_vllm, unservable
+from gemma_tune.engines.vllm_server import IN_16_BIT, PLAIN, VllmOptions, VllmServer, find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
@@ -73,11 +74,13 @@ def _vllm_engine(cfg: Config, vllm: Path, source: Source, tokenizer: Any) -> Vll
         raise UserError(f"engine.vllm: {why}")
     options = VllmOptions(
         dtype=cfg.model.dtype or "auto",
-        max_length=cfg.engine.max_length,
+        max_length=cfg.engine.max_length or _longest(cfg),
         most_log_probs=-1 if len(tokenizer) <= WHOLE_VOCABULARY else 20,
         arguments=(*PLAIN, *cfg.engine.vllm_args),
     )
-    server = VllmServer(vllm, source.base, source.adapter, source.tokenizer, options=options)
+    if source.adapter is not None and cfg.model.load_in_4bit:
+        print(IN_16_BIT, file=sys.stderr)
+    server = VllmServer(vllm, source, options=options)
     return VllmEngine(server, tokenizer, stop_token_ids(tokenizer))
 
 

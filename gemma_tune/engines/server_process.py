@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -17,7 +18,9 @@ from gemma_tune.engines.json_client import JsonClient, Refused, Unreachable
 from gemma_tune.engines.llama_server import EngineUnavailable
 from gemma_tune.progress import phase
 
-_LOG_LINES, _POLL = 12, 0.25
+_LOG_LINES, _POLL, _ERRORS = 12, 0.25, 4
+# `RuntimeError: …`, perhaps behind a process' name and a time
+_ERROR = re.compile(r"\b[A-Z]\w*(Error|Exception): \S")
 
 
 class ServerProcess:
@@ -58,6 +61,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             cwd=self._folder.name,
             env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
+            process_group=0,  # Ctrl-C in the terminal ends this process, which ends its child
         )
         self.close = weakref.finalize(self, _end, self._child, self._folder)  # at the interpreter's end, too
         try:
@@ -130,9 +134,16 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             ended = ""
         self.close()
-        lines = [line for line in self.log.splitlines() if line.strip()]
-        log = "".join(f"\n  {line[:300]}" for line in lines[-_LOG_LINES:])
-        return EngineUnavailable(f"{self.name} {what}{ended}.{' It said:' + log if log else ''}")
+        said = "".join(f"\n  {line[:300]}" for line in _causes(self.log.splitlines()))
+        return EngineUnavailable(f"{self.name} {what}{ended}.{' It said:' + said if said else ''}")
+
+
+def _causes(log: list[str]) -> list[str]:
+    """The end of a log, and before it the errors further up: a worker says what is wrong before others fail for it."""
+    lines = [line for line in log if line.strip()]
+    end = lines[-_LOG_LINES:]
+    errors = dict.fromkeys(line for line in lines[:-_LOG_LINES] if _ERROR.search(line))
+    return [*list(errors)[-_ERRORS:], *end]
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -134,5 +134,7 @@ class VllmEngine:
                 while waiting:
                     yield waiting.popleft().result()
                     bar.update()
-            finally:
+            except (KeyboardInterrupt, GeneratorExit):
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.close()  # else the pool would wait for requests that run
+                raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_tune.config import EngineConfig
+from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
 from gemma_tune.models.folders import read_adapter_config
@@ -24,6 +24,10 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _ADAPTER, _BASE = "adapter", "base"
 # Compiled kernels compute the same, and take a minute to make
 PLAIN = ("--enforce-eager",)
+IN_16_BIT = (
+    "The adapter was trained on the base in 4 bit, and vLLM puts it on the base in 16 bit; export/merged holds the "
+    "4-bit weights as numbers."
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,7 @@ class VllmServer(ServerProcess):
 
     Args:
         vllm: The `vllm` command.
-        weights: A folder, or a name on the Hub.
-        adapter: An adapter of those weights; it is what `model` names.
-        tokenizer: Where the tokenizer is, if it isn't beside the weights.
+        source: A folder or a name on the Hub, perhaps with an adapter, and where the tokenizer is.
         name: The model's id for clients; None: `model`, or `adapter`.
         options: See `VllmOptions`.
         host: Where it listens.
@@ -94,9 +96,7 @@ class VllmServer(ServerProcess):
     def __init__(
         self,
         vllm: Path,
-        weights: str,
-        adapter: Path | None = None,
-        tokenizer: str | None = None,
+        source: Source,
         name: str | None = None,
         options: VllmOptions | None = None,
         host: str = "127.0.0.1",
@@ -107,47 +107,55 @@ class VllmServer(ServerProcess):
     ) -> None:
         options, port = options or VllmOptions(), port or free_port(host)
         key = None if is_open else key or secrets.token_hex(16)
-        # It runs in another folder
-        weights, adapter = _absolute(weights), adapter.absolute() if adapter else None
-        tokenizer = _absolute(tokenizer) if tokenizer else None
-        self.model = name or ("model" if adapter is None else _ADAPTER)
-        command = vllm_command(vllm, weights, adapter, tokenizer, self.model, options, host, port)
+        self.model = name or ("model" if source.adapter is None else _ADAPTER)
         environment = {
-            **({"VLLM_API_KEY": key} if key else {}),  # in the arguments everybody could read it
+            "VLLM_API_KEY": key or "",  # in the arguments everybody could read it; an empty one is none
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
             # Of a build for CPUs: GiB for keys and values; by default half of the memory
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2"),
         }
-        if Path(weights).is_dir():
+        if Path(source.base).is_dir():
             environment["HF_HUB_OFFLINE"] = "1"
-        super().__init__(command, environment, f"http://{host}:{port}", "/v1/models", "vLLM", key, timeout)
+        command = vllm_command(vllm, source, self.model, options, host, port)
+        super().__init__(command, environment, http_address(host, port), "/v1/models", "vLLM", key, timeout)
 
 
-def vllm_command(
-    vllm: Path,
-    weights: str,
-    adapter: Path | None,
-    tokenizer: str | None,
-    name: str,
-    options: VllmOptions,
-    host: str,
-    port: int,
-) -> list[str]:
-    """The command line of `vllm serve`; see `VllmServer`."""
-    command = [str(vllm), "serve", weights, "--host", host, "--port", str(port), "--dtype", options.dtype]
-    command += ["--served-model-name", name if adapter is None else _BASE]
+def vllm_command(vllm: Path, source: Source, name: str, options: VllmOptions, host: str, port: int) -> list[str]:
+    """The command line of `vllm serve`; see `VllmServer`. Its paths are absolute: vLLM runs in another folder."""
+    command = [str(vllm), "serve", *_weights(source), "--host", host, "--port", str(port), "--dtype", options.dtype]
+    command += ["--served-model-name", name if source.adapter is None else _BASE]
     command += ["--max-num-seqs", str(options.slots), "--max-logprobs", str(options.most_log_probs)]
     if options.max_length:
         command += ["--max-model-len", str(options.max_length)]
-    if tokenizer is not None and tokenizer != weights:
-        command += ["--tokenizer", tokenizer]
-    if adapter is not None:
-        command += lora_words(name, adapter)
+    if source.adapter is not None:
+        command += lora_words(name, source.adapter.absolute())
     if options.tool_parser:
-        command += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_parser]
+        command += tool_words(options.tool_parser)
     return [*command, *options.arguments]
+
+
+def _weights(source: Source) -> list[str]:
+    """The base with its commit, and the tokenizer where it isn't the base's."""
+    words = [_absolute(source.base)]
+    commit = source.revision if source.revision and not Path(source.base).is_dir() else None
+    words += ["--revision", commit] if commit else []
+    if source.tokenizer != source.base:
+        return [*words, "--tokenizer", _absolute(source.tokenizer)]
+    return [*words, "--tokenizer-revision", commit] if commit else words
+
+
+def serve_words(source: Source, name: str, tool_parser: str | None) -> list[str]:
+    """`vllm serve …` for people: weights, adapter and the form of tool calls."""
+    words = ["vllm", "serve", *_weights(source)] if source.adapter else ["vllm", "serve", source.base]
+    words += lora_words(name, source.adapter) if source.adapter else []
+    return words + (tool_words(tool_parser) if tool_parser else [])
+
+
+def tool_words(parser: str) -> list[str]:
+    """The arguments that make calls of tools from texts."""
+    return ["--enable-auto-tool-choice", "--tool-call-parser", parser]
 
 
 def lora_words(name: str, adapter: Path) -> list[str]:
@@ -167,12 +175,6 @@ def _rank(adapter: Path) -> int:
     if rank is None:
         raise UserError(f"{adapter}: vLLM takes adapters of rank {_RANKS[-1]} at most, and its rank is {max(ranks)}.")
     return rank
-
-
-def version_of(log: str) -> str | None:
-    """vLLM's version, from what it says at its start."""
-    found = re.search(r"version (\d[\w.+]*)", log)
-    return found and found[1]
 
 
 def unservable(source: Source) -> str | None:

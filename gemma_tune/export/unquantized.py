@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export import gguf_lora, merged, verify
 from gemma_tune.export.formats import some_rows
@@ -17,6 +18,7 @@ from gemma_tune.export.int4_check import CheckLine, raise_failed
 from gemma_tune.export.lora_check import LORA, lora_lines
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
+from gemma_tune.export.vllm_check import merged_lines
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import pick_device
@@ -71,6 +73,11 @@ def export_unquantized(
         reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
         _export_merged(cfg, folder, model, tokenizer, source, reference, difference)
     lines = _export_gguf(cfg, folder, model, tokenizer, source, ids, adapter)
+    if "merged" in cfg.export.formats and (vllm := find_vllm(cfg.engine)):
+        with folder.timed("verify"):
+            kl = folder.result.metrics["export"]["export_kl"]
+            lines += merged_lines(cfg, vllm, folder.export("merged"), model, tokenizer, ids, kl)
+        folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
 

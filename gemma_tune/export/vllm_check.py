@@ -1,8 +1,8 @@
 """The lines of the table that vLLM gives: what a run exports, served by vLLM and compared with the trained model.
 
-vLLM computes in the type of the folder, so its probabilities are not those of float32. What rounding explains is
-measured: Transformers computes the same files in float32 and in that type, and vLLM may be a few times as far away from
-the trained model as these two are from each other.
+Two questions. Are the files the trained model? Transformers computes them in float32 and compares. Does vLLM compute
+what is in them? It does so in bfloat16, so what rounding explains is measured: Transformers computes the same files in
+that type, too, and vLLM may be a few times as far away from float32.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from gemma_tune.config import Config, EngineConfig
-from gemma_tune.engines.llama_cpp import EngineUnavailable, TopTokens
+from gemma_tune.engines.llama_cpp import TopTokens
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer, unservable
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine, at_least_ok, figures_of
 from gemma_tune.export.llama_check import BEST, Forward, agreements_with
 from gemma_tune.models.load import load_config, load_model, stop_token_ids
@@ -79,21 +80,20 @@ class Rounding:
         return max(_TIMES * self.kl, _LEAST_KL)
 
 
-def rounding(exact: LogProbs, rounded: LogProbs, dtype: str, weights_kl: float = 0.0) -> Rounding:
+def rounding(exact: LogProbs, rounded: LogProbs, dtype: str) -> Rounding:
     """How far a type moves the probabilities of the same files.
 
     Args:
         exact: What Transformers gives in float32.
         rounded: What it gives in the type.
         dtype: The type.
-        weights_kl: What rounding the trained weights to the files' type had moved already, mean KL.
     """
     (agreement,) = agreements_with(exact, [rounded.top()])
     largest = 0.0
     for wide, narrow in zip(exact.log_probs, rounded.log_probs, strict=True):
         best = wide.topk(2)
         largest = max(largest, (narrow.gather(-1, best.indices) - best.values).abs().max().item())
-    return Rounding(max(agreement.mean_kl, weights_kl), max(_MARGIN_TIMES * largest, _LEAST_MARGIN), dtype)
+    return Rounding(agreement.mean_kl, max(_MARGIN_TIMES * largest, _LEAST_MARGIN), dtype)
 
 
 def vllm_lines(
@@ -114,9 +114,43 @@ def vllm_lines(
         reference: The trained model on some rows.
         tokenizer: Its tokenizer.
         base: The model that was tuned, on the same rows: an engine that leaves the adapter out gives its answers.
-        weights_kl: See `rounding`.
+        weights_kl: How far rounding the trained weights to the files' type has moved them, mean KL.
     """
     return [_line(cfg, vllm, name, place, reference, tokenizer, base, weights_kl) for name, place in places.items()]
+
+
+def merged_lines(
+    cfg: Config,
+    vllm: Path,
+    place: Path,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    weights_kl: float,
+) -> list[CheckLine]:
+    """The line of export/merged: of an adapter's model the base is told from it, too.
+
+    Args:
+        cfg: `model` and `engine`.
+        vllm: The `vllm` command.
+        place: The merged folder.
+        model: The trained model, or a PeftModel around it.
+        tokenizer: Its tokenizer.
+        rows: Token ids.
+        weights_kl: See `vllm_lines`.
+    """
+    trained = LogProbs.of(model, tokenizer, rows, "reference")
+    return vllm_lines(
+        cfg, vllm, {"merged": str(place)}, trained, tokenizer, base_of(model, tokenizer, rows), weights_kl
+    )
+
+
+def base_of(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> LogProbs | None:
+    """What a model with an adapter gives without it; None where every weight was trained."""
+    if not isinstance(model, PeftModel):
+        return None
+    with model.disable_adapter():
+        return LogProbs.of(model, tokenizer, rows, "base")
 
 
 def _line(
@@ -142,11 +176,16 @@ def _line(
         if why := unservable(source):
             return CheckLine(what, "served by vLLM", "not run", UNVERIFIED, why)
         dtype = _dtype(source)
-        explained = rounding(computed("float32"), computed(dtype), dtype, weights_kl)
+        files = computed("float32")
+        explained = rounding(files, computed(dtype), dtype)
+        (stored,) = agreements_with(reference, [files.top()])
+        if stored.mean_kl > max(explained.most_kl, _TIMES * weights_kl):
+            must = f"the trained model: KL at most {max(explained.most_kl, _TIMES * weights_kl):.2g}"
+            return CheckLine(what, must, f"its files: {figures_of(stored)}", FAIL, _OTHER)
         found = served_top(vllm, cfg.engine, source, tokenizer, reference.rows, dtype)
-    except (EngineUnavailable, UserError) as error:
-        return CheckLine(what, "served by vLLM", "not run", UNVERIFIED, str(error))
-    return judged(what, found, reference, explained, base)
+        return judged(what, found, files, explained, base)
+    except (RunError, UserError, torch.OutOfMemoryError, MemoryError) as error:
+        return CheckLine(what, "served by vLLM", "not run", UNVERIFIED, str(error) or type(error).__name__)
 
 
 def served_top(
@@ -163,16 +202,24 @@ def served_top(
         most_log_probs=BEST,
         arguments=(*PLAIN, *engine.vllm_args),
     )
-    server = VllmServer(vllm, source.base, source.adapter, source.tokenizer, options=options)
+    server = VllmServer(vllm, source, options=options)
     with VllmEngine(server, tokenizer, stop_token_ids(tokenizer)) as served:
         return list(served.top_log_probs(rows, BEST, "vLLM"))
 
 
 def judged(
-    what: str, found: Sequence[TopTokens], reference: Forward, explained: Rounding, base: LogProbs | None
+    what: str, found: Sequence[TopTokens], tuned: Forward, explained: Rounding, base: LogProbs | None
 ) -> CheckLine:
-    """The line of what an engine has answered: the trained model, its base, or neither."""
-    (trained,) = agreements_with(reference, [found], explained.margin)
+    """The line of what an engine has answered: the trained model, its base, or neither.
+
+    Args:
+        what: The artifact and the engine, for people.
+        found: The engine's best tokens.
+        tuned: What it must have computed: the artifact, in float32.
+        explained: How far rounding moves that.
+        base: The model that was tuned.
+    """
+    (trained,) = agreements_with(tuned, [found], explained.margin)
     must = (
         f"KL at most {explained.most_kl:.2g} (Transformers in {explained.dtype}: {explained.kl:.2g}), the same best "
         f"token beyond margins of {explained.margin:.2g}"
@@ -183,13 +230,13 @@ def judged(
             what, must, figures_of(trained), at_least_ok(trained) if good else FAIL, "" if good else _OTHER
         )
     (like_base,) = agreements_with(base, [found], explained.margin)
-    (apart,) = agreements_with(reference, [base.top()], explained.margin)
+    (apart,) = agreements_with(tuned, [base.top()], explained.margin)
     line = CheckLine(what, must, f"{figures_of(trained)}; from the base KL {like_base.mean_kl:.2g}", OK)
-    if not good:
-        the_base = like_base.mean_kl <= explained.most_kl
-        return replace(line, verdict=FAIL, problem=_BASE if the_base else _OTHER)
-    if apart.mean_kl <= explained.most_kl and not apart.apart:
+    if good and apart.mean_kl <= explained.most_kl and not apart.apart:
         return replace(line, verdict=WARN, problem=_ALIKE)
+    if not good or like_base.mean_kl <= trained.mean_kl:
+        nearer = like_base.mean_kl <= max(explained.most_kl, trained.mean_kl / _TIMES)
+        return replace(line, verdict=FAIL, problem=_BASE if nearer else _OTHER)
     return replace(line, verdict=at_least_ok(trained))
 
 
@@ -220,6 +267,6 @@ _FOUR_BIT = (
 
 
 def _dtype(source: Source) -> str:
-    """The type that vLLM computes in: that of the folder."""
+    """The type that vLLM computes in: float32 where the folder's is, else bfloat16, in which Gemma was trained."""
     config = load_config(source).get_text_config()
     return "float32" if str(getattr(config, "dtype", None)).removeprefix("torch.") == "float32" else "bfloat16"

@@ -6,7 +6,9 @@ import json
 import shlex
 from pathlib import Path
 
-from gemma_tune.engines.vllm_server import lora_words, unservable
+from gemma_tune.chat import form_of
+from gemma_tune.chat.response import vllm_tool_parser
+from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import read_adapter_config
@@ -74,7 +76,7 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         chat = '[{"role": "user", "content": "Hello!"}]'
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
         return [
-            ("vLLM", f"vllm serve {shlex.quote(str(place))}"),
+            ("vLLM", shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))),
             ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"),
         ]
     return []
@@ -83,13 +85,24 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
 def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
     """vLLM's command for an adapter that it can serve."""
     try:
-        base = str(read_adapter_config(place).get("base_model_name_or_path"))
+        stored = read_adapter_config(place)
+        base, commit = str(stored.get("base_model_name_or_path")), stored.get("revision")
         if unservable(Source(base, None, place, base)):
             return []
     except UserError:  # the report has more to say than that
         return []
-    words = ["vllm", "serve", base, "--tokenizer", str(place), *lora_words("tuned", place)]
-    return [("vLLM", shlex.join(words))]
+    return [("vLLM", shlex.join(serve_words(Source(base, commit, place, str(place)), "tuned", _tool_parser(place))))]
+
+
+def _tool_parser(folder: Path) -> str | None:
+    """vLLM's name of the form in which the model of a folder writes calls of tools; None where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return vllm_tool_parser(form_of(tokenizer)) if tokenizer.chat_template else None
+    except (OSError, ValueError, UserError):  # no tokenizer beside it, or a template of the user's
+        return None
 
 
 def python_code(name: str, folder: str) -> str | None:
@@ -155,7 +168,7 @@ def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
     found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
     artifacts = folder.result.artifacts
     names = ["merged"] if "merged" in artifacts else ["adapter"]
-    names += [name for name in artifacts if name.startswith("gguf")]
+    names += [name for name in artifacts if name.startswith("gguf") or name == "w4a16"]
     served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
     found += served
     if "merged" in artifacts and not any(engine == "llama.cpp" for engine, _ in served) and _has_gguf(folder):

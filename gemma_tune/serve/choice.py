@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
-from gemma_tune.engines.vllm_server import find_vllm, unservable
+from gemma_tune.engines.vllm_server import IN_16_BIT, find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of
 from gemma_tune.run.paths import ON_GRID, TUNED, is_bundled, resolve
+from gemma_tune.validation.serving import is_loopback
 
 _NAMED = 3  # of many files
 # What `transformers serve` needs beside Transformers
@@ -78,11 +78,14 @@ def chosen(cfg: Config) -> Served:
         source = None  # a run that holds a GGUF file and no other weights
     if source is None:
         return _by_llama_cpp(cfg, called, ggufs)
-    if source.remark:
-        print(source.remark, file=sys.stderr)
     vllm = find_vllm(cfg.engine, look=True) if asked != "transformers" else None
     why = unservable(source) if vllm else None
     merged = _merged_beside(source)
+    if vllm and (asked == "vllm" or not why) and not is_loopback(cfg.serve.host):
+        raise UserError(
+            f"serve.host={cfg.serve.host}: vLLM asks for its key under /v1 alone, and answers under /invocations "
+            "without one; serve on 127.0.0.1 behind a proxy, or name a GGUF file, which llama.cpp serves."
+        )
     if vllm and merged and asked != "transformers":
         note = "vLLM serves the run's merged weights: beside an adapter it would offer the base, too."
         return Served("vllm", called, merged, vllm=vllm, note=note)
@@ -113,8 +116,8 @@ def _of_adapter(cfg: Config, called: str, source: Source) -> str:
     if not cfg.model.load_in_4bit:
         return base
     return (
-        f"{base} The adapter was trained on the base in 4 bit, and vLLM puts it on the base in 16 bit: "
-        "recipe=evaluate with engine.vllm measures what that changes; serve.engine=transformers serves it as trained."
+        f"{base} {IN_16_BIT} recipe=evaluate with engine.vllm measures what that changes; serve.engine=transformers "
+        "serves it as trained."
     )
 
 

@@ -7,7 +7,7 @@ import errno
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Protocol
 
 from gemma_tune.chat import form_of, vllm_tool_parser
@@ -112,14 +112,17 @@ def _vllm(served: Served, cfg: Config, public: Listening) -> Iterator[Server]:
     tokenizer = load_tokenizer(served.source, cfg.model.chat_template)
     options = VllmOptions(
         dtype=cfg.model.dtype or "auto",
-        max_length=cfg.serve.max_length or cfg.engine.max_length,
+        max_length=cfg.serve.max_length or cfg.engine.max_length or _LENGTH,
         tool_parser=vllm_tool_parser(form_of(tokenizer)),
         arguments=(*(() if torch.cuda.is_available() else PLAIN), *cfg.engine.vllm_args),
     )
     with tempfile.TemporaryDirectory(prefix="gemma-tune-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
-        source, where = served.source, (public.host, public.port or None, public.key, public.key is None, _LOADING)
-        with VllmServer(served.vllm, source.base, source.adapter, folder, public.name, options, *where) as server:
+        source, where = (
+            replace(served.source, tokenizer=folder),
+            (public.host, public.port or None, public.key, public.key is None, _LOADING),
+        )
+        with VllmServer(served.vllm, source, public.name, options, *where) as server:
             yield server
 
 

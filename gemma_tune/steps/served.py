@@ -1,4 +1,4 @@
-"""What a run leaves is asked in vLLM, where `engine.vllm` names one: the adapter and the merged weights."""
+"""The adapter that a training leaves is asked in vLLM, where `engine.vllm` names one."""
 
 from __future__ import annotations
 
@@ -8,63 +8,50 @@ from typing import Any
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export.formats import say_lines, some_rows
 from gemma_tune.export.int4_check import CheckLine, raise_failed
-from gemma_tune.export.vllm_check import LogProbs, four_bit_line, vllm_lines
+from gemma_tune.export.vllm_check import LogProbs, base_of, four_bit_line, vllm_lines
 from gemma_tune.models.load import load_model
 from gemma_tune.models.source import find_source
 from gemma_tune.steps.session import Session
 
-_SERVED = ("adapter", "merged")
 
-
-def check_served(training: Session, samples: Any = None) -> list[CheckLine]:
-    """Loads each artifact into vLLM and compares it with the trained model; nothing without `engine.vllm`.
+def check_served_adapter(training: Session, samples: Any = None) -> list[CheckLine]:
+    """Loads the adapter on its base into vLLM and compares it with the trained model; nothing without `engine.vllm`.
 
     Args:
-        training: The training, its artifacts written.
+        training: The training, its adapter saved.
         samples: Training rows to compare on; None: those of its data.
 
     Returns:
-        The lines, which are printed and stored as `metrics.verify`.
+        The lines, which are printed and stored beside those of the exports.
 
     Raises:
-        ArtifactDiffers: An answer is not the trained model's; the artifacts stay, and the result says so.
+        ArtifactDiffers: An answer is not the trained model's; the adapter stays, and the result says so.
     """
     cfg, folder, tokenizer = training.cfg, training.folder, training.setup.tokenizer
-    places = {
-        name: str(folder.path / folder.result.artifacts[name]) for name in _SERVED if name in folder.result.artifacts
-    }
     vllm = find_vllm(cfg.engine)
-    if vllm is None or not places:
+    if vllm is None or "adapter" not in folder.result.artifacts:
         return []
     rows = some_rows([training.data.held_out, training.data.train if samples is None else samples])
     with folder.timed("verify"):
         trained = LogProbs.of(training.model, tokenizer, rows, "reference")
-        lines = list[CheckLine]()
-        if "merged" in places:  # of QLoRA it has the 4-bit weights as numbers
-            kl = folder.result.metrics["export"]["export_kl"]
-            lines += vllm_lines(cfg, vllm, {"merged": places["merged"]}, trained, tokenizer, weights_kl=kl)
-        if "adapter" in places:
-            served, base = (
-                _on_sixteen_bit(training, rows) if cfg.model.load_in_4bit else (trained, _base(training, rows))
-            )
-            lines += vllm_lines(cfg, vllm, {"adapter": places["adapter"]}, served, tokenizer, base)
-            lines += [four_bit_line(trained, served)] if cfg.model.load_in_4bit else []
+        served, base, lines = trained, base_of(training.model, tokenizer, rows), list[CheckLine]()
+        if cfg.model.load_in_4bit:
+            served, base = _on_sixteen_bit(training, rows)
+            lines.append(four_bit_line(trained, served))
+        lines += vllm_lines(cfg, vllm, {"adapter": str(folder.adapter)}, served, tokenizer, base)
     folder.result.metrics["verify"] = [*folder.result.metrics.get("verify", []), *map(asdict, lines)]
     say_lines(lines)
     raise_failed(lines)
     return lines
 
 
-def _base(training: Session, rows: list[list[int]]) -> LogProbs:
-    with training.model.disable_adapter():
-        return LogProbs.of(training.model, training.setup.tokenizer, rows, "base")
-
-
 def _on_sixteen_bit(training: Session, rows: list[list[int]]) -> list[LogProbs]:
     """The saved adapter on the base that it is served on, and that base alone, both in float32."""
     cfg, tokenizer = training.cfg, training.setup.tokenizer
     name = str(training.folder.adapter)
-    model = replace(cfg.model, model_name_or_path=name, dtype="float32", load_in_4bit=False, added_tokens=[])
+    model = replace(
+        cfg.model, model_name_or_path=name, dtype="float32", load_in_4bit=False, device="cpu", added_tokens=[]
+    )
     source = find_source(model)
     loaded = load_model(model, source, tokenizer)
     served = LogProbs.of(loaded, tokenizer, rows, "adapter on 16 bit")

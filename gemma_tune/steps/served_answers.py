@@ -47,7 +47,14 @@ class ServedAnswers:
         return said
 
     def failure(self) -> str | None:
-        """What is wrong where the base is served in place of the tuned model."""
+        """What is wrong where the base, or another model, is served in place of the tuned one."""
+        other = self.changed - self.changed_as_trained - self.changed_as_before
+        if self.changed_as_before <= self.changed_as_trained and 2 * other > self.changed:
+            return (
+                f"neither the tuned model is served nor its base: of {self.changed} answers that tuning has changed, "
+                f"{other} are of neither. Serve the adapter or export/merged of {self.run} with the chat template that "
+                "it was tuned with, and ask that model's id (model.served_name)."
+            )
         if self.changed_as_before <= self.changed_as_trained:
             return None
         return (

@@ -128,15 +128,16 @@ def test_command(tmp_path: Path) -> None:
     config: dict[str, Any] = {"r": 12, "rank_pattern": {"q_proj": 20}, "base_model_name_or_path": "b"}
     (adapter / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     options = VllmOptions(max_length=99, tool_parser="functiongemma", arguments=["--x"])
-    words = vllm_command(Path("/v"), "base", adapter, str(adapter), "tuned", options, "127.0.0.1", 8000)
+    words = vllm_command(Path("/v"), Source("base", "v1", adapter, str(adapter)), "tuned", options, "::1", 8000)
     assert words[:3] == ["/v", "serve", "base"] and words[-1] == "--x"
     pairs = dict(pairwise(words))
+    assert pairs["--revision"] == "v1" and pairs["--tokenizer"] == str(adapter)
     assert pairs["--served-model-name"] == "base"  # the adapter's name is the adapter's alone
     assert pairs["--lora-modules"] == f"tuned={adapter}" and pairs["--max-lora-rank"] == "32"
     assert pairs["--tool-call-parser"] == "functiongemma" and pairs["--max-model-len"] == "99"
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 1000}), encoding="utf-8")
     with pytest.raises(UserError, match="rank 512 at most, and its rank is 1000"):
-        vllm_command(Path("/v"), "base", adapter, None, "tuned", options, "127.0.0.1", 8000)
+        vllm_command(Path("/v"), Source("base", None, adapter, "base"), "tuned", options, "127.0.0.1", 8000)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import EngineConfig
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
+from gemma_tune.export.llama_check import agreements_with
 from gemma_tune.export.vllm_check import LogProbs, Rounding, four_bit_line, judged, rounding, vllm_lines
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import find_source
@@ -53,6 +54,17 @@ def test_which_model_answers() -> None:
     assert "by less than rounding" in verdict(trained, of=trained)[1]
     assert judged("merged in vLLM", random(6, trained, 0.01).top(), trained, explained, None).verdict == OK
     assert judged("merged in vLLM", base.top(), trained, explained, None).verdict == FAIL
+
+
+def test_nearer_to_the_base_is_the_base() -> None:
+    """Also where training has moved the model about as far as rounding may."""
+    trained = random(0)
+    base = random(1, trained, 0.05)
+    near_base = random(2, base, 0.005)
+    (apart,) = agreements_with(trained, [base.top()])
+    explained = Rounding(kl=0.97 * apart.mean_kl / 4, margin=10.0, dtype="bfloat16")
+    assert judged("x", near_base.top(), trained, explained, base).verdict == FAIL
+    assert judged("x", random(3, trained, 0.005).top(), trained, explained, base).verdict != FAIL
 
 
 def test_a_best_token_beyond_the_margin_fails() -> None:
