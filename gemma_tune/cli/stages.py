@@ -88,7 +88,7 @@ def of_measuring(cfg: Config, name: str, tokenizer: str | None = None) -> Config
         tokenizer: Its tokenizer; None: the one beside the weights.
     """
     device = "auto" if is_gguf(name) else cfg.model.device
-    model = ModelConfig(name, tokenizer, chat_template=cfg.model.chat_template, device=device)
+    model = ModelConfig(name, tokenizer_name_or_path=tokenizer, chat_template=cfg.model.chat_template, device=device)
     if name == cfg.model.model_name_or_path:
         model.revision = cfg.model.revision
     return as_evaluated(replace(cfg, recipe="evaluate", method="evaluate", model=model, adapter=AdapterConfig()))

@@ -77,10 +77,10 @@ def export_all(
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as written:
             if name.startswith("gguf"):
-                types = ONE_TYPE.get(name)
-                weights = decoded_tensors(trained, plan) if types else trained
+                types = ONE_TYPE.get(name, plan)
+                weights = decoded_tensors(trained, plan) if name in ONE_TYPE else trained
                 title = title_of(cfg.model.model_name_or_path)
-                write_gguf(name, title, written, model, tokenizer, weights, types or plan)
+                write_gguf(name, title, written, model, tokenizer, weights, types)
             else:
                 _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"

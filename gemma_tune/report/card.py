@@ -203,16 +203,16 @@ def _word(value: Any, numbers_only: bool) -> str:
 
 def _checks(inputs: ReportInputs, name: str) -> list[Block]:
     """What was compared with the trained model before the file was handed over."""
-    if name == "adapter":
-        return []
     others = [other for other in inputs.folder.result.artifacts if other != name]
     lines = [line for line in inputs.metrics.get("verify", []) if _is_about(line["name"], name, others)]
-    return verified(lines) or export_check(inputs)
+    return verified(lines) or ([] if name == "adapter" else export_check(inputs))
 
 
 def _is_about(line: str, name: str, others: list[str]) -> bool:
     if any(line.startswith((f"{other}:", f"{other} in ")) for other in others):
         return False
+    if name == "adapter" or line.startswith("the adapter"):
+        return name == "adapter" and "adapter" in line
     return name.startswith("gguf") or "llama.cpp" not in line
 
 

@@ -148,7 +148,7 @@ def test_a_signal_ends_the_step(name: str, code: int, tmp_path: Path, capsys: py
     # What could not be measured before is not forgotten
     failures = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["failures"]
     assert [(where[:8], reason) for where, reason in failures.items()] == [
-        ("step 2: ", f"{tmp_path / name.lower()}.py:8: RuntimeError: it was interrupted.")
+        ("step 2: ", f"{name.lower()}.py:8: RuntimeError: it was interrupted.")
     ]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
