@@ -71,6 +71,7 @@ def test_differences_in_several_blocks_are_counted_together(monkeypatch: pytest.
     assert line.problem == f"{name}: 2 of {values.numel():,} weights differ."
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_lines(tmp_path: Path) -> None:
     """From logits in a file; no layer keeps a rounded weight; a folder that can't be loaded is an error."""
     trained = on_grid("q4_0", "q4_0")

@@ -28,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_says_how_to_use_them(run: Path) -> None:
     report = (run / "report.md").read_text(encoding="utf-8")
     file = run / "export" / "gguf_f16" / "tiny-f16.gguf"

@@ -152,6 +152,7 @@ def test_no_key_reaches_a_file(offline_run: Path) -> None:
         assert SECRET.encode() not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_the_sync_line_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     short_run("lora_sft", folder, *OFFLINE, "eval=none", "eval.num_samples=0", "export=none", steps=1)

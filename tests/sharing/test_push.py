@@ -144,6 +144,7 @@ def test_a_dry_run_says_what_would_be_sent(run: Path, capsys: pytest.CaptureFixt
     assert "not sent: export/merged/notes.txt" in said and "Nothing was sent: dry_run=true." in said
 
 
+@pytest.mark.slow
 def test_several_artifacts_have_repositories_of_their_own(finished: Finished) -> None:
     run, _ = finished("qat, lora")
     asked = ["push.artifacts=[merged,gguf,w4a16,adapter]", f"push.base_model={BASE}", "dry_run=true"]
