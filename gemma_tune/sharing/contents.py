@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,13 +166,15 @@ def _repository(repo_id: str, group: Sequence[Artifact], push: PushConfig, secre
     files, notes, cards = dict[str, SentFile](), list[str](), list[str]()
     for artifact in group:
         own, said = _files(artifact, push)
+        text = _card(artifact, push)
         for file in own:
             name = file.name
-            if name in files:  # two GGUF files, each with a Modelfile
+            if name in files:  # two GGUF files, each with a Modelfile, which its part of the card names
                 name = f"{artifact.name}.{name}"
+                text = re.sub(rf"(?<![\w.]){re.escape(file.name)}\b", name, text)
             files[name] = replace(file, name=name)
         notes += said
-        cards.append(_card(artifact, push))
+        cards.append(text)
     card = combined(cards)
     files[CARD] = SentFile(CARD, card.encode())
     check_private(((file.name, file.content) for file in files.values()), secrets)

@@ -16,6 +16,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.nested import leaves
 from gemma_tune.run.existing import stored_config
 from gemma_tune.run.paths import looks_local
+from gemma_tune.sharing.card import CARD
 from gemma_tune.sharing.lineage import hub_name
 from gemma_tune.untrusted import read_object
 
@@ -84,7 +85,8 @@ def _problems(name: str, content: Path | bytes, secrets: Secrets) -> Iterator[st
     deep = 3 if name.endswith(".gguf") else 2  # its tokenizer has words such as /usr/local
     found = [path for path in secrets.paths if path.count("/") >= deep and any(f in content for f in _forms(path))]
     if found:
-        yield f"{name}: it holds a path of this machine ({max(found, key=len)}), so nothing is sent; take it out."
+        way = "take it out" if name == CARD else "repeat the run with overwrite=true: it writes the file anew"
+        yield f"{name}: it holds a path of this machine ({max(found, key=len)}), so nothing is sent; {way}."
 
 
 def _forms(text: str) -> set[bytes]:
@@ -136,9 +138,18 @@ def without_paths(file: Path) -> tuple[Path | bytes, list[str]]:
     return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode(), said
 
 
-def _without_paths(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    left_out = [key for key, value in stored.items() if isinstance(value, str) and _is_path(key, value)]
-    return {key: value for key, value in stored.items() if key not in left_out}, left_out
+def _without_paths(stored: dict[str, Any], above: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The settings without paths, at any depth, and the dotted keys of those left out."""
+    kept, left_out = dict[str, Any](), list[str]()
+    for key, value in stored.items():
+        if isinstance(value, str) and _is_path(key, value):
+            left_out.append(f"{above}{key}")
+        elif isinstance(value, dict):
+            kept[key], below = _without_paths(value, f"{above}{key}.")
+            left_out += below
+        else:
+            kept[key] = value
+    return kept, left_out
 
 
 def _is_path(key: str, value: str) -> bool:

@@ -236,6 +236,10 @@ def test_settings_with_paths_are_left_out(tmp_path: Path) -> None:
     content, said = without_paths(file)
     assert isinstance(content, bytes) and json.loads(content) == kept
     assert said == ["config.json is sent without name_or_path, special_tokens_map_file, base: a path of this machine"]
+    file.write_text(json.dumps({"text_config": {"_name_or_path": "/home/ann/m", "layers": 3}}), encoding="utf-8")
+    content, said = without_paths(file)
+    assert isinstance(content, bytes) and json.loads(content) == {"text_config": {"layers": 3}}
+    assert "text_config._name_or_path" in said[0]
 
 
 def test_keys_and_paths_are_found_in_weights_too() -> None:
