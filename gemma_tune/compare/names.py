@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gemma_tune.config.renamed import translated
 from gemma_tune.nested import leaves
 from gemma_tune.run.identity import without_operational
+from gemma_tune.run.paths import without_tilde
 
 SEED = "seed"
 # Names say all that differs up to so many keys; of more, only those that tell the runs apart.
@@ -111,7 +111,7 @@ def number(value: float) -> str:
 
 def path_tails(paths: Sequence[str]) -> list[str]:
     """The last parts of paths that tell them apart, as few as do."""
-    return _tails([Path(path).expanduser().parts for path in paths], "/")
+    return _tails([without_tilde(path).parts for path in paths], "/")
 
 
 def _tails(parts: Sequence[tuple[str, ...]], between: str) -> list[str]:

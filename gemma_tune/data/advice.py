@@ -78,7 +78,7 @@ def advice(row: Row, data: DataConfig, rows: Sequence[Mapping[str, Any]] = ()) -
 
 def _candidates(fields: Mapping[str, Any], data: DataConfig) -> Iterator[tuple[str, Settings]]:
     """Settings that may read a row, the likeliest first, each with what it is for."""
-    chats = [name for name, value in _with_inner(fields) if _is_chat(value)]
+    chats = [name for name, value in _with_inner(fields) if name and _is_chat(value)]  # no key can name ""
     for name in chats:
         yield f"For the conversation in {name}", {"format": "messages", "messages_column": name}
     system = next((name for name in _as_written(fields, SYSTEM) if fields.get(name)), None)

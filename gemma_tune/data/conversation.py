@@ -277,4 +277,9 @@ def _is_call(value: Any) -> bool:
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    return value.get("role") in KNOWN and bool(value.keys() & {"content", "value", "parts", "tool_calls", "text"})
+    role = value.get("role")  # of any type: a list can't be looked up
+    return (
+        isinstance(role, str)
+        and role in KNOWN
+        and bool(value.keys() & {"content", "value", "parts", "tool_calls", "text"})
+    )

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from gemma_tune.errors import UserError
+from gemma_tune.run.paths import without_tilde
 
 _LOCK = ".in-use"
 
@@ -29,7 +30,7 @@ def scratch_folder() -> ScratchFolder:
     have left in the cache is deleted.
     """
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets")).expanduser()
+    cache = without_tilde(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob("gemma_tune-*"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.renamed import as_before
-from gemma_tune.run.paths import RUNS
+from gemma_tune.run.paths import RUNS, without_tilde
 
 # Keys that say how a run is carried out, not what it computes, and those of recipes that keep no run folder:
 # they don't change its folder.
@@ -70,7 +70,7 @@ def folder_of(cfg: Config) -> Path:
     A run that an earlier version has left there, with earlier names of keys in its configuration, keeps its folder.
     """
     if cfg.output_dir:
-        return Path(cfg.output_dir).expanduser()
+        return without_tilde(cfg.output_dir)
     trees = identity(cfg), as_before(identity(cfg))
     digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
     now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)

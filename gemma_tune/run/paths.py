@@ -66,7 +66,15 @@ def resolve(path: str) -> Path:
     """
     if path.startswith("assets://"):
         return ASSETS / path.removeprefix("assets://")
-    return Path(path).expanduser()
+    return without_tilde(path)
+
+
+def without_tilde(path: str | Path) -> Path:
+    """A path with the home folder in place of a leading `~`; as it is written where nobody has that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def existing_folder(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.errors import UserError
 from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, state_of, step_of
+from gemma_tune.run.paths import without_tilde
 from gemma_tune.run.result import RunResult
 
 AUTO, LATEST, NEVER = "auto", "latest", "never"
@@ -81,7 +82,7 @@ def find_checkpoint(train: TrainConfig, folder: Path, period: int = 1) -> Resume
         UserError: The checkpoint that is named can't be used, or `latest` finds none.
     """
     if names_a_folder(train):
-        path = Path(train.resume_from_checkpoint).expanduser()
+        path = without_tilde(train.resume_from_checkpoint)
         if path.resolve().parent != folder.resolve():
             raise UserError(
                 f"{_KEY}={train.resume_from_checkpoint}: a run is resumed in its own folder; set output_dir to the one "

@@ -11,7 +11,7 @@ from pathlib import Path
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.path_keys import NamedPath, read_paths
-from gemma_tune.run.paths import RUNS, looks_local, resolve, runs_in
+from gemma_tune.run.paths import RUNS, looks_local, resolve, runs_in, without_tilde
 from gemma_tune.validation.suggest import did_you_mean, missing_path
 
 _NAMED = 3  # of many runs
@@ -62,7 +62,7 @@ def _encodes_text(name: str) -> bool:
 
 def output_dir_problems(cfg: Config) -> Iterator[str]:
     """Whether the run folder may be written."""
-    folder = Path(cfg.output_dir or RUNS).expanduser().absolute()
+    folder = without_tilde(cfg.output_dir or RUNS).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises without the right
     if not cfg.dry_run and os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):
         yield f"output_dir={cfg.output_dir or RUNS}: you have no right to write in {there}; name another folder."

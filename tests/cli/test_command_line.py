@@ -34,6 +34,7 @@ MISTAKES = {
     "typo in a group": (["adaptor=lora"], ["`adaptor`", "Did you mean adapter?"]),
     "typo in a recipe": (["recipe=qlora_sftt"], ["no recipe `qlora_sftt`", "Did you mean qlora_sft?", "full_sft"]),
     "typo in an option": (["adapter=loora"], ["no adapter `loora`", "Did you mean lora?", "dora, loftq"]),
+    "a home that nobody has": (["recipe=~nobody_of_this_name"], ["no recipe `~nobody_of_this_name`"]),
     "a group's package": (["adapter@model=lora"], ["a group has one place only"]),
     # values
     "text for a number": (["train.learning_rate=abc"], ["train.learning_rate must be a number (or null), not 'abc'"]),

@@ -151,3 +151,18 @@ def test_a_chat_log(tmp_path: Path) -> None:
     file = write(tmp_path / "people.jsonl", {"sender": "ann", "text": "Why?"})
     message = refusal(DataConfig(train_file=file))
     assert "data.conversation_column names" in message and "data.assistant_senders=[…]" in message
+
+
+def test_a_field_without_a_name_is_not_advised(tmp_path: Path) -> None:
+    """No key can name it."""
+    file = write(tmp_path / "rows.jsonl", {"answer": "4", "": [{"role": "user", "content": "2+2?"}]})
+    said = refusal(DataConfig(format="auto", train_file=file))
+    assert "prompt_column= " not in said and "data.messages_column= " not in said and "data=" in said
+
+
+def test_a_role_that_is_no_text(tmp_path: Path) -> None:
+    """It can't be looked up among the known roles."""
+    row = {"prompt": [{"content": "2+2?", "role": [None]}], "answer": "4"}
+    file = write(tmp_path / "rows.jsonl", row)
+    data = DataConfig(format="columns", train_file=file, prompt_column="prompt", completion_column="answer")
+    assert "rows.jsonl:1" in refusal(data)
