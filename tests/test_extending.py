@@ -107,6 +107,7 @@ def test_a_loss_that_is_none(returned: str, said: str, folder: Path) -> None:
         short_run("lora_sft", folder / "made", "train.loss=mine.py:loss", "eval.evaluators=[]", "eval.num_samples=0")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_loss_that_it_began_with(folder: Path) -> None:
     """Also where it stands in a file beside the one that is named."""
     file, made = write("plain.py", PLAIN), folder / "made"

@@ -47,6 +47,7 @@ def lengths(tokenizer: Any) -> list[tuple[int, int]]:
     return [(len(p), len(a)) for p, a in zip(*ids, strict=True)]
 
 
+@pytest.mark.slow
 def test_counts_equal_those_made_by_hand(rows: TokenizedRows, lengths: list[tuple[int, int]]) -> None:
     used = [(p, a) for p, a in lengths if p < MAX_LENGTH]
     newline = 1  # after the stop token: a token of the row that isn't trained

@@ -42,6 +42,7 @@ def test_a_step_is_measured_as_it_is_before_and_after(tmp_path: Path) -> None:
     assert str(tmp_path / "mine.py") in inputs
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_outlives_the_training(tmp_path: Path) -> None:
     words = [f"eval.during_training=[{own(tmp_path, STOPS)}]", "train.eval_steps=1", "export=none"]
     with pytest.raises(KeyboardInterrupt):

@@ -82,6 +82,7 @@ def test_adapters_that_cannot_be_trained_on(quick: list[str], tmp_path: Path) ->
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_says_another_thing_is_refused(quick: list[str], tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "one", "adapter.target_modules=[q_proj,v_proj]", *quick, steps=1)
     words = [
@@ -94,6 +95,7 @@ def test_an_adapter_that_says_another_thing_is_refused(quick: list[str], tmp_pat
     assert "adapter.target_modules=['q_proj'], but" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None:
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}
@@ -142,6 +144,7 @@ def test_target_modules(quick: list[str], tmp_path: Path) -> None:
         pytest.param(["model.attn_implementation=eager"], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_options_of_one_gpu_that_a_cpu_has(words: list[str], quick: list[str], tmp_path: Path) -> None:
     short_run("qlora_sft", tmp_path / "run", *quick, *words)
     assert len(losses(tmp_path / "run")) == 3

@@ -439,6 +439,7 @@ def test_all_mistakes_at_once(files: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.slow
 def test_in_a_terminal(folder: Path) -> None:
     """The whole command behind a pseudo-terminal: two turns, a command, Ctrl-D."""
     import pty

@@ -58,6 +58,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_and_a_model(measured: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = compare(tmp_path / "run", measured, other)
     assert set(result.metrics) == {"held_out_loss", "test_exact_match", "new_phrasings_exact_match"}

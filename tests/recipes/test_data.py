@@ -62,6 +62,7 @@ def test_bad_rows_of_a_stream_are_listed(tmp_path: Path) -> None:
     assert "not read whole" in manifest["inputs"][file]
 
 
+@pytest.mark.slow
 def test_a_bad_row_met_while_training_leaves_the_run(tmp_path: Path) -> None:
     """What was trained so far is worth more than an empty folder."""
     file = rows_of(tmp_path / "rows.jsonl", 220, "Row", 210)

@@ -111,6 +111,7 @@ def test_losses_in_batches_and_one_by_one() -> None:
     assert one == pytest.approx(many, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_divergence_from_another_model(trained: Path, tmp_path: Path) -> None:
     """Against torch's own KL, over the tokens that the loss counts; from itself it is nothing."""
     words = ["eval.evaluators=[kl]", "eval.num_samples=0"]

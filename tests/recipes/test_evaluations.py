@@ -143,6 +143,7 @@ def test_the_best_step_is_what_is_left(
     assert checkpoints == (["step-4", "step-6"] if recipe == "full_sft" else ["step-2", "step-4"])
 
 
+@pytest.mark.slow
 def test_less_is_better_by_the_name(quick: list[str], tmp_path: Path) -> None:
     """The best by the held-out loss is measured again at the end, on the same rows."""
     words = [

@@ -170,6 +170,7 @@ for recipe in recipes:
 @pytest.mark.parametrize(
     "recipes", [["lora_sft"], pytest.param(["dpo", "reward_model", "grpo", "qat"], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_what_comes_from_the_hub_is_named_with_its_commit(recipes: list[str], tmp_path: Path) -> None:
     """The base's commit and the data set's revision, whatever the recipe."""
     commit = "0123456789abcdef0123456789abcdef01234567"

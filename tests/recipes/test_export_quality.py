@@ -206,6 +206,7 @@ def test_which_evaluator() -> None:
         compose_config("lora_sft", ["export.quality_samples=3"])
 
 
+@pytest.mark.slow
 def test_a_model_without_rows(tmp_path: Path) -> None:
     """A checkpoint of the user's: exported and checked on a text of ours; quality is not measured, and that is said."""
     pytest.importorskip("xllamacpp")

@@ -277,6 +277,7 @@ def test_layers_that_are_not_there_are_refused_in_the_dry_run(tmp_path: Path) ->
         assert len(caught.value.problems) == 1 and "\n" not in str(caught.value), words
 
 
+@pytest.mark.slow
 def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
     """Trained, merged and checked; what names no layer is refused before the weights are loaded."""
     words = [

@@ -35,6 +35,7 @@ def count_by_hand() -> dict[str, int]:
 @pytest.mark.parametrize(
     "recipe", ["lora_sft", *(pytest.param(n, marks=pytest.mark.slow) for n in ("full_sft", "qlora_sft"))]
 )
+@pytest.mark.slow
 def test_loss_falls_and_counts_agree(recipe: str, tmp_path: Path) -> None:
     words = ["data=columns", f"data.train_file={FILE}", "data.prompt_column=question", "data.completion_column=answer",
              f"data.max_train_samples={ROWS}", f"train.max_length={LENGTH}", "export=none", "eval=none",

@@ -326,6 +326,7 @@ def test_rows_kept_are_enough() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.slow
 def test_in_a_terminal(folder: Path) -> None:
     """The whole command behind a pseudo-terminal, key by key."""
     import pty

@@ -224,6 +224,7 @@ def test_a_function_that_cannot_be_called(words: list[str], tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tasks_without_end(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
     words = [

@@ -193,6 +193,7 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-3", "step-4"]
 
 
+@pytest.mark.slow
 def test_evaluations_while_training(tmp_path: Path) -> None:
     """The same quantity as before and after: at the last step the figures are equal."""
     result = short_run("lora_sft", tmp_path / "run", "train.eval_steps=2", "export=none", steps=4)
@@ -267,6 +268,7 @@ def test_packed_rows_with_a_mask_are_an_error() -> None:
     assert unpad_rows({"input_ids": ids, "position_ids": positions}, "input_ids") == [[2, 5, 6], [2, 7]]
 
 
+@pytest.mark.slow
 def test_only_warm_up_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short_run("lora_sft", tmp_path / "run", "export=none", "eval=none", "eval.num_samples=0", steps=1)
     assert "nothing was trained: set train.warmup_steps=0" in capsys.readouterr().err
@@ -280,6 +282,7 @@ def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_python_entry(tmp_path: Path) -> None:
     """`gemma_tune.run` with nothing but a recipe and overrides; extra options reach TRL's own dataclass."""
     words = [f"output_dir={tmp_path / 'run'}", "train.max_steps=1", "tracker=none", "eval=none", "export=none"]

@@ -48,6 +48,7 @@ def interrupted(
     return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
+@pytest.mark.slow
 def test_while_training(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     checkpoints = folder / "checkpoints"
@@ -198,6 +199,7 @@ def test_what_an_interrupted_run_has_left(tmp_path: Path) -> None:
     assert "save_steps" not in way_on(compose_config("evaluate"), tmp_path, RunResult("evaluate"), False)
 
 
+@pytest.mark.slow
 def test_the_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 0, and the same command goes on; a limit is no part of what the run is."""
     words = ["recipe=lora_sft", "model=tiny", *WORDS, "train.max_steps=3", f"output_dir={tmp_path / 'run'}"]

@@ -54,6 +54,7 @@ def test_the_teacher_says_that_it_begins(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_each_export_says_what_it_is_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gemma_tune.export.transformers_check import transformers_lines
 

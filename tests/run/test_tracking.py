@@ -116,6 +116,7 @@ def test_every_figure_has_a_name_of_its_own() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_samples_stay_here_unless_asked_for(offline_run: Path, tmp_path: Path) -> None:
     assert not list(offline_run.rglob("*.table.json"))
     short_run("lora_sft", tmp_path / "run", *OFFLINE, "tracker.log_samples=true", "eval.num_samples=2", steps=1)
@@ -160,6 +161,7 @@ def test_the_sync_line_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert Path(line.split("wandb sync ")[1]).samefile(next(folder.glob("wandb/offline-run-*")))
 
 
+@pytest.mark.slow
 def test_without_a_key_auto_is_offline_and_online_is_refused(tmp_path: Path) -> None:
     """In a process of its own: W&B keeps the keys that it has seen for the session.
 

@@ -84,6 +84,7 @@ def test_files_and_card_arrive_whole(hub: HubServer, run: Path) -> None:
     assert stored.branches["main"]["README.md"] == (merged / "README.md").read_bytes(), "as it stands in the run"
 
 
+@pytest.mark.slow
 def test_an_adapter_names_its_base_on_the_hub(hub: HubServer, run: Path) -> None:
     refused = push(hub, run, "push.artifacts=[adapter]", "push.repo_id=me/adapter")
     assert refused.returncode == 2 and "push.base_model=OWNER/NAME" in refused.stderr

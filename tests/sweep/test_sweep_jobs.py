@@ -130,6 +130,7 @@ def test_the_same_command_runs_what_is_missing(runs: Runs) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other(
     runs: Runs, capsys: pytest.CaptureFixture[str], error: Exception, status: int, reason: str
 ) -> None:

@@ -161,6 +161,7 @@ def test_text_that_never_ends(tiny: CheckInputs) -> None:
     assert any(line.startswith("warning: stop token: none is trained, because every text is cut") for line in lines)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_some_layers_is_continued(tmp_path: Path) -> None:
     quick = ["eval=none", "eval.num_samples=0", "export=none"]
     short_run("lora_sft", tmp_path / "first", "adapter.target_modules=[q_proj,v_proj]", *quick, steps=1)
@@ -207,6 +208,7 @@ def test_a_failed_check_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_report_has_the_checks(tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "run", "eval=none", "export=none", steps=1)
     assert r"- ✓ stop token: \<end_of_turn\> trained" in (tmp_path / "run" / "report.md").read_text("utf-8")
