@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_tune.config import EngineConfig
@@ -105,7 +105,7 @@ class VllmServer(ServerProcess):
         is_open: bool = False,
         timeout: float = 900.0,
     ) -> None:
-        options, port = options or VllmOptions(), port or free_port(host)
+        options, port = _within_model(options or VllmOptions(), source), port or free_port(host)
         key = None if is_open else key or secrets.token_hex(16)
         self.model = name or ("model" if source.adapter is None else _ADAPTER)
         environment = {
@@ -120,6 +120,14 @@ class VllmServer(ServerProcess):
             environment["HF_HUB_OFFLINE"] = "1"
         command = vllm_command(vllm, source, self.model, options, host, port)
         super().__init__(command, environment, http_address(host, port), "/v1/models", "vLLM", key, timeout)
+
+
+def _within_model(options: VllmOptions, source: Source) -> VllmOptions:
+    """No more room than the model was made for, which vLLM refuses."""
+    from gemma_tune.models.load import load_config  # imports torch, which finding vLLM doesn't need
+
+    most: int = load_config(source).get_text_config().max_position_embeddings
+    return replace(options, max_length=min(options.max_length or most, most))
 
 
 def vllm_command(vllm: Path, source: Source, name: str, options: VllmOptions, host: str, port: int) -> list[str]:

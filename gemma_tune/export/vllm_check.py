@@ -181,7 +181,9 @@ def _line(
         (stored,) = agreements_with(reference, [files.top()])
         if stored.mean_kl > max(explained.most_kl, _TIMES * weights_kl):
             must = f"the trained model: KL at most {max(explained.most_kl, _TIMES * weights_kl):.2g}"
-            return CheckLine(what, must, f"its files: {figures_of(stored)}", FAIL, _OTHER)
+            untuned = base is not None and agreements_with(base, [files.top()])[0].mean_kl <= explained.most_kl
+            problem = _UNTUNED if untuned else _OTHER
+            return CheckLine(what, must, f"its files: {figures_of(stored)}", FAIL, problem)
         found = served_top(vllm, cfg.engine, source, tokenizer, reference.rows, dtype)
         return judged(what, found, files, explained, base)
     except (RunError, UserError, torch.OutOfMemoryError, MemoryError) as error:
@@ -241,6 +243,7 @@ def judged(
 
 
 _BASE = "The base model answers, and the adapter is not applied: the base is served under the name of what was tuned."
+_UNTUNED = "Its files are the base model, and not what was tuned: the adapter in them changes nothing."
 _OTHER = (
     "Neither the trained model answers nor its base: another adapter, an adapter of another base, or other weights."
 )

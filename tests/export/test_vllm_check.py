@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
+# vLLM that leaves the adapter out, and says nothing of it
+WITHOUT_ADAPTER = """#!{python}
+import os, sys
+words = sys.argv[1:]
+at = words.index("--enable-lora")
+del words[at : at + 5]
+words[words.index("--served-model-name") + 1] = "adapter"
+os.execv({vllm!r}, [{vllm!r}, *words])
+"""
 
 
 def random(seed: int, like: LogProbs | None = None, by: float = 0.0) -> LogProbs:
@@ -125,14 +135,21 @@ def test_what_is_not_the_trained_model_fails_by_name(
     run = tuned[0]
     reference, base, tokenizer = served_by_transformers(run / "adapter")
 
-    def line(name: str, place: Path) -> CheckLine:
+    def line(name: str, place: Path, program: Path = vllm) -> CheckLine:
         cfg = compose_config("evaluate", [f"model.model_name_or_path={place}", "data=sample"])
-        (found,) = vllm_lines(cfg, vllm, {name: str(place)}, reference, tokenizer, base)
+        (found,) = vllm_lines(cfg, program, {name: str(place)}, reference, tokenizer, base)
         return found
+
+    # The files are right, and the base is served under the adapter's name
+    without = tmp_path / "vllm"
+    without.write_text(WITHOUT_ADAPTER.format(vllm=str(vllm), python=sys.executable), encoding="utf-8")
+    without.chmod(0o755)
+    found = line("adapter", run / "adapter", without)
+    assert found.verdict == FAIL and "the base is served under the name" in found.problem, found
 
     untrained = changed(run / "adapter", tmp_path / "untrained", lambda name, t: 0 * t if "lora_B" in name else t)
     found = line("adapter", untrained)
-    assert found.verdict == FAIL and "the base is served under the name" in found.problem, found
+    assert found.verdict == FAIL and "Its files are the base model" in found.problem, found
 
     torch.manual_seed(1)
     wrong = changed(run / "adapter", tmp_path / "wrong", lambda _, t: t + 0.05 * torch.randn_like(t))
