@@ -275,7 +275,7 @@ def test_a_run_goes_on_with_the_steps_that_it_began_with(folder: Path) -> None:
         source.replace("        training.save_adapter()", "        raise RuntimeError('stopped')"), "utf-8"
     )
     words = ("train.save_steps=1", "eval.evaluators=[]")
-    with pytest.raises(RuntimeError, match="stopped"):
+    with pytest.raises(RunError, match="stopped"):
         short_run(str(steps), made, *words, steps=2)
     steps.write_text(source, "utf-8")
     with pytest.raises(UserError, match=r"mine\.py: this file has changed since the run"):
