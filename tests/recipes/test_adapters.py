@@ -32,7 +32,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "adapter"),
     [
-        ("lora_sft", "lora"), ("lora_sft", "pissa"), ("qlora_sft", "dora"), ("qlora_sft", "loftq"),
+        ("lora_sft", "lora"), ("lora_sft", "pissa"), ("qlora_sft", "loftq"),
+        pytest.param("qlora_sft", "dora", marks=pytest.mark.slow),
         pytest.param("lora_sft", "dora", marks=pytest.mark.slow),
         pytest.param("lora_sft", "rslora", marks=pytest.mark.slow),
         pytest.param("lora_sft", "olora", marks=pytest.mark.slow),
@@ -95,7 +96,6 @@ def test_an_adapter_that_says_another_thing_is_refused(quick: list[str], tmp_pat
     assert "adapter.target_modules=['q_proj'], but" in str(caught.value)
 
 
-@pytest.mark.slow
 def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None:
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}

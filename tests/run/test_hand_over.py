@@ -39,6 +39,7 @@ def test_chat_takes_the_merged_weights(copied: Path, capsys: pytest.CaptureFixtu
     assert result.metrics["answers"] == merged.metrics["answers"]
 
 
+@pytest.mark.slow
 def test_evaluate_asks_for_rows_and_takes_others(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"model.model_name_or_path={copied}", "tracker=none", "output_dir=measured"]
     with pytest.raises(UserError, match=r"/nix/data/.*: the rows of runs/mine are no longer there; .* name others"):
