@@ -8,9 +8,7 @@ So a loss costs one small request a token, whatever the size of the vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.engines.in_order import in_order
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError
-from gemma_tune.progress import progress
 
 __all__ = ["EngineUnavailable", "LlamaCppEngine", "TopTokens"]
 
@@ -204,20 +202,7 @@ class LlamaCppEngine:
             finally:
                 free.put(slot)
 
-        waiting: deque[Future[R]] = deque()
-        bar = progress(total=len(items), desc=name, unit=" rows")
-        with bar, ThreadPoolExecutor(self._slots) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(one, item))
-                    if len(waiting) > 2 * self._slots:
-                        yield waiting.popleft().result()
-                        bar.update()
-                while waiting:
-                    yield waiting.popleft().result()
-                    bar.update()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        yield from in_order(items, one, self._slots, name)
 
     def _complete(self, slot: int, asked: dict[str, Any]) -> dict[str, Any]:
         fields = ["tokens", "completion_probabilities"]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.engines.in_order import in_order
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, TopTokens
 from gemma_tune.engines.vllm_server import VllmServer
 from gemma_tune.errors import RunError
-from gemma_tune.progress import progress
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _LOWEST = -104.0  # of float32: what is called minus infinity
 
@@ -61,7 +56,7 @@ class VllmEngine:
             places = [t for t in range(1, len(row.labels)) if row.labels[t] != -100]
             return -sum(max(found[t][row.labels[t]], _LOWEST) for t in places)
 
-        return list(self._each(rows, work, name))
+        return list(in_order(rows, work, self._slots, name))
 
     def log_probs(self, rows: Sequence[Sequence[int]], name: str) -> Iterator[torch.Tensor]:
         """See `Engine`.
@@ -91,7 +86,7 @@ class VllmEngine:
                 torch.tensor([[p for _, p in at] for at in best], dtype=torch.float32).clamp_(min=_LOWEST),
             )
 
-        yield from self._each(rows, work, name)
+        yield from in_order(rows, work, self._slots, name)
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
         """See `Engine`."""
@@ -102,7 +97,7 @@ class VllmEngine:
             end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
             return ids[: end + 1]
 
-        return list(self._each(prompts, work, name))
+        return list(in_order(prompts, work, self._slots, name))
 
     def write(self, prompt: Sequence[int], tokens: int) -> None:
         """Reads a prompt and writes so many tokens, whatever they are."""
@@ -119,22 +114,3 @@ class VllmEngine:
         plain = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "add_special_tokens": False}
         answer: dict[str, Any] = self.server.post("/v1/completions", **greedy, **plain, **asked)["choices"][0]
         return answer
-
-    def _each(self, items: Sequence[T], work: Callable[[T], R], name: str) -> Iterator[R]:
-        """The work on each item, in their order, several at once."""
-        waiting: deque[Future[R]] = deque()
-        bar = progress(total=len(items), desc=name, unit=" rows")
-        with bar, ThreadPoolExecutor(self._slots) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(work, item))
-                    if len(waiting) > 2 * self._slots:
-                        yield waiting.popleft().result()
-                        bar.update()
-                while waiting:
-                    yield waiting.popleft().result()
-                    bar.update()
-            except (KeyboardInterrupt, GeneratorExit):
-                pool.shutdown(wait=False, cancel_futures=True)
-                self.close()  # else the pool would wait for requests that run
-                raise
