@@ -9,6 +9,7 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.engines.json_client import JsonClient, Refused, Unreachable
 from gemma_tune.errors import RunError, UserError, listed
 from gemma_tune.run.paths import resolve
+from gemma_tune.validation.serving import address_problem
 
 KEY = "OPENAI_API_KEY"  # where every client of such a server looks for its key
 _SECONDS = 30.0
@@ -46,8 +47,10 @@ def models_at(base_url: str) -> tuple[str, ...]:
     """The ids of the models that a server has; asked once in a process.
 
     Raises:
-        UserError: Nobody answers, it wants a key, or it isn't such a server.
+        UserError: This is no address, nobody answers, it wants a key, or it isn't such a server.
     """
+    if problem := address_problem(base_url):
+        raise UserError(problem)
     try:
         found = client_of(base_url, _SECONDS).get("/models")
         return tuple(str(one["id"]) for one in found["data"])

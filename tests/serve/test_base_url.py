@@ -217,10 +217,38 @@ def test_what_cannot_be_asked(api: Api, words: list[str], found: str) -> None:
         compose_config("evaluate", [f"model.base_url={api.url}", *words])
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x/v1", "http://", "http://me:secret@x/v1"])
-def test_addresses(url: str) -> None:
-    with pytest.raises(UserError, match="write the address of an API"):
-        compose_config("evaluate", [f"model.base_url='{url}'", "data=sample", "model=tiny"])
+@pytest.mark.parametrize("named", [["model=tiny"], []])
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("127.0.0.1:8000", "write model.base_url=http://127.0.0.1:8000/v1."),
+        ("localhost:8000/v1", "write model.base_url=http://localhost:8000/v1."),
+        ("8000", "write model.base_url=http://127.0.0.1:8000/v1."),
+        ("http:/x", "write model.base_url=http://x/v1."),
+        ("https//x.org/api", "write model.base_url=https://x.org/api."),
+        ("ftp://x/v1", "write model.base_url=http://x/v1."),
+        ("http://x:8000/v1 ", "it holds blanks, or letters that no address has; write model.base_url=http://x:8000/v1."),
+        ("http://x/ä", "it holds blanks, or letters that no address has; write one as http://127.0.0.1:8000/v1."),
+        ("http://", "write one as http://127.0.0.1:8000/v1."),
+        ("http://[::1", "its host or port is none; write one as"),
+        ("http://x:one/v1", "its host or port is none; write one as"),
+        ("http://x:99999/v1", "its host or port is none; write one as"),
+        (f"http://{70 * 'a'}/v1", "its host or port is none; write one as"),
+        ("http://x:8000/v1/chat/completions", "ends before /chat/completions; write model.base_url=http://x:8000/v1."),
+        ("http://me:secret@x/v1", "write model.base_url=http://x/v1; a key goes into the environment: OPENAI_API_KEY"),
+        ("http://x/v1?key=secret", "write model.base_url=http://x/v1; a key goes into the environment: OPENAI_API_KEY"),
+        (str(ASSETS), "and is a path: a run or a model is named by model.model_name_or_path."),
+    ],
+)  # fmt: skip
+def test_addresses(url: str, fix: str, named: list[str]) -> None:
+    """An address that is none is refused before anybody is asked, whether or not a model is named beside it."""
+    with pytest.raises(UserError) as caught:
+        compose_config("evaluate", [f"model.base_url='{url}'", "data=sample", *named])
+    assert str(caught.value).startswith("model.base_url=") and fix in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_only_an_evaluation_asks() -> None:
     with pytest.raises(UserError, match=r"model.base_url has no effect with recipe=chat"):
         compose_config("chat", ["model.base_url=http://127.0.0.1:8000/v1"])
 
