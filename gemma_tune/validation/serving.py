@@ -106,4 +106,4 @@ def _meant(url: str) -> str:
     if re.fullmatch(r":?\d{2,5}", host):  # a port alone
         host = f"127.0.0.1:{host.lstrip(':')}"
     path = _REQUEST.sub("", f"/{path}").rstrip("/") or "/v1"
-    return urlunsplit(("https" if scheme.lower() == "https" else "http", host, path, "", ""))
+    return str(urlunsplit(("https" if scheme.lower() == "https" else "http", host, path, "", "")))
