@@ -59,7 +59,9 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
         yield transformers_engine(cfg, model, tokenizer)
         return
     exact, stops = read_gguf_header(source.gguf).float32, stop_token_ids(tokenizer)
-    with LlamaCppEngine(source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact) as engine:
+    with LlamaCppEngine(
+        source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact, adapter=source.adapter
+    ) as engine:
         check_rows(engine.vocabulary, [highest_id, *stops])
         if engine.token_ids(_PROBE) != tokenizer(_PROBE).input_ids:
             raise UserError(

@@ -7,6 +7,7 @@ llama.cpp adds `s·B·A` to a matrix, with one `alpha` for the whole file and s 
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from gguf import GGUFReader, GGUFWriter, Keys, get_tensor_name_map
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_metadata import architecture_of, check_config
-from gemma_tune.export.int4_check import FAIL, OK, CheckLine
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.merging import ADAPTER
 from gemma_tune.models.size import empty_model
@@ -29,7 +30,9 @@ from gemma_tune.validation.gguf_lora import not_in_gguf_lora
 
 _PREFIX = "base_model.model."
 _MOST = 1e-5  # of the largest number that a layer adds
-_UNREADABLE = (ValueError, KeyError, IndexError, OSError, UnicodeDecodeError)
+_UNREADABLE = (ValueError, KeyError, IndexError, OSError, UnicodeDecodeError, struct.error)
+_ADDED = "gguf_lora: what it adds to each layer"
+_MUST = f"what PEFT's adapter adds, within {_MOST:g} of the largest number"
 
 
 def check_adapter(said: str, config: LoraConfig) -> None:
@@ -42,6 +45,11 @@ def check_adapter(said: str, config: LoraConfig) -> None:
     given = (config.use_dora, config.modules_to_save, config.trainable_token_indices)
     if why := not_in_gguf_lora(*map(bool, given)):
         raise UserError(f"{said}: {why}")
+
+
+def file_name(title: str) -> str:
+    """The file's name, by the model's."""
+    return f"{title}-lora.gguf"
 
 
 def export(folder: Path, config: Any, file: Path, name: str) -> Path:
@@ -99,6 +107,8 @@ def _strengths(stored: StoredAdapter) -> dict[str, float]:
 def added_line(file: Path, model: Any) -> CheckLine:
     """Reads a GGUF LoRA file with the package's reader: it must add to each layer what PEFT's adapter adds to it.
 
+    A file that isn't there is `unverified`; one that can't be read fails.
+
     Args:
         file: The file.
         model: The PeftModel that was trained.
@@ -120,13 +130,15 @@ def added_line(file: Path, model: Any) -> CheckLine:
             its = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
             a, b = (tensors.pop(f"{its}.lora_{part}", None) for part in "ab")
             problems += _differs(name, layer, a, b, alpha)
+    except FileNotFoundError as error:
+        return CheckLine(_ADDED, _MUST, "not read", UNVERIFIED, f"{file}: {error.strerror}.")
     except _UNREADABLE as error:
-        raise RunError(f"{file}: it can't be read: {error}.") from error
+        return CheckLine(_ADDED, _MUST, "not read", FAIL, f"{file}: it can't be read: {error}.")
     problems += [f"{name}: the trained adapter has no such tensor." for name in sorted(tensors)[:1]]
     good = len(layers) - min(len(problems), len(layers))
     return CheckLine(
-        "gguf_lora: what it adds to each layer",
-        f"what PEFT's adapter adds, within {_MOST:g} of the largest number",
+        _ADDED,
+        _MUST,
         f"{good} of {len(layers)} layers",
         FAIL if problems or not layers else OK,
         "".join(problems[:1]),

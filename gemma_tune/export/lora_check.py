@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
+from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
 from gemma_tune.export.gguf_lora import added_line
@@ -23,6 +26,8 @@ from gemma_tune.models.four_bit import is_four_bit
 from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source
 
+# What ends a check without a result: files, memory or a disk that it would need
+_NOT_MADE = (RunError, UserError, OSError, MemoryError)
 LORA = "gguf_lora"
 ON_TRAINED = "gguf_lora in llama.cpp, on the base that it was trained on, float32"
 ON_SERVED = "gguf_lora in llama.cpp, on the published base, float32"
@@ -43,14 +48,58 @@ def lora_lines(file: Path, forward: TrainedForward, tokenizer: Any, source: Sour
             published weights, on which it will be served.
     """
     model = forward.model
-    lines = [added_line(file, model), _on_base(ON_TRAINED, file, forward, tokenizer, base_tensors(model), exact_line)]
+    lines = [added_line(file, model)]
+    if lines[0].verdict == UNVERIFIED:  # there is no such file
+        return lines
+    lines.append(_on_base(ON_TRAINED, file, forward, tokenizer, base_tensors(model), exact_line))
     if any(is_four_bit(module) for module in model.modules()):
-        stored, names = CheckpointFiles.of(source, family_of(source)), set(base_tensors(model))
-        reads = {own: partial(stored.read, its) for its, own in stored.language.items() if own in names}
-        if names == reads.keys():
-            line = _on_base(ON_SERVED, file, forward, tokenizer, read_by_rows(reads), _served)
-            lines.append(line)
+        lines.append(served_line(file, forward, tokenizer, source))
     return lines
+
+
+def served_line(file: Path, forward: TrainedForward, tokenizer: Any, source: Source) -> CheckLine:
+    """Runs a GGUF LoRA file on the published weights; `unverified` where these can't be read.
+
+    Args:
+        file: The file.
+        forward: The trained PeftModel on some rows.
+        tokenizer: Its tokenizer.
+        source: What the base was loaded from.
+    """
+    try:
+        base = _published(forward.model, source)
+    except _NOT_MADE as error:
+        return _not_made(ON_SERVED, error)
+    return _on_base(ON_SERVED, file, forward, tokenizer, base, _served)
+
+
+@contextlib.contextmanager
+def served_base(beside: Path, model: Any, tokenizer: Any, source: Source) -> Iterator[Path]:
+    """A float16 GGUF file of the published base, on which a GGUF LoRA file is served; it is removed on exit.
+
+    Args:
+        beside: The GGUF LoRA file, in whose folder it is written.
+        model: What has the base's configuration; its weights aren't read.
+        tokenizer: The base's tokenizer.
+        source: What the base was loaded from.
+
+    Raises:
+        UserError: Its files don't hold the weights.
+        OSError: There is no room for it.
+    """
+    with tempfile.TemporaryDirectory(dir=beside.parent, prefix=".base-") as folder:
+        path, config = Path(folder) / f"{beside.stem}-base-f16.gguf", model.config.get_text_config()
+        types, generation = GGMLQuantizationType.F16, model.generation_config
+        yield gguf.export(_published(model, source), config, tokenizer, generation, types, path, name=beside.stem)
+
+
+def _published(model: Any, source: Source) -> TrainedTensors:
+    """The tensors of the base as its files hold them."""
+    stored, names = CheckpointFiles.of(source, family_of(source)), gguf.tensor_shapes(model.config.get_text_config())
+    reads = {own: partial(stored.read, its) for its, own in stored.language.items() if own in names}
+    if lacking := sorted(names.keys() - reads.keys()):
+        raise UserError(f"{stored.folder}: it holds no {lacking[0]}.")
+    return read_by_rows(reads)
 
 
 def _served(name: str, found: EngineAgreement) -> CheckLine:
@@ -64,12 +113,27 @@ def _served(name: str, found: EngineAgreement) -> CheckLine:
 def _on_base(
     name: str, file: Path, forward: TrainedForward, tokenizer: Any, base: TrainedTensors, judged: Judged
 ) -> CheckLine:
-    model = forward.model
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".base-") as folder:
-        path, config = Path(folder) / "base.gguf", model.config.get_text_config()
-        types = GGMLQuantizationType.F32
-        gguf.export(base, config, tokenizer, model.generation_config, types, path, name=file.stem)
-        line = dense_gguf_line(name, path, forward, tokenizer, True, judged, adapter=file)
-    if line.verdict == UNVERIFIED and importlib.util.find_spec("xllamacpp") is not None:
-        return replace(line, verdict=FAIL)  # llama.cpp refuses the adapter: the base it runs elsewhere
-    return line
+    model, config = forward.model, forward.model.config.get_text_config()
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".base-") as folder:
+            path, types = Path(folder) / "base.gguf", GGMLQuantizationType.F32
+            gguf.export(base, config, tokenizer, model.generation_config, types, path, name=file.stem)
+            line = dense_gguf_line(name, path, forward, tokenizer, True, judged, adapter=file)
+            if line.verdict == UNVERIFIED and _loads(path, tokenizer) and not _loads(path, tokenizer, file):
+                return replace(line, verdict=FAIL)  # llama.cpp runs the base, and refuses the adapter
+            return line
+    except _NOT_MADE as error:
+        return _not_made(name, error)
+
+
+def _loads(base: Path, tokenizer: Any, adapter: Path | None = None) -> bool:
+    """Whether llama.cpp comes to serve a file."""
+    try:
+        LlamaCppEngine(base, tokenizer, (), max_length=8, adapter=adapter).close()
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def _not_made(name: str, error: Exception) -> CheckLine:
+    return CheckLine(name, "run in llama.cpp", "not run", UNVERIFIED, str(error) or type(error).__name__)

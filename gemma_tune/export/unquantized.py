@@ -127,7 +127,7 @@ def _export_gguf(
         with folder.timed("export"), atomic_folder(folder.export(name)) as target:
             if name == LORA:
                 assert adapter is not None
-                gguf_lora.export(adapter, model.config, target / f"{title}-lora.gguf", title)
+                gguf_lora.export(adapter, model.config, target / gguf_lora.file_name(title), title)
             else:
                 write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name])
         folder.result.artifacts[name] = f"export/{name}"
@@ -138,7 +138,7 @@ def _export_gguf(
         for name in formats:
             phase(f"checking {name}: its weights, then in llama.cpp")
             if name == LORA:
-                lines += lora_lines(next(folder.export(name).glob("*.gguf")), forward, tokenizer, source)
+                lines += lora_lines(folder.export(name) / gguf_lora.file_name(title), forward, tokenizer, source)
             else:
                 lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]

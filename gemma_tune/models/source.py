@@ -32,7 +32,7 @@ class Source:
     Attributes:
         base: Model folder, a name on the Hub, or a GGUF file.
         revision: Revision on the Hub.
-        adapter: PEFT adapter folder to continue from.
+        adapter: PEFT adapter folder to continue from; on a GGUF file, a GGUF LoRA file.
         tokenizer: Folder or name of the tokenizer.
         added_tokens: New tokens that a run adds to both.
         remark: Why these weights are used, where they are other ones than a user may expect; to be printed.

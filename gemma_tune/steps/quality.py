@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +21,8 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable
 from gemma_tune.engines.speed import TokenRates, speed_of
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.export.lora_check import LORA
+from gemma_tune.export.lora_check import LORA, served_base
+from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.report.artifacts import artifact_size, total_size
 from gemma_tune.report.exported import FileFacts, exported_metrics
@@ -112,7 +114,7 @@ def measure_files(
         `exported_metrics`.
     """
     free_memory_of(model)
-    formats = [n for n in cfg.export.formats if n in folder.result.artifacts and n != LORA]
+    formats = [name for name in cfg.export.formats if name in folder.result.artifacts]
     named = cfg.model.model_name_or_path
     places = {SOURCE: named} | {name: str(_place(folder, name)) for name in formats}
     found, speeds, notes = dict[str, Evaluation](), dict[str, TokenRates | None](), list[str]()
@@ -123,21 +125,20 @@ def measure_files(
                 notes.append(f"{SOURCE} was not timed: its figures are those from before training, when it was loaded.")
                 continue
             say(f"measuring {number} of {len(places)}: {name}")
-            tokenizer = source.tokenizer if place.endswith(".gguf") else None
             try:
-                asked = quality_measurement(cfg, place, tokenizer)
-                assert asked is not None
-                with asked.opened(folder) as engine:
+                with _asked_of(cfg, name, place, source, model) as asked, asked.opened(folder) as engine:
                     found[name] = asked.ask(name, engine, folder)
                     found[name].save(folder.evals, f"export-{name}")
                     speeds[name] = speed_of(engine)
             except EngineUnavailable as error:
                 notes.append(f"{name} was not measured: {error}")
-            except (RunError, UserError, torch.OutOfMemoryError) as error:
+            except (RunError, UserError, OSError, torch.OutOfMemoryError) as error:
                 folder.result.failures[f"quality of {name}"] = str(error)
             gc.collect()
-    if LORA in folder.result.artifacts:
-        notes.append(f"{LORA} was not measured: it is no model by itself; its check in llama.cpp is on its base.")
+    if LORA in found:
+        notes.append(
+            f"{LORA} was measured and timed on a float16 GGUF file of its base; its size is the adapter's alone."
+        )
     sizes = {name: _facts(name, place, speeds.get(name)) for name, place in places.items()}
     comparison, why = _compared(cfg, found)
     figure = next(iter(comparison.figures), None) if comparison else None
@@ -149,6 +150,20 @@ def measure_files(
         before, after = (stats.mean.mean for stats in figure.model_stats[:2])
         folder.result.headline = {"name": figure.name, "before": before, "after": after}
     return metrics
+
+
+@contextlib.contextmanager
+def _asked_of(cfg: Config, name: str, place: str, source: Source, model: Any) -> Iterator[Measurement]:
+    """What is asked of the source or of a file; a GGUF LoRA file stands on its base, as it is served."""
+    with contextlib.ExitStack() as stack:
+        if name == LORA:
+            tokenizer = load_tokenizer(source, cfg.model.chat_template)
+            base = stack.enter_context(served_base(Path(place), model, tokenizer, source))
+            asked = quality_measurement(cfg, str(base), source.tokenizer)
+        else:
+            asked = quality_measurement(cfg, place, source.tokenizer if place.endswith(".gguf") else None)
+        assert asked is not None
+        yield replace(asked, source=replace(asked.source, adapter=Path(place))) if name == LORA else asked
 
 
 def _place(folder: RunFolder, name: str) -> Path:

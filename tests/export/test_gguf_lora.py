@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from grid_models import ROWS, TINY, source_of
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
+from gemma_tune.engines.open import open_engine
+from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_lora import added_line, export
-from gemma_tune.export.int4_check import FAIL, OK
-from gemma_tune.export.lora_check import ON_TRAINED, lora_lines
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
+from gemma_tune.export.lora_check import ON_SERVED, ON_TRAINED, lora_lines, served_base, served_line
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.models.gguf_header import read_gguf_header
 
@@ -94,8 +98,69 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
     model = adapted(lora_alpha=8)
     file = written(model, tmp_path)
     file.write_bytes(file.read_bytes()[:-4000])
-    with pytest.raises(RunError, match=r"tiny-lora\.gguf: it can't be read"):
-        added_line(file, model)
+    line = added_line(file, model)
+    assert (line.verdict, line.found) == (FAIL, "not read") and "tiny-lora.gguf: it can't be read" in line.problem
+
+
+def test_it_is_measured_on_a_file_of_its_base(tmp_path: Path) -> None:
+    """The engine that measures it: the published base in float16, and the adapter on it."""
+    pytest.importorskip("xllamacpp")
+    model, tokenizer = adapted(**KINDS["plain"]), AutoTokenizer.from_pretrained(TINY)
+    file, rows = written(model, tmp_path), [[2, *ROWS[0][:31]]]
+    rendered, cfg = [Rendered(rows[0], rows[0])], compose_config("evaluate", ["model=tiny", "data=sample"])
+    with torch.no_grad():
+        own = model(torch.tensor(rows)).logits[0, :-1].float().log_softmax(-1)
+        with model.disable_adapter():
+            base_alone = model(torch.tensor(rows)).logits[0, :-1].float().log_softmax(-1)
+    trained, untuned = (-p.gather(1, torch.tensor(rows[0][1:])[:, None]).sum().item() for p in (own, base_alone))
+    with served_base(file, model, tokenizer, source_of(TINY)) as base:
+        source = replace(source_of(TINY), base=str(base), adapter=file)
+        with open_engine(cfg, source, tokenizer) as engine:
+            (found,) = engine.losses(rendered, "x")
+    assert abs(found - trained) < 0.1 * abs(untuned - trained) and abs(untuned - trained) > 0.1
+    assert [f.name for f in sorted(tmp_path.iterdir())] == ["adapter", "tiny-lora.gguf"]
+
+
+def test_a_check_that_cannot_be_made_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such file; no published weights; no room for the base; an engine that does not start, or dies on the way."""
+    model, tokenizer = adapted(**KINDS["plain"]), AutoTokenizer.from_pretrained(TINY)
+    forward = TrainedForward(model, ROWS[:1], layers_in_float32)
+    lines = lora_lines(tmp_path / "tiny-lora.gguf", forward, tokenizer, source_of(TINY))
+    assert [(line.verdict, line.found) for line in lines] == [(UNVERIFIED, "not read")]
+    assert "tiny-lora.gguf: No such file" in lines[0].problem
+    file = written(model, tmp_path)
+    copy_without(TINY, tmp_path / "base", "model.safetensors")
+    line = served_line(file, forward, tokenizer, source_of(tmp_path / "base"))
+    assert (line.name, line.verdict, line.found) == (ON_SERVED, UNVERIFIED, "not run")
+    assert "base: it holds no model.embed_tokens.weight" in line.problem
+
+    def last_line() -> CheckLine:
+        return lora_lines(file, forward, tokenizer, source_of(TINY))[-1]
+
+    def raising(error: Exception) -> Any:
+        def instead(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return instead
+
+    with monkeypatch.context() as broken:
+        broken.setattr("gemma_tune.export.gguf.export", raising(OSError(28, "No space left on device")))
+        assert (last_line().verdict, last_line().problem) == (UNVERIFIED, "[Errno 28] No space left on device")
+    with monkeypatch.context() as broken:
+        broken.setattr(LlamaServer, "__init__", raising(EngineUnavailable("it was killed")))
+        assert (last_line().verdict, last_line().problem) == (UNVERIFIED, "it was killed")
+    pytest.importorskip("xllamacpp")
+    with monkeypatch.context() as broken:
+        broken.setattr(LlamaServer, "post", raising(EngineUnavailable("it has died")))
+        assert (last_line().verdict, last_line().problem) == (UNVERIFIED, "it has died")
+    assert [f.name for f in sorted(tmp_path.iterdir())] == ["adapter", "base", "tiny-lora.gguf"]
+
+
+def copy_without(folder: Path, into: Path, left_out: str) -> None:
+    into.mkdir()
+    for file in folder.iterdir():
+        if file.name != left_out:
+            (into / file.name).symlink_to(file)
 
 
 def test_it_is_no_model_to_evaluate(tmp_path: Path) -> None:

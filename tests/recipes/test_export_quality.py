@@ -82,6 +82,23 @@ def test_the_table_is_what_evaluate_and_compare_give(finished: Finished, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_gguf_lora_file_is_measured_on_its_base(finished: Finished, tmp_path: Path) -> None:
+    """As it is served: llama.cpp puts it onto a GGUF file of the base, and the figure is the adapter's."""
+    source, _ = finished("lora_sft")
+    folder = tmp_path / "run"
+    exported = export(source, folder, "export=gguf_lora")
+    own, lora = exported["files"]
+    before = json.loads((source / "eval" / "before.json").read_text("utf-8"))["figures"]["held_out_loss"]
+    assert (lora["name"], exported["metric"], exported["rows"]) == ("gguf_lora", "held_out_loss", 4)
+    assert lora["mean"] == pytest.approx(own["mean"], rel=1e-3) and abs(before - own["mean"]) > 1e-2 * before
+    assert lora["speed"]["engine"] == "llama.cpp" and lora["bytes"] < own["bytes"] / 4
+    assert any("on a float16 GGUF file of its base; its size is the adapter's alone" in n for n in exported["notes"])
+    files = [file.name for file in (folder / "export" / "gguf_lora").iterdir()]
+    assert sorted(files) == ["README.md", "tiny-lora.gguf"]
+    assert "| gguf_lora |" in (folder / "export" / "gguf_lora" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
 def test_every_file_on_the_sample(tmp_path: Path) -> None:
     """The embedded model on all rows of the sample's test sets."""
     folder = tmp_path / "run"

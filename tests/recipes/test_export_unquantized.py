@@ -46,7 +46,7 @@ def test_a_run_is_exported_and_its_files_are_measured(run: Path, tmp_path: Path)
     assert result.status == "finished"
     assert {line["verdict"] for line in result.metrics["verify"]} <= {"ok", "warn"}
     rows = {file["name"]: file for file in result.metrics["exported"]["files"]}
-    assert list(rows) == ["source", "merged", "gguf_f16", "gguf_q8_0"]
+    assert list(rows) == ["source", "merged", "gguf_f16", "gguf_q8_0", "gguf_lora"]
     assert rows["gguf_f16"]["mean"] == pytest.approx(rows["source"]["mean"], rel=1e-2)
     name = "export/gguf_f16/tiny-f16.gguf"
     assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
