@@ -1,9 +1,9 @@
 """llama.cpp's server in a process of its own, because it aborts its whole process on a file that it can't read.
 
 Started by `child_server` with `child.py`. Its first line of input is JSON with `file`, `context` (tokens a slot),
-`slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null), and of `Listening` `host`, `port`, `key` and `name`;
-it answers with one line of JSON, `{"address": …}`, and ends when its input ends, so it never outlives the process that
-started it. All other output goes to stderr.
+`slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null), `template` (a chat template, or null), and of
+`Listening` `host`, `port`, `key` and `name`; it answers with one line of JSON, `{"address": …}`, and ends when its
+input ends, so it never outlives the process that started it. All other output goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def main() -> None:
         adapter = llama.CommonAdapterLoraInfo()
         adapter.path, adapter.scale = options["adapter"], 1.0
         asked.lora_adapters = [adapter]
+    if options["template"]:
+        asked.chat_template = options["template"]
     asked.n_parallel, asked.n_ctx = options["slots"], options["slots"] * options["context"]
     asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = options["threads"]
     asked.hostnames, asked.port, asked.model_alias = [options["host"]], options["port"], {options["name"]}

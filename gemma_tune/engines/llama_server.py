@@ -29,6 +29,7 @@ class LlamaServer(ChildServer):
         timeout: Seconds for loading the file, and for one request.
         adapter: A GGUF LoRA file that is put onto it, or None.
         public: Where others may ask; None: nobody but this process.
+        template: The chat template in place of the file's own; None: that.
 
     Raises:
         EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
@@ -44,6 +45,7 @@ class LlamaServer(ChildServer):
         timeout: float,
         adapter: Path | None = None,
         public: Listening | None = None,
+        template: str | None = None,
     ) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
@@ -53,7 +55,7 @@ class LlamaServer(ChildServer):
         options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
         super().__init__(
             "gemma_tune.engines.llama_child",
-            {**options, **asdict(public), "adapter": str(adapter) if adapter else None},
+            {**options, **asdict(public), "adapter": str(adapter) if adapter else None, "template": template},
             f"{file}: llama.cpp",
             timeout,
             # Waiting threads sleep: on cores that others use too, two spinning threads took 15 times as long as one

@@ -59,6 +59,30 @@ class _Metadata:
             found[key] = self._value(GGUFValueType(self._number("I")))
         return found
 
+    def chat_template(self) -> str:
+        """The text of `tokenizer.chat_template`, behind the tokens, which are passed over; empty without one."""
+        self._file.seek(len(_MAGIC) + struct.calcsize("<IQ"))
+        for _ in range(min(self._number("Q"), _KEYS)):
+            key, kind = self._text(), GGUFValueType(self._number("I"))
+            if key == "tokenizer.chat_template" and kind == GGUFValueType.STRING:
+                return self._text()
+            self._pass_over(kind)
+        return ""
+
+    def _pass_over(self, kind: GGUFValueType) -> None:
+        inner, count = (
+            (GGUFValueType(self._number("I")), self._number("Q")) if kind == GGUFValueType.ARRAY else (kind, 1)
+        )
+        if inner == GGUFValueType.STRING:
+            for _ in range(count):
+                self._bytes(self._number("Q"))
+            return
+        size = count * struct.calcsize(_FORMATS[inner])
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("its metadata is too long")
+        self._file.seek(size, 1)
+
     def _number(self, kind: str) -> Any:
         size = struct.calcsize(f"<{kind}")
         return struct.unpack(f"<{kind}", self._bytes(size))[0]
@@ -107,3 +131,12 @@ def read_gguf_header(file: Path) -> GGUFHeader:
             "or fetch it, again."
         ) from error
     return GGUFHeader(architecture, width, kind == LlamaFileType.ALL_F32)
+
+
+def lacks_chat_template(file: Path) -> bool:
+    """Whether a GGUF file has no chat template, without which llama.cpp takes ChatML; False where it can't be told."""
+    try:
+        with file.open("rb") as opened:
+            return not _Metadata(opened).chat_template().strip()
+    except (ValueError, LookupError, OSError):
+        return False

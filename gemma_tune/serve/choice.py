@@ -7,11 +7,14 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gemma_tune.chat import without_marks
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
 from gemma_tune.engines.vllm_server import IN_16_BIT, find_vllm, unservable
 from gemma_tune.errors import UserError
-from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.chat_template import template_of
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.gguf_header import lacks_chat_template, read_gguf_header
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of
 from gemma_tune.run.paths import ON_GRID, TUNED, is_bundled, resolve
@@ -32,6 +35,7 @@ class Served:
         name: The model's id for clients.
         source: Where the weights are; of a GGUF file None.
         gguf: The GGUF file, or None.
+        template: The chat template in place of that of the GGUF file; None: the file's own.
         vllm: The `vllm` command, where that is the engine.
         note: What may not be expected of this choice; "" where there is nothing.
     """
@@ -40,6 +44,7 @@ class Served:
     name: str
     source: Source | None = None
     gguf: Path | None = None
+    template: str | None = None
     vllm: Path | None = None
     note: str = ""
 
@@ -135,7 +140,17 @@ def _by_llama_cpp(cfg: Config, called: str, ggufs: list[Path]) -> Served:
             f"serve.engine=llama_cpp: llama.cpp, which serves {ggufs[0]}, isn't installed: pip install "
             "'gemma_tune[gguf]' brings it."
         )
-    read_gguf_header(ggufs[0])
+    architecture, template = read_gguf_header(ggufs[0]).architecture, cfg.model.chat_template
+    if template is not None:
+        text = without_marks(template_of(None, template, ""))
+        return Served("llama_cpp", called, gguf=ggufs[0], template=text)
+    if lacks_chat_template(ggufs[0]):
+        forms = [family.form for family in FAMILIES.values() if family.gguf == architecture] or ["gemma3"]
+        raise UserError(
+            f"model.model_name_or_path={ggufs[0]}: it holds no chat template, so llama.cpp would write conversations "
+            f"as ChatML, which is not how Gemma was trained; name the template: model.chat_template={forms[0]}, or "
+            "the file of the one that it was tuned with."
+        )
     return Served("llama_cpp", called, gguf=ggufs[0])
 
 

@@ -83,6 +83,7 @@ def started(served: Served, cfg: Config) -> Iterator[Server]:
             exact=read_gguf_header(served.gguf).float32,
             timeout=_LOADING,
             public=public,
+            template=served.template,
         )
     elif served.vllm is not None:
         with _vllm(served, cfg, public) as running:

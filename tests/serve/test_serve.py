@@ -33,6 +33,7 @@ from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.export.gguf import export
+from gemma_tune.models.gguf_header import lacks_chat_template
 from gemma_tune.models.load import set_stop_tokens, stop_token_ids
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.serve import choice, words
@@ -171,6 +172,24 @@ def test_a_gguf_file(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "small one.gguf by llama.cpp at http://127.0.0.1:" in said[0]
         os.kill(server.pid, signal.SIGKILL)
         assert "small one.gguf: llama.cpp has died (exit status -9)" in str(server.wait())
+
+
+def test_a_gguf_file_without_a_chat_template(gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp would write ChatML: refused before anything is loaded; a template that is named is the one it takes."""
+    file = tmp_path / "bare.gguf"
+    file.write_bytes(gguf.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX", 1))
+    words_ = [f"model.model_name_or_path={file}", "serve.port=0", "dry_run=true"]
+    with pytest.raises(UserError, match=r"holds no chat template.*as ChatML.*model\.chat_template=gemma3"):
+        gemma_tune.run("serve", words_)
+    assert not lacks_chat_template(gguf) and lacks_chat_template(file)
+    file.write_bytes(file.read_bytes()[:5_000])
+    assert not lacks_chat_template(file)  # it can't be told; llama.cpp says what is wrong with such a file
+    (tmp_path / "mine.jinja").write_text("{{ bos_token }}<start_of_turn>{{ messages[0].content }}!", encoding="utf-8")
+    named = [f"model.model_name_or_path='{gguf}'", "serve.port=0", f"model.chat_template={tmp_path / 'mine.jinja'}"]
+    cfg = compose_config("serve", named)
+    with started(chosen(cfg), cfg) as server:
+        found = JsonClient(server.url, 60).post("/apply-template", messages=[{"role": "user", "content": "Hi"}])
+    assert found["prompt"] == "<start_of_turn>Hi!"
 
 
 @pytest.fixture
