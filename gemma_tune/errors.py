@@ -81,10 +81,10 @@ class UserError(Exception):
         return f"{len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)
 
 
-def near(word: str, words: Iterable[str], n: int = 1) -> list[str]:
+def near(word: str, words: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
     """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
     plain = {w.lower().replace("-", "_"): w for w in words}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=n, cutoff=cutoff)
     return [plain[f] for f in found]
 
 

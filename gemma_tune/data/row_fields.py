@@ -11,10 +11,12 @@ from typing import Any
 from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import refusal_of
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.errors import did_you_mean
+from gemma_tune.errors import near
 
 # What tools write into a cell for a missing value: pandas, NumPy, Python, JSON, R, SQL
 _MISSING = frozenset({"nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "NaT"})
+# How alike names of fields are that are proposed: `Sender` for `sender`, `texts` for `text`, and not `ticket`
+_NEAR = 0.75
 
 
 class RowFields:
@@ -108,13 +110,18 @@ class RowFields:
                 "out of that list, or name another format or column."
             )
         if not self._find(name)[0]:
-            raise self._lacking([name], fix and f" {fix}")
+            raise self._lacking({name: name}, fix and f" {fix}")
         return self.get(name)
 
-    def _lacking(self, names: Sequence[str], fix: str) -> BadRow:
+    def _lacking(self, names: Mapping[str, str], fix: str) -> BadRow:
+        """The error of missing fields, by the keys that name them, or by themselves."""
         found = ", ".join(self.row) or "none"
-        said = " and no field ".join(map(repr, names))
-        meant = "".join(did_you_mean(name, self.row) for name in names)
+        said = " and no field ".join(map(repr, names.values()))
+        meant = "".join(
+            f" Did you mean {best[0] if key == name else f'{key}={best[0]}'}?"
+            for key, name in names.items()
+            if (best := near(name, self.row, cutoff=_NEAR))
+        )
         return BadRow(f"{self.where}: there is no field {said}; found: {found}.{meant}{fix}")
 
     def require_all(self, names: Mapping[str, str]) -> None:
@@ -128,7 +135,7 @@ class RowFields:
         """
         lacking = {key: name for key, name in names.items() if not self.is_ignored(name) and not self._find(name)[0]}
         if lacking:
-            raise self._lacking(list(lacking.values()), f" Set {', '.join(lacking)}.")
+            raise self._lacking(lacking, f" Set {', '.join(lacking)}.")
 
     def text(self, name: str, key: str = "") -> str:
         """A text that must be there and not blank; a number counts as its text.

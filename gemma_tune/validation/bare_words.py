@@ -16,6 +16,7 @@ from gemma_tune.validation.suggest import OTHER_TOOLS, near, other_option, sugge
 
 _VERBS = ("train", "tune", "finetune", "fine-tune", "fine_tune", "run", "start", "launch", "python", "gemma_tune")
 _ASKS = {"help": "--help", "version": "--version", "list": "--help", "recipes": "--help", "?": "--help"}
+_ADDRESS = re.compile(r"https?:\S+|(localhost|\d+\.\d+\.\d+\.\d+):\d+\S*", re.IGNORECASE)
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 # Keys with free text: taken literally, with commas, braces and quotes.
 FREE_TEXTS = ("chat.prompt", "chat.system")
@@ -115,6 +116,8 @@ def _single(words: Sequence[str], word: str, rest: list[str], recipes: Collectio
         return f": a file to train on is named by its key: data.train_file={word}"
     if lower.endswith((".yaml", ".yml")):
         return f": a recipe is named without its folder and ending: recipe={PurePath(word).stem}"
+    if _ADDRESS.fullmatch(word):
+        return f": a server to ask is named by its key: model.base_url={word}"
     if _ON_HUB.fullmatch(word):
         return f": a model is named by its key: model.model_name_or_path={word}"
     if _is_prompt(words, word):

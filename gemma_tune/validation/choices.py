@@ -63,9 +63,13 @@ def group_problem(group: str, value: Any, config_dirs: list[Path]) -> str | None
 
 
 def _named_by_key(group: str, value: str) -> str:
-    """What to write in place of a name that is no option: a checkpoint, or a file of rows."""
+    """What to write in place of a name that is no option: a checkpoint, a file of rows, or a function."""
     if group == "model" and "/" in value:
         return f" A checkpoint is named by model.model_name_or_path={value}."
     if group == "data" and (value.lower().endswith(FILE_TYPES) or "/" in value):
         return f" A file is named by data=auto data.train_file={value}."
+    if group == "reward" and ".py" in value:
+        return f" A reward of your own is named by reward.functions.NAME={value}."
+    if group == "eval" and ".py" in value:
+        return f" An evaluator of your own is named by 'eval.evaluators=[{value}]'."
     return ""

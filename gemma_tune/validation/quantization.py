@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
 from gemma_tune.config.quant import Stage2Config
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
-from gemma_tune.validation.suggest import did_you_mean
-
-# Types of llama.cpp that the gguf package has no quantizer of
-_K_QUANT = re.compile(r"(gguf_)?i?q\d_(k(_[sml])?|xxs|xs|nl|[sm])", re.IGNORECASE)
+from gemma_tune.validation.suggest import did_you_mean, format_instead
 
 
 def grid_problems(cfg: Config) -> Iterator[str]:
@@ -103,12 +99,8 @@ def _format_problems(cfg: Config) -> Iterator[str]:
 
 def _instead(name: str) -> str:
     """What to write for a format that doesn't exist."""
-    if _K_QUANT.fullmatch(name):
-        kind = name.lower().removeprefix("gguf_").upper()
-        return (
-            f"llama.cpp's own program makes {kind} of the file of gguf_f16: llama-quantize MODEL-f16.gguf "
-            f"MODEL-{kind}.gguf {kind} (docs/gguf.md says what that costs)."
-        )
+    if instead := format_instead(name):
+        return f"{instead}."
     return f"there are {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
 
 

@@ -17,7 +17,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.option import plain_number
 from gemma_tune.config.renamed import renamed_key
 from gemma_tune.errors import quoted, shortened
-from gemma_tune.validation.suggest import INSTEAD, NOT_OF_ADAPTERS, OTHER_TOOLS, did_you_mean, suggest_key
+from gemma_tune.validation.suggest import INSTEAD, NOT_OF_ADAPTERS, OTHER_TOOLS, did_you_mean, own_reward, suggest_key
 from gemma_tune.validation.trainer_options import of_the_trainer, problems_of_extra
 
 # Bytes of a name and of a path, as Linux and macOS take them at least
@@ -76,6 +76,8 @@ def unknown_key(key: str, where: str) -> str | None:
     hint = ""
     if last not in OTHER_TOOLS and (above == "train" or last in INSTEAD or full_key(last) not in FIELDS):
         hint = of_the_trainer(last)
+    if key.startswith("reward.") and last not in INSTEAD:
+        hint = own_reward(key, FIELDS) or hint
     return f"{where}: there is no key `{key}`.{hint or suggest_key(key, [*FIELDS, *GROUPS])}"
 
 

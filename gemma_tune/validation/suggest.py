@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -132,6 +133,36 @@ NOT_OF_ADAPTERS = {
     ),
 }  # fmt: skip
 
+_INT4_GGUF = "export=gguf is int4 as Q4_0, by recipe=export or recipe=qat"
+_INT4_FOLDER = (
+    "export=w4a16 is int4 in the form of compressed-tensors, which vLLM and Transformers load, by recipe=export or "
+    "recipe=qat"
+)
+_GGUF = "export=gguf_q8_0 or export=gguf_f16 is a GGUF file, and export=gguf one in int4 (recipe=export, recipe=qat)"
+_WIDE = "write 'export.formats=[gguf_{0}]', and export=merged for a folder that Transformers and vLLM load"
+# Names that llama.cpp, vLLM and other tools have for formats.
+_FORMATS_INSTEAD = {
+    **dict.fromkeys(("q4_0", "q4", "gguf_q4_0", "gguf_q4", "gguf_int4", "q4_1", "gguf_q4_1", "4bit"), _INT4_GGUF),
+    **dict.fromkeys(("q8_0", "q8", "gguf_q8", "q8_1", "int8", "8bit", "gguf_int8"), "write export=gguf_q8_0"),
+    **dict.fromkeys(("f16", "fp16", "float16", "half", "gguf_fp16", "gguf_float16"), "write export=gguf_f16"),
+    **dict.fromkeys(("bf16", "bfloat16", "gguf_bf16", "gguf_bfloat16"), _WIDE.format("bf16")),
+    **dict.fromkeys(("f32", "fp32", "float32", "gguf_f32", "gguf_fp32", "gguf_float32"), _WIDE.format("f32")),
+    **dict.fromkeys(
+        ("compressed_tensors", "w4a16_g32", "w4", "awq", "gptq", "auto_round", "autoround", "llmcompressor", "nvfp4",
+         "bnb", "bitsandbytes", "nf4", "merged_4bit"),
+        _INT4_FOLDER,
+    ),
+    **dict.fromkeys(("ollama", "llama_cpp", "llama.cpp", "llamacpp", "lm_studio", "lmstudio"), _GGUF),
+    **dict.fromkeys(
+        ("vllm", "transformers", "hf", "safetensors", "merged_16bit", "16bit", "full", "model"), "write export=merged"
+    ),
+    **dict.fromkeys(
+        ("lora", "adapter", "peft"), "the adapter is always saved; export=gguf_lora writes it for llama.cpp, too"
+    ),
+}  # fmt: skip
+# Types of llama.cpp that the gguf package has no quantizer of
+_K_QUANT = re.compile(r"(gguf_)?i?q\d_(k(_[sml])?|xxs|xs|nl|[sm])")
+
 # Options that a group doesn't have, and what to write instead.
 OPTIONS_INSTEAD = {
     ("adapter", "qlora"): "write adapter=lora model.load_in_4bit=true; recipe=qlora_sft has both",
@@ -162,9 +193,33 @@ def other_option(group: str, option: str, options: Iterable[str]) -> str:
     """What to say to an option that a group lacks: its new name, what stands for it, the nearest name, or nothing."""
     if new := OPTIONS.get((group, option)):
         return f" It is {group}={new} now."
-    if instead := OPTIONS_INSTEAD.get((group, option)):
-        return f" Instead: {instead}."
-    return did_you_mean(option, options)
+    instead = format_instead(option) if group == "export" else OPTIONS_INSTEAD.get((group, option))
+    return f" Instead: {instead}." if instead else did_you_mean(option, options)
+
+
+def format_instead(name: str) -> str:
+    """What to write for the name that another tool has for a format of `export`; empty for any other name."""
+    plain = name.lower().replace("-", "_")
+    if _K_QUANT.fullmatch(plain):
+        kind = plain.removeprefix("gguf_").upper()
+        return (
+            f"llama.cpp's own program makes {kind} of the file of gguf_f16: llama-quantize MODEL-f16.gguf "
+            f"MODEL-{kind}.gguf {kind} (docs/gguf.md says what that costs)"
+        )
+    return _FORMATS_INSTEAD.get(plain, "")
+
+
+def own_reward(key: str, known: Iterable[str]) -> str:
+    """What to say to `reward.NAME`: how a reward of one's own is named, unless NAME is nearly a key of ours."""
+    _, name, *below = key.split(".")
+    parts = [k.split(".") for k in known if k.startswith("reward.")]
+    ours = {part[1] for part in parts} | ({part[-1] for part in parts} if not below else set())
+    if name in OTHER_TOOLS or near(name, ours):
+        return ""
+    return (
+        f" A reward of your own is named by reward.functions.{name}=path/to/file.py:function, and its weight by "
+        f"reward.weights.{name}."
+    )
 
 
 def suggest_key(key: str, known: Iterable[str]) -> str:

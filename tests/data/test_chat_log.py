@@ -77,7 +77,7 @@ def test_missing_columns_are_named_together(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", {"ticket": 1, "Sender": "user", "body": "Why?"})
     said = refusal(DataConfig(format="chat_log", train_file=file))
     assert "no field 'conversation' and no field 'sender' and no field 'text'; found: ticket, Sender, body." in said
-    assert "Did you mean Sender?" in said
+    assert "found: ticket, Sender, body. Did you mean data.sender_column=Sender? Set data." in said
     assert "Set data.conversation_column, data.sender_column, data.message_column." in said
 
 

@@ -141,6 +141,12 @@ def test_rows_that_no_block_divides_are_float16_as_in_llama_cpps_converter() -> 
     [
         ("qlora_sft", ["export=gguf"], r"models in a quantization format: .* use gguf_q8_0 or gguf_f16"),
         ("lora_sft", ["export.formats=[q4_k_m]"], r"llama-quantize MODEL-f16\.gguf MODEL-Q4_K_M\.gguf Q4_K_M"),
+        ("lora_sft", ["export.formats=[q8_0]"], r"export\.formats: there is no q8_0; write export=gguf_q8_0\."),
+        (
+            "export",
+            ["export.formats=[awq]"],
+            r"there is no awq; export=w4a16 is int4 in the form of compressed-tensors",
+        ),
         ("export", ["quant=none"], r"quant=none with export\.formats=gguf,w4a16: choose .*gguf_f16,gguf_q8_0"),
         ("export", ["quant=q4_0", "export=gguf_q8_0"], r"round the int4 numbers once more; .* quant=none"),
         ("qat", ["export.formats=[gguf_q8_0]"], "round the int4 numbers once more"),

@@ -70,6 +70,33 @@ LINES = [
     (["recipe=lora_sft", "data.train_file=a.jsonl", "b.jsonl"], "data.train_file=b.jsonl"),
     (["recipe=chat", "chat.prompt=Read", "train.jsonl"], "'chat.prompt=Read train.jsonl'"),
     (["recipe=merge"], "trainings write export/merged themselves"),
+    *(
+        ([f"recipe={recipe}", f"export={name}"], meant)
+        for recipe, names, meant in (
+            ("export", ("q4_0", "Q4_0", "gguf_q4_0", "4bit"), "Instead: export=gguf is int4 as Q4_0, by recipe=export"),
+            ("lora_sft", ("q8_0", "gguf_q8", "int8"), "Instead: write export=gguf_q8_0."),
+            ("lora_sft", ("f16", "fp16", "float16"), "Instead: write export=gguf_f16."),
+            ("lora_sft", ("bf16", "gguf_bf16"), "Instead: write 'export.formats=[gguf_bf16]'"),
+            ("lora_sft", ("f32",), "Instead: write 'export.formats=[gguf_f32]'"),
+            ("export", ("q4_k_m", "Q5_K_S", "iq4_xs"), "llama-quantize MODEL-f16.gguf MODEL-"),
+            ("export", ("compressed-tensors", "awq", "GPTQ", "merged_4bit"), "Instead: export=w4a16 is int4 in the"),
+            ("export", ("ollama", "llama.cpp"), "Instead: export=gguf_q8_0 or export=gguf_f16 is a GGUF file"),
+            ("lora_sft", ("vllm", "safetensors", "merged_16bit"), "Instead: write export=merged."),
+            ("lora_sft", ("lora",), "export=gguf_lora writes it for llama.cpp, too"),
+        )
+        for name in names
+    ),
+    (
+        ["recipe=grpo", "reward.polite=my.py:f"],
+        "no key `reward.polite`. A reward of your own is named by reward.functions.polite=path/to/file.py:function, "
+        "and its weight by reward.weights.polite.",
+    ),
+    (["recipe=grpo", "reward.polite.weight=2"], "its weight by reward.weights.polite."),
+    (["recipe=grpo", "reward.timout=2"], "Did you mean reward.timeout?"),
+    (["recipe=grpo", "reward=my.py:f"], "A reward of your own is named by reward.functions.NAME=my.py:f."),
+    (["recipe=evaluate", "eval=my.py:f"], "An evaluator of your own is named by 'eval.evaluators=[my.py:f]'."),
+    (["recipe=evaluate", "http://127.0.0.1:8000/v1"], "named by its key: model.base_url=http://127.0.0.1:8000/v1"),
+    (["recipe=evaluate", "localhost:8000"], "named by its key: model.base_url=localhost:8000"),
     (["quantize"], "recipe=export for the int4 files of a model, or recipe=qat"),
 ]
 
