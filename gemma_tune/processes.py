@@ -1,10 +1,259 @@
-"""Which of several processes this one is."""
+"""The processes of one run: which one this is, what they tell one another, and how they end together.
+
+torchrun, `accelerate launch` and launch.num_processes say by the environment who is who (RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). torch is imported only where there are several processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from gemma_tune.errors import RunError, UserError
+
+T = TypeVar("T")
+
+FAILED = "failed"  # key of the store: rank and message of the first process that failed
+
+
+class Left(BaseException):
+    """The main process goes on alone, and this one is done."""
+
+
+def rank() -> int:
+    """The number of this process among all, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world())))
 
 
 def is_main_process() -> bool:
     """True on the one process that writes and speaks (rank 0)."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+class Group:
+    """What this process holds of the others, from `join` on."""
+
+    def __init__(self) -> None:
+        self.joined = self.alone = False
+        self.store: Any = None
+        self.calls = 0
+
+
+group = Group()
+
+
+def several() -> bool:
+    """Whether there are other processes, which take part in what comes now."""
+    return group.joined and not group.alone
+
+
+def join(cpu: bool, timeout_minutes: float) -> None:
+    """Takes this process's device and joins the others, before anything is loaded; only the first one speaks.
+
+    Args:
+        cpu: Whether the run computes on the CPU.
+        timeout_minutes: That a collective operation may take.
+
+    Raises:
+        UserError: The others can't be reached.
+    """
+    if world() == 1 or group.joined:
+        return
+    from accelerate import PartialState
+
+    try:
+        PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
+        group.store = connect()
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"launch: the other processes can't be reached at {place} ({first_line(error)}).") from error
+    group.joined, group.alone = True, False
+
+
+def connect() -> Any:
+    """A connection to the store of the group; each thread needs its own."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=5))
+    return PrefixStore(f"gemma_tune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def failure_of_others(wait_seconds: float = 0.0) -> str | None:
+    """The message of another process that has failed first; None where none has.
+
+    Args:
+        wait_seconds: How long to wait for one: a broken connection is seen before its reason.
+    """
+    end = time.monotonic() + wait_seconds
+    while group.joined:
+        try:
+            if group.store.check([FAILED]):
+                first, _, message = group.store.get(FAILED).decode().partition(" ")
+                return None if int(first) == rank() else f"rank {first}: {message}"
+        except RuntimeError:
+            return None
+        if time.monotonic() >= end:
+            break
+        time.sleep(0.1)
+    return None
+
+
+def _end_with_others() -> None:
+    if message := failure_of_others():
+        raise RunError(message)
+
+
+# What the processes do together
+
+
+def barrier() -> None:
+    """Waits until all processes are here, however long the others take; ends where one of them fails."""
+    if several():
+        gathered(None)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the main process makes, on all of them; what it raises, too. The others wait as long as it takes."""
+    if not several():
+        return make()
+    import torch.distributed as dist
+
+    box: list[Any] = [None, None]
+    key = _next_key()
+    if is_main_process():
+        try:
+            box[0] = make()
+        except (UserError, RunError) as error:
+            box[1] = error
+        group.store.set(key, b"1")
+    else:
+        _wait_for(key)
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]  # type: ignore[no-any-return]
+
+
+def once_per_node(make: Callable[[], T]) -> T:
+    """What the first process of each machine makes, on all processes of this machine; what it raises, too."""
+    if not several():
+        return make()
+    node = os.environ.get("GROUP_RANK", "0")
+    key = f"{_next_key()}/{node}"
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        _wait_for(key)
+        value, error = pickle.loads(group.store.get(key))
+    else:
+        value = error = None
+        try:
+            value = make()
+        except (UserError, RunError) as raised:
+            error = raised
+        group.store.set(key, pickle.dumps((value, error)))
+    if any(problem := [e for e in gathered(error) if e is not None]):
+        raise problem[0]
+    return value  # type: ignore[no-any-return]
+
+
+def gathered(mine: T) -> list[T]:
+    """What every process has, in the order of their ranks."""
+    if not several():
+        return [mine]
+    import torch.distributed as dist
+
+    key = _next_key()
+    group.store.add(f"{key}/here", 1)
+    while group.store.add(f"{key}/here", 0) < world():  # no collective: it would end a long wait by its timeout
+        _end_with_others()
+        time.sleep(0.01)
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This process's share: every n-th one, so that rows in the order of their length are spread evenly."""
+    return list(items[rank() :: world()]) if several() else list(items)
+
+
+def highest(value: float) -> float:
+    """The highest value of all processes; a collective, so that all must be at the same place."""
+    if not several():
+        return value
+    import torch
+    import torch.distributed as dist
+
+    device = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    found = torch.tensor([value], dtype=torch.float32, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found.item())
+
+
+def check_same(what: str, value: Any, fix: str) -> None:
+    """Raises UserError on all processes where a value is not the same on all of them.
+
+    Args:
+        what: What it is, for the message.
+        value: The value.
+        fix: What to do about it.
+    """
+    values = gathered(value)
+    for other, found in enumerate(values):
+        if found != values[0]:
+            raise UserError(f"launch: {what} is {found!r} on rank {other} and {values[0]!r} on rank 0; {fix}")
+
+
+def go_on_alone() -> None:
+    """After the last thing that all do together: the main process goes on, and the others leave.
+
+    Raises:
+        Left: On every process but the main one.
+    """
+    if several():
+        barrier()
+        group.alone = True
+        if not is_main_process():
+            raise Left
+
+
+@contextlib.contextmanager
+def waiting_for_main() -> Iterator[None]:
+    """A part of a run that the main process may end alone; afterwards all are together again."""
+    begun = several()
+    with contextlib.suppress(Left):
+        yield
+    if begun:
+        group.alone = False
+        barrier()
+
+
+def _next_key() -> str:
+    """A key of the store for one thing that all do: the same on all, since they do the same things in one order."""
+    group.calls += 1
+    return f"call/{group.calls}"
+
+
+def _wait_for(key: str) -> None:
+    while not group.store.check([key]):
+        _end_with_others()
+        time.sleep(0.05)

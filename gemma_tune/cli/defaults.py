@@ -15,6 +15,7 @@ from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import has_results, is_run_with_results, model_of_run, resolve
 from gemma_tune.run.read_once import read_json
+from gemma_tune.validation.processes import resolve_processes
 
 # Sequences of a forward pass where several examples are packed into one.
 _BATCH_PACKED = 2
@@ -31,6 +32,8 @@ def resolve_defaults(cfg: Config) -> None:
     What has no effect stays null, so that the stored configuration passes the checks, too.
     """
     method, t = cfg.traits, cfg.train
+    if method.run_folder:
+        resolve_processes(cfg.launch)
     if method.kind is Kind.COMPARE and all(map(is_run_with_results, cfg.compare.models)):
         return
     every_weight = cfg.adapter.peft_type == "none"

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_tune.config.renamed import translated
 from gemma_tune.nested import leaves
-from gemma_tune.run.identity import without_operational
+from gemma_tune.run.identity import identity_of
 from gemma_tune.run.paths import without_tilde
 
 SEED = "seed"
@@ -31,7 +31,7 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Args:
         trees: Configurations as `config.yaml` holds them, also of earlier versions.
     """
-    stored = [leaves(without_operational(translated(dict(tree)))) for tree in trees]
+    stored = [leaves(identity_of(translated(dict(tree)))) for tree in trees]
     flat = [{key: value for key, value in tree if not isinstance(value, Mapping)} for tree in stored]  # no empty ones
     keys = dict.fromkeys(key for tree in flat for key in tree if not key.startswith(_LEFT_OUT))
     found = {key: [tree.get(key) for tree in flat] for key in keys}

@@ -17,10 +17,12 @@ from gemma_tune.config.doctor import DoctorConfig
 from gemma_tune.config.engine import EngineConfig
 from gemma_tune.config.eval import EvalConfig
 from gemma_tune.config.export import ExportConfig
+from gemma_tune.config.launch import LaunchConfig
 from gemma_tune.config.methods import METHODS, Method
 from gemma_tune.config.model import ModelConfig
 from gemma_tune.config.models import ModelsConfig
 from gemma_tune.config.option import SEED, option
+from gemma_tune.config.parallel import ParallelConfig
 from gemma_tune.config.plan import PlanConfig
 from gemma_tune.config.preview import PreviewConfig
 from gemma_tune.config.push import PushConfig
@@ -42,8 +44,10 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExportConfig",
+    "LaunchConfig",
     "ModelConfig",
     "ModelsConfig",
+    "ParallelConfig",
     "PlanConfig",
     "PreviewConfig",
     "PushConfig",
@@ -92,6 +96,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
@@ -112,6 +118,11 @@ class Config:
     def unknown_method(self) -> tuple[str, str] | None:
         """`method`, and why it is none of the table, as the end of a sentence; None where it is one."""
         return unknown_method(self.method)
+
+    @property
+    def processes(self) -> int:
+        """Processes of all machines that train one model."""
+        return (self.launch.num_processes or 1) * (self.launch.num_nodes or 1)
 
     @property
     def answer_tokens(self) -> int:

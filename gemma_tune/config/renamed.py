@@ -58,11 +58,30 @@ ADDED: dict[str, Any] = {
     "engine.vllm": None,
     "engine.vllm_args": [],
     "engine.max_length": None,
+    "launch.by": "local",
+    "launch.num_processes": None,
+    "launch.num_nodes": None,
+    "launch.timeout_minutes": 30.0,
+    "launch.slurm.partition": None,
+    "launch.slurm.account": None,
+    "launch.slurm.time": None,
+    "launch.slurm.gpus_per_node": None,
+    "launch.slurm.setup": [],
+    "launch.slurm.options": [],
+    "launch.sky.accelerators": None,
+    "launch.sky.infra": None,
+    "launch.sky.use_spot": False,
+    "launch.sky.setup": [],
+    "parallel.strategy": "ddp",
+    "parallel.shard_within_node": None,
+    "parallel.reshard_after_forward": True,
+    "parallel.activation_checkpointing": False,
+    "parallel.cpu_ram_efficient_loading": True,
     "model.base_url": None,
     "model.served_name": None,
 }
 # Whole groups among them
-_ADDED_GROUPS = ("engine",)
+_ADDED_GROUPS = ("engine", "launch", "parallel")
 
 
 def renamed_key(key: str) -> str | None:

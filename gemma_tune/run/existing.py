@@ -13,7 +13,7 @@ from gemma_tune.config.renamed import is_a_run, translated
 from gemma_tune.data.files import find_files
 from gemma_tune.errors import UserError, shortened
 from gemma_tune.run.checkpoints import DIGESTS, checkpoints
-from gemma_tune.run.identity import identity, not_resumable, without_operational
+from gemma_tune.run.identity import identity, identity_of, not_resumable
 from gemma_tune.run.lock import LOCK, refuse_locked
 from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, resolve
 from gemma_tune.run.place import foreign_files, stages
@@ -114,7 +114,7 @@ def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:
     if stored is None:
         # overwrite=true would delete what is there: only a run of ours may be deleted
         raise UserError(f"output_dir={path}: this folder isn't empty and holds no run of ours; name another folder.")
-    mine, theirs = identity(cfg), without_operational(translated(stored, like=cfg))
+    mine, theirs = identity(cfg), identity_of(translated(stored, like=cfg))
     finished = folder_status(path) == "finished"
     if finished and theirs == mine and not named and not cfg.overwrite:
         return Found.FINISHED

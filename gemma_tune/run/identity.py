@@ -16,6 +16,7 @@ from gemma_tune.run.paths import RUNS, without_tilde
 # they don't change its folder.
 OPERATIONAL = (
     "output_dir", "overwrite", "dry_run", "chat", "preview", "doctor", "copy", "plan", "models", "serve", "push",
+    "launch", "parallel",
 )  # fmt: skip
 # Keys of `train` that may change when a run is resumed. Its length may not: the schedule of the learning rate depends
 # on it, and the stored configuration would not repeat the run.
@@ -28,17 +29,52 @@ _OF_TRACKING = ("group",)
 
 
 def identity(cfg: Config) -> dict[str, Any]:
-    """The configuration without what does not change the run's outcome."""
-    return without_operational(asdict(cfg))
+    """The configuration without what does not change the run's outcome, and with the batch of all processes."""
+    return identity_of(asdict(cfg))
 
 
-def without_operational(tree: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration's tree without the same keys."""
+def identity_of(tree: dict[str, Any]) -> dict[str, Any]:
+    """As `identity`, of a stored configuration's tree."""
+    return _with_global_batch(_without_operational(tree), processes_of(tree))
+
+
+def _without_operational(tree: dict[str, Any]) -> dict[str, Any]:
     tree = {k: v for k, v in tree.items() if k not in OPERATIONAL}
     for group, left_out in (("train", _OF_RESUMING), ("tracker", _OF_TRACKING)):
         if isinstance(values := tree.get(group), dict):
             tree[group] = {k: v for k, v in values.items() if k not in left_out}
     return tree
+
+
+def processes_of(tree: dict[str, Any]) -> int:
+    """Processes of a stored configuration; of an earlier version 1."""
+    launch = tree.get("launch") or {}
+    return (launch.get("num_processes") or 1) * (launch.get("num_nodes") or 1)
+
+
+def _with_global_batch(tree: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The configuration with the batch of an optimizer step in one forward pass of one process.
+
+    Two runs with the same batch are the same, whether it comes from one forward pass, from accumulation or from several
+    processes. KTO is the exception: it estimates a KL from the answers of one forward pass of all processes.
+    """
+    train, quant = tree.get("train"), tree.get("quant")
+    if not isinstance(train, dict):
+        return tree
+    passes = train.get("gradient_accumulation_steps") or 1
+    joined = processes if tree.get("method") == "kto" else processes * passes
+    batch = {"gradient_accumulation_steps": passes * processes // joined}
+    if per_generation := train.get("steps_per_generation"):
+        batch["steps_per_generation"] = None if per_generation == passes else per_generation / passes
+    tree = {**tree, "train": _times(train, joined) | batch}
+    if isinstance(quant, dict) and isinstance(quant.get("stage2"), dict):
+        tree["quant"] = {**quant, "stage2": _times(quant["stage2"], joined)}
+    return tree
+
+
+def _times(values: dict[str, Any], number: int) -> dict[str, Any]:
+    rows = values.get("per_device_train_batch_size")
+    return values if rows is None else {**values, "per_device_train_batch_size": rows * number}
 
 
 def as_one_run(cfg: Config) -> dict[str, Any]:
@@ -71,7 +107,7 @@ def folder_of(cfg: Config) -> Path:
     """
     if cfg.output_dir:
         return without_tilde(cfg.output_dir)
-    trees = identity(cfg), as_before(identity(cfg))
+    trees = identity(cfg), as_before(_without_operational(asdict(cfg)))
     digests = [hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8] for tree in trees]
     now, before = (Path(RUNS) / f"{cfg.recipe}-{digest}" for digest in digests)
     return before if before.exists() and not now.exists() else now

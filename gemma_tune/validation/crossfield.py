@@ -26,6 +26,7 @@ from gemma_tune.validation.measuring import (
     needs_rows,
 )
 from gemma_tune.validation.paths import encoding_problems, missing_paths, output_dir_problems
+from gemma_tune.validation.processes import process_problems
 from gemma_tune.validation.quantization import grid_problems
 from gemma_tune.validation.rewards import (
     label_problems,
@@ -245,7 +246,8 @@ def cross_problems(cfg: Config, named: Collection[str] = ()) -> list[str]:
     method = cfg.traits
     if unread := list(unread_keys(cfg, named)):
         return [*unread, *no_other(cfg)]
-    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems, *own_code.CHECKS]
+    groups: list[_Check] = [no_other, reward_problems, no_generator, label_problems, tracker_problems, process_problems]
+    groups += own_code.CHECKS
     if method.kind is Kind.COMPARE:
         groups += [compare_problems, *([_data, evaluator_problems] if needs_rows(cfg) else []), output_dir_problems]
     else:

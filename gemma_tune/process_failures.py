@@ -1,0 +1,113 @@
+"""How the processes of one run end: together, with one message, also where one of them hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.processes import FAILED, connect, failure_of_others, first_line, group, is_main_process, rank
+
+_GRACE_SECONDS = 10.0  # that a process has to end by itself after another one has failed
+
+
+class _Own:
+    """What this process does where it must end."""
+
+    def __init__(self) -> None:
+        self.on_failure: Callable[[str], None] | None = None
+        self.stderr: TextIO | None = None
+
+
+_own = _Own()
+
+
+def quiet() -> None:
+    """From here on a process other than the first prints nothing but its own failure."""
+    if not is_main_process() and _own.stderr is None:
+        _own.stderr = sys.stderr
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
+
+
+def speaks(message: str) -> bool:
+    """Whether this process says why the run ends: the first one that fails does, and the others are silent."""
+    if not group.joined:
+        return os.environ.get("LOCAL_RANK", "0") == "0"  # all see the same mistake, on each machine
+    try:
+        return bool(group.store.compare_set(FAILED, "", f"{rank()} {message}") == f"{rank()} {message}".encode())
+    except RuntimeError:  # the store went with the process that held it, which has spoken
+        return is_main_process()
+
+
+def restore_output() -> None:
+    """Undoes `quiet`, to say why this process ends."""
+    if _own.stderr is not None:
+        sys.stderr = _own.stderr
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Within it, a broken connection to a process that has failed becomes that process's own error.
+
+    Raises:
+        RunError: Another process failed, ended, or did not answer in time.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not group.joined or isinstance(error, UserError | RunError):
+            raise
+        if message := failure_of_others(wait_seconds=5.0):
+            raise RunError(message) from error
+        if _is_of_connection(error):
+            raise RunError(
+                f"another process has ended without a word, or did not answer within launch.timeout_minutes "
+                f"({first_line(error)}); where the machine was out of memory, its log says which was killed."
+            ) from error
+        raise
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    import torch.distributed as dist
+
+    words = ("connection closed", "connection reset", "timed out", "timeout", "socket", "broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+@contextlib.contextmanager
+def on_failure(write: Callable[[str], None]) -> Iterator[None]:
+    """Within it, `write` is called with the reason where this process must end though it hangs."""
+    _own.on_failure = write
+    try:
+        yield
+    finally:
+        _own.on_failure = None
+
+
+def watch() -> None:
+    """From here on this process ends some time after another one has failed, also where it waits for that one."""
+    if group.joined:
+        threading.Thread(target=_watch, args=(connect(),), daemon=True).start()
+
+
+def _watch(store: Any) -> None:
+    """Ends this process some time after another one has failed, where it hangs in an operation that waits for it."""
+    while True:
+        time.sleep(0.5)
+        try:
+            failed = store.check([FAILED])
+        except RuntimeError:
+            failed = True
+        if failed:
+            break
+    time.sleep(_GRACE_SECONDS)  # for the usual end, with all files whole
+    message = failure_of_others() or "another process has failed."
+    if _own.on_failure is not None:
+        with contextlib.suppress(Exception):
+            _own.on_failure(message)
+    os._exit(1)
