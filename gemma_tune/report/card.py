@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 
 from gemma_tune.config import Config
 from gemma_tune.config.data import DataConfig
+from gemma_tune.export.int4_check import same_each_time
 from gemma_tune.nested import leaves
 from gemma_tune.page.blocks import Block, Cell, Code, Mono, Section, Table, Text
 from gemma_tune.page.markdown import markdown
@@ -205,6 +206,7 @@ def _checks(inputs: ReportInputs, name: str) -> list[Block]:
     """What was compared with the trained model before the file was handed over."""
     others = [other for other in inputs.folder.result.artifacts if other != name]
     lines = [line for line in inputs.metrics.get("verify", []) if _is_about(line["name"], name, others)]
+    lines = [{**line, "found": same_each_time(line["found"])} for line in lines]
     return verified(lines) or ([] if name == "adapter" else export_check(inputs))
 
 

@@ -29,6 +29,7 @@ from gemma_tune.export.int4_check import (
     forward_line,
     gross_line,
     raise_failed,
+    same_each_time,
     stored_lines,
 )
 from gemma_tune.export.read_back import StoredTensor, read_folder, read_gguf
@@ -362,3 +363,21 @@ def test_limits(line: Callable[[str, EngineAgreement], CheckLine], found: Engine
     if verdict == FAIL:
         with pytest.raises(ArtifactDiffers, match=f"of {found.positions} positions"):
             raise_failed([line("x", found)])
+
+
+@pytest.mark.parametrize(
+    ("found", "rough"),
+    [
+        ("KL 3.1e-07, the same best token at 100.00% of 565 positions", "KL below 1e-06, {}100% of 565 positions"),
+        ("KL 0, the same best token at 100.00% of 565 positions", "KL below 1e-06, {}100% of 565 positions"),
+        ("KL 1e-06, the same best token at 99.98% of 9 positions", "KL below 1e-05, {}99% of 9 positions"),
+        ("KL 0.00041, the same best token at 98.23% of 565 positions (3 closer than the margin), fewer than 512",
+         "KL below 0.001, {}98% of 565 positions, fewer than 512"),
+        ("KL 1.2, the same best token at 9.00% of 5 positions; from the base KL 0.11",
+         "KL below 10, {}9% of 5 positions; from the base KL below 1"),
+        ("43 of 43 tensors (100%)", "43 of 43 tensors (100%)"),
+    ],
+)  # fmt: skip
+def test_what_engines_say_at_each_run(found: str, rough: str) -> None:
+    """The last bits of an engine's sums differ from run to run; a model card says what doesn't."""
+    assert same_each_time(found) == rough.format("the same best token at ")

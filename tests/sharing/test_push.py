@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 from hub_server import READS_ONLY, TOKEN, HubServer, StoredRepository, serving
 from huggingface_hub import ModelCard
+from short_runs import short_run
 
 import gemma_tune
+from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
+from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.sharing.contents import Repository, SentFile
+from gemma_tune.sharing.contents import Repository, SentFile, repositories
 from gemma_tune.sharing.private import Secrets, check_private, without_paths
 
 Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
@@ -152,6 +156,82 @@ def test_several_artifacts_have_repositories_of_their_own(finished: Finished) ->
     found = gemma_tune.run("push", words(run, *asked)).metrics["files"]
     assert list(found) == ["me/tuned", "me/tuned-GGUF", "me/tuned-w4a16", "me/tuned-LoRA"]
     assert {"Modelfile", "README.md"} < found["me/tuned-GGUF"].keys()
+
+
+def _add_gguf_files(run: Path) -> None:
+    """Two GGUF files as a run leaves them, each with a Modelfile and a card."""
+    result, manifest = (json.loads((run / name).read_text("utf-8")) for name in ("result.json", "manifest.json"))
+    for kind in ("f16", "q8_0"):
+        name, place = f"gguf_{kind}", run / "export" / f"gguf_{kind}"
+        place.mkdir()
+        (place / f"tiny-{kind}.gguf").write_bytes(f"GGUF {kind}".encode())
+        (place / "Modelfile").write_text(f"FROM ./tiny-{kind}.gguf\n", encoding="utf-8")
+        title, use = f"# tiny: {kind}", f"ollama create tiny-{kind} -f ./Modelfile && ollama run tiny-{kind}"
+        text = f"---\nlibrary_name: gguf\ntags:\n- gguf\n---\n{title}\n\n{use}\n"
+        (place / "README.md").write_text(text, encoding="utf-8")
+        result["artifacts"][name] = f"export/{name}"
+        files = [p for p in place.iterdir() if p.name != "README.md"]
+        manifest["artifacts"][name] = {p.relative_to(run).as_posix(): file_digest(p) for p in files}
+    (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_two_gguf_files_share_a_repository(run: Path) -> None:
+    """Each file with the Modelfile that names it, and one card that names both."""
+    _add_gguf_files(run)
+    (found,) = repositories(compose_config("push", words(run, "push.artifacts=[gguf_f16,gguf_q8_0]")))
+    files = {file.name: file.content for file in found.files}
+    assert list(files) == ["Modelfile", "README.md", "gguf_q8_0.Modelfile", "tiny-f16.gguf", "tiny-q8_0.gguf"]
+    for modelfile, gguf in (("Modelfile", "tiny-f16.gguf"), ("gguf_q8_0.Modelfile", "tiny-q8_0.gguf")):
+        content = files[modelfile]
+        assert isinstance(content, Path) and content.read_text("utf-8") == f"FROM ./{gguf}\n"
+    card = ModelCard(found.card)
+    assert card.data.library_name == "gguf" and card.content.count("library_name") == 1
+    commands = [line for line in card.text.splitlines() if line.startswith("ollama")]
+    assert commands == [
+        "ollama create tiny-f16 -f ./Modelfile && ollama run tiny-f16",
+        "ollama create tiny-q8_0 -f ./gguf_q8_0.Modelfile && ollama run tiny-q8_0",
+    ]
+
+
+def test_no_path_of_a_local_base_is_sent(run: Path) -> None:
+    """In the run folder PEFT finds its base by it; what is sent has the base's name on the Hub in its place."""
+    own = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert Path(own["base_model_name_or_path"]).is_absolute()
+    more = ["push.artifacts=[adapter,merged]", f"push.base_model={BASE}"]
+    for repository in repositories(compose_config("push", words(run, *more))):
+        for file in repository.files:
+            content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+            for path in (own["base_model_name_or_path"], str(ASSETS), str(run), str(Path.home())):
+                assert path.encode() not in content, (file.name, path)
+            if file.name == "adapter_config.json":
+                assert json.loads(content) == own | {"base_model_name_or_path": BASE}
+
+
+@pytest.mark.slow
+def test_cards_of_equal_runs_are_equal(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, from other folders and at another time; and the two GGUF files arrive under one card."""
+    pytest.importorskip("xllamacpp")
+    asked = ("export.formats=[merged,gguf_f16,gguf_q8_0,gguf_lora]", "eval.evaluators=[held_out_loss,answers]")
+    runs = folder / "one", folder / "somewhere" / "else" / "two"
+    for run in runs:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(run.parent)
+        short_run("lora_sft", run, *asked, "eval.max_samples=4")
+    monkeypatch.chdir(folder)
+    names = [card.relative_to(runs[0]) for card in sorted(runs[0].rglob("README.md"))]
+    assert [name.parent.name for name in names] == ["adapter", "gguf_f16", "gguf_lora", "gguf_q8_0", "merged"]
+    for name in names:
+        text = (runs[0] / name).read_text("utf-8")
+        assert text == (runs[1] / name).read_text("utf-8"), name
+        assert not re.search(r"\d\d:\d\d|20\d\d-\d\d-\d\d|[0-9.]+ (seconds|minutes)", text) and str(folder) not in text
+    done = push(hub, runs[1], "push.repo_id=me/both", "push.artifacts=[gguf_f16,gguf_q8_0]")
+    assert done.returncode == 0, done.stderr
+    there = hub.repositories["me/both"].branches["main"]
+    assert list(there) == ["Modelfile", "README.md", "gguf_q8_0.Modelfile", "tiny-f16.gguf", "tiny-q8_0.gguf"]
+    for modelfile, gguf in (("Modelfile", "tiny-f16.gguf"), ("gguf_q8_0.Modelfile", "tiny-q8_0.gguf")):
+        assert f"FROM ./{gguf}" in there[modelfile].decode() and f"-f ./{modelfile} " in there["README.md"].decode()
+        assert there[gguf] == (runs[1] / "export" / f"gguf_{gguf[5:-5]}" / gguf).read_bytes()
 
 
 def _unfinished(run: Path) -> None:
