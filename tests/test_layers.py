@@ -90,7 +90,7 @@ COMPOSED = ("recipes.tune_to_int4",)
 # "Nothing up to 'the configuration has passed' imports torch."
 LIGHT = (
     *BASE, "config", "validation", "run.identity", "run.manifest", "run.existing", "run.folder", "", "__main__",
-    "cli.main", "cli.arguments", "cli.overview", "cli.compose", "cli.defaults", "cli.runner",
+    "cli.main", "cli.exit_status", "cli.arguments", "cli.overview", "cli.compose", "cli.defaults", "cli.runner",
     "cli.sweep", "compare.names", "sweep.outcomes",
 )  # fmt: skip
 

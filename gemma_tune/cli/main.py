@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,21 +11,19 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from gemma_tune.cli import arguments, compose
 from gemma_tune.cli.about import recipe_page, version
+from gemma_tune.cli.exit_status import exit_status
 from gemma_tune.cli.overview import help_page, overview, recipes
 from gemma_tune.cli.own_recipe import without_quotes
 from gemma_tune.cli.runner import failures_of, run_recipe
 from gemma_tune.cli.sweep import run_sweep
 from gemma_tune.cli.user_overrides import user_overrides
-from gemma_tune.errors import RunError, UserError, quoted
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.paths import CONFIGS, resolve
-from gemma_tune.run.stopping import Stopped, Stops, listening
+from gemma_tune.run.stopping import Stops, listening
 from gemma_tune.validation.choices import group_problem, options_of
 
 
@@ -39,44 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 after a user's mistake, with a message on stderr and no traceback; 1 after a run that
         failed; 130 after Ctrl-C, 143 after SIGTERM and SIGHUP; 141 where nobody reads the output any more.
     """
-    try:
+
+    def work() -> None:
         with listening(Stops()):  # a run listens for itself from the moment that it has a folder
             _dispatch(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"gemma_tune: {error}", file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        print(f"gemma_tune: {compose.as_user_error(error)}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"gemma_tune: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        code = error.code if isinstance(error, Stopped) else 130
-        print(f"\ngemma_tune: interrupted. {error}".rstrip(), file=sys.stderr)
-        return code
-    except BrokenPipeError:
-        if not _is_read(sys.stdout.fileno()):  # the reader, `head` for example, has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            print("gemma_tune: nobody reads the output any more.", file=sys.stderr)
-            return 128 + signal.SIGPIPE
-        raise
-    except PermissionError as error:
-        print(f"gemma_tune: {error.filename}: you have no right to read or write this.", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise
-        print(f"gemma_tune: {quoted(error.filename)}: this can't be opened ({error.strerror}).", file=sys.stderr)
-        return 2
-    return 0
 
-
-def _is_read(pipe: int) -> bool:
-    """Whether a pipe still has a reader."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLOUT)
-    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return exit_status(work)
 
 
 def _dispatch(argv: Sequence[str]) -> None:
