@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from short_runs import short_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gemma_tune
@@ -31,7 +32,7 @@ from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.evals.samples import sample_answers
+from gemma_tune.evals.samples import row_ids, sample_answers
 from gemma_tune.export.gguf import export
 from gemma_tune.models.gguf_header import lacks_chat_template
 from gemma_tune.models.load import set_stop_tokens, stop_token_ids
@@ -190,6 +191,54 @@ def test_a_gguf_file_without_a_chat_template(gguf: Path, tmp_path: Path) -> None
     with started(chosen(cfg), cfg) as server:
         found = JsonClient(server.url, 60).post("/apply-template", messages=[{"role": "user", "content": "Hi"}])
     assert found["prompt"] == "<start_of_turn>Hi!"
+
+
+@pytest.mark.slow
+def test_tuned_merged_weights_in_transformers(tmp_path: Path) -> None:
+    """The `openai` client has as many right answers of the test rows as `recipe=evaluate` on the same engine."""
+    pytest.importorskip("fastapi", reason="needs pip install 'gemma_tune[serving]'")
+    run, measured = tmp_path / "tuned", tmp_path / "measured"
+    short_run(
+        "lora_sft", run, "model.dtype=bfloat16", "train.per_device_train_batch_size=8", "data.max_train_samples=null",
+        "train.learning_rate=2e-3", "eval.evaluators=[]", "eval.num_samples=0", steps=50,
+    )  # fmt: skip
+    merged, most = f"model.model_name_or_path={run / 'export' / 'merged'}", 64
+    test = f"data.test_files.test={ASSETS / 'sample' / 'test.jsonl'}"
+    asked_of_it = [merged, "data=auto", test, "eval.evaluators=[answers]", "eval.max_samples=40", "tracker=none"]
+    result = gemma_tune.run("evaluate", [*asked_of_it, f"eval.max_new_tokens={most}", f"output_dir={measured}"])
+    stored = json.loads((measured / "eval" / "after.json").read_text("utf-8"))["rows"]["test_exact_match"]
+    rows = tool_rows(1000)
+    records = read_tests(DataConfig(test_files={"test": str(ASSETS / "sample" / "test.jsonl")}))["test"]
+    by_id = dict(zip(row_ids(records), rows, strict=True))
+    cfg = compose_config("serve", [merged, "serve.engine=transformers", "serve.port=0"])
+    with started(served := chosen(cfg), cfg) as server:
+        ai = client(server.url)
+
+        def ask(row: dict[str, Any], **more: Any) -> Any:
+            given = {"messages": row["messages"][:1]} | ({"tools": row["tools"]} if row.get("tools") else {})
+            return ai.chat.completions.create(model=served.name, temperature=0, max_tokens=most, **given, **more)
+
+        answers = {one["id"]: whole(ask(by_id[one["id"]])) for one in stored}
+        right = {name: is_right(by_id[name]["messages"][1], answer) for name, answer in answers.items()}
+        assert right == {one["id"]: one["score"] == 1.0 for one in stored} and len(right) == 40
+        share = sum(right.values()) / len(right)
+        assert share == pytest.approx(result.metrics["after"]["test_exact_match"]) and 0.1 < share < 1.0
+        called = next(name for name, answer in answers.items() if answer[1] and right[name])
+        assert answers[called][2] == "tool_calls"
+        for name in (called, *[n for n, answer in answers.items() if not answer[1]][:1]):
+            assert streamed(ask(by_id[name], stream=True)) == answers[name]
+    calls = sum(bool(answer[1]) for answer in answers.values())
+    print(f"served and evaluated: {share:.1%} of {len(right)} rows right, {calls} answered with calls")
+
+
+def is_right(wanted: dict[str, Any], answer: tuple[str, list[tuple[str, str]], str]) -> bool:
+    """Exact match as a client sees it: the same words, and the same calls as data."""
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in wanted.get("tool_calls") or []]
+    try:
+        found = [(name, json.loads(arguments)) for name, arguments in answer[1]]
+    except ValueError:  # a call that the model has not written as its format has it
+        return False
+    return answer[2] != "length" and answer[0].strip() == wanted["content"].strip() and found == calls
 
 
 @pytest.fixture
