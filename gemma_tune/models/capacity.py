@@ -14,7 +14,8 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.fitting import what_fits
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
-from gemma_tune.models.memory import BYTES, estimate, in_unit, optimizer_bytes
+from gemma_tune.models.memory import BETWEEN, BYTES, estimate, host_memory, in_unit, optimizer_bytes
+from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import free_disk
@@ -25,10 +26,20 @@ _BESIDE = ("reference", "teacher", "reward model")  # parts of the estimate that
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
 
 
-def free_memory(device: torch.device) -> float:
-    """GiB that this process may still take: of the GPU, or of the machine or its container."""
+def free_memory(device: torch.device, processes: int = 1) -> float:
+    """GiB that one process may still take: of its GPU, or its share of the machine's or its container's.
+
+    Args:
+        device: Where it computes.
+        processes: How many of them share the machine.
+    """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0] / _GIB)
+    return free_host_memory() / processes
+
+
+def free_host_memory() -> float:
+    """GiB that are free on this machine, or in its container."""
     free = float(psutil.virtual_memory().available)
     try:
         limit, used = ((_CGROUP / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
@@ -40,8 +51,10 @@ def free_memory(device: torch.device) -> float:
     return free / _GIB
 
 
-def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0) -> None:
-    """Compares what does not depend on the length of the rows with the free memory.
+def check_memory(
+    cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0, shards: bool = False
+) -> None:
+    """Compares what does not depend on the length of the rows with the free memory, for each process.
 
     Args:
         cfg: The configuration.
@@ -49,19 +62,20 @@ def check_memory(cfg: Config, shape: ModelSize, mixed: bool, free: float, beside
         mixed: Whether products run in bfloat16 over float32 weights.
         free: GiB.
         beside: GiB of a model that scores the trained one.
+        shards: Whether parallel=fsdp2 may be proposed: it needs GPUs.
 
     Raises:
         UserError: Weights, gradients and the optimizer's state alone need more.
     """
     parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
-    names = ("weights", "gradients", *_BESIDE, *(() if paged else ("optimizer",)))
+    names = ("weights", "gradients", *BETWEEN, *_BESIDE, *(() if paged else ("optimizer",)))
     fixed = sum(parts.get(name, 0.0) for name in names)
     if fixed > free:
         raise UserError(
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
-            f"state{_others(parts)} need about {in_unit(fixed)} of memory, and {in_unit(free)} are free. "
-            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside)}"
+            f"state{_others(parts)} need about {in_unit(fixed)} of memory{_each(cfg)}, and {in_unit(free)} are free. "
+            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside, shards)}"
         )
 
 
@@ -89,10 +103,10 @@ def check_published(cfg: Config) -> None:
     if size is None:
         return
     device = pick_device(cfg.model)
-    free = free_memory(device)
+    free = free_memory(device, sharding_of(cfg).per_machine)
     if cfg.traits.trains:
         check_hardware(cfg)
-        check_memory(cfg, size, mixed_precision(cfg, device), free)
+        check_memory(cfg, size, mixed_precision(cfg, device), free, shards=device.type == "cuda")
     else:
         check_weights(cfg, size, free)
 
@@ -103,8 +117,23 @@ def _others(parts: Mapping[str, float]) -> str:
     return f", with {' and '.join(found)}," if found else ""
 
 
+def _each(cfg: Config) -> str:
+    """Of how many processes a figure is."""
+    sharding = sharding_of(cfg)
+    if sharding.processes == 1:
+        return ""
+    shared = f", which share the model among {sharding.shards}" if sharding.shards > 1 else ""
+    return f" on each of {sharding.processes} processes{shared}"
+
+
 def memory_warning(
-    cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float = 0.0
+    cfg: Config,
+    shape: ModelSize,
+    mixed: bool,
+    longest: int,
+    free: float,
+    beside: float = 0.0,
+    shards: bool = False,
 ) -> str | None:
     """The warning that the estimate exceeds the free memory; None if it doesn't.
 
@@ -115,16 +144,39 @@ def memory_warning(
         longest: Tokens of the longest row, after cutting.
         free: GiB.
         beside: GiB of a model that scores the trained one.
+        shards: Whether parallel=fsdp2 may be proposed: it needs GPUs.
     """
     total = estimate(cfg, shape, mixed, longest, beside)["total"]
     if total <= free:
         return None
-    said = f"warning: training needs about {in_unit(total)} of memory, and {in_unit(free)} are free."
-    return f"{said} {_fix(cfg, shape, mixed, longest, free, beside)}"
+    said = f"warning: training needs about {in_unit(total)} of memory{_each(cfg)}, and {in_unit(free)} are free."
+    return f"{said} {_fix(cfg, shape, mixed, longest, free, beside, shards)}"
 
 
-def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float) -> str:
-    found = what_fits(cfg, shape, mixed, longest, free, beside)
+def host_warning(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> str | None:
+    """The warning that training on GPUs needs more of the machine's own memory than is free; None if it doesn't.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        mixed: Whether products run in bfloat16 over float32 weights.
+        longest: Tokens of the longest row, after cutting.
+    """
+    parts, free = host_memory(cfg, shape, mixed, longest), free_host_memory()
+    if not parts or sum(parts.values()) <= free:
+        return None
+    said = " and ".join(f"{in_unit(gib)} for {name}" for name, gib in parts.items())
+    fixes = []
+    if "offloaded activations" in parts:
+        fixes.append("shorter rows (train.max_length), or train.extra.activation_offloading=false")
+    if "weights while loading" in parts and not cfg.parallel.cpu_ram_efficient_loading:
+        fixes.append("parallel.cpu_ram_efficient_loading=true")
+    fix = f" What takes less: {'; '.join(fixes)}." if fixes else " Use machines with more."
+    return f"warning: beside the GPUs' memory, this machine's own holds {said}, and {in_unit(free)} are free.{fix}"
+
+
+def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float, shards: bool) -> str:
+    found = what_fits(cfg, shape, mixed, longest, free, beside, shards=shards)
     if found is None:
         return "No setting tried here makes it fit: take a smaller model."
     return f"What should fit: {' '.join(found.words)}"

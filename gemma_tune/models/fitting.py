@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Reads
+from gemma_tune.config.parallel import ParallelConfig
 from gemma_tune.models.memory import estimate, has_live_teacher
+from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
+from gemma_tune.validation.processes import process_problems
 
 _SHORTEST = 256  # tokens of a row
 
@@ -37,6 +40,7 @@ def what_fits(
     free: float,
     beside: float = 0.0,
     other_recipes: bool = True,
+    shards: bool = False,
 ) -> Fitted | None:
     """The fewest options, cheapest first, with which the estimate fits; None if none do.
 
@@ -48,10 +52,13 @@ def what_fits(
         free: GiB.
         beside: GiB of a model that scores the trained one.
         other_recipes: Whether lora_sft and qlora_sft may take the place of the recipe.
+        shards: Whether parallel=fsdp2 may be proposed where there are several processes.
     """
     tried = copy.deepcopy(cfg)
     words: dict[str, str] = {}
-    for change in (_nothing, _small_batches, _recompute, _cached_teacher, _adapters, _four_bit, _shorter):
+    for change in (_nothing, _small_batches, _recompute, _cached_teacher, _share, _adapters, _four_bit, _shorter):
+        if change is _share and not shards:
+            continue
         if change in (_adapters, _four_bit) and cfg.traits.adapter_recipes and not other_recipes:
             continue
         for key, word in change(tried):
@@ -60,6 +67,8 @@ def what_fits(
         rows = longest if cfg.traits.rewarded else min(longest, tried.train.max_length * cfg.traits.sequences)
         memory = estimate(tried, shape, now_mixed, rows, beside)
         if memory["total"] <= free:
+            if tried.parallel.strategy == cfg.parallel.strategy:
+                words.pop("parallel", None)
             return Fitted(list(words.values()), tried, memory)
     return None
 
@@ -86,7 +95,7 @@ def _small_batches(cfg: Config) -> _Words:
 
 
 def _recompute(cfg: Config) -> _Words:
-    if not cfg.train.gradient_checkpointing:
+    if not recomputes(cfg):
         cfg.train.gradient_checkpointing = True
         yield "recompute", "train.gradient_checkpointing=true"
 
@@ -95,6 +104,16 @@ def _cached_teacher(cfg: Config) -> _Words:
     if has_live_teacher(cfg):
         cfg.quant.teacher = "cache"
         yield "teacher", "quant.teacher=cache"
+
+
+def _share(cfg: Config) -> _Words:
+    if cfg.parallel.strategy == "fsdp2" or sharding_of(cfg).processes == 1:
+        return
+    cfg.parallel.strategy = "fsdp2"
+    if any(process_problems(cfg)):  # of this recipe or model
+        cfg.parallel.strategy = "ddp"
+    else:
+        yield "parallel", "parallel=fsdp2"
 
 
 def _adapters(cfg: Config) -> _Words:
@@ -108,6 +127,12 @@ def _adapters(cfg: Config) -> _Words:
 def _four_bit(cfg: Config) -> _Words:
     if not cfg.traits.four_bit:
         return
+    if cfg.parallel.strategy == "fsdp2" and sharding_of(cfg).processes > 1:  # which is refused over 4-bit weights
+        if cfg.parallel.activation_checkpointing:
+            cfg.train.gradient_checkpointing = True
+            yield "recompute", "train.gradient_checkpointing=true"
+        cfg.parallel = ParallelConfig()
+        yield "parallel", "parallel=ddp"
     if not cfg.model.load_in_4bit:
         cfg.model.load_in_4bit = True
         yield ("recipe", "recipe=qlora_sft") if cfg.traits.adapter_recipes else ("four_bit", "model.load_in_4bit=true")

@@ -10,14 +10,17 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
+from gemma_tune.models.sharding import gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantization 8 + 32/256.
 _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
+BETWEEN = ("gathered", "DDP's buckets")  # parts of the estimate that several processes need for one another
 _GIB = 1024**3
 _STATUS = Path("/proc/self/status")
 _LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
+_OFFLOADED_LATE = 5  # activations that TRL's offloading keeps on the GPU while they are copied (max_fwd_stash_size)
 
 
 def in_unit(gib: float) -> str:
@@ -55,8 +58,18 @@ def tokens_of_row(cfg: Config, longest: int) -> int:
     return cfg.train.max_length if cfg.train.packing else longest
 
 
+def offloads(cfg: Config) -> bool:
+    """Whether what the backward pass needs waits in the host's memory (TRL's `activation_offloading`)."""
+    return bool(cfg.train.extra.get("activation_offloading"))
+
+
+def trained_parameters(cfg: Config, shape: ModelSize) -> int:
+    """Weights that are trained: all of them, or those of the adapter."""
+    return shape.parameters if cfg.adapter.peft_type == "none" else shape.lora_parameters(cfg.adapter.r)
+
+
 def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
-    """Peak memory of training in GiB, by part; an estimate to plan with, not a bound.
+    """Peak memory of one process of a training in GiB, by part; an estimate to plan with, not a bound.
 
     Args:
         cfg: The configuration.
@@ -66,45 +79,89 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         beside: GiB of a reward model that scores the completions.
     """
     size = BYTES[str(cfg.model.dtype)]
-    linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
-    weights = shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
     full = cfg.adapter.peft_type == "none"
-    trainable = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
+    sharding = sharding_of(cfg)
+    weights = base_weights(cfg, shape)
+    trained = trained_parameters(cfg, shape)
     if not full:
-        weights += trainable * 4.0  # adapters stay float32
-    gradients = trainable * (size if full else 4.0)
-    optimizer = trainable * optimizer_bytes(cfg.train.optim)
-    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
-    tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
+        weights += trained * 4.0  # adapters stay float32
+    gradients = trained * (size if full else 4.0)
     act = 2.0 if mixed else size
-    one_layer = shape.layer_width * act
-    # Eager attention keeps the scores of all heads: in the model's type, and float32 for the softmax and its backward
-    scores = 0.0
-    if (cfg.model.attn_implementation or shape.attention) == "eager":
-        rows = 1 if cfg.train.packing else cfg.train.per_device_train_batch_size  # packed rows are joined to one
-        scores = rows * shape.num_attention_heads * (tokens / rows) ** 2 * (act + 8.0)
-    if cfg.train.gradient_checkpointing:
-        activations = tokens * (shape.num_hidden_layers * shape.hidden_size * act + one_layer) + scores
-    else:
-        activations = shape.num_hidden_layers * (tokens * one_layer + scores)
-    logits = 3 * _LOGIT_ROWS * shape.vocab_size * 4.0
     parts = {
-        "weights": weights,
-        "gradients": gradients,
-        "optimizer": optimizer,
-        "activations": activations,
-        "logits": logits,
+        "weights": weights / sharding.shards,
+        "gradients": gradients / sharding.shards,
+        "optimizer": trained * optimizer_bytes(cfg.train.optim) / sharding.shards,
+        "activations": _activations(cfg, shape, act, longest),
+        "logits": 3 * _LOGIT_ROWS * shape.vocab_size * 4.0,
     }
+    if sharding.shards > 1:
+        at_once = gathered_at_once(shape, sharding) * act
+        # Gradients of a layer are whole until they are reduced, those outside of the layers until all are
+        reduced = min(shape.outer_parameters + 2 * shape.layer_parameters, shape.parameters) * act if full else 0.0
+        parts[BETWEEN[0]] = at_once + reduced
+    elif sharding.processes > 1:
+        parts[BETWEEN[1]] = gradients  # DistributedDataParallel reduces a copy of the gradients
     if not full and (cfg.adapter.trainable_token_indices or cfg.model.added_tokens):
         # PEFT copies the embedding with the trained rows, for itself and as the head, and so do their gradients
         parts["trained rows"] = 4 * shape.vocab_size * shape.hidden_size * act
     if cfg.traits.rewarded and cfg.train.beta and full:  # without its adapter an adapted model is its own reference
-        parts["reference"] = weights
+        parts["reference"] = parts["weights"]
     if has_live_teacher(cfg):
         parts["teacher"] = shape.parameters * size
     if beside:
         parts["reward model"] = beside * _GIB
     return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
+
+
+def base_weights(cfg: Config, shape: ModelSize) -> float:
+    """Bytes of the model's own weights, in its type or 4-bit."""
+    size = BYTES[str(cfg.model.dtype)]
+    linear = _FOUR_BIT[cfg.model.bnb_4bit_use_double_quant] if cfg.model.load_in_4bit else size
+    return shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
+
+
+def _activations(cfg: Config, shape: ModelSize, act: float, longest: int) -> float:
+    """Bytes that the backward pass needs of the forward pass, with the masks and scores of attention."""
+    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
+    tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
+    rows = 1 if cfg.train.packing else cfg.train.per_device_train_batch_size  # packed rows are joined to one
+    pairs = rows * (tokens / rows) ** 2
+    attention, masks, scores = cfg.model.attn_implementation or shape.attention, 0.0, 0.0
+    if attention in ("eager", "sdpa"):  # one mask for full attention and one for sliding windows; bool
+        masks = 2 * pairs
+    if attention == "eager":  # the scores of all heads: in the model's type, and float32 for softmax and its backward
+        scores = pairs * shape.num_attention_heads * (act + 8.0)
+    elif attention == "sdpa":  # each call makes its mask a bias of the model's type
+        scores = pairs * act
+    one_layer = tokens * shape.layer_width * act
+    given = tokens * shape.stream_width * act
+    if offloads(cfg):
+        return min(_OFFLOADED_LATE, shape.num_hidden_layers) * given + one_layer + scores + masks
+    if recomputes(cfg):
+        return shape.num_hidden_layers * given + one_layer + scores + masks
+    return shape.num_hidden_layers * (one_layer + scores) + masks
+
+
+def host_memory(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> dict[str, float]:
+    """GiB of a machine's memory that training on its GPUs needs at least, by part; empty where nothing is noteworthy.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        mixed: Whether products run in bfloat16 over float32 weights.
+        longest: Tokens of the longest row, after cutting.
+    """
+    sharding, parts = sharding_of(cfg), {}
+    if sharding.shards > 1:  # a model that fits no GPU is loaded into the host's memory, and then shared out
+        loaded = 1 if cfg.parallel.cpu_ram_efficient_loading else sharding.per_machine
+        parts["weights while loading"] = base_weights(cfg, shape) * loaded
+    if offloads(cfg):
+        assert cfg.train.per_device_train_batch_size is not None
+        tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
+        width = shape.stream_width if recomputes(cfg) else shape.layer_width
+        act = 2.0 if mixed else BYTES[str(cfg.model.dtype)]
+        parts["offloaded activations"] = shape.num_hidden_layers * tokens * width * act * sharding.per_machine
+    return {name: value / _GIB for name, value in parts.items()}
 
 
 def reset_peak(device: torch.device) -> None:

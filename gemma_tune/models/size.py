@@ -34,6 +34,10 @@ class ModelSize:
         layer_width: Activations that an average block keeps for the backward pass, per token.
         computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
         tower_parameters: Weights of the towers for images and audio, which are not loaded.
+        layer_parameters: Weights of the largest decoder layer, with all of its experts.
+        outer_parameters: Weights outside of the decoder layers: embeddings, per-layer embeddings, final norm, head.
+        stream_width: Numbers that a decoder layer is given for each token: Gemma 3n's is four residual streams, and
+            some have a row of the per-layer embeddings beside it.
     """
 
     hidden_size: int
@@ -48,6 +52,9 @@ class ModelSize:
     attention: str
     computed_parameters: int = 0
     tower_parameters: int = 0
+    layer_parameters: int = 0
+    outer_parameters: int = 0
+    stream_width: int = 0
 
     def lora_parameters(self, r: int) -> int:
         """Weights of rank-r adapters on every linear layer that they reach: r·(in + out) each."""
@@ -83,11 +90,13 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(n)}
     out = sum(m.out_features for n, m in linear.items() if "_proj" in n and "mlp" not in n and "o_proj" not in n)
     mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    parameters = sum(p.numel() for p in model.parameters())
     return ModelSize(
         hidden_size=text.hidden_size,
         num_hidden_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         linear_parameters=sum(m.weight.numel() for m in linear.values()),
         linear_layers=len(linear),
         adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
@@ -96,6 +105,10 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
         tower_parameters=tower_parameters,
+        layer_parameters=max(layers),
+        outer_parameters=parameters - sum(layers),
+        stream_width=text.hidden_size * getattr(text, "altup_num_inputs", 1)
+        + (getattr(text, "hidden_size_per_layer_input", 0) or 0),
     )
 
 

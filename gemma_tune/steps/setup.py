@@ -17,10 +17,11 @@ from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_files import check_writable
 from gemma_tune.models.adapter import WeightCounts, check_source
-from gemma_tune.models.capacity import check_disk, check_memory, free_memory, memory_warning
+from gemma_tune.models.capacity import check_disk, check_memory, free_memory, host_warning, memory_warning
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import estimate, reset_peak
+from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.models.token_rows import with_rows
@@ -96,8 +97,10 @@ class Setup:
     def memory_warning(self, cfg: Config, longest: int) -> list[str]:
         """What to say where the estimate is above the memory that is free."""
         assert self.size is not None
-        warning = memory_warning(cfg, self.size, self.mixed, longest, self.free, self.beside)
-        return [warning] if warning else []
+        on_gpu = self.device.type == "cuda"
+        warning = memory_warning(cfg, self.size, self.mixed, longest, self.free, self.beside, shards=on_gpu)
+        of_host = host_warning(cfg, self.size, self.mixed, longest) if on_gpu else None
+        return [said for said in (warning, of_host) if said]
 
 
 def look_at_model(
@@ -134,7 +137,7 @@ def look_at_model(
             adapter = with_rows(adapter, config, tokenizer, source.added_tokens)
         check_source(cfg.model, adapter, source, config, trains=True, merges=merges)
         check_writable(cfg, config, tokenizer, source)
-    mixed, free = mixed_precision(cfg, device), free_memory(device)
+    mixed, free = mixed_precision(cfg, device), free_memory(device, sharding_of(cfg).per_machine)
     return Setup(source, tokenizer, config, size, device, mixed, free, adapter, beside(cfg), missing)
 
 
@@ -153,7 +156,7 @@ def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = loo
     if setup.missing:
         raise setup.missing
     assert setup.size is not None  # of a configuration that was read
-    check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside)
+    check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside, shards=setup.device.type == "cuda")
     check_disk(cfg, setup.size, setup.source, folder.path, resumed=folder.goes_on)
     return setup
 

@@ -162,7 +162,7 @@ def test_only_names_of_the_hub_ask_it(words: list[str], asks: bool) -> None:
 
 def test_a_model_that_fits_is_not_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same check as with the checkpoint at hand; a dry run goes on and says the estimate."""
-    monkeypatch.setattr(capacity, "free_memory", lambda device: 4.0)
+    monkeypatch.setattr(capacity, "free_memory", lambda device, processes=1: 4.0)
     with pytest.raises(UserError, match=r"need about .* and 4\.0 GiB are free"):
         run_recipe(compose_config("lora_sft", ["model=gemma3_4b_it", *ROWS, "tracker=none"]))
     capacity.check_published(compose_config("lora_sft", ["model=gemma3_1b_it", *ROWS]))

@@ -69,7 +69,7 @@ def test_the_check_before_a_run_says_the_same(model: str, gb: int, recipe: str) 
 
 def test_a_dry_run_of_the_command_says_the_same_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that isn't here, with nothing of it but its name."""
-    monkeypatch.setattr(capacity, "free_memory", lambda device: 23.0)
+    monkeypatch.setattr(capacity, "free_memory", lambda device, processes=1: 23.0)
     planned = Planner(lambda cfg: False).run(MODELS["gemma3_1b_it"], "dpo", 9.0)
     assert planned.fitted and planned.fitted.words
     words = shlex.split(planned.command)[4:]
@@ -160,7 +160,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     gemma_tune.run("plan", [*words, "plan.memory_gb=24", "model=gemma3_4b_it", "plan.output_file=plan.md"])
     page, out = Path("plan.md").read_text("utf-8"), capsys.readouterr().out
     assert "full_sft: no setting tried here makes it fit" in out and "30% of the 165.2 TFLOPS of an RTX 4090" in out
-    assert "\npython -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in page and "| 13.0 GiB |" in page
+    assert "\npython -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in page and "| 13.3 GiB |" in page
     assert "  python -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in out and "embedded" not in out
     with pytest.raises(UserError, match=r"plan\.output_file=plan\.md: this file is there already"):
         gemma_tune.run("plan", ["plan.output_file=plan.md"])

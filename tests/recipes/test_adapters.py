@@ -164,6 +164,7 @@ def test_checkpointing_moves_no_loss(quick: list[str], tmp_path: Path) -> None:
         ("model.device=cuda", "no GPU"),
         ("model.attn_implementation=flash_attention_2", "needs a GPU.*use sdpa"),
         ("train.optim=paged_adamw_8bit", r"pages between GPU and host.*use adamw_8bit"),
+        ("train.extra.activation_offloading=true", r"asks for an accelerator.*on the CPU; leave it out"),
     ],
 )
 def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_path: Path) -> None:
