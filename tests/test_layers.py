@@ -83,6 +83,7 @@ TOP = (
     "catalog",
     "serve",
     "sharing",
+    "launching",
     "run.terminal",
 )
 # Recipes that are a sequence of others.
@@ -91,7 +92,8 @@ COMPOSED = ("recipes.tune_to_int4",)
 LIGHT = (
     *BASE, "config", "validation", "run.identity", "run.manifest", "run.existing", "run.folder", "", "__main__",
     "cli.main", "cli.exit_status", "cli.arguments", "cli.overview", "cli.compose", "cli.defaults", "cli.runner",
-    "cli.sweep", "compare.names", "sweep.outcomes",
+    "cli.sweep", "cli.worker", "compare.names", "sweep.outcomes", "launching.start", "launching.place",
+    "launching.handover", "launching.local",
 )  # fmt: skip
 
 

@@ -15,9 +15,7 @@ from yaml import YAMLError
 
 from gemma_tune.cli import compose
 from gemma_tune.errors import RunError, UserError, quoted
-from gemma_tune.run.stopping import Stopped
-
-STOPPED = (130, 143)  # exit statuses of a run that was asked to end
+from gemma_tune.run.stopping import STOPPED, Stopped
 
 
 def print_message(message: str, status: int) -> None:

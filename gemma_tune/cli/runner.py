@@ -19,6 +19,7 @@ from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
@@ -51,9 +52,16 @@ _OURS_TO_SAY = (
 )
 
 
-def run_recipe(cfg: Config) -> RunResult:
-    """Runs the recipe's method; torch is imported here and not before."""
+def run_recipe(cfg: Config, words: Sequence[str] | None = None) -> RunResult:
+    """Runs the recipe's method, here or in processes that it starts; torch is imported here and not before.
+
+    Args:
+        cfg: The checked configuration.
+        words: The words of the command, which the job of a cluster repeats; None where the run has none of its own.
+    """
     check_inputs(cfg)
+    if (result := started(cfg, words)) is not None:
+        return result
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")

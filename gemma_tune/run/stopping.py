@@ -16,6 +16,8 @@ from typing import Any
 
 # Slurm announces the end of a job by SIGTERM, or by SIGUSR1 where it is asked to
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+# Exit statuses of a run that was asked to end: by Ctrl-C, by another signal
+STOPPED = (130, 143)
 
 
 class Stopped(KeyboardInterrupt):
@@ -49,7 +51,7 @@ class Stops:
         Raises:
             Stopped: Nothing is to be waited for, or it is the second one.
         """
-        code = 130 if number == signal.SIGINT else 143
+        code = STOPPED[number != signal.SIGINT]
         if not self.waits or self.asked is not None:
             raise Stopped(code)
         self.asked = code

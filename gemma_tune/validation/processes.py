@@ -31,6 +31,8 @@ _WHY_NOT = {
 }
 _OF_FSDP2 = ("shard_within_node", "reshard_after_forward", "activation_checkpointing", "cpu_ram_efficient_loading")
 _OF_SLURM, _OF_SKY = "slurm", "sky"
+_MOST_NODES = 4096
+_OF_MACHINES = ("NODE_RANK", "MASTER_ADDR")
 
 
 def resolve_processes(launch: LaunchConfig) -> None:
@@ -39,9 +41,9 @@ def resolve_processes(launch: LaunchConfig) -> None:
     Raises:
         UserError: The environment says something else than the configuration.
     """
-    if world() == 1:
+    if not was_started():
         launch.num_nodes = launch.num_nodes or _number("NNODES") or 1
-        launch.num_processes = launch.num_processes or 1
+        launch.num_processes = launch.num_processes or _gpus_asked_for(launch) or 1
         return
     if world() % local_world():
         raise UserError(
@@ -60,14 +62,65 @@ def resolve_processes(launch: LaunchConfig) -> None:
     launch.num_processes, launch.num_nodes = there["num_processes"], there["num_nodes"]
 
 
+def was_started() -> bool:
+    """Whether torchrun, `accelerate launch` or launch.num_processes has started this process, perhaps with others."""
+    return "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def _gpus_asked_for(launch: LaunchConfig) -> int | None:
+    """GPUs of each machine that a cluster is asked for: each has a process; None where it isn't said."""
+    if launch.by == _OF_SLURM:
+        return launch.slurm.gpus_per_node
+    _, _, number = (launch.sky.accelerators or "").partition(":")
+    return int(number) if launch.by == _OF_SKY and number.isdigit() else None
+
+
 def _number(name: str) -> int | None:
-    """A number of the environment."""
+    """A number of the environment; None where it isn't set."""
     value = os.environ.get(name, "").strip()
-    if not value:
-        return None
-    if not value.isdigit() or value == "0":
-        raise UserError(f"{name}={value} in the environment: this is no number of machines; unset it, or give it one.")
-    return int(value)
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def _environment(cfg: Config) -> Iterator[str]:
+    """What the environment says of processes and machines that doesn't go with the configuration."""
+    launch = cfg.launch
+    if was_started():
+        if launch.by != "local":
+            yield f"launch={launch.by} starts the processes itself: leave out torchrun or accelerate launch."
+        return
+    if world() > 1:
+        yield (
+            f"WORLD_SIZE={world()} in the environment without LOCAL_RANK, as Kubernetes sets it for a whole machine: "
+            "start the processes by torchrun -m gemma_tune …, or unset it and take launch.num_processes."
+        )
+    for name, least, most in (("NNODES", 1, _MOST_NODES), ("NODE_RANK", 0, _MOST_NODES), ("MASTER_PORT", 1, 65535)):
+        value = os.environ.get(name, "").strip()
+        if value and not ((number := _number(name)) is not None and least <= number <= most):
+            yield f"{name}={value} in the environment: this is no number from {least} to {most}; correct or unset it."
+            return
+    if launch.by == "local":
+        yield from _machines(launch, starts=not cfg.dry_run)
+
+
+def _machines(launch: LaunchConfig, starts: bool) -> Iterator[str]:
+    """What is missing or wrong in the environment of one of several machines.
+
+    Args:
+        launch: What is asked for.
+        starts: Whether the processes are started now.
+    """
+    there, mine = _number("NNODES"), _number("NODE_RANK")
+    nodes = launch.num_nodes or there or 1
+    if there not in (None, nodes):
+        yield f"launch.num_nodes={nodes}, and NNODES={there} in the environment; leave one of the two out."
+    elif mine is not None and mine >= nodes:
+        of = f"the machines are 0 to {nodes - 1}" if nodes > 1 else "there is one machine"
+        yield f"NODE_RANK={mine} in the environment: {of}; set launch.num_nodes on each machine, or unset NODE_RANK."
+    elif nodes > 1 and starts and (missing := [n for n in _OF_MACHINES if not os.environ.get(n, "").strip()]):
+        yield (
+            f"launch.num_nodes={nodes}: {' and '.join(missing)} must be in the environment. Give this command on each "
+            "machine with NODE_RANK=0, 1, … (its number) and MASTER_ADDR=NAME (of machine 0), or take launch=slurm."
+        )
 
 
 def process_problems(cfg: Config) -> Iterator[str]:
@@ -85,6 +138,8 @@ def process_problems(cfg: Config) -> Iterator[str]:
             yield f"parallel.{key} has no effect with parallel={parallel.strategy}; leave it out, or add fsdp2."
     else:
         yield from _fsdp2(cfg)
+    if kept:
+        yield from _environment(cfg)
     for name in (_OF_SLURM, _OF_SKY):
         if launch.by != name and getattr(launch, name) != getattr(LaunchConfig(), name):
             yield f"launch.{name} has no effect with launch={launch.by}; leave it out, or take launch={name}."

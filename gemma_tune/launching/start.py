@@ -1,0 +1,57 @@
+"""Whether this process does a run itself, or starts the processes or the job that do. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gemma_tune.config import Config
+from gemma_tune.config.methods import Kind
+from gemma_tune.errors import UserError
+from gemma_tune.launching.place import place_of
+from gemma_tune.models.source import find_source
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.result import RunResult
+from gemma_tune.validation.processes import was_started
+
+
+def started(cfg: Config, words: Sequence[str] | None) -> RunResult | None:
+    """Starts the processes or the job of a run.
+
+    Args:
+        cfg: The checked configuration.
+        words: The words of the command, for the job of a cluster; None where the run has no words of its own.
+
+    Returns:
+        The result, or what is known of a job that was submitted; None where this process is to do the run itself.
+
+    Raises:
+        UserError: What can't be started.
+        RunError: A process failed.
+        Stopped: The run was asked to end.
+    """
+    launch = cfg.launch
+    if launch.by == "local":
+        processes = (launch.num_processes or 1) * (launch.num_nodes or 1)
+        if cfg.dry_run or processes == 1 or was_started():
+            return None
+    if _is_done(cfg):
+        return None
+    if cfg.traits.kind is not Kind.COMPARE:
+        find_source(cfg.model, continues=cfg.traits.continues)  # raises where there is no such model
+    from gemma_tune.launching.local import run_here
+
+    return run_here(cfg)
+
+
+def _is_done(cfg: Config) -> bool:
+    """Whether the run was finished before.
+
+    Raises:
+        UserError: The run may not use its folder.
+    """
+    try:
+        return RunFolder.open(cfg).finished
+    except UserError:
+        if cfg.launch.by == "local" and place_of(cfg.launch).node_rank > 0:
+            return False  # the first machine may be writing there already; it has looked, too
+        raise
