@@ -13,7 +13,10 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.memory import in_unit, longest_possible, tokens_of_row
+from gemma_tune.models.memory import host_memory, in_unit, longest_possible, tokens_of_row
+from gemma_tune.models.sharding import sharding_of
+from gemma_tune.models.traffic import in_words, traffic
+from gemma_tune.plan.speed import operations
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.only_printed import as_yaml
 from gemma_tune.run.result import RunResult
@@ -45,6 +48,26 @@ def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str,
         del counts["training"]
         notes.insert(0, "Training rows are streamed: they are not counted beforehand.")
     return counts, notes, data.longest
+
+
+def _say_processes(console: Console, cfg: Config, setup: Setup, longest: int) -> dict[str, Any]:
+    """Says how the processes share the model, what each computes in an optimizer step, and what they send."""
+    assert setup.size is not None and cfg.train.per_device_train_batch_size is not None
+    sharding, found = sharding_of(cfg), traffic(cfg, setup.size, setup.mixed)
+    machines = f" on {sharding.machines} machines" if sharding.machines > 1 else ""
+    copies = f"{sharding.copies} {'copies' if sharding.copies > 1 else 'copy'} of the model"
+    shared = f", each shared among {sharding.shards}" if sharding.shards > 1 else ", a whole one on each"
+    console.print(f"Processes: {sharding.processes}{machines}, {cfg.parallel.strategy}: {copies}{shared}.")
+    tokens = cfg.train.per_device_train_batch_size * cfg.train.gradient_accumulation_steps
+    tokens *= tokens_of_row(cfg, longest)
+    each = operations(cfg, setup.size)
+    computed = "" if each is None else f"computes {each * tokens / 1e12:.3g} TFLOP for at most {tokens:,} tokens, and "
+    console.print(f"In one optimizer step each process {computed}sends {in_words(found)}.", markup=False)
+    return {
+        **vars(sharding),
+        "operations": each and each * tokens,
+        "traffic": [{**vars(one), "sent": one.sent, "network": one.network} for one in found],
+    }
 
 
 def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
@@ -111,10 +134,19 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
         metrics["memory_gib"] = parts
         rest = ", ".join(f"{k} {in_unit(v)}" for k, v in parts.items() if k != "total")
         examples = f"{largest.train.per_device_train_batch_size} × {tokens_of_row(largest, longest):,} tokens"
+        sharding = sharding_of(largest)
+        each = " on each process" if sharding.processes > 1 else ""
         console.print(
-            f"Memory, estimated: {in_unit(parts['total'])} ({rest}) in forward passes of at most {examples}, and about "
-            "1 GiB for Python and torch."
+            f"Memory, estimated: {in_unit(parts['total'])}{each} ({rest}) in forward passes of at most {examples}, and "
+            "about 1 GiB for Python and torch."
         )
+        assert setup.size is not None
+        if host := host_memory(largest, setup.size, setup.mixed, longest):
+            metrics["host_memory_gib"] = host
+            said = ", ".join(f"{name} {in_unit(gib)}" for name, gib in host.items())
+            console.print(f"Memory of each machine itself, estimated, where it trains on GPUs: {said}.")
+        if sharding.processes > 1:
+            metrics["processes"] = _say_processes(console, largest, setup, longest)
         for warning in setup.memory_warning(largest, longest):
             console.print(warning, markup=False)
     console.print(f"Run folder: {folder.path} (not made). Nothing was trained: dry_run=true.", markup=False)
