@@ -12,7 +12,7 @@ from gemma_tune.config.parallel import ParallelConfig
 from gemma_tune.models.memory import estimate, has_live_teacher
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
-from gemma_tune.validation.processes import process_problems
+from gemma_tune.validation.processes import sharding_problems
 
 _SHORTEST = 256  # tokens of a row
 
@@ -110,7 +110,7 @@ def _share(cfg: Config) -> _Words:
     if cfg.parallel.strategy == "fsdp2" or sharding_of(cfg).processes == 1:
         return
     cfg.parallel.strategy = "fsdp2"
-    if any(process_problems(cfg)):  # of this recipe or model
+    if any(sharding_problems(cfg)):  # of this recipe or model
         cfg.parallel.strategy = "ddp"
     else:
         yield "parallel", "parallel=fsdp2"

@@ -137,7 +137,7 @@ def process_problems(cfg: Config) -> Iterator[str]:
         for key in changed:
             yield f"parallel.{key} has no effect with parallel={parallel.strategy}; leave it out, or add fsdp2."
     else:
-        yield from _fsdp2(cfg)
+        yield from sharding_problems(cfg)
     if kept:
         yield from _environment(cfg)
     for name in (_OF_SLURM, _OF_SKY):
@@ -145,7 +145,7 @@ def process_problems(cfg: Config) -> Iterator[str]:
             yield f"launch.{name} has no effect with launch={launch.by}; leave it out, or take launch={name}."
 
 
-def _fsdp2(cfg: Config) -> Iterator[str]:
+def sharding_problems(cfg: Config) -> Iterator[str]:
     """What sharded weights can't do yet."""
     method = cfg.traits
     ways = "parallel=ddp keeps a whole copy of the 4-bit base in each process, or recipe=lora_sft shards a 16-bit one"

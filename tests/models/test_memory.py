@@ -21,7 +21,7 @@ from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.size import ModelSize, empty_model, published_size, size_of
 
 EIGHT = ["launch.num_processes=8"]
-TWO_MACHINES = [*EIGHT, "launch.num_nodes=2"]
+TWO_MACHINES = [*EIGHT, "launch.num_nodes=2"]  # composed for a dry run, which asks for no other machine
 KINDS = {
     "gemma1": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3_text", "gemma3n": "gemma3n_text",
     "gemma4_e2b": "gemma4_text", "gemma4_26b": "gemma4_text", "gemma4_31b": "gemma4_text",
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def composed(recipe: str, model: str, *words: str) -> tuple[Config, ModelSize]:
-    cfg = compose_config(recipe, [f"model={model}", "data=sample", *words])
+    cfg = compose_config(recipe, [f"model={model}", "data=sample", "dry_run=true", *words])
     size = published_size(cfg.model.model_name_or_path)
     assert size is not None
     return cfg, size

@@ -58,7 +58,7 @@ def configured(strategy: str, lora: int, more: dict[str, Any], *words: str) -> C
     recipe, adapter = ("lora_sft", [f"adapter.r={lora}"]) if lora else ("full_sft", [])
     words = (*words, "train.gradient_accumulation_steps=2", "model.dtype=float32", *adapter, f"parallel={strategy}")
     more_words = [] if more.get("reshards", True) else ["parallel.reshard_after_forward=false"]
-    return compose_config(recipe, ["model=tiny", *words, *more_words])
+    return compose_config(recipe, ["model=tiny", "dry_run=true", *words, *more_words])
 
 
 def assert_the_same(cfg: Config, size: ModelSize, found: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_what_torch_sends_between_two_machines_of_two() -> None:
 
 
 def of_27b(recipe: str, *words: str) -> list[Collective]:
-    cfg = compose_config(recipe, ["model=gemma3_27b_it", *words])
+    cfg = compose_config(recipe, ["model=gemma3_27b_it", "dry_run=true", *words])
     size = published_size(cfg.model.model_name_or_path)
     assert size is not None
     return traffic(cfg, size, cfg.model.dtype == "float32")
