@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl bench-checkpoint soak tiny lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling bench-checkpoint soak tiny lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -80,6 +80,9 @@ figures-qat: .venv/.done ## Measure how much quantization-aware training recover
 
 figures-rl: .venv/.done ## Measure what the embedded model learns from rewards and preferences, and write docs/benchmarks/rl-accuracy.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/rl_figures.py
+
+figures-scaling: .venv/.done ## Calculate steps and memory on several GPUs, and write the tables of docs/scaling.md
+	$(BIN)/python benchmarks/scaling_model.py --write docs/scaling.md
 
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py

@@ -222,7 +222,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     total = 0.0 if full else trained * size
     best = cfg.train.metric_for_best_model is not None
     if (cfg.train.save_steps or best) and not resumed:
-        checkpoint = trained * (size + optimizer_bytes(cfg.train.optim))
+        checkpoint = trained * (size + optimizer_bytes(cfg.train.optim, size))
         # One more while the newest is written; with no limit at least that many are
         total += checkpoint * ((cfg.train.save_total_limit or 1) + 1 + best)
     elif cfg.traits.trains:  # the weights alone, until the run is finished

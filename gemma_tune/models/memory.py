@@ -30,13 +30,19 @@ def in_unit(gib: float) -> str:
     return f"{gib * 1024:.1f} MiB" if gib * 1024 >= 1 else f"{gib * 1024**2:.1f} KiB"
 
 
-def optimizer_bytes(optim: str) -> float:
-    """Bytes of an optimizer's state for each weight that it trains."""
+def optimizer_bytes(optim: str, weight: float = 4.0) -> float:
+    """Bytes of an optimizer's state for each weight that it trains.
+
+    Args:
+        optim: Transformers' name of it.
+        weight: Bytes of a trained weight: torch keeps the state in its type, bitsandbytes in float32 or 8 bit.
+    """
     if "8bit" in optim or "4bit" in optim:
         return 2.0
     if optim in ("sgd", "adafactor") or "lomo" in optim:
         return 0.5
-    return 4.0 if "lion" in optim or "rmsprop" in optim else 8.0
+    one = weight if optim.startswith("adamw_torch") else 4.0
+    return one if "lion" in optim or "rmsprop" in optim else 2 * one
 
 
 def has_live_teacher(cfg: Config) -> bool:
@@ -90,7 +96,7 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     parts = {
         "weights": weights / sharding.shards,
         "gradients": gradients / sharding.shards,
-        "optimizer": trained * optimizer_bytes(cfg.train.optim) / sharding.shards,
+        "optimizer": trained * optimizer_bytes(cfg.train.optim, size if full else 4.0) / sharding.shards,
         "activations": _activations(cfg, shape, act, longest),
         "logits": 3 * _LOGIT_ROWS * shape.vocab_size * 4.0,
     }

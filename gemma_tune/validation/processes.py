@@ -14,8 +14,9 @@ from gemma_tune.processes import local_world, world
 
 _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state among the processes"
 _LONG = (
-    "rows of 32k tokens fit by train.gradient_checkpointing=true, adapter=lora and train.extra.activation_offloading="
-    "true, 128k on more GPUs by parallel=fsdp2, too: recipe=plan and dry_run=true have the estimate (docs/scaling.md)"
+    "by the estimate one GPU of 80 GB holds rows of 32k tokens of every size with adapter=lora, "
+    "train.gradient_checkpointing=true and train.extra.activation_offloading=true, and of 128k with "
+    "model.load_in_4bit=true and model.attn_implementation=flash_attention_2 beside these (docs/scaling.md)"
 )
 _WHY_NOT = {
     "zero2": f"DeepSpeed's ZeRO is not supported, since nothing here could test it. {_SHARDED}",

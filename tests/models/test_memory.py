@@ -12,13 +12,15 @@ import transformers
 from transformers import AutoConfig
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.config import Config
+from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.memory import estimate, host_memory
+from gemma_tune.models.published import published
 from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.size import ModelSize, empty_model, published_size, size_of
+from gemma_tune.plan.known_models import options, planned_models
 
 EIGHT = ["launch.num_processes=8"]
 TWO_MACHINES = [*EIGHT, "launch.num_nodes=2"]  # composed for a dry run, which asks for no other machine
@@ -192,3 +194,32 @@ def test_one_process_of_a_machine_reads_the_weights() -> None:
         "lora_sft", "gemma3_27b_it", *TWO_MACHINES, "parallel=fsdp2", "parallel.cpu_ram_efficient_loading=false"
     )
     assert host_memory(each, size, False, 1024) == {"weights while loading": 8 * 2 * size.parameters / 2**30}
+
+
+def test_what_is_said_of_long_rows_holds() -> None:
+    """What a user of sequence parallelism is told instead (validation/processes.py), of every size with such rows."""
+    words = ["train.per_device_train_batch_size=1", "train.packing=true", "train.gradient_checkpointing=true"]
+    words.append("train.extra.activation_offloading=true")
+    checked = []
+    for recipe, tokens, more in (("lora_sft", 2**15, []), ("qlora_sft", 2**17, ["flash_attention_2"])):
+        cfg = compose_config(recipe, ["model=gemma3_1b_it", "data=sample", *words, f"train.max_length={tokens}"])
+        cfg.model.attn_implementation = more[0] if more else None
+        for model in planned_models(ModelConfig(model_name_or_path="assets://tiny")):
+            found = published(model.name) or published(options()[model.name])
+            assert found is not None
+            text = AutoConfig.for_model(found.model_type, **found.text)
+            if text.max_position_embeddings >= tokens:
+                checked.append((model.name, tokens))
+                assert estimate(cfg, model.size, False, tokens)["total"] < 79, model.name
+    assert ("gemma4_31b_it", 2**17) in checked and ("gemma3_1b_it", 2**15) in checked
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "float32"), (torch.bfloat16, "bfloat16")])
+def test_adamw_keeps_its_state_in_the_weights_type(dtype: torch.dtype, name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(256, dtype=dtype))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    held = sum(t.nbytes for key, t in optimizer.state[weight].items() if key != "step")
+    cfg, size = composed("full_sft", "gemma3_1b_it", f"model.dtype={name}")
+    assert estimate(cfg, size, False, 1)["optimizer"] == held / 256 * size.parameters / 2**30
