@@ -75,6 +75,10 @@ class UserError(Exception):
             self.problems.append(f"and {len(problems) - _MESSAGES:,} more of them.")
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:
+        """For another process: as it was made."""
+        return type(self), tuple(self.problems)
+
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return self.problems[0]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError
 from gemma_tune.processes import FAILED, connect, failure_of_others, first_line, group, is_main_process, rank
 
 _GRACE_SECONDS = 10.0  # that a process has to end by itself after another one has failed
@@ -22,6 +22,7 @@ class _Own:
     def __init__(self) -> None:
         self.on_failure: Callable[[str], None] | None = None
         self.stderr: TextIO | None = None
+        self.watched = False
 
 
 _own = _Own()
@@ -59,12 +60,12 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        if not group.joined or isinstance(error, UserError | RunError):
+    except (RuntimeError, OSError, KeyboardInterrupt) as error:  # torchrun ends the others by a signal
+        if not group.joined:
             raise
-        if message := failure_of_others(wait_seconds=5.0):
+        if message := failure_of_others(wait_seconds=1.0 if isinstance(error, KeyboardInterrupt) else 5.0):
             raise RunError(message) from error
-        if _is_of_connection(error):
+        if not isinstance(error, KeyboardInterrupt) and _is_of_connection(error):
             raise RunError(
                 f"another process has ended without a word, or did not answer within launch.timeout_minutes "
                 f"({first_line(error)}); where the machine was out of memory, its log says which was killed."
@@ -91,7 +92,8 @@ def on_failure(write: Callable[[str], None]) -> Iterator[None]:
 
 def watch() -> None:
     """From here on this process ends some time after another one has failed, also where it waits for that one."""
-    if group.joined:
+    if group.joined and not _own.watched:
+        _own.watched = True
         threading.Thread(target=_watch, args=(connect(),), daemon=True).start()
 
 

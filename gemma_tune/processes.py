@@ -10,13 +10,14 @@ import contextlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from gemma_tune.errors import RunError, UserError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 FAILED = "failed"  # key of the store: rank and message of the first process that failed
 
@@ -72,10 +73,20 @@ def join(cpu: bool, timeout_minutes: float) -> None:
     Raises:
         UserError: The others can't be reached.
     """
-    if world() == 1 or group.joined:
+    if world() == 1:
         return
+    if group.joined:  # for an earlier run of these processes, which the first one may have ended alone
+        group.alone = False
+        barrier()
+        return
+    import torch
     from accelerate import PartialState
 
+    if not cpu and local_world() > (there := torch.cuda.device_count()):
+        raise UserError(
+            f"launch: {local_world()} processes were started on this machine, and torch sees {there} GPUs; start one "
+            "for each (CUDA_VISIBLE_DEVICES says which are seen), or set model.device=cpu."
+        )
     try:
         PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
         group.store = connect()
@@ -138,20 +149,23 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     import torch.distributed as dist
 
-    box: list[Any] = [None, None]
-    key = _next_key()
+    box: list[Any] = [None]
+    key, value, error = _next_key(), None, None
     if is_main_process():
         try:
-            box[0] = make()
-        except (UserError, RunError) as error:
-            box[1] = error
+            value = make()
+        except (UserError, RunError) as raised:
+            error = raised
+        box[0] = pickle.dumps((value, error))
         group.store.set(key, b"1")
     else:
         _wait_for(key)
     dist.broadcast_object_list(box)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]  # type: ignore[no-any-return]
+    if not is_main_process():
+        value, error = _unpickled(box[0])
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
 
 
 def once_per_node(make: Callable[[], T]) -> T:
@@ -160,19 +174,32 @@ def once_per_node(make: Callable[[], T]) -> T:
         return make()
     node = os.environ.get("GROUP_RANK", "0")
     key = f"{_next_key()}/{node}"
+    value: T | None = None
+    error: UserError | RunError | None = None
     if os.environ.get("LOCAL_RANK", "0") != "0":
         _wait_for(key)
-        value, error = pickle.loads(group.store.get(key))
+        value, error = _unpickled(group.store.get(key))
     else:
-        value = error = None
         try:
             value = make()
         except (UserError, RunError) as raised:
             error = raised
         group.store.set(key, pickle.dumps((value, error)))
-    if any(problem := [e for e in gathered(error) if e is not None]):
-        raise problem[0]
-    return value  # type: ignore[no-any-return]
+    for problem in gathered(error):
+        if problem is not None:
+            raise problem
+    return value  # type: ignore[return-value]
+
+
+def _unpickled(content: bytes) -> Any:
+    """What the first process has made. Rows stand in a file of that process."""
+    try:
+        return pickle.loads(content)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or error}: this file of the first process can't be read here; with several machines set "
+            "HF_DATASETS_CACHE to a folder that all of them share."
+        ) from error
 
 
 def gathered(mine: T) -> list[T]:
@@ -192,8 +219,34 @@ def gathered(mine: T) -> list[T]:
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's share: every n-th one, so that rows in the order of their length are spread evenly."""
+    """What this process computes of items that are the same on all: every n-th one, as in `in_shares`."""
     return list(items[rank() :: world()]) if several() else list(items)
+
+
+def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) -> list[R]:
+    """What is computed of each item, in the items' order; each process computes its share.
+
+    Args:
+        items: The same on all processes; each takes every n-th, so that what is sorted by length is spread evenly.
+        of_share: Computes one result for each item of a share.
+
+    Raises:
+        RunError: It failed on another process.
+    """
+    if not several():
+        return list(of_share(share(items)))
+    found: list[R] | Exception
+    try:
+        found = list(of_share(share(items)))
+    except (UserError, RunError) as error:
+        found = error
+    except Exception as error:  # others need not survive pickling
+        found = RunError(f"{type(error).__name__}: {first_line(error)}")
+    parts = gathered(found)
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+    return [parts[i % world()][i // world()] for i in range(len(items))]  # type: ignore[index]
 
 
 def highest(value: float) -> float:
@@ -207,20 +260,6 @@ def highest(value: float) -> float:
     found = torch.tensor([value], dtype=torch.float32, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return float(found.item())
-
-
-def check_same(what: str, value: Any, fix: str) -> None:
-    """Raises UserError on all processes where a value is not the same on all of them.
-
-    Args:
-        what: What it is, for the message.
-        value: The value.
-        fix: What to do about it.
-    """
-    values = gathered(value)
-    for other, found in enumerate(values):
-        if found != values[0]:
-            raise UserError(f"launch: {what} is {found!r} on rank {other} and {values[0]!r} on rank 0; {fix}")
 
 
 def go_on_alone() -> None:

@@ -6,6 +6,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.models.hardware import check_model_hardware
+from gemma_tune.processes import go_on_alone
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
@@ -32,6 +33,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         say(asked.rows, f"{cfg.recipe}: {asked.subject} → {folder.path}", *notes)
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         found = asked.measure("evaluate", folder)
+        go_on_alone()  # the others have answered their share
         found.save(folder.evals, "after")
         served = asked.whose_answers(found, result)
         tracker.log(found.figures, step=0, group="eval")

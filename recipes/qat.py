@@ -73,12 +73,12 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
                 targets = held_out_targets(base, rows)
                 teacher.prepare(data.train.rendered)
             full = training.measure("unquantised")
-        before = training.measure("before")
-        quantized = row_kl(base, rows, targets)  # base holds quantized weights from here on
+        before, quantized = training.measure("before"), row_kl(base, rows, targets)  # base: quantized from here on
         training.fit(trainer)
         after = training.measure("after")
         trained = row_kl(base, rows, targets)
         training.save_adapter()
+        training.go_on_alone()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])
         measure_files(cfg, folder, model, setup.source, known=full)
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]

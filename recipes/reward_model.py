@@ -56,6 +56,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.fit(trainer)
         training.measure("after")
         training.save_adapter()
+        training.go_on_alone()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
             with folder.timed("verify"):

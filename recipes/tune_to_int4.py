@@ -17,6 +17,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.source import find_source
+from gemma_tune.processes import from_main, go_on_alone, waiting_for_main
 from gemma_tune.recipes import qat, sft
 from gemma_tune.report.exported import files_section
 from gemma_tune.run.folder import RunFolder
@@ -33,12 +34,13 @@ stages = (of_tuning, of_quantization)
 
 def _stage(recipe: Any, cfg: Config, whole: RunFolder) -> RunResult:
     """Runs a stage, a run of its own; of an interrupted run, what is finished stays as it is."""
-    folder = RunFolder.open(cfg, whole.stops)
+    folder = from_main(lambda: RunFolder.open(cfg, whole.stops))
     if folder.finished:
         return folder.stored_result()
     whole.stops.end_in_time(cfg.train.max_seconds)
-    result: RunResult = recipe.run(cfg, folder)
-    return result
+    with waiting_for_main():  # which exports alone
+        recipe.run(cfg, folder)
+    return folder.result
 
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
@@ -64,16 +66,14 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             raise type(error)(f"{error} {kept}") from error
 
         folder.stops.end_in_time(cfg.train.max_seconds)
+        go_on_alone()
         say("", "3 of 3: the GGUF in llama.cpp")
         gguf_file = next((quantized / "export" / "gguf").glob("*.gguf"))
         served = of_measuring(cfg, str(gguf_file), tokenizer=str(tuned / "export" / "merged"))
         found = prepare_measurement(served).measure("GGUF", folder)
         found.save(folder.evals, "after")
-        base, after, int4 = (
-            stored_results("base", str(tuned), "before"),
-            stored_results("tuned", str(tuned)),
-            stored_results("int4, trained", str(quantized)),
-        )
+        base, after = stored_results("base", str(tuned), "before"), stored_results("tuned", str(tuned))
+        int4 = stored_results("int4, trained", str(quantized))
         gguf = results_of("GGUF in llama.cpp", found)
         comparison = compare_models([after, base, int4, gguf])  # the first is the baseline
         write_comparison(comparison, folder.report, files_section(result.metrics[ON_GRID]))

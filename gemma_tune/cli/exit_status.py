@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from hydra.errors import HydraException
@@ -15,6 +16,8 @@ from yaml import YAMLError
 
 from gemma_tune.cli import compose
 from gemma_tune.errors import RunError, UserError, quoted
+from gemma_tune.process_failures import quiet, restore_output, speaks
+from gemma_tune.processes import first_line, world
 from gemma_tune.run.stopping import STOPPED, Stopped
 
 
@@ -35,6 +38,7 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
         0; 2 after a user's mistake; 1 after a run that failed; 130 after Ctrl-C, 143 after SIGTERM and SIGHUP; 141
         where nobody reads the output any more. Any other error goes on as it is.
     """
+    quiet()
     try:
         work()
     except UserError as error:
@@ -57,11 +61,23 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
         return _ends(say, f"{quoted(error.filename)}: this can't be opened ({error.strerror}).", 2)
+    except Exception as error:
+        if world() == 1:
+            raise
+        message = f"{type(error).__name__}: {first_line(error)}"
+        if speaks(message):  # else it is what another one's end has led to
+            restore_output()
+            traceback.print_exc()
+            say(message, 1)
+        return 1
     return 0
 
 
 def _ends(say: Callable[[str, int], None], message: str, status: int) -> int:
-    say(message, status)
+    """The status; of several processes the first one that fails says why, and the others end with it."""
+    if speaks(message):
+        restore_output()
+        say(message, status)
     return status
 
 

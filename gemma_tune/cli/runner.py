@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.engines.vllm_server import find_vllm
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
+from gemma_tune.nested import leaves
+from gemma_tune.process_failures import watch
+from gemma_tune.processes import Left, from_main, gathered, is_main_process, join, world
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.run.identity import identity
 from gemma_tune.run.inputs import refuse_outdated
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
@@ -90,8 +95,35 @@ def check_inputs(cfg: Config) -> None:
         check_own_code(cfg)
 
 
+def _check_same(values: Mapping[str, Any]) -> None:
+    """Raises UserError on all processes where a value is not the same on all of them; values by their names."""
+    first, *others = gathered(dict(values))
+    for other, found in enumerate(others, start=1):
+        for name in sorted({*first, *found}):
+            here, there = quoted(first.get(name)), quoted(found.get(name))
+            if here != there:
+                raise UserError(
+                    f"launch: {name} is {there} on rank {other} and {here} on rank 0; give the same command with the "
+                    "same installation and the same files on each machine."
+                )
+
+
+def _join(cfg: Config) -> None:
+    """Joins the other processes of the run, where torchrun or launch.num_processes has started several."""
+    from gemma_tune.models.hardware import pick_device
+
+    join(pick_device(cfg.model).type == "cpu", cfg.launch.timeout_minutes)
+    watch()
+    packages = ("gemma_tune", "torch", "transformers", "trl", "peft", "accelerate")
+    _check_same(dict(leaves(identity(cfg))) | {f"the version of {name}": metadata.version(name) for name in packages})
+
+
 def _run_method(cfg: Config) -> RunResult:
-    folder = RunFolder.open(cfg) if cfg.traits.run_folder else None
+    if cfg.dry_run and not is_main_process():
+        return RunResult(cfg.recipe, status="dry_run")
+    if world() > 1 and not cfg.dry_run:
+        _join(cfg)
+    folder = from_main(lambda: RunFolder.open(cfg)) if cfg.traits.run_folder else None
     reads = cfg.traits.reads is not Reads.NOTHING
     if reads and not (folder and folder.finished):
         if cfg.traits.kind is Kind.COMPARE:
@@ -137,6 +169,8 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
     if not folder.finished:
         try:
             return recipe.run(cfg, folder)  # type: ignore[no-any-return]
+        except Left:
+            return folder.result
         except Stopped as stopped:
             if stopped.code:
                 raise
@@ -172,5 +206,4 @@ def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Non
 
     if isinstance(overrides, str):
         raise UserError(f'overrides={overrides!r}: write a list of words, for example ["{overrides}"].')
-    flags = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    return run_recipe(compose_config(recipe, overrides, config_dir), [f"recipe={recipe}", *overrides, *flags])
+    return run_recipe(compose_config(recipe, overrides, config_dir))

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -41,13 +40,7 @@ def main(folder: Path) -> int:
         except OSError:  # whoever has started it is gone, or its disk is full
             print_message(message, status)
 
-    try:
-        return exit_status(work, say)
-    except Exception as error:
-        traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0]
-        say(f"{type(error).__name__}: {first}", 1)
-        return 1
+    return exit_status(work, say)
 
 
 def _end_with_parent(parent: int) -> None:

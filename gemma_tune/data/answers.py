@@ -21,6 +21,7 @@ from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.tokenized import TokenizedRows, note_reading
 from gemma_tune.errors import UserError
+from gemma_tune.processes import from_main
 from gemma_tune.progress import progress
 
 IDS = List(Value("int32"))
@@ -122,6 +123,11 @@ def load_answers(
     """
     if data.streaming:
         raise UserError("data.streaming=true: answers are read before training; leave it out.")
+    # One file for all machines: TRL's trainers write the reference's log-probabilities beside it
+    return from_main(lambda: _load(make, data, tokenizer, max_length, seed))
+
+
+def _load(make: Callable[[bool], A], data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[A, A]:
     split = split_rows(data, seed)
 
     def load(records: Iterator[Record], name: str) -> A:

@@ -103,13 +103,7 @@ class Pairs(AnswerRows):
                 yield {"prompt_ids": pair.prompt, **answers}
 
         self.write(_FEATURES, rows())
-        dataset, whole = self.dataset, self.for_reward
-
-        def chosen(number: int) -> Rendered:
-            prompt, answer = dataset[number]["prompt_ids"], dataset[number]["chosen_ids"]
-            return answer_row(prompt, answer[len(prompt) :] if whole else answer)
-
-        self.rendered = StoredRows(len(dataset), chosen)
+        self.rendered = StoredRows(len(self.dataset), partial(_chosen, self.dataset, self.for_reward))
 
     @property
     def why_dropped(self) -> str:
@@ -117,6 +111,12 @@ class Pairs(AnswerRows):
         if self.for_reward:
             return "pairs are longer than train.max_length and were dropped"
         return "pairs don't differ within train.max_length and were dropped"
+
+
+def _chosen(dataset: Any, whole: bool, number: int) -> Rendered:
+    """The chosen conversation of a stored pair; `whole` says whether its answer begins with the prompt."""
+    prompt, answer = dataset[number]["prompt_ids"], dataset[number]["chosen_ids"]
+    return answer_row(prompt, answer[len(prompt) :] if whole else answer)
 
 
 def load_pairs(

@@ -6,7 +6,9 @@ import fcntl
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import without_tilde
@@ -21,6 +23,21 @@ class ScratchFolder(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
         super().__init__(prefix="gemma_tune-", dir=parent)
         self._lock = Path(self.name, _LOCK).open("w")  # noqa: SIM115 (held as long as the object)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process of the run: it reads what is there, and this one deletes it."""
+        return _FolderOfAnother, (self.name,)
+
+
+@dataclass(frozen=True)
+class _FolderOfAnother:
+    """The folder of another process of the same run.
+
+    Attributes:
+        name: Its path.
+    """
+
+    name: str
 
 
 def scratch_folder() -> ScratchFolder:

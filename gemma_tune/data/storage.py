@@ -15,6 +15,12 @@ from gemma_tune.data.scratch import scratch_folder
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
+def _mapped(folder: Any, dataset: Dataset) -> ArrowRows:
+    rows = ArrowRows.__new__(ArrowRows)
+    rows._folder, rows.dataset = folder, dataset
+    return rows
+
+
 class ArrowRows(Sequence[Rendered]):
     """Rendered rows in a memory-mapped Arrow file.
 
@@ -30,6 +36,10 @@ class ArrowRows(Sequence[Rendered]):
                 writer.write(vars(row))
             writer.finalize()
         self.dataset = Dataset.from_file(file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process of the run: the same file, mapped there, too."""
+        return _mapped, (self._folder, self.dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)

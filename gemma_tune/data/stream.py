@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from datasets import IterableDataset
+from datasets import Features, IterableDataset, Value
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import Record
+from gemma_tune.data.rendering import split_answers
 from gemma_tune.data.split import in_share, once
 from gemma_tune.data.storage import FEATURES
 from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
+from gemma_tune.processes import gathered, world
 
 _FIRST = 200  # rows that are rendered before training, to check their token ids against the vocabulary
 
@@ -52,17 +55,37 @@ def stream_rows(
     first = render_rows(islice(kept(False), _FIRST), tokenizer, max_length, "first rows", skip, labels)
     if not first.read:
         raise UserError(f"{part}: no row is left to train on.")
-    train = replace(first)
+    train = replace(first, most_kept=len(first.records))  # those of `rendered`; others come in another order
     train.read_by(part)
     held_out.read_by(others)
     held_out.worse = 0
 
-    def rendered() -> Iterator[dict[str, list[int]]]:
-        train.begin()  # TRL looks at the first row beforehand
-        # Without an end: Transformers can't resume exactly in a second epoch of a stream
-        while True:
-            yield from (vars(row) for row in train.use(kept(False), tokenizer, max_length))
+    def read() -> Iterator[dict[str, bytes]]:
+        while True:  # without an end: Transformers can't resume exactly in a second epoch of a stream
+            yield from ({"record": pickle.dumps(record)} for record in split_answers(kept(False), tokenizer))
 
-    stream = IterableDataset.from_generator(rendered, features=FEATURES)
-    train.dataset = stream.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
+    records = IterableDataset.from_generator(read, features=Features({"record": Value("binary")}))
+    shuffled = records.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
+
+    def rendered(shares: list[int]) -> Iterator[dict[str, list[int]]]:
+        train.begin()  # TRL looks at the first row beforehand
+        train.records = first.records
+        begin, step = (shares[0], world()) if len(shares) == 1 else (0, 1)
+        mine = (pickle.loads(row["record"]) for row in islice(shuffled, begin, None, step))
+        yield from (vars(row) for row in train.use(mine, tokenizer, max_length))
+
+    # accelerate gives each process one of the shares, and each renders its own records only
+    shares = {"shares": [*range(world())]}
+    train.dataset = IterableDataset.from_generator(rendered, features=FEATURES, gen_kwargs=shares)
     return train, held_out
+
+
+def add_counts(train: TokenizedRows) -> None:
+    """Makes the counts of a stream those of all processes, each of which has rendered its share."""
+    counted = ("read", "cut", "tokens", "trained_tokens", "worse")
+    every = gathered(({name: getattr(train, name) for name in counted}, train.longest, train.dropped, train.refused))
+    for name in counted:
+        setattr(train, name, sum(counts[name] for counts, *_ in every))
+    train.longest = max(longest for _, longest, *_ in every)
+    train.dropped = [where for *_, dropped, _ in every for where in dropped]
+    train.refused = {reason: None for *_, refused in every for reason in refused}

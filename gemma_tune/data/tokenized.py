@@ -18,6 +18,7 @@ from gemma_tune.data.scratch import no_room
 from gemma_tune.data.split import TrainHeldOut, drawn_rows, split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
+from gemma_tune.processes import once_per_node
 from gemma_tune.progress import progress
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
@@ -31,7 +32,7 @@ class TokenizedRows:
     """Rows as token ids and labels, and what became of each row that was read.
 
     Attributes:
-        records: The first `KEPT` records that are used, as read.
+        records: The first `most_kept` records that are used, as read.
         rendered: All rows that are used, as token ids and labels.
         read: Rows read; where each answer needs a prompt of its own, each counts. Rows skipped as bad don't count.
         cut: Rows longer than max_length, of which only the beginning is used.
@@ -73,6 +74,7 @@ class TokenizedRows:
     dataset: Any = None
     ids: set[int] = field(default_factory=set)
     trained_ids: set[int] = field(default_factory=set)
+    most_kept: int = KEPT
 
     @property
     def highest_id(self) -> int:
@@ -145,7 +147,7 @@ class TokenizedRows:
 
     def add(self, record: Record, *rows: Rendered) -> None:
         """Counts a record that is used, and its rows."""
-        if len(self.records) < KEPT:
+        if len(self.records) < self.most_kept:
             self.records.append(record)
         for row in rows:
             self.tokens += len(row.input_ids)
@@ -243,6 +245,12 @@ def load_rows(
     Raises:
         UserError: A bad row (file and line), no rows at all, or no row left.
     """
+    return once_per_node(lambda: _load(data, tokenizer, max_length, seed, labels))
+
+
+def _load(
+    data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool
+) -> tuple[TokenizedRows, TokenizedRows]:
     split = split_rows(data, seed)
     skip = data.on_bad_row == "skip"
     train = render_rows(split.train(), tokenizer, max_length, "training rows", skip, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -121,13 +121,7 @@ class Labelled(AnswerRows):
                     yield {"prompt_ids": answer.prompt, "completion_ids": answer.completion, "label": answer.desirable}
 
         self.write(_FEATURES, rows())
-        dataset = self.dataset
-
-        def first(number: int) -> Rendered:
-            row = dataset[places[number]]
-            return answer_row(row["prompt_ids"], row["completion_ids"])
-
-        self.rendered = StoredRows(len(places), first)
+        self.rendered = StoredRows(len(places), partial(_first, self.dataset, places))
 
     def counts(self) -> dict[str, int]:
         """See `TokenizedRows`; also the number of good and of bad answers."""
@@ -141,6 +135,12 @@ class Labelled(AnswerRows):
     def why_dropped(self) -> str:
         """See `TokenizedRows`."""
         return "rows have no answer (pairs: no difference) within train.max_length and were dropped"
+
+
+def _first(dataset: Any, places: Sequence[int], number: int) -> Rendered:
+    """The first stored answer of a record."""
+    row = dataset[places[number]]
+    return answer_row(row["prompt_ids"], row["completion_ids"])
 
 
 def load_labelled(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Labelled, Labelled]:

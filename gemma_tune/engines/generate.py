@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.token_rows import rows_in_place
+from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
 
 # Tokens of one batch, prompts and answers together; of long prompts a batch has fewer, at least one.
@@ -39,19 +41,18 @@ def greedy_answers(
     Returns:
         New token ids of each prompt, with the stop token where there is one, without padding.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with (
-        evaluating(model),
-        rows_in_place(model),
-        progress(total=len(prompts), desc=name, unit=" rows") as bar,
-    ):
-        for places in batches(order, [len(p) + max_new_tokens for p in prompts], batch_size):
-            batch = answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)
-            for place, answer in zip(places, batch, strict=True):
-                answers[place] = answer
-            bar.update(len(places))
-    return answers
+    found = [*batches(order, [len(p) + max_new_tokens for p in prompts], batch_size)]
+
+    def of_share(share: list[Sequence[int]]) -> Iterator[list[list[int]]]:
+        with progress(total=sum(map(len, share)), desc=name, unit=" rows") as bar:
+            for places in share:
+                yield answer_batch(model, tokenizer, [prompts[i] for i in places], max_new_tokens)
+                bar.update(len(places))
+
+    with evaluating(model), rows_in_place(model):
+        answers: dict[int, list[int]] = dict(zip(chain(*found), chain(*in_shares(found, of_share)), strict=True))
+    return [answers[place] for place in range(len(prompts))]
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
 from gemma_tune.models.padding import pad_rows
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
 
 
@@ -62,14 +64,16 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
     """
     base = language_part(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))  # little padding
-    found = [0.0] * len(rows)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def of_share(share: list[list[int]]) -> Iterator[list[float]]:
+        for places in progress(share, desc=name, unit=" batches"):
+            yield _batch_losses(base, [rows[i] for i in places], pad_id)
+
     with evaluating(model):
-        starts = range(0, len(order), batch_size)
-        for start in progress(starts, desc=name, unit=" batches"):
-            places = order[start : start + batch_size]
-            for place, loss in zip(places, _batch_losses(base, [rows[i] for i in places], pad_id), strict=True):
-                found[place] = loss
-    return found
+        losses = in_shares(batches, of_share)
+    found: dict[int, float] = dict(zip(chain(*batches), chain(*losses), strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:

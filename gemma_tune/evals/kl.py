@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gemma_tune.chat import Rendered
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.transformers import TransformersEngine
@@ -18,6 +19,7 @@ from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.head import CHUNK, bucketed_kl
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.processes import in_shares
 
 
 def kl_and_agreement(reference: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,16 +97,21 @@ def prepare(inputs: Inputs) -> Evaluator:
     def evaluate(engine: Engine, limit: int | None = None) -> Outcome:
         chosen = rows[:limit]
         reference = TransformersEngine(_loaded(other, source, tokenizer), tokenizer)
-        asked = [row.input_ids for row in chosen]
-        pairs = zip(reference.log_probs(asked, "reference"), engine.log_probs(asked, "kl"), strict=True)
+
+        def of_share(share: list[Rendered]) -> Iterator[tuple[int, float, float]]:
+            asked = [row.input_ids for row in share]
+            pairs = zip(reference.log_probs(asked, "reference"), engine.log_probs(asked, "kl"), strict=True)
+            for (theirs, ours), row in zip(pairs, share, strict=True):
+                counts = torch.tensor(row.labels[1:]) != -100
+                kl, same = kl_and_agreement(theirs[:-1][counts], ours[:-1][counts])
+                yield int(counts.sum()), kl.mean().item(), same.double().mean().item()
+
         kl_rows: list[ScoredRow] = []
         agreement: list[ScoredRow] = []
-        for (theirs, ours), row, name, prompt in zip(pairs, chosen, ids, prompts, strict=False):
-            counts = torch.tensor(row.labels[1:]) != -100
-            kl, same = kl_and_agreement(theirs[:-1][counts], ours[:-1][counts])
-            shared = {"id": name, "weight": int(counts.sum()), "prompt": prompt}
-            kl_rows.append({**shared, "score": kl.mean().item()})
-            agreement.append({**shared, "score": same.double().mean().item()})
+        for (weight, kl, same), name, prompt in zip(in_shares(chosen, of_share), ids, prompts, strict=False):
+            shared = {"id": name, "weight": weight, "prompt": prompt}
+            kl_rows.append({**shared, "score": kl})
+            agreement.append({**shared, "score": same})
         tokens = sum(row["weight"] for row in kl_rows)
         figures = {
             "mean_kl": sum(row["score"] * row["weight"] for row in kl_rows) / tokens,

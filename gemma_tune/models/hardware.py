@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -66,11 +65,6 @@ def check_model_hardware(model: ModelConfig) -> None:
 
 
 def _problems_of_model(model: ModelConfig) -> list[str]:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "WORLD_SIZE is above 1: several processes aren't supported yet; start one with python -m gemma_tune, and "
-            "choose its GPU with CUDA_VISIBLE_DEVICES."
-        )
     if model.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device=cuda: this machine has no GPU that torch can use; set model.device=auto.")
     problems = []

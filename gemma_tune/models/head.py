@@ -50,17 +50,39 @@ def trained_positions(labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return trained, next_BS[trained]
 
 
-def trained_states(base: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def trained_states(base: Any, inputs: dict[str, Any], through: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden state before each trained token, [N, H], and these tokens, [N]; row by row.
 
     Args:
         base: The model, without a PeftModel around it.
         inputs: `input_ids` and `labels`, [B, S]; `attention_mask` and `position_ids` where there are some.
+        through: What is called instead: the wrapper that averages the gradients of several processes, or gathers
+            sharded weights. Past it, gradients would stay apart without an error.
     """
     given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
     trained, labels_N = trained_positions(inputs["labels"])
-    hidden_BSH = base.model(**given, use_cache=False).last_hidden_state
+    if through is None:
+        hidden_BSH = base.model(**given, use_cache=False).last_hidden_state
+    else:
+        hidden_BSH = _states_through(through, base, given)
     return hidden_BSH[:, :-1][trained], labels_N
+
+
+def _states_through(wrapper: Any, base: Any, given: dict[str, Any]) -> torch.Tensor:
+    """The last hidden states, [B, S, H], of a forward pass of the wrapper, whose head sees one position only."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> Any:
+        kept.append(output.last_hidden_state)
+        output.last_hidden_state = output.last_hidden_state[:, :1]
+        return output
+
+    hook = base.model.register_forward_hook(keep)
+    try:
+        wrapper(**given, use_cache=False)
+    finally:
+        hook.remove()
+    return kept[0]
 
 
 def nll(hidden_NH: torch.Tensor, head: Head, labels_N: torch.Tensor, reduction: str = "none") -> torch.Tensor:

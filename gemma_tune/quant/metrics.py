@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
 from gemma_tune.models.padding import pad_rows
+from gemma_tune.processes import in_shares, share
 from gemma_tune.progress import progress
 from gemma_tune.train.distill import top_k_of_rows
 
@@ -21,6 +22,8 @@ WHOLE, LARGEST = 4096, 256
 def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     """The unquantized model's log-probabilities before each trained token of held-out rows.
 
+    Of several processes each has those of its share, as `row_kl` takes them.
+
     Args:
         base: The model, off its grid.
         rows: Rendered rows.
@@ -28,7 +31,7 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     vocabulary = base.config.get_text_config().vocab_size
     k = vocabulary if vocabulary <= WHOLE else LARGEST
     with evaluating(base):
-        shown = progress(rows, desc="KL: the unquantized model", unit=" rows")
+        shown = progress(share(rows), desc="KL: the unquantized model", unit=" rows")
         return [top_k_of_rows(base, [row], k)[0] for row in shown]
 
 
@@ -40,13 +43,15 @@ def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list
         rows: Rendered rows.
         targets: The unquantized model's log-probabilities, from `held_out_targets`.
     """
-    found = []
-    with evaluating(base):
-        for row, wanted in zip(progress(rows, desc="KL", unit=" rows"), targets, strict=True):
+
+    def of_share(share: list[Rendered]) -> Iterator[float]:
+        for row, wanted in zip(progress(share, desc="KL", unit=" rows"), targets, strict=True):
             hidden, _ = trained_states(base, pad_rows(base, [row]))
             here = TopK(*(tensor.to(hidden.device) for tensor in wanted))
-            found.append(kl_from_top_k(hidden, head_of(base), here).item())
-    return found
+            yield kl_from_top_k(hidden, head_of(base), here).item()
+
+    with evaluating(base):
+        return in_shares(rows, of_share)
 
 
 def recovered_share(

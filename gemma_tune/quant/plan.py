@@ -12,6 +12,7 @@ from torch import nn
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.processes import is_main_process
 from gemma_tune.quant.grid import GRIDS, Grid
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.paths import PLAN
@@ -63,8 +64,9 @@ class Plan:
         return {name: self.grids[name].name if name in self.grids else self.kept[name] for name in self.sizes}
 
     def save(self, folder: Path) -> None:
-        """Writes `quant_plan.json` into a run folder."""
-        write_json(folder / PLAN, self.as_dict())
+        """Writes `quant_plan.json` into a run folder; of several processes the first one does."""
+        if is_main_process():
+            write_json(folder / PLAN, self.as_dict())
 
     @property
     def bits_per_weight(self) -> float:

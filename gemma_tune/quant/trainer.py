@@ -16,5 +16,5 @@ class GridTrainer(DistillationTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass, in which a tied embedding is rounded once."""
-        with rounded_once(language_part(model)):
+        with rounded_once(language_part(self.model)):
             return super().training_step(model, inputs, *args, **kwargs)

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_tune.config.reward import CodeReward
+from gemma_tune.processes import local_world
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.sandbox import Limits, Sandbox, SandboxResult
 from gemma_tune.rewards.sandbox_setup import find_sandbox
@@ -93,9 +94,9 @@ def prepare(options: CodeReward) -> Reward:
 
 
 def _workers() -> int:
-    """The CPUs that this process may use."""
+    """This process's share of the CPUs that it may use, at least one."""
     affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, (len(affinity(0)) if affinity else os.cpu_count() or 1) // local_world())
 
 
 def code_of(text: str) -> str:

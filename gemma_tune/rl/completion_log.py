@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_tune.processes import is_main_process
 from gemma_tune.run.manifest import atomic_write
 from gemma_tune.untrusted import read_lines
 
@@ -32,11 +33,15 @@ class CompletionLog:
         kept = (
             [] if resumed_step is None else [row for row in read_completions(self._file) if row["step"] < resumed_step]
         )
+        if not is_main_process():
+            return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self._file, "".join(map(_line, kept)))
 
     def add(self, completions: Sequence[dict[str, Any]]) -> None:
-        """Appends the first few completions of a generation."""
+        """Appends the first few completions of a generation; of several processes those of the first."""
+        if not is_main_process():
+            return
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(map(_line, completions[:_KEPT]))
 

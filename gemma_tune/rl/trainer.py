@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from peft import PeftModel
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
@@ -19,6 +20,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
+from gemma_tune.processes import gathered
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
 from gemma_tune.train.base import GemmaTrainer, build_trainer
@@ -170,12 +172,12 @@ class RewardedTrainer(GemmaTrainer):
         return found
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """The completions' scores, [N, rewards]; a row of NaN where one failed."""
+        """The completions' scores, [N of all processes, rewards]; a row of NaN where one failed."""
         with self._timed("reward"):
             stops = frozenset(self.eos_token_ids)
             tasks = [self._tasks[row["row"]] for row in inputs]
             answers = [parse_completion(self.processing_class, ids, stops) for ids in completion_ids_list]
-            self._tokens += sum(map(len, completion_ids_list))
+            self._tokens += sum(gathered(sum(map(len, completion_ids_list))))
             self._scorer.attach(  # the state is another object once training begins
                 trainer_state=self.state, log_extra=self._log_completion_extra, log_metric=self._log_metric
             )
@@ -183,7 +185,8 @@ class RewardedTrainer(GemmaTrainer):
             names = list(self._scorer.weights)
             rows = [{name: scores.values[name][i] for name in names} for i in range(len(answers))]
             for name in names:
-                self._metrics["train"][f"rewards/{name}/failed"].append(scores.share_failed(name))
+                shares = gathered(scores.share_failed(name))
+                self._metrics["train"][f"rewards/{name}/failed"].append(sum(shares) / len(shares))
             self._keep(
                 [
                     {
@@ -203,7 +206,8 @@ class RewardedTrainer(GemmaTrainer):
                 [float("nan") if row[name] is None or not scores.complete(i) else row[name] for name in names]
                 for i, row in enumerate(rows)
             ]
-            return torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
+            # Of all processes, as TRL takes them: a group of completions may lie on several
+            return gather(torch.tensor(values, dtype=torch.float32, device=self.accelerator.device))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to TRL's metrics the seconds per step of each part since the last logged step."""

@@ -14,14 +14,15 @@ import yaml
 
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.processes import is_main_process
+from gemma_tune.process_failures import ending_together, on_failure
+from gemma_tune.processes import barrier, is_main_process
 from gemma_tune.run.checkpoints import checkpoints
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
 from gemma_tune.run.inputs import REPEAT, digests_of, refuse_changed, stored_inputs
 from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
-from gemma_tune.run.place import REPLACED, delete_leftovers, drop_later, put_back, set_aside, stages
+from gemma_tune.run.place import REPLACED, check_shared, delete_leftovers, drop_later, put_back, set_aside, stages
 from gemma_tune.run.result import RunResult, failures_until
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint, way_on
 from gemma_tune.run.stopping import Stopped, Stops, listening
@@ -176,7 +177,10 @@ class RunFolder:
             Stopped: The run was asked to end.
         """
         if not is_main_process():
-            yield
+            with ending_together(), listening(self.stops):
+                barrier()
+                check_shared(self.path)
+                yield
             return
         with contextlib.ExitStack() as held:
             try:
@@ -190,8 +194,11 @@ class RunFolder:
                 self._undo()
                 raise UserError(f"output_dir={self.path}: the folder can't be written ({error.strerror}).") from error
             held.enter_context(listening(self.stops))
+            held.enter_context(on_failure(self._fail))
             try:
-                yield
+                with ending_together():
+                    barrier()  # from here on the others find the folder
+                    yield
                 self._write_manifest()
                 self.result.status = "finished"
                 self._write_result()
@@ -216,7 +223,8 @@ class RunFolder:
         if self.result.status == "finished":  # nothing but cleaning was left
             return
         stopped = isinstance(error, KeyboardInterrupt)
-        self.result.status = "interrupted" if stopped else "failed"
+        why = None if stopped else str(error) or type(error).__name__
+        self.result.status, self.result.reason = "interrupted" if stopped else "failed", why
         with contextlib.suppress(OSError):  # the first error is to be reported, not this one
             self._write_failure()
         if self._replaces:
@@ -273,6 +281,11 @@ class RunFolder:
     def _write_manifest(self) -> None:
         write_manifest(self.path, self.cfg.seed, self.inputs, self.result.artifacts)
 
+    def _fail(self, reason: str) -> None:
+        """For a process that hangs since another one has failed."""
+        self.result.status, self.result.reason = "failed", reason
+        self._write_failure()
+
     def _write_failure(self) -> None:
         """Writes the result; on a full disk only its status, over the bytes that are there."""
         try:
@@ -284,5 +297,4 @@ class RunFolder:
                 file.write(begun.replace(b'"running"', b'"failed" ', 1))
 
     def _write_result(self) -> None:
-        tree = {k: v for k, v in asdict(self.result).items() if k != "folder"}
-        write_json(self.path / "result.json", tree)
+        write_json(self.path / "result.json", {k: v for k, v in asdict(self.result).items() if k != "folder"})

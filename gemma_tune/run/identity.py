@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.config.methods import Reads, named_method
 from gemma_tune.config.renamed import as_before
 from gemma_tune.run.paths import RUNS, without_tilde
 
@@ -62,7 +63,8 @@ def _with_global_batch(tree: dict[str, Any], processes: int) -> dict[str, Any]:
     if not isinstance(train, dict):
         return tree
     passes = train.get("gradient_accumulation_steps") or 1
-    joined = processes if tree.get("method") == "kto" else processes * passes
+    method = named_method(tree)
+    joined = processes if method and method.reads is Reads.LABELLED else processes * passes
     batch = {"gradient_accumulation_steps": passes * processes // joined}
     if per_generation := train.get("steps_per_generation"):
         batch["steps_per_generation"] = None if per_generation == passes else per_generation / passes

@@ -11,9 +11,11 @@ import re
 import shutil
 from pathlib import Path
 
+from gemma_tune.errors import UserError
+from gemma_tune.processes import several
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
-from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status, is_of_a_cluster
+from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status
 from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
@@ -43,6 +45,15 @@ def stages(path: Path) -> list[Path]:
     return [p for p in found if (p / "config.yaml").is_file() or (p / "manifest.json").is_file()]
 
 
+def check_shared(path: Path) -> None:
+    """Raises UserError where the folder that the first of several processes has made isn't there."""
+    if several() and not path.is_dir():
+        raise UserError(
+            f"output_dir={path}: the folder that the first process has made is not there on this machine; a run on "
+            "several machines needs a folder on a disk that all of them share."
+        )
+
+
 def foreign_files(path: Path) -> list[str]:
     """The files of a run folder that no run has written, relative to it; a link is a file."""
     listed, inside = _listed_files(path), {stage.name for stage in stages(path)}
@@ -53,7 +64,7 @@ def foreign_files(path: Path) -> list[str]:
         if top in (REPLACED, *inside):
             continue
         if not rest:
-            own = top == LOCK or top.removesuffix(".partial") in _FILES or is_of_a_cluster(file, path)
+            own = top == LOCK or top.removesuffix(".partial") in _FILES
         elif top == "checkpoints":
             within, _, inner = rest.partition("/")
             if within not in of_checkpoints:  # read once, and not for each of its files
@@ -161,8 +172,7 @@ def drop_later(path: Path, step: int) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    every = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
-    return [p for p in every if not is_of_a_cluster(p, path)]
+    return [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
 
 
 def _delete_empty(path: Path) -> None:

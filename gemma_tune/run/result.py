@@ -33,7 +33,8 @@ class RunResult:
 
     Attributes:
         recipe: Name of the recipe.
-        status: running, finished, interrupted, failed, submitted (to a cluster), or dry_run.
+        status: running, finished, interrupted, failed, or dry_run.
+        reason: Why it failed; else None.
         headline: The recipe's first figure: `name`, `before`, `after`.
         metrics: Every other figure, by name.
         artifacts: What can be taken away: name → path relative to the run folder.
@@ -51,6 +52,7 @@ class RunResult:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     peak_memory_mb: float | None = None
+    reason: str | None = None
     folder: Path | None = None
 
     def take(self, name: str, stage: RunResult) -> None:

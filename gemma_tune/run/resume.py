@@ -24,17 +24,25 @@ class ResumePoint:
         step: Optimizer steps done there.
         at_the_end: Whether nothing is left to train: evaluation and export are.
         passed_over: Newer checkpoints that can't be used, a line each.
+        processes: How many processes have written it; each has left a random state.
     """
 
     path: Path
     step: int
     at_the_end: bool
     passed_over: tuple[str, ...] = ()
+    processes: int = 1
 
-    def lines(self) -> list[str]:
-        """For the terminal."""
+    def lines(self, processes: int = 1) -> list[str]:
+        """For the terminal, where so many processes go on."""
         rest = "only evaluation and export are left" if self.at_the_end else f"from step {self.step}"
-        return [*self.passed_over, f"goes on with the interrupted run, {rest} ({self.path})"]
+        found = [*self.passed_over, f"goes on with the interrupted run, {rest} ({self.path})"]
+        if processes != self.processes and not self.at_the_end:
+            found.append(
+                f"this checkpoint is of {self.processes} processes, and {processes} go on: sums are rounded in another "
+                "order, and dropout, where there is some, draws other numbers"
+            )
+        return found
 
 
 def way_on(cfg: Config, folder: Path, result: RunResult, has_checkpoints: bool) -> str:
@@ -126,4 +134,5 @@ def _look(train: TrainConfig, path: Path, period: int) -> ResumePoint | str:
         kept = path.parent / f"step-{best}"
         if why := damage(kept):
             return f"the best step so far was {best}, and in {kept} {why}"
-    return ResumePoint(path, step, ends)
+    states = len([*path.glob("rng_state*.pth")])
+    return ResumePoint(path, step, ends, processes=max(1, states))

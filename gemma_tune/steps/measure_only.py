@@ -25,6 +25,7 @@ from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.rows_used import rows_line
@@ -139,7 +140,7 @@ def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: b
         check_source(cfg.model, cfg.adapter, source, load_config(source), trains=False)
     if evaluators:
         check_evaluators(cfg, source, tokenizer)
-    held_out = load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed)
+    held_out = once_per_node(lambda: load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed))
     tests = read_tests(cfg.data) if evaluators and cfg.eval.answers_tests else {}
     prepared = prepare_evaluators(cfg, tokenizer, held_out, tests) if evaluators else {}
     return Measurement(cfg, source, tokenizer, held_out, tests, prepared)

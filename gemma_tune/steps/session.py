@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
+from gemma_tune.data.stream import add_counts
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export.formats import say_lines
@@ -20,6 +21,7 @@ from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.processes import gathered, go_on_alone, is_main_process
 from gemma_tune.progress import phase
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
@@ -92,7 +94,8 @@ class Session:
             phase(f"evaluating: {when}")
             with self.folder.timed("evaluate"):
                 found = self.measure_at(when, self.model, self.setup.tokenizer)
-        found.save(self.folder.evals, when)
+        if is_main_process():
+            found.save(self.folder.evals, when)
         self.found[when] = found
         prefix = "" if when in ("before", "after") else f"{when}_"
         if self.end or not self.folder.resumed:
@@ -108,6 +111,8 @@ class Session:
 
     def fit(self, trainer: Any) -> TrainingEnd:
         """Trains to the end, loads the best step where one is kept, and frees the optimizer's memory."""
+        say(*(twice := rows_twice(self.cfg, trainer)))
+        self.notes += twice
         base, resumed, stops = language_part(self.model), self.folder.resumed, self.folder.stops
         train = self.cfg.train
         stop = StopCallback(stops, train.max_seconds, train.generation_period)
@@ -134,6 +139,8 @@ class Session:
         self.folder.result.peak_memory_mb = peak_memory_mb(self.setup.device)
         self.end = TrainingEnd.of(self.cfg.train, trainer.state)
         self.losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        if self.data.streamed:
+            add_counts(self.data.train)
         say(*self.end.lines)
         trainer.release()
         return self.end
@@ -153,9 +160,19 @@ class Session:
     def save_adapter(self) -> None:
         """Saves the adapter, where there is one."""
         if self.cfg.adapter.peft_type != "none":
-            with atomic_folder(self.folder.adapter) as target:
-                self.saver.save(self.model, self.setup.tokenizer, target)
+            if is_main_process():
+                with atomic_folder(self.folder.adapter) as target:
+                    self.saver.save(self.model, self.setup.tokenizer, target)
             self.folder.result.artifacts["adapter"] = "adapter"
+
+    def go_on_alone(self) -> None:
+        """Ends what processes do together: the first one exports, checks and reports, and the others are done.
+
+        Raises:
+            Left: On every process but the first.
+        """
+        self.folder.result.peak_memory_mb = max(gathered(self.folder.result.peak_memory_mb or 0.0)) or None
+        go_on_alone()
 
     def export(self, samples: Any = None) -> None:
         """Writes every one of `export.formats`, and compares each with the trained model in the engine that loads it.
@@ -163,6 +180,7 @@ class Session:
         Args:
             samples: Training rows to compare on; None: those of `data`.
         """
+        self.go_on_alone()
         rows, measure = self.data.train if samples is None else samples, partial(self.measure_at, "export")
         setup, held_out = self.setup, self.data.held_out
         given = (self.cfg, self.folder, self.model, setup.tokenizer, setup.source)
@@ -202,6 +220,20 @@ class Session:
         write_report(self.cfg, self.folder, trained, before, after, notes, self.checks)
 
 
+def rows_twice(cfg: Config, trainer: Any) -> list[str]:
+    """The warning that rows stand twice where the last batches of an epoch are filled up, so that all have as many."""
+    if cfg.processes == 1 or cfg.traits.rewarded or cfg.data.streaming or trainer.args.dataloader_drop_last:
+        return []
+    rows, at_once = len(trainer.train_dataset), trainer.args.per_device_train_batch_size * cfg.processes
+    if not rows % at_once:
+        return []
+    return [
+        f"warning: {-rows % at_once} of {rows:,} rows are trained twice at the end of each epoch, since "
+        f"{cfg.processes} processes take {at_once} at once; train.extra.dataloader_drop_last=true leaves "
+        f"{rows % at_once} out instead"
+    ]
+
+
 @contextlib.contextmanager
 def session(
     cfg: Config,
@@ -236,7 +268,7 @@ def session(
         measure_at = evaluator.at
     notes = [*setup.memory_warning(cfg, data.longest), *notes]
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
-        say(*(folder.resumed.lines() if folder.resumed else ()))
+        say(*(folder.resumed.lines(cfg.processes) if folder.resumed else ()))
         begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
         note_inputs(cfg, folder, setup.source, data_files(cfg.data))

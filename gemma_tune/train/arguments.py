@@ -76,6 +76,10 @@ def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.devic
         "seed": cfg.seed,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type != "cpu",
+        # Adapters on layers that are never computed don't occur; the buffers of our models never change
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        "ddp_timeout": int(cfg.launch.timeout_minutes * 60),
         "report_to": "none",  # the tracker's callback reports
         "disable_tqdm": True,  # the progress callback draws the bar
         **best_arguments(t),

@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
+from gemma_tune.processes import gathered, highest, several
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
@@ -63,6 +64,7 @@ class GemmaTrainer(CheckpointedTrainer):
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
         self._guard = guard or NonFiniteGuard(lambda rows: [])
+        self._not_finite: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
@@ -106,20 +108,29 @@ class GemmaTrainer(CheckpointedTrainer):
         """
         self._guard.saw(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self._stop_if("loss", loss.item())
+        if not math.isfinite(value := loss.item()):
+            self._not_finite.setdefault("loss", value)
+            if not several():
+                self._stop()
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:
-            self._stop_if("grad_norm", float(norm))
+        if not math.isfinite(value := float(norm)):
+            self._not_finite.setdefault("grad_norm", value)
+        if highest(len(self._not_finite)) > 0:  # of any process: all must stop at the same place
+            self._stop()
         self._guard.begin()
         return norm
 
-    def _stop_if(self, name: str, value: float) -> None:
-        """Stops the run at a NaN or infinite value; this step has updated no weight yet."""
-        if math.isfinite(value):
-            return
+    def _stop(self) -> None:
+        """Stops the run at a NaN or infinite value; this step has updated no weight yet.
+
+        Of several processes the first one with such a loss says which rows it had, else the first with such a gradient.
+        """
+        found = gathered({name: (value, self._guard.rows()) for name, value in self._not_finite.items()})
+        name = "loss" if any("loss" in of_one for of_one in found) else "grad_norm"
+        value, rows = next(of_one[name] for of_one in found if name in of_one)
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:
@@ -128,7 +139,7 @@ class GemmaTrainer(CheckpointedTrainer):
                 self._save_checkpoint(self.model, None)
             kept = f"The weights before it are in checkpoints/step-{before}."
         raise NonFiniteLoss(
-            f"{name} is {value} at step {before + 1}; this step updated no weight. {self._guard.rows()} {kept} "
+            f"{name} is {value} at step {before + 1}; this step updated no weight. {rows} {kept} "
             f"{self.not_finite_way} The file metrics.jsonl holds all steps before."
         )
 

@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
 from gemma_tune.errors import RunError
+from gemma_tune.processes import barrier
 from gemma_tune.run.checkpoints import STATE, checkpoints, seal, to_disk
 
 _COUNTED = "counted.json"  # what TRL counts beside the trainer's state
@@ -131,8 +132,11 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         written = folder / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
+        if self.args.should_save:
+            shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
+        barrier()
         super()._save_checkpoint(model, trial)
+        barrier()  # each process has written its random state
         if not self.args.should_save:
             return
         whole = folder / f"step-{self.state.global_step}"

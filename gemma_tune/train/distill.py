@@ -98,8 +98,9 @@ class DistillationTrainer(GemmaSFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss in nats, averaged over the trained tokens of the whole optimizer step."""
-        base = language_part(model)
-        hidden_NH, labels_N = trained_states(base, inputs)
+        base = language_part(self.model)
+        through = model if model is not self.model else None
+        hidden_NH, labels_N = trained_states(base, inputs, through)
         head = head_of(base)
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         if self._cross_entropy < 1:
@@ -111,4 +112,6 @@ class DistillationTrainer(GemmaSFTTrainer):
             total = total + self._cross_entropy * nll(hidden_NH, head, labels_N, reduction="sum")
         count = len(labels_N) if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # as Trainer does: the gradients of processes are averaged
         return (loss, None) if return_outputs else loss

@@ -19,7 +19,7 @@ class LengthGroups(Sampler[int]):
 
     Args:
         lengths: Tokens of each row, [N].
-        batch_size: Rows of one forward pass.
+        batch_size: Rows of an optimizer step, of all processes: the order is the same on any number of them.
         seed: Of the order.
     """
 

@@ -33,7 +33,8 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
             return super()._get_train_sampler(train_dataset)
         lengths = [len(ids) for ids in dataset["input_ids"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(lengths, self.args.train_batch_size, seed)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroups(lengths, rows, seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from gemma_tune.config import Config
 from gemma_tune.config.launch import LaunchConfig
 from gemma_tune.config.methods import Kind
+from gemma_tune.config.model import is_gguf
 from gemma_tune.config.parallel import UNSUPPORTED, ParallelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.processes import local_world, world
-from gemma_tune.validation.clusters import cluster_problems
 
 _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state among the processes"
 _LONG = (
@@ -130,10 +130,11 @@ def process_problems(cfg: Config) -> Iterator[str]:
     method, parallel, launch = cfg.traits, cfg.parallel, cfg.launch
     kept = method.kind in (Kind.TRAIN, Kind.MEASURE)
     asked = (launch.num_processes or 1) * (launch.num_nodes or 1)
-    if method.kind is Kind.PLAN:  # for so many processes, in one
-        asked = 1
     if not kept and (max(asked, world()) > 1 or launch.by != "local"):
         yield f"recipe={cfg.recipe} runs in one process: leave out launch, torchrun and accelerate launch."
+    engines = cfg.model.base_url or cfg.engine.vllm or is_gguf(cfg.model.model_name_or_path)
+    if method.kind is Kind.MEASURE and max(asked, world()) > 1 and engines:
+        yield f"recipe={cfg.recipe}: one process asks llama.cpp, vLLM and servers: leave out launch and torchrun."
     if parallel.strategy in UNSUPPORTED:
         yield f"parallel={parallel.strategy}: {_WHY_NOT[parallel.strategy]}."
     changed = [key for key in _OF_FSDP2 if getattr(parallel, key) != getattr(ParallelConfig(), key)]
@@ -144,9 +145,8 @@ def process_problems(cfg: Config) -> Iterator[str]:
         yield from sharding_problems(cfg)
     if kept:
         yield from _environment(cfg)
-    yield from cluster_problems(launch)
-    for name, variable in ((_OF_SLURM, "SLURM_JOB_ID"), (_OF_SKY, "SKYPILOT_NODE_RANK")):
-        if launch.by != name and variable not in os.environ and getattr(launch, name) != getattr(LaunchConfig(), name):
+    for name in (_OF_SLURM, _OF_SKY):
+        if launch.by != name and getattr(launch, name) != getattr(LaunchConfig(), name):
             yield f"launch.{name} has no effect with launch={launch.by}; leave it out, or take launch={name}."
 
 

@@ -63,7 +63,7 @@ def test_a_stream_gives_the_same_rows(tmp_path: Path, tokenizer: Any) -> None:
     assert {**train.counts(), **dict.fromkeys(unlike)} == {**whole.counts(), **dict.fromkeys(unlike)}
     assert "rows_repeated" not in train.counts()  # not looked for
     assert 300 <= train.read <= 302
-    assert [r.where for r in train.records[:300]] == [r.where for r in whole.records]
+    assert [r.where for r in train.records] == [r.where for r in whole.records[:200]]
     again = [(r["input_ids"], r["labels"]) for r in itertools.islice(train.dataset, 600)]
     assert again == by_hand * 2  # no end
 

@@ -134,7 +134,7 @@ def test_finished_run_is_recognised(cfg: Config) -> None:
     stored = second.stored_result()
     assert (stored.status, stored.headline_after, stored.folder) == ("finished", 1.0, first.path)
     assert read(first.path / "result.json").keys() == {
-        "recipe", "status", "headline", "metrics", "artifacts", "seconds", "failures", "peak_memory_mb",
+        "recipe", "status", "headline", "metrics", "artifacts", "seconds", "failures", "peak_memory_mb", "reason",
     }  # fmt: skip
 
 
