@@ -88,6 +88,8 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     full = cfg.adapter.peft_type == "none"
     sharding = sharding_of(cfg)
     weights = base_weights(cfg, shape)
+    if sharding.shards > 1 and full and mixed:  # accelerate makes trained weights float32 then
+        size, weights = 4.0, 4.0 * shape.parameters
     trained = trained_parameters(cfg, shape)
     if not full:
         weights += trained * 4.0  # adapters stay float32
@@ -106,7 +108,7 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         reduced = min(shape.outer_parameters + 2 * shape.layer_parameters, shape.parameters) * act if full else 0.0
         parts[BETWEEN[0]] = at_once + reduced
     elif sharding.processes > 1:
-        parts[BETWEEN[1]] = gradients  # DistributedDataParallel reduces a copy of the gradients
+        parts[BETWEEN[1]] = gradients  # reduced there (gradient_as_bucket_view=False, torch's default)
     if not full and (cfg.adapter.trainable_token_indices or cfg.model.added_tokens):
         # PEFT copies the embedding with the trained rows, for itself and as the head, and so do their gradients
         parts["trained rows"] = 4 * shape.vocab_size * shape.hidden_size * act

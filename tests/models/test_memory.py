@@ -126,6 +126,14 @@ def test_fsdp2_shares_what_does_not_depend_on_the_rows(words: list[str], shards:
     )
 
 
+def test_mixed_precision_over_bfloat16_weights() -> None:
+    """accelerate makes the trained weights float32 where it shards them: `fsdp2_prepare_model`."""
+    words = [*EIGHT, "parallel=fsdp2", "train.bf16=true"]
+    plain, size = composed("full_sft", "gemma3_1b_it", *words)
+    asked, _ = composed("full_sft", "gemma3_1b_it", *words, "model.dtype=bfloat16")
+    assert estimate(asked, size, True, 1024) == estimate(plain, size, True, 1024)
+
+
 def test_all_of_a_layers_experts_are_gathered() -> None:
     """26B-A4B: 30 layers of 128 experts, of which 8 are at work; E4B: 42 rows of 256 for each of 262,144 tokens."""
     cfg, size = composed("lora_sft", "gemma4_26b_a4b_it", *EIGHT, "parallel=fsdp2")
