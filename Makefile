@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling bench-checkpoint soak tiny lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling bench-checkpoint soak tiny lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -29,10 +29,10 @@ run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about 
 	$(BIN)/python -m gemma_tune recipe=qlora_sft
 
 test: .venv/.done ## Run the tests that need no GPU and no network, except the slow ones
-	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow and not vllm' tests
+	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow and not vllm and not slurm' tests
 
 test-slow: .venv/.done ## Run the slow tests: every variant of a recipe, long runs and texts, lm-eval compared with its own command
-	$(PYTEST) -n 2 --dist worksteal -m 'slow and not vllm' tests
+	$(PYTEST) -n 2 --dist worksteal -m 'slow and not vllm and not slurm' tests
 
 setup-vllm: .venv-vllm/.done ## Create .venv-vllm with vLLM for CPUs (3.4 GB, about 2 minutes), for engine.vllm=.venv-vllm/bin/vllm
 
@@ -52,6 +52,10 @@ VLLM_PIP = .venv-vllm/bin/python -m pip -q --disable-pip-version-check
 
 test-vllm: .venv/.done ## Run the tests that need vLLM (make setup-vllm), about 10 minutes
 	$(PYTEST) -m vllm -rs tests
+
+test-slurm: .venv/.done ## Install Slurm (Debian, as root), and run the tests that start a cluster of two nodes on this machine
+	command -v slurmctld > /dev/null || { apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; }
+	$(PYTEST) -m slurm -rs tests
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
 	$(PYTEST) -m gpu tests

@@ -75,7 +75,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # a multirun leaves its multirun.yaml there
         rest = [w for w in argv if w not in words]
         sys.argv = [sys.argv[0], *rest, *ready, f"hydra.sweep.dir={scratch}"]
-        _run_jobs(config_dirs)
+        _run_jobs(config_dirs, None if sweeps else argv)
 
 
 def _help(argv: Sequence[str]) -> str:
@@ -93,8 +93,13 @@ def _help(argv: Sequence[str]) -> str:
     return recipe_page(recipe, options[recipe], options)
 
 
-def _run_jobs(config_dirs: Sequence[Path]) -> None:
-    """Lets Hydra run one job, or what its own flags ask for, and then reports the mistakes."""
+def _run_jobs(config_dirs: Sequence[Path], argv: Sequence[str] | None) -> None:
+    """Lets Hydra run one job, or what its own flags ask for, and then reports the mistakes.
+
+    Args:
+        config_dirs: The folders of `--config-dir`.
+        argv: The words of one job, which a cluster is to repeat; None of several.
+    """
     problems: list[str] = []
     failures: list[str] = []
 
@@ -103,7 +108,8 @@ def _run_jobs(config_dirs: Sequence[Path]) -> None:
         try:
             recipe = HydraConfig.get().runtime.choices["recipe"]
             words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # `${…}` in them as it was typed
-            result = run_recipe(compose.checked(tree, recipe, "configuration", user_overrides(words, config_dirs)))
+            cfg = compose.checked(tree, recipe, "configuration", user_overrides(words, config_dirs))
+            result = run_recipe(cfg, argv)
             failures.extend(failures_of(result))
             return result.headline_after
         except UserError as error:

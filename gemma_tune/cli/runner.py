@@ -206,4 +206,5 @@ def run(recipe: str, overrides: Sequence[str] = (), config_dir: str | Path | Non
 
     if isinstance(overrides, str):
         raise UserError(f'overrides={overrides!r}: write a list of words, for example ["{overrides}"].')
-    return run_recipe(compose_config(recipe, overrides, config_dir))
+    flags = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    return run_recipe(compose_config(recipe, overrides, config_dir), [f"recipe={recipe}", *overrides, *flags])

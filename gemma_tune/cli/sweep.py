@@ -113,6 +113,8 @@ def run_sweep(words: Sequence[str], config_dirs: Sequence[Path], argv: Sequence[
         tracked = [replace(cfg.tracker, group=cfg.tracker.group or name) for cfg in configs]
         configs = [replace(cfg, tracker=tracker) for cfg, tracker in zip(configs, tracked, strict=True)]
     keeps = is_main_process() and all(cfg.traits.run_folder and not cfg.dry_run for cfg in configs)
+    flags = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
+    jobs = [replace(job, words=[*job.words, *flags]) for job in jobs]
     _Sweep(name, shlex.join(["python", "-m", "gemma_tune", *argv]), jobs, configs, keeps).run()
 
 
@@ -204,7 +206,7 @@ class _Sweep:
         """One job; its error is printed and noted, and only Ctrl-C and the like go further."""
         outcome = self._outcomes[number]
         try:
-            result = run_recipe(self._configs[number])
+            result = run_recipe(self._configs[number], self._jobs[number].words)
         except KeyboardInterrupt:
             self._outcomes[number] = replace(outcome, status=INTERRUPTED)
             raise

@@ -36,6 +36,16 @@ def started(cfg: Config, words: Sequence[str] | None) -> RunResult | None:
             return None
     if _is_done(cfg):
         return None
+    if launch.by != "local":
+        if words is None:
+            raise UserError(f"launch={launch.by}: start the run by recipe=…, since its words stand in the job's file.")
+        if launch.by == "slurm":
+            from gemma_tune.launching.slurm import submit_to_slurm
+
+            return submit_to_slurm(cfg, words)
+        from gemma_tune.launching.sky import submit_to_sky
+
+        return submit_to_sky(cfg, words)
     if cfg.traits.kind is not Kind.COMPARE:
         find_source(cfg.model, continues=cfg.traits.continues)  # raises where there is no such model
     from gemma_tune.launching.local import run_here

@@ -15,7 +15,7 @@ from gemma_tune.errors import UserError, shortened
 from gemma_tune.run.checkpoints import DIGESTS, checkpoints
 from gemma_tune.run.identity import identity, identity_of, not_resumable
 from gemma_tune.run.lock import LOCK, refuse_locked
-from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, resolve
+from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, is_of_a_cluster, resolve
 from gemma_tune.run.place import foreign_files, stages
 from gemma_tune.run.resume import AUTO, NEVER, names_a_folder
 from gemma_tune.untrusted import read_object, read_yaml
@@ -167,5 +167,6 @@ def _lies_in(named: NamedPath, folder: Path) -> bool:
 
 
 def has_files(path: Path) -> bool:
-    """Whether there is a file in the folder or below it."""
-    return any(p.is_symlink() or (p.is_file() and p.name != LOCK) for p in path.rglob("*"))
+    """Whether there is a file in the folder or below it; what tells a cluster to run it is none."""
+    found = (p for p in path.rglob("*") if not is_of_a_cluster(p, path))
+    return any(p.is_symlink() or (p.is_file() and p.name != LOCK) for p in found)

@@ -39,6 +39,10 @@ PLAN = "quant_plan.json"
 TUNED, ON_GRID = "tuned", "int4"
 # Of a run folder: TensorBoard's event files, and the ids of the run in each tracker
 TRACKER_FOLDER, TRACKERS = "tensorboard", "trackers.json"
+# Files at the top of a run folder that tell a cluster how to run it, and what it wrote: they are there before the run,
+# and stay when it is replaced
+JOB_FILE, TASK_FILE = "job.sbatch", "task.yaml"
+_OF_A_CLUSTER = re.compile(r"(job\.sbatch|task\.yaml)(\.partial)?|slurm-\d+\.out")
 # What a run of recipe=reward_model exports
 REWARD_MODEL = "export/reward_model"
 # Files that hold rows; each may be compressed (.jsonl.gz).
@@ -118,6 +122,11 @@ def reward_model_of(name: str) -> Path:
     place = resolve(name)
     exported = place / REWARD_MODEL
     return exported if exported.is_dir() else place
+
+
+def is_of_a_cluster(file: Path, folder: Path) -> bool:
+    """Whether a file of a run folder is one that launches it on a cluster, or what the cluster wrote."""
+    return file.parent == folder and bool(_OF_A_CLUSTER.fullmatch(file.name))
 
 
 def looks_local(name: str) -> bool:

@@ -15,7 +15,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.processes import several
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
-from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status
+from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status, is_of_a_cluster
 from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
@@ -64,7 +64,7 @@ def foreign_files(path: Path) -> list[str]:
         if top in (REPLACED, *inside):
             continue
         if not rest:
-            own = top == LOCK or top.removesuffix(".partial") in _FILES
+            own = top == LOCK or top.removesuffix(".partial") in _FILES or is_of_a_cluster(file, path)
         elif top == "checkpoints":
             within, _, inner = rest.partition("/")
             if within not in of_checkpoints:  # read once, and not for each of its files
@@ -172,7 +172,8 @@ def drop_later(path: Path, step: int) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    return [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
+    every = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
+    return [p for p in every if not is_of_a_cluster(p, path)]
 
 
 def _delete_empty(path: Path) -> None:

@@ -33,7 +33,7 @@ class RunResult:
 
     Attributes:
         recipe: Name of the recipe.
-        status: running, finished, interrupted, failed, or dry_run.
+        status: running, finished, interrupted, failed, submitted (to a cluster), or dry_run.
         reason: Why it failed; else None.
         headline: The recipe's first figure: `name`, `before`, `after`.
         metrics: Every other figure, by name.

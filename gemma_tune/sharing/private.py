@@ -22,9 +22,9 @@ from gemma_tune.untrusted import read_object
 
 _BASE = "base_model_name_or_path"
 # Names of environment variables that hold keys: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY, …
-_KEYS = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-_ANY_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
-_SHORTEST_KEY, _SHORTEST_PATH = 8, 8  # characters: shorter ones occur by chance
+KEY_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+SHORTEST_KEY, _SHORTEST_PATH = 8, 8  # characters: shorter ones occur by chance
 # Of a file of weights only the head is text: names and metadata, in GGUF with the tokenizer
 _HEAD = 64 << 20
 # A tokenizer has words of all kinds, of which a path may be made
@@ -50,7 +50,7 @@ def of_this_machine(run: Path) -> Secrets:
     Args:
         run: The run folder, whose config.yaml names files.
     """
-    keys = {n: v for n, v in os.environ.items() if _KEYS.search(n) and len(v) >= _SHORTEST_KEY}
+    keys = {n: v for n, v in os.environ.items() if KEY_NAMES.search(n) and len(v) >= SHORTEST_KEY}
     if token := get_token():
         keys.setdefault("the stored token of the Hub", token)
     places = {str(run.absolute()), str(run.resolve()), str(Path.home()), str(Path.cwd())}
@@ -78,7 +78,7 @@ def _problems(name: str, content: Path | bytes, secrets: Secrets) -> Iterator[st
     for holder, key in secrets.keys.items():
         if any(form in content for form in _forms(key)):
             yield f"{name}: it holds the value of {holder}, so nothing is sent; take it out, and replace that key."
-    if _ANY_TOKEN.search(content):
+    if HUB_TOKEN.search(content):
         yield f"{name}: it holds a token of the Hub (hf_…), so nothing is sent; take it out, and replace that token."
     if name in _WORDS:
         return

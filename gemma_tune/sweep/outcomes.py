@@ -48,6 +48,8 @@ class JobOutcome:
         """The same with what the run gave back, and with the rows in its folder."""
         from gemma_tune.compare.stored import results_file, stored_results
 
+        if result.status == "submitted":  # to a cluster, which runs it some time
+            return self
         status = FINISHED if result.status == FINISHED else INTERRUPTED
         figures = _numbers(result.metrics.get("after"))
         rows: Mapping[str, Any] = {}

@@ -12,6 +12,7 @@ from gemma_tune.config.model import is_gguf
 from gemma_tune.config.parallel import UNSUPPORTED, ParallelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.processes import local_world, world
+from gemma_tune.validation.clusters import cluster_problems
 
 _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state among the processes"
 _LONG = (
@@ -145,8 +146,9 @@ def process_problems(cfg: Config) -> Iterator[str]:
         yield from sharding_problems(cfg)
     if kept:
         yield from _environment(cfg)
-    for name in (_OF_SLURM, _OF_SKY):
-        if launch.by != name and getattr(launch, name) != getattr(LaunchConfig(), name):
+    yield from cluster_problems(launch)
+    for name, variable in ((_OF_SLURM, "SLURM_JOB_ID"), (_OF_SKY, "SKYPILOT_NODE_RANK")):
+        if launch.by != name and variable not in os.environ and getattr(launch, name) != getattr(LaunchConfig(), name):
             yield f"launch.{name} has no effect with launch={launch.by}; leave it out, or take launch={name}."
 
 

@@ -185,6 +185,7 @@ def test_weights_go_to_vllm_by_nccl() -> None:
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until they are supported: each would write the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="several processes"):
         short_run("lora_sft", tmp_path / "run")
     assert not (tmp_path / "run").exists()

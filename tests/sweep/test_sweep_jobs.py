@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Runs:
         self.errors: dict[int, BaseException] = {}
         monkeypatch.setattr(sweep, "run_recipe", self)
 
-    def __call__(self, cfg: Config) -> RunResult:
+    def __call__(self, cfg: Config, words: Sequence[str]) -> RunResult:
         folder = RunFolder.open(cfg)
         if folder.finished:
             return folder.stored_result()
