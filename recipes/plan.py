@@ -10,6 +10,7 @@ from gemma_tune.config import Config
 from gemma_tune.models.capacity import free_memory
 from gemma_tune.models.hardware import mixed_precision, pick_device
 from gemma_tune.models.memory import in_unit
+from gemma_tune.models.sharding import sharding_of
 from gemma_tune.plan import tables
 from gemma_tune.plan.fits import KEPT_GB, SIZES, Planner, asked_words
 from gemma_tune.plan.known_models import planned_models
@@ -27,19 +28,23 @@ def run(cfg: Config) -> RunResult:
         return only_printed(cfg, out, "Nothing was planned")
 
     # What is planned for: this machine, or a GPU with so much memory
-    device = pick_device(cfg.model)
+    device, words = pick_device(cfg.model), asked_words(cfg.train)
+    sharding = sharding_of(cfg)
     if plan.memory_gb is None:
-        free, where = free_memory(device), f"this machine ({device.type})"
-        planner = Planner(lambda one: mixed_precision(one, device), asked_words(cfg.train))
+        free, where = free_memory(device, sharding.per_machine), f"this machine ({device.type})"
+        on_gpu = device.type == "cuda"
+        planner = Planner(lambda one: mixed_precision(one, device), words, cfg.launch, cfg.parallel, on_gpu)
     else:
         free, where = plan.memory_gb - KEPT_GB, f"a GPU of {plan.memory_gb:g} GB"
-        planner = Planner(lambda one: one.model.dtype == "float32", asked_words(cfg.train))
+        planner = Planner(lambda one: one.model.dtype == "float32", words, cfg.launch, cfg.parallel, on_gpu=True)
     speed = measured_speed(cfg) if plan.measure else expected_speed(plan)
     models = planned_models(cfg.model)
 
     # Every recipe with every model, by the estimate that a run makes before it loads its model
     runs = [planner.run(model, recipe, free) for model in models for recipe in plan.recipes]
     said = [f"Planned for {where}: {in_unit(free)} for training; rows of up to train.max_length tokens."]
+    if sharding.processes > 1:
+        said.append(f"Each of {sharding.processes} processes has so much; times leave out what they send.")
     if speed:
         said.append(f"Times are estimates: {speed.said}.")
     if len(models) > 1:

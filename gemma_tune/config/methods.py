@@ -225,7 +225,10 @@ METHODS: dict[str, Method] = {
     "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
     "plan": Method(
         "plan", Kind.PLAN, Reads.NOTHING, group="plan", run_folder=False,
-        beside_group=("model.model_name_or_path", "model.revision", "model.device", "train", "seed", "overwrite"),
+        beside_group=(
+            "model.model_name_or_path", "model.revision", "model.device", "train", "seed", "overwrite",
+            "launch.num_processes", "launch.num_nodes", "parallel",
+        ),
     ),
     "models": Method("models", Kind.MODELS, Reads.NOTHING, group="models", run_folder=False),
     "serve": Method(

@@ -32,7 +32,7 @@ def started(cfg: Config, words: Sequence[str] | None) -> RunResult | None:
     launch = cfg.launch
     if launch.by == "local":
         processes = (launch.num_processes or 1) * (launch.num_nodes or 1)
-        if cfg.dry_run or processes == 1 or was_started():
+        if cfg.dry_run or processes == 1 or was_started() or not cfg.traits.run_folder:  # a plan is for so many
             return None
     if _is_done(cfg):
         return None

@@ -9,12 +9,15 @@ from typing import Any
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
+from gemma_tune.config.launch import LaunchConfig
+from gemma_tune.config.parallel import ParallelConfig
 from gemma_tune.config.train import TrainConfig
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.fitting import Fitted, what_fits
 from gemma_tune.models.known import cannot
 from gemma_tune.models.memory import longest_possible
 from gemma_tune.plan.known_models import PlannedModel
+from gemma_tune.validation.processes import sharding_problems
 
 # Of the memory that is sold, for CUDA's context and torch; the dry run names the same.
 KEPT_GB = 1.0
@@ -72,10 +75,16 @@ class Planner:
     Attributes:
         mixed: Whether a run computes in bfloat16 over float32 weights on the machine that is planned for.
         asked: Words that every run gets.
+        launch: How many processes every run has.
+        parallel: How they share a model.
+        on_gpu: Whether GPUs are planned for, which `parallel=fsdp2` needs.
     """
 
     mixed: Callable[[Config], bool]
     asked: list[str] = field(default_factory=list)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    on_gpu: bool = False
     _composed: dict[tuple[str, str], Config] = field(default_factory=dict)
 
     def configuration(self, model: PlannedModel, recipe: str) -> Config:
@@ -86,15 +95,24 @@ class Planner:
         cfg = copy.copy(self._composed[recipe, word])
         cfg.model = copy.copy(cfg.model)
         cfg.model.model_name_or_path = model.name
+        cfg.launch, cfg.parallel = self.launch, self.parallel
         return cfg
 
     def run(self, model: PlannedModel, recipe: str, free: float) -> PlannedRun:
         """Plans one run in `free` GiB."""
         cfg = self.configuration(model, recipe)
-        if why := cannot(cfg, model.family):
-            return PlannedRun(recipe, model, self.asked, None, why)
-        fitted = what_fits(cfg, model.size, self.mixed(cfg), longest_possible(cfg), free, other_recipes=False)
-        return PlannedRun(recipe, model, self.asked, fitted)
+        sharing = sharding_problems(cfg) if cfg.parallel.strategy == "fsdp2" else iter(())
+        if why := cannot(cfg, model.family) or next(sharing, None):
+            return PlannedRun(recipe, model, self.words_of_all, None, why)
+        longest = longest_possible(cfg)
+        fitted = what_fits(cfg, model.size, self.mixed(cfg), longest, free, other_recipes=False, shards=self.on_gpu)
+        return PlannedRun(recipe, model, self.words_of_all, fitted)
+
+    @property
+    def words_of_all(self) -> list[str]:
+        """What every run is asked for, with its processes."""
+        launch = [f"launch.{key}={n}" for key in ("num_processes", "num_nodes") if (n := getattr(self.launch, key))]
+        return [*self.asked, *launch, *_parallel_words(self.parallel)]
 
     def smallest_gpu(self, model: PlannedModel, recipe: str) -> tuple[int, PlannedRun] | None:
         """The first of `SIZES` that a run fits in, with it; None where it fits in none."""
@@ -103,6 +121,17 @@ class Planner:
             if planned.fitted:
                 return gb, planned
         return None
+
+
+def _parallel_words(parallel: ParallelConfig) -> list[str]:
+    """What is set of `parallel`, as words."""
+    default = vars(ParallelConfig())
+    changed = {key: value for key, value in vars(parallel).items() if value != default[key]}
+    strategy = changed.pop("strategy", None)
+    return [
+        *([f"parallel={strategy}"] if strategy else []),
+        *(f"parallel.{key}={_word(value)}" for key, value in changed.items()),
+    ]
 
 
 def asked_words(train: TrainConfig) -> list[str]:

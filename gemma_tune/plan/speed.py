@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config import Config, PlanConfig
-from gemma_tune.models.sharding import recomputes
+from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 
 # Cards by their memory in GB: name, and 10^12 operations a second in bfloat16 with float32 sums, without sparsity, as
@@ -64,9 +64,12 @@ def expected_speed(plan: PlanConfig) -> Speed | None:
 
 
 def hours(cfg: Config, size: ModelSize, speed: Speed, tokens: float = 1e6) -> float | None:
-    """Hours for a number of tokens of training data, padding included; None where they can't be estimated."""
+    """Hours for a number of tokens of training data, padding included; None where they can't be estimated.
+
+    Several processes share the tokens; what they send one another is left out.
+    """
     each = operations(cfg, size)
-    return None if each is None else each * tokens / speed.flops / 3600
+    return None if each is None else each * tokens / speed.flops / sharding_of(cfg).processes / 3600
 
 
 def in_words(hours: float | None) -> str:

@@ -131,6 +131,8 @@ def process_problems(cfg: Config) -> Iterator[str]:
     method, parallel, launch = cfg.traits, cfg.parallel, cfg.launch
     kept = method.kind in (Kind.TRAIN, Kind.MEASURE)
     asked = (launch.num_processes or 1) * (launch.num_nodes or 1)
+    if method.kind is Kind.PLAN:  # for so many processes, in one
+        asked = 1
     if not kept and (max(asked, world()) > 1 or launch.by != "local"):
         yield f"recipe={cfg.recipe} runs in one process: leave out launch, torchrun and accelerate launch."
     engines = cfg.model.base_url or cfg.engine.vllm or is_gguf(cfg.model.model_name_or_path)

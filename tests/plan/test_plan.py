@@ -176,6 +176,27 @@ def test_what_is_asked_stays(folder: Path) -> None:
     assert cfg.train.max_length == 2048
 
 
+def test_several_gpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight GPUs share 27B by fsdp2 where it is asked for, and where only that fits; 4-bit weights can't be shared."""
+    words = ["plan.memory_gb=80", "model=gemma3_27b_it", "launch.num_processes=8"]
+    alone = gemma_tune.run("plan", words[:2]).metrics["runs"]
+    full, lora, qlora = gemma_tune.run("plan", [*words, "plan.recipes=[full_sft,lora_sft,qlora_sft]"]).metrics["runs"]
+    assert "Each of 8 processes has so much" in capsys.readouterr().out
+    assert "parallel=fsdp2" in full["command"] and not any("fsdp2" in one["command"] for one in (lora, qlora))
+    assert not next(one for one in alone if one["recipe"] == "full_sft")["fits"]
+    hours = next(one for one in alone if one["recipe"] == "qlora_sft")["hours_per_million_tokens"]
+    assert qlora["hours_per_million_tokens"] == pytest.approx(hours / 8)
+    cfg = recomposed(full["command"])
+    assert estimate(cfg, MODELS["gemma3_27b_it"].size, True, longest_possible(cfg)) == full["memory_gib"]
+    lora, qlora = gemma_tune.run("plan", [*words, "parallel=fsdp2", "plan.recipes=[lora_sft,qlora_sft]"]).metrics[
+        "runs"
+    ]
+    assert lora["fits"] and "launch.num_processes=8 parallel=fsdp2" in lora["command"]
+    assert not qlora["fits"] and "parallel=fsdp2 with a 4-bit base" in qlora["refused"]
+    with pytest.raises(UserError, match="runs in one process"):
+        compose_config("plan", [*words, "launch=slurm"])
+
+
 def test_measured_on_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of the shape that is named; a shape that doesn't fit is refused."""
     shutil.copytree(ASSETS / "tiny", folder / "tiny")
