@@ -59,6 +59,7 @@ def environment(folder: Path, rank: int) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+@SLOW
 def test_each_process_knows_its_place(tmp_path: Path) -> None:
     """And its share of the cores, where the user has not set OMP_NUM_THREADS."""
     assert run(tmp_path, "ok") == (0, "all done\n", "")
