@@ -41,6 +41,8 @@ NEEDS = {
     "recipe/push": ["push.repo_id=me/name", "model.model_name_or_path=google/gemma-3-1b-it"],
     "recipe/compare": ["compare.models=[google/gemma-3-1b-it,google/gemma-3-270m-it]", "data=sample"],
 }
+
+
 def name_of(file: Path) -> str:
     """`group/option`."""
     return str(file.relative_to(CONFIGS).with_suffix(""))
