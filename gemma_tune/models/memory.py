@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.sharding import gathered_at_once, recomputes, sharding_of
+from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
@@ -104,6 +104,9 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     }
     if sharding.shards > 1:
         at_once = gathered_at_once(shape, sharding) * act
+        if not full:
+            layers = LAYERS_AT_ONCE / shape.num_hidden_layers if sharding.reshards else 1.0
+            at_once += trained * layers * (2.0 if mixed else 4.0)
         # Gradients of a layer are whole until they are reduced, those outside of the layers until all are
         reduced = min(shape.outer_parameters + 2 * shape.layer_parameters, shape.parameters) * act if full else 0.0
         parts[BETWEEN[0]] = at_once + reduced

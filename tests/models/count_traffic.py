@@ -19,6 +19,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
@@ -29,11 +30,20 @@ PASSES = 2
 
 
 class CountedCollectives(TorchDispatchMode):
-    """Bytes of each collective's whole buffer, where torch's dispatcher sees it."""
+    """Bytes of each collective's whole buffer, where torch's dispatcher sees it, and of gathered weights at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        states = {id(s): s for m in model.modules() if isinstance(m, FSDPModule) for s in [m._get_fsdp_state()]}
+        self.groups = [group for state in states.values() for group in state._fsdp_param_groups]
+        self.gathered = 0
+
+    def gathered_now(self) -> int:
+        """Bytes of the weights that are whole now, or on their way."""
+        there = [g for g in self.groups if g.is_unsharded or g._all_gather_result is not None]
+        sharded = [p.sharded_param for group in there for p in group.fsdp_params]
+        return sum(p.numel() * p.element_size() for p in sharded)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -42,6 +52,8 @@ class CountedCollectives(TorchDispatchMode):
             whole = {"_allgather_base_": 0, "_reduce_scatter_base_": 1}.get(name)
             tensor = args[0][0] if whole is None else args[whole]
             self.bytes[name] += tensor.numel() * tensor.element_size()
+        elif name == "mm":
+            self.gathered = max(self.gathered, self.gathered_now())
         return func(*args, **(kwargs or {}))
 
 
@@ -76,6 +88,7 @@ def counted(case: dict[str, Any]) -> dict[str, Any]:
         if case["lora"]:
             model.enable_input_require_grads()
     found: Counter[str] = Counter()
+    gathered = 0
     if case["strategy"] == "ddp":
         model = DistributedDataParallel(model)
 
@@ -98,9 +111,9 @@ def counted(case: dict[str, Any]) -> dict[str, Any]:
             parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_replicate", "dp_shard")),
         )  # fmt: skip
         model = fsdp2_prepare_model(accelerator, model)
-        with CountedCollectives() as mode:
+        with CountedCollectives(model) as mode:
             passes(model)
-        found = mode.bytes
+        found, gathered = mode.bytes, mode.gathered
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     optimizer.step()
@@ -110,7 +123,7 @@ def counted(case: dict[str, Any]) -> dict[str, Any]:
         "gradients": local(p.grad for p in trained),
         "optimizer": local(state),
     }
-    return {"sent": dict(found), "held": held}
+    return {"sent": dict(found), "gathered": gathered, "held": held}
 
 
 def main() -> None:

@@ -68,6 +68,11 @@ def assert_the_same(cfg: Config, size: ModelSize, found: dict[str, Any]) -> None
     parts = estimate(cfg, size, False, 8)
     for part, held in found["held"].items():
         assert parts[part] * 2**30 == pytest.approx(held, rel=0.02), part
+    if found["gathered"]:  # of layers that differ two of the largest are counted
+        whole = parts["gathered"] * 2**30
+        if cfg.adapter.peft_type == "none":  # the gradients before they are reduced
+            whole -= 4 * min(size.outer_parameters + 2 * size.layer_parameters, size.parameters)
+        assert found["gathered"] <= whole * 1.01 and whole <= 1.05 * found["gathered"]
 
 
 def test_what_torch_sends_and_holds() -> None:
