@@ -52,7 +52,7 @@ def free_host_memory() -> float:
 
 
 def check_memory(
-    cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0, shards: bool = False
+    cfg: Config, shape: ModelSize, mixed: bool, free: float, beside: float = 0.0, on_gpu: bool = False
 ) -> None:
     """Compares what does not depend on the length of the rows with the free memory, for each process.
 
@@ -62,7 +62,7 @@ def check_memory(
         mixed: Whether products run in bfloat16 over float32 weights.
         free: GiB.
         beside: GiB of a model that scores the trained one.
-        shards: Whether parallel=fsdp2 may be proposed: it needs GPUs.
+        on_gpu: Whether what needs GPUs may be proposed.
 
     Raises:
         UserError: Weights, gradients and the optimizer's state alone need more.
@@ -75,7 +75,7 @@ def check_memory(
         raise UserError(
             f"model.model_name_or_path={cfg.model.model_name_or_path}: its weights, gradients and the optimizer's "
             f"state{_others(parts)} need about {in_unit(fixed)} of memory{_each(cfg)}, and {in_unit(free)} are free. "
-            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside, shards)}"
+            f"{_fix(cfg, shape, mixed, cfg.train.max_length, free, beside, on_gpu)}"
         )
 
 
@@ -106,7 +106,7 @@ def check_published(cfg: Config) -> None:
     free = free_memory(device, sharding_of(cfg).per_machine)
     if cfg.traits.trains:
         check_hardware(cfg)
-        check_memory(cfg, size, mixed_precision(cfg, device), free, shards=device.type == "cuda")
+        check_memory(cfg, size, mixed_precision(cfg, device), free, on_gpu=device.type == "cuda")
     else:
         check_weights(cfg, size, free)
 
@@ -133,7 +133,7 @@ def memory_warning(
     longest: int,
     free: float,
     beside: float = 0.0,
-    shards: bool = False,
+    on_gpu: bool = False,
 ) -> str | None:
     """The warning that the estimate exceeds the free memory; None if it doesn't.
 
@@ -144,13 +144,13 @@ def memory_warning(
         longest: Tokens of the longest row, after cutting.
         free: GiB.
         beside: GiB of a model that scores the trained one.
-        shards: Whether parallel=fsdp2 may be proposed: it needs GPUs.
+        on_gpu: Whether what needs GPUs may be proposed.
     """
     total = estimate(cfg, shape, mixed, longest, beside)["total"]
     if total <= free:
         return None
     said = f"warning: training needs about {in_unit(total)} of memory{_each(cfg)}, and {in_unit(free)} are free."
-    return f"{said} {_fix(cfg, shape, mixed, longest, free, beside, shards)}"
+    return f"{said} {_fix(cfg, shape, mixed, longest, free, beside, on_gpu)}"
 
 
 def host_warning(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> str | None:
@@ -175,8 +175,8 @@ def host_warning(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> st
     return f"warning: beside the GPUs' memory, this machine's own holds {said}, and {in_unit(free)} are free.{fix}"
 
 
-def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float, shards: bool) -> str:
-    found = what_fits(cfg, shape, mixed, longest, free, beside, shards=shards)
+def _fix(cfg: Config, shape: ModelSize, mixed: bool, longest: int, free: float, beside: float, on_gpu: bool) -> str:
+    found = what_fits(cfg, shape, mixed, longest, free, beside, on_gpu=on_gpu)
     if found is None:
         return "No setting tried here makes it fit: take a smaller model."
     return f"What should fit: {' '.join(found.words)}"

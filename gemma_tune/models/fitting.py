@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Reads
 from gemma_tune.config.parallel import ParallelConfig
-from gemma_tune.models.memory import estimate, has_live_teacher
+from gemma_tune.models.memory import estimate, has_live_teacher, offloads
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 from gemma_tune.validation.processes import sharding_problems
+from gemma_tune.validation.trainer_options import trainer_options
 
 _SHORTEST = 256  # tokens of a row
 
@@ -40,7 +41,7 @@ def what_fits(
     free: float,
     beside: float = 0.0,
     other_recipes: bool = True,
-    shards: bool = False,
+    on_gpu: bool = False,
 ) -> Fitted | None:
     """The fewest options, cheapest first, with which the estimate fits; None if none do.
 
@@ -52,12 +53,22 @@ def what_fits(
         free: GiB.
         beside: GiB of a model that scores the trained one.
         other_recipes: Whether lora_sft and qlora_sft may take the place of the recipe.
-        shards: Whether parallel=fsdp2 may be proposed where there are several processes.
+        on_gpu: Whether what needs GPUs may be proposed: parallel=fsdp2 for several processes, and offloading.
     """
     tried = copy.deepcopy(cfg)
     words: dict[str, str] = {}
-    for change in (_nothing, _small_batches, _recompute, _cached_teacher, _share, _adapters, _four_bit, _shorter):
-        if change is _share and not shards:
+    for change in (
+        _nothing,
+        _small_batches,
+        _recompute,
+        _cached_teacher,
+        _share,
+        _adapters,
+        _four_bit,
+        _offload,
+        _shorter,
+    ):
+        if change in (_share, _offload) and not on_gpu:
             continue
         if change in (_adapters, _four_bit) and cfg.traits.adapter_recipes and not other_recipes:
             continue
@@ -139,6 +150,13 @@ def _four_bit(cfg: Config) -> _Words:
     if cfg.model.dtype != "bfloat16":
         cfg.model.dtype = "bfloat16"
         yield "dtype", "model.dtype=bfloat16"
+
+
+def _offload(cfg: Config) -> _Words:
+    name = "activation_offloading"
+    if cfg.traits.trainer and name in trainer_options(cfg.traits.trainer) and not offloads(cfg):
+        cfg.train.extra[name] = True
+        yield "offload", f"train.extra.{name}=true"
 
 
 def _shorter(cfg: Config) -> _Words:

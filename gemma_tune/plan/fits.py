@@ -77,7 +77,7 @@ class Planner:
         asked: Words that every run gets.
         launch: How many processes every run has.
         parallel: How they share a model.
-        on_gpu: Whether GPUs are planned for, which `parallel=fsdp2` needs.
+        on_gpu: Whether GPUs are planned for.
     """
 
     mixed: Callable[[Config], bool]
@@ -105,7 +105,7 @@ class Planner:
         if why := cannot(cfg, model.family) or next(sharing, None):
             return PlannedRun(recipe, model, self.words_of_all, None, why)
         longest = longest_possible(cfg)
-        fitted = what_fits(cfg, model.size, self.mixed(cfg), longest, free, other_recipes=False, shards=self.on_gpu)
+        fitted = what_fits(cfg, model.size, self.mixed(cfg), longest, free, other_recipes=False, on_gpu=self.on_gpu)
         return PlannedRun(recipe, model, self.words_of_all, fitted)
 
     @property

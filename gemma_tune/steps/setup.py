@@ -98,7 +98,7 @@ class Setup:
         """What to say where the estimate is above the memory that is free."""
         assert self.size is not None
         on_gpu = self.device.type == "cuda"
-        warning = memory_warning(cfg, self.size, self.mixed, longest, self.free, self.beside, shards=on_gpu)
+        warning = memory_warning(cfg, self.size, self.mixed, longest, self.free, self.beside, on_gpu=on_gpu)
         of_host = host_warning(cfg, self.size, self.mixed, longest) if on_gpu else None
         return [said for said in (warning, of_host) if said]
 
@@ -156,7 +156,7 @@ def set_up(cfg: Config, folder: RunFolder, look: Callable[[Config], Setup] = loo
     if setup.missing:
         raise setup.missing
     assert setup.size is not None  # of a configuration that was read
-    check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside, shards=setup.device.type == "cuda")
+    check_memory(cfg, setup.size, setup.mixed, setup.free, setup.beside, on_gpu=setup.device.type == "cuda")
     check_disk(cfg, setup.size, setup.source, folder.path, resumed=folder.goes_on)
     return setup
 

@@ -121,9 +121,7 @@ def test_fsdp2_shares_what_does_not_depend_on_the_rows(words: list[str], shards:
         assert each[part] == pytest.approx(alone[part] / shards)
     assert each["activations"] == alone["activations"]
     # Two layers' weights and gradients in bfloat16, those of embeddings and head, and nothing of the others
-    assert each.get("gathered", 0.0) == pytest.approx(
-        (shards > 1) * 2 * 2 * (1.41 + 2 * 0.4129) * 1e9 / 2**30, rel=1e-3
-    )
+    assert each["gathered"] == pytest.approx(2 * 2 * (1.41 + 2 * 0.4129) * 1e9 / 2**30, rel=1e-3)
 
 
 def test_mixed_precision_over_bfloat16_weights() -> None:
@@ -154,7 +152,7 @@ def test_a_machines_memory_is_shared_by_its_processes() -> None:
 def test_who_needs_how_much_is_said() -> None:
     cfg, size = composed("full_sft", "gemma3_27b_it", *TWO_MACHINES)
     with pytest.raises(UserError, match=r"of memory on each of 16 processes, and 79\.0 GiB are free") as error:
-        capacity.check_memory(cfg, size, True, 79.0, shards=True)
+        capacity.check_memory(cfg, size, True, 79.0, on_gpu=True)
     assert "What should fit:" in str(error.value) and "parallel=fsdp2" in str(error.value)
     found = str(error.value).split("What should fit: ")[1].split()
     cfg, _ = composed("full_sft", "gemma3_27b_it", *TWO_MACHINES, *found)
@@ -167,14 +165,14 @@ def test_who_needs_how_much_is_said() -> None:
 def test_what_is_proposed_is_not_refused() -> None:
     """fsdp2 only on GPUs, and not with what it can't do; with 4-bit weights ddp takes its place again."""
     cfg, size = composed("full_sft", "gemma3_27b_it", *EIGHT)
-    for shards, free, word in ((False, 79.0, "recipe=lora_sft"), (True, 79.0, "parallel=fsdp2"), (True, 20.0, "")):
-        said = capacity.memory_warning(cfg, size, True, 256, free, shards=shards)
+    for on_gpu, free, word in ((False, 79.0, "recipe=lora_sft"), (True, 79.0, "parallel=fsdp2"), (True, 20.0, "")):
+        said = capacity.memory_warning(cfg, size, True, 256, free, on_gpu=on_gpu)
         assert said and word in said and ("parallel=fsdp2" in said) == (word == "parallel=fsdp2" or free == 20.0)
     qat, _ = composed("qat", "gemma3_27b_it", *EIGHT)
-    said = capacity.memory_warning(qat, size, True, 256, 79.0, shards=True)
+    said = capacity.memory_warning(qat, size, True, 256, 79.0, on_gpu=True)
     assert said and "fsdp2" not in said
     sharded, _ = composed("lora_sft", "gemma3_27b_it", "launch.num_processes=2", "parallel=fsdp2")
-    said = capacity.memory_warning(sharded, size, False, 256, 19.0, shards=True)
+    said = capacity.memory_warning(sharded, size, False, 256, 19.0, on_gpu=True)
     assert said and "recipe=qlora_sft" in said and "parallel=ddp" in said
     words = [*EIGHT, *said.split("What should fit: ")[1].replace("recipe=qlora_sft", "").split()]
     assert compose_config("qlora_sft", ["model=gemma3_27b_it", *words]).parallel.strategy == "ddp"
@@ -194,6 +192,22 @@ def test_offloaded_activations_wait_on_the_host() -> None:
     said = capacity.host_warning(moved, size, False, 131_072)
     assert said and "for offloaded activations, and" in said and "train.max_length" in said
     assert capacity.host_warning(kept, size, False, 131_072) is None
+
+
+def test_offloading_is_proposed_before_shorter_rows() -> None:
+    """Not without a GPU, nor for GRPO, whose trainer hasn't the option."""
+    words = ["train.max_length=131072", "model.attn_implementation=flash_attention_2"]
+    cfg, size = composed("qlora_sft", "gemma3_12b_it", *words)
+    for on_gpu in (True, False):
+        said = capacity.memory_warning(cfg, size, False, 131_072, 60.0, on_gpu=on_gpu)
+        assert said and ("train.extra.activation_offloading=true" in said) == on_gpu
+        assert ("train.max_length=256" in said) != on_gpu
+    found = said.split("What should fit: ")[1].split()
+    fitted, _ = composed("qlora_sft", "gemma3_12b_it", *words[1:], *found)
+    assert estimate(fitted, size, False, 256)["total"] <= 60
+    grpo, _ = composed("grpo", "gemma3_12b_it", "data=arithmetic", "train.max_completion_length=100000")
+    said = capacity.memory_warning(grpo, size, False, 131_072, 60.0, on_gpu=True)
+    assert said and "offloading" not in said
 
 
 def test_one_process_of_a_machine_reads_the_weights() -> None:
