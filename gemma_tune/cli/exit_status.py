@@ -17,7 +17,7 @@ from yaml import YAMLError
 from gemma_tune.cli import compose
 from gemma_tune.errors import RunError, UserError, quoted
 from gemma_tune.process_failures import quiet, restore_output, speaks
-from gemma_tune.processes import first_line, world
+from gemma_tune.processes import failure_of_others, first_line, is_main_process, world
 from gemma_tune.run.stopping import STOPPED, Stopped
 
 
@@ -49,7 +49,9 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
         return _ends(say, str(error), 1)
     except KeyboardInterrupt as error:
         code = error.code if isinstance(error, Stopped) else 130
-        return _ends(say, f"interrupted. {error}".rstrip(), code)
+        if is_main_process() and failure_of_others() is None:  # it knows how to go on; no failure for the others
+            say(f"interrupted. {error}".rstrip(), code)
+        return code
     except BrokenPipeError:
         if not _is_read(sys.stdout.fileno()):  # the reader, `head` for example, has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -143,6 +143,8 @@ class Workers(Stops):
         failed = [rank for rank, status in ended.items() if status not in (0, *STOPPED)]
         stopped = [status for status in ended.values() if status in STOPPED]
         by_force = len(ended) < self._place.processes  # in vain asked to end, as all were
+        if self.asked is not None and stopped and not any(status < 0 for status in ended.values()):
+            failed = []  # at the second signal one ends before the other, whose connection breaks
         if not failed and (stopped or by_force):
             said = next(filter(None, (read_message(scratch, rank) for rank in sorted(ended))), "")
             raise Stopped((*stopped, self.asked or 0)[0], said.removeprefix("interrupted.").strip())
