@@ -69,7 +69,7 @@ def run_recipe(cfg: Config, words: Sequence[str] | None = None) -> RunResult:
         return result
     with warnings.catch_warnings():
         # Libraries telling each other about names of their next versions; nothing a user could act on.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch)\b")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch|accelerate)\b")
         for said in _OURS_TO_SAY:
             warnings.filterwarnings("ignore", message=said)
         return _run_method(cfg)

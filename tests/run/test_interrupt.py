@@ -70,6 +70,20 @@ def test_while_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_several_processes_while_training(tmp_path: Path) -> None:
+    """Each has the signal once; they end after the same step, with one message that says how to go on."""
+    folder = tmp_path / "run"
+    words = ["launch.num_processes=2", "train.max_steps=200", *FEW]
+    done = interrupted(folder, lambda: (folder / "metrics.jsonl").is_file(), *words)
+    assert done.returncode == 130 and "Warning" not in done.stderr, done.stderr
+    assert done.stderr.count("Ctrl-C: the run ends after this step") == 1
+    assert done.stderr.count("interrupted.") == 1 and "has checkpoints: the same command goes on" in done.stderr
+    assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "interrupted"
+    (step,) = (folder / "checkpoints").iterdir()
+    assert len(list(step.glob("rng_state_*.pth"))) == 2
+
+
+@pytest.mark.slow
 def test_while_rows_are_rendered(tmp_path: Path) -> None:
     """There is no folder yet, and nothing is left of the rows."""
     file, folder, cache = tmp_path / "rows.jsonl", tmp_path / "run", tmp_path / "cache"
