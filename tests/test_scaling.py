@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.errors import UserError
 from gemma_tune.models.memory import estimate
 from gemma_tune.models.size import published_size
 
@@ -65,3 +67,22 @@ def test_what_is_refused_has_no_figure(program: ModuleType) -> None:
     cfg = program.configuration("QLoRA", a.model, a.rank)
     size = published_size(a.model)
     assert size and program.step(program.placed(cfg, 8, 8, "fsdp2"), size, a, 10.0) is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        ("lora_sft", ["parallel=zero2"], r"DeepSpeed's ZeRO is not supported, since nothing here could test it.*fsdp2"),
+        ("lora_sft", ["parallel=zero3"], r"DeepSpeed's ZeRO is not supported"),
+        ("lora_sft", ["parallel=ulysses"], r"needs CUDA, and the same number of key-value heads.*docs/scaling\.md"),
+        ("lora_sft", ["parallel=context_parallel"], r"drops the attention mask and knows no sliding windows.*32k"),
+        ("qlora_sft", ["parallel=fsdp2"], r"4-bit base.*bitsandbytes issue 1945.*Two ways out: parallel=ddp.*lora_sft"),
+        ("grpo", ["parallel=fsdp2"], r"can't write completions with sharded weights; take parallel=ddp, or .*use_vllm"),
+        ("qat", ["parallel=fsdp2"], r"whole matrices before and after training; take parallel=ddp"),
+    ],
+)  # fmt: skip
+def test_what_the_page_says_is_refused(recipe: str, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose_config(recipe, [*words, "launch.num_processes=2"])
+    section = PAGE.split("## What is refused, and why")[1]
+    assert all(word in section for word in words)

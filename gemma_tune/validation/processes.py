@@ -173,6 +173,12 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
             f"parallel=fsdp2 with recipe={cfg.recipe}: the weights' blocks are looked at as whole matrices before and "
             "after training; take parallel=ddp."
         )
+    each = cfg.launch.num_processes or (local_world() if world() > 1 else 1)
+    if cfg.parallel.shard_within_node and (cfg.launch.num_nodes or 1) > 1 and each == 1:
+        yield (
+            "parallel.shard_within_node=true with one process on each machine shares nothing; leave it out, and all "
+            "processes share the model, or set launch.num_processes."
+        )
     if cfg.parallel.activation_checkpointing and cfg.train.gradient_checkpointing:
         yield (
             "parallel.activation_checkpointing=true and train.gradient_checkpointing=true: each computes activations "

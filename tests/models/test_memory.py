@@ -124,6 +124,11 @@ def test_fsdp2_shares_what_does_not_depend_on_the_rows(words: list[str], shards:
     assert each["gathered"] == pytest.approx(2 * 2 * (1.41 + 2 * 0.4129) * 1e9 / 2**30, rel=1e-3)
 
 
+def test_a_machine_of_one_process_has_nothing_to_share() -> None:
+    with pytest.raises(UserError, match=r"shard_within_node=true with one process on each machine shares nothing"):
+        composed("full_sft", "gemma3_1b_it", "launch.num_nodes=4", "parallel=fsdp2", "parallel.shard_within_node=true")
+
+
 def test_mixed_precision_over_bfloat16_weights() -> None:
     """accelerate makes the trained weights float32 where it shards them: `fsdp2_prepare_model`."""
     words = [*EIGHT, "parallel=fsdp2", "train.bf16=true"]
