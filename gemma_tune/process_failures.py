@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from gemma_tune.errors import RunError
-from gemma_tune.processes import FAILED, connect, failure_of_others, first_line, group, is_main_process, rank
+from gemma_tune.processes import FAILED, connect, failure_of_others, group, is_main_process, rank
 
 _GRACE_SECONDS = 10.0  # that a process has to end by itself after another one has failed
 
@@ -22,7 +22,7 @@ class _Own:
     def __init__(self) -> None:
         self.on_failure: Callable[[str], None] | None = None
         self.stderr: TextIO | None = None
-        self.watched = False
+        self.watched = self.ends = False
 
 
 _own = _Own()
@@ -63,21 +63,35 @@ def ending_together() -> Iterator[None]:
     except (RuntimeError, OSError, KeyboardInterrupt) as error:  # torchrun ends the others by a signal
         if not group.joined:
             raise
+        _own.ends = True  # torchrun's signal to end comes now, too
         if message := failure_of_others(wait_seconds=1.0 if isinstance(error, KeyboardInterrupt) else 5.0):
             raise RunError(message) from error
-        if not isinstance(error, KeyboardInterrupt) and _is_of_connection(error):
-            raise RunError(
-                f"another process has ended without a word, or did not answer within launch.timeout_minutes "
-                f"({first_line(error)}); where the machine was out of memory, its log says which was killed."
-            ) from error
+        if not isinstance(error, KeyboardInterrupt) and (message := _of_connection(error)):
+            raise RunError(message) from error
         raise
 
 
-def _is_of_connection(error: BaseException) -> bool:
+def _of_connection(error: BaseException) -> str | None:
+    """What an error of a collective operation means; None for any other error."""
     import torch.distributed as dist
 
-    words = ("connection closed", "connection reset", "timed out", "timeout", "socket", "broken pipe")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    said = str(error).lower()
+    if "timed out" in said or "timeout" in said:
+        return (
+            "another process did not answer within launch.timeout_minutes: it hangs, takes longer, or can't be reached."
+        )
+    closed = any(word in said for word in ("connection closed", "connection reset", "socket", "broken pipe"))
+    if closed or isinstance(error, dist.DistError):
+        return (
+            "another process has ended without a word; where its machine was out of memory, that machine's log (dmesg) "
+            "says which was killed."
+        )
+    return None
+
+
+def ending() -> bool:
+    """Whether this process is ending since another one has failed: it needs no signal for that."""
+    return _own.ends or failure_of_others() is not None
 
 
 @contextlib.contextmanager

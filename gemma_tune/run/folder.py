@@ -35,8 +35,7 @@ class RunFolder:
     def __init__(
         self, path: Path, cfg: Config, found: Found, resumed: ResumePoint | None, stops: Stops | None = None
     ) -> None:
-        self.path = path
-        self.cfg = cfg
+        self.path, self.cfg = path, cfg
         self._found, self._seen = found, checkpoints(path / "checkpoints")
         self.finished = found is Found.FINISHED
         self.resumed = resumed
@@ -215,6 +214,7 @@ class RunFolder:
             Stopped: With the way to go on.
             RunError: The disk was full.
         """
+        self.stops.writes = True  # no further signal leaves it half-written
         delete_leftovers(self.path)
         trained = any(checkpoints(stage / "checkpoints") for stage in stages(self.path))
         if isinstance(error, UserError) and not self.keep_on_error and not trained:

@@ -7,6 +7,7 @@ second signal, the run ends at once.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -14,8 +15,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from gemma_tune.process_failures import ending
+from gemma_tune.processes import several
+
 # Slurm announces the end of a job by SIGTERM, or by SIGUSR1 where it is asked to
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+# Seconds in which torchrun repeats a signal that a terminal has sent to all processes
+_ONE_SIGNAL = 3.0
 # Exit statuses of a run that was asked to end: by Ctrl-C, by another signal
 STOPPED = (130, 143)
 
@@ -38,12 +44,14 @@ class Stops:
     Attributes:
         asked: The exit status that it is to end with, or None.
         waits: Whether a step is under way, which is done before the run ends.
+        writes: Whether the run has ended, and writes how.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        self.waits = False
+        self.waits = self.writes = False
         self._begun = time.monotonic()
+        self._asked_at = -math.inf
 
     def on_signal(self, number: int, _: Any = None) -> None:
         """Takes a signal.
@@ -51,6 +59,10 @@ class Stops:
         Raises:
             Stopped: Nothing is to be waited for, or it is the second one.
         """
+        again = several() and time.monotonic() - self._asked_at < _ONE_SIGNAL
+        if self.writes or again or ending():
+            return
+        self._asked_at = time.monotonic()
         code = STOPPED[number != signal.SIGINT]
         if not self.waits or self.asked is not None:
             raise Stopped(code)
