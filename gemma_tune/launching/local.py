@@ -151,14 +151,15 @@ class Workers(Stops):
         if not failed:
             return
         rank, message = self._first or (failed[0], "")
-        if rank not in ended:
-            raise RunError(f"rank {rank}, on another machine: {message}")
+        here = rank in ended
+        status = ended[rank if here else failed[0]]
         message = read_message(scratch, rank) or message
-        if ended[rank] == 2:
-            raise UserError(message)
-        if ended[rank] == 128 + signal.SIGPIPE:
+        if status == 2:
+            raise UserError(message if here else f"rank {rank}, on another machine: {message}")
+        if status == 128 + signal.SIGPIPE:
             raise BrokenPipeError
-        raise RunError(f"rank {rank}: {message or f'it ended with status {ended[rank]}.'}")
+        said = message or f"it ended with status {status}."
+        raise RunError(f"rank {rank}{'' if here else ', on another machine'}: {said}")
 
     def _run_agent(self) -> None:
         try:

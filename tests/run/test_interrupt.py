@@ -74,7 +74,8 @@ def test_several_processes_while_training(tmp_path: Path) -> None:
     """Each has the signal once; they end after the same step, with one message that says how to go on."""
     folder = tmp_path / "run"
     words = ["launch.num_processes=2", "train.max_steps=200", *FEW]
-    done = interrupted(folder, lambda: (folder / "metrics.jsonl").is_file(), *words)
+    log = folder / "metrics.jsonl"
+    done = interrupted(folder, lambda: log.is_file() and log.stat().st_size > 0, *words)
     assert done.returncode == 130 and "Warning" not in done.stderr, done.stderr
     assert done.stderr.count("Ctrl-C: the run ends after this step") == 1
     assert done.stderr.count("interrupted.") == 1 and "has checkpoints: the same command goes on" in done.stderr
