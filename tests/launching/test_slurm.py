@@ -212,3 +212,19 @@ def test_a_recipe_of_ones_own_may_choose_the_cluster(folder: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     rest = ["model=tiny", "tracker=none", "launch.by=local", "dry_run=true"]
     assert compose_config("on_cluster", rest, "mine").launch.by == "local"
+
+
+def test_each_job_of_a_sweep_is_submitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its own words; the table has them as not run yet, and the same command finds what has run since."""
+    (folder / "sbatch").write_text('#!/bin/sh\necho "$2" >> called\nwc -l < called\n')
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    assert main(["-m", *WORDS, "seed=1,2"]) == 0
+    files = [Path(line) for line in (folder / "called").read_text().splitlines()]
+    assert len(files) == len(set(files)) == 2
+    for seed, file in enumerate(files, start=1):
+        text = file.read_text("utf-8")
+        assert f" seed={seed} output_dir={file.parent} launch.by=local " in text and "seed=1,2" not in text
+    assert capsys.readouterr().out.count("not run yet") >= 2
