@@ -224,10 +224,11 @@ def share(items: Sequence[T]) -> list[T]:
 
 
 def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) -> list[R]:
-    """What is computed of each item, in the items' order; each process computes its share.
+    """What is computed of each item, in the items' order; each process computes its share, and as many as the others.
 
     Args:
         items: The same on all processes; each takes every n-th, so that what is sorted by length is spread evenly.
+            Those that have one less compute the first one once more, since sharded weights are gathered by all.
         of_share: Computes one result for each item of a share.
 
     Raises:
@@ -237,7 +238,8 @@ def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) ->
         return list(of_share(share(items)))
     found: list[R] | Exception
     try:
-        found = list(of_share(share(items)))
+        mine = share(items)
+        found = list(of_share([*mine, *items[: -(-len(items) // world()) - len(mine)]]))
     except (UserError, RunError) as error:
         found = error
     except Exception as error:  # others need not survive pickling

@@ -59,6 +59,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         training.go_on_alone()
         if cfg.export.formats:
             place = folder.path / REWARD_MODEL
+            model = training.model  # that of the first process, whole
             with folder.timed("verify"):
                 check_merge(model, data.train.dataset[:ROWS]["chosen_ids"])
             with folder.timed("export"), atomic_folder(place) as target:

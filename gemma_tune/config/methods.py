@@ -85,6 +85,7 @@ class Method:
         takes_over: Whether a run folder as its model brings its settings, and where rows are read these and its
             evaluators, too (cli/run_settings.py).
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
+        reference: Whether the model as it was before the first step decides on the loss, and is computed first.
         own_loss: Whether `train.loss` may take the place of the loss.
     """
 
@@ -108,6 +109,7 @@ class Method:
     new_tokens: bool = False
     takes_over: bool = False
     adapter_recipes: bool = False
+    reference: bool = False
     own_loss: bool = False
 
     @property
@@ -187,11 +189,11 @@ METHODS: dict[str, Method] = {
     ),
     "dpo": Method(
         "dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3)),
-        new_tokens=True,
+        new_tokens=True, reference=True,
     ),
     "kto": Method(
         "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 2e-3)), batch=(8, 8),
-        new_tokens=True,
+        new_tokens=True, reference=True,
     ),
     "reward_model": Method(
         "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),

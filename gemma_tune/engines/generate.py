@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.sharded import is_sharded
 from gemma_tune.models.token_rows import rows_in_place
 from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
@@ -100,6 +101,7 @@ def answer_batch(
         attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
         max_new_tokens=max_new_tokens,
         use_cache=True,
+        synced_gpus=is_sharded(model),  # none stops before all have: each token gathers the weights of every layer
         **sampling,
     )
     answers = []

@@ -13,6 +13,7 @@ from gemma_tune.engines.generate import greedy_answers
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
 from gemma_tune.models.padding import pad_rows
+from gemma_tune.models.sharded import is_sharded
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
@@ -62,13 +63,13 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
         batch_size: Rows per forward pass; batches are length-grouped.
         name: The label of the progress bar.
     """
-    base = language_part(model)
+    base, through = language_part(model), model if is_sharded(model) else None
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))  # little padding
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def of_share(share: list[list[int]]) -> Iterator[list[float]]:
         for places in progress(share, desc=name, unit=" batches"):
-            yield _batch_losses(base, [rows[i] for i in places], pad_id)
+            yield _batch_losses(base, [rows[i] for i in places], pad_id, through)
 
     with evaluating(model):
         losses = in_shares(batches, of_share)
@@ -76,9 +77,9 @@ def row_losses(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: in
     return [found[place] for place in range(len(rows))]
 
 
-def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int) -> list[float]:
+def _batch_losses(base: Any, batch: Sequence[Rendered], pad_id: int, through: Any) -> list[float]:
     inputs = pad_rows(base, batch, pad_id)
-    hidden_NH, labels_N = trained_states(base, inputs)
+    hidden_NH, labels_N = trained_states(base, inputs, through)
     trained, _ = trained_positions(inputs["labels"])
     losses_N = nll(hidden_NH, head_of(base), labels_N).double().cpu()
     sums = torch.zeros(len(batch), dtype=torch.float64)

@@ -164,12 +164,20 @@ class AdapterSaver:
             model.save_pretrained(self._start.name, save_embedding_layers=False)
             config.init_lora_weights = init
 
-    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes the adapter, the tokenizer with its template, and the generation config that stops."""
+    def save(self, model: Any, tokenizer: Any, folder: Path, weights: Any = None) -> None:
+        """Writes the adapter, the tokenizer with its template, and the generation config that stops.
+
+        Args:
+            model: The model with its adapter.
+            tokenizer: Its tokenizer.
+            folder: Where to.
+            weights: Those that are trained, by name; None: the model's own, which must be whole.
+        """
         kwargs = {"path_initial_model_for_weight_conversion": self._start.name} if self._start else {}
         # Not TRL's copy of it. No adapter reaches the embedding; left to itself, PEFT opens the base's config.json to
         # find out
-        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, **kwargs)
+        own = {"selected_adapters": ["default"], "save_embedding_layers": False, "state_dict": weights}
+        model.save_pretrained(folder, **own, **kwargs)
         if self._with_towers:
             _use_published_names(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes one

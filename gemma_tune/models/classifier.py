@@ -89,7 +89,7 @@ def scores(model: Any, rows: Sequence[Sequence[int]], pad_id: int, batch_size: i
             places = order[start : start + batch_size]
             inputs = pad_rows(base, [Rendered(list(rows[i]), [-100] * len(rows[i])) for i in places], pad_id)
             del inputs["labels"]
-            logits = base(**inputs, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
             for place, score in zip(places, logits[:, 0].float().tolist(), strict=True):
                 found[place] = score
     return found

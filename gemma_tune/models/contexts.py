@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from gemma_tune.models.family import NARROW
+from gemma_tune.models.sharded import is_sharded, reshard
 
 
 @contextlib.contextmanager
@@ -50,6 +51,8 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        if is_sharded(model):
+            reshard(model)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class Family:
         name: For messages.
         form: Chat form of checkpoints that have no template of their own (the pretrained ones).
         language_class: Transformers' class of the language part, which is what we train.
+        layer_class: That of its decoder layers, each of which is a group of weights under FSDP2.
         classifier_class: Transformers' class of the language part under a head for sequence classification, or None.
         has_towers: Whether the checkpoint holds towers for images or audio around the language part. They are not
             loaded; an export gets them from the checkpoint, to the bit.
@@ -61,6 +62,7 @@ class Family:
     name: str
     form: str
     language_class: str
+    layer_class: str
     classifier_class: str | None = None
     has_towers: bool = False
     linear_layers: tuple[str, ...] = _ATTENTION_AND_MLP
@@ -93,10 +95,16 @@ class Family:
         return name.rsplit(".", 1)[-1] in self.linear_layers
 
 
-_GEMMA3 = Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification", gguf="gemma3")
-_GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", norm_adds_one=False)
-_GEMMA4 = Family("Gemma 4", "gemma4", "Gemma4ForCausalLM", norm_adds_one=False, experts="experts")
-_GEMMA4_UNIFIED = Family("Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", norm_adds_one=False)
+_GEMMA3 = Family(
+    "Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3DecoderLayer", "Gemma3TextForSequenceClassification", gguf="gemma3"
+)
+_GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", "Gemma3nTextDecoderLayer", norm_adds_one=False)
+_GEMMA4 = Family(
+    "Gemma 4", "gemma4", "Gemma4ForCausalLM", "Gemma4TextDecoderLayer", norm_adds_one=False, experts="experts"
+)
+_GEMMA4_UNIFIED = Family(
+    "Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", "Gemma4UnifiedTextDecoderLayer", norm_adds_one=False
+)
 
 
 def _with_towers(family: Family) -> Family:
@@ -105,11 +113,12 @@ def _with_towers(family: Family) -> Family:
 
 # By `model_type` of config.json.
 FAMILIES = {
-    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM", "GemmaForSequenceClassification"),
+    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM", "GemmaDecoderLayer", "GemmaForSequenceClassification"),
     "gemma2": Family(
         "Gemma 2",
         "gemma",
         "Gemma2ForCausalLM",
+        "Gemma2DecoderLayer",
         "Gemma2ForSequenceClassification",
         attention=("eager", "flash_attention_2", "flex_attention"),
     ),

@@ -9,6 +9,7 @@ import torch
 
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.sharding import shards
 
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
 
@@ -32,10 +33,21 @@ def mixed_precision(cfg: Config, device: torch.device) -> bool:
     return cfg.model.dtype == "float32" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
+def can_shard(device: torch.device) -> bool:
+    """Whether accelerate spreads weights over processes on this device; on CPUs it ignores FSDP2 without a word."""
+    return bool(device.type != "cpu")
+
+
 def check_hardware(cfg: Config) -> None:
     """Raises UserError with every option of the model and the trainer that this machine doesn't support."""
     problems = _problems_of_model(cfg.model)
     on_gpu = pick_device(cfg.model).type == "cuda"
+    planned = cfg.dry_run and cfg.model.device == "auto"  # perhaps for another machine
+    if shards(cfg) and not planned and not can_shard(pick_device(cfg.model)):
+        problems.append(
+            "parallel=fsdp2 needs GPUs, and this run is on the CPU, where accelerate spreads no weights over "
+            "processes; take parallel=ddp."
+        )
     if cfg.train.optim.startswith("paged_") and not on_gpu:
         problems.append(
             f"train.optim={cfg.train.optim} pages between GPU and host memory, and this run is on the CPU; "

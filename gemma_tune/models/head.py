@@ -10,11 +10,14 @@ H hidden size, V vocabulary, K tokens of each position whose log-probabilities a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from gemma_tune.models.sharded import is_sharded, whole_weight
 
 CHUNK = 256
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [N, H] → float32 logits [N, V]
@@ -35,9 +38,12 @@ class TopK(NamedTuple):
 def head_of(base: Any) -> Head:
     """The head of a language model, with the softcap of those families that have one."""
     cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 1 has none
+    called: Head = base.lm_head
+    if is_sharded(base):  # called by itself, it would begin another pass through its group
+        called = partial(functional.linear, weight=whole_weight(base.lm_head.weight))
 
     def head(hidden_NH: torch.Tensor) -> torch.Tensor:
-        logits_NV: torch.Tensor = base.lm_head(hidden_NH).float()
+        logits_NV: torch.Tensor = called(hidden_NH).float()
         return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
 
     return head

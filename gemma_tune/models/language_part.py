@@ -20,6 +20,7 @@ from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.foreign import first_line
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.hub import model_not_here, no_network, only_local
+from gemma_tune.models.sharded import loads_no_numbers, loads_to_shard
 from gemma_tune.models.source import Source
 from gemma_tune.run.manifest import file_version
 
@@ -66,11 +67,12 @@ def load_language_part(
     if stored := getattr(config, "quantization_config", None):
         four_bit.check_stored(model, source, config, stored, packed)
         text.quantization_config = stored
-    device, attention = str(pick_device(model)), _attention(model, family)
+    device, attention = "cpu" if loads_to_shard() else str(pick_device(model)), _attention(model, family)
     four_bit_config = four_bit.quantization_config(model, config)
     loaded = _built(model, source, config, kind, device, attention, new, quantization_config=four_bit_config)
     four_bit.keep_layout(loaded)
-    _check_finite(source, config, loaded)
+    if not loads_no_numbers():
+        _check_finite(source, config, loaded)
     return loaded
 
 

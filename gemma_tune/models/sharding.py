@@ -61,6 +61,11 @@ def sharding_of(cfg: Config) -> Sharding:
     return Sharding(processes, machines, shards, parallel.reshard_after_forward)
 
 
+def shards(cfg: Config) -> bool:
+    """Whether the processes share the weights of this training."""
+    return sharding_of(cfg).shards > 1
+
+
 def recomputes(cfg: Config) -> bool:
     """Whether a layer's activations are computed again in the backward pass, by either of the two options for it."""
     return cfg.train.gradient_checkpointing or (cfg.parallel.activation_checkpointing and sharding_of(cfg).shards > 1)

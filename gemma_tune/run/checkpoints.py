@@ -15,6 +15,8 @@ from gemma_tune.untrusted import read_object
 CHECKPOINT = re.compile(r"^step-(\d+)$")
 DIGESTS = "digests.json"  # written last
 STATE = "trainer_state.json"
+SHARDS = "pytorch_model_fsdp_0"  # accelerate's name of the folder with a part of the weights from each process
+_OPTIMIZER = ("optimizer.pt", "optimizer_0")  # of a process that has all of it, and of several with a part each
 _BLOCK = 1 << 22
 
 
@@ -74,6 +76,16 @@ def damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{name} can't be read ({error.strerror})"
     return None
+
+
+def is_of_shards(checkpoint: Path) -> bool:
+    """Whether each process has written a part of the weights (parallel=fsdp2)."""
+    return (checkpoint / SHARDS).is_dir()
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether training can go on from it: one that was kept for its weights alone has no optimizer's state."""
+    return any((checkpoint / name).exists() for name in _OPTIMIZER)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

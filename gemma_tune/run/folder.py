@@ -16,7 +16,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.process_failures import ending_together, on_failure
 from gemma_tune.processes import barrier, is_main_process
-from gemma_tune.run.checkpoints import checkpoints
+from gemma_tune.run.checkpoints import checkpoints, has_optimizer
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
 from gemma_tune.run.inputs import REPEAT, digests_of, refuse_changed, stored_inputs
@@ -258,7 +258,7 @@ class RunFolder:
         """Deletes the checkpoints that nobody asked for: the weights kept until the end, and those of a stop."""
         asked = self.cfg.train.save_steps or self.cfg.train.metric_for_best_model
         for checkpoint in checkpoints(self.checkpoints):
-            if not asked or not (checkpoint / "optimizer.pt").is_file():
+            if not asked or not has_optimizer(checkpoint):
                 shutil.rmtree(checkpoint, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()

@@ -18,8 +18,11 @@ from gemma_tune.export.unquantized import export_unquantized
 from gemma_tune.models.adapter import WeightCounts
 from gemma_tune.models.adapter_files import AdapterSaver
 from gemma_tune.models.contexts import attention, training_attention
+from gemma_tune.models.gathered import gathered as gathered_model
+from gemma_tune.models.gathered import trained_weights
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
+from gemma_tune.models.sharded import is_sharded
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import gathered, go_on_alone, is_main_process
 from gemma_tune.progress import phase
@@ -62,6 +65,7 @@ class Session:
         end: How training ended.
         losses: The loss of each logged step.
         warnings: Notes that are also printed at the end.
+        gather: Gives the whole model on the first process, where the weights are spread over several.
     """
 
     cfg: Config
@@ -82,6 +86,7 @@ class Session:
     losses: list[float] = field(default_factory=list)
     found: dict[str, Evaluation] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    gather: Callable[[], Any] | None = None
 
     def measure(self, when: str) -> Evaluation:
         """Evaluates the model as it is now and writes eval/<when>.json; logs the metrics unless a resumed run has them.
@@ -143,6 +148,8 @@ class Session:
             add_counts(self.data.train)
         say(*self.end.lines)
         trainer.release()
+        if is_sharded(self.model):
+            self.gather = partial(gathered_model, self.model, trainer.blank, self.setup.device)
         return self.end
 
     def _measure_at_step(self, kernel: str, step: int) -> dict[str, float]:
@@ -160,18 +167,23 @@ class Session:
     def save_adapter(self) -> None:
         """Saves the adapter, where there is one."""
         if self.cfg.adapter.peft_type != "none":
+            weights = trained_weights(self.model) if is_sharded(self.model) else None
             if is_main_process():
                 with atomic_folder(self.folder.adapter) as target:
-                    self.saver.save(self.model, self.setup.tokenizer, target)
+                    self.saver.save(self.model, self.setup.tokenizer, target, weights)
             self.folder.result.artifacts["adapter"] = "adapter"
 
     def go_on_alone(self) -> None:
         """Ends what processes do together: the first one exports, checks and reports, and the others are done.
 
+        A model whose weights are spread over them is put together in the first one.
+
         Raises:
             Left: On every process but the first.
         """
         self.folder.result.peak_memory_mb = max(gathered(self.folder.result.peak_memory_mb or 0.0)) or None
+        if self.gather is not None:
+            self.model = self.gather()
         go_on_alone()
 
     def export(self, samples: Any = None) -> None:

@@ -21,6 +21,7 @@ from gemma_tune.models.capacity import check_disk, check_memory, free_memory, ho
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import estimate, reset_peak
+from gemma_tune.models.sharded import loading_to_shard
 from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
@@ -166,5 +167,5 @@ def loading(cfg: Config, folder: RunFolder, setup: Setup) -> Iterator[None]:
     """Seeds everything, and measures the seconds of loading and the peak of memory from here on."""
     set_seed(cfg.seed)
     reset_peak(setup.device)
-    with folder.timed("load"):
+    with folder.timed("load"), loading_to_shard(cfg):
         yield

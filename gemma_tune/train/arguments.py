@@ -12,6 +12,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.best import best_arguments
+from gemma_tune.train.sharding import sharding_arguments
 
 PAD_TO = 32  # tokens
 
@@ -83,6 +84,7 @@ def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.devic
         "report_to": "none",  # the tracker's callback reports
         "disable_tqdm": True,  # the progress callback draws the bar
         **best_arguments(t),
+        **sharding_arguments(cfg),
     }
     try:
         return kind(**(common | own | t.extra))

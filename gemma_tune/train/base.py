@@ -15,6 +15,8 @@ from transformers import PrinterCallback
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
+from gemma_tune.models.sharded import whole_weight
+from gemma_tune.models.sharding import shards
 from gemma_tune.processes import gathered, highest, several
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
@@ -115,7 +117,7 @@ class GemmaTrainer(CheckpointedTrainer):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = whole_weight(super()._get_grad_norm(model, grad_norm))
         if not math.isfinite(value := float(norm)):
             self._not_finite.setdefault("grad_norm", value)
         if highest(len(self._not_finite)) > 0:  # of any process: all must stop at the same place
@@ -224,6 +226,8 @@ def build_trainer(
         raise UserError(f"train: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
+    if shards(cfg):
+        trainer.shard()
     if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
         raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer

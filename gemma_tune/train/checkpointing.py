@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
 from gemma_tune.errors import RunError
 from gemma_tune.processes import barrier
-from gemma_tune.run.checkpoints import STATE, checkpoints, seal, to_disk
+from gemma_tune.run.checkpoints import STATE, checkpoints, is_of_shards, seal, to_disk
+from gemma_tune.train.sharded_trainer import ShardedTrainer
 
 _COUNTED = "counted.json"  # what TRL counts beside the trainer's state
 
 
-class CheckpointedTrainer(Trainer):  # type: ignore[misc]
+class CheckpointedTrainer(ShardedTrainer):
     """Part of `GemmaTrainer`:
 
     - A checkpoint is written under another name, sealed with its digests, and renamed when the disk has all of it:
@@ -94,7 +94,9 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         counted = Path(resume_from_checkpoint) / _COUNTED
         if counted.is_file() and hasattr(self, "_total_train_tokens"):
             self._total_train_tokens = json.loads(counted.read_text(encoding="utf-8"))["tokens"]
-        if isinstance(self.model, PeftModel):
+        if is_of_shards(Path(resume_from_checkpoint)):
+            self.load_shards(Path(resume_from_checkpoint))
+        elif isinstance(self.model, PeftModel):
             adapter = self.model.active_adapter
             self._issue_warnings_after_load(self.model.load_adapter(resume_from_checkpoint, adapter, is_trainable=True))
         else:
@@ -136,6 +138,8 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
         barrier()
         super()._save_checkpoint(model, trial)
+        if self.is_fsdp_enabled and self.args.save_only_model:
+            self.save_shards(written)  # else it has been saved with the optimizer's state
         barrier()  # each process has written its random state
         if not self.args.should_save:
             return

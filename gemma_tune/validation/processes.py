@@ -33,6 +33,7 @@ _WHY_NOT = {
     ),
 }
 _OF_FSDP2 = ("shard_within_node", "reshard_after_forward", "activation_checkpointing", "cpu_ram_efficient_loading")
+SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 _OF_SLURM, _OF_SKY = "slurm", "sky"
 _MOST_NODES = 4096
 _OF_MACHINES = ("NODE_RANK", "MASTER_ADDR")
@@ -168,6 +169,12 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
             f"parallel=fsdp2 with recipe={cfg.recipe}: Transformers can't write completions with sharded weights; take "
             "parallel=ddp, or train.use_vllm=true."
         )
+    if method.reference:
+        yield (
+            f"parallel=fsdp2 with recipe={cfg.recipe}: TRL computes the reference's log-probabilities before weights "
+            "are shared, with the whole model in each process; take parallel=ddp, with model.load_in_4bit=true where "
+            "a 16-bit base doesn't fit."
+        )
     if method.quantizes:
         yield (
             f"parallel=fsdp2 with recipe={cfg.recipe}: the weights' blocks are looked at as whole matrices before and "
@@ -183,6 +190,16 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
         yield (
             "parallel.activation_checkpointing=true and train.gradient_checkpointing=true: each computes activations "
             "twice, both together three times; leave one of the two out."
+        )
+    if cfg.adapter.peft_type != "none" and (cfg.adapter.trainable_token_indices or cfg.model.added_tokens):
+        yield (
+            "parallel=fsdp2 with adapter.trainable_token_indices or model.added_tokens: the trained rows stand in the "
+            "embedding, of which each process has a part; take parallel=ddp."
+        )
+    if cfg.train.optim not in SHARDED_OPTIMIZERS:
+        yield (
+            f"parallel=fsdp2 with train.optim={cfg.train.optim}: it was not tried on weights that are shared; take "
+            f"{' or '.join(SHARDED_OPTIMIZERS)}, or parallel=ddp."
         )
     init = str(cfg.adapter.init_lora_weights)
     if cfg.adapter.peft_type != "none" and init.startswith(("pissa", "olora", "loftq")):

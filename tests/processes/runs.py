@@ -54,8 +54,13 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 def weights(checkpoint: Path) -> dict[str, Any]:
     """The trained weights of a checkpoint, float64."""
+    import torch
     from safetensors.torch import load_file
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+    if (shards := checkpoint / "pytorch_model_fsdp_0").is_dir():
+        dcp_to_torch_save(shards, whole := checkpoint.parent / "whole.pt")
+        return {name: tensor.double() for name, tensor in torch.load(whole)["model"].items()}
     file = next(p for p in (checkpoint / "adapter_model.safetensors", checkpoint / "model.safetensors") if p.is_file())
     return {name: tensor.double() for name, tensor in load_file(file).items()}
 
@@ -84,12 +89,16 @@ def _keep_gradients(folder: Path) -> None:
 
     own = getattr(torch.optim.SGD, "own_step", torch.optim.SGD.step)
     torch.optim.SGD.own_step = own  # type: ignore[attr-defined]
+    kept: set[Path] = set()
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         file = folder / "gradients.pt"
-        if processes.is_main_process() and not file.is_file():
+        if file not in kept:
+            kept.add(file)
             found = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            torch.save([g.double() for g in found], file)
+            whole = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]
+            if processes.is_main_process():
+                torch.save([g.double() for g in whole], file)
         return own(self, *args, **kwargs)
 
     torch.optim.SGD.step = step  # type: ignore[method-assign]
@@ -100,7 +109,12 @@ def main(file: Path) -> None:
     import gemma_tune
 
     pytest.MonkeyPatch().setattr("gemma_tune.report.draw_curves", lambda panels, file: None)
-    for name, (recipe, *words) in json.loads(file.read_text("utf-8")).items():
+    cases = json.loads(file.read_text("utf-8"))
+    if any("parallel=fsdp2" in words for words in cases.values()):
+        import fsdp_on_cpu
+
+        fsdp_on_cpu.enable()
+    for name, (recipe, *words) in cases.items():
         folder = file.parent / "gradients" / name
         folder.mkdir(parents=True, exist_ok=True)
         _keep_gradients(folder)

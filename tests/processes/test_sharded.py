@@ -1,0 +1,119 @@
+"""FSDP2 on two gloo processes with 4 rows each is one process with 8, for every family: full tuning and LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from every_recipe import write_rows
+from runs import started, steps, weights
+from small_models import MODELS, save
+from transformers import AutoConfig
+
+from gemma_tune.models.family import FAMILIES
+
+RATE = {"full_sft": "train.learning_rate=1e-3", "lora_sft": "train.learning_rate=1e-2"}
+AGAIN = "parallel.activation_checkpointing=true"  # activations are computed again
+CASES = {
+    "full": ["full_sft"],
+    "lora": ["lora_sft"],
+    "packed": ["lora_sft", "train.packing=true", "train.max_length=256", "data.max_train_samples=200"],
+    "accumulated": ["lora_sft", "train.gradient_accumulation_steps=2"],
+    "kept_gathered": ["full_sft", "parallel.reshard_after_forward=false"],
+    "all_read": ["full_sft", "parallel.cpu_ram_efficient_loading=false"],
+    "again": ["full_sft", AGAIN],
+    "checkpointed": ["lora_sft", "train.gradient_checkpointing=true"],
+    "dora": ["lora_sft", "adapter.use_dora=true"],
+    "loraplus": ["lora_sft", "adapter.loraplus_lr_ratio=4"],
+    "not_clipped": ["lora_sft", "train.max_grad_norm=0"],
+    "adamw": ["lora_sft", "train.optim=adamw_torch", "train.learning_rate=1e-3"],
+    "reward_model": ["reward_model", "train.learning_rate=1e-3", "SCORED"],
+    **{f"{name}-full": ["full_sft", f"FOLDER/{name}"] for name in MODELS},
+    **{f"{name}-lora": ["lora_sft", f"FOLDER/{name}"] for name in MODELS},
+    "gemma4_e2b-again": ["full_sft", "FOLDER/gemma4_e2b", AGAIN],
+    "gemma4_e2b-lora-again": ["lora_sft", "FOLDER/gemma4_e2b", AGAIN],
+    "gemma3n-again": ["full_sft", "FOLDER/gemma3n", AGAIN],
+    "gemma4_26b-again": ["full_sft", "FOLDER/gemma4_26b", AGAIN],
+}
+FSDP2 = ["parallel=fsdp2", "train.save_steps=5"]
+
+
+def cases(names: Any, folder: Path, rows: int) -> dict[str, list[str]]:
+    """The runs of these names, with so many rows for each process."""
+    found = {}
+    for name in names:
+        recipe, *words = CASES[name]
+        said = [RATE.get(recipe, ""), *FSDP2, f"train.per_device_train_batch_size={rows}"]
+        for word in words:
+            if word == "SCORED":
+                said += write_rows("scored_pairs", folder)
+            elif word.startswith("FOLDER/"):
+                place = folder / word.removeprefix("FOLDER/")
+                if not place.is_dir():
+                    save(place.name, place)
+                said += [f"model.model_name_or_path={place}", *write_rows("answers", folder)]
+            else:
+                said.append(word)
+        found[name] = [recipe, *filter(None, said)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The runs of one process and those of two."""
+    folder = tmp_path_factory.mktemp("sharded")
+    return (
+        started(1, cases(CASES, folder, 8), folder / "one", timeout=1800),
+        started(2, cases(CASES, folder, 4), folder / "two", timeout=1800),
+    )
+
+
+def assert_equal(name: str, one: Path, two: Path) -> None:
+    """Losses to 1e-6, the first step's gradients to 1e-5, weights after 5 steps of SGD to 1e-5; AdamW to 1e-4."""
+    expected, found = steps(one), steps(two)
+    loss, other = (1e-4, 1e-3) if name == "adamw" else (1e-6, 1e-5)
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=loss, abs=loss)
+    # Of the first step; later ones have weights that are rounded otherwise
+    assert found[0]["grad_norm"] == pytest.approx(expected[0]["grad_norm"], rel=other)
+    assert [line.get("num_tokens") for line in found] == [line.get("num_tokens") for line in expected]
+    if name == "adamw":
+        return
+    first, second = (torch.load(folder.parent / "gradients" / name / "gradients.pt") for folder in (one, two))
+    assert len(first) == len(second) > 0
+    assert max((a - b).abs().max().item() for a, b in zip(first, second, strict=True)) <= 1e-5
+    ones, twos = (weights(folder / "checkpoints" / "step-5") for folder in (one, two))
+    assert ones.keys() <= twos.keys()  # those of the two hold the tied head under its own name, too
+    for key, value in ones.items():
+        assert (value - twos[key]).abs().max().item() <= 1e-5, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_times_four_is_eight(name: str, both: Any) -> None:
+    assert_equal(name, *(runs[name] for runs in both))
+
+
+@pytest.mark.slow
+def test_the_same_measurements(both: Any) -> None:
+    """Before and after training: answers, held-out loss, scores."""
+    for name in CASES:
+        for when in ("before", "after"):
+            one, two = (json.loads((runs[name] / "eval" / f"{when}.json").read_text("utf-8")) for runs in both)
+            assert one["figures"] == pytest.approx(two["figures"], rel=1e-5), (name, when)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_layer_class(model_type: str) -> None:
+    """What FSDP2 makes a group of is the class of the decoder layers of the installed Transformers."""
+    family = FAMILIES[model_type]
+    module = __import__(getattr(transformers, family.language_class).__module__, fromlist=["_"])
+    assert isinstance(getattr(module, family.layer_class), type)
+    config = AutoConfig.for_model(model_type).get_text_config()
+    with torch.device("meta"):
+        layer = getattr(module, family.layer_class)(config, 0)
+    assert family.layer_class in getattr(transformers, family.language_class)._no_split_modules
+    assert layer.self_attn is not None
