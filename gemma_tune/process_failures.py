@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from gemma_tune.errors import RunError
 from gemma_tune.processes import FAILED, connect, failure_of_others, group, is_main_process, rank
@@ -21,18 +20,21 @@ class _Own:
 
     def __init__(self) -> None:
         self.on_failure: Callable[[str], None] | None = None
-        self.stderr: TextIO | None = None
         self.watched = self.ends = False
 
 
 _own = _Own()
 
 
-def quiet() -> None:
-    """From here on a process other than the first prints nothing but its own failure."""
-    if not is_main_process() and _own.stderr is None:
-        _own.stderr = sys.stderr
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, a process other than the first prints nothing."""
+    if is_main_process():
+        yield
+        return
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (loggers made meanwhile keep it)
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def speaks(message: str) -> bool:
@@ -42,13 +44,7 @@ def speaks(message: str) -> bool:
     try:
         return bool(group.store.compare_set(FAILED, "", f"{rank()} {message}") == f"{rank()} {message}".encode())
     except RuntimeError:  # the store went with the process that held it, which has spoken
-        return is_main_process()
-
-
-def restore_output() -> None:
-    """Undoes `quiet`, to say why this process ends."""
-    if _own.stderr is not None:
-        sys.stderr = _own.stderr
+        return False
 
 
 @contextlib.contextmanager

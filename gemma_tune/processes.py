@@ -41,6 +41,11 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world())))
 
 
+def was_started() -> bool:
+    """Whether torchrun, `accelerate launch` or launch.num_processes has started this process, perhaps with others."""
+    return "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
+
+
 def is_main_process() -> bool:
     """True on the one process that writes and speaks (rank 0)."""
     return rank() == 0
@@ -216,6 +221,12 @@ def gathered(mine: T) -> list[T]:
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, mine)
     return found
+
+
+def own_number(last: int) -> int:
+    """The next number above `last` that no other process takes which counts so, too."""
+    first = (last + 1) // world() * world() + rank()
+    return first if first > last else first + world()
 
 
 def share(items: Sequence[T]) -> list[T]:

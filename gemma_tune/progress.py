@@ -8,19 +8,16 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from gemma_tune.processes import is_main_process
-
 _SECONDS = 20  # between two lines, and before the first: a short loop says nothing
 
 
 def phase(what: str) -> None:
-    """Prints on stderr, on the first process alone, which phase begins that may take minutes.
+    """Prints on stderr which phase begins that may take minutes.
 
     Args:
         what: `checking gguf: its weights, then in llama.cpp`.
     """
-    if is_main_process():
-        print(what, file=sys.stderr, flush=True)
+    print(what, file=sys.stderr, flush=True)
 
 
 class _Lines:
@@ -46,7 +43,7 @@ class _Lines:
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str, unit: str, seconds: float = _SECONDS
 ) -> Any:
-    """A bar of tqdm on stderr; into a file or a pipe a line every 20 seconds, of the first process alone.
+    """A bar of tqdm on stderr; into a file or a pipe a line every 20 seconds.
 
     Args:
         iterable: What is looped over; None: the loop calls `update`.
@@ -63,7 +60,6 @@ def progress(
         total=total,
         unit=unit,
         leave=False,
-        disable=not is_main_process(),
         file=_Lines(sys.stderr),
         delay=seconds,
         mininterval=seconds,

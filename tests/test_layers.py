@@ -276,3 +276,17 @@ def test_composing_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_few_places_ask_which_process_this_is() -> None:
+    """Rank shows in processes.py, where the processes end, and in at most 25 lines besides."""
+    asks = re.compile(r"(?<!def )\b(is_main_process|rank|world|local_world|several)\(\)|environ.*(RANK|WORLD_SIZE)")
+    known = {"processes", "process_failures", "steps.session"}
+    found = [
+        f"{name_of(file)}: {line.strip()}"
+        for file in FILES
+        if name_of(file) not in known
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if asks.search(line)
+    ]
+    assert len(found) <= 25, found

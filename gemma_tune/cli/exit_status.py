@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from gemma_tune.cli import compose
 from gemma_tune.errors import RunError, UserError, quoted
-from gemma_tune.process_failures import quiet, restore_output, speaks
+from gemma_tune.process_failures import quiet, speaks
 from gemma_tune.processes import failure_of_others, first_line, is_main_process, world
 from gemma_tune.run.stopping import STOPPED, Stopped
 
@@ -38,9 +38,9 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
         0; 2 after a user's mistake; 1 after a run that failed; 130 after Ctrl-C, 143 after SIGTERM and SIGHUP; 141
         where nobody reads the output any more. Any other error goes on as it is.
     """
-    quiet()
     try:
-        work()
+        with quiet():
+            work()
     except UserError as error:
         return _ends(say, str(error), 2)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -68,7 +68,6 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
             raise
         message = f"{type(error).__name__}: {first_line(error)}"
         if speaks(message):  # else it is what another one's end has led to
-            restore_output()
             traceback.print_exc()
             say(message, 1)
         return 1
@@ -78,7 +77,6 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
 def _ends(say: Callable[[str, int], None], message: str, status: int) -> int:
     """The status; of several processes the first one that fails says why, and the others end with it."""
     if speaks(message):
-        restore_output()
         say(message, status)
     return status
 

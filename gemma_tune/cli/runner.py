@@ -26,8 +26,8 @@ from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.nested import leaves
-from gemma_tune.process_failures import watch
-from gemma_tune.processes import Left, from_main, gathered, is_main_process, join, world
+from gemma_tune.process_failures import quiet, watch
+from gemma_tune.processes import Left, from_main, gathered, is_main_process, join, was_started
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.identity import identity
 from gemma_tune.run.inputs import refuse_outdated
@@ -72,7 +72,8 @@ def run_recipe(cfg: Config, words: Sequence[str] | None = None) -> RunResult:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|torch|accelerate)\b")
         for said in _OURS_TO_SAY:
             warnings.filterwarnings("ignore", message=said)
-        return _run_method(cfg)
+        with quiet():
+            return _run_method(cfg)
 
 
 def check_inputs(cfg: Config) -> None:
@@ -121,7 +122,7 @@ def _join(cfg: Config) -> None:
 def _run_method(cfg: Config) -> RunResult:
     if cfg.dry_run and not is_main_process():
         return RunResult(cfg.recipe, status="dry_run")
-    if world() > 1 and not cfg.dry_run:
+    if was_started() and not cfg.dry_run:
         _join(cfg)
     folder = from_main(lambda: RunFolder.open(cfg)) if cfg.traits.run_folder else None
     reads = cfg.traits.reads is not Reads.NOTHING

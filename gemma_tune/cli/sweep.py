@@ -183,8 +183,7 @@ class _Sweep:
         place = f" → {Path(RUNS) / self._name}" if self._keeps else ""
         try:
             for number, job in enumerate(self._jobs):
-                if is_main_process():
-                    print(f"\nJob {number + 1} of {len(self._jobs)}{place}: {job.name}", flush=True)
+                print(f"\nJob {number + 1} of {len(self._jobs)}{place}: {job.name}", flush=True)
                 self._outcomes[number] = self._run_one(number)
                 gc.collect()
                 if number + 1 < len(self._jobs):

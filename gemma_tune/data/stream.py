@@ -60,6 +60,8 @@ def stream_rows(
     held_out.read_by(others)
     held_out.worse = 0
 
+    processes = world()
+
     def read() -> Iterator[dict[str, bytes]]:
         while True:  # without an end: Transformers can't resume exactly in a second epoch of a stream
             yield from ({"record": pickle.dumps(record)} for record in split_answers(kept(False), tokenizer))
@@ -70,13 +72,14 @@ def stream_rows(
     def rendered(shares: list[int]) -> Iterator[dict[str, list[int]]]:
         train.begin()  # TRL looks at the first row beforehand
         train.records = first.records
-        begin, step = (shares[0], world()) if len(shares) == 1 else (0, 1)
+        begin, step = (shares[0], processes) if len(shares) == 1 else (0, 1)
         mine = (pickle.loads(row["record"]) for row in islice(shuffled, begin, None, step))
         yield from (vars(row) for row in train.use(mine, tokenizer, max_length))
 
     # accelerate gives each process one of the shares, and each renders its own records only
-    shares = {"shares": [*range(world())]}
-    train.dataset = IterableDataset.from_generator(rendered, features=FEATURES, gen_kwargs=shares)
+    train.dataset = IterableDataset.from_generator(
+        rendered, features=FEATURES, gen_kwargs={"shares": [*range(processes)]}
+    )
     return train, held_out
 
 

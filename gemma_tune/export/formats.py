@@ -31,7 +31,6 @@ from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
-from gemma_tune.processes import is_main_process
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
@@ -131,7 +130,7 @@ def say_lines(lines: Sequence[CheckLine]) -> None:
     for line in lines:
         mark = {OK: "✓", WARN: "!", UNVERIFIED: "?"}.get(line.verdict, "✗")
         table.add_row(line.name, line.must, line.found, mark)
-    Console(highlight=False, quiet=not is_main_process()).print(table)
+    Console(highlight=False).print(table)
     for line in lines:
         if line.problem:
             print(f"{line.name}: {line.verdict}: {line.problem}", file=sys.stderr)

@@ -22,7 +22,7 @@ class CompletionLog:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self._file, self._writes = file, is_main_process()
 
     def begin(self, resumed_step: int | None) -> None:
         """Starts a new file; for a resumed run, keeps the completions before its step.
@@ -33,14 +33,14 @@ class CompletionLog:
         kept = (
             [] if resumed_step is None else [row for row in read_completions(self._file) if row["step"] < resumed_step]
         )
-        if not is_main_process():
+        if not self._writes:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self._file, "".join(map(_line, kept)))
 
     def add(self, completions: Sequence[dict[str, Any]]) -> None:
         """Appends the first few completions of a generation; of several processes those of the first."""
-        if not is_main_process():
+        if not self._writes:
             return
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(map(_line, completions[:_KEPT]))

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 from gemma_tune.errors import UserError
-from gemma_tune.processes import several
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
 from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status, is_of_a_cluster
@@ -47,7 +46,7 @@ def stages(path: Path) -> list[Path]:
 
 def check_shared(path: Path) -> None:
     """Raises UserError where the folder that the first of several processes has made isn't there."""
-    if several() and not path.is_dir():
+    if not path.is_dir():
         raise UserError(
             f"output_dir={path}: the folder that the first process has made is not there on this machine; a run on "
             "several machines needs a folder on a disk that all of them share."

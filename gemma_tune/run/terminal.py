@@ -15,7 +15,6 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.page.blocks import Cell, FigureText, SampleRow
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.page.text import VISIBLE
-from gemma_tune.processes import is_main_process
 from gemma_tune.report.answers import sample_rows
 from gemma_tune.report.exported import say_exported
 from gemma_tune.report.figures import Change, changes, headline, moved_line
@@ -28,11 +27,11 @@ _BESIDE = 30  # columns of a terminal that each text needs to stand beside other
 
 
 def _console() -> Console:
-    return Console(highlight=False, quiet=not is_main_process())
+    return Console(highlight=False)
 
 
 def say(*lines: str) -> None:
-    """Prints lines as they are, on the main process."""
+    """Prints lines as they are."""
     console = _console()
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

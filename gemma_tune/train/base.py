@@ -17,7 +17,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
-from gemma_tune.processes import gathered, highest, several
+from gemma_tune.processes import gathered, highest
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
@@ -103,17 +103,11 @@ class GemmaTrainer(CheckpointedTrainer):
         super().log(logs, start_time)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass.
-
-        Raises:
-            NonFiniteLoss: The loss is NaN or infinite.
-        """
+        """One forward and backward pass."""
         self._guard.saw(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not math.isfinite(value := loss.item()):
-            self._not_finite.setdefault("loss", value)
-            if not several():
-                self._stop()
+            self._not_finite.setdefault("loss", value)  # the step goes on to where all processes can stop
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

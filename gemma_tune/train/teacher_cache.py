@@ -20,7 +20,7 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.errors import UserError
 from gemma_tune.models.head import TopK
-from gemma_tune.processes import barrier, is_main_process, rank, share, world
+from gemma_tune.processes import barrier, own_number, share
 from gemma_tune.progress import phase, progress
 
 _BATCH_TOKENS = 4096  # that the teacher reads at once, padding included
@@ -108,10 +108,9 @@ class TeacherCache:
         Returns:
             How many rows were computed.
         """
-        if is_main_process():
-            for part in self.folder.glob("targets-*.part"):  # half-written files of runs that were killed
-                if not psutil.pid_exists(int(part.stem.rpartition(".")[2])):
-                    part.unlink(missing_ok=True)
+        for part in self.folder.glob("targets-*.part"):  # half-written files of runs that were killed
+            if not psutil.pid_exists(int(part.stem.rpartition(".")[2])):
+                part.unlink(missing_ok=True)
         lacking = {row_key(row.input_ids): row for row in rows if row not in self}
         missing = share(sorted(lacking.values(), key=lambda row: -len(row.input_ids)))
         done = 0
@@ -137,9 +136,7 @@ class TeacherCache:
     def _new_file(self) -> Iterator[tuple[Any, Any]]:
         """Writes the next file under a temporary name; renames and indexes it once complete."""
         last = int(self._files[-1].stem.removeprefix("targets-")) if self._files else -1
-        first = (last + 1) // world() * world() + rank()  # of processes that write at once, each has numbers of its own
-        number = first if first > last else first + world()
-        whole = self.folder / f"targets-{number:05}.arrow"
+        whole = self.folder / f"targets-{own_number(last):05}.arrow"
         part = whole.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file, pa.ipc.new_file(file, self._schema) as writer:

@@ -11,7 +11,7 @@ from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.parallel import UNSUPPORTED, ParallelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.processes import local_world, world
+from gemma_tune.processes import local_world, was_started, world
 from gemma_tune.validation.clusters import cluster_problems
 
 _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state among the processes"
@@ -49,26 +49,22 @@ def resolve_processes(launch: LaunchConfig) -> None:
         launch.num_nodes = launch.num_nodes or _number("NNODES") or 1
         launch.num_processes = launch.num_processes or _gpus_asked_for(launch) or 1
         return
-    if world() % local_world():
+    each, all_of_them = local_world(), world()
+    if all_of_them % each:
         raise UserError(
-            f"launch: WORLD_SIZE={world()} is no multiple of LOCAL_WORLD_SIZE={local_world()}; start as many processes "
-            "on each machine."
+            f"launch: WORLD_SIZE={all_of_them} is no multiple of LOCAL_WORLD_SIZE={each}; start as many processes on "
+            "each machine."
         )
-    there = {"num_processes": local_world(), "num_nodes": world() // local_world()}
+    there = {"num_processes": each, "num_nodes": all_of_them // each}
     problems = [
-        f"launch.{key}={asked}, and {number} were started (LOCAL_WORLD_SIZE={local_world()}, WORLD_SIZE={world()}); "
-        f"leave launch.{key} out."
+        f"launch.{key}={asked}, and {number} were started (LOCAL_WORLD_SIZE={each}, WORLD_SIZE={all_of_them}); leave "
+        f"launch.{key} out."
         for key, number in there.items()
         if (asked := getattr(launch, key)) not in (None, number)
     ]
     if problems:
         raise UserError(*problems)
     launch.num_processes, launch.num_nodes = there["num_processes"], there["num_nodes"]
-
-
-def was_started() -> bool:
-    """Whether torchrun, `accelerate launch` or launch.num_processes has started this process, perhaps with others."""
-    return "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def _gpus_asked_for(launch: LaunchConfig) -> int | None:
@@ -92,9 +88,9 @@ def _environment(cfg: Config) -> Iterator[str]:
         if launch.by != "local":
             yield f"launch={launch.by} starts the processes itself: leave out torchrun or accelerate launch."
         return
-    if world() > 1:
+    if (processes := world()) > 1:
         yield (
-            f"WORLD_SIZE={world()} in the environment without LOCAL_RANK, as Kubernetes sets it for a whole machine: "
+            f"WORLD_SIZE={processes} in the environment without LOCAL_RANK, as Kubernetes sets it for a whole machine: "
             "start the processes by torchrun -m gemma_tune …, or unset it and take launch.num_processes."
         )
     for name, least, most in (("NNODES", 1, _MOST_NODES), ("NODE_RANK", 0, _MOST_NODES), ("MASTER_PORT", 1, 65535)):
@@ -134,10 +130,11 @@ def process_problems(cfg: Config) -> Iterator[str]:
     asked = (launch.num_processes or 1) * (launch.num_nodes or 1)
     if method.kind is Kind.PLAN:  # for so many processes, in one
         asked = 1
-    if not kept and (max(asked, world()) > 1 or launch.by != "local"):
+    asked = max(asked, world())
+    if not kept and (asked > 1 or launch.by != "local"):
         yield f"recipe={cfg.recipe} runs in one process: leave out launch, torchrun and accelerate launch."
     engines = cfg.model.base_url or cfg.engine.vllm or is_gguf(cfg.model.model_name_or_path)
-    if method.kind is Kind.MEASURE and max(asked, world()) > 1 and engines:
+    if method.kind is Kind.MEASURE and asked > 1 and engines:
         yield f"recipe={cfg.recipe}: one process asks llama.cpp, vLLM and servers: leave out launch and torchrun."
     if parallel.strategy in UNSUPPORTED:
         yield f"parallel={parallel.strategy}: {_WHY_NOT[parallel.strategy]}."

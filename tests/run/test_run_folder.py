@@ -467,8 +467,11 @@ def test_manifest(cfg: Config) -> None:
 
 
 def test_only_rank_0_writes(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("made_by_the_first")
+    folder.mkdir()
     monkeypatch.setenv("RANK", "1")
-    finish(cfg).add_inputs(Path("nowhere"))
+    finish(replace(cfg, output_dir=str(folder))).add_inputs(Path("nowhere"))
+    folder.rmdir()  # it is empty
     assert list(Path.cwd().iterdir()) == []
 
 
