@@ -85,6 +85,11 @@ class UserError(Exception):
         return f"{len(self.problems)} problems:\n" + "\n".join(f"  - {p}" for p in self.problems)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of others says, at most 300 characters; of one without words its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def near(word: str, words: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
     """The words closest to `word`, best first; letter case and `-` for `_` do not count."""
     plain = {w.lower().replace("-", "_"): w for w in words}

@@ -1,4 +1,4 @@
-"""The processes of one run: which one this is, what they tell one another, and how they end together.
+"""The processes of one run: which one this is, and what they tell one another.
 
 torchrun, `accelerate launch` and launch.num_processes say by the environment who is who (RANK, WORLD_SIZE, LOCAL_RANK,
 LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). torch is imported only where there are several processes.
@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError, UserError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
-
 FAILED = "failed"  # key of the store: rank and message of the first process that failed
 
 
@@ -84,14 +83,8 @@ def join(cpu: bool, timeout_minutes: float) -> None:
         group.alone = False
         barrier()
         return
-    import torch
     from accelerate import PartialState
 
-    if not cpu and local_world() > (there := torch.cuda.device_count()):
-        raise UserError(
-            f"launch: {local_world()} processes were started on this machine, and torch sees {there} GPUs; start one "
-            "for each (CUDA_VISIBLE_DEVICES says which are seen), or set model.device=cpu."
-        )
     try:
         PartialState(cpu=cpu, timeout=timedelta(minutes=timeout_minutes))
         group.store = connect()
@@ -108,10 +101,6 @@ def connect() -> Any:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=5))
     return PrefixStore(f"gemma_tune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def failure_of_others(wait_seconds: float = 0.0) -> str | None:

@@ -8,8 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from gemma_tune.errors import UserError
-from gemma_tune.models.foreign import first_line
+from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.hub import no_network, not_here
 from gemma_tune.models.memory import in_unit
 from gemma_tune.models.size import published_size

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gemma_tune.cli import compose
-from gemma_tune.errors import RunError, UserError, quoted
+from gemma_tune.errors import RunError, UserError, first_line, quoted
 from gemma_tune.process_failures import quiet, speaks
-from gemma_tune.processes import failure_of_others, first_line, is_main_process, world
+from gemma_tune.processes import failure_of_others, is_main_process, world
 from gemma_tune.run.stopping import STOPPED, Stopped
 
 

@@ -20,6 +20,7 @@ from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.errors import RunError, UserError, quoted
+from gemma_tune.launching.place import too_few_gpus
 from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
@@ -113,6 +114,8 @@ def _join(cfg: Config) -> None:
     """Joins the other processes of the run, where torchrun or launch.num_processes has started several."""
     from gemma_tune.models.hardware import pick_device
 
+    if problems := [*too_few_gpus(cfg)]:
+        raise UserError(*problems)
     join(pick_device(cfg.model).type == "cpu", cfg.launch.timeout_minutes)
     watch()
     packages = ("gemma_tune", "torch", "transformers", "trl", "peft", "accelerate")

@@ -14,10 +14,10 @@ from typing import Any
 
 from gemma_tune.child import python_module
 from gemma_tune.config import Config
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError, UserError, first_line
 from gemma_tune.launching.handover import read_message, write_config
 from gemma_tune.launching.place import Place, refuse_place
-from gemma_tune.processes import FAILED, first_line
+from gemma_tune.processes import FAILED
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.identity import folder_of
 from gemma_tune.run.lock import locked

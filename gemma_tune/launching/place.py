@@ -56,22 +56,24 @@ def refuse_place(cfg: Config) -> Place:
         UserError: More processes than GPUs, a port in use, a name that is no machine's, tasks of Slurm without a part.
     """
     place = place_of(cfg.launch)
-    if problems := [*_of_gpus(cfg, place), *_of_network(place), *_of_slurm(place)]:
+    if problems := [*too_few_gpus(cfg), *_of_network(place), *_of_slurm(place)]:
         raise UserError(*problems)
     return place
 
 
-def _of_gpus(cfg: Config, place: Place) -> Iterator[str]:
+def too_few_gpus(cfg: Config) -> Iterator[str]:
+    """What to say where this machine has fewer GPUs than processes."""
+    processes = cfg.launch.num_processes or 1
     if cfg.model.device == "cpu":
         return
     import torch
 
     gpus = torch.cuda.device_count()
-    if 0 < gpus < place.processes:
+    if 0 < gpus < processes:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "CUDA_VISIBLE_DEVICES isn't set" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
         yield (
-            f"launch.num_processes={place.processes}: this machine has {gpus} GPU{'s' * (gpus > 1)} for it ({seen}), "
+            f"launch.num_processes={processes}: this machine has {gpus} GPU{'s' * (gpus > 1)} for it ({seen}), "
             f"and each process needs one of its own; set launch.num_processes={gpus}."
         )
 

@@ -9,9 +9,9 @@ from gemma_tune.config.methods import Kind
 from gemma_tune.errors import UserError
 from gemma_tune.launching.place import place_of
 from gemma_tune.models.source import find_source
+from gemma_tune.processes import was_started
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.validation.processes import was_started
 
 
 def started(cfg: Config, words: Sequence[str] | None) -> RunResult | None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from peft import LoraConfig, PeftType
 
-from gemma_tune.errors import UserError, listed, quoted, shortened
+from gemma_tune.errors import UserError, first_line, listed, quoted, shortened
 from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
-from gemma_tune.models.foreign import first_line
 
 MERGE = (
     "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "

@@ -135,9 +135,3 @@ def _growth(stage: Any) -> float:
         return max(1.0, (len(stage.get("content", "")) + 1) / (replaced + 1), len(stage["content"]) / max(replaced, 1))
     own = 2.0 if stage.get("type") == "Prepend" and len(stage.get("prepend", "")) > _LONGER else 1.0
     return own * _growth([v for values in inner for v in values])
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

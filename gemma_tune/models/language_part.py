@@ -12,12 +12,11 @@ from torch import nn
 from transformers.utils import logging
 
 from gemma_tune.config import ModelConfig
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, first_line
 from gemma_tune.models import four_bit
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
-from gemma_tune.models.foreign import first_line
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.hub import model_not_here, no_network, only_local
 from gemma_tune.models.sharded import loads_no_numbers, loads_to_shard

@@ -18,12 +18,12 @@ from transformers.utils import cached_file
 from gemma_tune.chat import UnknownTemplate, form_of, response_template
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_template_file
-from gemma_tune.errors import UserError, shortened
+from gemma_tune.errors import UserError, first_line, shortened
 from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
-from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
+from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.language_part import load_language_part, not_loadable

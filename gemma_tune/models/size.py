@@ -11,9 +11,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.family import FAMILIES, Family
-from gemma_tune.models.foreign import first_line
 from gemma_tune.models.published import published
 
 

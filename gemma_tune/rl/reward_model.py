@@ -16,9 +16,9 @@ from transformers.utils import cached_file
 
 from gemma_tune.chat import ForeignTemplate, UnknownTemplate, Unrenderable, form_of, render_chat, render_prompt
 from gemma_tune.config.reward import ModelReward
-from gemma_tune.errors import UserError, shortened
+from gemma_tune.errors import UserError, first_line, shortened
 from gemma_tune.models.classifier import HEAD, float32_head, scores
-from gemma_tune.models.foreign import check_bounds, checked_tokenizer, first_line, read_config
+from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.hub import no_network, not_here, only_local
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.run.paths import reward_model_of
