@@ -106,7 +106,8 @@ def shard(accelerator: Any, model: Any) -> Any:
     for owner, name, tensor in beside:
         owner.register_buffer(name, tensor.to(accelerator.device), persistent=False)
     base.tie_weights()
-    dist.fsdp.register_fsdp_forward_method(model, "generate")
+    if hasattr(model, "generate"):  # a classifier has none
+        dist.fsdp.register_fsdp_forward_method(model, "generate")
     return model
 
 

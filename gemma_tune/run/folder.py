@@ -101,7 +101,7 @@ class RunFolder:
         found, resumed = check_existing(cfg, path), None
         trains = cfg.traits.trains and not cfg.traits.stages
         if trains and (found is Found.BEGUN or asks_for_checkpoint(cfg)):
-            resumed = find_checkpoint(cfg.train, path / "checkpoints", cfg.train.generation_period)
+            resumed = find_checkpoint(cfg, path / "checkpoints")
         return cls(path, cfg, found, resumed, stops)
 
     def stored_result(self) -> RunResult:

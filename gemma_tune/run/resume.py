@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.errors import UserError
-from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, state_of, step_of
+from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, is_of_shards, state_of, step_of
 from gemma_tune.run.paths import without_tilde
 from gemma_tune.run.result import RunResult
 
@@ -78,17 +78,30 @@ def asks_for_checkpoint(cfg: Config) -> bool:
     return cfg.train.resume_from_checkpoint == LATEST or names_a_folder(cfg.train)
 
 
-def find_checkpoint(train: TrainConfig, folder: Path, period: int = 1) -> ResumePoint | None:
+def find_checkpoint(cfg: Config, folder: Path) -> ResumePoint | None:
     """The checkpoint that a run goes on from; None where it begins anew.
 
     Args:
-        train: `resume_from_checkpoint`, and what decides on the best step.
+        cfg: How a checkpoint is found, what decides on the best step, and who goes on.
         folder: The run's `checkpoints/`, of an interrupted run of the same configuration.
-        period: Training can be resumed exactly only at multiples of this many steps.
 
     Raises:
-        UserError: The checkpoint that is named can't be used, or `latest` finds none.
+        UserError: The checkpoint that is named can't be used, or `latest` finds none; or the newest one is of the other
+            kind of parallel training. A single process goes on from both.
     """
+    found = _find(cfg.train, folder, cfg.train.generation_period)
+    if found and cfg.processes > 1 and is_of_shards(found.path) != (cfg.parallel.strategy == "fsdp2"):
+        kinds, written = ("ddp", "fsdp2"), ("whole weights", "a part of the weights from each process")
+        i = is_of_shards(found.path)
+        raise UserError(
+            f"parallel={kinds[not i]}: {found.path} holds {written[i]}, and parallel={kinds[i]} or a single process "
+            f"goes on from it; set parallel={kinds[i]}, or begin anew with overwrite=true."
+        )
+    return found
+
+
+def _find(train: TrainConfig, folder: Path, period: int) -> ResumePoint | None:
+    """As `find_checkpoint`; training can be resumed exactly only at multiples of `period` steps."""
     if names_a_folder(train):
         path = without_tilde(train.resume_from_checkpoint)
         if path.resolve().parent != folder.resolve():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import Trainer
 
 from gemma_tune.errors import UserError
@@ -75,12 +76,13 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
     def load_shards(self, folder: Path) -> None:
         """Reads the weights of a checkpoint of spread weights, into the parts of each process or a plain model."""
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-        trained = StateDictOptions(ignore_frozen_params=True, strict=False)
-        state = {"model": get_model_state_dict(self.model, options=trained)}
+        adapted = isinstance(self.model, PeftModel)  # whose names PEFT shortens
+        names = get_peft_model_state_dict if adapted else get_model_state_dict
+        state = {"model": names(self.model)}
         dcp.load(state, checkpoint_id=str(folder / SHARDS))
-        set_model_state_dict(self.model, state["model"], options=trained)
+        (set_peft_model_state_dict if adapted else set_model_state_dict)(self.model, state["model"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled or not is_of_shards(Path(checkpoint)):

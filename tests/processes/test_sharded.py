@@ -18,20 +18,33 @@ from gemma_tune.models.family import FAMILIES
 
 RATE = {"full_sft": "train.learning_rate=1e-3", "lora_sft": "train.learning_rate=1e-2"}
 AGAIN = "parallel.activation_checkpointing=true"  # activations are computed again
+SMALL = "FOLDER/gemma3_text"
 CASES = {
     "full": ["full_sft"],
     "lora": ["lora_sft"],
-    "packed": ["lora_sft", "train.packing=true", "train.max_length=256", "data.max_train_samples=200"],
-    "accumulated": ["lora_sft", "train.gradient_accumulation_steps=2"],
-    "kept_gathered": ["full_sft", "parallel.reshard_after_forward=false"],
-    "all_read": ["full_sft", "parallel.cpu_ram_efficient_loading=false"],
-    "again": ["full_sft", AGAIN],
-    "checkpointed": ["lora_sft", "train.gradient_checkpointing=true"],
-    "dora": ["lora_sft", "adapter.use_dora=true"],
-    "loraplus": ["lora_sft", "adapter.loraplus_lr_ratio=4"],
-    "not_clipped": ["lora_sft", "train.max_grad_norm=0"],
-    "adamw": ["lora_sft", "train.optim=adamw_torch", "train.learning_rate=1e-3"],
-    "reward_model": ["reward_model", "train.learning_rate=1e-3", "SCORED"],
+    "packed": ["lora_sft", SMALL, "train.packing=true", "train.max_length=64"],
+    "accumulated": ["lora_sft", SMALL, "train.gradient_accumulation_steps=2"],
+    "kept_gathered": ["full_sft", SMALL, "parallel.reshard_after_forward=false"],
+    "all_read": ["full_sft", SMALL, "parallel.cpu_ram_efficient_loading=false"],
+    "again": ["full_sft", SMALL, AGAIN],
+    "checkpointed": ["lora_sft", SMALL, "train.gradient_checkpointing=true"],
+    "dora": ["lora_sft", SMALL, "adapter.use_dora=true"],
+    "rslora": ["lora_sft", SMALL, "adapter.use_rslora=true", "adapter.r=1"],  # one process has no row of A
+    "loraplus": ["lora_sft", SMALL, "adapter.loraplus_lr_ratio=4"],
+    "not_clipped": ["lora_sft", SMALL, "train.max_grad_norm=0"],
+    "measured": ["lora_sft", SMALL, "eval.evaluators=[held_out_loss,answers]", "eval.num_samples=2"],
+    "best": [
+        "full_sft",
+        SMALL,
+        "train.eval_steps=2",
+        "train.save_steps=2",
+        "train.metric_for_best_model=held_out_loss",
+        "eval.evaluators=[held_out_loss]",
+        "eval.during_training=[held_out_loss]",
+        "train.learning_rate=1e-1",
+    ],
+    "adamw": ["lora_sft", SMALL, "train.optim=adamw_torch", "train.learning_rate=1e-3"],
+    "reward_model": ["reward_model", SMALL, "train.learning_rate=1e-3", "SCORED"],
     **{f"{name}-full": ["full_sft", f"FOLDER/{name}"] for name in MODELS},
     **{f"{name}-lora": ["lora_sft", f"FOLDER/{name}"] for name in MODELS},
     "gemma4_e2b-again": ["full_sft", "FOLDER/gemma4_e2b", AGAIN],
@@ -55,7 +68,8 @@ def cases(names: Any, folder: Path, rows: int) -> dict[str, list[str]]:
                 place = folder / word.removeprefix("FOLDER/")
                 if not place.is_dir():
                     save(place.name, place)
-                said += [f"model.model_name_or_path={place}", *write_rows("answers", folder)]
+                said.append(f"model.model_name_or_path={place}")
+                said += [] if "SCORED" in words else write_rows("answers", folder)
             else:
                 said.append(word)
         found[name] = [recipe, *filter(None, said)]
