@@ -75,6 +75,7 @@ def assert_the_same(cfg: Config, size: ModelSize, found: dict[str, Any]) -> None
         assert found["gathered"] <= whole * 1.01 and whole <= 1.05 * found["gathered"]
 
 
+@pytest.mark.slow
 def test_what_torch_sends_and_holds() -> None:
     everything = counted([case(*one) for one in CASES], 2)
     assert len(everything) == len(CASES)

@@ -32,7 +32,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "adapter"),
     [
-        ("lora_sft", "lora"), ("lora_sft", "pissa"), ("qlora_sft", "loftq"),
+        ("lora_sft", "lora"), ("qlora_sft", "loftq"), pytest.param("lora_sft", "pissa", marks=pytest.mark.slow),
         pytest.param("qlora_sft", "dora", marks=pytest.mark.slow),
         pytest.param("lora_sft", "dora", marks=pytest.mark.slow),
         pytest.param("lora_sft", "rslora", marks=pytest.mark.slow),

@@ -135,9 +135,12 @@ def sends(folder: Path, signal_name: str) -> str:
 QUIET = [*FEW, "eval.before=false", "eval.evaluators=[]", "export=none", "train.eval_steps=2", "eval.num_samples=0"]
 
 
+_OTHERS = (("SIGINT", 130), ("SIGUSR1", 143), ("SIGHUP", 143))
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("SIGTERM", 143), ("SIGINT", 130), *(pytest.param(n, 143, marks=pytest.mark.slow) for n in ("SIGUSR1", "SIGHUP"))],
+    [("SIGTERM", 143), *(pytest.param(n, c, marks=pytest.mark.slow) for n, c in _OTHERS)],
 )
 def test_a_signal_ends_the_step(name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint at the next step, though none was asked for; the same command goes on to the same weights."""

@@ -34,7 +34,7 @@ def plain_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("recipe", "packing"),
     [
-        ("full_sft", False), ("lora_sft", True), ("qlora_sft", False),
+        ("full_sft", False), ("lora_sft", True), pytest.param("qlora_sft", False, marks=pytest.mark.slow),
         pytest.param("full_sft", True, marks=pytest.mark.slow),
         pytest.param("lora_sft", False, marks=pytest.mark.slow),
         pytest.param("qlora_sft", True, marks=pytest.mark.slow),
