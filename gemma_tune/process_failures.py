@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,20 +104,25 @@ def watch() -> None:
     """From here on this process ends some time after another one has failed, also where it waits for that one."""
     if group.joined and not _own.watched:
         _own.watched = True
-        threading.Thread(target=_watch, args=(connect(),), daemon=True).start()
+        over = threading.Event()
+        thread = threading.Thread(target=_watch, args=(connect(), over), daemon=True)
+        thread.start()
+        # Python ends a daemon's thread anywhere; within a call of the store's C++ code, that aborts the whole process
+        atexit.register(thread.join)
+        atexit.register(over.set)
 
 
-def _watch(store: Any) -> None:
+def _watch(store: Any, over: threading.Event) -> None:
     """Ends this process some time after another one has failed, where it hangs in an operation that waits for it."""
-    while True:
-        time.sleep(0.5)
+    while not over.wait(0.5):
         try:
             failed = store.check([FAILED])
         except RuntimeError:
             failed = True
         if failed:
             break
-    time.sleep(_GRACE_SECONDS)  # for the usual end, with all files whole
+    if over.wait(_GRACE_SECONDS):  # the usual end, with all files whole
+        return
     message = failure_of_others() or "another process has failed."
     if _own.on_failure is not None:
         with contextlib.suppress(Exception):
