@@ -128,9 +128,6 @@ def _end_with_others() -> None:
         raise RunError(message)
 
 
-# What the processes do together
-
-
 def barrier() -> None:
     """Waits until all processes are here, however long the others take; ends where one of them fails."""
     if several():
@@ -218,9 +215,12 @@ def own_number(last: int) -> int:
     return first if first > last else first + world()
 
 
-def share(items: Sequence[T]) -> list[T]:
-    """What this process computes of items that are the same on all: every n-th one, as in `in_shares`."""
-    return list(items[rank() :: world()]) if several() else list(items)
+def share(items: Sequence[T], equal: bool = False) -> list[T]:
+    """What this process computes of items that are the same on all: every n-th one; `equal` as in `in_shares`."""
+    if not several():
+        return list(items)
+    more = -len(items) % world() if equal else 0
+    return [*items, *[*items[:1]] * more][rank() :: world()]
 
 
 def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) -> list[R]:
@@ -238,8 +238,7 @@ def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) ->
         return list(of_share(share(items)))
     found: list[R] | Exception
     try:
-        mine = share(items)
-        found = list(of_share([*mine, *items[: -(-len(items) // world()) - len(mine)]]))
+        found = list(of_share(share(items, equal=True)))
     except (UserError, RunError) as error:
         found = error
     except Exception as error:  # others need not survive pickling

@@ -31,7 +31,7 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     vocabulary = base.config.get_text_config().vocab_size
     k = vocabulary if vocabulary <= WHOLE else LARGEST
     with evaluating(base):
-        shown = progress(share(rows), desc="KL: the unquantized model", unit=" rows")
+        shown = progress(share(rows, equal=True), desc="KL: the unquantized model", unit=" rows")
         return [top_k_of_rows(base, [row], k)[0] for row in shown]
 
 
