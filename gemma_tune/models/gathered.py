@@ -35,14 +35,14 @@ def gathered(model: Any, blank: Any, device: torch.device) -> Any:
 
     Args:
         model: Whose weights are spread.
-        blank: What `blank_copy` gave before, in the main process; None in the others.
+        blank: What `blank_copy` gave before.
         device: The main process's device.
 
     Returns:
         A model with the same weights, in evaluation mode; None in the other processes.
     """
     weights = _on_main(model)
-    if blank is None:
+    if not weights:
         return None
     blank.load_state_dict(weights, assign=True)
     language_part(blank).tie_weights()

@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
+from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
 from gemma_tune.processes import gathered, highest
@@ -201,6 +202,8 @@ def build_trainer(
     Raises:
         UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
     """
+    # Before the trainer is made: TRL's forward passes would be those of the model that it has been given
+    blank = blank_copy(model) if shards(cfg) else None
     try:
         trainer = kind(
             model=model,
@@ -221,7 +224,7 @@ def build_trainer(
     except OSError as error:
         raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
     if shards(cfg):
-        trainer.shard()
+        trainer.shard(blank)
     if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
         raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer

@@ -136,6 +136,7 @@ class CheckpointedTrainer(ShardedTrainer):
         written = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(written, ignore_errors=True)  # what a killed process left half-written
+            written.mkdir(parents=True)
         barrier()
         super()._save_checkpoint(model, trial)
         if self.is_fsdp_enabled and self.args.save_only_model:

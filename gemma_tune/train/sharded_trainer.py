@@ -10,9 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import Trainer
 
 from gemma_tune.errors import UserError
-from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import shard
-from gemma_tune.processes import is_main_process
 from gemma_tune.run.checkpoints import SHARDS, is_of_shards
 
 _OPTIMIZER, _SCHEDULER = "optimizer_0", "scheduler.pt"  # accelerate's and Transformers' names
@@ -27,15 +25,18 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
       Any number of processes goes on from it, one among them.
 
     Attributes:
-        blank: In the main process, what the spread weights can be gathered in.
+        blank: What the spread weights can be gathered in.
     """
 
     model: Any
     optimizer: Any
     blank: Any = None
 
-    def shard(self) -> None:
+    def shard(self, blank: Any) -> None:
         """Spreads the weights.
+
+        Args:
+            blank: What they can be gathered in.
 
         Raises:
             UserError: accelerate ignores FSDP2 on this device, as it does on CPUs, without a word.
@@ -44,7 +45,7 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             raise UserError(
                 "parallel=fsdp2 needs GPUs: accelerate spreads no weights over processes on CPUs; take parallel=ddp."
             )
-        self.blank = blank_copy(self.model) if is_main_process() else None
+        self.blank = blank
         self.model = self.model_wrapped = shard(self.accelerator, self.model)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:

@@ -10,10 +10,12 @@ import pytest
 import torch
 import transformers
 from every_recipe import write_rows
-from runs import started, steps, weights
+from runs import SHORT, started, steps, weights
+from safetensors.torch import load_file
 from small_models import MODELS, save
 from transformers import AutoConfig
 
+import gemma_tune
 from gemma_tune.models.family import FAMILIES
 
 RATE = {"full_sft": "train.learning_rate=1e-3", "lora_sft": "train.learning_rate=1e-2"}
@@ -131,3 +133,70 @@ def test_layer_class(model_type: str) -> None:
         layer = getattr(module, family.layer_class)(config, 0)
     assert family.layer_class in getattr(transformers, family.language_class)._no_split_modules
     assert layer.self_attn is not None
+
+
+EXPORTS = {
+    "lora": ["lora_sft", "train.learning_rate=1e-2", "eval.evaluators=[held_out_loss,answers]", "eval.num_samples=2"],
+    "full": ["full_sft", "train.learning_rate=1e-3"],
+    "reward_model": ["reward_model", "train.learning_rate=1e-3"],
+    "dora_again": ["lora_sft", "train.learning_rate=1e-2", "adapter.use_dora=true", AGAIN],
+    "stored_once": ["full_sft", "FOLDER/gemma4_e2b", "train.learning_rate=1e-3"],
+}
+
+
+def _exported(names: Any, folder: Path, *more: str) -> dict[str, list[str]]:
+    found = {}
+    for name in names:
+        recipe, *words = EXPORTS[name]
+        model = next((w.removeprefix("FOLDER/") for w in words if w.startswith("FOLDER/")), "gemma3_text")
+        if not (folder / model).is_dir():
+            save(model, folder / model)
+        rows = write_rows("scored_pairs" if name == "reward_model" else "answers", folder)
+        export = [f"model.model_name_or_path={folder / model}", "export=merged", "export.dtype=float32"]
+        kept = [word for word in words if "/" not in word]
+        found[name] = [recipe, *kept, *rows, *export, "train.save_steps=null", "train.max_steps=3", *more]
+    return found
+
+
+def assert_same_artifacts(name: str, one: Path, two: Path) -> None:
+    """Whole weights, adapter and measurements of a run on shared weights are those of another one."""
+    assert [line["loss"] for line in steps(two)] == pytest.approx([line["loss"] for line in steps(one)], rel=1e-6)
+    files = [{str(p.relative_to(run)) for p in run.rglob("*.safetensors")} for run in (one, two)]
+    assert files[0] == files[1] != set()
+    for file in files[0]:
+        ones, twos = (load_file(run / file) for run in (one, two))
+        assert ones.keys() == twos.keys()
+        for key, value in ones.items():
+            assert value.dtype == twos[key].dtype and (value - twos[key]).abs().max().item() <= 1e-5, (file, key)
+    for when in ("before", "after"):
+        found = [json.loads((run / "eval" / f"{when}.json").read_text("utf-8")) for run in (one, two)]
+        assert found[0]["figures"] == pytest.approx(found[1]["figures"], rel=1e-5)
+        assert found[0]["answers"] == found[1]["answers"]
+    results = [json.loads((run / "result.json").read_text("utf-8")) for run in (one, two)]
+    assert results[0]["status"] == results[1]["status"] == "finished"
+    assert (
+        results[0]["artifacts"] == results[1]["artifacts"]
+        and results[0]["metrics"].keys() == results[1]["metrics"].keys()
+    )
+
+
+def test_trains_and_exports(tmp_path: Path) -> None:
+    """The run of the fast tests: what two processes that share the weights leave is what one process leaves."""
+    words = _exported(["lora"], tmp_path)["lora"]
+    two = started(2, {"lora": [*words, "parallel=fsdp2", "train.per_device_train_batch_size=4"]}, tmp_path / "two")
+    every = [*SHORT, *words[1:], f"output_dir={tmp_path / 'one'}", "train.per_device_train_batch_size=8"]
+    gemma_tune.run(words[0], list({w.split("=", 1)[0]: w for w in every}.values()))
+    assert_same_artifacts("lora", tmp_path / "one", two["lora"])
+
+
+@pytest.mark.slow
+def test_exports_what_ddp_exports(tmp_path: Path) -> None:
+    """Merged weights, reward model and adapter of fsdp2 are those of ddp."""
+    batch = "train.per_device_train_batch_size=4"
+    names = [name for name in EXPORTS if name != "dora_again"]
+    found = [
+        started(2, _exported(names, tmp_path, batch, f"parallel={kind}"), tmp_path / kind, timeout=1800)
+        for kind in ("ddp", "fsdp2")
+    ]
+    for name in names:
+        assert_same_artifacts(name, *(runs[name] for runs in found))
