@@ -60,6 +60,10 @@ class RunError(Exception):
         return bounded(super().__str__())
 
 
+class EndedByOthers(RunError):
+    """Another process of the run has ended, so this one does: nothing goes on after it."""
+
+
 class UserError(Exception):
     """A user's mistake: each problem says what, where and how to fix it.
 

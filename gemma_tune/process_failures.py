@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gemma_tune.errors import RunError
+from gemma_tune.errors import EndedByOthers
 from gemma_tune.processes import FAILED, connect, failure_of_others, group, is_main_process, rank
 
 _GRACE_SECONDS = 10.0  # that a process has to end by itself after another one has failed
@@ -52,7 +52,7 @@ def ending_together() -> Iterator[None]:
     """Within it, a broken connection to a process that has failed becomes that process's own error.
 
     Raises:
-        RunError: Another process failed, ended, or did not answer in time.
+        EndedByOthers: Another process failed, ended, or did not answer in time.
     """
     try:
         yield
@@ -61,10 +61,16 @@ def ending_together() -> Iterator[None]:
             raise
         _own.ends = True  # torchrun's signal to end comes now, too
         if message := failure_of_others(wait_seconds=1.0 if isinstance(error, KeyboardInterrupt) else 5.0):
-            raise RunError(message) from error
+            raise EndedByOthers(message) from error
         if not isinstance(error, KeyboardInterrupt) and (message := _of_connection(error)):
-            raise RunError(message) from error
+            raise EndedByOthers(message) from error
         raise
+
+
+def raise_if_ended(error: Exception) -> None:
+    """For places that go on after an error: raises it where it means that another process has ended."""
+    if isinstance(error, EndedByOthers) or (group.joined and _of_connection(error) is not None):
+        raise error
 
 
 def _of_connection(error: BaseException) -> str | None:
@@ -72,17 +78,16 @@ def _of_connection(error: BaseException) -> str | None:
     import torch.distributed as dist
 
     said = str(error).lower()
+    if not (isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "process group"))):
+        return None
     if "timed out" in said or "timeout" in said:
         return (
             "another process did not answer within launch.timeout_minutes: it hangs, takes longer, or can't be reached."
         )
-    closed = any(word in said for word in ("connection closed", "connection reset", "socket", "broken pipe"))
-    if closed or isinstance(error, dist.DistError):
-        return (
-            "another process has ended without a word; where its machine was out of memory, that machine's log (dmesg) "
-            "says which was killed."
-        )
-    return None
+    return (
+        "another process has ended without a word; where its machine was out of memory, its log (dmesg) says "
+        "which was killed."
+    )
 
 
 def ending() -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from gemma_tune.errors import RunError, UserError, first_line
+from gemma_tune.errors import EndedByOthers, RunError, UserError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -125,7 +125,7 @@ def failure_of_others(wait_seconds: float = 0.0) -> str | None:
 
 def _end_with_others() -> None:
     if message := failure_of_others():
-        raise RunError(message)
+        raise EndedByOthers(message)
 
 
 def barrier() -> None:

@@ -35,7 +35,7 @@ def read(cfg: Config, setup: Setup) -> Data:
     tests = read_tests(cfg.data)
     tasks = read_tasks(cfg.data, tests, setup.tokenizer, setup.context - completion)
     check_own_rewards(cfg, tasks.shown())
-    check_number(tasks, cfg.train, cfg.data.max_train_samples)
+    check_number(tasks, cfg.train, cfg.data.max_train_samples, cfg.processes)
     evaluators = prepare_evaluators(cfg, setup.tokenizer, NO_ROWS, tests)
     return Data(tasks, NO_ROWS, evaluators, tests, tasks.longest_prompt + completion)
 

@@ -21,6 +21,7 @@ from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.neighbours import with_neighbours
+from gemma_tune.process_failures import raise_if_ended
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.paths import reward_model_of
 
@@ -153,6 +154,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
         try:
             outcome = evaluator(engine, limit)
         except Exception as error:
+            raise_if_ended(error)
             failures[name] = _failed(f"the evaluator {name}", error)
             continue
         for figure, value in outcome.figures.items():
@@ -189,6 +191,7 @@ def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: 
     try:
         answers = sample_answers(engine, held_out.records[:n], cfg.eval.max_new_tokens)
     except Exception as error:
+        raise_if_ended(error)
         return replace(evaluation, failures=evaluation.failures | {"samples": _failed("answering samples", error)})
     return replace(evaluation, answers=answers)
 

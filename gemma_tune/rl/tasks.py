@@ -214,15 +214,17 @@ def read_tasks(data: DataConfig, tests: Mapping[str, Sequence[Record]], tokenize
     return Tasks(records, tokenizer, longest, read.refused if data.skips_rows else None, read)
 
 
-def check_number(tasks: Tasks, train: TrainConfig, most: int | None = None) -> None:
+def check_number(tasks: Tasks, train: TrainConfig, most: int | None = None, processes: int = 1) -> None:
     """Raises UserError where there are fewer prompts than one generation takes.
 
     Args:
         tasks: The prompts.
         train: The sizes of a generation.
         most: `data.max_train_samples`.
+        processes: That write completions at once.
     """
     batch, passes, group = train.per_device_train_batch_size or 0, train.passes_per_generation, train.num_generations
+    passes *= processes
     prompts = batch * passes // group
     if len(tasks) >= prompts:
         return

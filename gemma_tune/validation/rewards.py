@@ -65,11 +65,11 @@ def reward_problems(cfg: Config) -> Iterator[str]:
 def rl_problems(cfg: Config) -> Iterator[str]:
     """What training with rewards can't do."""
     t, d = cfg.train, cfg.data
-    completions = t.passes_per_generation * (t.per_device_train_batch_size or t.num_generations)
+    completions = t.passes_per_generation * (t.per_device_train_batch_size or t.num_generations) * cfg.processes
     if completions % t.num_generations:
         yield (
             f"train.num_generations={t.num_generations}: a generation has {completions} completions "
-            "(per_device_train_batch_size times steps_per_generation), which is no multiple of it."
+            "(per_device_train_batch_size times steps_per_generation, of all processes), which is no multiple of it."
         )
     passes, accumulated = t.passes_per_generation * t.num_iterations, t.gradient_accumulation_steps
     if passes % accumulated and accumulated % passes:

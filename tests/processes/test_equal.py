@@ -29,6 +29,10 @@ CASES = {
         "grpo", LR["lora"], "adapter=lora", "train.num_generations=4", "train.max_completion_length=12",
         "data.max_train_samples=32",
     ],
+    "grpo_one_group": [
+        "grpo", LR["lora"], "adapter=lora", "train.num_generations=8", "train.max_completion_length=12",
+        "data.max_train_samples=32",
+    ],
     "adamw": ["lora_sft", "train.optim=adamw_torch", "train.learning_rate=1e-3"],
 }  # fmt: skip
 
