@@ -18,7 +18,8 @@ _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state a
 _LONG = (
     "by the estimate one GPU of 80 GB holds rows of 32k tokens of every size with adapter=lora, "
     "train.gradient_checkpointing=true and train.extra.activation_offloading=true, and of 128k with "
-    "model.load_in_4bit=true and model.attn_implementation=flash_attention_2 beside these (docs/scaling.md)"
+    "model.load_in_4bit=true and model.attn_implementation=flash_attention_2 (Gemma 4: flex_attention) beside these "
+    "(docs/scaling.md)"
 )
 _WHY_NOT = {
     "zero2": f"DeepSpeed's ZeRO is not supported, since nothing here could test it. {_SHARDED}",
