@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.other import TrainableTokensWrapper
 from transformers import Trainer
 
 from gemma_tune.errors import UserError
@@ -44,6 +45,11 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
         if not self.accelerator.is_fsdp2:
             raise UserError(
                 "parallel=fsdp2 needs GPUs: accelerate spreads no weights over processes on CPUs; take parallel=ddp."
+            )
+        if any(isinstance(module, TrainableTokensWrapper) for module in self.model.modules()):
+            raise UserError(
+                "parallel=fsdp2: this adapter trains rows of the embedding, of which each process has a part; take "
+                "parallel=ddp."
             )
         self.blank = blank
         self.model = self.model_wrapped = shard(self.accelerator, self.model)

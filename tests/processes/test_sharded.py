@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 import transformers
 from every_recipe import write_rows
@@ -110,7 +115,7 @@ def assert_equal(name: str, one: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_times_four_is_eight(name: str, both: Any) -> None:
-    assert_equal(name, *(runs[name] for runs in both))
+    assert_equal(name, *(of[name] for of in both))
 
 
 @pytest.mark.slow
@@ -118,7 +123,7 @@ def test_the_same_measurements(both: Any) -> None:
     """Before and after training: answers, held-out loss, scores."""
     for name in CASES:
         for when in ("before", "after"):
-            one, two = (json.loads((runs[name] / "eval" / f"{when}.json").read_text("utf-8")) for runs in both)
+            one, two = (json.loads((of[name] / "eval" / f"{when}.json").read_text("utf-8")) for of in both)
             assert one["figures"] == pytest.approx(two["figures"], rel=1e-5), (name, when)
 
 
@@ -167,7 +172,7 @@ def assert_same_artifacts(name: str, one: Path, two: Path) -> None:
         ones, twos = (load_file(run / file) for run in (one, two))
         assert ones.keys() == twos.keys()
         for key, value in ones.items():
-            assert value.dtype == twos[key].dtype and (value - twos[key]).abs().max().item() <= 1e-5, (file, key)
+            torch.testing.assert_close(twos[key], value, rtol=0, atol=1e-5, msg=f"{file}: {key}")
     for when in ("before", "after"):
         found = [json.loads((run / "eval" / f"{when}.json").read_text("utf-8")) for run in (one, two)]
         assert found[0]["figures"] == pytest.approx(found[1]["figures"], rel=1e-5)
@@ -199,4 +204,27 @@ def test_exports_what_ddp_exports(tmp_path: Path) -> None:
         for kind in ("ddp", "fsdp2")
     ]
     for name in names:
-        assert_same_artifacts(name, *(runs[name] for runs in found))
+        assert_same_artifacts(name, *(of[name] for of in found))
+
+
+@pytest.mark.slow
+def test_a_copy_on_each_machine(tmp_path: Path) -> None:
+    """Two machines of two processes: those of a machine share the weights, and gradients go over the network."""
+    name = "gemma3_text-full"
+    one = started(1, cases([name], tmp_path, 8), tmp_path / "one")[name]
+    folder = tmp_path / "four"
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases([name], tmp_path, 2)), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=2",
+             "--master-addr=127.0.0.1", f"--master-port={port}", runs.__file__, str(folder / "cases.json")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    assert [machine.wait(timeout=600) for machine in machines] == [0, 0]
+    assert_equal(name, one, folder / name)
