@@ -189,6 +189,12 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
             "parallel.activation_checkpointing=true and train.gradient_checkpointing=true: each computes activations "
             "twice, both together three times; leave one of the two out."
         )
+    if cfg.parallel.activation_checkpointing and cfg.adapter.peft_type != "none":
+        yield (
+            f"parallel.activation_checkpointing=true with adapter={cfg.adapter.peft_type}: PEFT finds no adapter in "
+            "layers that accelerate has wrapped, so checkpoints would hold none; take train.gradient_checkpointing="
+            "true, which computes the same."
+        )
     if cfg.adapter.peft_type != "none" and (cfg.adapter.trainable_token_indices or cfg.model.added_tokens):
         yield (
             "parallel=fsdp2 with adapter.trainable_token_indices or model.added_tokens: the trained rows stand in the "

@@ -26,6 +26,7 @@ TWO = ["model=tiny", "launch.num_processes=2", "parallel=fsdp2"]
         ("lora_sft", ["adapter.trainable_token_indices=[7]"], "trained rows stand in the embedding"),
         ("lora_sft", ["adapter.init_lora_weights=pissa"], "init_lora_weights=pissa"),
         ("full_sft", ["train.optim=adamw_bnb_8bit"], "train.optim=adamw_bnb_8bit"),
+        ("lora_sft", ["parallel.activation_checkpointing=true"], "checkpoints would hold none"),
         ("full_sft", ["train.optim=adafactor"], "train.optim=adafactor"),
         (
             "full_sft",
