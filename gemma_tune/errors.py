@@ -64,6 +64,10 @@ class EndedByOthers(RunError):
     """Another process of the run has ended, so this one does: nothing goes on after it."""
 
 
+class FailedTogether(RunError):
+    """What all processes do at once has failed on one of them: it has on all."""
+
+
 class UserError(Exception):
     """A user's mistake: each problem says what, where and how to fix it.
 

@@ -7,12 +7,32 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from gemma_tune.errors import EndedByOthers
-from gemma_tune.processes import FAILED, connect, failure_of_others, group, is_main_process, rank
+from gemma_tune.errors import EndedByOthers, FailedTogether
+from gemma_tune.processes import (
+    FAILED,
+    NO_ANSWER,
+    STOPPED,
+    barrier,
+    connect,
+    fail_together,
+    failure_of_others,
+    from_main,
+    gathered,
+    group,
+    is_main_process,
+    rank,
+    several,
+)
+
+T = TypeVar("T")
 
 _GRACE_SECONDS = 10.0  # that a process has to end by itself after another one has failed
+
+
+class Left(BaseException):
+    """The main process goes on alone, and this one is done."""
 
 
 class _Own:
@@ -57,7 +77,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, KeyboardInterrupt) as error:  # torchrun ends the others by a signal
-        if not group.joined:
+        if not several():  # what the first process does alone fails by itself
             raise
         _own.ends = True  # torchrun's signal to end comes now, too
         if message := failure_of_others(wait_seconds=1.0 if isinstance(error, KeyboardInterrupt) else 5.0):
@@ -67,9 +87,35 @@ def ending_together() -> Iterator[None]:
         raise
 
 
+def together(work: Callable[[], T]) -> T:
+    """What all processes do: where it fails on one of them it fails on all, with that one's error.
+
+    Raises:
+        FailedTogether: It failed on one of several processes.
+    """
+    if not several():
+        return work()
+    try:
+        found = work()
+    except FailedTogether:
+        raise
+    except Exception as error:
+        raise_if_ended(error)
+        fail_together(error)
+    gathered(None)
+    return found
+
+
+def announce_stop() -> None:
+    """Tells the others that this process was asked to end: a signal may have reached it alone."""
+    if several():
+        with contextlib.suppress(RuntimeError):
+            group.store.set(STOPPED, b"1")
+
+
 def raise_if_ended(error: Exception) -> None:
     """For places that go on after an error: raises it where it means that another process has ended."""
-    if isinstance(error, EndedByOthers) or (group.joined and _of_connection(error) is not None):
+    if isinstance(error, EndedByOthers) or (several() and _of_connection(error) is not None):
         raise error
 
 
@@ -81,9 +127,7 @@ def _of_connection(error: BaseException) -> str | None:
     if not (isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "process group"))):
         return None
     if "timed out" in said or "timeout" in said:
-        return (
-            "another process did not answer within launch.timeout_minutes: it hangs, takes longer, or can't be reached."
-        )
+        return NO_ANSWER
     return (
         "another process has ended without a word; where its machine was out of memory, its log (dmesg) says "
         "which was killed."
@@ -133,3 +177,27 @@ def _watch(store: Any, over: threading.Event) -> None:
         with contextlib.suppress(Exception):
             _own.on_failure(message)
     os._exit(1)
+
+
+def go_on_alone() -> None:
+    """After the last thing that all do together: the main process goes on, and the others leave.
+
+    Raises:
+        Left: On every process but the main one.
+    """
+    if several():
+        barrier()
+        group.go_alone(True)
+        if not is_main_process():
+            raise Left
+
+
+@contextlib.contextmanager
+def waiting_for_main() -> Iterator[None]:
+    """A part of a run that the main process may end alone; afterwards all are together again."""
+    begun = several()
+    with contextlib.suppress(Left):
+        yield
+    if begun:
+        group.go_alone(False)
+        from_main(lambda: None)  # however long that takes

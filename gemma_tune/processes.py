@@ -6,23 +6,20 @@ LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). torch is imported only where there 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from gemma_tune.errors import EndedByOthers, RunError, UserError, first_line
+from gemma_tune.errors import EndedByOthers, FailedTogether, RunError, UserError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
-FAILED = "failed"  # key of the store: rank and message of the first process that failed
-
-
-class Left(BaseException):
-    """The main process goes on alone, and this one is done."""
+# Keys of the store: rank and message of the first process that failed; whether one was asked to end
+FAILED, STOPPED = "failed", "stopped"
+NO_ANSWER = "another process did not answer within launch.timeout_minutes: it hangs, takes longer, or can't be reached."
 
 
 def rank() -> int:
@@ -50,13 +47,21 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+class _Failed(NamedTuple):
+    message: str
+
+
 class Group:
     """What this process holds of the others, from `join` on."""
 
     def __init__(self) -> None:
         self.joined = self.alone = False
         self.store: Any = None
-        self.calls = 0
+        self.calls, self.timeout = 0, 0.0
+
+    def go_alone(self, alone: bool) -> None:
+        """From here on the first process does alone what comes, or no longer."""
+        self.alone = alone
 
 
 group = Group()
@@ -91,7 +96,7 @@ def join(cpu: bool, timeout_minutes: float) -> None:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(f"launch: the other processes can't be reached at {place} ({first_line(error)}).") from error
-    group.joined, group.alone = True, False
+    group.joined, group.alone, group.timeout = True, False, timeout_minutes * 60
 
 
 def connect() -> Any:
@@ -126,10 +131,12 @@ def failure_of_others(wait_seconds: float = 0.0) -> str | None:
 def _end_with_others() -> None:
     if message := failure_of_others():
         raise EndedByOthers(message)
+    if group.store.check([STOPPED]):
+        raise KeyboardInterrupt
 
 
 def barrier() -> None:
-    """Waits until all processes are here, however long the others take; ends where one of them fails."""
+    """Waits until all processes are here; ends where one of them fails."""
     if several():
         gathered(None)
 
@@ -194,25 +201,36 @@ def _unpickled(content: bytes) -> Any:
 
 
 def gathered(mine: T) -> list[T]:
-    """What every process has, in the order of their ranks."""
+    """What every process has, in the order of their ranks.
+
+    Raises:
+        FailedTogether: One of them has failed, and said so by `fail_together`.
+        EndedByOthers: One has ended, or did not come within launch.timeout_minutes.
+    """
     if not several():
         return [mine]
     import torch.distributed as dist
 
-    key = _next_key()
+    key, limit = _next_key(), time.monotonic() + group.timeout
     group.store.add(f"{key}/here", 1)
-    while group.store.add(f"{key}/here", 0) < world():  # no collective: it would end a long wait by its timeout
+    while group.store.add(f"{key}/here", 0) < world():
         _end_with_others()
+        if time.monotonic() > limit:
+            raise EndedByOthers(NO_ANSWER)
         time.sleep(0.01)
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, mine)
+    for part in found:
+        if isinstance(part, _Failed):
+            raise FailedTogether(part.message)
     return found
 
 
-def own_number(last: int) -> int:
-    """The next number above `last` that no other process takes which counts so, too."""
-    first = (last + 1) // world() * world() + rank()
-    return first if first > last else first + world()
+def fail_together(error: Exception) -> NoReturn:
+    """Makes what the others gather next fail, with this error; they may be at another place than this process."""
+    ours = isinstance(error, UserError | RunError)
+    gathered(_Failed(str(error) if ours else f"{type(error).__name__}: {first_line(error)}"))
+    raise error
 
 
 def share(items: Sequence[T], equal: bool = False) -> list[T]:
@@ -232,22 +250,16 @@ def in_shares(items: Sequence[T], of_share: Callable[[list[T]], Iterable[R]]) ->
         of_share: Computes one result for each item of a share.
 
     Raises:
-        RunError: It failed on another process.
+        FailedTogether: It failed on one of them.
     """
     if not several():
         return list(of_share(share(items)))
-    found: list[R] | Exception
     try:
-        found = list(of_share(share(items, equal=True)))
-    except (UserError, RunError) as error:
-        found = error
-    except Exception as error:  # others need not survive pickling
-        found = RunError(f"{type(error).__name__}: {first_line(error)}")
-    parts = gathered(found)
-    for part in parts:
-        if isinstance(part, Exception):
-            raise part
-    return [parts[i % world()][i // world()] for i in range(len(items))]  # type: ignore[index]
+        mine = list(of_share(share(items, equal=True)))
+    except Exception as error:
+        fail_together(error)
+    parts = gathered(mine)
+    return [parts[i % world()][i // world()] for i in range(len(items))]
 
 
 def highest(value: float) -> float:
@@ -261,30 +273,6 @@ def highest(value: float) -> float:
     found = torch.tensor([value], dtype=torch.float32, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return float(found.item())
-
-
-def go_on_alone() -> None:
-    """After the last thing that all do together: the main process goes on, and the others leave.
-
-    Raises:
-        Left: On every process but the main one.
-    """
-    if several():
-        barrier()
-        group.alone = True
-        if not is_main_process():
-            raise Left
-
-
-@contextlib.contextmanager
-def waiting_for_main() -> Iterator[None]:
-    """A part of a run that the main process may end alone; afterwards all are together again."""
-    begun = several()
-    with contextlib.suppress(Left):
-        yield
-    if begun:
-        group.alone = False
-        barrier()
 
 
 def _next_key() -> str:

@@ -6,7 +6,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.models.hardware import check_model_hardware
-from gemma_tune.processes import go_on_alone
+from gemma_tune.process_failures import go_on_alone
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult

@@ -17,7 +17,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.models.source import find_source
-from gemma_tune.processes import from_main, go_on_alone, waiting_for_main
+from gemma_tune.process_failures import go_on_alone, waiting_for_main
+from gemma_tune.processes import from_main
 from gemma_tune.recipes import qat, sft
 from gemma_tune.report.exported import files_section
 from gemma_tune.run.folder import RunFolder
@@ -35,6 +36,7 @@ stages = (of_tuning, of_quantization)
 def _stage(recipe: Any, cfg: Config, whole: RunFolder) -> RunResult:
     """Runs a stage, a run of its own; of an interrupted run, what is finished stays as it is."""
     folder = from_main(lambda: RunFolder.open(cfg, whole.stops))
+    folder.stops = whole.stops
     if folder.finished:
         return folder.stored_result()
     whole.stops.end_in_time(cfg.train.max_seconds)
@@ -49,8 +51,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     # Refuses the second training before the first begins; its model does not exist yet, and has the first one's size
     source = find_source(cfg.model)
     set_up(second, folder, partial(qat.look, find=lambda _: source))
-    result = folder.result
-    tuned, quantized = folder.path / TUNED, folder.path / ON_GRID
+    result, tuned, quantized = folder.result, folder.path / TUNED, folder.path / ON_GRID
     with folder.recording():
         note_inputs(cfg, folder, source, data_files(cfg.data))
         say("1 of 3: tuning")

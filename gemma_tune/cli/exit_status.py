@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from gemma_tune.cli import compose
 from gemma_tune.errors import RunError, UserError, first_line, quoted
-from gemma_tune.process_failures import quiet, speaks
+from gemma_tune.process_failures import announce_stop, quiet, speaks
 from gemma_tune.processes import failure_of_others, is_main_process, world
 from gemma_tune.run.stopping import STOPPED, Stopped
 
@@ -49,6 +49,7 @@ def exit_status(work: Callable[[], None], say: Callable[[str, int], None] = prin
         return _ends(say, str(error), 1)
     except KeyboardInterrupt as error:
         code = error.code if isinstance(error, Stopped) else 130
+        announce_stop()
         if is_main_process() and failure_of_others() is None:  # it knows how to go on; no failure for the others
             say(f"interrupted. {error}".rstrip(), code)
         return code

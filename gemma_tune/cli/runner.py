@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.nested import leaves
-from gemma_tune.process_failures import quiet, watch
-from gemma_tune.processes import Left, from_main, gathered, is_main_process, join, was_started
+from gemma_tune.process_failures import Left, quiet, watch
+from gemma_tune.processes import from_main, gathered, is_main_process, join, was_started
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.identity import identity
 from gemma_tune.run.inputs import refuse_outdated
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
@@ -119,7 +119,8 @@ def _join(cfg: Config) -> None:
     join(pick_device(cfg.model).type == "cpu", cfg.launch.timeout_minutes)
     watch()
     packages = ("gemma_tune", "torch", "transformers", "trl", "peft", "accelerate")
-    _check_same(dict(leaves(identity(cfg))) | {f"the version of {name}": metadata.version(name) for name in packages})
+    asked = {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "serve")}
+    _check_same(dict(leaves(asked)) | {f"the version of {name}": metadata.version(name) for name in packages})
 
 
 def _run_method(cfg: Config) -> RunResult:

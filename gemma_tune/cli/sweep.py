@@ -24,7 +24,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.runner import check_inputs, failures_of, run_recipe
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.processes import is_main_process
+from gemma_tune.processes import world
 from gemma_tune.run.existing import check_existing
 from gemma_tune.run.identity import folder_of, identity
 from gemma_tune.run.paths import RUNS
@@ -105,6 +105,11 @@ def run_sweep(words: Sequence[str], config_dirs: Sequence[Path], argv: Sequence[
         RunError: Jobs have failed.
         Stopped: Asked to end; the table of what there is was written.
     """
+    if world() > 1:
+        raise UserError(
+            "command line: --multirun under torchrun or accelerate launch: its jobs start processes of their own; "
+            "leave these out, and add launch.num_processes."
+        )
     jobs = jobs_of(words)
     configs = _composed(jobs, config_dirs)
     trees = sorted(json.dumps(identity(cfg), sort_keys=True) for cfg in configs)
@@ -112,7 +117,7 @@ def run_sweep(words: Sequence[str], config_dirs: Sequence[Path], argv: Sequence[
     if "WANDB_RUN_GROUP" not in os.environ:
         tracked = [replace(cfg.tracker, group=cfg.tracker.group or name) for cfg in configs]
         configs = [replace(cfg, tracker=tracker) for cfg, tracker in zip(configs, tracked, strict=True)]
-    keeps = is_main_process() and all(cfg.traits.run_folder and not cfg.dry_run for cfg in configs)
+    keeps = all(cfg.traits.run_folder and not cfg.dry_run for cfg in configs)
     flags = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
     jobs = [replace(job, words=[*job.words, *flags]) for job in jobs]
     _Sweep(name, shlex.join(["python", "-m", "gemma_tune", *argv]), jobs, configs, keeps).run()

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.samples import sample_answers
 from gemma_tune.neighbours import with_neighbours
-from gemma_tune.process_failures import raise_if_ended
+from gemma_tune.process_failures import raise_if_ended, together
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.paths import reward_model_of
 
@@ -152,7 +153,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
     not_finite: list[str] = []
     for name, evaluator in evaluators.items():
         try:
-            outcome = evaluator(engine, limit)
+            outcome = together(partial(evaluator, engine, limit))
         except Exception as error:
             raise_if_ended(error)
             failures[name] = _failed(f"the evaluator {name}", error)
@@ -189,7 +190,7 @@ def with_samples(evaluation: Evaluation, engine: Engine, cfg: Config, held_out: 
     if answered:
         return replace(evaluation, answers=answered[0][:n])
     try:
-        answers = sample_answers(engine, held_out.records[:n], cfg.eval.max_new_tokens)
+        answers = together(partial(sample_answers, engine, held_out.records[:n], cfg.eval.max_new_tokens))
     except Exception as error:
         raise_if_ended(error)
         return replace(evaluation, failures=evaluation.failures | {"samples": _failed("answering samples", error)})

@@ -71,7 +71,7 @@ def sbatch_file(cfg: Config, words: Sequence[str], folder: Path) -> str:
         "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         *cfg.launch.slurm.setup,
-        "srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=\"$SLURM_NODEID\" exec \"$@\"' bash \\",
+        "srun --kill-on-bad-exit=1 --wait=0 bash -c 'NODE_RANK=\"$SLURM_NODEID\" exec \"$@\"' bash \\",
         f"  {python}",
         "",
     ])  # fmt: skip

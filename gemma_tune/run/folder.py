@@ -15,7 +15,7 @@ import yaml
 from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.process_failures import ending_together, on_failure
-from gemma_tune.processes import barrier, is_main_process
+from gemma_tune.processes import is_main_process
 from gemma_tune.run.checkpoints import checkpoints, has_optimizer
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
@@ -177,7 +177,6 @@ class RunFolder:
         """
         if not is_main_process():
             with ending_together(), listening(self.stops):
-                barrier()
                 check_shared(self.path)
                 yield
             return
@@ -196,7 +195,7 @@ class RunFolder:
             held.enter_context(on_failure(self._fail))
             try:
                 with ending_together():
-                    barrier()  # from here on the others find the folder
+                    check_shared(self.path)  # from here on the others find it
                     yield
                 self._write_manifest()
                 self.result.status = "finished"

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from pathlib import Path
 
 from gemma_tune.errors import UserError
+from gemma_tune.processes import gathered
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
 from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status, is_of_a_cluster
 from gemma_tune.untrusted import read_object
 
 REPLACED = ".replaced"
+_SHARED_SECONDS = 10.0  # that a shared disk may take to show a file to another machine
 # At the top of the folder; written under `NAME.partial` first
 _FILES = (
     "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
@@ -45,12 +48,28 @@ def stages(path: Path) -> list[Path]:
 
 
 def check_shared(path: Path) -> None:
-    """Raises UserError where the folder that the first of several processes has made isn't there."""
-    if not path.is_dir():
+    """For all processes of a run: the folder that the first one has made and locked is this one, too.
+
+    Raises:
+        UserError: It is not there, or another folder of the same path is.
+    """
+    held = gathered(_lock_text(path))[0]
+    end = time.monotonic() + _SHARED_SECONDS
+    while _lock_text(path) != held and time.monotonic() < end:
+        time.sleep(0.5)
+    if _lock_text(path) != held:
         raise UserError(
             f"output_dir={path}: the folder that the first process has made is not there on this machine; a run on "
             "several machines needs a folder on a disk that all of them share."
         )
+
+
+def _lock_text(path: Path) -> str | None:
+    """What a process has written into the lock of a folder: its machine and its number."""
+    try:
+        return (path / LOCK).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def foreign_files(path: Path) -> list[str]:

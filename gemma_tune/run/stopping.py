@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gemma_tune.process_failures import ending
-from gemma_tune.processes import several
+from gemma_tune.processes import highest, several
 
 # Slurm announces the end of a job by SIGTERM, or by SIGUSR1 where it is asked to
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -72,6 +72,16 @@ class Stops:
             f"\n{name}: the run ends after this step, and saves a checkpoint; once more ends it now.", file=sys.stderr
         )
 
+    def __reduce__(self) -> tuple[type[Stops], tuple[()]]:
+        """For another process: it has signals and a clock of its own."""
+        return Stops, ()
+
+    def agree(self) -> None:
+        """Makes it the same on all processes of a run: asked on one is asked on all; a collective."""
+        asked = highest(-1 if self.asked is None else self.asked)
+        if asked >= 0:  # a signal may have come meanwhile
+            self.asked = int(asked)
+
     def over_time(self, most: float | None) -> bool:
         """Whether the run has taken its time, in seconds; from then on it is asked to end."""
         if most is not None and self.asked is None and time.monotonic() - self._begun >= most:
@@ -79,8 +89,10 @@ class Stops:
         return self.asked == 0
 
     def end_in_time(self, most: float | None) -> None:
-        """For places between two trainings of a run. Raises Stopped where its time is over."""
-        if self.over_time(most):
+        """For places between two trainings of a run. Raises Stopped where its time is over, on any of its processes."""
+        self.over_time(most)
+        self.agree()
+        if self.asked == 0:
             raise Stopped(0)
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
-from gemma_tune.processes import gathered, highest
+from gemma_tune.processes import from_main, gathered, highest
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
@@ -159,7 +159,8 @@ class GemmaTrainer(CheckpointedTrainer):
         """
         step, decides = self.state.global_step, self.args.metric_for_best_model
         with evaluating(self.model), own_forward(self.model):  # a user's evaluator may set a seed, or a mode
-            figures = self.measure(step)
+            measured = self.measure(step)
+        figures = from_main(lambda: measured)  # the same decisions on all, whatever an evaluator of the user's gives
         named = {f"eval_{name}": value for name, value in figures.items()}
         if decides is not None:
             name = decides.removeprefix("eval_")

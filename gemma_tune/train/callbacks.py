@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from gemma_tune.processes import highest
 from gemma_tune.run.stopping import Stops
 from gemma_tune.run.tracking import Tracker
 
@@ -107,8 +106,7 @@ class StopCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stops.over_time(self._max_time)
-        asked = highest(-1 if self._stops.asked is None else self._stops.asked)  # of any process
-        self._stops.asked = None if asked < 0 else int(asked)
+        self._stops.agree()
         whole = state.global_step % self._period == 0 or state.global_step >= state.max_steps
         self.ends = self._stops.asked is not None and whole
         control.should_save |= self.ends

@@ -142,11 +142,13 @@ class CheckpointedTrainer(ShardedTrainer):
         if self.is_fsdp_enabled and self.args.save_only_model:
             self.save_shards(written)  # else it has been saved with the optimizer's state
         barrier()  # each process has written its random state
+        whole = folder / f"step-{self.state.global_step}"
+        is_best = self.state.best_model_checkpoint == str(written)
+        if is_best:  # on every process: each loads it at the end
+            self.state.best_model_checkpoint = str(whole)
         if not self.args.should_save:
             return
-        whole = folder / f"step-{self.state.global_step}"
-        if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(whole)
+        if is_best:
             self.state.save_to_json(str(written / STATE))
         if hasattr(self, "_total_train_tokens"):
             (written / _COUNTED).write_text(json.dumps({"tokens": self._total_train_tokens}) + "\n", encoding="utf-8")

@@ -20,9 +20,10 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.errors import UserError
 from gemma_tune.models.head import TopK
-from gemma_tune.processes import barrier, own_number, share
+from gemma_tune.processes import barrier, from_main, share
 from gemma_tune.progress import phase, progress
 
+_MOST_FILES = 100_000
 _BATCH_TOKENS = 4096  # that the teacher reads at once, padding included
 # A file is closed at whichever comes first: a killed run loses at most this much work
 _FILE_BYTES, _FILE_SECONDS = 64 << 20, 600
@@ -108,9 +109,7 @@ class TeacherCache:
         Returns:
             How many rows were computed.
         """
-        for part in self.folder.glob("targets-*.part"):  # half-written files of runs that were killed
-            if not psutil.pid_exists(int(part.stem.rpartition(".")[2])):
-                part.unlink(missing_ok=True)
+        from_main(self._clean)  # before any process writes, and all have the same files from here on
         lacking = {row_key(row.input_ids): row for row in rows if row not in self}
         missing = share(sorted(lacking.values(), key=lambda row: -len(row.input_ids)))
         done = 0
@@ -132,11 +131,20 @@ class TeacherCache:
             self._map(file)
         return len(missing)
 
+    def _clean(self) -> None:
+        """Deletes half-written files of runs that were killed."""
+        for part in self.folder.glob("targets-*.part"):
+            if not psutil.pid_exists(int(part.stem.rpartition(".")[2])):
+                part.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[tuple[Any, Any]]:
         """Writes the next file under a temporary name; renames and indexes it once complete."""
         last = int(self._files[-1].stem.removeprefix("targets-")) if self._files else -1
-        whole = self.folder / f"targets-{own_number(last):05}.arrow"
+        number = next(
+            n for n in share(range(_MOST_FILES)) if n > last
+        )  # of processes that write at once, each has its own
+        whole = self.folder / f"targets-{number:05}.arrow"
         part = whole.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file, pa.ipc.new_file(file, self._schema) as writer:

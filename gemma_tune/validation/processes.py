@@ -88,6 +88,13 @@ def _environment(cfg: Config) -> Iterator[str]:
     if was_started():
         if launch.by != "local":
             yield f"launch={launch.by} starts the processes itself: leave out torchrun or accelerate launch."
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+                yield (
+                    f"ACCELERATE_USE_{name}=true in the environment: accelerate's configuration asks for it, and would "
+                    "change what is trained. Start with accelerate launch --multi_gpu, and share the model by "
+                    "parallel=fsdp2."
+                )
         return
     if (processes := world()) > 1:
         yield (

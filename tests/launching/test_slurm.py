@@ -44,7 +44,7 @@ export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 [ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 module load cuda
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK="$SLURM_NODEID" exec "$@"' bash \\
+srun --kill-on-bad-exit=1 --wait=0 bash -c 'NODE_RANK="$SLURM_NODEID" exec "$@"' bash \\
   {python} -m gemma_tune recipe=lora_sft model=tiny tracker=none 'output_dir=my run' launch.by=local \
 launch.num_processes=8 launch.num_nodes=2
 """
@@ -99,7 +99,7 @@ def test_words_arrive_as_they_were_typed(value: str, folder: Path) -> None:
     word = f"chat.prompt={value}"
     text = sbatch_file(compose_config("lora_sft", WORDS[1:]), [*WORDS, word], folder / "r")
     shown = shlex.join([sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
-    text = text.replace(f"{sys.executable} -m gemma_tune", shown).replace("set -e", 'set -e\nsrun() { shift; "$@"; }')
+    text = text.replace(f"{sys.executable} -m gemma_tune", shown).replace("set -e", 'set -e\nsrun() { shift 2; "$@"; }')
     env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_NODEID": "0"}
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, env=env)
     assert word in json.loads(done.stdout), done.stderr

@@ -80,6 +80,15 @@ def test_the_environment_says_where_a_machine_is(monkeypatch: pytest.MonkeyPatch
     assert place_of(cfg.launch).port == 29500, "torchrun's"
 
 
+def test_a_configuration_of_accelerate_that_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be used without a word, beside `parallel`."""
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"ACCELERATE_USE_FSDP=true .* parallel=fsdp2"):
+        compose_config("lora_sft", ["model=tiny"])
+
+
 def test_a_dry_run_needs_no_other_machine() -> None:
     assert compose_config("lora_sft", [*WORDS, "launch.num_nodes=2", "dry_run=true"]).launch.num_nodes == 2
 

@@ -62,18 +62,6 @@ def test_shares_are_everything_once(count: int, items: int, monkeypatch: pytest.
     assert sorted(i for share in shares for i in share) == list(range(items))
     assert len({len(share) for share in equal}) == 1
     assert all(share[: len(mine)] == mine for share, mine in zip(equal, shares, strict=True))
-    numbers = [n for rank in range(count) for n in _numbers(rank, monkeypatch)]
-    assert len(numbers) == len(set(numbers))
-
-
-def _numbers(rank: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Three numbers of files that a process takes after file 4."""
-    monkeypatch.setenv("RANK", str(rank))
-    found = [4]
-    for _ in range(3):
-        found.append(processes.own_number(found[-1]))
-    assert found == sorted(set(found))
-    return found[1:]
 
 
 def test_the_batch_of_all_processes_is_what_makes_a_run() -> None:

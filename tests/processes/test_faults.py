@@ -86,7 +86,7 @@ def test_all_end_with_one_message(fault: str, bad: str, tmp_path: Path) -> None:
     assert len(messages) == 1 and re.search(wanted, messages[0]), stderr
     assert "Traceback" not in stderr and processes_of(run.pid) == []
     left = result(tmp_path)
-    assert left["status"] == "failed" and re.search(wanted.removeprefix(f"rank {bad}: "), left["reason"])
+    assert left["status"] == "failed" and re.search(re.sub(r"^rank \d: ", "", wanted), left["reason"])
     whole = checkpoints(tmp_path / "out" / "checkpoints")
     assert [p.name for p in whole] == ["step-1", "step-2"] and not any(map(damage, whole))
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name.endswith((".partial", ".part"))]
@@ -118,3 +118,56 @@ def test_a_stop_leaves_a_checkpoint_to_go_on_from(name: str, to: str, tmp_path: 
     assert again.wait(300) == 0
     expected, found = (weights(tmp_path / name / "checkpoints" / "step-5") for name in ("whole", "out"))
     assert all(value.equal(found[key]) for key, value in expected.items())
+
+
+EVALUATOR = """
+import os, time
+
+def mine(engine, inputs):
+    rows = inputs.held_out.rendered
+    first = engine.losses(rows, "first")
+    if os.environ.get("RANK") == "1":
+        if os.environ["FAULT"] == "hang":
+            time.sleep(10_000)
+        raise ValueError("no such thing")
+    return {"mine": sum(engine.losses(rows, "second")) / len(first)}
+"""
+MEASURED = ("eval.evaluators=[mine.py:mine,held_out_loss]", "eval.before=false")
+
+
+def test_an_evaluator_that_fails_on_one(tmp_path: Path) -> None:
+    """It has failed on all; the next one's figures are right, and the run is finished, with status 1."""
+    (tmp_path / "mine.py").write_text(EVALUATOR, encoding="utf-8")
+    run = start(tmp_path, *MEASURED, FAULT="raise")
+    _, stderr = run.communicate(timeout=300)
+    assert run.returncode == 1 and "Traceback" not in stderr, stderr
+    assert len([line for line in stderr.splitlines() if line.startswith("gemma_tune: ")]) == 1
+    failures = result(tmp_path)["failures"]
+    (where, reason), *others = failures.items()
+    assert where.endswith("mine.py:mine") and "no such thing" in reason and not others
+    figures = json.loads((tmp_path / "out" / "eval" / "after.json").read_text("utf-8"))["figures"]
+    alone = start(tmp_path, "eval.evaluators=[held_out_loss]", "eval.before=false", "output_dir=alone")
+    assert alone.wait(300) == 0
+    wanted = json.loads((tmp_path / "alone" / "eval" / "after.json").read_text("utf-8"))["figures"]
+    assert figures == wanted
+
+
+def test_an_evaluator_that_hangs_on_one(tmp_path: Path) -> None:
+    """The others wait for launch.timeout_minutes, and no longer."""
+    (tmp_path / "mine.py").write_text(EVALUATOR, encoding="utf-8")
+    run = start(tmp_path, *MEASURED, "launch.timeout_minutes=0.25", FAULT="hang")
+    _, stderr = run.communicate(timeout=300)
+    assert run.returncode == 1 and processes_of(run.pid) == [], stderr
+    assert "did not answer within launch.timeout_minutes" in stderr
+    assert "did not answer" in result(tmp_path)["reason"]
+
+
+def test_the_best_step_is_loaded_on_all(tmp_path: Path) -> None:
+    """The best step is not the last one: a rate that is far too high makes the loss grow."""
+    words = ("train.eval_steps=1", "train.metric_for_best_model=held_out_loss", "eval.during_training=[held_out_loss]")
+    run = start(tmp_path, *words, "train.learning_rate=30", "eval.evaluators=[held_out_loss]", "train.save_steps=null")
+    _, stderr = run.communicate(timeout=300)
+    assert run.returncode == 0, stderr
+    best = result(tmp_path)["metrics"]["best"]
+    after = json.loads((tmp_path / "out" / "eval" / "after.json").read_text("utf-8"))["figures"]["held_out_loss"]
+    assert best["step"] < 5 and after == pytest.approx(best["value"], rel=1e-5)
