@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,6 +88,8 @@ def shard(accelerator: Any, model: Any) -> Any:
     plugin.transformer_cls_names_to_wrap = [FAMILIES[base.config.model_type].layer_class]
     plugin.set_auto_wrap_policy(model)
     if accelerator.mixed_precision != "no":
+        # accelerate's policy rounds what the whole model gives, the loss, too
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -226,3 +226,14 @@ def test_a_copy_on_each_machine(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [machine.wait(timeout=600) for machine in machines] == [0, 0]
     assert_equal(name, one, folder / name)
+
+
+@pytest.mark.slow
+def test_mixed_precision_rounds_no_loss(tmp_path: Path) -> None:
+    """Products are in bfloat16, and the loss is not: accelerate's own policy would round it to 8 bits."""
+    words = ["full_sft", "train.learning_rate=1e-3", "train.bf16=true", "train.max_steps=2"]
+    one = started(1, {"a": [*words, "train.per_device_train_batch_size=8"]}, tmp_path / "one")["a"]
+    two = started(2, {"a": [*words, "parallel=fsdp2", "train.per_device_train_batch_size=4"]}, tmp_path / "two")["a"]
+    losses = [line["loss"] for line in steps(two)]
+    assert losses == pytest.approx([line["loss"] for line in steps(one)], rel=5e-3)
+    assert any(torch.tensor(loss).bfloat16().item() != loss for loss in losses)
