@@ -56,6 +56,7 @@ def test_masks_are_those_of_transformers(tokenizer: Any) -> None:
         assert [int(label != -100) for label in row.labels] == list(theirs["assistant_masks"])
 
 
+@pytest.mark.slow
 def test_without_marks_the_masks_come_from_the_prompts(tokenizer: Any, tmp_path: Path) -> None:
     bare = tmp_path / "bare.jinja"
     bare.write_text(without_marks(tokenizer.chat_template), encoding="utf-8")
@@ -68,6 +69,7 @@ def test_without_marks_the_masks_come_from_the_prompts(tokenizer: Any, tmp_path:
     assert render_chat(other, skipped).trained_tokens < render_chat(other, TALK).trained_tokens
 
 
+@pytest.mark.slow
 def test_a_prompt_is_what_the_row_begins_with(tokenizer: Any) -> None:
     row, prompt = render_chat(tokenizer, TALK), render_prompt(tokenizer, TALK[:-1])
     assert row.input_ids[: len(prompt)] == prompt
@@ -75,6 +77,7 @@ def test_a_prompt_is_what_the_row_begins_with(tokenizer: Any) -> None:
     assert prompt == tokenizer.apply_chat_template(PLAIN[:-1], add_generation_prompt=True)["input_ids"]
 
 
+@pytest.mark.slow
 def test_other_engines_write_the_same_text(tokenizer: Any) -> None:
     """Jinja alone, which doesn't know the tag, on the template as it stands in a GGUF file."""
     bare = Environment(trim_blocks=True, lstrip_blocks=True).from_string(without_marks(tokenizer.chat_template))
@@ -82,6 +85,7 @@ def test_other_engines_write_the_same_text(tokenizer: Any) -> None:
     assert bare.render(**given) == tokenizer.apply_chat_template(PLAIN, tokenize=False)
 
 
+@pytest.mark.slow
 def test_calls_that_are_read_back(tokenizer: Any) -> None:
     assert (form_of(tokenizer).calls == "json") == ("tool_calls" in tokenizer.chat_template)
     if form_of(tokenizer).calls is None:
@@ -89,6 +93,7 @@ def test_calls_that_are_read_back(tokenizer: Any) -> None:
             render_chat(tokenizer, TALK, [{"type": "function", "function": {"name": "f"}}])
 
 
+@pytest.mark.slow
 def test_it_is_known_again(tokenizer: Any, tmp_path: Path) -> None:
     """Saved beside a model, it is taken without being named."""
     model = ModelConfig(str(ASSETS / "tiny"), tokenizer_name_or_path=str(tmp_path))
@@ -98,6 +103,7 @@ def test_it_is_known_again(tokenizer: Any, tmp_path: Path) -> None:
     assert render_chat(again, TALK) == render_chat(tokenizer, TALK)
 
 
+@pytest.mark.slow
 def test_what_a_template_drops_is_refused(tmp_path: Path) -> None:
     text = (TEMPLATES / "marked.jinja").read_text(encoding="utf-8")
     file = tmp_path / "drops.jinja"
@@ -112,6 +118,7 @@ def test_what_a_template_drops_is_refused(tmp_path: Path) -> None:
         render_chat(tokenizer_with(TEMPLATES / "chatml.jinja", CHATML_TOKENS), [TALK[1], TALK[2] | {"content": "\nHi"}])
 
 
+@pytest.mark.slow
 def test_history_that_changes_needs_marks(tmp_path: Path) -> None:
     """A template that writes past answers otherwise than the last one: without marks nothing says what is generated."""
     text = (TEMPLATES / "marked.jinja").read_text(encoding="utf-8")
@@ -126,6 +133,7 @@ def test_history_that_changes_needs_marks(tmp_path: Path) -> None:
         tokenizer_with(file)
 
 
+@pytest.mark.slow
 def test_go_for_ollama(tokenizer: Any) -> None:
     text = go_template(form_of(tokenizer))
     assert 'eq .Role "system"' in text and text.count("{{ .Content }}") == 3
@@ -134,6 +142,7 @@ def test_go_for_ollama(tokenizer: Any) -> None:
     assert f"{{{{ {json.dumps(begin)} }}}}{{{{ .Content }}}}{{{{ {json.dumps(end)} }}}}" in text
 
 
+@pytest.mark.slow
 def test_go_that_would_be_wrong_is_not_written(tokenizer: Any) -> None:
     form = form_of(tokenizer)
     assert isinstance(form, OwnForm)
@@ -175,6 +184,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.slow
 def test_wrong_templates(name: str, folder: Path) -> None:
     """Each is answered before torch is imported, by the tokenizer's files alone."""
     template, message = WRONG[name]
@@ -186,6 +196,7 @@ def test_wrong_templates(name: str, folder: Path) -> None:
     assert str(caught.value).startswith("model.chat_template=mine.jinja: ") and message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_wrong_template_for_a_checkpoint_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tokenizer of the cache; where that isn't here, only what the template itself tells is known."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
@@ -214,6 +225,7 @@ def test_a_wrong_template_for_a_checkpoint_of_the_hub(folder: Path, monkeypatch:
         ("config.json", "this is JSON"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_names(name: str, message: str, folder: Path) -> None:
     Path("main.jinja").write_text("{% for", encoding="utf-8")
     Path("templates").mkdir()
@@ -233,6 +245,7 @@ def test_wrong_names(name: str, message: str, folder: Path) -> None:
         ('{"chat_template": {{ x }}}', False), ("[" * 100_000, False), ("1", False), ("", False),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_is_json(text: str, is_json: bool, folder: Path) -> None:
     """A template writes braces, too, and may write JSON."""
     Path("mine.jinja").write_text(text, encoding="utf-8")

@@ -80,6 +80,7 @@ def test_a_run_brings_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert str(Path("../runs/x")) in rows_line(composed("../runs/x"), {}, 4) or "/runs/x" in rows_line(cfg, {}, 4)
 
 
+@pytest.mark.slow
 def test_what_is_named_stands_above(folder: Path) -> None:
     run = make_run()
     other = "data.test_files.new=mine/other.jsonl"
@@ -96,6 +97,7 @@ def test_what_is_named_stands_above(folder: Path) -> None:
         composed(run, "eval.evaluators=[held_out_loss]", "eval.answers.match=number")
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_names_keys(folder: Path) -> None:
     run = make_run()
     Path("own/recipe").mkdir(parents=True)
@@ -107,6 +109,7 @@ def test_a_recipe_of_ones_own_names_keys(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["data.test_files.own=null"], ["eval.evaluators=[preference]"]])
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_not_measured_on_the_sample(folder: Path, words: list[str]) -> None:
     with pytest.raises(UserError, match="or choose data=sample"):
         compose_config("evaluate", ["model=gemma3_1b_it", *words])
@@ -114,6 +117,7 @@ def test_a_model_of_ones_own_is_not_measured_on_the_sample(folder: Path, words: 
         compose_config("compare", ["compare.models=[google/gemma-3-1b-it,google/gemma-3-4b-it]", *words])
 
 
+@pytest.mark.slow
 def test_the_sample_where_it_is_meant(folder: Path) -> None:
     """Asked for, or with the model that ships with it; evaluators with rows of their own need none."""
     assert composed(ASSETS / "tiny").data.test_files and compose_config("evaluate").data.test_files
@@ -124,6 +128,7 @@ def test_the_sample_where_it_is_meant(folder: Path) -> None:
     assert mine.data.test_files == {"a": "assets://sample/test.jsonl"}
 
 
+@pytest.mark.slow
 def test_rows_of_a_generator_are_the_runs_own_where_it_is_the_runs(folder: Path) -> None:
     run = make_run()
     tree = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
@@ -139,6 +144,7 @@ def test_rows_of_a_generator_are_the_runs_own_where_it_is_the_runs(folder: Path)
 
 @pytest.mark.parametrize("word", ["data.train_file=other.csv", "data.train_file=mine/other.jsonl",
                                   "data.train_files.a=other.csv", "data.dataset_name=me/rows"])  # fmt: skip
+@pytest.mark.slow
 def test_a_training_set_is_not_measured(folder: Path, word: str) -> None:
     """Who names one means to have it measured; beside test rows it is what any recipe makes of it."""
     run, key = make_run(), word.partition("=")[0].replace("files.a", "files")
@@ -153,6 +159,7 @@ def test_a_training_set_is_not_measured(folder: Path, word: str) -> None:
         assert "other.jsonl" in drawn.data.train_file
 
 
+@pytest.mark.slow
 def test_rows_that_are_gone_or_changed(folder: Path) -> None:
     run = make_run()
     said = rows_line(composed(run), {"own": [1, 2, 3, 4]}, 4)
@@ -173,6 +180,7 @@ def test_rows_that_are_gone_or_changed(folder: Path) -> None:
     assert files(composed(run, "data.test_files.own=null"))["held_out"] == "val.jsonl"
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version(folder: Path) -> None:
     """Keys that are new have their defaults, keys that are gone are left out."""
     run = make_run()
@@ -189,6 +197,7 @@ def test_a_run_of_an_earlier_version(folder: Path) -> None:
         composed(run)
 
 
+@pytest.mark.slow
 def test_rewards_of_a_run(folder: Path) -> None:
     """With its rewards, and answers as long as its completions."""
     words = ["reward=math_format", "data=auto", *OWN[::2], "train.max_completion_length=23", "eval=rewards"]
@@ -197,6 +206,7 @@ def test_rewards_of_a_run(folder: Path) -> None:
     assert cfg.answer_tokens == 23 and composed("runs/x", "reward.math.weight=3").reward.math.weight == 3
 
 
+@pytest.mark.slow
 def test_training_for_int4_goes_on_with_the_rows(folder: Path) -> None:
     """The rows that the model was tuned on; those of another kind are refused, and never replaced by the sample."""
     cfg = composed(make_run(), recipe="qat")
@@ -209,6 +219,7 @@ def test_training_for_int4_goes_on_with_the_rows(folder: Path) -> None:
     assert composed(run, "data=auto", *OWN, recipe="qat").data.train_file
 
 
+@pytest.mark.slow
 def test_a_quantized_run_in_memory_as_it_was(folder: Path) -> None:
     """A QLoRA adapter is measured on the 4-bit base that it was trained on; its merged weights are not in 4 bit."""
     run = make_run(["data=auto", *OWN], "qlora_sft")
@@ -219,6 +230,7 @@ def test_a_quantized_run_in_memory_as_it_was(folder: Path) -> None:
     assert not composed(merged).model.load_in_4bit
 
 
+@pytest.mark.slow
 def test_a_stage_and_a_gguf_of_a_run(folder: Path) -> None:
     """Of recipe=tune_to_int4 the stage whose weights are meant; a GGUF without a tokenizer has the model's."""
     make_run()
@@ -236,6 +248,7 @@ def test_a_stage_and_a_gguf_of_a_run(folder: Path) -> None:
     assert cfg.model.tokenizer_name_or_path == str(ASSETS / "tiny")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_names_its_last_checkpoint(folder: Path) -> None:
     run = make_run()
     shutil.rmtree(run / "adapter")
@@ -245,6 +258,7 @@ def test_an_interrupted_run_names_its_last_checkpoint(folder: Path) -> None:
         find_source(ModelConfig(str(run)))
 
 
+@pytest.mark.slow
 def test_how_many_of_the_validation_rows(folder: Path) -> None:
     """The line says where rows are left out, and names none that nothing is measured on."""
     run = make_run()
@@ -259,6 +273,7 @@ def test_how_many_of_the_validation_rows(folder: Path) -> None:
     assert "validation rows" not in rows_line(answers, {"own": [1]}, 4)
 
 
+@pytest.mark.slow
 def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
     """Answered with what of the run can still be measured, and that is measured; training goes on from it by name."""
     run = make_run(merged=True).absolute()
@@ -279,6 +294,7 @@ def test_the_base_of_an_adapter_is_gone(folder: Path) -> None:
     assert "google/gemma-3-270m-it, is not on this machine" in str(find_source(cfg.model).remark)
 
 
+@pytest.mark.slow
 def test_compared_models_that_are_gone_are_all_named_without_torch(tmp_path: Path) -> None:
     cfg = CompareConfig(models=[str(tmp_path / "a"), str(tmp_path / "b")])
     for name in ("a", "b"):

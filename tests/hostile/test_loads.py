@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = [*sorted((ROOT / "gemma_tune").rglob("*.py")), *sorted((ROOT / "recipes").glob("*.py"))]
 LOADS = ("from_pretrained", "from_config", "load_dataset")
-# Where pickles are read: our own, written in the same process into a folder that only this user can open.
-PICKLES = {"gemma_tune/data/record_cache.py"}
+# Where pickles are read: our own, written in the same process, into a folder that only this user can open; and what the
+# processes of one run tell one another, as torch's own collectives of objects do.
+PICKLES = {"gemma_tune/data/record_cache.py", "gemma_tune/data/stream.py", "gemma_tune/processes.py"}
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:

@@ -45,7 +45,7 @@ def run(cfg, folder):
 def read(cfg, setup):
     return None
 '''
-SLOW = pytest.mark.slow  # each process imports torch
+SLOW = pytestmark = pytest.mark.slow  # each process imports torch
 NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 WORDS = ["model=tiny", "tracker=none", "launch.num_processes=2", "output_dir=out"]
 

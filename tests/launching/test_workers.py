@@ -79,6 +79,7 @@ def test_threads_stay_as_the_user_set_them(tmp_path: Path) -> None:
 
 
 @SLOW
+@pytest.mark.slow
 def test_the_first_mistake_ends_with_2(tmp_path: Path) -> None:
     """And it doesn't take the other process with it, which ends by itself: torchrun would have ended it at once."""
     assert run(tmp_path, "sleeps=1", "1:mistake") == (2, "", "gemma_tune: rank 1 can't read its file.\n")
@@ -92,6 +93,7 @@ def test_a_failed_process_ends_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "why"), [(9, "killed by SIGKILL; mostly the machine was out of memory")])
+@pytest.mark.slow
 def test_a_killed_process_is_named_with_its_signal(tmp_path: Path, number: int, why: str) -> None:
     code, out, error = run(tmp_path, "sleeps=0.5", f"1:killed={number}")
     assert (code, out) == (1, "") and error.startswith(f"gemma_tune: rank 1: {why}"), error
@@ -105,6 +107,7 @@ def test_a_killed_process_is_named_with_its_signal(tmp_path: Path, number: int, 
         pytest.param(signal.SIGUSR1, 143, marks=SLOW),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_reaches_each_process_once_and_they_end_whole(tmp_path: Path, number: int, code: int) -> None:
     """Rank 1 has ended a second before rank 0 has saved: torchrun would have sent it SIGTERM meanwhile."""
     process = begin(tmp_path, "waits=1")

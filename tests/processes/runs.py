@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # where PYTHONSAFEPATH is set it is not there
+
 SHORT = [
     "model=tiny", "model.dtype=float32", "tracker=none", "train.bf16=false", "train.optim=sgd", "train.max_steps=5",
     "train.logging_steps=1", "train.save_steps=1", "train.save_total_limit=null", "train.lr_scheduler_type=constant",

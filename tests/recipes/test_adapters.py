@@ -70,6 +70,7 @@ def test_a_chain_of_pissa_runs_keeps_what_was_learned(tmp_path: Path) -> None:
         before = tmp_path / name
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_trained_on(quick: list[str], tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "one", "adapter=pissa", "train.save_steps=1", *quick, steps=1)
     checkpoint = tmp_path / "one" / "checkpoints" / "step-1"
@@ -96,6 +97,7 @@ def test_an_adapter_that_says_another_thing_is_refused(quick: list[str], tmp_pat
     assert "adapter.target_modules=['q_proj'], but" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None:
     """After one step of Adam a weight has moved by its learning rate: B sixteen times as far as without LoRA+."""
     moved = {}
@@ -114,6 +116,7 @@ def test_loraplus_gives_b_its_own_rate(quick: list[str], tmp_path: Path) -> None
     assert moved["loraplus"] == pytest.approx(16e-3, rel=0.05)
 
 
+@pytest.mark.slow
 def test_adapters_stay_float32_over_four_bit(quick: list[str], tmp_path: Path) -> None:
     """TRL rounds adapters over 4-bit weights to bfloat16; ours don't lose their small updates."""
     short_run("qlora_sft", tmp_path / "run", *quick)
@@ -122,6 +125,7 @@ def test_adapters_stay_float32_over_four_bit(quick: list[str], tmp_path: Path) -
     assert any((w != w.bfloat16().float()).any() for w in stored.values())
 
 
+@pytest.mark.slow
 def test_target_modules(quick: list[str], tmp_path: Path) -> None:
     words = ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", *quick]
     result = short_run("lora_sft", tmp_path / "run", *words, steps=1)
@@ -167,6 +171,7 @@ def test_checkpointing_moves_no_loss(quick: list[str], tmp_path: Path) -> None:
         ("train.extra.activation_offloading=true", r"asks for an accelerator.*on the CPU; leave it out"),
     ],
 )
+@pytest.mark.slow
 def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         short_run("lora_sft", tmp_path / "run", word)
@@ -174,18 +179,10 @@ def test_options_of_a_gpu_are_refused_without_one(word: str, message: str, tmp_p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU refuses")
+@pytest.mark.slow
 def test_weights_go_to_vllm_by_nccl() -> None:
     """Said before anything is trained, whether vLLM is installed or not."""
     cfg = compose_config("grpo", ["model=tiny"])
     cfg.train.use_vllm = True
     with pytest.raises(UserError, match=r"train\.use_vllm=true: .* NCCL, which needs a CUDA device"):
         check_hardware(cfg)
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until they are supported: each would write the same folder."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(UserError, match="several processes"):
-        short_run("lora_sft", tmp_path / "run")
-    assert not (tmp_path / "run").exists()

@@ -78,6 +78,7 @@ def right_ones(tokenizer: Any, answers: list[list[int]]) -> int:
     return sum(found == answer_to(text) for found, text in zip(texts, TEXTS, strict=True))
 
 
+@pytest.mark.slow
 def test_the_new_tokens_are_written(trained: Path) -> None:
     """By the merged folder in plain Transformers; head and embedding are one matrix with a row for each of them."""
     engine = loaded(trained / "export" / "merged")

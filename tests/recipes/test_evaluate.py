@@ -79,6 +79,7 @@ def test_an_adapter_its_merged_weights_and_the_run(trained: Path, tmp_path: Path
             assert a["id"] == b["id"] and a["score"] == pytest.approx(b["score"], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_run_without_data_keys(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own rows and settings, and the figures of its report, row by row; the first line says which rows."""
     words = [f"model.model_name_or_path={trained}", f"output_dir={tmp_path / 'run'}", "tracker=none"]

@@ -119,6 +119,7 @@ def test_evaluations_move_no_bit(recipe: str, words: list[str], quick: list[str]
         pytest.param("qlora_sft", ["adapter=dora"], marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_best_step_is_what_is_left(
     recipe: str, words: list[str], quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +159,7 @@ def test_less_is_better_by_the_name(quick: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("full_sft", marks=pytest.mark.slow), "lora_sft"])
+@pytest.mark.slow
 def test_the_same_arithmetic_while_training_and_after(recipe: str, quick: list[str], tmp_path: Path) -> None:
     """accelerate puts mixed precision around the forward pass of what it trains, and leaves it there afterwards.
 
@@ -192,6 +194,7 @@ def stopped(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder / "run", words
 
 
+@pytest.mark.slow
 def test_early_stop(stopped: tuple[Path, list[str]]) -> None:
     folder, _ = stopped
     found = json.loads((folder / "result.json").read_text("utf-8"))
@@ -206,6 +209,7 @@ def test_early_stop(stopped: tuple[Path, list[str]]) -> None:
     assert "Training stopped early, after 6 of 10 steps" in (folder / "report.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_the_same(stopped: tuple[Path, list[str]], tmp_path: Path) -> None:
     """In a folder that was moved, killed after the early stop: it goes on from step 4, stops at 6 and takes step 2.
 
@@ -233,6 +237,7 @@ def test_a_resumed_run_ends_the_same(stopped: tuple[Path, list[str]], tmp_path: 
         short_run("full_sft", begun, *words, steps=10)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_not_passed_over(stopped: tuple[Path, list[str]], tmp_path: Path) -> None:
     """Transformers goes on in silence with the weights that were there."""
     folder, words = stopped
@@ -250,6 +255,7 @@ def test_weights_that_do_not_fit_are_not_passed_over(stopped: tuple[Path, list[s
         short_run("full_sft", tmp_path / "begun", *words, f"train.resume_from_checkpoint={step}", steps=10)
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_never_the_best(quick: list[str], tmp_path: Path) -> None:
     """Nor what could not be measured: training goes on, and the result names both."""
     evaluator = scripted(tmp_path, math.nan, 2, "no memory", 1)
@@ -263,6 +269,7 @@ def test_what_is_no_number_is_never_the_best(quick: list[str], tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_without_any_number_the_last_step_is_kept(quick: list[str], tmp_path: Path) -> None:
     words = best_words(scripted(tmp_path, math.nan, math.inf), "train.eval_steps=1", "export=none")
     result = short_run("lora_sft", tmp_path / "run", *quick, *words, steps=2)
@@ -270,6 +277,7 @@ def test_without_any_number_the_last_step_is_kept(quick: list[str], tmp_path: Pa
     assert "the weights are those of the last step" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_figure_that_nothing_gives(quick: list[str], tmp_path: Path) -> None:
     words = best_words(scripted(tmp_path, 1, figure="peaks"), "export=none")
     message = r"metric_for_best_model=peak: the evaluation at step 2 gave no such metric; it gave: peaks\. Did you mean"
@@ -278,6 +286,7 @@ def test_a_figure_that_nothing_gives(quick: list[str], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_fails(quick: list[str], tmp_path: Path) -> None:
     """The others go on, and so does training."""
     evaluator = scripted(tmp_path, "no such unit", 1)
@@ -290,6 +299,7 @@ def test_an_evaluator_that_fails(quick: list[str], tmp_path: Path) -> None:
     assert [line["peak"] for line in metrics(tmp_path / "run") if "peak" in line] == [1]
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_fails_on_the_command_line(
     quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

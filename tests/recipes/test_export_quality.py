@@ -131,6 +131,7 @@ def of_numbers(verdict: str, advice: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     place = tmp_path / "gguf"
     place.mkdir()
@@ -151,6 +152,7 @@ def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str], tmp_
     assert section.title == "Quality, size and speed of the files"
 
 
+@pytest.mark.slow
 def test_the_headline_names_the_file_and_the_verdict() -> None:
     head = {"name": "test_exact_match", "before": 0.95, "after": 0.8}
     found = exported_headline(of_numbers("not significant", []), head)
@@ -161,6 +163,7 @@ def test_the_headline_names_the_file_and_the_verdict() -> None:
     assert exported_headline({}, head) is None
 
 
+@pytest.mark.slow
 def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     """A command that can be copied: it is composed, and trains the same model on the rows of its run."""
     run, _ = finished("lora_sft")
@@ -177,6 +180,7 @@ def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     assert advice.endswith(f"recipe=qat model.model_name_or_path=google/gemma-3-1b-it {rows}")
 
 
+@pytest.mark.slow
 def test_the_command_reads_the_rows_that_the_files_were_measured_on(tmp_path: Path) -> None:
     """Those that were named in place of the run's, and how they are read; also of a model without a run."""
     rows, theirs = tmp_path / "my rows.csv", tmp_path / "theirs.jsonl"
@@ -203,6 +207,7 @@ def test_the_command_reads_the_rows_that_the_files_were_measured_on(tmp_path: Pa
             assert getattr(trained.model, key) == getattr(cfg.model, key)
 
 
+@pytest.mark.slow
 def test_files_are_compared_under_the_conditions_of_each() -> None:
     """As `recipe=compare` does it, which notes that the types of the weights differ."""
     rows = {"test_exact_match": [{"id": str(n), "score": float(n % 2)} for n in range(8)]}
@@ -212,6 +217,7 @@ def test_files_are_compared_under_the_conditions_of_each() -> None:
     assert comparison.notes == ["model.dtype wasn't the same: float32 for source and b for w4a16."]
 
 
+@pytest.mark.slow
 def test_which_evaluator() -> None:
     assert quality_evaluator(compose_config("export")) == "answers"
     tests_gone = ["data.test_files.test=null", "data.test_files.new_phrasings=null"]

@@ -180,6 +180,7 @@ def test_an_adapter_of_peft(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, made in MADE.items() if not made.refused])
+@pytest.mark.slow
 def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
     """Answers, figures, files and another step of training, with the checks of each recipe."""
     made = MADE[name]
@@ -209,6 +210,7 @@ def test_a_used_adapter_through_the_recipes(name: str, tmp_path: Path) -> None:
         short_run("qat", tmp_path / "qat", *model, "export.formats=[merged]", steps=1)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model(tmp_path: Path) -> None:
     """One line: the folder, the names, and the layers there are."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
@@ -233,6 +235,7 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_resized_embedding(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     model.resize_token_embeddings(1540, mean_resizing=False)
@@ -243,6 +246,7 @@ def test_a_resized_embedding(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_there_are_refused_in_the_dry_run(tmp_path: Path) -> None:
     """Each under its own key, in one line."""
     one_block = "adapter.layers_to_transform=[1]"
@@ -302,6 +306,7 @@ def test_layers_and_ranks_of_ones_own(tmp_path: Path) -> None:
             gemma_tune.run("lora_sft", ["model=tiny", word, "dry_run=true", f"output_dir={tmp_path / 'no'}"])
 
 
+@pytest.mark.slow
 def test_a_cache_folder_of_the_hub_names_its_snapshot(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
     shutil.copytree(TINY, snapshot)

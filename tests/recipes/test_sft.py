@@ -161,6 +161,7 @@ def test_a_run_without_checkpoints_goes_on_behind_its_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
     short_run("lora_sft", tmp_path / "run", "export=none", "eval=none", "eval.num_samples=0", steps=1)
     words = ["train.learning_rate=1e6", "train.max_grad_norm=0", "train.warmup_steps=0", "overwrite=true", "eval=none"]

@@ -83,17 +83,20 @@ def test_its_stages_share_its_time(tmp_path: Path) -> None:
     from gemma_tune.run.folder import RunFolder
     from gemma_tune.run.stopping import Stopped
 
+    clocks: list[Any] = []
+
     class Stage:
         """A recipe that only says which clock it has."""
 
         @staticmethod
         def run(cfg: Any, folder: RunFolder) -> Any:
-            return folder.stops
+            clocks.append(folder.stops)
 
     cfg = compose_config("tune_to_int4", ["train.max_time=1h", f"output_dir={tmp_path / 'run'}"])
     stage = replace(cfg, output_dir=str(tmp_path / "run" / "tuned"))
     whole = RunFolder.open(cfg)
-    assert _stage(Stage, stage, whole) is whole.stops
+    _stage(Stage, stage, whole)
+    assert clocks == [whole.stops]
     whole.stops._begun -= 3600
     with pytest.raises(Stopped) as stopped:
         _stage(Stage, stage, whole)

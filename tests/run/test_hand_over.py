@@ -29,6 +29,7 @@ def copied(finished: Finished, folder: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_chat_takes_the_merged_weights(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"model.model_name_or_path={copied}", "chat.prompt=Hello!", "chat.max_new_tokens=3"]
     result = gemma_tune.run("chat", words)
@@ -50,6 +51,7 @@ def test_evaluate_asks_for_rows_and_takes_others(copied: Path, capsys: pytest.Ca
     assert result.metrics["after"]["held_out_loss"] > 0 and stored > 0
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_merged_weights_by_name(copied: Path) -> None:
     """An adapter continues on its own base alone: another one in its place is chosen by the user."""
     with pytest.raises(UserError, match=r"base, /nix/base, is not there; .* need no base: name \S+/mine/export/merged"):

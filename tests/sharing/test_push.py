@@ -120,6 +120,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("a ") else n for n in FAULTS])
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_message(name: str, hub: HubServer, run: Path) -> None:
     more, token, fails_at, status, message = FAULTS[name]
     hub.fails_at = fails_at
@@ -133,11 +134,13 @@ def test_what_the_hub_refuses_is_one_message(name: str, hub: HubServer, run: Pat
     assert hub.repositories["me/again"].branches == {"main": {}}
 
 
+@pytest.mark.slow
 def test_without_a_network(run: Path) -> None:
     done = push("http://127.0.0.1:9", run)
     assert done.returncode == 2 and "the Hub can't be asked" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_sent(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "export" / "merged" / "notes.txt").write_text("mine")
     result = gemma_tune.run("push", words(run, "dry_run=true"))
@@ -176,6 +179,7 @@ def _add_gguf_files(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_two_gguf_files_share_a_repository(run: Path) -> None:
     """Each file with the Modelfile that names it, and one card that names both."""
     _add_gguf_files(run)
@@ -194,6 +198,7 @@ def test_two_gguf_files_share_a_repository(run: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_no_path_of_a_local_base_is_sent(run: Path) -> None:
     """In the run folder PEFT finds its base by it; what is sent has the base's name on the Hub in its place."""
     own = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))
@@ -274,6 +279,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.slow
 def test_what_is_not_sent(name: str, run: Path) -> None:
     change, message = REFUSED[name]
     change(run)
@@ -296,16 +302,19 @@ def test_what_is_not_sent(name: str, run: Path) -> None:
         (["train.max_steps=3"], "has no effect with recipe=push"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes(more: list[str], message: str, run: Path) -> None:
     with pytest.raises(UserError, match=message.replace(".", r"\.").replace("?", r"\?")):
         gemma_tune.run("push", list({w.partition("=")[0]: w for w in words(run, *more)}.values()))
 
 
+@pytest.mark.slow
 def test_an_artifact_is_named_by_its_run(run: Path) -> None:
     with pytest.raises(UserError, match=r"this is no run folder.* name the run, .*/run, and the artifact"):
         gemma_tune.run("push", words(run / "export" / "merged"))
 
 
+@pytest.mark.slow
 def test_settings_with_paths_are_left_out(tmp_path: Path) -> None:
     """Of the keys that libraries write; what is no path stays as it is."""
     file = tmp_path / "config.json"
@@ -323,6 +332,7 @@ def test_settings_with_paths_are_left_out(tmp_path: Path) -> None:
     assert "text_config._name_or_path" in said[0]
 
 
+@pytest.mark.slow
 def test_keys_and_paths_are_found_in_weights_too() -> None:
     secrets = Secrets({"WANDB_API_KEY": "0123456789"}, ("/home/ann/modèle/x",))
     check_private([("model.safetensors", b'{"a": "b"}')], secrets)

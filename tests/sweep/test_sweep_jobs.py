@@ -147,6 +147,7 @@ def test_a_failed_job_stops_no_other(
     assert all(job["status"] == "finished" for job in table()["jobs"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_sweep_with_a_table(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.errors[3] = Stopped(130, "the same command goes on")
     assert main(WORDS) == 130
