@@ -26,13 +26,14 @@ ECHO = [{"input": "a\nb\n", "output": "a\nb\n"}]
 
 @contextmanager
 def watched() -> Iterator[set[psutil.Process]]:
-    """The processes below this one that there were meanwhile."""
+    """The processes below this one that began meanwhile; another test may have left some that serve later ones."""
+    before = {*psutil.Process().children(recursive=True)}
     seen: set[psutil.Process] = set()
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.01):
-            seen.update(psutil.Process().children(recursive=True))
+            seen.update({*psutil.Process().children(recursive=True)} - before)
 
     thread = threading.Thread(target=watch)
     thread.start()
