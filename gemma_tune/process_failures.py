@@ -6,10 +6,10 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from gemma_tune.errors import EndedByOthers, FailedTogether
+from gemma_tune.errors import EndedByOthers, FailedTogether, UserError, quoted
 from gemma_tune.processes import (
     FAILED,
     NO_ANSWER,
@@ -104,6 +104,19 @@ def together(work: Callable[[], T]) -> T:
         fail_together(error)
     gathered(None)
     return found
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises UserError on all processes where a value is not the same on all of them; values by their names."""
+    first, *others = gathered(dict(values))
+    for other, found in enumerate(others, start=1):
+        for name in sorted({*first, *found}):
+            here, there = quoted(first.get(name)), quoted(found.get(name))
+            if here != there:
+                raise UserError(
+                    f"launch: {name} is {there} on rank {other} and {here} on rank 0; give the same command with the "
+                    "same installation and the same files on each machine."
+                )
 
 
 def announce_stop() -> None:

@@ -85,7 +85,7 @@ def join(cpu: bool, timeout_minutes: float) -> None:
     if world() == 1:
         return
     if group.joined:  # for an earlier run of these processes, which the first one may have ended alone
-        group.alone = False
+        group.go_alone(False)
         barrier()
         return
     from accelerate import PartialState
@@ -99,13 +99,27 @@ def join(cpu: bool, timeout_minutes: float) -> None:
     group.joined, group.alone, group.timeout = True, False, timeout_minutes * 60
 
 
-def connect() -> Any:
-    """A connection to the store of the group; each thread needs its own."""
+def connect(host: str = "", port: int = 0, seconds: float = 300.0) -> Any:
+    """A connection to the store of the group; each thread needs its own.
+
+    Args:
+        host: Where the store is, and its `port`; none: what the environment of a process of the group says.
+        port: See `host`.
+        seconds: That the store may take to answer.
+    """
     from torch.distributed import PrefixStore, TCPStore
 
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=5))
+    host, port = host or os.environ["MASTER_ADDR"], port or int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
     return PrefixStore(f"gemma_tune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def first_failure(store: Any) -> tuple[int, str] | None:
+    """Rank and message of the first process that failed; None where none has."""
+    if not store.check([FAILED]):
+        return None
+    first, _, message = store.get(FAILED).decode().partition(" ")
+    return int(first), message
 
 
 def failure_of_others(wait_seconds: float = 0.0) -> str | None:
@@ -117,9 +131,9 @@ def failure_of_others(wait_seconds: float = 0.0) -> str | None:
     end = time.monotonic() + wait_seconds
     while group.joined:
         try:
-            if group.store.check([FAILED]):
-                first, _, message = group.store.get(FAILED).decode().partition(" ")
-                return None if int(first) == rank() else f"rank {first}: {message}"
+            if failure := first_failure(group.store):
+                first, message = failure
+                return None if first == rank() else f"rank {first}: {message}"
         except RuntimeError:
             return None
         if time.monotonic() >= end:
@@ -147,20 +161,15 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     import torch.distributed as dist
 
-    box: list[Any] = [None]
-    key, value, error = _next_key(), None, None
+    key, made, box = _next_key(), None, [b""]
     if is_main_process():
-        try:
-            value = make()
-        except (UserError, RunError) as raised:
-            error = raised
-        box[0] = pickle.dumps((value, error))
+        made = _outcome(make)
+        box = [pickle.dumps(made)]
         group.store.set(key, b"1")
     else:
         _wait_for(key)
     dist.broadcast_object_list(box)
-    if not is_main_process():
-        value, error = _unpickled(box[0])
+    value, error = made or _unpickled(box[0])
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
@@ -170,23 +179,26 @@ def once_per_node(make: Callable[[], T]) -> T:
     """What the first process of each machine makes, on all processes of this machine; what it raises, too."""
     if not several():
         return make()
-    node = os.environ.get("GROUP_RANK", "0")
-    key = f"{_next_key()}/{node}"
-    value: T | None = None
-    error: UserError | RunError | None = None
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    machine, place = divmod(rank(), local_world())
+    key = f"{_next_key()}/{machine}"
+    if place:
         _wait_for(key)
         value, error = _unpickled(group.store.get(key))
     else:
-        try:
-            value = make()
-        except (UserError, RunError) as raised:
-            error = raised
+        value, error = _outcome(make)
         group.store.set(key, pickle.dumps((value, error)))
     for problem in gathered(error):
         if problem is not None:
             raise problem
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[no-any-return]
+
+
+def _outcome(make: Callable[[], T]) -> tuple[T | None, UserError | RunError | None]:
+    """What was made, or why it couldn't be: both can be handed to other processes."""
+    try:
+        return make(), None
+    except (UserError, RunError) as error:
+        return None, error
 
 
 def _unpickled(content: bytes) -> Any:

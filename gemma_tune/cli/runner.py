@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.data.prompts import check_prompts
 from gemma_tune.data.reading import check_first_rows
 from gemma_tune.engines.vllm_server import find_vllm
-from gemma_tune.errors import RunError, UserError, quoted
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.launching.place import too_few_gpus
 from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
@@ -28,8 +28,8 @@ from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.nested import leaves
-from gemma_tune.process_failures import Left, quiet, watch
-from gemma_tune.processes import from_main, gathered, is_main_process, join, was_started
+from gemma_tune.process_failures import Left, check_same, quiet, watch
+from gemma_tune.processes import from_main, is_main_process, join, was_started
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.inputs import refuse_outdated
 from gemma_tune.run.result import RunResult
@@ -97,19 +97,6 @@ def check_inputs(cfg: Config) -> None:
         check_own_code(cfg)
 
 
-def _check_same(values: Mapping[str, Any]) -> None:
-    """Raises UserError on all processes where a value is not the same on all of them; values by their names."""
-    first, *others = gathered(dict(values))
-    for other, found in enumerate(others, start=1):
-        for name in sorted({*first, *found}):
-            here, there = quoted(first.get(name)), quoted(found.get(name))
-            if here != there:
-                raise UserError(
-                    f"launch: {name} is {there} on rank {other} and {here} on rank 0; give the same command with the "
-                    "same installation and the same files on each machine."
-                )
-
-
 def _join(cfg: Config) -> None:
     """Joins the other processes of the run, where torchrun or launch.num_processes has started several."""
     from gemma_tune.models.hardware import pick_device
@@ -120,7 +107,7 @@ def _join(cfg: Config) -> None:
     watch()
     packages = ("gemma_tune", "torch", "transformers", "trl", "peft", "accelerate")
     asked = {key: value for key, value in asdict(cfg).items() if key not in ("output_dir", "serve")}
-    _check_same(dict(leaves(asked)) | {f"the version of {name}": metadata.version(name) for name in packages})
+    check_same(dict(leaves(asked)) | {f"the version of {name}": metadata.version(name) for name in packages})
 
 
 def _run_method(cfg: Config) -> RunResult:

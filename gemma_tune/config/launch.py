@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from gemma_tune.config.option import option
 
 # More than any machine has, and than any cluster gives to one run
-_PROCESSES, _NODES = 256, 4096
+PROCESSES, NODES = 256, 4096
 
 
 @dataclass
@@ -21,7 +21,7 @@ class SlurmConfig:
         None,
         "GPUs of each machine (`--gpus-per-node`); null: as many as launch.num_processes; 0: none is asked for.",
         at_least=0,
-        at_most=_PROCESSES,
+        at_most=PROCESSES,
     )
     setup: list[str] = option(
         [], "Lines of shell before the command, for example [module load cuda,source .venv/bin/activate]."
@@ -56,14 +56,14 @@ class LaunchConfig:
         None,
         "Processes on each machine, one for each GPU; null: 1, or as many as torchrun or `accelerate launch` started.",
         at_least=1,
-        at_most=_PROCESSES,
+        at_most=PROCESSES,
     )
     num_nodes: int | None = option(
         None,
         "Machines. With launch=local the same command is given on each, with NODE_RANK (0, 1, …), MASTER_ADDR and "
         "perhaps MASTER_PORT in the environment; null: NNODES of the environment, else 1.",
         at_least=1,
-        at_most=_NODES,
+        at_most=NODES,
     )
     timeout_minutes: float = option(
         30.0,

@@ -33,5 +33,5 @@ class ParallelConfig:
         "fsdp2: compute each layer's activations again in the backward pass; instead of train.gradient_checkpointing.",
     )
     cpu_ram_efficient_loading: bool = option(
-        True, "fsdp2: only the first process of each machine reads the weights, and the others take them from it."
+        True, "fsdp2: only the first process of all reads the weights, and the others take their parts from it."
     )

@@ -5,8 +5,7 @@ A file of its own, because its base class needs the package lm-eval, which is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +16,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gemma_tune.chat import form_of
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.engines.base import Engine
-from gemma_tune.processes import in_shares
 
 # Context and continuation as text, token ids of the context, token ids of the continuation.
 Request = tuple[tuple[str, str], list[int], list[int]]
-
-
-def _of_last(log_probs: torch.Tensor, ids: list[int]) -> tuple[float, bool]:
-    """Log-likelihood of the last ids, in nats, and whether each is the most likely one."""
-    last, wanted = log_probs[-len(ids) :], torch.tensor(ids)  # [C, V], [C]
-    return float(last.gather(1, wanted[:, None]).sum()), bool((last.argmax(-1) == wanted).all())
 
 
 class EngineLM(TemplateLM):
@@ -83,15 +75,15 @@ class EngineLM(TemplateLM):
         rows: dict[tuple[int, ...], list[int]] = {}  # choices of a single token share a row
         for place, (_text, context, wanted) in enumerate(requests):
             rows.setdefault(tuple((context + wanted)[-self.engine.max_length - 1 : -1]), []).append(place)
-
-        def of_share(share: list[tuple[int, ...]]) -> Iterator[list[tuple[float, bool]]]:
-            asked = self.engine.log_probs([list(row) for row in share], "log-likelihoods")
-            for row, log_probs in zip(share, asked, strict=True):
-                yield [_of_last(log_probs, requests[place][2]) for place in rows[row]]
-
-        shared = in_shares([*rows], of_share)
-        found: dict[int, tuple[float, bool]] = dict(zip(chain(*rows.values()), chain(*shared), strict=True))
-        return [found[place] for place in range(len(requests))]
+        found = [(0.0, False)] * len(requests)
+        asked = self.engine.log_probs([list(row) for row in rows], "log-likelihoods")
+        for places, log_probs in zip(rows.values(), asked, strict=True):
+            for place in places:
+                ids = torch.tensor(requests[place][2])
+                last = log_probs[-len(ids) :]  # [C, V]
+                likelihood = last.gather(1, ids[:, None]).sum()
+                found[place] = float(likelihood), bool((last.argmax(-1) == ids).all())
+        return found
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text; a long one is split into windows."""

@@ -17,7 +17,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import RunError, UserError, first_line
 from gemma_tune.launching.handover import read_message, write_config
 from gemma_tune.launching.place import Place, refuse_place
-from gemma_tune.processes import FAILED
+from gemma_tune.processes import FAILED, connect, first_failure
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.identity import folder_of
 from gemma_tune.run.lock import locked
@@ -169,25 +169,12 @@ class Workers(Stops):
 
     def _on_failure(self, group: Any, rank: int, status: int) -> None:
         """Tells the other processes why a killed one has ended, and notes which one failed first."""
-        from datetime import timedelta
-
-        from torch.distributed import PrefixStore, TCPStore
-
-        mine = (rank, killed_by(-status)) if status < 0 else None
-        try:
-            server = TCPStore(
-                group.master_addr, group.master_port, is_master=False, wait_for_workers=False,
-                timeout=timedelta(seconds=5),
-            )  # fmt: skip
-            store = PrefixStore("gemma_tune/0", server)
-            if mine:
-                store.compare_set(FAILED, "", f"{rank} {mine[1]}")
-            if store.check([FAILED]):
-                first, _, message = store.get(FAILED).decode().partition(" ")
-                mine = int(first), message
-        except RuntimeError:  # the first machine is gone
-            pass
-        self._first = mine
+        self._first = (rank, killed_by(-status)) if status < 0 else None
+        with contextlib.suppress(RuntimeError):  # the first machine is gone
+            store = connect(group.master_addr, group.master_port, seconds=5)
+            if self._first:
+                store.compare_set(FAILED, "", f"{rank} {self._first[1]}")
+            self._first = first_failure(store) or self._first
 
     def _unmet(self, error: BaseException) -> UserError:
         where = f"{self._place.address}:{self._place.port}"
@@ -217,5 +204,4 @@ def _note_end(folder: Path, status: str, reason: str) -> None:
         tree = read_object(folder / "result.json")
         if tree.get("status") == "running":
             delete_leftovers(folder)
-            known = {"reason": reason} if "reason" in RunResult.__dataclass_fields__ else {}
-            write_json(folder / "result.json", {**tree, "status": status, **known})
+            write_json(folder / "result.json", {**tree, "status": status, "reason": reason})

@@ -30,10 +30,9 @@ def started(cfg: Config, words: Sequence[str] | None) -> RunResult | None:
         Stopped: The run was asked to end.
     """
     launch = cfg.launch
-    if launch.by == "local":
-        processes = (launch.num_processes or 1) * (launch.num_nodes or 1)
-        if cfg.dry_run or processes == 1 or was_started() or not cfg.traits.run_folder:  # a plan is for so many
-            return None
+    here = cfg.dry_run or cfg.processes == 1 or was_started() or not cfg.traits.run_folder  # a plan is for so many
+    if launch.by == "local" and here:
+        return None
     if _is_done(cfg):
         return None
     if launch.by != "local":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gemma_tune.models.family import NARROW
-from gemma_tune.models.sharded import is_sharded, reshard
+from gemma_tune.models.sharded import reshard
 
 
 @contextlib.contextmanager
@@ -51,8 +51,7 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        if is_sharded(model):
-            reshard(model)
+        reshard(model)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from gemma_tune.config import Config
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.sharding import shards
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.processes import is_main_process
 
 _NONE, _ALL, _EMPTY = "none", "all", "empty"
 _loading: ContextVar[str] = ContextVar("loading", default=_NONE)
@@ -29,22 +30,28 @@ _loading: ContextVar[str] = ContextVar("loading", default=_NONE)
 
 def is_sharded(model: Any) -> bool:
     """Whether a model's weights are spread over processes, so that all must do the same forward passes."""
+    return bool(_groups(model))
+
+
+def _groups(model: Any) -> list[Any]:
+    """The modules whose weights FSDP gathers together; none, and nothing is imported, with one process."""
+    if not torch.distributed.is_initialized():
+        return []
     from torch.distributed.fsdp import FSDPModule
 
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextlib.contextmanager
 def loading_to_shard(cfg: Config) -> Iterator[None]:
-    """Within it, weights that processes will share are loaded into the host's memory, by one process of each machine.
+    """Within it, weights that processes will share are loaded into the host's memory, by the main process alone.
 
     Those of the other processes have no numbers; they take no memory, since nothing writes to them.
     """
     if not shards(cfg):
         yield
         return
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    token = _loading.set(_ALL if first or not cfg.parallel.cpu_ram_efficient_loading else _EMPTY)
+    token = _loading.set(_ALL if is_main_process() or not cfg.parallel.cpu_ram_efficient_loading else _EMPTY)
     # Transformers reads these, and reads no file where it is told that FSDP hands out the weights
     said = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     before = {name: os.environ.get(name) for name in said}
@@ -125,12 +132,9 @@ def _not_stored(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
 
 
 def reshard(model: Any) -> None:
-    """Frees gathered weights, which FSDP keeps of some groups until a backward pass."""
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    """Frees gathered weights, which FSDP keeps of some groups until a backward pass; where there are none, nothing."""
+    for group in _groups(model):
+        group.reshard()
 
 
 def whole_weight(weight: torch.Tensor) -> torch.Tensor:

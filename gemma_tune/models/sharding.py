@@ -49,9 +49,7 @@ class Sharding:
 
 def sharding_of(cfg: Config) -> Sharding:
     """How the processes of a configuration share its model; `launch` of a method without processes is left null."""
-    machines = cfg.launch.num_nodes or 1
-    processes = (cfg.launch.num_processes or 1) * machines
-    parallel = cfg.parallel
+    machines, processes, parallel = cfg.launch.num_nodes or 1, cfg.processes, cfg.parallel
     if parallel.strategy != "fsdp2" or processes == 1:
         return Sharding(processes, machines)
     within = parallel.shard_within_node

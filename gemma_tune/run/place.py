@@ -53,11 +53,12 @@ def check_shared(path: Path) -> None:
     Raises:
         UserError: It is not there, or another folder of the same path is.
     """
-    held = gathered(_lock_text(path))[0]
-    end = time.monotonic() + _SHARED_SECONDS
-    while _lock_text(path) != held and time.monotonic() < end:
+    mine, end = _lock_text(path), time.monotonic() + _SHARED_SECONDS
+    held = gathered(mine)[0]
+    while mine != held and time.monotonic() < end:
         time.sleep(0.5)
-    if _lock_text(path) != held:
+        mine = _lock_text(path)
+    if mine != held:
         raise UserError(
             f"output_dir={path}: the folder that the first process has made is not there on this machine; a run on "
             "several machines needs a folder on a disk that all of them share."

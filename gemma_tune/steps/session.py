@@ -11,7 +11,6 @@ from typing import Any
 from gemma_tune.config import Config
 from gemma_tune.data.reading import data_files
 from gemma_tune.data.stream import add_counts
-from gemma_tune.errors import UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export.formats import say_lines
@@ -25,7 +24,8 @@ from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.sharded import is_sharded
 from gemma_tune.models.unwrap import language_part
-from gemma_tune.process_failures import go_on_alone
+from gemma_tune.nested import leaves
+from gemma_tune.process_failures import check_same, go_on_alone
 from gemma_tune.processes import gathered, is_main_process
 from gemma_tune.progress import phase
 from gemma_tune.report import write_report
@@ -281,8 +281,7 @@ def session(
     if measure_at is None:
         evaluator = RunEvaluator(cfg, dict(data.evaluators), data.held_out, folder.result)
         measure_at = evaluator.at
-    if any(counts != data.counts() for counts in gathered(data.counts())):
-        raise UserError("data: the machines read other rows; give each the same files under the same paths.")
+    check_same(dict(leaves({"data": data.counts()})))
     notes = [*setup.memory_warning(cfg, data.longest), *notes]
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
         say(*(folder.resumed.lines(cfg.processes) if folder.resumed else ()))

@@ -125,9 +125,9 @@ class GemmaTrainer(CheckpointedTrainer):
 
         Of several processes the first one with such a loss says which rows it had, else the first with such a gradient.
         """
-        found = gathered({name: (value, self._guard.rows()) for name, value in self._not_finite.items()})
-        name = "loss" if any("loss" in of_one for of_one in found) else "grad_norm"
-        value, rows = next(of_one[name] for of_one in found if name in of_one)
+        mine = next(((n, self._not_finite[n]) for n in ("loss", "grad_norm") if n in self._not_finite), None)
+        found = [one for one in gathered(mine and (*mine, self._guard.rows())) if one]
+        name, value, rows = next((one for one in found if one[0] == "loss"), found[0])
         before = self.state.global_step
         kept = "It is the first step, so there is no checkpoint."
         if before:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from gemma_tune.config import Config
-from gemma_tune.config.launch import LaunchConfig
+from gemma_tune.config.launch import NODES, LaunchConfig
 from gemma_tune.config.methods import Kind
 from gemma_tune.config.model import is_gguf
 from gemma_tune.config.parallel import UNSUPPORTED, ParallelConfig
@@ -22,8 +22,9 @@ _LONG = (
     "(docs/scaling.md)"
 )
 _WHY_NOT = {
-    "zero2": f"DeepSpeed's ZeRO is not supported, since nothing here could test it. {_SHARDED}",
-    "zero3": f"DeepSpeed's ZeRO is not supported, since nothing here could test it. {_SHARDED}",
+    **dict.fromkeys(
+        ("zero2", "zero3"), f"DeepSpeed's ZeRO is not supported, since nothing here could test it. {_SHARDED}"
+    ),
     "ulysses": (
         "sequence parallelism is not supported: DeepSpeed's needs CUDA, and the same number of key-value heads and "
         f"head size in all layers, which Gemma 4 hasn't. Instead, {_LONG}"
@@ -36,7 +37,6 @@ _WHY_NOT = {
 _OF_FSDP2 = ("shard_within_node", "reshard_after_forward", "activation_checkpointing", "cpu_ram_efficient_loading")
 SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 _OF_SLURM, _OF_SKY = "slurm", "sky"
-_MOST_NODES = 4096
 _OF_MACHINES = ("NODE_RANK", "MASTER_ADDR")
 
 
@@ -101,10 +101,10 @@ def _environment(cfg: Config) -> Iterator[str]:
             f"WORLD_SIZE={processes} in the environment without LOCAL_RANK, as Kubernetes sets it for a whole machine: "
             "start the processes by torchrun -m gemma_tune …, or unset it and take launch.num_processes."
         )
-    for name, least, most in (("NNODES", 1, _MOST_NODES), ("NODE_RANK", 0, _MOST_NODES), ("MASTER_PORT", 1, 65535)):
+    for name, least, most in (("NNODES", 1, NODES), ("NODE_RANK", 0, NODES), ("MASTER_PORT", 1, 65535)):
         value = os.environ.get(name, "").strip()
         if value and not ((number := _number(name)) is not None and least <= number <= most):
-            yield f"{name}={value} in the environment: this is no number from {least} to {most}; correct or unset it."
+            yield f"{name}={value} in the environment is not a number from {least} to {most}; correct or unset it."
             return
     if launch.by == "local":
         yield from _machines(launch, starts=not cfg.dry_run)
@@ -135,10 +135,7 @@ def process_problems(cfg: Config) -> Iterator[str]:
     """What `launch` and `parallel` can't do with this recipe and this model."""
     method, parallel, launch = cfg.traits, cfg.parallel, cfg.launch
     kept = method.kind in (Kind.TRAIN, Kind.MEASURE)
-    asked = (launch.num_processes or 1) * (launch.num_nodes or 1)
-    if method.kind is Kind.PLAN:  # for so many processes, in one
-        asked = 1
-    asked = max(asked, world())
+    asked = max(1 if method.kind is Kind.PLAN else cfg.processes, world())  # a plan is for so many, and made in one
     if not kept and (asked > 1 or launch.by != "local"):
         yield f"recipe={cfg.recipe} runs in one process: leave out launch, torchrun and accelerate launch."
     engines = cfg.model.base_url or cfg.engine.vllm or is_gguf(cfg.model.model_name_or_path)
@@ -185,7 +182,7 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
             f"parallel=fsdp2 with recipe={cfg.recipe}: the weights' blocks are looked at as whole matrices before and "
             "after training; take parallel=ddp."
         )
-    each = cfg.launch.num_processes or (local_world() if world() > 1 else 1)
+    each = cfg.launch.num_processes or local_world()
     if cfg.parallel.shard_within_node and (cfg.launch.num_nodes or 1) > 1 and each == 1:
         yield (
             "parallel.shard_within_node=true with one process on each machine shares nothing; leave it out, and all "

@@ -41,7 +41,7 @@ def main() -> None:
     if what == "mistake":
         end(2, f"rank {rank()} can't read its file.")
     if what == "fails":
-        end(1, f"the loss is no number on rank {rank()}.")
+        end(1, f"the loss is NaN on rank {rank()}.")
     if what == "killed":
         os.kill(os.getpid(), int(value))
     if what == "waits":  # as a run does in a step: it ends some time after it was asked to

@@ -88,7 +88,7 @@ def test_the_first_mistake_ends_with_2(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_process_ends_with_1(tmp_path: Path) -> None:
-    message = "gemma_tune: rank 1: the loss is no number on rank 1.\n"
+    message = "gemma_tune: rank 1: the loss is NaN on rank 1.\n"
     assert run(tmp_path, "sleeps=1", "1:fails") == (1, "", message)
 
 

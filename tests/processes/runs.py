@@ -67,6 +67,34 @@ def weights(checkpoint: Path) -> dict[str, Any]:
     return {name: tensor.double() for name, tensor in load_file(file).items()}
 
 
+def assert_equal(name: str, one: Path, two: Path, norms: int | None = None) -> None:
+    """Losses to 1e-6, the first step's gradients to 1e-5, weights after 5 steps of SGD to 1e-5; AdamW to 1e-4.
+
+    Args:
+        name: Of the case.
+        one: The run of one process.
+        two: That of two.
+        norms: Steps whose gradient norms are compared; None: all.
+    """
+    import torch
+
+    expected, found = steps(one), steps(two)
+    loss, other = (1e-4, 1e-3) if name == "adamw" else (1e-6, 1e-5)
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=loss, abs=loss)
+    of_one, of_two = ([line["grad_norm"] for line in lines[:norms]] for lines in (expected, found))
+    assert of_two == pytest.approx(of_one, rel=other)
+    assert [line.get("num_tokens") for line in found] == [line.get("num_tokens") for line in expected]
+    if name == "adamw":
+        return
+    first, second = (torch.load(folder.parent / "gradients" / name / "gradients.pt") for folder in (one, two))
+    assert len(first) == len(second) > 0
+    assert max((a - b).abs().max().item() for a, b in zip(first, second, strict=True)) <= 1e-5
+    ones, twos = (weights(folder / "checkpoints" / "step-5") for folder in (one, two))
+    assert ones.keys() <= twos.keys()  # spread weights hold the tied head under its own name, too
+    for key, value in ones.items():
+        assert (value - twos[key]).abs().max().item() <= 1e-5, key
+
+
 def _fix_completions() -> None:
     """Completions that depend on the prompt and on their place among those of all processes alone."""
     from gemma_tune import processes
