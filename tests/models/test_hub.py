@@ -72,6 +72,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_messages(hub: str, tmp_path: Path) -> None:
     """All in one process of its own: the libraries read the server's address when they are imported."""
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

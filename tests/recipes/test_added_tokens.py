@@ -92,6 +92,7 @@ def test_the_new_tokens_are_written(trained: Path) -> None:
     assert torch.equal(model.model.embed_tokens.weight[:1536], base)  # no other row has changed
 
 
+@pytest.mark.slow
 def test_plain_peft_gives_the_same_logits(trained: Path) -> None:
     """The adapter's folder on the published base, resized as PEFT's documentation says, is the merged model."""
     merged = loaded(trained / "export" / "merged")

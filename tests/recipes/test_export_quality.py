@@ -58,6 +58,7 @@ def hold_equal(exported: dict[str, Any], compared: dict[str, Any]) -> None:
     assert all(file["mean"] == shown[file["name"]]["mean"] for file in exported["files"])
 
 
+@pytest.mark.slow
 def test_the_table_is_what_evaluate_and_compare_give(finished: Finished, tmp_path: Path) -> None:
     """Of a LoRA run, which brings its rows and its evaluator: the adapter is the source, as its run measured it."""
     source, _ = finished("lora_sft")

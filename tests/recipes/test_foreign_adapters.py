@@ -108,7 +108,7 @@ MADE = {
     "half a file": Made({}, r"lora_B.weight is missing", change=_without_a_weight),
     "not its own layers": Made({}, "its target_modules", change=_says(target_modules=["q_proj"])),
 }  # fmt: skip
-FAST = ("tokens", "embedding", "bias")
+FAST = ("tokens",)
 
 
 def make(made: Made, folder: Path) -> tuple[Path, Any]:

@@ -15,6 +15,7 @@ import gemma_tune
 from gemma_tune.errors import UserError
 
 
+@pytest.mark.slow
 def test_labelled_rows(finished: Any) -> None:
     """Policy and reference are one model before the first step: half the weight of each answer."""
     folder, result = finished("kto, full")

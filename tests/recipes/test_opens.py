@@ -33,6 +33,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_base_s_config_is_opened_once(tmp_path: Path, opened: Counter[str]) -> None:
     """Defaults, tokenizer, sizes, weights, adapter, export, verification and manifest share one reading of it."""
     base = tmp_path / "base"

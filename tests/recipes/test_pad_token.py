@@ -41,6 +41,7 @@ def test_padding_is_never_a_token_of_the_chat(token: str, tiny: Path, tmp_path: 
     assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.padding_side) == ("<pad>", 0, "right")
 
 
+@pytest.mark.slow
 def test_the_stop_token_is_trained(finished: Any, tiny: Path, tmp_path: Path) -> None:
     """Padded batches: the same losses as with `<pad>`."""
     whole, _ = finished("lora_sft")

@@ -64,6 +64,7 @@ def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
     assert losses(tmp_path / "cache") == pytest.approx(losses(tmp_path / "live"), rel=2e-2, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_a_model_as_it_is(tmp_path: Path) -> None:
     """Post-training quantization, with llama.cpp's own grid."""
     words = [

@@ -149,6 +149,7 @@ def test_four_bit_is_refused(pairs: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_grpo_goes_on_with_it(finished: Any, tmp_path: Path) -> None:
     """The run folder is the reward: each completion's score is what the exported model gives it."""
     folder, _ = finished("reward_model, full")

@@ -71,7 +71,8 @@ def test_completions_are_kept_to_be_read(done: tuple[Path, Any]) -> None:
     assert "Completions during training" in report and "mean reward over the first and the last fifth" in report
 
 
-@pytest.mark.parametrize("four_bit", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("four_bit", [False, True])
 def test_adapters(four_bit: bool, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["adapter=lora", "adapter.r=4", "train.learning_rate=1e-2", "train.beta=0.04", "train.save_steps=2"]

@@ -112,6 +112,7 @@ def test_a_resumed_run_saves_as_it_is_set_now(two_checkpoints: Path, tmp_path: P
     assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == ["step-10", "step-5", "step-6", "step-9"]
 
 
+@pytest.mark.slow
 def test_nothing_left_to_resume(two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluation and export are; Transformers would take one step too many and change the weights."""
     before = file_digest(two_checkpoints / "adapter" / "adapter_model.safetensors")
@@ -174,6 +175,7 @@ def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path: Path) -> None:
     assert (kept / "result.json").is_file() and (tmp_path / "run" / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_is_passed_over(
     two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +190,7 @@ def test_half_a_checkpoint_is_passed_over(
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     words = ["train.save_steps=1", "train.save_total_limit=2", "eval=none", "eval.num_samples=0", "export=none"]
     short_run("lora_sft", tmp_path / "run", *words, steps=4)
@@ -205,6 +208,7 @@ def test_evaluations_while_training(tmp_path: Path) -> None:
     assert found[0][1] > found[1][1] != found[2][1]
 
 
+@pytest.mark.slow
 def test_logging_less_often_than_the_run_is_long(tmp_path: Path) -> None:
     result = short_run("lora_sft", tmp_path / "run", "train.logging_steps=50", "eval=none", "eval.num_samples=0",
                        "export=none")  # fmt: skip

@@ -45,6 +45,7 @@ def test_panels(tmp_path: Path) -> None:
     assert found["test_exact_match"].unit == "%" and found["held_out_loss"].unit == ""
 
 
+@pytest.mark.slow
 def test_only_losses_of_tokens_are_in_nats(tmp_path: Path) -> None:
     """DPO's loss and a reward model's are no nats of a token; nor is `dft`, which weights them."""
     titles = {}

@@ -16,6 +16,7 @@ WORDS = ["train.save_steps=1", "export=none", "eval.before=false", "eval.evaluat
 STEPS = 8
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     words = {w.split("=", 1)[0]: w for w in [*SHORT, *WORDS, f"train.max_steps={STEPS}", f"output_dir={killed}"]}
