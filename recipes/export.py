@@ -21,7 +21,7 @@ from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
-from gemma_tune.quant.plan import plan_of
+from gemma_tune.quant.stored import plan_for
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
@@ -58,7 +58,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             model = load_model(asked.cfg.model, source, tokenizer)
         else:
             model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
-            plan = plan_of(model, cfg.quant.grid, cfg.quant.embedding_grid)
+            plan = plan_for(model, cfg.quant, source)
             put_on_grid(model, plan)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():

@@ -15,8 +15,8 @@ from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
-from gemma_tune.quant.metrics import held_out_targets, quality_metrics, row_kl
-from gemma_tune.quant.plan import plan_of
+from gemma_tune.quant.metrics import held_out_targets, kl_headline, quality_metrics, row_kl
+from gemma_tune.quant.stored import plan_for
 from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
@@ -49,7 +49,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered)
         data.check_vocabulary(base)
-        plan = plan_of(base, q.grid, q.embedding_grid)
+        plan = plan_for(base, q, setup.source)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None
         # Before an adapter is attached: the teacher's digest is that of the bare weights
         teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)
@@ -83,7 +83,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         measure_files(cfg, folder, model, setup.source, known=full)
         losses = [e.rows.get("held_out_loss", []) for e in (full, before, after)]
         quality = quality_metrics([row.trained_tokens for row in rows], quantized, trained, losses)
-        training.headline = {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
+        training.headline = kl_headline(quality)
         training.finish(**{"unquantised": full.figures}, quality=quality, planned_bits_per_weight=plan.bits_per_weight)
     say_lines(lines)
     say_files(folder.path, folder.result.metrics)

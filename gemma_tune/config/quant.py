@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from gemma_tune.config.option import BATCH, ROWS, STEPS, TOKENS, option
 
+# The grid that a checkpoint's weights are on already
+STORED = "q4_0_checkpoint"
+
 
 @dataclass
 class Stage2Config:
@@ -37,13 +40,15 @@ class QuantConfig:
     grid: str = option(
         "none",
         "Quantization format of the linear layers: q4_0 (scales of 5 bits: the same numbers in every file), "
-        "q4_0_fp16 (llama.cpp's own rule), q3_0 (3 bits, for experiments).",
-        choices=("none", "q4_0", "q4_0_fp16", "q3_0"),
+        "q4_0_fp16 (llama.cpp's own rule), q4_0_checkpoint (the codes and scales that a QAT checkpoint has already), "
+        "q3_0 (3 bits, for experiments).",
+        choices=("none", "q4_0", "q4_0_fp16", STORED, "q3_0"),
     )
     embedding: str = option(
         "none",
-        "Quantization format of the embedding and the head tied to it; none: 16 bit.",
-        choices=("none", "q8_0", "q4_0"),
+        "Quantization format of the embedding and the head tied to it; none: 16 bit; q4_0_checkpoint: as the "
+        "checkpoint has it, on its 4-bit grid or in 16 bit.",
+        choices=("none", "q8_0", "q4_0", STORED),
     )
     cross_entropy: float = option(
         0.0,
@@ -70,6 +75,11 @@ class QuantConfig:
         None, "Folder of the cache, to reuse it in other runs; null: `teacher/` in the run folder.", path="cache"
     )
     stage2: Stage2Config = field(default_factory=Stage2Config)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the codes and scales of the checkpoint are kept, and nothing is derived from its weights."""
+        return self.grid == STORED
 
     @property
     def embedding_grid(self) -> str | None:

@@ -128,7 +128,7 @@ def stored_lines(
             values.add(weights.problem)
             if coded.compared:
                 codes.add(coded.problem)
-            if same and plan.grids[name].name.startswith("q4_0"):
+            if same and plan.grids[name].derives_again:
                 again.add("" if all(same) else f"{name}: other bytes.")
     except ArtifactDiffers as error:
         values.add(str(error))

@@ -110,7 +110,9 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
             weight = weights[name].read()
             for rows in row_blocks(tuple(weight.shape)):
                 with torch.no_grad():  # a generator's caller has its own mode
-                    part = _encoded(name, weight[rows], plan.grids[name]) if name in plan.grids else weight[rows]
+                    part = weight[rows]
+                    if name in plan.grids:
+                        part = _encoded(name, part, plan.grids[name].of_rows(rows))
                 yield part if isinstance(part, Encoded) else part.float().cpu()
 
     shapes: dict[str, tuple[int, ...]] = {}

@@ -40,12 +40,24 @@ def _hub_folder(name: str, revision: str | None) -> Path:
 def _config_of_folder(source: Source, folder: Path) -> Any:
     """As `AutoConfig.from_pretrained` gives it, which would open the file at every call."""
     check_bounds(f"model.model_name_or_path={source.base}", folder)
-    stored = read_config(folder)
+    stored = _without_nameless_quantization(read_config(folder))
     _check_family(source, stored["model_type"])  # AutoConfig answers an unknown one with a list of all that it knows
     try:
         return AutoConfig.for_model(**stored | {"name_or_path": source.base})
     except Exception as error:  # values of any type fail the classes of Transformers in any way
         raise ValueError(f"config.json: {first_line(error)}") from error
+
+
+def _without_nameless_quantization(stored: dict[str, Any]) -> dict[str, Any]:
+    """A config.json without a `quantization_config` that names no method: the weights are plain numbers.
+
+    Google's QAT checkpoints say so how their numbers came to be, and Transformers refuses to load them.
+    """
+    found = {k: _without_nameless_quantization(v) if isinstance(v, dict) else v for k, v in stored.items()}
+    quantization = stored.get("quantization_config")
+    if isinstance(quantization, dict) and not quantization.get("quant_method"):
+        del found["quantization_config"]
+    return found
 
 
 def _check_family(source: Source, model_type: str) -> None:

@@ -64,6 +64,15 @@ class Grid:
         """Whether bfloat16 holds every weight on the grid exactly: a product of code and scale has 8 bits at most."""
         return self.scale_bits is not None and self.bits - 1 + self.scale_bits <= 8
 
+    @property
+    def derives_again(self) -> bool:
+        """Whether llama.cpp's own rule, applied to weights on the grid, gives the same scales and codes."""
+        return self.bits == 4 and not self.from_zero
+
+    def of_rows(self, rows: slice) -> Grid:
+        """The grid of some rows of a tensor; another one only where each row has a grid of its own."""
+        return self
+
     def encode(self, weight: torch.Tensor) -> Encoded:
         """Weights as codes and scales.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from gemma_tune.train.distill import top_k_of_rows
 
 # Up to this vocabulary size all probabilities are compared; of Gemma's own the largest ones, and all others as one
 WHOLE, LARGEST = 4096, 256
+# Nats per token that are float32's own rounding
+_NOTHING = 1e-6
 
 
 def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
@@ -95,6 +97,13 @@ def recovered_share(
     return float(share(every)), float(low), float(high)
 
 
+def kl_headline(quality: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The KL from the unquantized model before and after training; None where rounding has cost nothing."""
+    if quality.get("plain_kl", 1.0) < _NOTHING:
+        return None
+    return {"name": "mean_kl", "before": quality.get("plain_kl"), "after": quality.get("trained_kl")}
+
+
 def quality_metrics(
     tokens: Sequence[int],
     plain: Sequence[float],
@@ -110,19 +119,16 @@ def quality_metrics(
         rows: Rows of the held-out loss: of the unquantized model, on the grid before training, and after it.
 
     Returns:
-        `plain_kl` and `trained_kl` (nats per token), `recovered_kl` with `_low` and `_high`, and the same of
-        perplexity.
+        `plain_kl` and `trained_kl` (nats per token); and where rounding has cost anything, `recovered_kl` with `_low`
+        and `_high`, and the same of perplexity.
     """
     if not tokens:
         return {}
+    found = {"plain_kl": sum(plain) / sum(tokens), "trained_kl": sum(trained) / sum(tokens)}
+    if found["plain_kl"] < _NOTHING:
+        return found
     share, low, high = recovered_share(plain, trained)
-    found = {
-        "plain_kl": sum(plain) / sum(tokens),
-        "trained_kl": sum(trained) / sum(tokens),
-        "recovered_kl": share,
-        "recovered_kl_low": low,
-        "recovered_kl_high": high,
-    }
+    found |= {"recovered_kl": share, "recovered_kl_low": low, "recovered_kl_high": high}
     if rows and all(rows):
         losses = [[row["score"] * row["weight"] for row in part] for part in rows]
         weights = [row["weight"] for row in rows[0]]

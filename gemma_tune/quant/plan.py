@@ -29,14 +29,16 @@ class Plan:
             is the same tensor, `model.embed_tokens.weight`.
         kept: `16 bit` or `float32` for every other tensor.
         sizes: The number of weights of every tensor.
+        remarks: What else is to be said before anything is trained.
     """
 
     grids: Mapping[str, Grid]
     kept: Mapping[str, str]
     sizes: Mapping[str, int]
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """One line for each kind of tensor: its format, how many there are, and their size."""
+        """One line for each kind of tensor: its format, how many there are, and their size; then the remarks."""
         found: Counter[tuple[str, str]] = Counter()
         weights: Counter[tuple[str, str]] = Counter()
         for name in self.sizes:
@@ -44,7 +46,8 @@ class Plan:
             kind = ".".join(part for part in name.split(".") if not part.isdigit())
             found[kind, what] += 1
             weights[kind, what] += self.sizes[name]
-        return [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
+        kinds = [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
+        return [*kinds, *self.remarks]
 
     @property
     def frozen(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
-from gemma_tune.config.quant import Stage2Config
+from gemma_tune.config.quant import STORED, Stage2Config
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
 from gemma_tune.validation.suggest import did_you_mean, format_instead
 
@@ -29,10 +29,22 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding needs quant.grid=q4_0; set it."
     if q.grid == "q4_0_fp16" and "gguf_bf16" in cfg.export.formats:
         yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
+    if q.embedding == STORED and not q.continues:
+        yield f"quant.embedding={STORED} needs quant.grid={STORED}; set it, or choose q8_0 or q4_0."
+    if q.continues and cfg.traits.trains and q.cross_entropy == 0:
+        yield (
+            f"quant.grid={STORED} with quant.cross_entropy=0: the loss would be the KL divergence of the checkpoint "
+            "from itself, which is 0; set quant.cross_entropy=1, or a share of it."
+        )
     if q.teacher == "live" and q.teacher_folder:
         yield "quant.teacher_folder has no effect with quant.teacher=live; leave it out."
     if cfg.data.streaming and cfg.traits.trains:
         yield "data.streaming=true in QAT: the teacher's probabilities are kept for each row; leave it out."
+    if cfg.traits.stages and q.continues:
+        yield (
+            f"quant.grid={STORED} with recipe={cfg.recipe}, whose first training leaves the checkpoint's codes: "
+            f"recipe=qat quant={STORED} trains on inside the quantizer; or use quant=q4_0."
+        )
     if cfg.traits.stages:
         yield from _tune_to_int4_problems(cfg)
         return
@@ -43,8 +55,9 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: quantization rounds full weights; leave it out."
     if not cfg.traits.trains:
+        named = ("grid", "embedding", "stage2", *(("cross_entropy",) if q.continues else ()))  # which the group sets
         for key, default in vars(QuantConfig()).items():
-            if key not in ("grid", "embedding", "stage2") and getattr(q, key) != default:
+            if key not in named and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."
         if not cfg.export.formats:
             yield "export.formats is empty, so there is nothing to do; choose export=int4, gguf, w4a16 or merged."

@@ -1,0 +1,52 @@
+"""Checkpoints of the kind that Google publishes after QAT, made by the same rule: weights that are codes · scales."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gemma_tune.run.paths import ASSETS
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def by_googles_rule(
+    weight: torch.Tensor, scale_dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales, [..., N / 32, 32] and [..., N / 32, 1]: d = absmax / 8, and the code 8 is clipped to 7."""
+    blocks = weight.float().unflatten(-1, (-1, 32))
+    scales = (blocks.abs().amax(-1, keepdim=True) / 8).to(scale_dtype).float()
+    codes = (blocks / torch.where(scales == 0, 1, scales)).round().clamp(-8, 7)
+    return torch.where(scales == 0, 0, codes), scales
+
+
+def products(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The weights, float32."""
+    return (codes * scales).flatten(-2)
+
+
+def save(folder: Path, base: Path = ASSETS / "tiny", embedding: bool = True) -> dict[str, tuple[Any, Any]]:
+    """A folder as `…-qat-q4_0-unquantized`: bfloat16 weights on the grid; config.json names no quantization method.
+
+    Returns:
+        Codes and scales of the weights on the grid, by their names in the files.
+    """
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    made = {}
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            last = name.removesuffix(".weight").rsplit(".", 1)[-1]
+            if last in PROJECTIONS or (embedding and last == "embed_tokens"):
+                made[name] = by_googles_rule(tensor)
+                tensors[name] = products(*made[name])
+        save_file({n: t.bfloat16().contiguous() for n, t in tensors.items()}, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = {"bits": 4, "group_size": 32, "sym": True}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return made

@@ -1,0 +1,107 @@
+"""A checkpoint on a 4-bit grid is trained on with its own codes and scales, and written with them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import qat_checkpoint
+import torch
+from grid_models import ROWS, source_of, with_adapter
+from torch.nn import functional
+from transformers import AutoTokenizer
+
+from gemma_tune.config import ModelConfig, QuantConfig
+from gemma_tune.errors import UserError
+from gemma_tune.export.tensors import trained_tensors
+from gemma_tune.models.load import load_base
+from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
+from gemma_tune.quant.stored import plan_for
+from gemma_tune.run.paths import ASSETS
+
+STORED = QuantConfig(grid="q4_0_checkpoint", embedding="q4_0_checkpoint", cross_entropy=1.0)
+TUNED = "model.layers.2.mlp.up_proj.weight"
+
+
+def load(folder: Path) -> Any:
+    options = ModelConfig(str(folder), dtype="float32", device="cpu")
+    return load_base(options, source_of(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def log_probs(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return functional.log_softmax(model(input_ids=torch.tensor(ROWS)).logits.double(), -1)
+
+
+def kl(model: Any, of: torch.Tensor) -> float:
+    found = log_probs(model)
+    return (of.exp() * (of - found)).sum(-1).mean().item()
+
+
+def hold_to_codes(made: dict[str, tuple[Any, Any]], trained: Any, but: tuple[str, ...] = ()) -> None:
+    """Every tensor on the grid has the codes and scales of the rule, those named aside."""
+    assert {name for name in trained if isinstance(trained[name], Encoded)} == {*made}
+    for name in made.keys() - {*but}:
+        codes, scales = made[name]
+        assert torch.equal(trained[name].codes.float(), codes.flatten(-2)), name
+        assert torch.equal(trained[name].scales.abs(), scales.squeeze(-1)), name
+
+
+def test_nothing_is_lost_before_training_and_untouched_blocks_stay(tmp_path: Path) -> None:
+    """Against the codes that the rule gave: full weights and an adapter inside; with derived scales, they are lost."""
+    made = qat_checkpoint.save(tmp_path)
+    model = load(tmp_path)
+    as_stored = log_probs(model)
+    plan = plan_for(model, STORED, source_of(tmp_path))
+    assert plan.grids.keys() == made.keys() and not plan.frozen
+    put_on_grid(model, plan)
+    with off_grid(model):
+        unquantized = log_probs(model)
+    assert torch.equal(log_probs(model), unquantized)
+    assert kl(model, as_stored) < 1e-4  # the files' numbers are products that were rounded to bfloat16
+    hold_to_codes(made, trained_tensors(model, plan))
+    with torch.no_grad():
+        model.get_parameter(TUNED)[:5] *= 1.3
+    trained = trained_tensors(model, plan)
+    hold_to_codes(made, trained, (TUNED,))
+    codes, scales = made[TUNED]
+    assert torch.equal(trained[TUNED].codes[5:].float(), codes.flatten(-2)[5:])
+    assert not torch.equal(trained[TUNED].codes[:5].float(), codes.flatten(-2)[:5])
+    assert torch.equal(trained[TUNED].scales, scales.squeeze(-1))
+
+    model = load(tmp_path)
+    derived = plan_for(model, QuantConfig(grid="q4_0", embedding="q4_0"), source_of(tmp_path))
+    put_on_grid(model, derived)
+    assert kl(model, as_stored) > 1e-2
+    (remark,) = derived.remarks
+    assert re.search(r"which moves them by [3-7]\.\d% of their norm; quant=q4_0_checkpoint keeps its", remark), remark
+
+
+def test_an_adapter_is_inside(tmp_path: Path) -> None:
+    made = qat_checkpoint.save(tmp_path, embedding=False)
+    model = load(tmp_path)
+    plan = plan_for(model, STORED, source_of(tmp_path))
+    assert plan.kept["model.embed_tokens.weight"] == "16 bit"
+    adapted = with_adapter(model, GridLora)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(20)  # a code changes where a weight moves by half a scale
+    put_on_grid(adapted, plan)
+    trained = trained_tensors(adapted, plan)
+    touched = tuple(name for name in made if "self_attn" in name)
+    hold_to_codes(made, trained, touched)
+    for name in touched:
+        codes, scales = made[name]
+        assert not torch.equal(trained[name].codes.float(), codes.flatten(-2))
+        assert torch.equal(trained[name].scales, scales.squeeze(-1))
+
+
+def test_weights_that_are_on_no_grid() -> None:
+    model, tiny = load(ASSETS / "tiny"), source_of(ASSETS / "tiny")
+    with pytest.raises(UserError, match=r"42 of 43 tensors are not, for example model.layers.0.* blocks\); use quant"):
+        plan_for(model, STORED, tiny)
+    assert plan_for(model, QuantConfig(grid="q4_0"), tiny).remarks == ()
