@@ -71,7 +71,12 @@ def test_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group, option = file.parent.name, file.stem
     needs = NEEDS.get(name_of(file), [])
     recipe = {"recipe": option, "chat": "chat"}.get(group, "lora_sft")
-    if (group == "quant" and option != "none") or name_of(file) in ("export/gguf", "export/w4a16", "export/int4"):
+    if (group == "quant" and option != "none") or name_of(file) in (
+        "export/gguf",
+        "export/w4a16",
+        "export/mlx",
+        "export/int4",
+    ):
         recipe = "qat"  # only a run on a grid has them
     if (group == "reward" and option != "none") or option in ("rewards", "reasoning_gym"):
         recipe = "grpo"

@@ -24,6 +24,7 @@ from gemma_tune.errors import listed
 _TESTED = Path(__file__).with_name("constraints.txt")
 _EXTRAS = {
     "gguf": "llama.cpp, for int4 files and recipe=tune_to_int4",
+    "mlx": "mlx-lm, for checking export.formats=[mlx]",
     "eval": "lm-evaluation-harness, for eval=lm_eval",
     "rl": "rewards of mathematics, languages and JSON",
     "serving": "recipe=serve of other weights than GGUF files",

@@ -13,7 +13,7 @@ from rich.table import Table
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.vllm_server import find_vllm
-from gemma_tune.export import merged_from_grid, w4a16
+from gemma_tune.export import merged_from_grid, mlx_folder, w4a16
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import (
     OK,
@@ -26,18 +26,22 @@ from gemma_tune.export.int4_check import (
     stored_lines,
 )
 from gemma_tune.export.llama_check import llama_lines
+from gemma_tune.export.mlx_check import mlx_lines, read_mlx
 from gemma_tune.export.read_back import read_folder, read_gguf
 from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder
 
 _LONGEST = 512  # tokens of a row that are compared
-_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}
+_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}  # which Transformers loads
+_WRITERS = {**_FOLDERS, "mlx": mlx_folder.export}
+_ENGINES = {"mlx": "mlx-lm"}
 
 
 def export_all(
@@ -81,7 +85,7 @@ def export_all(
                 title = title_of(cfg.model.model_name_or_path)
                 write_gguf(name, title, written, model, tokenizer, weights, types)
             else:
-                _FOLDERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
+                _WRITERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
         folder.result.artifacts[name] = f"export/{name}"
     logits = folder.path / "export" / ".logits"
     phase(f"checking: the model's own forward pass at {forward.positions} positions")
@@ -89,10 +93,15 @@ def export_all(
         places = {name: folder.export(name) for name in formats}
         in_transformers = transformers_lines({n: p for n, p in places.items() if n in _FOLDERS}, logits, forward)
         for name, place in places.items():
-            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else ", then in llama.cpp"))
+            engine = _ENGINES.get(name, "llama.cpp")
+            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else f", then in {engine}"))
             if name in _FOLDERS:
                 lines += stored_lines(name, read_folder(place), trained, plan)
                 lines.append(in_transformers.pop(0))
+            elif name == "mlx":
+                kind = language_part(model).config.model_type
+                lines += stored_lines(name, read_mlx(place, trained, kind), trained, plan)
+                lines += mlx_lines(name, place, logits, forward, trained, plan)
             elif name in ONE_TYPE:
                 lines += one_type_lines(name, place, forward, tokenizer, trained, plan)
             else:

@@ -129,6 +129,14 @@ def quantization_config(model: ModelConfig, config: Any) -> BitsAndBytesConfig |
     )
 
 
+def stored_quantized(config: Any) -> Any:
+    """How the weights of a checkpoint are quantized, as its config.json says it; None where they are not."""
+    found = getattr(config, "quantization_config", None)
+    if found is None and getattr(config, "quantization", None):
+        return {"quant_method": "MLX"}
+    return found
+
+
 def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
     """Raises UserError for weights that are stored quantized, except packed ones that are only measured."""
     method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method

@@ -63,7 +63,7 @@ def load_language_part(
     """
     family = FAMILIES[config.model_type]
     text = config.get_text_config()
-    if stored := getattr(config, "quantization_config", None):
+    if stored := four_bit.stored_quantized(config):
         four_bit.check_stored(model, source, config, stored, packed)
         text.quantization_config = stored
     device, attention = "cpu" if loads_to_shard() else str(pick_device(model)), _attention(model, family)
@@ -93,7 +93,7 @@ def check_files(model: ModelConfig, source: Source, config: Any, packed: bool = 
         return
     family = FAMILIES[config.model_type]
     stored = CheckpointFiles.of(source, family).files
-    if quantized := getattr(config, "quantization_config", None):
+    if quantized := four_bit.stored_quantized(config):
         four_bit.check_stored(model, source, config, quantized, packed)
         return
     versions = tuple(file_version(file) for file in (source.folder / "config.json", *sorted({*stored.values()})))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from gemma_tune.export.mlx_folder import GROUP
 from gemma_tune.export.read_back import gguf_size
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Mono, Table
@@ -63,7 +64,7 @@ def _gguf(file: Path) -> Size:
 
 
 def _tensors(file: Path) -> Size:
-    """A safetensors file; of compressed-tensors' packed integers, the shape beside them says how many weights."""
+    """A safetensors file; what stands beside packed integers says how many weights they are."""
     bits, weights, packed = 0, 0, False
     with safe_open(file, framework="numpy") as tensors:
         names = set(tensors.keys())
@@ -73,7 +74,9 @@ def _tensors(file: Path) -> Size:
             size = re.search(r"\d+", kind)  # BF16, I32, F8_E4M3; none in BOOL
             bits += count * int(size[0] if size else 8)
             layer, _, part = name.rpartition(".")
-            if f"{layer}.weight_packed" in names and part.startswith("weight_"):
+            if f"{layer}.scales" in names and part in ("weight", "scales", "biases"):  # of MLX, in groups
+                weights += count * GROUP if part == "scales" else 0
+            elif f"{layer}.weight_packed" in names and part.startswith("weight_"):
                 weights += math.prod(tensors.get_tensor(name).tolist()) if part == "weight_shape" else 0
             else:
                 weights += count

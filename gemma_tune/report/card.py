@@ -39,6 +39,7 @@ _KINDS = {
     "adapter": "LoRA adapter",
     "merged": "weights for Transformers and vLLM",
     "w4a16": "int4 weights for vLLM and Transformers",
+    "mlx": "int4 weights for mlx-lm",
     "reward_model": "reward model",
 }
 _LICENCES = {
@@ -107,7 +108,7 @@ def front_matter(inputs: ReportInputs, name: str, place: Path, made_from: Lineag
         base_model=base,
         base_model_relation=relation(name, cfg.traits.trains) if base else None,
         license=made_from.licence,
-        library_name={"adapter": "peft"}.get(name, "gguf" if gguf else "transformers"),
+        library_name={"adapter": "peft", "mlx": "mlx"}.get(name, "gguf" if gguf else "transformers"),
         pipeline_tag="text-classification" if name == "reward_model" else "text-generation",
         datasets=[cfg.data.dataset_name] if _of_hub(cfg.data) else None,
         tags=["gemma", "gemma_tune", *shipped, *(["lora"] if name == "adapter" else ["gguf"] if gguf else [])],

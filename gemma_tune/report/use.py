@@ -72,6 +72,9 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         ollama = ("Ollama", f"ollama create {model} -f {modelfile} && ollama run {model}")
         llama_cpp = ("llama.cpp", f"llama-server --jinja -m {shlex.quote(str(file))}")
         return [ollama, llama_cpp] if (place / "Modelfile").is_file() else [llama_cpp]
+    if name == "mlx":
+        words = ["mlx_lm.chat", "--model", str(place)]
+        return [("mlx-lm", shlex.join(words))]
     if name in ("w4a16", "merged"):
         chat = '[{"role": "user", "content": "Hello!"}]'
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
@@ -139,6 +142,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
     said = {
         "gguf": "The GGUF file, in Ollama (by the Modelfile beside it), or in llama.cpp, where this run checked it:",
         "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
+        "mlx": "The int4 folder for Apple's computers, with mlx-lm (pip install mlx-lm):",
     }
     if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
         said |= {
@@ -168,7 +172,7 @@ def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
     found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
     artifacts = folder.result.artifacts
     names = ["merged"] if "merged" in artifacts else ["adapter"]
-    names += [name for name in artifacts if name.startswith("gguf") or name == "w4a16"]
+    names += [name for name in artifacts if name.startswith("gguf") or name in ("w4a16", "mlx")]
     served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
     found += served
     if "merged" in artifacts and not any(engine == "llama.cpp" for engine, _ in served) and _has_gguf(folder):

@@ -34,6 +34,7 @@ from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 from gemma_tune.validation.measuring import holds_out
 
 SOURCE = "source"
+_UNMEASURED = {"mlx": "recipes have no engine for it; its weights are those of the other int4 files."}
 _CHARACTERS = 8000  # more tokens than are compared
 _NAME_ROWS = (
     "name rows with prompts and answers (data=auto data.test_files.mine=FILE), or the run folder that the model is from"
@@ -123,6 +124,9 @@ def measure_files(
             if name == SOURCE and known is not None:
                 found[name] = known
                 notes.append(f"{SOURCE} was not timed: its figures are those from before training, when it was loaded.")
+                continue
+            if why := _UNMEASURED.get(name):
+                notes.append(f"{name} was not measured: {why}")
                 continue
             say(f"measuring {number} of {len(places)}: {name}")
             try:

@@ -138,6 +138,7 @@ _INT4_FOLDER = (
     "export=w4a16 is int4 in the form of compressed-tensors, which vLLM and Transformers load, by recipe=export or "
     "recipe=qat"
 )
+_MLX = "export=mlx is a folder for mlx-lm, by recipe=export or recipe=qat"
 _GGUF = "export=gguf_q8_0 or export=gguf_f16 is a GGUF file, and export=gguf one in int4 (recipe=export, recipe=qat)"
 _WIDE = "write 'export.formats=[gguf_{0}]', and export=merged for a folder that Transformers and vLLM load"
 # Names that llama.cpp, vLLM and other tools have for formats.
@@ -152,6 +153,7 @@ _FORMATS_INSTEAD = {
          "bnb", "bitsandbytes", "nf4", "merged_4bit"),
         _INT4_FOLDER,
     ),
+    **dict.fromkeys(("mlx_4bit", "mlx4", "mlx_lm", "mlx-lm", "apple"), _MLX),
     **dict.fromkeys(("ollama", "llama_cpp", "llama.cpp", "llamacpp", "lm_studio", "lmstudio"), _GGUF),
     **dict.fromkeys(
         ("vllm", "transformers", "hf", "safetensors", "merged_16bit", "16bit", "full", "model"), "write export=merged"
