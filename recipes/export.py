@@ -38,7 +38,7 @@ def read(cfg: Config, folder: RunFolder) -> list[Measurement]:
     name, rounds = cfg.model.model_name_or_path, cfg.quant.grid != "none"
     source = find_full_weights(cfg.model) if rounds else find_source(cfg.model)
     size = size_of(config := load_config(source))
-    check_source(cfg.model, cfg.adapter, source, config, trains=False, merges=True)
+    check_source(cfg.model, cfg.adapter, source, config, trains=False, merges=True, packed=cfg.quant.continues)
     check_weights(cfg, size, free_memory(pick_device(cfg.model)))
     check_disk(cfg, size, source, folder.path)
     with folder.timed("data"):
@@ -57,7 +57,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         if cfg.quant.grid == "none":  # as it was trained: in 4 bit, too, and with its adapter unmerged
             model = load_model(asked.cfg.model, source, tokenizer)
         else:
-            model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered).eval()
+            model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered, cfg.quant.continues).eval()
             plan = plan_for(model, cfg.quant, source)
             put_on_grid(model, plan)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]

@@ -47,7 +47,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # The unquantized model as teacher, and the same weights in the quantization format
     with loading(cfg, folder, setup):
-        base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered)
+        base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered, q.continues)
         data.check_vocabulary(base)
         plan = plan_for(base, q, setup.source)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None

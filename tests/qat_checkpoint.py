@@ -8,11 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from safetensors.torch import load_file, save_file
 
 from gemma_tune.run.paths import ASSETS
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# As vLLM's llm-compressor writes it
+PACKED: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32,
+                "dynamic": False,
+            },
+        }
+    },
+}  # fmt: skip
 
 
 def by_googles_rule(
@@ -48,5 +65,22 @@ def save(folder: Path, base: Path = ASSETS / "tiny", embedding: bool = True) -> 
         save_file({n: t.bfloat16().contiguous() for n, t in tensors.items()}, file, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["quantization_config"] = {"bits": 4, "group_size": 32, "sym": True}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return made
+
+
+def save_packed(folder: Path, base: Path = ASSETS / "tiny") -> dict[str, tuple[Any, Any]]:
+    """A folder as `…-qat-w4a16-ct`: projections packed in groups of 32, scales and all else in bfloat16."""
+    made = save(folder, base, embedding=False)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, (codes, scales) in made.items():
+        shape = tensors.pop(name).shape
+        tensors[f"{name}_packed"] = pack_to_int32(codes.flatten(-2).to(torch.int8), 4)
+        tensors[f"{name}_scale"] = scales.squeeze(-1).bfloat16()
+        tensors[f"{name}_shape"] = torch.tensor(shape)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = PACKED
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -43,8 +43,8 @@ def whole_checkpoint(
     """
     embedding, head = checkpoint.family.tied
     left = set(tensors)
-    for name in checkpoint.files:
-        own = checkpoint.language.get(name, name)
+    for name in _unpacked(checkpoint.files):
+        own = checkpoint.family.language_name(name)
         left.discard(own)
         if own in tensors:
             yield name, tensors[own]
@@ -54,6 +54,16 @@ def whole_checkpoint(
             yield name, checkpoint.read(name)
     if left:
         raise ArtifactDiffers(f"{checkpoint.folder} has no place for {len(left)} weights, for example {min(left)}.")
+
+
+def _unpacked(names: Collection[str]) -> Iterator[str]:
+    """The tensors that files hold, one whose codes and scales are stored apart (compressed-tensors) by its own name."""
+    for name in names:
+        stem, _, part = name.rpartition("_")
+        if f"{stem}_packed" not in names:
+            yield name
+        elif part == "packed":
+            yield stem
 
 
 def write_folder(
@@ -94,11 +104,13 @@ def write_folder(
         config.architectures = [checkpoint.family.language_class]
     stored: dict[str, torch.Tensor | FileTensor] = {}
     for name, tensor in placed.items():
-        several = (parts or {}).get(checkpoint.language.get(name, name))
+        several = (parts or {}).get(checkpoint.family.language_name(name))
         stored |= {name + end: part for end, part in several.items()} if several else {name: tensor}
     config.dtype = dtype
     if quantization is not None:
         config.quantization_config = dict(quantization)
+    elif hasattr(config, "quantization_config"):  # of packed weights, which are written as numbers
+        del config.quantization_config
     write_weights(stored, config, tokenizer, folder, options)
     base.generation_config.save_pretrained(folder)
     for name in _KEPT:

@@ -25,6 +25,7 @@ from compressed_tensors.quantization import (
 )
 
 from gemma_tune.config import ExportConfig
+from gemma_tune.config.quant import STORED
 from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor
 from gemma_tune.export.merged_from_grid import dense, narrowest
@@ -71,10 +72,13 @@ def export(
             )
     narrow = all(narrowest(name, trained, plan) == torch.bfloat16 for name in plan.grids)
     if not narrow:
+        rounds = (
+            "rounds the products of codes and scales, as it does with the checkpoint's own"
+            if plan.name == STORED
+            else "moves these weights by up to 0.8 %; with quant.grid=q4_0 it serves what was trained"
+        )
         print(
-            "w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which moves these weights by "
-            "up to 0.8 %; with quant.grid=q4_0 it serves what was trained.",
-            file=sys.stderr,
+            f"w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which {rounds}.", file=sys.stderr
         )
     parts = {name: _parts(name, trained, torch.bfloat16 if narrow else torch.float16) for name in packed}
     tensors = {n: parts[n]["_packed"] if n in parts else dense(n, trained, plan) for n in trained}

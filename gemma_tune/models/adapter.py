@@ -173,7 +173,13 @@ def _complete(model: Any) -> None:
 
 
 def check_source(
-    model: ModelConfig, adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool = False
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    source: Source,
+    config: Any,
+    trains: bool,
+    merges: bool = False,
+    packed: bool = False,
 ) -> None:
     """Refuses, before a weight is loaded, files that lack some, and an adapter or layers to adapt that don't fit.
 
@@ -184,11 +190,12 @@ def check_source(
         config: The base's configuration.
         trains: Whether an adapter is trained: the stored one, or a new one where that is merged or there is none.
         merges: Whether the stored adapter is merged into the weights.
+        packed: Whether weights that are stored in 4 bit are accepted, though they are trained.
 
     Raises:
         UserError: See `check_files` and `attach`.
     """
-    check_files(model, source, config, packed=not trains and not merges)
+    check_files(model, source, config, packed=packed or not (trains or merges))
     if source.adapter is None and (not trains or adapter.peft_type == "none"):
         return
     rows = [*adapter.trainable_token_indices, *(stored_rows(source.adapter) if source.adapter else ())]

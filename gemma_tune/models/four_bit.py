@@ -144,7 +144,7 @@ def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, p
     if not packed or source.adapter is not None:
         raise UserError(
             f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "
-            "rounds that itself)."
+            "rounds that itself). recipe=qat quant=q4_0_checkpoint trains on with codes of compressed-tensors."
         )
     if method != "compressed-tensors":
         raise UserError(f"{said} only those of compressed-tensors are measured; name what it was made from.")

@@ -29,7 +29,9 @@ def find_full_weights(model: ModelConfig) -> Source:
     return find_source(model)
 
 
-def load_float32(model: ModelConfig, source: Source, tokenizer: Any, rows: Sequence[Rendered]) -> Any:
+def load_float32(
+    model: ModelConfig, source: Source, tokenizer: Any, rows: Sequence[Rendered], packed: bool = False
+) -> Any:
     """The language part in float32, every weight trainable; an adapter of the source is merged into it.
 
     Args:
@@ -37,12 +39,13 @@ def load_float32(model: ModelConfig, source: Source, tokenizer: Any, rows: Seque
         source: Where it is.
         tokenizer: Its tokenizer.
         rows: Rows on which the merged model is compared with the adapter's own forward pass.
+        packed: Whether weights that are stored in 4 bit are accepted, and decoded (compressed-tensors).
 
     Raises:
         UserError: As `load_model`.
         MergeDiffers: The merged weights are another model.
     """
-    loaded = load_model(model, source, tokenizer)
+    loaded = load_model(model, source, tokenizer, packed)
     if source.adapter is not None:
         ids = [row.input_ids for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
         loaded = merge(loaded, ids, str(source.adapter))

@@ -137,7 +137,7 @@ def look_at_model(
     if config is not None:
         if tokenizer is not None:
             adapter = with_rows(adapter, config, tokenizer, source.added_tokens)
-        check_source(cfg.model, adapter, source, config, trains=True, merges=merges)
+        check_source(cfg.model, adapter, source, config, trains=True, merges=merges, packed=cfg.quant.continues)
         check_writable(cfg, config, tokenizer, source)
         if "mlx" in cfg.export.formats:
             mlx_folder.check_config(config.get_text_config())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,21 @@ import pytest
 import qat_checkpoint
 import torch
 from grid_models import ROWS, source_of, with_adapter
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from gemma_tune.config import ModelConfig, QuantConfig
+from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
 from gemma_tune.errors import UserError
+from gemma_tune.export import merged_from_grid, w4a16
+from gemma_tune.export.int4_check import stored_lines
+from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.lattice import find_lattice
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
+from gemma_tune.quant.load_float32 import load_float32
 from gemma_tune.quant.stored import plan_for
 from gemma_tune.run.paths import ASSETS
 
@@ -105,3 +112,42 @@ def test_weights_that_are_on_no_grid() -> None:
     with pytest.raises(UserError, match=r"42 of 43 tensors are not, for example model.layers.0.* blocks\); use quant"):
         plan_for(model, STORED, tiny)
     assert plan_for(model, QuantConfig(grid="q4_0"), tiny).remarks == ()
+
+
+def test_packed_codes_are_trained_on_and_written_again(tmp_path: Path) -> None:
+    """A folder of compressed-tensors: its scales are read, not found; both kinds of folders are written from it."""
+    made = qat_checkpoint.save_packed(tmp_path / "in")
+    source, options = source_of(tmp_path / "in"), ModelConfig(str(tmp_path / "in"), dtype="float32", device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "in")
+    model = load_float32(options, source, tokenizer, [], packed=True)
+    plan = plan_for(model, STORED, source)
+    put_on_grid(model, plan)
+    trained = trained_tensors(model, plan)
+    hold_to_codes(made, trained)
+    for name, export in (("merged", merged_from_grid.export), ("w4a16", w4a16.export)):
+        export(trained, plan, model, tokenizer, tmp_path / name, ExportConfig(), source)
+        assert {line.verdict for line in stored_lines(name, read_folder(tmp_path / name), trained, plan)} == {"ok"}
+        config = json.loads((tmp_path / name / "config.json").read_text("utf-8"))
+        assert ("quantization_config" in config) == (name == "w4a16")
+    for name, (_, scales) in made.items():
+        found = find_lattice(load_file(tmp_path / "merged" / "model.safetensors")[name])
+        assert torch.equal(found.scales.float(), scales.squeeze(-1)), name
+
+
+@pytest.mark.parametrize(("other", "words"), [("group", "one for each 32 weights"), ("zero", "codes from -8 to 7")])
+def test_packed_in_another_way(other: str, words: str, tmp_path: Path) -> None:
+    made = qat_checkpoint.save_packed(tmp_path)
+    model = load_float32(
+        ModelConfig(str(tmp_path), dtype="float32", device="cpu"),
+        source_of(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+        [],
+        packed=True,
+    )
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = f"{min(made)}_scale"
+    tensors[name] = tensors[name][:, ::2].contiguous() if other == "group" else tensors[name] * 1.1
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=words):
+        plan_for(model, STORED, source_of(tmp_path))
