@@ -50,7 +50,7 @@ def whole_checkpoint(
             yield name, tensors[own]
         elif own == head:  # tied, and stored twice
             yield name, tensors[embedding]
-        else:
+        elif name in checkpoint.files:  # else it is packed and idle, and left out
             yield name, checkpoint.read(name)
     if left:
         raise ArtifactDiffers(f"{checkpoint.folder} has no place for {len(left)} weights, for example {min(left)}.")
