@@ -21,12 +21,12 @@ from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
-from gemma_tune.quant.stored import plan_for
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say, say_files
 from gemma_tune.steps.data import test_notes
+from gemma_tune.steps.grid_plan import grid_plan
 from gemma_tune.steps.inputs import note_inputs
 from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 from gemma_tune.steps.quality import measure_files, quality_measurement, rows_to_check
@@ -58,7 +58,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             model = load_model(asked.cfg.model, source, tokenizer)
         else:
             model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered, cfg.quant.continues).eval()
-            plan = plan_for(model, cfg.quant, source)
+            plan = grid_plan(model, cfg.quant, source)
             put_on_grid(model, plan)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():

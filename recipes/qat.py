@@ -16,12 +16,12 @@ from gemma_tune.models.contexts import evaluating
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.metrics import held_out_targets, kl_headline, quality_metrics, row_kl
-from gemma_tune.quant.stored import plan_for
 from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say_files
 from gemma_tune.steps.data import Data, with_evaluators
+from gemma_tune.steps.grid_plan import grid_plan
 from gemma_tune.steps.quality import measure_files
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
@@ -49,7 +49,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered, q.continues)
         data.check_vocabulary(base)
-        plan = plan_for(base, q, setup.source)
+        plan = grid_plan(base, q, setup.source)
         cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None
         # Before an adapter is attached: the teacher's digest is that of the bare weights
         teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)

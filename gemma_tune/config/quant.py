@@ -50,6 +50,12 @@ class QuantConfig:
         "checkpoint has it, on its 4-bit grid or in 16 bit.",
         choices=("none", "q8_0", "q4_0", STORED),
     )
+    checkpoint_file: str | None = option(
+        None,
+        "GGUF file whose codes and scales are trained on, with quant.grid=q4_0_checkpoint: its weights take the place "
+        "of the model's; null: those of the model.",
+        path="file",
+    )
     cross_entropy: float = option(
         0.0,
         "Share of cross-entropy in the loss; the rest is the KL divergence from the unquantized model.",

@@ -55,6 +55,7 @@ ADDED: dict[str, Any] = {
     "recipe_file": None,
     "train.loss": None,
     "export.quality_samples": 200,
+    "quant.checkpoint_file": None,
     "engine.vllm": None,
     "engine.vllm_args": [],
     "engine.max_length": None,

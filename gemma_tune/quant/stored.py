@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,13 @@ from gemma_tune.quant.plan import KEPT_16, Plan, plan_of
 
 # Blocks of which it is told whether a weight is on a grid, where none is asked for: those of no grid are on none
 _SAMPLE = 256
+_LOWEST, _HIGHEST = -8, 7
 _AT_ONCE = 1 << 20  # weights
 
 
-def plan_for(model: Any, quant: QuantConfig, source: Source) -> Plan:
+def plan_for(
+    model: Any, quant: QuantConfig, source: Source, stored_file: Iterable[tuple[str, Any]] | None = None
+) -> Plan:
     """The plan of a language part, by `quant`.
 
     Where the grid is that of the checkpoint, weights become code · scale in float32, which the files hold rounded.
@@ -32,9 +36,12 @@ def plan_for(model: Any, quant: QuantConfig, source: Source) -> Plan:
         model: The model without an adapter, as it was loaded.
         quant: Which grids.
         source: What it was loaded from.
+        stored_file: Tensors of a file that take the place of the model's, some rows at a time, as `read_gguf` has
+            them; None: those of the model.
 
     Raises:
-        UserError: As `plan_of`, or the weights are on no grid and that of the checkpoint is asked for.
+        UserError: As `plan_of`; the file is another model's; or the weights are on no grid and that of the checkpoint
+            is asked for.
     """
     if not quant.continues:
         plan = plan_of(model, quant.grid, quant.embedding_grid)
@@ -43,7 +50,7 @@ def plan_for(model: Any, quant: QuantConfig, source: Source) -> Plan:
     plan = plan_of(model, "q4_0", "q4_0" if stored else quant.embedding_grid)
     reaches = FAMILIES[model.config.model_type].reaches
     names = [name for name in plan.grids if stored or reaches(name.removesuffix(".weight"))]
-    files = _Scales(source, model)
+    files = _Scales(source, model, {} if stored_file is None else _taken(model, stored_file, quant))
     grids, kept, off, rounded, moved = dict(plan.grids), dict(plan.kept), dict[str, str](), 0, _Moved()
     for name in names:
         weight = model.get_parameter(name).data
@@ -82,12 +89,15 @@ def _remarks(rounded: int, moved: _Moved) -> Iterator[str]:
 class _Scales:
     """The scales of a checkpoint: stored beside packed codes, or found in the numbers."""
 
-    def __init__(self, source: Source, model: Any) -> None:
+    def __init__(self, source: Source, model: Any, known: Mapping[str, torch.Tensor]) -> None:
+        self._known = known
         self._files = CheckpointFiles.of(source, FAMILIES[model.config.model_type])
         self._names = {own: name for name, own in self._files.language.items()}
 
     def of(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """Those of a tensor, float16, [..., N / 32]; how many blocks are on no grid; how many scales were rounded."""
+        if name in self._known:
+            return self._known[name], 0, 0
         own = self._names.get(f"{name}_scale")
         if own is None:
             found = find_lattice(weight)
@@ -101,6 +111,32 @@ class _Scales:
         if not torch.equal(rounded.bfloat16(), weight.bfloat16()):
             raise NotOnGrid("it is packed, but not as codes from -8 to 7 of 4 bits without a zero point")
         return scales, 0, int((scales.float().cpu() != stored).sum())
+
+
+def _taken(model: Any, tensors: Iterable[tuple[str, Any]], quant: QuantConfig) -> dict[str, torch.Tensor]:
+    """Sets the model's weights to those of a file; the scales of those that are 4-bit codes there, float16."""
+    said = f"quant.checkpoint_file={quant.checkpoint_file}"
+    parameters = dict(model.named_parameters())  # a tied head is the embedding
+    rows: Counter[str] = Counter()
+    scales: dict[str, list[torch.Tensor]] = {}
+    for name, part in tensors:
+        if name not in parameters:
+            continue
+        weight = parameters[name].data
+        if part.shape != tuple(weight.shape):
+            raise UserError(
+                f"{said}: {name} is {part.shape} there, and {tuple(weight.shape)} in the model; name its own."
+            )
+        start = rows[name]
+        rows[name] += len(part.values)
+        weight[start : rows[name]].copy_(part.values - part.added)
+        codes = part.encoded.codes if part.encoded is not None else None
+        if codes is not None and codes.min() >= _LOWEST and codes.max() <= _HIGHEST:
+            scales.setdefault(name, []).append(part.encoded.scales.half().to(weight.device))
+    if missing := [name for name in parameters if rows[name] != len(parameters[name])]:
+        raise UserError(f"{said}: it lacks {len(missing)} weights of the model, for example {missing[0]}.")
+    found = {name: torch.cat(parts) for name, parts in scales.items()}
+    return {name: scale for name, scale in found.items() if len(scale) == rows[name]}
 
 
 class _Moved:

@@ -29,6 +29,8 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
         folder.note_inputs({cfg.data.dataset_name: f"revision {cfg.data.revision or 'main'}"})
     own = [resolve(path.name) for path in named_paths(cfg) if path.key in ("recipe_file", "train.loss")]
     folder.add_inputs(*(beside for file in own for beside in with_neighbours(file)), *files_of(cfg))
+    if cfg.quant.checkpoint_file:
+        folder.add_inputs(resolve(cfg.quant.checkpoint_file))
     folder.add_inputs(*data, hashed=not cfg.data.streaming)
     folder.check_inputs()
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config.quant import STORED
 from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import missing_path
 
@@ -17,9 +18,14 @@ def gguf_problems(cfg: Config) -> Iterator[str]:
     """What can't be done with a GGUF file."""
     name = cfg.model.model_name_or_path
     if not cfg.traits.gguf:
+        more = (
+            f" Its codes are trained on with quant={STORED} quant.checkpoint_file={name} on the folder of a checkpoint "
+            "of this size (model.model_name_or_path)."
+        )
         yield (
             f"model.model_name_or_path={name}: recipe={cfg.recipe} needs a checkpoint, and this is a GGUF file, which "
             "recipe=evaluate and recipe=serve take; name the checkpoint or the run that it was made from."
+            f"{more if cfg.traits.quantizes and cfg.traits.trains else ''}"
         )
         return
     if not resolve(name).is_file():

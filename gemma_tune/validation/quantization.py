@@ -9,6 +9,7 @@ from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
 from gemma_tune.config.quant import STORED, Stage2Config
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
+from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.suggest import did_you_mean, format_instead
 
 
@@ -29,6 +30,9 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding needs quant.grid=q4_0; set it."
     if q.grid == "q4_0_fp16" and "gguf_bf16" in cfg.export.formats:
         yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
+    if q.checkpoint_file is not None and not q.continues:
+        yield f"quant.checkpoint_file has no effect with quant.grid={q.grid}; set quant={STORED}, or leave it out."
+    yield from missing_paths(cfg, "quant")
     if q.embedding == STORED and not q.continues:
         yield f"quant.embedding={STORED} needs quant.grid={STORED}; set it, or choose q8_0 or q4_0."
     if q.continues and cfg.traits.trains and q.cross_entropy == 0:

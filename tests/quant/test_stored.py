@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import qat_checkpoint
 import torch
-from grid_models import ROWS, source_of, with_adapter
+from grid_models import ROWS, changed, source_of, with_adapter
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export import merged_from_grid, w4a16
+from gemma_tune.export.gguf_files import write_gguf
 from gemma_tune.export.int4_check import stored_lines
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
@@ -28,6 +30,7 @@ from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_float32 import load_float32
 from gemma_tune.quant.stored import plan_for
 from gemma_tune.run.paths import ASSETS
+from gemma_tune.steps.grid_plan import grid_plan
 
 STORED = QuantConfig(grid="q4_0_checkpoint", embedding="q4_0_checkpoint", cross_entropy=1.0)
 TUNED = "model.layers.2.mlp.up_proj.weight"
@@ -151,3 +154,28 @@ def test_packed_in_another_way(other: str, words: str, tmp_path: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=words):
         plan_for(model, STORED, source_of(tmp_path))
+
+
+def test_a_gguf_file_is_trained_on(tmp_path: Path) -> None:
+    """Its codes, scales and norms take the place of those of the model, of which it is a version."""
+    made = qat_checkpoint.save(tmp_path / "in")
+    model, tokenizer = load(tmp_path / "in"), AutoTokenizer.from_pretrained(tmp_path / "in")
+    plan = plan_for(model, STORED, source_of(tmp_path / "in"))
+    put_on_grid(model, plan)
+    wanted = log_probs(model)
+    file = write_gguf("gguf", "x", tmp_path / "gguf", model, tokenizer, trained_tensors(model, plan), plan)
+
+    other = changed(load(ASSETS / "tiny"))
+    options = replace(STORED, checkpoint_file=str(file))
+    plan = grid_plan(other, options, source_of(ASSETS / "tiny"))
+    put_on_grid(other, plan)
+    hold_to_codes(made, trained_tensors(other, plan))
+    assert kl(other, wanted) < 1e-9  # GGUF holds norms with 1 added, in float32
+
+    for shape, said in ({"intermediate_size": 512}, r"mlp\.\w+.weight is \("), ({"num_hidden_layers": 8}, "it lacks 2"):
+        config = AutoConfig.from_pretrained(ASSETS / "tiny", layer_types=["full_attention"] * 8, **shape)
+        with pytest.raises(UserError, match=said):
+            grid_plan(AutoModelForCausalLM.from_config(config), options, source_of(ASSETS / "tiny"))
+    file.write_bytes(file.read_bytes()[:-4096])
+    with pytest.raises(UserError, match=r"quant.checkpoint_file: .*ends before"):
+        grid_plan(other, options, source_of(ASSETS / "tiny"))
