@@ -19,7 +19,7 @@ from gemma_tune.models.load import load_config, load_model
 from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
-from gemma_tune.quant.layers import put_on_grid
+from gemma_tune.quant.activations import quantize
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.report import write_report
 from gemma_tune.run.folder import RunFolder
@@ -59,7 +59,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         else:
             model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered, cfg.quant.continues).eval()
             plan = grid_plan(model, cfg.quant, source)
-            put_on_grid(model, plan)
+            quantize(model, plan, cfg.quant, rows_to_check(asked).rendered)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():
         of_plan = plan.lines() if plan else ["in no quantization format (quant=none)"]

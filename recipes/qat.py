@@ -13,7 +13,8 @@ from gemma_tune.data.tokenized import find_rows, load_rows
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
+from gemma_tune.quant.activations import quantize
+from gemma_tune.quant.layers import GridLora, off_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.quant.metrics import held_out_targets, kl_headline, quality_metrics, row_kl
 from gemma_tune.quant.trainer import GridTrainer
@@ -54,7 +55,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         # Before an adapter is attached: the teacher's digest is that of the bare weights
         teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)
         model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers={nn.Linear: GridLora})
-        put_on_grid(model, plan)
+        quantize(model, plan, q, data.train.rendered)
     counts = count(model)
     with folder.leaving_no_empty_folder():
         arguments = sft_arguments(cfg, folder, setup.device)
@@ -75,8 +76,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             full = training.measure("unquantised")
         before, quantized = training.measure("before"), row_kl(base, rows, targets)  # base: quantized from here on
         training.fit(trainer)
-        after = training.measure("after")
-        trained = row_kl(base, rows, targets)
+        after, trained = training.measure("after"), row_kl(base, rows, targets)
         training.save_adapter()
         training.go_on_alone()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])

@@ -22,6 +22,8 @@ OPTIONS = [f for f in FILES if f.parent != CONFIGS]
 # What an option asks of the user beside its name.
 ROWS = "data.train_file=assets://sample/train.jsonl"
 NEEDS = {
+    "quant/phone": ["export=phone"],
+    "export/phone": ["quant=phone"],
     "adapter/loftq": ["model.load_in_4bit=true"],
     "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
     **{f"data/{name}": [ROWS] for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")},
@@ -75,6 +77,7 @@ def test_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "export/gguf",
         "export/w4a16",
         "export/mlx",
+        "export/phone",
         "export/int4",
     ):
         recipe = "qat"  # only a run on a grid has them

@@ -14,9 +14,10 @@ class PushConfig:
     repo_id: str = option("", "Repository on the Hub, `owner/name`; it is made where it isn't there.", longest=200)
     artifacts: list[str] = option(
         [],
-        "What to upload of the run: adapter, merged, w4a16, mlx, reward_model, or a GGUF format (gguf, gguf_f16, …). "
-        "One repository holds one of them, or several GGUF files; of several, each but the first gets a name of its "
-        "own (`owner/name-GGUF`). Empty: the reward model, else the merged weights, else w4a16, GGUF, or the adapter.",
+        "What to upload of the run: adapter, merged, w4a16, mlx, phone, reward_model, or a GGUF format (gguf, "
+        "gguf_f16, …). One repository holds one of them, or several GGUF files; of several, each but the first gets a "
+        "name of its own (`owner/name-GGUF`). Empty: the reward model, else the merged weights, else w4a16, GGUF, or "
+        "the adapter.",
     )
     private: bool = option(True, "Whether only its owner sees it. A public repository that is there is refused.")
     revision: str | None = option(None, "Branch to upload to; it is made where it isn't there. null: main.")

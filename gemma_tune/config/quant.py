@@ -8,6 +8,8 @@ from gemma_tune.config.option import BATCH, ROWS, STEPS, TOKENS, option
 
 # The grid that a checkpoint's weights are on already
 STORED = "q4_0_checkpoint"
+# The grid of Gemma's phone format, one scale for each output channel, and the bits that a layer can have there
+CHANNEL, CHANNEL_BITS = "int4_channel", (8, 4, 2)
 
 
 @dataclass
@@ -41,14 +43,30 @@ class QuantConfig:
         "none",
         "Quantization format of the linear layers: q4_0 (scales of 5 bits: the same numbers in every file), "
         "q4_0_fp16 (llama.cpp's own rule), q4_0_checkpoint (the codes and scales that a QAT checkpoint has already), "
-        "q3_0 (3 bits, for experiments).",
-        choices=("none", "q4_0", "q4_0_fp16", STORED, "q3_0"),
+        "q3_0 (3 bits, for experiments); int4_channel (one scale for each output channel, for export.formats=[phone]).",
+        choices=("none", "q4_0", "q4_0_fp16", STORED, "q3_0", CHANNEL),
     )
     embedding: str = option(
         "none",
         "Quantization format of the embedding and the head tied to it; none: 16 bit; q4_0_checkpoint: as the "
-        "checkpoint has it, on its 4-bit grid or in 16 bit.",
-        choices=("none", "q8_0", "q4_0", STORED),
+        "checkpoint has it, on its 4-bit grid or in 16 bit; int8_channel, int4_channel, int2_channel: with "
+        "quant.grid=int4_channel.",
+        choices=("none", "q8_0", "q4_0", STORED, *(f"int{bits}_channel" for bits in CHANNEL_BITS)),
+    )
+    int2_modules: list[str] = option(
+        [],
+        "quant.grid=int4_channel: layers that get 2 bits in place of 4, as regular expressions that are searched for "
+        "in their names, for example ['layers\\.(1[5-9]|2\\d|3[0-4])\\.mlp'].",
+    )
+    int8_modules: list[str] = option(
+        [], "quant.grid=int4_channel: layers that get 8 bits, also ones that would stay in 16 bit, in the same way."
+    )
+    calibration_samples: int = option(
+        32,
+        "quant.grid=int4_channel: training examples on which the scales of 8-bit activations are calibrated, before "
+        "anything is trained; 0: activations are not rounded.",
+        at_least=0,
+        at_most=ROWS,
     )
     checkpoint_file: str | None = option(
         None,
@@ -81,6 +99,16 @@ class QuantConfig:
         None, "Folder of the cache, to reuse it in other runs; null: `teacher/` in the run folder.", path="cache"
     )
     stage2: Stage2Config = field(default_factory=Stage2Config)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether each output channel has one scale, and activations are rounded, too."""
+        return self.grid == CHANNEL
+
+    @property
+    def other_bits(self) -> dict[int, list[str]]:
+        """Patterns of layers that have other bits than the grid, by their bits."""
+        return {2: self.int2_modules, 8: self.int8_modules}
 
     @property
     def continues(self) -> bool:

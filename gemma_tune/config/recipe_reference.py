@@ -74,7 +74,7 @@ def leaves(recipe: str) -> str:
     """What is there when the recipe is done."""
     tree: dict[str, Any] = composed(recipe)
     kind, formats = METHODS[tree["method"]].kind, tree["export"]["formats"]
-    names = {"merged": "a plain Transformers folder", "gguf": "llama.cpp and Ollama", "w4a16": "vLLM", "mlx": "mlx-lm"}
+    names = {"merged": "a plain Transformers folder", "gguf": "llama.cpp and Ollama", "w4a16": "vLLM"}
     exported = [f"`export/{name}/` ({names.get(name, name)})" for name in formats]
     if kind is Kind.EXPORT:
         return f"a run folder with {' and '.join(exported)}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.vllm_server import find_vllm
-from gemma_tune.export import merged_from_grid, mlx_folder, w4a16
+from gemma_tune.export import merged_from_grid, mlx_folder, phone, w4a16
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import (
     OK,
@@ -26,22 +26,20 @@ from gemma_tune.export.int4_check import (
     stored_lines,
 )
 from gemma_tune.export.llama_check import llama_lines
-from gemma_tune.export.mlx_check import mlx_lines, read_mlx
+from gemma_tune.export.mlx_check import folder_lines
 from gemma_tune.export.read_back import read_folder, read_gguf
 from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
-from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder
 
 _LONGEST = 512  # tokens of a row that are compared
-_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export}  # which Transformers loads
+_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export, "phone": phone.export}  # which Transformers loads
 _WRITERS = {**_FOLDERS, "mlx": mlx_folder.export}
-_ENGINES = {"mlx": "mlx-lm"}
 
 
 def export_all(
@@ -93,15 +91,14 @@ def export_all(
         places = {name: folder.export(name) for name in formats}
         in_transformers = transformers_lines({n: p for n, p in places.items() if n in _FOLDERS}, logits, forward)
         for name, place in places.items():
-            engine = _ENGINES.get(name, "llama.cpp")
-            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else f", then in {engine}"))
+            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else f", then in {_engine(name)}"))
             if name in _FOLDERS:
-                lines += stored_lines(name, read_folder(place), trained, plan)
+                stored = phone.read_phone(place) if name == "phone" else read_folder(place)
+                lines += stored_lines(name, stored, trained, plan)
+                lines += [phone.activations_line(name, place, model)] if name == "phone" else []
                 lines.append(in_transformers.pop(0))
             elif name == "mlx":
-                kind = language_part(model).config.model_type
-                lines += stored_lines(name, read_mlx(place, trained, kind), trained, plan)
-                lines += mlx_lines(name, place, logits, forward, trained, plan)
+                lines += folder_lines(name, place, logits, forward, trained, plan)
             elif name in ONE_TYPE:
                 lines += one_type_lines(name, place, forward, tokenizer, trained, plan)
             else:
@@ -109,11 +106,15 @@ def export_all(
                 lines += stored_lines(name, read_gguf(file, list(trained)), trained, plan)
                 lines += llama_lines(file, forward, tokenizer, trained, plan)
         if vllm := find_vllm(cfg.engine):
-            served = {name: str(place) for name, place in places.items() if name in _FOLDERS}
+            served = {name: str(place) for name, place in places.items() if name in ("merged", "w4a16")}
             lines += vllm_lines(cfg, vllm, served, forward, tokenizer)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
+
+
+def _engine(name: str) -> str:
+    return "mlx-lm" if name == "mlx" else "llama.cpp"
 
 
 def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from gemma_tune.child import python_module
 from gemma_tune.export.file_tensor import row_blocks
-from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine, stored_lines
 from gemma_tune.export.mlx_folder import stored_as_parts
 from gemma_tune.export.read_back import StoredTensor
 from gemma_tune.export.tensors import TrainedTensors, by_rows, decoded_blocks
@@ -98,6 +98,15 @@ def _whole(files: _Files, path: str, sizes: dict[str, Any]) -> StoredTensor:
     groups = codes.flatten(-2).unflatten(-1, (-1, size["group_size"]))
     values = (groups * scales.unsqueeze(-1) + biases.unsqueeze(-1)).flatten(-2)
     return StoredTensor(values, Encoded((groups.flatten(-2) + lowest).to(torch.int8), scales))
+
+
+def folder_lines(
+    name: str, folder: Path, logits: Path, forward: TrainedForward, trained: TrainedTensors, plan: Plan
+) -> list[CheckLine]:
+    """A folder read back, and `mlx_lines`, whose arguments these are."""
+    kind = language_part(forward.model).config.model_type
+    stored = stored_lines(name, read_mlx(folder, trained, kind), trained, plan)
+    return [*stored, *mlx_lines(name, folder, logits, forward, trained, plan)]
 
 
 def mlx_lines(

@@ -76,6 +76,7 @@ def write_folder(
     options: ExportConfig,
     source: Source,
     parts: Mapping[str, FileTensors] | None = None,
+    untied: bool = False,
 ) -> list[Path]:
     """Writes a Transformers folder with the tensors under the checkpoint's own names, its towers to the bit.
 
@@ -88,7 +89,9 @@ def write_folder(
         folder: Where to write.
         options: `max_shard_size`.
         source: What the model was loaded from.
-        parts: For a tensor that is stored as several, by its name: the parts, by the suffix of their names.
+        parts: For a tensor that is stored as several, by its name: the parts, by the suffix of their names; one that
+            begins with a point stands in place of the tensor's last name.
+        untied: Whether the head is written beside the embedding that it is tied to.
 
     Returns:
         The files written.
@@ -102,10 +105,19 @@ def write_folder(
     elif checkpoint.family.has_towers:  # their weights can't be read, so the language part goes alone
         config = config.get_text_config()
         config.architectures = [checkpoint.family.language_class]
+    if untied:
+        embedding, head = checkpoint.family.tied
+        if not any(checkpoint.family.language_name(name) == head for name in placed):
+            placed[head] = tensors[embedding]
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     stored: dict[str, torch.Tensor | FileTensor] = {}
     for name, tensor in placed.items():
         several = (parts or {}).get(checkpoint.family.language_name(name))
-        stored |= {name + end: part for end, part in several.items()} if several else {name: tensor}
+        if several:
+            tensor_of = name.rpartition(".")[0]
+            stored |= {(tensor_of if end.startswith(".") else name) + end: part for end, part in several.items()}
+        else:
+            stored[name] = tensor
     config.dtype = dtype
     if quantization is not None:
         config.quantization_config = dict(quantization)

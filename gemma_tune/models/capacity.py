@@ -229,7 +229,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
         total += trained * size
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
-    in_int4 = {"gguf", "w4a16", "mlx"} & set(cfg.export.formats)
+    in_int4 = {"gguf", "w4a16", "mlx", "phone"} & set(cfg.export.formats)
     rest = shape.parameters - shape.linear_parameters
     total += len(in_int4) * (shape.linear_parameters * _INT4 + rest * BYTES["bfloat16"])
     if "gguf" in in_int4:  # it is checked with a float32 file beside it

@@ -18,6 +18,9 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 
+# Of packed weights, by the method's name in config.json
+_MEASURED = ("compressed-tensors", "gemma")
+
 
 def is_four_bit(module: nn.Module) -> bool:
     """Whether a layer is bitsandbytes' Linear4bit (PEFT's layers around one are not)."""
@@ -113,9 +116,9 @@ def quantization_config(model: ModelConfig, config: Any) -> BitsAndBytesConfig |
         model: What is asked for.
         config: Of the whole checkpoint.
     """
-    if getattr(config, "quantization_config", None):
+    if stored := getattr(config, "quantization_config", None):
         # Else the first forward pass of the whole model decodes them, and losses call its parts
-        return CompressedTensorsConfig(dequantize=True)
+        return CompressedTensorsConfig(dequantize=True) if _method(stored) == "compressed-tensors" else None
     if not model.load_in_4bit:
         return None
     family, text = FAMILIES[config.model_type], config.get_text_config()
@@ -129,6 +132,10 @@ def quantization_config(model: ModelConfig, config: Any) -> BitsAndBytesConfig |
     )
 
 
+def _method(stored: Any) -> str:
+    return str(stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method)
+
+
 def stored_quantized(config: Any) -> Any:
     """How the weights of a checkpoint are quantized, as its config.json says it; None where they are not."""
     found = getattr(config, "quantization_config", None)
@@ -139,15 +146,15 @@ def stored_quantized(config: Any) -> Any:
 
 def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, packed: bool) -> None:
     """Raises UserError for weights that are stored quantized, except packed ones that are only measured."""
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    method = _method(stored)
     said = f"model.model_name_or_path={source.base}: its weights are stored quantized ({method}), and"
     if not packed or source.adapter is not None:
         raise UserError(
             f"{said} tuning needs full ones; name the checkpoint that it was made from (model.load_in_4bit=true "
             "rounds that itself). recipe=qat quant=q4_0_checkpoint trains on with codes of compressed-tensors."
         )
-    if method != "compressed-tensors":
-        raise UserError(f"{said} only those of compressed-tensors are measured; name what it was made from.")
+    if method not in _MEASURED:
+        raise UserError(f"{said} only those of {' and '.join(_MEASURED)} are measured; name what it was made from.")
     if model.load_in_4bit:
         raise UserError(f"{said} model.load_in_4bit=true can't round them again; leave it out.")
     if config.get_text_config().dtype == torch.float32 and model.dtype != "float32":

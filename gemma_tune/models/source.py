@@ -22,7 +22,7 @@ from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, looks_local, reso
 from gemma_tune.validation.suggest import missing_path
 
 # Where a run keeps a tokenizer
-_IN_RUNS = ("adapter", "export/merged", "export/w4a16")
+_IN_RUNS = ("adapter", "export/merged", "export/w4a16", "export/phone")
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,9 @@ def _base_that_is_not_here(adapter: Path, merged: Path) -> str | None:
 def _what_is_there(run: Path) -> str:
     """What a run folder without a whole model holds, each with the recipes that take it; or how it gets one."""
     found = [f"recipe=evaluate takes {file}" for file in sorted(run.glob("export/*/*.gguf"))]
-    if (run / "export" / "w4a16" / "config.json").is_file():
-        found.append(f"recipe=chat, evaluate and compare take {run / 'export' / 'w4a16'}")
+    for folder in (run / "export" / name for name in ("w4a16", "phone")):
+        if (folder / "config.json").is_file():
+            found.append(f"recipe=chat, evaluate and compare take {folder}")
     kept = [] if (run / PLAN).is_file() else checkpoints(run / "checkpoints")  # on a grid: an adapter alone
     if kept:
         found.append(f"its last checkpoint is a model, too: {kept[-1]}")

@@ -16,6 +16,8 @@ import torch
 _LEAST, _FLOAT16_MOST = 2.0**-20, 65504.0
 # Weights that a CPU rounds at once: these and their codes, 2 MiB, stay in its cache
 _IN_CACHE = 1 << 18
+# Into how many parts the largest magnitude of a row is divided where the mean one is computed
+_PARTS = 1 << 16
 
 
 class NotOnGrid(ValueError):
@@ -156,6 +158,62 @@ class Grid:
         return torch.where(rounded.abs() < _LEAST, 0.0, rounded)
 
 
+@dataclass(frozen=True)
+class ChannelGrid(Grid):
+    """A grid with one scale for each row, an output channel: that of Gemma's phone format.
+
+    A weight is rounded to the nearest code and clipped. The scale has so few significant bits that bfloat16 holds each
+    product with a code, and is at most `of_mean` times the mean magnitude of the row: the largest weight alone would
+    leave few codes to all others. On Gaussian rows of 1,536 the relative error is 0.12 in 4 bit and 0.39 in 2 bit (0.15
+    and 0.67 where the largest weight sets the scale).
+
+    Attributes:
+        block: How many codes fill a byte, of which a row's width must be a multiple.
+        from_zero: As in `Grid`: scales are rounded up, and are positive.
+        of_mean: See above; None: the largest magnitude alone sets the scale.
+    """
+
+    from_zero: bool = True
+    of_mean: float | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Without the 32 bits of the scale of a whole row."""
+        return float(self.bits)
+
+    def decode(self, encoded: Encoded) -> torch.Tensor:
+        """As `Grid.decode`; scales are [..., 1]."""
+        return encoded.codes.float() * encoded.scales + 0.0
+
+    def _encoded(self, weight: torch.Tensor, found: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        width = weight.shape[-1]
+        if width % self.block:
+            raise NotOnGrid(f"its width, {width}, is not a multiple of {self.block}")
+        rows = weight.detach().reshape(-1, width)
+        count = max(1, _IN_CACHE // width) if weight.device.type == "cpu" else max(1, len(rows))
+        for part, codes in zip(rows.split(count), found.view(-1, width).split(count), strict=True):
+            yield codes, self._encode(part.float(), codes)
+
+    def _encode(self, blocks: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        exact = self._scale(blocks)
+        if not torch.isfinite(exact).all():
+            raise NotOnGrid("it holds NaN or infinity")
+        scale = self._rounded_scale(exact)
+        torch.div(blocks, torch.where(scale == 0, torch.inf, scale), out=codes)
+        codes.round_().clamp_(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+        return scale
+
+    def _scale(self, blocks: torch.Tensor) -> torch.Tensor:
+        largest = blocks.abs().amax(-1, keepdim=True)
+        scale = largest / (2 ** (self.bits - 1) - 1)
+        if self.of_mean is None or not torch.isfinite(largest).all():
+            return scale
+        # Whole numbers, whose sum is the same in whatever order they are added
+        parts = (blocks.abs() / torch.where(largest == 0, 1.0, largest) * _PARTS).round_().to(torch.int64)
+        mean = parts.sum(-1, keepdim=True).float() * (largest / (_PARTS * blocks.shape[-1]))
+        return torch.minimum(scale, mean * self.of_mean)
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -174,5 +232,8 @@ GRIDS = {
         Grid("q3_0", bits=3),
         # A power of two times at most 127: exact in bfloat16
         Grid("q8_0", bits=8, scale_bits=1, from_zero=True),
+        ChannelGrid("int8_channel", bits=8, block=1, scale_bits=1),
+        ChannelGrid("int4_channel", bits=4, block=2, of_mean=0.5),
+        ChannelGrid("int2_channel", bits=2, block=4, of_mean=1.4),
     )
 }

@@ -15,6 +15,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
+from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.grid import Grid, NotOnGrid
 from gemma_tune.quant.lattice import find_lattice, stored_grid
 from gemma_tune.quant.plan import KEPT_16, Plan, plan_of
@@ -43,6 +44,8 @@ def plan_for(
         UserError: As `plan_of`; the file is another model's; or the weights are on no grid and that of the checkpoint
             is asked for.
     """
+    if quant.by_channel:
+        return channel_plan(model, quant)
     if not quant.continues:
         plan = plan_of(model, quant.grid, quant.embedding_grid)
         return replace(plan, remarks=(*plan.remarks, *_lost(model, plan)))

@@ -40,6 +40,7 @@ _KINDS = {
     "merged": "weights for Transformers and vLLM",
     "w4a16": "int4 weights for vLLM and Transformers",
     "mlx": "int4 weights for mlx-lm",
+    "phone": "weights and activations in Gemma's format for phones, for Transformers",
     "reward_model": "reward model",
 }
 _LICENCES = {

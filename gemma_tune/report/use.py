@@ -75,13 +75,14 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
     if name == "mlx":
         words = ["mlx_lm.chat", "--model", str(place)]
         return [("mlx-lm", shlex.join(words))]
-    if name in ("w4a16", "merged"):
+    if name in ("w4a16", "merged", "phone"):
         chat = '[{"role": "user", "content": "Hello!"}]'
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
-        return [
-            ("vLLM", shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))),
-            ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"),
-        ]
+        in_transformers = ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}")
+        if name == "phone":
+            return [in_transformers]
+        served = shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))
+        return [("vLLM", served), in_transformers]
     return []
 
 
@@ -142,6 +143,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
     said = {
         "gguf": "The GGUF file, in Ollama (by the Modelfile beside it), or in llama.cpp, where this run checked it:",
         "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
+        "phone": "The folder in Gemma's format for phones, with Transformers, where this run loaded it:",
         "mlx": "The int4 folder for Apple's computers, with mlx-lm (pip install mlx-lm):",
     }
     if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
@@ -172,7 +174,7 @@ def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
     found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
     artifacts = folder.result.artifacts
     names = ["merged"] if "merged" in artifacts else ["adapter"]
-    names += [name for name in artifacts if name.startswith("gguf") or name in ("w4a16", "mlx")]
+    names += [name for name in artifacts if name.startswith("gguf") or name in ("w4a16", "mlx", "phone")]
     served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
     found += served
     if "merged" in artifacts and not any(engine == "llama.cpp" for engine, _ in served) and _has_gguf(folder):
@@ -200,7 +202,7 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     for name, place in artifacts.items() if not whole else ():
         if name.startswith("gguf") and name != "gguf_lora":
             taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
-        elif name == "w4a16":
+        elif name in ("w4a16", "phone"):
             taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
     return [
         f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"

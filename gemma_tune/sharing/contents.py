@@ -20,7 +20,7 @@ from gemma_tune.sharing.private import Secrets, check_private, of_this_machine, 
 from gemma_tune.untrusted import read_object
 
 # Which artifact is uploaded where none is named; any GGUF format stands for `gguf`
-_FIRST = ("reward_model", "merged", "w4a16", "gguf", "mlx", "adapter")
+_FIRST = ("reward_model", "merged", "w4a16", "gguf", "mlx", "phone", "adapter")
 # What the name of a repository ends with that is not the first one
 _ENDS = {"adapter": "-LoRA", "gguf": "-GGUF", "mlx": "-MLX"}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
-from gemma_tune.config.quant import STORED, Stage2Config
+from gemma_tune.config.quant import CHANNEL, STORED, Stage2Config
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.suggest import did_you_mean, format_instead
@@ -33,6 +34,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if q.checkpoint_file is not None and not q.continues:
         yield f"quant.checkpoint_file has no effect with quant.grid={q.grid}; set quant={STORED}, or leave it out."
     yield from missing_paths(cfg, "quant")
+    yield from _channel_problems(cfg)
     if q.embedding == STORED and not q.continues:
         yield f"quant.embedding={STORED} needs quant.grid={STORED}; set it, or choose q8_0 or q4_0."
     if q.continues and cfg.traits.trains and q.cross_entropy == 0:
@@ -59,7 +61,8 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: quantization rounds full weights; leave it out."
     if not cfg.traits.trains:
-        named = ("grid", "embedding", "stage2", *(("cross_entropy",) if q.continues else ()))  # which the group sets
+        named = ["grid", "embedding", "int2_modules", "int8_modules", "calibration_samples", "stage2"]
+        named += ["cross_entropy"] if q.continues else []  # which the group sets
         for key, default in vars(QuantConfig()).items():
             if key not in named and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."
@@ -73,6 +76,31 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
     if not cfg.eval.before:
         yield "eval.before=false has no effect with recipe=qat: the cost of rounding is measured then; leave it out."
+
+
+def _channel_problems(cfg: Config) -> Iterator[str]:
+    """What a grid with one scale for each output channel can't do, and what no other can."""
+    q, formats = cfg.quant, cfg.export.formats
+    if not q.by_channel:
+        if q.embedding.endswith("_channel"):
+            yield f"quant.embedding={q.embedding} needs quant.grid={CHANNEL}; set it, or choose q8_0 or q4_0."
+        for key in ("int2_modules", "int8_modules", "calibration_samples"):
+            if getattr(q, key) != getattr(QuantConfig(), key):
+                yield f"quant.{key} has no effect with quant.grid={q.grid}; use quant.grid={CHANNEL}."
+        if "phone" in formats and q.grid != "none":
+            yield f"export.formats=phone with quant.grid={q.grid}: it holds one scale a channel; use quant=phone."
+        return
+    if q.embedding in ("q8_0", "q4_0"):
+        yield f"quant.embedding={q.embedding} with quant.grid={CHANNEL}: it is in blocks; use {CHANNEL}."
+    for name in formats:
+        if name in FORMATS and name != "phone":
+            yield f"export.formats={name} with quant.grid={CHANNEL}: it rounds no activations; use export=phone."
+    for bits, patterns in q.other_bits.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"quant.int{bits}_modules: {pattern!r} is no regular expression ({error})."
 
 
 def _format_problems(cfg: Config) -> Iterator[str]:

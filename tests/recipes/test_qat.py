@@ -84,6 +84,12 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
     [
         ("qat", ["quant=none"], "quant=none with recipe=qat: choose a quantization format"),
         ("qat", ["quant=q4_0_fp16", "model.dtype=bfloat16"], "can't hold its values"),
+        ("qat", ["quant=phone", "export=w4a16"], "export.formats=w4a16 with quant.grid=int4_channel: it rounds no act"),
+        ("qat", ["export=phone"], "export.formats=phone with quant.grid=q4_0: it holds one scale a channel"),
+        ("qat", ["quant.embedding=int8_channel"], "needs quant.grid=int4_channel; set it"),
+        ("qat", ["quant.int2_modules=[mlp]"], "quant.int2_modules has no effect with quant.grid=q4_0"),
+        ("qat", ["quant=phone", "export=phone", "quant.embedding=q4_0"], "it is in blocks; use int4_channel"),
+        ("qat", ["quant=phone", "export=phone", "quant.int8_modules=['(']"], "is no regular expression"),
         ("qat", ["quant=q3_0"], "q3_0 has no file format but merged"),
         ("qat", ["model.load_in_4bit=true", "adapter=lora"], "quantization rounds full weights"),
         ("qat", ["adapter=dora"], "adapter.use_dora=True with recipe=qat"),
