@@ -177,7 +177,9 @@ def _simplest(
             break
         unit = torch.exp2(exponent[left] - bits)
         scale = (torch.ceil(low[left] / unit) + further) * unit
+        between = (scale <= high[left]) & (scale.half().double() == scale)
+        left, scale = left[between], scale[between]
         product = (codes[left] * scale.unsqueeze(-1)).to(stored).double()
-        right = (scale <= high[left]) & (scale.half().double() == scale) & (product == values[left]).all(-1)
+        right = (product == values[left]).all(-1)
         found[left[right]], same[left[right]] = scale[right], True
     return found, same

@@ -15,6 +15,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
+from gemma_tune.progress import progress
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.grid import Grid, NotOnGrid
 from gemma_tune.quant.lattice import find_lattice, stored_grid
@@ -55,7 +56,7 @@ def plan_for(
     names = [name for name in plan.grids if stored or reaches(name.removesuffix(".weight"))]
     files = _Scales(source, model, {} if stored_file is None else _taken(model, stored_file, quant))
     grids, kept, off, rounded, moved = dict(plan.grids), dict(plan.kept), dict[str, str](), 0, _Moved()
-    for name in names:
+    for name in progress(names, desc="scales of the checkpoint", unit=" tensors"):
         weight = model.get_parameter(name).data
         try:
             scales, blocks_off, blocks_rounded = files.of(name, weight)
@@ -75,7 +76,7 @@ def plan_for(
         raise UserError(
             f"model.model_name_or_path={source.base}: quant.grid={STORED} continues from weights that are on a 4-bit "
             f"grid, and {len(problems)} of {len(names)} tensors are not, for example {problems[0]}; use quant=q4_0, "
-            "which derives the scales, or name the QAT checkpoint itself."
+            "which derives the scales, or name the QAT checkpoint itself, and tune it with recipe=qat."
         )
     return replace(plan, grids=grids, kept=kept, remarks=(*plan.remarks, *_remarks(rounded, moved)))
 
