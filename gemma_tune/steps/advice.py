@@ -38,6 +38,12 @@ def advice_on(cfg: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
     if cfg.quant.grid == "none":
         yield f"{said} A file of more bits is nearer to it: gguf_f16."
         return
+    if cfg.traits.trains and cfg.quant.continues:
+        yield (
+            f"{said} That is the checkpoint before it was tuned: a lower train.learning_rate, or quant.cross_entropy "
+            "below 1, stays nearer to it."
+        )
+        return
     if cfg.traits.trains:
         yield (
             f"{said} More training for int4 may win it back: train.num_train_epochs (quant.stage2.num_train_epochs "
@@ -55,6 +61,7 @@ def _qat_command(cfg: Config) -> list[str]:
     by_itself = as_evaluated(replace(cfg, model=ModelConfig(name))).model
     words += _words("model", asdict(cfg.model), asdict(by_itself))
     words += [f"quant.grid={q.grid}"] if q.grid != "q4_0" else []
+    words += ["quant.cross_entropy=1.0"] if q.continues else []
     words += [f"quant.embedding={q.embedding}"] if q.embedding != QuantConfig().embedding else []
     int4 = read_yaml(CONFIGS / "export" / "int4.yaml")
     words += _words("export", asdict(cfg.export), asdict(ExportConfig()) | int4)

@@ -164,6 +164,19 @@ def test_the_headline_names_the_file_and_the_verdict() -> None:
     assert exported_headline({}, head) is None
 
 
+def test_what_to_do_on_the_grid_of_a_checkpoint() -> None:
+    words = ["model=gemma3_1b_it", "quant=q4_0_checkpoint"]
+    [advice] = advice_on(compose_config("export", [*words, "data.test_files.mine=assets://sample/test.jsonl"]),
+                         of_numbers("worse", []))  # fmt: skip
+    command = shlex.split(advice.partition(" python -m gemma_tune recipe=qat ")[2])
+    assert (
+        compose_config("qat", [w for w in command if w.startswith(("model", "quant"))]).quant
+        == compose_config("qat", words).quant
+    )
+    [advice] = advice_on(compose_config("qat", words), of_numbers("worse", []))
+    assert "a lower train.learning_rate" in advice and "recipe=tune_to_int4" not in advice
+
+
 @pytest.mark.slow
 def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     """A command that can be copied: it is composed, and trains the same model on the rows of its run."""

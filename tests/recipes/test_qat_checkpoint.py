@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import qat_checkpoint
+import resumed
 import torch
 from short_runs import short_run
 
@@ -64,6 +65,24 @@ def test_trained_on_and_written(packed: bool, words: list[str], tmp_path: Path) 
             assert not blocks[(made[own][1] > 0.1).squeeze(-1)].any()
         else:
             assert ".layers.1." in own or not blocks.any()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_and_an_export_of_it_have_the_same_codes(tmp_path: Path) -> None:
+    """The scales come from the checkpoint each time; of the run's own files they are found again."""
+    qat_checkpoint.save(tmp_path / "in")
+    name = f"model.model_name_or_path={tmp_path / 'in'}"
+    words = [*SMALL, name, "quant=q4_0_checkpoint", "export=merged", "train.learning_rate=0.02", "train.save_steps=1"]
+    words.append("train.save_total_limit=null")
+    short_run("qat", tmp_path / "whole", *words)
+    resumed.stopped_at(tmp_path / "whole", tmp_path / "cut", 2)
+    short_run("qat", tmp_path / "cut", *words)
+    assert resumed.weights(tmp_path / "whole") == resumed.weights(tmp_path / "cut") != {}
+    words = [f"model.model_name_or_path={tmp_path / 'whole'}", "quant=q4_0_checkpoint", "export=merged", SMALL[-1]]
+    gemma_tune.run("export", [*words, f"output_dir={tmp_path / 'again'}"])
+    again = dict(read_folder(tmp_path / "again" / "export" / "merged"))
+    for own, tensor in read_folder(tmp_path / "whole" / "export" / "merged"):
+        assert torch.equal(tensor.values, again[own].values), own
 
 
 @pytest.mark.slow
