@@ -19,7 +19,7 @@ PACKED: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
     "quantization_status": "compressed",
-    "ignore": ["lm_head"],
+    "ignore": ["re:.*lm_head$", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
@@ -59,12 +59,15 @@ def save(folder: Path, base: Path = ASSETS / "tiny", embedding: bool = True) -> 
         tensors = load_file(file)
         for name, tensor in tensors.items():
             last = name.removesuffix(".weight").rsplit(".", 1)[-1]
+            if "tower" in name:
+                continue
             if last in PROJECTIONS or (embedding and last == "embed_tokens"):
                 made[name] = by_googles_rule(tensor)
                 tensors[name] = products(*made[name])
         save_file({n: t.bfloat16().contiguous() for n, t in tensors.items()}, file, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config["quantization_config"] = {"bits": 4, "group_size": 32, "sym": True}
+    for part in (config, config.get("text_config", {})):
+        part["quantization_config"] = {"bits": 4, "group_size": 32, "sym": True}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return made
 
@@ -82,5 +85,6 @@ def save_packed(folder: Path, base: Path = ASSETS / "tiny") -> dict[str, tuple[A
     save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["quantization_config"] = PACKED
+    config.get("text_config", {}).pop("quantization_config", None)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return made

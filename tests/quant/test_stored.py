@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import qat_checkpoint
+import small_models
 import torch
 from grid_models import ROWS, changed, source_of, with_adapter
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,8 @@ from gemma_tune.export.gguf_files import write_gguf
 from gemma_tune.export.int4_check import stored_lines
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
-from gemma_tune.models.load import load_base
+from gemma_tune.models.family import language_name
+from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.lattice import find_lattice
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
@@ -179,3 +181,29 @@ def test_a_gguf_file_is_trained_on(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4096])
     with pytest.raises(UserError, match=r"quant.checkpoint_file: .*ends before"):
         grid_plan(other, options, source_of(ASSETS / "tiny"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_checkpoint_with_towers(packed: bool, tmp_path: Path) -> None:
+    """Names as published, and towers that stay as they are in every folder."""
+    base = small_models.save("gemma3", tmp_path / "base")
+    folder = tmp_path / "in"
+    made = qat_checkpoint.save_packed(folder, base) if packed else qat_checkpoint.save(folder, base)
+    source, options = source_of(folder), ModelConfig(str(folder), dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(source)
+    model = load_float32(options, source, tokenizer, [], packed=packed)
+    plan = plan_for(model, STORED, source)
+    put_on_grid(model, plan)
+    trained = trained_tensors(model, plan)
+    hold_to_codes({language_name(name): found for name, found in made.items()}, trained)
+    stored = load_file(folder / "model.safetensors")
+    towers = {name for name in stored if "tower" in name or "projector" in name}
+    assert towers
+    for name, export in (("merged", merged_from_grid.export), ("w4a16", w4a16.export)):
+        export(trained, plan, model, tokenizer, tmp_path / name, ExportConfig(), source)
+        assert {line.verdict for line in stored_lines(name, read_folder(tmp_path / name), trained, plan)} == {"ok"}
+        written = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(written[own], stored[own]) for own in towers)
+        config = json.loads((tmp_path / name / "config.json").read_text("utf-8"))
+        assert ("quantization_config" in config) == (name == "w4a16")
+        assert "quantization_config" not in config["text_config"]
