@@ -10,8 +10,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.reading import measured_files
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export.formats import export_all, say_lines
-from gemma_tune.export.gguf_files import check_writable
 from gemma_tune.export.unquantized import export_unquantized
+from gemma_tune.export.writable import check_writable
 from gemma_tune.models.adapter import check_source
 from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.hardware import check_model_hardware, pick_device

@@ -45,7 +45,7 @@ def title_of(name: str) -> str:
     return path.name if before is None else title_of(before)
 
 
-def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None:
+def check_gguf(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None:
     """Raises UserError where llama.cpp can't compute the model, or hold its tokenizer, and a GGUF file is asked for.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.integrations import gemma_quant
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.errors import UserError
@@ -153,6 +152,13 @@ def _packed(block: Encoded, bits: int) -> torch.Tensor:
     return (codes << torch.arange(several, dtype=torch.int32) * bits).sum(-1).to(torch.uint8)
 
 
+def stored_bits(quantization: Mapping[str, Any], layer: str) -> int:
+    """Bits of a layer's codes, by the `quantization_config` of a folder in this format."""
+    others = (quantization.get("module_quant_configs") or {}).items()
+    bits = next((other["num_bits"] for pattern, other in others if re.search(pattern, layer)), quantization["num_bits"])
+    return int(bits)
+
+
 def read_phone(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
     """The language part of a folder, by its names there; Transformers' own functions unpack the codes.
 
@@ -184,13 +190,10 @@ def _unpacked(
     beside = re.sub(r"_quantized$", "", name) + "_scale"
     if beside not in names:
         raise ArtifactDiffers(f"{own}: {beside} is not there.")
-    scales, bits = stored.get_tensor(beside), quantization["num_bits"]
-    layer = name.rsplit(".", 1)[0]
-    for pattern, other in quantization["module_quant_configs"].items():
-        if re.search(pattern, layer):
-            bits = other["num_bits"]
-            break
+    scales, bits = stored.get_tensor(beside), stored_bits(quantization, name.rpartition(".")[0])
     width = tensor.shape[1] * 8 // bits
+    from transformers.integrations import gemma_quant  # older versions have none
+
     unpack = {4: gemma_quant._unpack_int4, 2: gemma_quant._unpack_int2}.get(bits, lambda codes, _: codes)
     for rows in row_blocks((tensor.shape[0], width)):
         codes = unpack(tensor[rows], width)

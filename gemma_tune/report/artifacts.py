@@ -7,17 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
 from gemma_tune.export.mlx_folder import GROUP
+from gemma_tune.export.phone import stored_bits
 from gemma_tune.export.read_back import gguf_size
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Mono, Table
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.untrusted import read_object
 
 # Types in which each number is one weight; other types may pack several into one.
 _ONE_EACH = ("F64", "F32", "F16", "BF16")
+_PHONE_SCALES = ("weight_scale", "embedding_scale", "input_activation_scale", "output_activation_scale")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _gguf(file: Path) -> Size:
 
 def _tensors(file: Path) -> Size:
     """A safetensors file; what stands beside packed integers says how many weights they are."""
-    bits, weights, packed = 0, 0, False
+    bits, weights, packed, phone = 0, 0, False, _of_phone(file)
     with safe_open(file, framework="numpy") as tensors:
         names = set(tensors.keys())
         for name in names:
@@ -76,12 +80,26 @@ def _tensors(file: Path) -> Size:
             layer, _, part = name.rpartition(".")
             if f"{layer}.scales" in names and part in ("weight", "scales", "biases"):  # of MLX, in groups
                 weights += count * GROUP if part == "scales" else 0
+            elif phone and f"{name.removesuffix('_quantized')}_scale" in names:
+                bits_each = stored_bits(phone, layer) if kind == "U8" else 8
+                weights += count * 8 // bits_each
+            elif phone and part in _PHONE_SCALES:
+                continue
             elif f"{layer}.weight_packed" in names and part.startswith("weight_"):
                 weights += math.prod(tensors.get_tensor(name).tolist()) if part == "weight_shape" else 0
             else:
                 weights += count
                 packed |= kind not in _ONE_EACH
     return Size(file.stat().st_size, bits // 8, None if packed else weights)
+
+
+def _of_phone(file: Path) -> dict[str, Any]:
+    """`quantization_config` of the config.json beside a file in Gemma's phone format; empty for any other."""
+    try:
+        stored: dict[str, Any] = read_object(file.parent / "config.json").get("quantization_config") or {}
+    except (OSError, ValueError):
+        return {}
+    return stored if stored.get("quant_method") == "gemma" else {}
 
 
 def bytes_text(count: float) -> str:

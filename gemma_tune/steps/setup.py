@@ -15,8 +15,7 @@ from transformers import set_seed
 from gemma_tune.config import AdapterConfig, Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.export import mlx_folder
-from gemma_tune.export.gguf_files import check_writable
+from gemma_tune.export.writable import check_writable
 from gemma_tune.models.adapter import WeightCounts, check_source
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, host_warning, memory_warning
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
@@ -139,8 +138,6 @@ def look_at_model(
             adapter = with_rows(adapter, config, tokenizer, source.added_tokens)
         check_source(cfg.model, adapter, source, config, trains=True, merges=merges, packed=cfg.quant.continues)
         check_writable(cfg, config, tokenizer, source)
-        if "mlx" in cfg.export.formats:
-            mlx_folder.check_config(config.get_text_config())
     mixed, free = mixed_precision(cfg, device), free_memory(device, sharding_of(cfg).per_machine)
     return Setup(source, tokenizer, config, size, device, mixed, free, adapter, beside(cfg), missing)
 

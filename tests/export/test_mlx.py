@@ -24,6 +24,7 @@ from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
+from gemma_tune.report.artifacts import artifact_size
 
 HAS_MLX = importlib.util.find_spec("mlx_lm") is not None
 
@@ -59,6 +60,7 @@ def test_codes_scales_and_biases_are_those_of_training(
     trained = on_grid(grid, embedding, adapter)
     folder = exported(trained, tmp_path / "mlx")
     assert [line.verdict for line in read_back(trained, folder)] == ["ok", "ok"]
+    assert artifact_size(folder).weights == sum(trained.plan.sizes.values())
     if HAS_MLX:
         decoded, logits = in_mlx(trained, folder)
         assert decoded.verdict == logits.verdict == "ok", (decoded, logits)

@@ -23,6 +23,7 @@ from gemma_tune.models.load import load_base
 from gemma_tune.quant.activations import quantize
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.layers import GridLora
+from gemma_tune.report.artifacts import artifact_size
 
 MIXED = QuantConfig(
     grid="int4_channel", embedding="int4_channel", int2_modules=[r"layers\.[345]\.mlp"], int8_modules=["v_proj"]
@@ -65,6 +66,8 @@ def test_transformers_computes_the_training_forward(quant: QuantConfig, adapter:
     assert verdicts(trained, tmp_path) == ["ok"] * 3
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    size = artifact_size(tmp_path)
+    assert size.weights == sum(trained.plan.sizes.values()) + (393216 if quant.embedding != "none" else 0)  # the head
     assert torch.equal(logits_of(loaded.eval()), logits_of(trained.model))
     bits = {name: module.num_bits for name, module in loaded.named_modules() if hasattr(module, "num_bits")}
     tied = {"lm_head.weight": trained.plan.grids.get("model.embed_tokens.weight")}

@@ -57,6 +57,18 @@ def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_format_for_phones(adapter: str, tmp_path: Path) -> None:
+    """Weights on channel grids and activations of 8 bit are trained, written, and computed by Transformers."""
+    words = [*SMALL, "quant=phone", "export=phone", f"adapter={adapter}", r"quant.int2_modules=['layers\.[45]\.mlp']"]
+    result = short_run("qat", tmp_path, *words, "export.quality_samples=4", steps=2)
+    assert set(lines_of(tmp_path).values()) == {"ok"} and len(lines_of(tmp_path)) == 5
+    assert not result.failures and result.metrics["quality"]["plain_kl"] > 0
+    exported = {file["name"]: file for file in result.metrics["exported"]["files"]}
+    assert exported["phone"]["bits_per_weight"] < 4.3 and "mean" in exported["phone"]
+
+
+@pytest.mark.slow
 def test_a_live_teacher_says_the_same(tmp_path: Path) -> None:
     """The cache keeps float16: the losses are those of a live teacher within its rounding."""
     for name in ("cache", "live"):
