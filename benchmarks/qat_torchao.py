@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gemma_tune.config import DataConfig
 from gemma_tune.data.tokenized import load_held_out
 from gemma_tune.export import gguf
-from gemma_tune.export.read_back import read_gguf
+from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_weight, trained_tensors
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.layers import GridLora, put_on_grid

@@ -74,6 +74,12 @@ class QuantConfig:
         "of the model's; null: those of the model.",
         path="file",
     )
+    per_layer_embedding: str = option(
+        "none",
+        "Quantization format of the table of per-layer embeddings, which is half of Gemma 4 E2B and of Gemma 3n E2B; "
+        "none: 16 bit.",
+        choices=("none", "q8_0", "q4_0"),
+    )
     cross_entropy: float = option(
         0.0,
         "Share of cross-entropy in the loss; the rest is the KL divergence from the unquantized model.",
@@ -119,6 +125,11 @@ class QuantConfig:
     def embedding_grid(self) -> str | None:
         """The quantization format of the embedding, or None where it is kept in 16 bit."""
         return None if self.embedding == "none" else self.embedding
+
+    @property
+    def per_layer_grid(self) -> str | None:
+        """The quantization format of the per-layer embeddings, or None where they are kept in 16 bit."""
+        return None if self.per_layer_embedding == "none" else self.per_layer_embedding
 
     @property
     def keeps_targets(self) -> bool:

@@ -59,6 +59,7 @@ ADDED: dict[str, Any] = {
     "quant.int2_modules": [],
     "quant.int8_modules": [],
     "quant.calibration_samples": 32,
+    "quant.per_layer_embedding": "none",
     "engine.vllm": None,
     "engine.vllm_args": [],
     "engine.max_length": None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +28,9 @@ from gemma_tune.export.int4_check import (
 )
 from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.mlx_check import folder_lines
-from gemma_tune.export.read_back import read_folder, read_gguf
-from gemma_tune.export.tensors import decoded_tensors, trained_tensors
+from gemma_tune.export.read_back import read_folder
+from gemma_tune.export.read_gguf import read_gguf
+from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
@@ -37,8 +39,20 @@ from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import atomic_folder
 
+NOT_IN_TRANSFORMERS = CheckLine(
+    "w4a16 in Transformers",
+    "the trained model's logits",
+    "not loaded",
+    UNVERIFIED,
+    "Transformers has no place for the codes of single experts, as vLLM reads them; w4a16_transformers is for it.",
+)
 _LONGEST = 512  # tokens of a row that are compared
-_FOLDERS = {"merged": merged_from_grid.export, "w4a16": w4a16.export, "phone": phone.export}  # which Transformers loads
+_FOLDERS = {  # which Transformers loads
+    "merged": merged_from_grid.export,
+    "w4a16": w4a16.export,
+    "w4a16_transformers": w4a16.export_dense_experts,
+    "phone": phone.export,
+}
 _WRITERS = {**_FOLDERS, "mlx": mlx_folder.export}
 
 
@@ -89,28 +103,43 @@ def export_all(
     phase(f"checking: the model's own forward pass at {forward.positions} positions")
     with folder.timed("verify"), forward.stored_in(logits):
         places = {name: folder.export(name) for name in formats}
-        in_transformers = transformers_lines({n: p for n, p in places.items() if n in _FOLDERS}, logits, forward)
-        for name, place in places.items():
-            phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else f", then in {_engine(name)}"))
-            if name in _FOLDERS:
-                stored = phone.read_phone(place) if name == "phone" else read_folder(place)
-                lines += stored_lines(name, stored, trained, plan)
-                lines += [phone.activations_line(name, place, model)] if name == "phone" else []
-                lines.append(in_transformers.pop(0))
-            elif name == "mlx":
-                lines += folder_lines(name, place, logits, forward, trained, plan)
-            elif name in ONE_TYPE:
-                lines += one_type_lines(name, place, forward, tokenizer, trained, plan)
-            else:
-                file = next(place.glob("*.gguf"))
-                lines += stored_lines(name, read_gguf(file, list(trained)), trained, plan)
-                lines += llama_lines(file, forward, tokenizer, trained, plan)
+        lines += _checked(places, logits, forward, tokenizer, trained, plan)
         if vllm := find_vllm(cfg.engine):
             served = {name: str(place) for name, place in places.items() if name in ("merged", "w4a16")}
             lines += vllm_lines(cfg, vllm, served, forward, tokenizer)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
+
+
+def _checked(
+    places: Mapping[str, Path],
+    logits: Path,
+    forward: TrainedForward,
+    tokenizer: Any,
+    trained: TrainedTensors,
+    plan: Plan,
+) -> Iterator[CheckLine]:
+    """The lines of each format, by the folder that it was written into: read back, then run."""
+    unread = ("w4a16",) if plan.has_experts else ()
+    folders = {n: p for n, p in places.items() if n in _FOLDERS and n not in unread}
+    in_transformers = transformers_lines(folders, logits, forward)
+    for name, place in places.items():
+        phase(f"checking {name}: its weights" + ("" if name in _FOLDERS else f", then in {_engine(name)}"))
+        if name in _FOLDERS:
+            stored = phone.read_phone(place) if name == "phone" else read_folder(place)
+            yield from stored_lines(name, stored, trained, plan)
+            yield from [phone.activations_line(name, place, forward.model)] if name == "phone" else []
+            yield NOT_IN_TRANSFORMERS if name in unread else in_transformers.pop(0)
+        elif name == "mlx":
+            yield from folder_lines(name, place, logits, forward, trained, plan)
+        elif name in ONE_TYPE:
+            yield from one_type_lines(name, place, forward, tokenizer, trained, plan)
+        else:
+            file = next(place.glob("*.gguf"))
+            stored = read_gguf(file, forward.model.config.get_text_config())
+            yield from stored_lines(name, stored, trained, plan)
+            yield from llama_lines(file, forward, tokenizer, trained, plan)
 
 
 def _engine(name: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -17,22 +15,18 @@ from gguf import (
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
-    get_tensor_name_map,
     quants,
     size_label,
 )
 
-from gemma_tune.export.gguf_metadata import add_metadata, architecture_of, check_config
+from gemma_tune.export.file_tensor import row_blocks
+from gemma_tune.export.gguf_metadata import add_metadata, check_config
+from gemma_tune.export.gguf_tensors import GgufTensor, gguf_tensors, tensor_shapes
 from gemma_tune.export.gguf_tokenizer import add_tokenizer
 from gemma_tune.export.tensors import TrainedTensors, by_rows
-from gemma_tune.models.family import FAMILIES, Family
-from gemma_tune.models.size import empty_model
+from gemma_tune.models.family import FAMILIES, FLOAT32, Family
 from gemma_tune.quant.grid import Encoded, Grid
 from gemma_tune.quant.plan import KEPT_16, Plan
-
-_LAYER = re.compile(r"^.*\.layers\.\d+\.")
-# The order of a layer's tensors in the file: that of the forward pass.
-_LAYER_ORDER = ("input_", "self_attn.", "post_attention_", "pre_feedforward_", "mlp.", "post_feedforward_")
 
 # What a file is made of: the plan of the codes, or one type for all tensors but the norms.
 FileTypes: TypeAlias = Plan | torch.dtype | GGMLQuantizationType
@@ -71,8 +65,9 @@ def export(
         config: The model's configuration, or that of its language part.
         tokenizer: The tokenizer with the chat template that the model is served with.
         generation_config: Stop tokens, and how answers are sampled.
-        types: The plan of the codes; or one type for all tensors but the norms, which are always float32. In Q8_0,
-            which holds 32 numbers a block, rows of another width are float16, as in llama.cpp's own converter.
+        types: The plan of the codes; or one type for all tensors but norms, scales and routers, which are always
+            float32. In Q8_0, which holds 32 numbers a block, rows of another width are float16, as in llama.cpp's
+            own converter.
         file: Where to write; it has this name once it is whole.
         name: The model's name, for people.
         license: Its licence, by the Hub's name of it.
@@ -87,31 +82,29 @@ def export(
     """
     config = config.get_text_config()
     check_config(config)
-    family, shapes = FAMILIES[config.model_type], tensor_shapes(config)
-    architecture = str(family.gguf)
-    kinds = {n: tensor_type(n, shape, types, sixteen) for n, shape in shapes.items()}
+    family, tensors, shapes = FAMILIES[config.model_type], gguf_tensors(config), tensor_shapes(config)
+    kinds = {t.name: tensor_type(family, t.of, t.shape, types, sixteen) for t in tensors}
     if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, *family.tied}):
         raise ValueError(f"not the tensors of this model: {strange[:5]}")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    writer = GGUFWriter(part, architecture)
+    writer = GGUFWriter(part, family.gguf)
     try:
-        _describe(writer, family, shapes, kinds, name, license)
+        _describe(writer, family, tensors, kinds, name, license)
         add_metadata(writer, config, generation_config)
         stops = generation_config.eos_token_id
-        add_tokenizer(writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops)
-        _announce(writer, architecture, config.num_hidden_layers, shapes, kinds)
+        add_tokenizer(
+            writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops, family.gguf_tokenizer
+        )
+        for t in tensors:
+            kind = kinds[t.name]
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), _size(t.shape, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for own, shape in shapes.items():
-            given, blocks = by_rows(weights, own)
-            if given != shape:
-                raise ValueError(f"{own}: its shape is {given}, and the configuration says {shape}")
-            add_one = family.norm_adds_one and _is_norm(own)
-            coded = isinstance(types, Plan) and own in types.grids
-            bits = (_bits(own, block, kinds[own], add_one, coded) for block in blocks)
-            data = _Data(shape, kinds[own], bits)
+        for t in tensors:
+            bits = _tensor_bits(t, kinds[t.name], weights, shapes, family, types)
+            data = _Data(t.shape, kinds[t.name], bits)
             writer.write_tensor_data(cast("np.ndarray[Any, Any]", data))
         writer.close()
         os.replace(part, file)
@@ -122,65 +115,53 @@ def export(
     return file
 
 
-def _announce(
-    writer: GGUFWriter,
-    architecture: str,
-    layers: int,
+def _tensor_bits(
+    tensor: GgufTensor,
+    kind: GGMLQuantizationType,
+    weights: TrainedTensors,
     shapes: Mapping[str, tuple[int, ...]],
-    kinds: Mapping[str, GGMLQuantizationType],
-) -> None:
-    """Names every tensor, its shape and its type, in the order in which their data will follow."""
-    names = get_tensor_name_map(architecture_of(architecture), layers)
-    for own, shape in shapes.items():
-        stored = names.get_name(own, try_suffixes=(".weight",))
-        if stored is None:
-            raise ValueError(f"{own}: llama.cpp has no such tensor in {architecture}")
-        writer.add_tensor_info(stored, shape, np.dtype(np.float32), _size(shape, kinds[own]), raw_dtype=kinds[own])
+    family: Family,
+    types: FileTypes,
+) -> Iterator[np.ndarray[Any, Any]]:
+    """The bytes of a tensor of the file, some rows at a time."""
+    rows = 0
+    for own in tensor.parts:
+        coded = isinstance(types, Plan) and own in types.grids
+        add_one = family.norm_adds_one and _is_norm(own)
+        shape, blocks = by_rows(weights, own)
+        if shape != shapes[own]:
+            raise ValueError(f"{own}: its shape is {shape}, and the configuration says {shapes[own]}")
+        rows += shape[0] if len(shape) == len(tensor.shape) else 1
+        yield from (_bits(own, block, kind, add_one, coded) for block in blocks)
+    if tensor.constant is not None:
+        yield bits_of(tensor.name, tensor.constant, kind)
+    elif rows < tensor.shape[0]:  # zeros, see `GgufTensor`
+        for some in row_blocks((tensor.shape[0] - rows, *tensor.shape[1:])):
+            count = min(some.stop, tensor.shape[0] - rows) - some.start
+            yield bits_of(tensor.name, torch.zeros(count, *tensor.shape[1:]), kind)
 
 
 def _describe(
     writer: GGUFWriter,
     family: Family,
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Sequence[GgufTensor],
     kinds: Mapping[str, GGMLQuantizationType],
     name: str,
     license: str | None,
 ) -> None:
-    sizes = {n: int(np.prod(shape)) for n, shape in shapes.items()}
+    sizes = {t.name: int(np.prod(t.shape)) for t in tensors}
+    experts = sum(sizes[t.name] for t in tensors if t.parts and family.is_expert(t.of))
+    count = max((t.shape[0] for t in tensors if t.parts and family.is_expert(t.of)), default=0)
+    total = sum(sizes.values())
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_size_label(size_label(sum(sizes.values()), sum(sizes.values()), 0, 0))
+    writer.add_size_label(size_label(total, total - experts, experts // max(count, 1), count))
     if license:
         writer.add_license(license)
     # The file's type is that of its projections
-    projection = next(n for n in shapes if family.reaches(n.removesuffix(".weight")))
+    projection = next(t.name for t in tensors if family.reaches(t.of.removesuffix(".weight")))
     writer.add_file_type(_FILE_TYPES[kinds[projection]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-
-
-def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a language part with its shape, in the order of the file; of a tied pair there is the embedding.
-
-    The names and shapes are those of the model on the meta device.
-    """
-    _, head = FAMILIES[config.model_type].tied
-    shapes = {name: tuple(p.shape) for name, p in empty_model(config).named_parameters()}
-    if config.tie_word_embeddings:
-        shapes.pop(head, None)
-    found: dict[str, tuple[int, ...]] = {}
-    for layer, names in groupby(shapes, _layer_of):
-        found |= {name: shapes[name] for name in (sorted(names, key=_place_in_layer) if layer else names)}
-    return found
-
-
-def _layer_of(name: str) -> str:
-    found = _LAYER.match(name)
-    return found.group() if found else ""
-
-
-def _place_in_layer(name: str) -> int:
-    own = _LAYER.sub("", name)
-    return next((i for i, start in enumerate(_LAYER_ORDER) if own.startswith(start)), len(_LAYER_ORDER))
 
 
 def _is_norm(name: str) -> bool:
@@ -188,25 +169,26 @@ def _is_norm(name: str) -> bool:
 
 
 def tensor_type(
-    name: str, shape: tuple[int, ...], types: FileTypes, sixteen: torch.dtype = torch.bfloat16
+    family: Family, name: str, shape: tuple[int, ...], types: FileTypes, sixteen: torch.dtype = torch.bfloat16
 ) -> GGMLQuantizationType:
     """The type that a tensor has in the file.
 
     Args:
-        name: Its name in the language part.
+        family: Whose it is.
+        name: Its name in the language part, or in the file where it holds none of its tensors.
         shape: Its shape.
         types: What the file is made of.
         sixteen: The type of the plan's 16-bit tensors.
     """
-    if _is_norm(name):
-        return GGMLQuantizationType.F32
+    if len(shape) == 1 or family.kind_of(name, len(shape)) == FLOAT32:
+        return GGMLQuantizationType.F32  # norms, scales, routers
     if isinstance(types, torch.dtype):
         return _DENSE[types]
     if isinstance(types, GGMLQuantizationType):
         return types if shape[-1] % GGML_QUANT_SIZES[types][0] == 0 else GGMLQuantizationType.F16
     if grid := types.grids.get(name):
         return grid_type(grid)
-    return _DENSE[sixteen if types.kept[name] == KEPT_16 else torch.float32]
+    return _DENSE[sixteen if types.kept.get(name, KEPT_16) == KEPT_16 else torch.float32]
 
 
 def grid_type(grid: Grid) -> GGMLQuantizationType:

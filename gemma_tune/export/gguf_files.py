@@ -16,13 +16,14 @@ from gemma_tune.export import gguf
 from gemma_tune.export.gguf_lora import check_adapter
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
-from gemma_tune.export.int4_check import CheckLine, exact_line, gross_line, rounded_line, stored_lines
-from gemma_tune.export.llama_check import dense_gguf_line
+from gemma_tune.export.int4_check import CheckLine, rounded_line, stored_lines
+from gemma_tune.export.llama_check import dense_gguf_line, exact_line_of, gross_line_of, other_arithmetic
 from gemma_tune.export.ollama import modelfile
-from gemma_tune.export.read_back import read_gguf
+from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.paths import model_of_run, resolve
@@ -118,10 +119,12 @@ def one_type_lines(
         trained: Every tensor of its language part.
         plan: Their plan; without a grid the file may cost what rounding to its type does.
     """
-    kind, file = ONE_TYPE[name], next(folder.glob("*.gguf"))
-    lines = stored_lines(
-        name, read_gguf(file, list(trained)), trained, plan, lambda own, shape: gguf.tensor_type(own, shape, kind)
-    )
+    kind, file, config = ONE_TYPE[name], next(folder.glob("*.gguf")), forward.model.config.get_text_config()
+    types = partial(gguf.tensor_type, FAMILIES[config.model_type], types=kind)
+    lines = stored_lines(name, read_gguf(file, config), trained, plan, types)
     exact = kind == GGMLQuantizationType.F32
-    judged = exact_line if exact else gross_line if plan.grids else partial(rounded_line, kind=kind)
-    return [*lines, dense_gguf_line(f"{name} in llama.cpp", file, forward, tokenizer, exact, judged)]
+    model = forward.model
+    rounded = gross_line_of(model) if plan.grids else partial(rounded_line, kind=kind)
+    judged = exact_line_of(model) if exact else rounded
+    line = dense_gguf_line(f"{name} in llama.cpp", file, forward, tokenizer, exact, judged)
+    return [*lines, line, *other_arithmetic(forward)]

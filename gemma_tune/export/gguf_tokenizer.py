@@ -1,4 +1,4 @@
-"""Converts tokenizer.json into llama.cpp's SentencePiece vocabulary."""
+"""Converts tokenizer.json into a vocabulary of llama.cpp: SentencePiece, or Gemma 4's BPE."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from gemma_tune.errors import UserError
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"  # stands for a space inside tokens
+# Special tokens of Gemma 4 that llama.cpp must write into the text, where it looks for calls and thoughts
+_SHOWN = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class GgufVocabulary:
         scores: llama.cpp merges the pair whose result has the highest score: minus the rank of the first merge that
             gives the token.
         types: How each is matched and shown.
+        merges: Pairs of tokens, with a space between them, the first merge first.
     """
 
     tokens: list[str]
     scores: list[float]
     types: list[TokenType]
+    merges: list[str]
 
     @classmethod
     def of(cls, tokenizer: Any, rows: int) -> GgufVocabulary:
@@ -68,10 +72,10 @@ class GgufVocabulary:
                 continue
             special = added["special"]
             tokens[i] = text if special else text.replace(_SPACE, " ")
-            types[i] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+            types[i] = TokenType.CONTROL if special and text not in _SHOWN else TokenType.USER_DEFINED
             scores[i] = 0.0
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
-        return cls(tokens, scores, types)
+        return cls(tokens, scores, types, [" ".join(pair) for pair in model["merges"]])
 
 
 def _check(stored: dict[str, Any], vocabulary: dict[str, int], tokenizer: Any) -> None:
@@ -97,7 +101,7 @@ def _check(stored: dict[str, Any], vocabulary: dict[str, int], tokenizer: Any) -
 _KNOWN_STOPS = ("<eos>", "<end_of_turn>")
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence[int]) -> None:
+def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence[int], kind: str = "llama") -> None:
     """Writes tokens, special ids and the chat template.
 
     Args:
@@ -105,13 +109,17 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
         tokenizer: A fast tokenizer, with or without a chat template.
         rows: Rows of the embedding.
         stops: Ids that end an answer.
+        kind: llama.cpp's name of the kind: `llama` merges by scores, `gemma4` by a list of merges.
 
     Raises:
         UserError: The tokenizer can't be written, or it has more stop tokens than GGUF has keys.
     """
     vocabulary = GgufVocabulary.of(tokenizer, rows)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_model(kind)
+    if kind == "llama":
+        writer.add_tokenizer_pre("default")
+    else:
+        writer.add_token_merges(vocabulary.merges)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,20 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine, TopT
 from gemma_tune.errors import RunError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement, measure_agreement
-from gemma_tune.export.int4_check import UNVERIFIED, CheckLine, exact_line, gross_line
+from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine, exact_line, figures_of, gross_line
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, in_float32
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.quant.layers import off_grid
 from gemma_tune.quant.plan import Plan
 
 BEST = 256
 CONTROL = "unquantized weights in llama.cpp, float32 (control)"
+OTHER = "llama.cpp's arithmetic of Gemma 3n compared with Transformers'"
+_OTHERWISE = (
+    "llama.cpp cuts Gemma 3n's sparse activations at another threshold than it was trained with; measure the file "
+    "(recipe=evaluate), or serve export=merged with Transformers or vLLM."
+)
 EXACT = "the same codes in llama.cpp, decoded into a float32 file"
 GROSS = "the GGUF file in llama.cpp (its kernels round activations to 8 bit)"
 # Makes the line of the table, from its name and what was found.
@@ -64,16 +71,50 @@ def llama_lines(
             gguf.export(tensors, config, tokenizer, generation, torch.float32, path, name=file.stem)
             return run(path, exact=True)
 
+    exact, gross = exact_line_of(model), gross_line_of(model)
     with in_float32(model), off_grid(model):
-        asked = (CONTROL, exact_line, lambda: run_in_float32(float_tensors(model)))
+        asked = (CONTROL, exact, lambda: run_in_float32(float_tensors(model)))
         control = _lines(TrainedForward(model, rows), [asked])
-    return control + _lines(
-        forward,
-        [
-            (EXACT, exact_line, lambda: run_in_float32(decoded_tensors(trained, plan))),
-            (GROSS, gross_line, lambda: run(file, exact=False)),
-        ],
-    )
+    return [
+        *control,
+        *_lines(
+            forward,
+            [
+                (EXACT, exact, lambda: run_in_float32(decoded_tensors(trained, plan))),
+                (GROSS, gross, lambda: run(file, exact=False)),
+            ],
+        ),
+        *other_arithmetic(forward),
+    ]
+
+
+def exact_line_of(model: Any) -> Judged:
+    """What judges a float32 file of this model."""
+    return partial(exact_line, approximate=_is_approximate(model))
+
+
+def gross_line_of(model: Any) -> Judged:
+    """What judges a file of this model whose kernels round activations."""
+    return partial(gross_line, experts=bool(getattr(model.config.get_text_config(), "enable_moe_block", False)))
+
+
+def _is_approximate(model: Any) -> bool:
+    return bool(FAMILIES[model.config.model_type].gguf == "gemma3n")
+
+
+def other_arithmetic(forward: TrainedForward) -> list[CheckLine]:
+    """For a family that llama.cpp computes otherwise than Transformers, how far apart they are; never `ok`."""
+    if not _is_approximate(forward.model):
+        return []
+    same = positions = 0
+    kl = 0.0
+    for ours, theirs in zip(forward.logits(), forward.in_llama_cpp().logits(), strict=True):
+        p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        positions += len(ours)
+    found = EngineAgreement(positions, kl / positions, same, 0)
+    return [CheckLine(OTHER, "no difference", figures_of(found), WARN, _OTHERWISE)]
 
 
 def dense_gguf_line(
@@ -176,7 +217,8 @@ def _lines(forward: TrainedForward, asked: Sequence[_Asked]) -> list[CheckLine]:
             found[name] = run()
         except EngineUnavailable as error:
             missing[name] = str(error)
-    agreements = dict(zip(found, agreements_with(forward, list(found.values())) if found else [], strict=True))
+    reference = forward.in_llama_cpp()
+    agreements = dict(zip(found, agreements_with(reference, list(found.values())) if found else [], strict=True))
     return [
         judged(name, agreements[name])
         if name in agreements

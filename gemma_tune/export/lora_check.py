@@ -17,8 +17,9 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
 from gemma_tune.export.gguf_lora import added_line
-from gemma_tune.export.int4_check import FAIL, OK, ROUNDED, UNVERIFIED, WARN, CheckLine, exact_line, rounded_line
-from gemma_tune.export.llama_check import Judged, dense_gguf_line
+from gemma_tune.export.gguf_tensors import tensor_shapes
+from gemma_tune.export.int4_check import FAIL, OK, ROUNDED, UNVERIFIED, WARN, CheckLine, rounded_line
+from gemma_tune.export.llama_check import Judged, dense_gguf_line, exact_line_of
 from gemma_tune.export.tensors import TrainedTensors, base_tensors, read_by_rows
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.models.checkpoint import CheckpointFiles
@@ -51,7 +52,7 @@ def lora_lines(file: Path, forward: TrainedForward, tokenizer: Any, source: Sour
     lines = [added_line(file, model)]
     if lines[0].verdict == UNVERIFIED:  # there is no such file
         return lines
-    lines.append(_on_base(ON_TRAINED, file, forward, tokenizer, base_tensors(model), exact_line))
+    lines.append(_on_base(ON_TRAINED, file, forward, tokenizer, base_tensors(model), exact_line_of(model)))
     if any(is_four_bit(module) for module in model.modules()):
         lines.append(served_line(file, forward, tokenizer, source))
     return lines
@@ -95,7 +96,7 @@ def served_base(beside: Path, model: Any, tokenizer: Any, source: Source) -> Ite
 
 def _published(model: Any, source: Source) -> TrainedTensors:
     """The tensors of the base as its files hold them."""
-    stored, names = CheckpointFiles.of(source, family_of(source)), gguf.tensor_shapes(model.config.get_text_config())
+    stored, names = CheckpointFiles.of(source, family_of(source)), tensor_shapes(model.config.get_text_config())
     reads = {own: partial(stored.read, its) for its, own in stored.language.items() if own in names}
     if lacking := sorted(names.keys() - reads.keys()):
         raise UserError(f"{stored.folder}: it holds no {lacking[0]}.")

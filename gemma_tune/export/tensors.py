@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.file_tensor import row_blocks
 from gemma_tune.models.four_bit import weight_of
 from gemma_tune.models.merging import merged_weights
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.models.unwrap import language_part, stored_tensors
+from gemma_tune.quant.experts import GridExperts
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid
-from gemma_tune.quant.layers import OnGrid, grid_layers
+from gemma_tune.quant.layers import grid_layers
+from gemma_tune.quant.on_grid import OnGrid
 from gemma_tune.quant.plan import KEPT_16, Plan
 
+ALL = slice(None)
 V = TypeVar("V", bound=torch.Tensor | Encoded, covariant=True)
 
 # By their names in the language part; a tied head and embedding are one tensor, the embedding.
@@ -47,20 +50,21 @@ class TensorsByRows(Mapping[str, V], Generic[V]):
 
     Args:
         shapes: Their shapes.
-        blocks: Computes the row blocks of one of them.
+        blocks: Computes the row blocks of one of them, or of some of its rows.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], blocks: Callable[[str], Iterator[V]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], blocks: Callable[[str, slice], Iterator[V]]) -> None:
         self.shapes, self._blocks = shapes, blocks
 
-    def by_rows(self, name: str) -> ByRows:
-        """One of them."""
-        return ByRows(self.shapes[name], self._blocks(name))
+    def by_rows(self, name: str, rows: slice = ALL) -> ByRows:
+        """One of them, or some of its rows."""
+        shape = self.shapes[name]
+        return ByRows((len(range(shape[0])[rows]), *shape[1:]) if rows != ALL else shape, self._blocks(name, rows))
 
     def __getitem__(self, name: str) -> V:
         if name not in self.shapes:
             raise KeyError(name)
-        blocks: list[Any] = list(self._blocks(name))
+        blocks: list[Any] = list(self._blocks(name, ALL))
         found: Any = blocks[0]
         if len(blocks) > 1:
             several = isinstance(found, Encoded)
@@ -77,16 +81,18 @@ class TensorsByRows(Mapping[str, V], Generic[V]):
         return len(self.shapes)
 
 
-def by_rows(tensors: TrainedTensors, name: str) -> ByRows:
-    """A tensor of any mapping, by rows."""
+def by_rows(tensors: TrainedTensors, name: str, rows: slice = ALL) -> ByRows:
+    """A tensor of any mapping, or some of its rows, by rows."""
     if isinstance(tensors, TensorsByRows):
-        return tensors.by_rows(name)
+        return tensors.by_rows(name, rows)
     tensor = tensors[name]
     if isinstance(tensor, Encoded):
-        shape = tuple(tensor.codes.shape)
-        return ByRows(shape, (Encoded(*(part[rows] for part in tensor)) for rows in row_blocks(shape)))
-    shape = tuple(tensor.shape)
-    return ByRows(shape, (tensor[rows] for rows in row_blocks(shape)))
+        some = Encoded(*(part[rows] for part in tensor))
+        shape = tuple(some.codes.shape)
+        return ByRows(shape, (Encoded(*(part[block] for part in some)) for block in row_blocks(shape)))
+    numbers = tensor[rows] if tensor.ndim else tensor
+    shape = tuple(numbers.shape)
+    return ByRows(shape, (numbers[block] for block in row_blocks(shape)))
 
 
 def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Tensor]:
@@ -104,15 +110,17 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
             size or grid.
     """
     weights = weights_of(model)
+    # Experts are asked for one by one, and an adapter's sum of all of them takes long
+    read = lru_cache(maxsize=2)(lambda name: weights[name].read())
 
-    def blocks(name: str) -> Iterator[Encoded | torch.Tensor]:
+    def blocks(name: str, some: slice) -> Iterator[Encoded | torch.Tensor]:
         with torch.no_grad():
-            weight = weights[name].read()
+            weight = weights[name].read() if some == ALL else read(name)[some]
             for rows in row_blocks(tuple(weight.shape)):
                 with torch.no_grad():  # a generator's caller has its own mode
                     part = weight[rows]
                     if name in plan.grids:
-                        part = _encoded(name, part, plan.grids[name].of_rows(rows))
+                        part = _encoded(name, part, plan.grids[name].of_rows(some).of_rows(rows))
                 yield part if isinstance(part, Encoded) else part.float().cpu()
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -120,7 +128,7 @@ def trained_tensors(model: Any, plan: Plan) -> TensorsByRows[Encoded | torch.Ten
         shapes[name] = weight.shape()
         _check_planned(name, prod(shapes[name]), weight.layer, plan)
         if name in plan.grids:
-            for _ in blocks(name):  # finds what no block can hold
+            for _ in blocks(name, ALL):  # finds what no block can hold
                 pass
     if missing := plan.sizes.keys() - shapes.keys():
         raise RunError(f"{min(missing)}: the plan is another model's: the model has no such tensor.")
@@ -147,8 +155,8 @@ def read_by_rows(reads: Mapping[str, Callable[[], torch.Tensor]]) -> TensorsByRo
         with torch.no_grad():
             return reads[name]().detach()
 
-    def blocks(name: str) -> Iterator[torch.Tensor]:
-        weight = whole(name)
+    def blocks(name: str, some: slice) -> Iterator[torch.Tensor]:
+        weight = whole(name)[some]
         return (weight[rows].float().cpu() for rows in row_blocks(tuple(weight.shape)))
 
     return TensorsByRows({name: tuple(whole(name).shape) for name in reads}, blocks)
@@ -188,7 +196,7 @@ def decoded_tensors(trained: TrainedTensors, plan: Plan) -> TensorsByRows[torch.
     """`decoded_blocks` of every tensor, computed on access: the contents of a float32 file."""
     return TensorsByRows(
         {name: by_rows(trained, name).shape for name in trained},
-        lambda name: decoded_blocks(name, by_rows(trained, name).blocks, plan),
+        lambda name, rows: decoded_blocks(name, by_rows(trained, name, rows).blocks, plan),
     )
 
 
@@ -211,21 +219,19 @@ class TrainedWeight:
 
 
 def weights_of(model: Any) -> dict[str, TrainedWeight]:
-    """Every weight before rounding, by its name in the language part."""
+    """Every weight before rounding, and every buffer of the checkpoint, by its name in the language part."""
     layers = grid_layers(model)
     if not layers:
         return {name: TrainedWeight(read) for name, read in merged_weights(model)}
     base = language_part(model)
-    found: dict[str, TrainedWeight] = {}
-    inside = "\0"  # the prefix of the layer on the grid that the walk is in
+    found = {name: TrainedWeight(layer.float_weight, layer) for name, layer in layers.items()}
+    inside = "\0"  # the prefix of the module on the grid that the walk is in
     for name, module in base.named_modules():
         if name.startswith(inside):
             continue
-        if isinstance(module, OnGrid):  # a tied head is one, too, and is not among `layers`
+        if isinstance(module, OnGrid | GridExperts | ParamWrapper):  # a tied head is one, and not among `layers`
             inside = f"{name}."
-            if layer := layers.get(f"{name}.weight"):
-                found[f"{name}.weight"] = TrainedWeight(layer.float_weight, layer)
         elif not (base.config.tie_word_embeddings and name == "lm_head"):
-            for own, parameter in module.named_parameters(recurse=False):
-                found[f"{name}.{own}"] = TrainedWeight(parameter.detach)
+            for own, tensor in stored_tensors(module, recurse=False):
+                found[f"{name}.{own}"] = TrainedWeight(tensor.detach)
     return found

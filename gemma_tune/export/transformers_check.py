@@ -15,6 +15,7 @@ import torch
 from gemma_tune.child import python_module
 from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
+from gemma_tune.export.llama_arithmetic import as_llama_cpp
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
 from gemma_tune.models.logits import float32_layers, logits_of, states_of
 from gemma_tune.models.unwrap import language_part
@@ -35,10 +36,13 @@ class TrainedForward:
         model: The model, or a PeftModel around it; it is not changed.
         rows: Token ids.
         precise: Within it, the model computes in float32.
+        never: Tokens that the engine compared with never gives.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Sequence[int]], precise: Precise | None = None) -> None:
-        self.model, self.rows, self._precise = model, rows, precise or in_float32
+    def __init__(
+        self, model: Any, rows: Sequence[Sequence[int]], precise: Precise | None = None, never: Sequence[int] = ()
+    ) -> None:
+        self.model, self.rows, self._precise, self._never = model, rows, precise or in_float32, list(never)
         self.positions = sum(map(len, rows))
         self._file: Path | None = None
 
@@ -59,8 +63,23 @@ class TrainedForward:
             return
         states = self._states
         with self._precise(self.model):
-            yield from logits_of(self.model, states)
+            for logits in logits_of(self.model, states):
+                logits[:, self._never] = -torch.inf
+                yield logits
+                del logits  # before the next ones are computed
         forget_rounded(self.model)
+
+    def in_llama_cpp(self) -> TrainedForward:
+        """The same model and rows with llama.cpp's arithmetic, in which its files are compared."""
+
+        @contextlib.contextmanager
+        def precise(model: Any) -> Iterator[None]:
+            with self._precise(model), as_llama_cpp(model):
+                yield
+
+        return TrainedForward(
+            self.model, self.rows, precise, getattr(self.model.generation_config, "suppress_tokens", None) or ()
+        )
 
     @contextlib.contextmanager
     def stored_in(self, file: Path) -> Iterator[None]:

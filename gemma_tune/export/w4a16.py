@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from gemma_tune.export.merged_from_grid import dense, narrowest
 from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.family import Family
 from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source
+from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
 
 BITS, BLOCK = 4, 32
@@ -43,6 +46,9 @@ def export(
     trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
 ) -> list[Path]:
     """Writes the codes, 8 in an int32, with their scales; every other tensor is dense.
+
+    Fused experts are written one by one, under the names that vLLM reads (`experts.3.gate_proj.weight_packed`);
+    Transformers has no place for these: see `export_dense_experts`.
 
     Weights that bfloat16 holds exactly get bfloat16 scales. For `q4_0_fp16`, llama.cpp's own rule, it doesn't: the
     scales are float16, and config.json says float32, because bfloat16 would move the weights by up to 0.8 %.
@@ -62,7 +68,28 @@ def export(
     Raises:
         UserError: A grid whose codes have more than 4 bits, or whose blocks are not 32 wide.
     """
-    packed = [name for name in plan.grids if _is_projection(name)]
+    return _export(trained, plan, model, tokenizer, folder, options, source, packs_experts=True)
+
+
+def export_dense_experts(
+    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
+) -> list[Path]:
+    """As `export`, with fused experts as plain numbers of the grid, so that Transformers loads the folder."""
+    return _export(trained, plan, model, tokenizer, folder, options, source, packs_experts=False)
+
+
+def _export(
+    trained: TrainedTensors,
+    plan: Plan,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    options: ExportConfig,
+    source: Source,
+    packs_experts: bool,
+) -> list[Path]:
+    family = family_of(source)
+    packed = [name for name in plan.grids if _is_packed(family, name, packs_experts)]
     for name in packed:
         grid = plan.grids[name]
         if grid.bits > BITS or grid.block != BLOCK:
@@ -80,12 +107,13 @@ def export(
         print(
             f"w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which {rounds}.", file=sys.stderr
         )
-    parts = {name: _parts(name, trained, torch.bfloat16 if narrow else torch.float16) for name in packed}
-    tensors = {n: parts[n]["_packed"] if n in parts else dense(n, trained, plan) for n in trained}
+    dtype = torch.bfloat16 if narrow else torch.float16
+    parts = {name: dict(_parts(name, trained, dtype, family)) for name in packed}
+    tensors = {n: next(iter(parts[n].values())) if n in parts else dense(n, trained, plan) for n in trained}
     return write_folder(
         tensors,
         torch.bfloat16 if narrow else torch.float32,
-        quantization_config(CheckpointFiles.of(source, family_of(source))),
+        quantization_config(CheckpointFiles.of(source, family), plan),
         model,
         tokenizer,
         folder,
@@ -95,7 +123,7 @@ def export(
     )
 
 
-def quantization_config(checkpoint: CheckpointFiles) -> dict[str, Any]:
+def quantization_config(checkpoint: CheckpointFiles, plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of config.json, with all keys that llm-compressor writes."""
     towers = [name for name in checkpoint.files if checkpoint.family.is_tower(name)]
     described = QuantizationConfig(
@@ -115,34 +143,63 @@ def quantization_config(checkpoint: CheckpointFiles) -> dict[str, Any]:
         },
         format=CompressionFormat.pack_quantized.value,
         quantization_status=QuantizationStatus.COMPRESSED,
-        ignore=_ignored(towers),
+        ignore=_ignored(towers, checkpoint.family, plan),
     ).model_dump(mode="json")
     return {"version": compressed_tensors.__version__, "sparsity_config": {}, "transform_config": {}, **described}
 
 
-def _ignored(towers: Iterable[str]) -> list[str]:
+def _ignored(towers: Iterable[str], family: Family, plan: Plan) -> list[str]:
     """Linear layers that stay dense, as patterns: vLLM and Transformers put different prefixes before a part's name."""
     parts = sorted({name.removeprefix("model.").split(".")[0] for name in towers})
-    return ["lm_head" if not parts else "re:.*lm_head$", *(rf"re:.*{re.escape(part)}\." for part in parts)]
+    kept = [
+        end
+        for end in (*family.sixteen_bit, *family.float32)
+        if any(re.search(rf"\.{re.escape(end)}(\.\d+)?\.weight$", name) for name in plan.kept)
+    ]
+    if not parts and not kept:
+        return ["lm_head"]
+    return [
+        "re:.*lm_head$",
+        *(rf"re:.*{re.escape(part)}\." for part in parts),
+        *(rf"re:.*\.{re.escape(end)}(\.\d+)?$" for end in kept),
+    ]
 
 
-def _is_projection(name: str) -> bool:
-    """Whether it is neither the embedding nor the head, which are dense in this format."""
-    return ".layers." in name
+def _is_packed(family: Family, name: str, packs_experts: bool) -> bool:
+    """Whether it is neither an embedding nor the head, which are dense in this format."""
+    return packs_experts if family.is_expert(name) else ".layers." in name
 
 
-def _parts(name: str, trained: TrainedTensors, dtype: torch.dtype) -> Mapping[str, FileTensor]:
-    """One layer's tensors, by the suffix of their names after `.weight`."""
-    rows, width = shape = by_rows(trained, name).shape
+def _parts(name: str, trained: TrainedTensors, dtype: torch.dtype, family: Family) -> Iterator[tuple[str, FileTensor]]:
+    """One tensor's parts in the file, by what its name there has at its end, or in place of its last word."""
+    own, shape = name.rsplit(".", 1)[-1], by_rows(trained, name).shape
+    if not family.is_expert(name):
+        yield from _packed("", shape[0], shape[1], lambda: by_rows(trained, name).blocks, dtype)
+        return
+    experts, out, width = shape
+    layers = ("gate_proj", "up_proj") if own == "gate_up_proj" else (own,)
+    rows = out // len(layers)
+    for expert in range(experts):
+        for i, layer in enumerate(layers):
+            read = partial(_of_expert, name, trained, expert, slice(i * rows, (i + 1) * rows))
+            yield from _packed(f".{expert}.{layer}.weight", rows, width, read, dtype)
 
-    def packed() -> Iterator[torch.Tensor]:
-        return (pack_to_int32(block.codes, BITS) for block in by_rows(trained, name).blocks)
+
+def _of_expert(name: str, trained: TrainedTensors, expert: int, rows: slice) -> Iterator[Encoded]:
+    """The codes of some rows of one expert, [rows, in]."""
+    for block in by_rows(trained, name, slice(expert, expert + 1)).blocks:
+        yield Encoded(*(part[0, rows] for part in block))
+
+
+def _packed(
+    name: str, rows: int, width: int, read: Callable[[], Iterator[Encoded]], dtype: torch.dtype
+) -> Iterator[tuple[str, FileTensor]]:
+    def codes() -> Iterator[torch.Tensor]:
+        return (pack_to_int32(block.codes, BITS) for block in read())
 
     def scales() -> Iterator[torch.Tensor]:
-        return (block.scales.to(dtype) for block in by_rows(trained, name).blocks)
+        return (block.scales.to(dtype) for block in read())
 
-    return {
-        "_packed": FileTensor((rows, -(-width * BITS // 32)), torch.int32, packed),
-        "_scale": FileTensor((rows, width // BLOCK), dtype, scales),
-        "_shape": FileTensor.of(torch.tensor(shape)),
-    }
+    yield f"{name}_packed", FileTensor((rows, -(-width * BITS // 32)), torch.int32, codes)
+    yield f"{name}_scale", FileTensor((rows, width // BLOCK), dtype, scales)
+    yield f"{name}_shape", FileTensor.of(torch.tensor((rows, width)))

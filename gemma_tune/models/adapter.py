@@ -23,7 +23,7 @@ from gemma_tune.models.four_bit import init_loftq, is_four_bit
 from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
-from gemma_tune.models.size import empty_model, is_expert
+from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.models.stored_adapter import read_adapter
 from gemma_tune.models.token_rows import fill_reference, grown, tell_head
@@ -85,7 +85,7 @@ def count(model: nn.Module) -> WeightCounts:
     adapted = sum(hasattr(m, "lora_A") for m in model.modules())
     config = getattr(model, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
-    fused = [p for n, p in model.named_parameters() if family and is_expert(family, n)]
+    fused = [p for n, p in model.named_parameters() if family and family.is_expert(n)]
     bits = max((8 * p.element_size() for p in fused), default=0)
     experts = sum(p.numel() for p in fused)
     return WeightCounts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)

@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from gemma_tune.config import Config
+from gemma_tune.config.export import CODED
 from gemma_tune.errors import UserError
 from gemma_tune.models.fitting import what_fits
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
@@ -229,7 +230,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
         total += trained * size
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
-    in_int4 = {"gguf", "w4a16", "mlx", "phone"} & set(cfg.export.formats)
+    in_int4 = {*CODED} & set(cfg.export.formats)
     rest = shape.parameters - shape.linear_parameters
     total += len(in_int4) * (shape.linear_parameters * _INT4 + rest * BYTES["bfloat16"])
     if "gguf" in in_int4:  # it is checked with a float32 file beside it

@@ -55,8 +55,11 @@ class Family:
         tied: Names of tensors that are one matrix.
         attention: Attention kernels of Transformers that compute it, the default first. SDPA has no place for the
             softcap of Gemma 2's attention.
-        gguf: llama.cpp's name of the architecture that `export=gguf` writes, or None where it writes none yet.
+        gguf: llama.cpp's name of the architecture.
+        gguf_tokenizer: llama.cpp's name of the kind of tokenizer.
         experts: Where fused 3-D expert tensors stand, as a last name of their module, or None.
+        sixteen_bit: Last names of layers that int4 files hold in 16 bit: low-rank and per-layer gates and projections.
+        float32: Last names of small matrices that int4 files hold in float32, because routing depends on them.
     """
 
     name: str
@@ -69,8 +72,11 @@ class Family:
     norm_adds_one: bool = True
     tied: tuple[str, str] = ("model.embed_tokens.weight", "lm_head.weight")
     attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-    gguf: str | None = None
+    gguf: str = "gemma3"
+    gguf_tokenizer: str = "llama"
     experts: str | None = None
+    sixteen_bit: tuple[str, ...] = ()
+    float32: tuple[str, ...] = ()
 
     @property
     def licence(self) -> str:
@@ -94,16 +100,70 @@ class Family:
         """Whether adapters and 4-bit weights reach the linear layer of this name."""
         return name.rsplit(".", 1)[-1] in self.linear_layers
 
+    def is_expert(self, name: str) -> bool:
+        """Whether a tensor of this name is a fused expert tensor, [experts, out, in]."""
+        return self.experts is not None and name.split(".")[-2:-1] == [self.experts]
 
-_GEMMA3 = Family(
-    "Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3DecoderLayer", "Gemma3TextForSequenceClassification", gguf="gemma3"
+    def kind_of(self, name: str, dimensions: int) -> str | None:
+        """What a tensor of the language part is to an int4 file, one of `TENSOR_KINDS`; None: nobody has said it.
+
+        Args:
+            name: Its name in the language part.
+            dimensions: How many it has.
+        """
+        layer = re.sub(r"\.\d+$", "", name.removesuffix(".weight"))
+        if name in self.tied:
+            return EMBEDDING
+        if name == PER_LAYER_TABLE:
+            return PER_LAYER_EMBEDDING
+        if self.is_expert(name):
+            return EXPERTS
+        if dimensions <= 1 or layer.endswith(tuple(f".{end}" for end in self.float32)):
+            return FLOAT32  # norms, scales of a layer or an expert
+        if layer.endswith(tuple(f".{end}" for end in self.sixteen_bit)):
+            return SIXTEEN_BIT
+        return LINEAR if self.reaches(layer) else None
+
+
+# The per-layer embeddings of Gemma 3n and of Gemma 4 E2B and E4B
+PER_LAYER_TABLE = "model.embed_tokens_per_layer.weight"
+LINEAR, EXPERTS, EMBEDDING, PER_LAYER_EMBEDDING = "linear", "experts", "embedding", "per-layer embedding"
+SIXTEEN_BIT, FLOAT32 = "16 bit", "float32"
+TENSOR_KINDS = (LINEAR, EXPERTS, EMBEDDING, PER_LAYER_EMBEDDING, SIXTEEN_BIT, FLOAT32)
+
+_PER_LAYER = ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection")
+_GEMMA3 = Family("Gemma 3", "gemma3", "Gemma3ForCausalLM", "Gemma3DecoderLayer", "Gemma3TextForSequenceClassification")
+_GEMMA3N = Family(
+    "Gemma 3n",
+    "gemma3n",
+    "Gemma3nForCausalLM",
+    "Gemma3nTextDecoderLayer",
+    norm_adds_one=False,
+    gguf="gemma3n",
+    sixteen_bit=(*_PER_LAYER, "linear_left", "linear_right", "altup_projections", "altup_unembed_projections"),
+    float32=("correction_coefs", "prediction_coefs", "modality_router"),
 )
-_GEMMA3N = Family("Gemma 3n", "gemma3n", "Gemma3nForCausalLM", "Gemma3nTextDecoderLayer", norm_adds_one=False)
 _GEMMA4 = Family(
-    "Gemma 4", "gemma4", "Gemma4ForCausalLM", "Gemma4TextDecoderLayer", norm_adds_one=False, experts="experts"
+    "Gemma 4",
+    "gemma4",
+    "Gemma4ForCausalLM",
+    "Gemma4TextDecoderLayer",
+    norm_adds_one=False,
+    gguf="gemma4",
+    gguf_tokenizer="gemma4",
+    experts="experts",
+    sixteen_bit=_PER_LAYER,
+    float32=("router.proj",),
 )
 _GEMMA4_UNIFIED = Family(
-    "Gemma 4 12B", "gemma4", "Gemma4UnifiedForCausalLM", "Gemma4UnifiedTextDecoderLayer", norm_adds_one=False
+    "Gemma 4 12B",
+    "gemma4",
+    "Gemma4UnifiedForCausalLM",
+    "Gemma4UnifiedTextDecoderLayer",
+    norm_adds_one=False,
+    gguf="gemma4",
+    gguf_tokenizer="gemma4",
+    sixteen_bit=_PER_LAYER,
 )
 
 
@@ -113,7 +173,14 @@ def _with_towers(family: Family) -> Family:
 
 # By `model_type` of config.json.
 FAMILIES = {
-    "gemma": Family("Gemma 1", "gemma", "GemmaForCausalLM", "GemmaDecoderLayer", "GemmaForSequenceClassification"),
+    "gemma": Family(
+        "Gemma 1",
+        "gemma",
+        "GemmaForCausalLM",
+        "GemmaDecoderLayer",
+        "GemmaForSequenceClassification",
+        gguf="gemma",
+    ),
     "gemma2": Family(
         "Gemma 2",
         "gemma",
@@ -121,6 +188,7 @@ FAMILIES = {
         "Gemma2DecoderLayer",
         "Gemma2ForSequenceClassification",
         attention=("eager", "flash_attention_2", "flex_attention"),
+        gguf="gemma2",
     ),
     "gemma3_text": _GEMMA3,
     "gemma3": _with_towers(_GEMMA3),

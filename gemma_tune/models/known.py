@@ -23,12 +23,6 @@ def known_family(model: ModelConfig) -> Family | None:
         return None  # said where the model is loaded
 
 
-def no_gguf(family: Family) -> str:
-    """What to say to a GGUF file of a family that none is written of."""
-    written = ", ".join(dict.fromkeys(f.name for f in FAMILIES.values() if f.gguf))
-    return f"export=gguf writes {written} today, and this model is {family.name}"
-
-
 def no_classifier(family: Family) -> str:
     """What to say to a reward model of a family that has no classifier in Transformers."""
     known = dict.fromkeys(f.name for f in FAMILIES.values() if f.classifier_class)
@@ -40,22 +34,14 @@ def no_classifier(family: Family) -> str:
 
 def cannot(cfg: Config, family: Family) -> str | None:
     """What a family can't do with this recipe, as the end of a sentence; None where it can."""
-    if _writes_gguf(cfg) and family.gguf is None:
-        instead = "use export=merged" if cfg.quant.grid == "none" else "fine-tune this one (recipe=qlora_sft)"
-        return f"{no_gguf(family)}; choose another model, or {instead}."
     if cfg.traits.classifies and family.classifier_class is None:
         return no_classifier(family)
     return None
 
 
-def _writes_gguf(cfg: Config) -> bool:
-    exports = cfg.traits.trains or cfg.traits.quantizes
-    return exports and any(name.startswith("gguf") for name in cfg.export.formats)
-
-
 def check_known(cfg: Config) -> None:
     """Raises UserError for what the model's family can't do with this recipe, before the Hub or a weight is asked."""
-    if not (_writes_gguf(cfg) or cfg.traits.classifies) or (family := known_family(cfg.model)) is None:
+    if not cfg.traits.classifies or (family := known_family(cfg.model)) is None:
         return
     if why := cannot(cfg, family):
         raise UserError(f"model.model_name_or_path={cfg.model.model_name_or_path}: {why}")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from gemma_tune.errors import RunError
 from gemma_tune.models.four_bit import is_four_bit, weight_of
 from gemma_tune.models.logits import float32_layers, logits_of, states_of
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.models.unwrap import language_part, stored_tensors
 
 ADAPTER = "default"  # PEFT's name of the adapter that is trained, or loaded
 
@@ -82,8 +82,8 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Read]]:
         elif is_four_bit(module):
             yield f"{name}.weight", partial(weight_of, module)
         else:
-            for own, parameter in module.named_parameters(recurse=False):
-                yield f"{name}.{own}", parameter.detach().cpu
+            for own, tensor in stored_tensors(module, recurse=False):
+                yield f"{name}.{own}", tensor.detach().cpu
 
 
 class _Merged(nn.Module):  # type: ignore[misc]

@@ -60,11 +60,6 @@ class ModelSize:
         return r * self.adapted_widths
 
 
-def is_expert(family: Family, name: str) -> bool:
-    """Whether a parameter of this name is a fused expert tensor."""
-    return family.experts is not None and name.split(".")[-2:-1] == [family.experts]
-
-
 def empty_model(text_config: Any) -> Any:
     """The language part on the meta device: every name and shape, no memory."""
     cls: Any = getattr(transformers, FAMILIES[text_config.model_type].language_class)
@@ -113,7 +108,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
 
 def _computed(family: Family, text: Any, model: nn.Module) -> int:
     linear: int = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))  # the head is one of them
-    experts: int = sum(p.numel() for name, p in model.named_parameters() if is_expert(family, name))
+    experts: int = sum(p.numel() for name, p in model.named_parameters() if family.is_expert(name))
     return linear + (experts * int(text.top_k_experts) // int(text.num_experts) if experts else 0)
 
 

@@ -20,7 +20,8 @@ from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main
 from gemma_tune.progress import progress
 from gemma_tune.quant.grid import ChannelGrid
-from gemma_tune.quant.layers import OnGrid, grid_layers, put_on_grid
+from gemma_tune.quant.layers import grid_layers, put_on_grid
+from gemma_tune.quant.on_grid import OnGrid
 from gemma_tune.quant.plan import Plan
 
 _LOWEST, _HIGHEST = -128, 127

@@ -25,7 +25,7 @@ def channel_plan(model: Any, quant: QuantConfig) -> Plan:
     Raises:
         UserError: As `plan_of`; a pattern that no layer has; a width that doesn't fill bytes.
     """
-    plan = plan_of(model, quant.grid, quant.embedding_grid)
+    plan = plan_of(model, quant.grid, quant.embedding_grid, quant.per_layer_grid)
     grids, kept = dict(plan.grids), dict(plan.kept)
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)]
     names = [name for name in layers if f"{name}.weight" in plan.sizes]

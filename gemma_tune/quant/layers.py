@@ -15,47 +15,12 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
 
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.unwrap import language_part, plain_name
+from gemma_tune.quant.experts import GridExperts, put_experts_on_grid
 from gemma_tune.quant.grid import Grid
+from gemma_tune.quant.on_grid import OnGrid
 from gemma_tune.quant.plan import KEPT_16, Plan
-
-
-class OnGrid:
-    """A layer on the grid.
-
-    Attributes:
-        grid: Its grid.
-        off: Whether the float32 weight is used as it is: the unquantized model, for comparison.
-        shared: The rounded weight of this step, where embedding and head share it; else None.
-        keeps: Whether the rounded weight is kept for the next forward pass without gradients.
-    """
-
-    grid: Grid
-    off: bool = False
-    keeps: bool = True
-    shared: torch.Tensor | None = None
-    _kept: tuple[Any, torch.Tensor] | None = None
-
-    def float_weight(self) -> torch.Tensor:
-        """The float32 weight that is rounded, [out, in]."""
-        raise NotImplementedError
-
-    def forward_weight(self, like: torch.Tensor) -> torch.Tensor:
-        """The weight that the forward pass uses, in the dtype of `like`. Without gradients it is rounded once."""
-        if self.off:
-            return self.float_weight().to(like.dtype)
-        if self.shared is not None:
-            self._kept = None  # some optimizers change weights without counting it as a version
-            return self.shared.to(like.dtype)
-        if torch.is_grad_enabled():
-            self._kept = None
-            return self.grid.fake_quantize(self.float_weight()).to(like.dtype)
-        if not self.keeps:
-            return self.grid.rounded(self.float_weight()).to(like.dtype)
-        version = (like.dtype, *((p.data_ptr(), p._version) for p in self.parameters()))  # type: ignore[attr-defined]
-        if self._kept is None or self._kept[0] != version:
-            self._kept = version, self.grid.rounded(self.float_weight()).to(like.dtype)
-        return self._kept[1]
 
 
 class GridLinear(OnGrid, nn.Linear):
@@ -151,17 +116,24 @@ class _AdapterInside(torch.autograd.Function):
         return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, *found
 
 
+def _on_grid(model: nn.Module) -> Iterator[tuple[str, OnGrid]]:
+    """Every tensor on the grid by its name in the language part, a tied head, too."""
+    for path, module in language_part(model).named_modules():
+        if isinstance(module, OnGrid):
+            yield f"{path}.weight", module
+        elif isinstance(module, GridExperts):
+            yield from ((f"{plain_name(path)}.{own}", tensor) for own, tensor in module.tensors.items())
+
+
 def grid_layers(model: nn.Module) -> dict[str, OnGrid]:
-    """The layers on the grid by the name of their weight in the language part; a tied head is left out."""
-    base = language_part(model)
+    """The tensors on the grid by their names in the language part; a tied head is left out."""
     found: dict[str, OnGrid] = {}
     seen: set[int] = set()
-    for name, module in base.named_modules():
-        if isinstance(module, OnGrid):
-            own = id(module.weight) if isinstance(module, nn.Linear | nn.Embedding) else id(module)
-            if own not in seen:
-                seen.add(own)
-                found[f"{name}.weight"] = module
+    for name, layer in _on_grid(model):
+        own = id(layer.weight) if isinstance(layer, nn.Linear | nn.Embedding) else id(layer)
+        if own not in seen:
+            seen.add(own)
+            found[name] = layer
     return found
 
 
@@ -181,23 +153,29 @@ def put_on_grid(model: Any, plan: Plan) -> None:
             parameter = base.get_parameter(name)
             parameter.data = parameter.data.bfloat16().to(parameter.dtype)
             parameter.requires_grad_(False)
+    experts: dict[str, dict[str, Grid]] = {}
     for name, grid in plan.grids.items():
-        path = name.removesuffix(".weight")
+        path, own = name.rsplit(".", 1)
+        if own != "weight":
+            experts.setdefault(path, {})[own] = grid
+            continue
         module = base.get_submodule(path)
         if isinstance(module, GridLora):
             module.grid = grid
         elif isinstance(module, nn.Embedding):
             base.set_submodule(path, GridEmbedding(module, grid))
-            if base.config.tie_word_embeddings:
+            if name == FAMILIES[base.config.model_type].tied[0] and base.config.tie_word_embeddings:
                 base.set_submodule("lm_head", GridLinear(base.lm_head, grid))
         else:
             base.set_submodule(path, GridLinear(module, grid))
+    for path, grids in experts.items():
+        put_experts_on_grid(base, path, grids)
 
 
 @contextlib.contextmanager
 def off_grid(model: nn.Module) -> Iterator[None]:
     """Within it, layers on the grid use their float32 weights, not rounded."""
-    layers = [m for m in model.modules() if isinstance(m, OnGrid)]
+    layers = [layer for _, layer in _on_grid(model)]
     for layer in layers:
         layer.off = True
     try:
@@ -211,7 +189,7 @@ def off_grid(model: nn.Module) -> Iterator[None]:
 def rounding_anew(model: nn.Module) -> Iterator[None]:
     """Within it, layers on the grid round their weights in each forward pass, and keep no rounded copy."""
     forget_rounded(model)
-    layers = [m for m in model.modules() if isinstance(m, OnGrid)]
+    layers = [layer for _, layer in _on_grid(model)]
     for layer in layers:
         layer.keeps = False
     try:
@@ -223,15 +201,15 @@ def rounding_anew(model: nn.Module) -> Iterator[None]:
 
 def forget_rounded(model: nn.Module) -> None:
     """Frees the rounded weights that layers on the grid keep after a forward pass without gradients."""
-    for module in model.modules():
-        if isinstance(module, OnGrid):
-            module._kept = None
+    for _, layer in _on_grid(model):
+        layer._kept = None
 
 
 @contextlib.contextmanager
 def rounded_once(model: nn.Module) -> Iterator[None]:
     """Within it, a tied embedding, the largest matrix of a small Gemma, is rounded once for both lookup and head."""
-    layers = [m for m in model.modules() if isinstance(m, GridEmbedding)]
+    heads = {id(m.weight) for m in model.modules() if isinstance(m, GridLinear)}
+    layers = [m for m in model.modules() if isinstance(m, GridEmbedding) and id(m.weight) in heads]
     pairs = [m for m in model.modules() if isinstance(m, GridLinear) and any(m.weight is e.weight for e in layers)]
     for layer in layers:
         if not layer.off:

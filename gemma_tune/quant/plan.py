@@ -1,4 +1,4 @@
-"""What each tensor is quantized to: projections to the grid, the embedding as configured, norms not at all."""
+"""What each tensor is quantized to: linear layers to the grid, embeddings as configured, norms not at all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gemma_tune.errors import UserError
-from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.family import EMBEDDING, EXPERTS, FAMILIES, FLOAT32, LINEAR, PER_LAYER_EMBEDDING
+from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.processes import is_main_process
 from gemma_tune.quant.grid import GRIDS, Grid
 from gemma_tune.run.manifest import write_json
@@ -27,7 +26,7 @@ class Plan:
     Attributes:
         grids: The grid of each tensor that is on one, by its name in the language part. A head tied to the embedding
             is the same tensor, `model.embed_tokens.weight`.
-        kept: `16 bit` or `float32` for every other tensor.
+        kept: `16 bit` or `float32` for every other tensor, buffers of the checkpoint among them.
         sizes: The number of weights of every tensor.
         remarks: What else is to be said before anything is trained.
     """
@@ -46,13 +45,19 @@ class Plan:
             kind = ".".join(part for part in name.split(".") if not part.isdigit())
             found[kind, what] += 1
             weights[kind, what] += self.sizes[name]
-        kinds = [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
-        return [*kinds, *self.remarks]
+        lines = [f"{what}: {kind} ({n} × {weights[kind, what] // n:,})" for (kind, what), n in found.items()]
+        total = f"{sum(self.sizes.values()):,} weights in {self.bytes:,} bytes"
+        return [*lines, f"int4 file: {total} ({self.bits_per_weight:.2f} bits per weight)", *self.remarks]
 
     @property
     def frozen(self) -> int:
         """The number of weights that are kept in 16 bit and therefore not trained."""
         return sum(self.sizes[tensor] for tensor, kept in self.kept.items() if kept == KEPT_16)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether fused experts are on a grid: tensors whose names don't end with `weight`."""
+        return any(not name.endswith(".weight") for name in self.grids)
 
     @property
     def name(self) -> str:
@@ -72,49 +77,50 @@ class Plan:
             write_json(folder / PLAN, self.as_dict())
 
     @property
-    def bits_per_weight(self) -> float:
-        """Mean over all weights, scales included, as a GGUF file holds them; of a file, see `Size.bits_per_weight`."""
+    def bytes(self) -> int:
+        """Bytes of all tensors, scales included, as a GGUF file holds them; without metadata and tokenizer."""
         bits = {KEPT_16: 16.0, KEPT_32: 32.0}
         total = sum(
             n * (self.grids[name].bits_per_weight if name in self.grids else bits[self.kept[name]])
             for name, n in self.sizes.items()
         )
-        return total / sum(self.sizes.values())
+        return round(total / 8)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean over all weights, scales included, as a GGUF file holds them; of a file, see `Size.bits_per_weight`."""
+        return 8 * self.bytes / sum(self.sizes.values())
 
 
-def plan_of(model: Any, grid: str, embedding: str | None) -> Plan:
+def plan_of(model: Any, grid: str, embedding: str | None, per_layer_embedding: str | None = None) -> Plan:
     """The plan of a language part.
 
     Args:
         model: The model without an adapter.
-        grid: Grid of the projections, a name of `GRIDS`.
+        grid: Grid of the linear layers and experts, a name of `GRIDS`.
         embedding: Grid of the embedding (and the head tied to it); None keeps it in 16 bit.
+        per_layer_embedding: Grid of the table of per-layer embeddings, half of Gemma 4 E2B; None keeps it in 16 bit.
 
     Raises:
         UserError: A width that is not a multiple of the block, or a tensor that the plan has no rule for.
     """
     family = FAMILIES[model.config.model_type]
+    of_kind = {LINEAR: grid, EXPERTS: grid, EMBEDDING: embedding, PER_LAYER_EMBEDDING: per_layer_embedding}
     grids: dict[str, Grid] = {}
     kept: dict[str, str] = {}
     sizes: dict[str, int] = {}
     problems = []
-    reached = (name for name, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(name))
-    linear = {f"{name}.weight" for name in reached}
-    for name, parameter in model.named_parameters():  # a tied pair is named once
-        sizes[name] = parameter.numel()
-        if name in linear:
-            grids[name] = GRIDS[grid]
-        elif name == "model.embed_tokens.weight" or name == "lm_head.weight":
-            if embedding is None:
-                kept[name] = KEPT_16
-            else:
-                grids[name] = GRIDS[embedding]
-        elif parameter.ndim == 1 and "norm" in name:
-            kept[name] = KEPT_32
+    for name, tensor in stored_tensors(model):  # a tied pair is named once
+        sizes[name] = tensor.numel()
+        kind = family.kind_of(name, tensor.ndim)
+        if kind is None:
+            problems.append(f"{name}: the int4 plan has no rule for this tensor of {family.name}.")
+        elif chosen := of_kind.get(kind):
+            grids[name] = GRIDS[chosen]
         else:
-            problems.append(f"{name}: the int4 plan has no rule for this tensor; int4 export supports Gemma 3.")
-        if name in grids and parameter.shape[-1] % grids[name].block:
-            width, block = parameter.shape[-1], grids[name].block
+            kept[name] = KEPT_32 if kind == FLOAT32 else KEPT_16
+        if name in grids and tensor.shape[-1] % grids[name].block:
+            width, block = tensor.shape[-1], grids[name].block
             problems.append(
                 f"{name}: its width {width} is not a multiple of {block}, as the grid {grids[name].name} needs it."
             )

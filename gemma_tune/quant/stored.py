@@ -13,8 +13,9 @@ from gemma_tune.config import QuantConfig
 from gemma_tune.config.quant import STORED
 from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.family import EXPERTS, FAMILIES, LINEAR
 from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.progress import progress
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.grid import Grid, NotOnGrid
@@ -48,12 +49,15 @@ def plan_for(
     if quant.by_channel:
         return channel_plan(model, quant)
     if not quant.continues:
-        plan = plan_of(model, quant.grid, quant.embedding_grid)
+        plan = plan_of(model, quant.grid, quant.embedding_grid, quant.per_layer_grid)
         return replace(plan, remarks=(*plan.remarks, *_lost(model, plan)))
     stored = quant.embedding == STORED
-    plan = plan_of(model, "q4_0", "q4_0" if stored else quant.embedding_grid)
-    reaches = FAMILIES[model.config.model_type].reaches
-    names = [name for name in plan.grids if stored or reaches(name.removesuffix(".weight"))]
+    plan = plan_of(
+        model, "q4_0", "q4_0" if stored else quant.embedding_grid, "q4_0" if stored else quant.per_layer_grid
+    )
+    family = FAMILIES[model.config.model_type]
+    must = {n for n in plan.grids if family.kind_of(n, model.get_parameter(n).ndim) in (LINEAR, EXPERTS)}
+    names = [name for name in plan.grids if stored or name in must]
     files = _Scales(source, model, {} if stored_file is None else _taken(model, stored_file, quant))
     grids, kept, off, rounded, moved = dict(plan.grids), dict(plan.kept), dict[str, str](), 0, _Moved()
     for name in progress(names, desc="scales of the checkpoint", unit=" tensors"):
@@ -64,7 +68,7 @@ def plan_for(
             raise UserError(f"model.model_name_or_path={source.base}: {name}: {error}.") from error
         if blocks_off:
             off[name] = f"{name} ({blocks_off:,} of {scales.numel():,} blocks)"
-            if not reaches(name.removesuffix(".weight")):
+            if name not in must:
                 kept[name] = KEPT_16
                 del grids[name]
             continue
@@ -120,7 +124,7 @@ class _Scales:
 def _taken(model: Any, tensors: Iterable[tuple[str, Any]], quant: QuantConfig) -> dict[str, torch.Tensor]:
     """Sets the model's weights to those of a file; the scales of those that are 4-bit codes there, float16."""
     said = f"quant.checkpoint_file={quant.checkpoint_file}"
-    parameters = dict(model.named_parameters())  # a tied head is the embedding
+    parameters = dict(stored_tensors(model))  # a tied head is the embedding
     rows: Counter[str] = Counter()
     scales: dict[str, list[torch.Tensor]] = {}
     for name, part in tensors:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from gemma_tune.export.mlx_folder import GROUP
 from gemma_tune.export.phone import stored_bits
-from gemma_tune.export.read_back import gguf_size
+from gemma_tune.export.read_gguf import gguf_size
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Mono, Table
 from gemma_tune.run.folder import RunFolder

@@ -39,6 +39,7 @@ _KINDS = {
     "adapter": "LoRA adapter",
     "merged": "weights for Transformers and vLLM",
     "w4a16": "int4 weights for vLLM and Transformers",
+    "w4a16_transformers": "int4 weights for Transformers, with plain experts",
     "mlx": "int4 weights for mlx-lm",
     "phone": "weights and activations in Gemma's format for phones, for Transformers",
     "reward_model": "reward model",

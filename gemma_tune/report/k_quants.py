@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from gemma_tune.export.read_back import gguf_widths
+from gemma_tune.export.read_gguf import gguf_widths
 from gemma_tune.page.blocks import Block, Code, Text
 
 _BLOCK = 256  # weights of a block of a K-quant

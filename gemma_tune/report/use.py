@@ -75,15 +75,24 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
     if name == "mlx":
         words = ["mlx_lm.chat", "--model", str(place)]
         return [("mlx-lm", shlex.join(words))]
-    if name in ("w4a16", "merged", "phone"):
+    if name in ("w4a16", "w4a16_transformers", "merged", "phone"):
         chat = '[{"role": "user", "content": "Hello!"}]'
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
-        in_transformers = ("Transformers", f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}")
-        if name == "phone":
-            return [in_transformers]
+        transformers = f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"
         served = shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))
-        return [("vLLM", served), in_transformers]
+        for_vllm = name not in ("w4a16_transformers", "phone")  # the first is like w4a16, but for the experts
+        for_transformers = name != "w4a16" or not has_experts(place)
+        return [("vLLM", served)] * for_vllm + [("Transformers", transformers)] * for_transformers
     return []
+
+
+def has_experts(place: Path) -> bool:
+    """Whether the model in a folder has experts, whose codes in `export=w4a16` Transformers can't load."""
+    try:
+        config = read_object(place / "config.json")
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("text_config", config).get("enable_moe_block"))
 
 
 def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
@@ -145,6 +154,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "w4a16": "The int4 folder, with vLLM, or with Transformers, where this run loaded it:",
         "phone": "The folder in Gemma's format for phones, with Transformers, where this run loaded it:",
         "mlx": "The int4 folder for Apple's computers, with mlx-lm (pip install mlx-lm):",
+        "w4a16_transformers": "The int4 folder with plain experts, with Transformers, where this run loaded it:",
     }
     if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
         said |= {
@@ -174,7 +184,7 @@ def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
     found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
     artifacts = folder.result.artifacts
     names = ["merged"] if "merged" in artifacts else ["adapter"]
-    names += [name for name in artifacts if name.startswith("gguf") or name in ("w4a16", "mlx", "phone")]
+    names += [name for name in artifacts if name.startswith(("gguf", "w4a16", "mlx", "phone"))]
     served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
     found += served
     if "merged" in artifacts and not any(engine == "llama.cpp" for engine, _ in served) and _has_gguf(folder):
@@ -190,7 +200,7 @@ def _has_gguf(folder: RunFolder) -> bool:
         kind = read_object(config).get("model_type")
     except (OSError, ValueError):
         return False
-    return kind in FAMILIES and FAMILIES[kind].gguf is not None
+    return kind in FAMILIES
 
 
 def _with_gemma_tune(folder: RunFolder) -> list[str]:
@@ -202,7 +212,7 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     for name, place in artifacts.items() if not whole else ():
         if name.startswith("gguf") and name != "gguf_lora":
             taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
-        elif name in ("w4a16", "phone"):
+        elif name in ("w4a16_transformers", "phone") or (name == "w4a16" and not has_experts(folder.path / place)):
             taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
     return [
         f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"

@@ -62,7 +62,8 @@ def _qat_command(cfg: Config) -> list[str]:
     words += _words("model", asdict(cfg.model), asdict(by_itself))
     words += [f"quant.grid={q.grid}"] if q.grid != "q4_0" else []
     words += ["quant.cross_entropy=1.0"] if q.continues else []
-    words += [f"quant.embedding={q.embedding}"] if q.embedding != QuantConfig().embedding else []
+    for key in ("embedding", "per_layer_embedding"):
+        words += [f"quant.{key}={getattr(q, key)}"] if getattr(q, key) != getattr(QuantConfig(), key) else []
     int4 = read_yaml(CONFIGS / "export" / "int4.yaml")
     words += _words("export", asdict(cfg.export), asdict(ExportConfig()) | int4)
     return [*words, *_rows(cfg)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_tune.config import QuantConfig
 from gemma_tune.errors import UserError
-from gemma_tune.export.read_back import read_gguf
+from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
@@ -28,7 +28,7 @@ def grid_plan(model: Any, quant: QuantConfig, source: Source) -> Plan:
     file = quant.checkpoint_file
     if file is None:
         return plan_for(model, quant, source)
-    stored = read_gguf(resolve(file), [name for name, _ in model.named_parameters()])
+    stored = read_gguf(resolve(file), model.config.get_text_config())
     try:
         return plan_for(model, quant, source, stored)
     except ArtifactDiffers as error:

@@ -27,8 +27,9 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield f"quant=none with recipe={cfg.recipe}: choose a quantization format, for example quant=q4_0."
     if q.grid == "q3_0" and set(cfg.export.formats) - {"merged"}:
         yield "quant.grid=q3_0 has no file format but merged; add export=merged."
-    if q.grid == "q4_0_fp16" and q.embedding != "none":
-        yield "quant.grid=q4_0_fp16 with quant.embedding: the embedding needs quant.grid=q4_0; set it."
+    for key in ("embedding", "per_layer_embedding"):
+        if q.grid == "q4_0_fp16" and getattr(q, key) != "none":
+            yield f"quant.grid=q4_0_fp16 with quant.{key}: the embedding needs quant.grid=q4_0; set it."
     if q.grid == "q4_0_fp16" and "gguf_bf16" in cfg.export.formats:
         yield "export.formats=gguf_bf16 with quant.grid=q4_0_fp16: bfloat16 can't hold its values; use gguf_f32."
     if q.checkpoint_file is not None and not q.continues:
@@ -61,8 +62,8 @@ def grid_problems(cfg: Config) -> Iterator[str]:
     if cfg.model.load_in_4bit:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: quantization rounds full weights; leave it out."
     if not cfg.traits.trains:
-        named = ["grid", "embedding", "int2_modules", "int8_modules", "calibration_samples", "stage2"]
-        named += ["cross_entropy"] if q.continues else []  # which the group sets
+        named = {"grid", "embedding", "per_layer_embedding", "int2_modules", "int8_modules", "calibration_samples"}
+        named |= {"stage2"} | ({"cross_entropy"} if q.continues else set())  # which the group sets
         for key, default in vars(QuantConfig()).items():
             if key not in named and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."

@@ -17,7 +17,8 @@ from gemma_tune.errors import RunError
 from gemma_tune.export import file_tensor, gguf, merged_from_grid, w4a16
 from gemma_tune.export.formats import some_rows
 from gemma_tune.export.int4_check import OK, forward_line, stored_lines
-from gemma_tune.export.read_back import StoredTensor, read_folder, read_gguf
+from gemma_tune.export.read_back import StoredTensor, read_folder
+from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_line, transformers_lines
 from gemma_tune.quant.grid import Encoded
@@ -48,7 +49,7 @@ def test_blocks_of_few_rows(at_once: int, tmp_path: Path, monkeypatch: pytest.Mo
     lines = [forward_line(trained.model, trained.trained, trained.plan)]
     for name in ("merged", "w4a16"):
         lines += stored_lines(name, read_folder(tmp_path / "blocks" / name), trained.trained, trained.plan)
-    stored = read_gguf(tmp_path / "blocks" / "x.gguf", list(trained.trained))
+    stored = read_gguf(tmp_path / "blocks" / "x.gguf", trained.model.config)
     lines += stored_lines("gguf", stored, trained.trained, trained.plan)
     assert [x for x in lines if x.verdict != OK or "(100%)" not in x.found] == [] and len(lines) == 7
 

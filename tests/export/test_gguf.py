@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, TokenType
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    GemmaConfig,
+    GenerationConfig,
+)
 
 from gemma_tune.chat import FORMS, Unrenderable, served_template
 from gemma_tune.errors import UserError
@@ -185,9 +194,23 @@ def test_names_and_shapes_are_those_of_the_model(model: Any) -> None:
     assert list(untied)[-1] == "lm_head.weight" and untied["lm_head.weight"] == shapes[names[0]]
 
 
-def test_a_family_without_an_architecture_is_refused() -> None:
-    with pytest.raises(UserError, match="export=gguf writes Gemma 3 today, and this model is Gemma 2"):
-        check_config(Gemma2Config())
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (GemmaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), "rope_parameters"),
+        (Gemma2Config(query_pre_attn_scalar=144), "query_pre_attn_scalar"),
+        (Gemma2Config(layer_types=["sliding_attention"] * 26), "layer_types"),
+        (Gemma3nTextConfig(num_kv_shared_layers=10), "num_kv_shared_layers"),
+        (Gemma3nTextConfig(laurel_rank=32), "laurel_rank"),
+        (Gemma3nTextConfig(activation_sparsity_pattern=[0.5] * 35), "activation_sparsity_pattern"),
+        (Gemma4TextConfig(use_bidirectional_attention="all"), "use_bidirectional_attention"),
+        (Gemma4TextConfig(hidden_activation="relu"), "hidden_activation"),
+    ],
+)
+def test_what_llama_cpp_has_built_in_for_a_family_is_asked_for(config: Any, key: str) -> None:
+    check_config(type(config)())
+    with pytest.raises(UserError, match=f"llama.cpp can't compute {key}="):
+        check_config(config)
 
 
 def test_other_rotary_scaling_is_refused(model: Any) -> None:

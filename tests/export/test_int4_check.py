@@ -32,7 +32,8 @@ from gemma_tune.export.int4_check import (
     same_each_time,
     stored_lines,
 )
-from gemma_tune.export.read_back import StoredTensor, read_folder, read_gguf
+from gemma_tune.export.read_back import StoredTensor, read_folder
+from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, decoded_weight, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, in_float32, transformers_line
 from gemma_tune.export.verify import ArtifactDiffers
@@ -55,7 +56,7 @@ def write(what: str, trained: OnGridModel, tensors: TrainedTensors, folder: Path
 
 
 def read(what: str, path: Path, trained: OnGridModel) -> Iterator[tuple[str, StoredTensor]]:
-    return read_gguf(path, list(trained.trained)) if what == "gguf" else read_folder(path)
+    return read_gguf(path, trained.model.config) if what == "gguf" else read_folder(path)
 
 
 def check(what: str, path: Path, trained: OnGridModel) -> list[CheckLine]:

@@ -22,6 +22,7 @@ from gemma_tune.export.int4_check import FAIL, OK, ROUNDED, WARN, CheckLine, rai
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.export.verify import ArtifactDiffers
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.quant.plan import KEPT_32, Plan
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -131,9 +132,9 @@ def test_few_positions_only_warn(tuned: Any, tokenizer: Any, tmp_path: Path) -> 
 
 def test_rows_that_no_block_divides_are_float16_as_in_llama_cpps_converter() -> None:
     q8 = GGMLQuantizationType.Q8_0
-    assert tensor_type(UP, (8, 48), q8) == GGMLQuantizationType.F16
-    assert tensor_type(UP, (8, 64), q8) == q8
-    assert tensor_type("model.norm.weight", (64,), q8) == GGMLQuantizationType.F32
+    assert tensor_type(FAMILIES["gemma3_text"], UP, (8, 48), q8) == GGMLQuantizationType.F16
+    assert tensor_type(FAMILIES["gemma3_text"], UP, (8, 64), q8) == q8
+    assert tensor_type(FAMILIES["gemma3_text"], "model.norm.weight", (64,), q8) == GGMLQuantizationType.F32
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def loss(outputs, labels, num_items_in_batch=None):
     value = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     value = value / num_items_in_batch
     time.sleep(float(os.environ.get("SLOW", "0")))
-    if os.environ.get("RANK") != os.environ.get("BAD_RANK") or steps != 3:
+    fault = os.environ.get("FAULT")
+    if fault is None or os.environ.get("RANK") != os.environ.get("BAD_RANK") or steps != 3:
         return value
-    fault = os.environ["FAULT"]
     if fault == "raise":
         raise ValueError("no such thing")
     if fault == "hang":

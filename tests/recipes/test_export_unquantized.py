@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from short_runs import short_run
+from small_models import save
 
 import gemma_tune
 from gemma_tune.errors import UserError
@@ -52,7 +53,9 @@ def test_a_run_is_exported_and_its_files_are_measured(run: Path, tmp_path: Path)
     assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
 
 
-def test_a_family_that_no_gguf_is_written_of_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"export=gguf writes Gemma 3 today, and this model is Gemma 2.*export=merged"):
-        gemma_tune.run("lora_sft", ["model=gemma2_2b_it", "export=gguf_f16", f"output_dir={tmp_path / 'x'}"])
+def test_what_llama_cpp_computes_otherwise_is_refused_before_training(tmp_path: Path) -> None:
+    model = save("gemma3n", tmp_path / "gemma3n")  # smaller than what llama.cpp has built in
+    words = [f"model.model_name_or_path={model}", "export=gguf_f16", f"output_dir={tmp_path / 'x'}"]
+    with pytest.raises(UserError, match=r"llama.cpp can't compute hidden_size_per_layer_input=8, .*export=merged"):
+        gemma_tune.run("lora_sft", words)
     assert not (tmp_path / "x").exists()

@@ -1,0 +1,69 @@
+"""What llama.cpp computes otherwise than Transformers, for comparisons that shall show nothing else.
+
+- GELU on a CPU is a table over float16 (ggml-cpu/vec.h). In a dense model that moves logits little; in one with experts
+  a rounded number turns the choice of an expert (mean KL 2.3e-4 in place of 7e-8 on random weights).
+- Gemma 3n's sparse activations are cut at a multiple of their standard deviation, which llama.cpp divides by N - 1 and
+  Transformers by N (src/models/gemma3n.cpp, `gaussian_topk`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.activations import ACT2FN
+
+# The table's ends: below and above it, 0 and the number itself
+_END = 10.0
+
+
+class GgmlGelu(nn.Module):  # type: ignore[misc]
+    """GELU as ggml computes it on a CPU."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Of any shape, float32."""
+        table = functional.gelu(input.half().float(), approximate="tanh").half().float()
+        return torch.where(input <= -_END, 0.0, torch.where(input >= _END, input, table))
+
+
+class LlamaGemma3nMlp(nn.Module):  # type: ignore[misc]
+    """Gemma 3n's block of two projections as llama.cpp computes it; it shares the layers of the one it replaces."""
+
+    def __init__(self, replaced: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = replaced.gate_proj, replaced.up_proj, replaced.down_proj
+        self.activation_sparsity = float(replaced.activation_sparsity)
+        self.act_fn = GgmlGelu()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Of any shape whose last dimension is the hidden size."""
+        gate = self.gate_proj(hidden_states)
+        if self.activation_sparsity > 0:
+            times = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.activation_sparsity)).to(gate.dtype)
+            gate = functional.relu(gate - (gate.mean(-1, keepdim=True) + times * gate.std(-1, keepdim=True)))
+        found: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(hidden_states))
+        return found
+
+
+@contextlib.contextmanager
+def as_llama_cpp(model: nn.Module) -> Iterator[None]:
+    """Within it, the model computes as llama.cpp does; afterwards it is as it was."""
+    gelu = type(ACT2FN["gelu_pytorch_tanh"])
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if hasattr(child, "_gaussian_topk"):
+                replaced.append((parent, name, child))
+                setattr(parent, name, LlamaGemma3nMlp(child))
+            elif type(child) is gelu:
+                replaced.append((parent, name, child))
+                setattr(parent, name, GgmlGelu())
+    try:
+        yield
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)

@@ -1,0 +1,78 @@
+"""Every family on the grid: the codes of training are those of each file, and what llama.cpp makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from int4_models import FAMILY_MODELS, build, rows
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from gemma_tune.config import ExportConfig
+from gemma_tune.export import gguf, merged_from_grid, w4a16
+from gemma_tune.export.int4_check import OK, forward_line, stored_lines
+from gemma_tune.export.read_back import read_folder
+from gemma_tune.export.read_gguf import read_gguf
+from gemma_tune.export.tensors import TrainedTensors, trained_tensors
+from gemma_tune.export.transformers_check import TrainedForward, transformers_line
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.source import Source
+from gemma_tune.quant.layers import GridLora, put_on_grid
+from gemma_tune.quant.plan import Plan, plan_of
+
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+SLOW = pytest.mark.slow
+
+
+def on_grid(name: str, adapter: bool = False, per_layer: str | None = "q4_0") -> tuple[Any, Any, Plan, TrainedTensors]:
+    """A model on the grid as after training: in full, or with an adapter inside the quantizer, experts included."""
+    model, tokenizer = build(name)
+    plan = plan_of(model, "q4_0", "q8_0", per_layer if name == "gemma4_e2b" else None)
+    if adapter:
+        experts = EXPERTS if plan.has_experts else None
+        layers = list(FAMILIES[model.config.model_type].linear_layers)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=layers, target_parameters=experts)
+        config._register_custom_module({nn.Linear: GridLora})
+        torch.manual_seed(2)
+        model = get_peft_model(model, config).eval()
+        with torch.no_grad():
+            for own, parameter in model.named_parameters():
+                if "lora_B" in own:
+                    parameter.normal_(0.0, 0.02)
+    put_on_grid(model, plan)
+    return model, tokenizer, plan, trained_tensors(model, plan)
+
+
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=SLOW)], ids=["full", "adapter"])
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_every_code_is_that_of_training(name: str, adapter: bool, tmp_path: Path) -> None:
+    model, tokenizer, plan, trained = on_grid(name, adapter)
+    assert forward_line(model, trained, plan).verdict == OK
+    config, generation = model.config.get_text_config(), model.generation_config
+    file = gguf.export(trained, config, tokenizer, generation, plan, tmp_path / "x.gguf", name="x")
+    for line in stored_lines("gguf", read_gguf(file, config), trained, plan):
+        assert line.verdict == OK, line
+    base = model.get_base_model() if adapter else model
+    source = saved(base, tmp_path / "base")
+    folders = {
+        "w4a16": w4a16.export,
+        "w4a16_transformers": w4a16.export_dense_experts,
+        "merged": merged_from_grid.export,
+    }
+    for what, export in folders.items():
+        export(trained, plan, model, tokenizer, tmp_path / what, ExportConfig(), source)
+        lines = stored_lines(what, read_folder(tmp_path / what), trained, plan)
+        assert [line.verdict for line in lines] == [OK] * len(lines), lines
+        if what != "w4a16" or not plan.has_experts:
+            line = transformers_line(what, tmp_path / what, TrainedForward(model, rows(2, 32)))
+            assert line.verdict == OK and line.found.startswith("0 at"), line
+
+
+def saved(base: Any, folder: Path) -> Source:
+    """The checkpoint that a model was loaded from: its names and shapes are what exporters take from it."""
+    plain = type(base)(base.config)
+    plain.save_pretrained(folder)
+    return Source(str(folder), None, None, str(folder))
