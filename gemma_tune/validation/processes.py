@@ -131,11 +131,16 @@ def _machines(launch: LaunchConfig, starts: bool) -> Iterator[str]:
         )
 
 
+def processes_of(cfg: Config, asked: int | None = None) -> int:
+    """How many processes a run has, before `resolve_processes`: those asked for, or those that were started."""
+    return max(cfg.processes if asked is None else asked, world())
+
+
 def process_problems(cfg: Config) -> Iterator[str]:
     """What `launch` and `parallel` can't do with this recipe and this model."""
     method, parallel, launch = cfg.traits, cfg.parallel, cfg.launch
     kept = method.kind in (Kind.TRAIN, Kind.MEASURE)
-    asked = max(1 if method.kind is Kind.PLAN else cfg.processes, world())  # a plan is for so many, and made in one
+    asked = processes_of(cfg, 1 if method.kind is Kind.PLAN else cfg.processes)  # a plan is for so many, made in one
     if not kept and (asked > 1 or launch.by != "local"):
         yield f"recipe={cfg.recipe} runs in one process: leave out launch, torchrun and accelerate launch."
     engines = cfg.model.base_url or cfg.engine.vllm or is_gguf(cfg.model.model_name_or_path)

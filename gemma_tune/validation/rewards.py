@@ -12,6 +12,7 @@ from gemma_tune.config.eval import lower_is_better
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.reward import REWARDS
 from gemma_tune.validation.paths import missing_paths
+from gemma_tune.validation.processes import processes_of
 from gemma_tune.validation.suggest import did_you_mean
 
 
@@ -65,7 +66,7 @@ def reward_problems(cfg: Config) -> Iterator[str]:
 def rl_problems(cfg: Config) -> Iterator[str]:
     """What training with rewards can't do."""
     t, d = cfg.train, cfg.data
-    completions = t.passes_per_generation * (t.per_device_train_batch_size or t.num_generations) * cfg.processes
+    completions = t.passes_per_generation * (t.per_device_train_batch_size or t.num_generations) * processes_of(cfg)
     if completions % t.num_generations:
         yield (
             f"train.num_generations={t.num_generations}: a generation has {completions} completions "

@@ -156,3 +156,13 @@ def test_a_message_is_handed_back_whole(tmp_path: Path) -> None:
 )
 def test_what_a_signal_means(number: int, said: str) -> None:
     assert killed_by(number) == said
+
+
+def test_completions_of_processes_that_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group may lie over both: 4 completions of each of two processes."""
+    words = ["model=tiny", "tracker=none", "train.num_generations=8", "train.per_device_train_batch_size=4"]
+    with pytest.raises(UserError, match="a generation has 4 completions"):
+        compose_config("grpo", words)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert compose_config("grpo", words).processes == 2

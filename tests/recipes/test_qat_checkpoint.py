@@ -11,11 +11,13 @@ import qat_checkpoint
 import resumed
 import torch
 from short_runs import short_run
+from transformers import AutoConfig
 
 import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.export.read_back import read_folder, read_gguf
+from gemma_tune.export.read_back import read_folder
+from gemma_tune.export.read_gguf import read_gguf
 
 SMALL = ["data.max_train_samples=8", "data.max_eval_samples=6", "quant.max_kl_samples=3", "eval.num_samples=0",
          "export.quality_samples=0"]  # fmt: skip
@@ -56,7 +58,12 @@ def test_trained_on_and_written(packed: bool, words: list[str], tmp_path: Path) 
     plan = json.loads((tmp_path / "run" / "quant_plan.json").read_text("utf-8"))
     assert {own for own, kind in plan.items() if kind == "q4_0_checkpoint"} == made.keys()
     export = tmp_path / "run" / "export"
-    in_gguf = changed_blocks(made, read_gguf(next((export / "gguf").glob("*.gguf")), list(plan)))
+    in_gguf = changed_blocks(
+        made,
+        read_gguf(
+            next((export / "gguf").glob("*.gguf")), AutoConfig.from_pretrained(tmp_path / "in").get_text_config()
+        ),
+    )
     assert in_gguf.keys() == made.keys() and any(blocks.any() for blocks in in_gguf.values())
     in_w4a16 = changed_blocks(made, read_folder(export / "w4a16"))
     assert all(torch.equal(blocks, in_gguf[own]) for own, blocks in in_w4a16.items())
