@@ -130,18 +130,28 @@ def _find(blocks: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torc
         left = (~settled).nonzero().squeeze(-1)
         if not len(left):
             break
+        codes, near = _codes(blocks[left] * sign, most[left] / code, stored)
+        left, codes = left[near], codes[near]
         values = blocks[left] * sign
-        codes = torch.round(values / (most[left] / code).unsqueeze(-1))
         low, high = _bounds(values, codes, stored)
-        fits = (codes.amin(-1) >= _LOWEST) & (codes.amax(-1) <= _HIGHEST) & (low <= high)
         scale, same = _simplest(low, high, values, codes, stored)
         without_rounding = ((codes * scale.unsqueeze(-1)) == values).all(-1)
-        better = fits & (without_rounding | ~found[left])
+        better = (low <= high) & (without_rounding | ~found[left])
         chosen = left[better]
         scales[chosen], exact[chosen], found[chosen] = scale[better] * sign, same[better], True
-        settled[left] = fits & (without_rounding | several[left])
+        settled[left] = (low <= high) & (without_rounding | several[left])
     too_large = scales.abs() > torch.finfo(torch.float16).max / -_LOWEST
     return scales.masked_fill(too_large, 0), ~found | too_large, exact
+
+
+def _codes(values: torch.Tensor, scale: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of blocks by about this scale, and which blocks are as near to them as rounding leaves products."""
+    info, scale = torch.finfo(stored), scale.unsqueeze(-1)
+    ratio = values / scale
+    codes = torch.round(ratio)
+    rounding = 1.1 * info.eps * (codes.abs() + info.smallest_normal / scale)  # of the number, and of the scale
+    near = ((ratio - codes).abs() <= rounding) & (codes >= _LOWEST) & (codes <= _HIGHEST)
+    return codes, near.all(-1)
 
 
 def _bounds(values: torch.Tensor, codes: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
