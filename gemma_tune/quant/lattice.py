@@ -90,8 +90,9 @@ def find_lattice(weight: torch.Tensor) -> Lattice:
 
     The weight was stored in bfloat16, float16 or float32, whichever is the narrowest that holds it; a product of code
     and scale was rounded to that type. Every scale that gives the stored numbers to the bit is right. Of those, one
-    with which the extreme code is -8 or 7 is taken, and of these the one with the fewest significant bits. Where
-    float16, in which Q4_0 files hold scales, has none, the nearest one is taken, and the block counts as rounded.
+    with which the extreme code is -8 or 7 is taken, of these the one whose products need no rounding, and else the one
+    with the fewest significant bits. Where float16, in which Q4_0 files hold scales, has none, the nearest one is
+    taken, and the block counts as rounded.
 
     Args:
         weight: [..., N].
@@ -121,11 +122,10 @@ def _narrowest(parts: Sequence[torch.Tensor]) -> torch.dtype:
 def _find(blocks: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The scale of each block, [n, 32] in float64; which blocks have none; and which are stored as it says."""
     most = blocks.abs().amax(-1)
-    nonzero = torch.where(blocks == 0, torch.inf, blocks.abs())
-    several = nonzero.amin(-1) < most  # else many scales fit, and one that needs no rounding is looked for
     scales = torch.zeros_like(most)
-    exact, settled = most == 0, most == 0
-    found = settled.clone()
+    # 1: code · scale, but for the rounding of the scale; 2: as they were stored; 3: the numbers themselves
+    quality = torch.where(most == 0, 3, 0)
+    settled = most == 0
     for sign, code in _CANDIDATES:
         left = (~settled).nonzero().squeeze(-1)
         if not len(left):
@@ -135,13 +135,17 @@ def _find(blocks: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torc
         values = blocks[left] * sign
         low, high = _bounds(values, codes, stored)
         scale, same = _simplest(low, high, values, codes, stored)
-        without_rounding = ((codes * scale.unsqueeze(-1)) == values).all(-1)
-        better = (low <= high) & (without_rounding | ~found[left])
-        chosen = left[better]
-        scales[chosen], exact[chosen], found[chosen] = scale[better] * sign, same[better], True
-        settled[left] = (low <= high) & (without_rounding | several[left])
+        itself = most[left] / code
+        exact = (itself.half() == itself) & (codes * itself.unsqueeze(-1) == values).all(-1)
+        scale = torch.where(exact, itself, scale)
+        reached = torch.where(exact, 3, 1 + same.long()) * (low <= high)
+        better = reached > quality[left]
+        scales[left[better]], quality[left[better]] = scale[better] * sign, reached[better]
+        # Codes with a common factor have other scales, too, one of which may need no rounding
+        single = torch.stack([(codes % factor != 0).any(-1) for factor in (2, 3, 5, 7)]).all(0)
+        settled[left] = (reached == 3) | ((reached == 2) & single)
     too_large = scales.abs() > torch.finfo(torch.float16).max / -_LOWEST
-    return scales.masked_fill(too_large, 0), ~found | too_large, exact
+    return scales.masked_fill(too_large, 0), (quality == 0) | too_large, quality > 1
 
 
 def _codes(values: torch.Tensor, scale: torch.Tensor, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

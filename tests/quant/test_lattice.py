@@ -145,3 +145,26 @@ def test_deriving_the_scales_again_loses_what_keeping_them_does_not() -> None:
     }
     assert min(lost.values()) > 0.03 and max(lost.values()) < 0.08, lost
     assert torch.equal(stored_grid(find_lattice(values).scales).rounded(values), values)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 8, 11])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_random_blocks_of_any_codes(stored: torch.dtype, bits: int) -> None:
+    """Sparse, one-sided, of few codes, of either sign: the stored numbers to the bit, and exactly where they can be."""
+    draw, n = torch.Generator().manual_seed(bits), 3000
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=draw)
+
+    scales = 1 + torch.floor(uniform(n, 1) * 2 ** (bits - 1)) / 2 ** (bits - 1)
+    scales = scales * 2.0 ** torch.randint(-12, 4, (n, 1), generator=draw) * torch.where(uniform(n, 1) < 0.3, -1, 1)
+    low, high = (torch.randint(*ends, (n, 1), generator=draw) for ends in ((-8, 1), (0, 8)))
+    codes = low + torch.floor(uniform(n, 32) * (high - low + 1))
+    exact = torch.where(uniform(n, 32) < uniform(n, 1), codes, 0) * scales
+    values = exact.to(stored).float()
+    found = find_lattice(values)
+    assert not found.off.any() and found.rounded == 0
+    decoded = stored_grid(found.scales).rounded(values)
+    assert torch.equal(decoded.to(stored).float(), values)
+    needs_none = (exact == values).all(-1)
+    assert torch.equal(decoded[needs_none], values[needs_none])
