@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_tune.chat import Unrenderable, form_of
+from gemma_tune.chat import FORMS, form_of
 from gemma_tune.chat.own import OwnForm
 from gemma_tune.export.go_template import go_template
 
@@ -51,6 +51,13 @@ _TOOLS = (
     "You SHOULD NOT include any other text in the response if you call a function\n%s\n\n"
 )
 
+# Ollama's own code for writing conversations and reading answers (model/renderers, model/parsers), by the file of our
+# template. No Go template could write Gemma 4's calls. Results of tools are texts there, never mappings. Of its two
+# renderers for Gemma 4, that of 12B and larger closes the thinking of a prompt that doesn't ask for it
+# (https://github.com/ollama/ollama/pull/15612).
+_BUILT_IN = {"functiongemma": "functiongemma", "gemma4": "gemma4"}
+_OLDER = "Ollama writes tools, calls and thinking as Google's newest template does; this model was trained with {}."
+
 
 def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int) -> str:
     """The text of a Modelfile; `ollama create NAME -f Modelfile` makes a model of it.
@@ -62,7 +69,7 @@ def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int) -
         context: Tokens of a conversation at most.
 
     Raises:
-        Unrenderable: Ollama has no way to write this form.
+        Unrenderable: Ollama has no way to write a template of the user's own.
         UnknownTemplate: The template is no form that we know.
     """
     stops = generation_config.eos_token_id
@@ -86,8 +93,11 @@ def _template(tokenizer: Any) -> list[str]:
     form = form_of(tokenizer)
     if isinstance(form, OwnForm):
         return [f'TEMPLATE """{go_template(form)}"""']
-    if form.name == "functiongemma":  # Ollama has this one built in
-        return ["TEMPLATE {{ .Prompt }}", "RENDERER functiongemma", "PARSER functiongemma"]
-    if form.file not in ("gemma", "gemma3"):
-        raise Unrenderable(f"there is no Modelfile for {form.families} yet; llama.cpp reads the template in the file.")
-    return [f'TEMPLATE """{_TURNS.replace("TOOLS", json.dumps(_TOOLS))}"""']
+    if form.file not in _BUILT_IN:
+        return [f'TEMPLATE """{_TURNS.replace("TOOLS", json.dumps(_TOOLS))}"""']
+    renderer = _BUILT_IN[form.file]
+    if form.file == "gemma4":
+        renderer += "-large" if form.closes_thinking else "-small"
+    newest = FORMS[form.file].revision
+    older = [f"# {_OLDER.format(form.name)}"] if form.revision != newest else []
+    return [*older, "TEMPLATE {{ .Prompt }}", f"RENDERER {renderer}", f"PARSER {_BUILT_IN[form.file]}"]

@@ -22,12 +22,10 @@ from transformers import (
     GenerationConfig,
 )
 
-from gemma_tune.chat import FORMS, Unrenderable, served_template
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf import export, tensor_shapes
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
-from gemma_tune.export.ollama import modelfile
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.plan import Plan, plan_of
 from gemma_tune.run.paths import ASSETS
@@ -324,23 +322,3 @@ def test_tensors_that_are_not_the_plans(tmp_path: Path, model: Any, tokenizer: A
         with pytest.raises(ValueError, match=message):
             write(file, model, tokenizer, plan, wrong)
         assert not list(tmp_path.iterdir())
-
-
-def test_modelfile(model: Any, tokenizer: Any) -> None:
-    text = modelfile("tiny.gguf", tokenizer, model.generation_config, 2048)
-    assert text.startswith('FROM ./tiny.gguf\nTEMPLATE """')
-    assert 'PARAMETER stop "<end_of_turn>"' in text and "PARAMETER num_ctx 2048" in text
-    assert "PARAMETER temperature 0\n" in text
-    sampled = GenerationConfig(eos_token_id=1, do_sample=True, top_k=64, top_p=0.95)
-    assert "PARAMETER top_k 64\nPARAMETER top_p 0.95\n" in modelfile("x", tokenizer, sampled, 8)
-
-
-def test_modelfiles_of_other_forms(model: Any) -> None:
-    own = AutoTokenizer.from_pretrained(TINY)
-    own.chat_template = served_template("functiongemma")
-    assert "RENDERER functiongemma" in modelfile("x", own, model.generation_config, 8)
-    own.chat_template = served_template("gemma4")
-    with pytest.raises(Unrenderable, match=FORMS["gemma4"].families):
-        modelfile("x", own, model.generation_config, 8)
-    own.chat_template = None
-    assert "TEMPLATE {{ .Prompt }}\n" in modelfile("x", own, model.generation_config, 8)
