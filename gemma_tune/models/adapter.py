@@ -19,7 +19,7 @@ from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.four_bit import init_loftq, is_four_bit
+from gemma_tune.models.four_bit import check_trained_on, init_loftq, is_four_bit
 from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
@@ -195,6 +195,8 @@ def check_source(
     Raises:
         UserError: See `check_files` and `attach`.
     """
+    if packed:
+        check_trained_on(source, config)
     check_files(model, source, config, packed=packed or not (trains or merges))
     if source.adapter is None and (not trains or adapter.peft_type == "none"):
         return

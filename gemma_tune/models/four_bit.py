@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ from gemma_tune.models.source import Source
 
 # Of packed weights, by the method's name in config.json
 _MEASURED = ("compressed-tensors", "gemma")
+
+
+# A fused tensor of experts that is stored expert by expert
+_ONE_EXPERT = re.compile(r"experts\.\d+\.\w+\.weight_packed$")
 
 
 def is_four_bit(module: nn.Module) -> bool:
@@ -159,3 +164,20 @@ def check_stored(model: ModelConfig, source: Source, config: Any, stored: Any, p
         raise UserError(f"{said} model.load_in_4bit=true can't round them again; leave it out.")
     if config.get_text_config().dtype == torch.float32 and model.dtype != "float32":
         raise UserError(f"{said} model.dtype={model.dtype} can't hold their scales; set model.dtype=float32.")
+    files = CheckpointFiles.of(source, FAMILIES[config.model_type]).files if source.folder else {}
+    if any(_ONE_EXPERT.search(name) for name in files):
+        raise UserError(
+            f"{said} each of its experts is packed alone, as vLLM reads them and Transformers doesn't; name the folder "
+            "w4a16_transformers (export.formats), or what it was made from."
+        )
+
+
+def check_trained_on(source: Source, config: Any) -> None:
+    """Raises UserError for weights that are stored quantized in a form whose codes aren't trained on."""
+    stored = stored_quantized(config)
+    if stored and _method(stored) != "compressed-tensors":
+        raise UserError(
+            f"model.model_name_or_path={source.base}: its weights are stored quantized ({_method(stored)}), and "
+            "quant.grid=q4_0_checkpoint trains on with numbers on the grid, packed codes of compressed-tensors, or "
+            "those of a GGUF file (quant.checkpoint_file); name what it was made from."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from int4_models import FAMILY_MODELS, build
 from qat_checkpoint import by_googles_rule, products
 
-from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
+from gemma_tune.config import AdapterConfig, ExportConfig, ModelConfig, QuantConfig
+from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.int4_check import OK, forward_line, stored_lines
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import trained_tensors
+from gemma_tune.models.adapter import check_source
+from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.quant.layers import put_on_grid
@@ -66,3 +70,24 @@ def test_codes_of_every_family(name: str, tmp_path: Path) -> None:
     for own, tensor in trained_tensors(again, from_gguf).items():
         if own in made:
             assert all(map(torch.equal, tensor, trained[own])), own
+
+
+def test_packed_in_forms_that_are_not_read(tmp_path: Path) -> None:
+    """Experts one by one, as vLLM reads them, and the formats of phones and MLX; refused before anything is loaded."""
+    source, tokenizer, _ = save("gemma4_26b", tmp_path / "in")
+    options = ModelConfig(source.base, dtype="float32", device="cpu")
+    model = load_float32(options, source, tokenizer, [])
+    plan = plan_for(model, STORED, source)
+    put_on_grid(model, plan)
+    w4a16.export(trained_tensors(model, plan), plan, model, tokenizer, tmp_path / "w4a16", ExportConfig(), source)
+    packed = Source(str(tmp_path / "w4a16"), None, None, str(tmp_path / "w4a16"))
+    with pytest.raises(UserError, match="each of its experts is packed alone"):
+        check_source(options, AdapterConfig(), packed, load_config(packed), trains=True, merges=True, packed=True)
+    file = tmp_path / "in" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    for other in ({"quantization_config": {"quant_method": "gemma"}}, {"quantization": {"bits": 4, "group_size": 32}}):
+        file.write_text(json.dumps(config | other), "utf-8")
+        with pytest.raises(
+            UserError, match=r"stored quantized \((gemma|MLX)\), and quant.grid=q4_0_checkpoint trains on"
+        ):
+            check_source(options, AdapterConfig(), source, load_config(source), trains=True, merges=True, packed=True)
