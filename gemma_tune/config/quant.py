@@ -77,8 +77,8 @@ class QuantConfig:
     per_layer_embedding: str = option(
         "none",
         "Quantization format of the table of per-layer embeddings, which is half of Gemma 4 E2B and of Gemma 3n E2B; "
-        "none: 16 bit.",
-        choices=("none", "q8_0", "q4_0"),
+        "none: 16 bit; int8_channel, int4_channel, int2_channel: with quant.grid=int4_channel.",
+        choices=("none", "q8_0", "q4_0", *(f"int{bits}_channel" for bits in CHANNEL_BITS)),
     )
     cross_entropy: float = option(
         0.0,

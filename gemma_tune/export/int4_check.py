@@ -29,6 +29,7 @@ from gemma_tune.quant.plan import Plan
 
 OK, WARN, FAIL, UNVERIFIED = "ok", "warn", "fail", "unverified"
 
+_KEYS_AND_VALUES = re.compile(r"(model\.layers\.\d+\.self_attn)\.(?:k_proj|v_proj|k_norm|v_norm)\.weight")
 _MOST_KL, POSITIONS = 1e-6, 512
 # What rounding costs, nats a position: usually at most, and above this the file is wrong.
 ROUNDED = {
@@ -120,6 +121,8 @@ def stored_lines(
         for name, parts in groupby(stored, key=itemgetter(0)):
             if name == "lm_head.weight" and name not in trained:  # tied, and stored once more
                 name = "model.embed_tokens.weight"
+            if _is_idle(name, trained):
+                continue
             if name not in trained:
                 values.add(f"{name}: the trained model has no such tensor.")
                 continue
@@ -156,6 +159,12 @@ def stored_lines(
     if again.total:
         lines.append(again.line(f"{what}: re-quantized naively", "the same bytes"))
     return lines
+
+
+def _is_idle(name: str, trained: TrainedTensors) -> bool:
+    """Whether it is of the keys or values of a layer that uses another layer's: checkpoints store them all the same."""
+    found = _KEYS_AND_VALUES.fullmatch(name)
+    return found is not None and f"{found[1]}.q_proj.weight" in trained and f"{found[1]}.k_proj.weight" not in trained
 
 
 def _expected(name: str, block: torch.Tensor | Encoded, plan: Plan, kind: GGMLQuantizationType | None) -> StoredTensor:

@@ -37,6 +37,13 @@ _MODEL_TYPES = {
     "gemma4_text": "gemma4_text",
     "gemma4_unified_text": "gemma4_text",
 }
+# What Gemma 4 12B's configuration doesn't have, and mlx-lm has other defaults for
+_GEMMA4_ABSENT = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+    "attention_k_eq_v": True,
+}
 # It has no class of 3n's language part alone
 _NESTED, _NESTED_PREFIX = ("gemma3n_text",), "model.language_model."
 # Fused experts are three layers there
@@ -76,7 +83,8 @@ def export(
                 tensors |= _coded(name, path, rows, trained, plan)
             else:
                 tensors[path] = _rows_of(dense(name, trained, plan), rows)
-    write_weights(tensors, base.config, tokenizer, folder, options)
+    idle = {path: torch.zeros(shape, dtype=torch.bfloat16) for path, shape in idle_tensors(base.config).items()}
+    write_weights({**tensors, **idle}, base.config, tokenizer, folder, options)
     write_json(folder / "config.json", described)
     base.generation_config.save_pretrained(folder)
     return sorted(p for p in folder.iterdir() if p.is_file())
@@ -115,6 +123,20 @@ def stored_as_parts(name: str, shape: tuple[int, ...], kind: str) -> dict[str, s
     return {name: slice(None)}
 
 
+def idle_tensors(config: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what mlx-lm wants of Gemma 3n's layers that use keys and values of others; it reads none."""
+    if config.model_type not in _NESTED:
+        return {}
+    size, first = config.head_dim, config.num_hidden_layers - config.num_kv_shared_layers
+    keys = (config.num_key_value_heads * size, config.hidden_size)
+    shapes = {"k_proj": keys, "v_proj": keys, "k_norm": (size,)}
+    return {
+        f"{_NESTED_PREFIX}layers.{layer}.self_attn.{name}.weight": shape
+        for layer in range(first, config.num_hidden_layers)
+        for name, shape in shapes.items()
+    }
+
+
 def mlx_config(config: Any, plan: Plan) -> dict[str, Any]:
     """The config.json: all of the language part's, what mlx-lm reads by older names, and the quantization.
 
@@ -134,16 +156,16 @@ def mlx_config(config: Any, plan: Plan) -> dict[str, Any]:
     found["model_type"] = _MODEL_TYPES[kind]
     rope = found.get("rope_parameters") or {}
     whole = rope.get("full_attention", rope)
-    if "rope_theta" in whole:
+    if kind.startswith("gemma4"):
+        found |= _GEMMA4_ABSENT | found | _global_sizes(config)
+    elif "rope_theta" in whole:
         found["rope_theta"] = whole["rope_theta"]
         scaled = {key: value for key, value in whole.items() if key != "rope_theta"}
         found["rope_scaling"] = None if scaled.get("rope_type", "default") == "default" else scaled
-    if "sliding_attention" in rope:
+    if "sliding_attention" in rope and not kind.startswith("gemma4"):
         found["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     if kind == "gemma3_text":
         found["sliding_window_pattern"] = _pattern(config)
-    if kind.startswith("gemma4"):
-        found |= _global_sizes(config)
     if kind in _NESTED:
         found = {"model_type": _MODEL_TYPES[kind], "text_config": found, "eos_token_id": found.get("eos_token_id")}
     sizes: dict[str, Any] = {"group_size": GROUP, "bits": 4, "mode": "affine"}

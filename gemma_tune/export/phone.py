@@ -39,6 +39,7 @@ from gemma_tune.quant.grid import ChannelGrid, Encoded
 from gemma_tune.quant.plan import Plan
 
 _ACTIVATIONS = ("input_activation_scale", "output_activation_scale")
+_SCALES = (".weight_scale", ".embedding_scale", *_ACTIVATIONS)
 # Names of a linear layer's parts behind that of its weight; see `write_folder`
 _OF_LINEAR = ("", "_scale", *(f".{name}" for name in _ACTIVATIONS))
 
@@ -69,7 +70,7 @@ def export(
             f"{plan.grids[other[0]].name}: set quant.grid=int4_channel, or leave phone out."
         )
     base, family = language_part(model), family_of(source)
-    packed = [name for name in plan.grids if len(by_rows(trained, name).shape) == 2]  # fused experts stay dense
+    packed = [name for name in plan.grids if name.endswith(".weight")]  # fused experts stay dense
     embeddings = {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Embedding)}
     scales, tied = activation_scales(model), base.config.tie_word_embeddings
     parts: dict[str, FileTensors] = {}
@@ -172,7 +173,7 @@ def read_phone(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
             with safe_open(file, framework="pt") as stored:
                 names = set(stored.keys())
                 for name in sorted(names):
-                    if not family.is_tower(name) and not name.endswith("_scale"):
+                    if not family.is_tower(name) and not name.endswith(_SCALES):
                         own = family.language_name(re.sub(r"\.embedding_quantized$", ".weight", name))
                         yield from _unpacked(own, name, stored, names, config["quantization_config"])
         except SafetensorError as error:

@@ -37,9 +37,12 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = FAMILIES[config.model_type]
     cls: Any = getattr(transformers, family.language_class)
+    text = config.get_text_config()
+    if quantized := getattr(config, "quantization_config", None):
+        text.quantization_config = quantized
     return cls.from_pretrained(
         folder,
-        config=config.get_text_config(),
+        config=text,
         key_mapping=family.key_mapping,
         dtype=dtype,
         device_map=place,

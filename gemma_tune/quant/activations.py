@@ -112,7 +112,10 @@ def _layers(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in layers.items()
-        if isinstance(plan.grids[name], ChannelGrid) and not isinstance(layer, nn.Embedding) and "lm_head" not in name
+        if isinstance(plan.grids[name], ChannelGrid)
+        and isinstance(layer, nn.Module)  # experts are none
+        and not isinstance(layer, nn.Embedding)
+        and "lm_head" not in name
     }
 
 

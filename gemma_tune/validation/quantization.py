@@ -83,16 +83,18 @@ def _channel_problems(cfg: Config) -> Iterator[str]:
     """What a grid with one scale for each output channel can't do, and what no other can."""
     q, formats = cfg.quant, cfg.export.formats
     if not q.by_channel:
-        if q.embedding.endswith("_channel"):
-            yield f"quant.embedding={q.embedding} needs quant.grid={CHANNEL}; set it, or choose q8_0 or q4_0."
+        for key in ("embedding", "per_layer_embedding"):
+            if (value := getattr(q, key)).endswith("_channel"):
+                yield f"quant.{key}={value} needs quant.grid={CHANNEL}; set it, or choose q8_0 or q4_0."
         for key in ("int2_modules", "int8_modules", "calibration_samples"):
             if getattr(q, key) != getattr(QuantConfig(), key):
                 yield f"quant.{key} has no effect with quant.grid={q.grid}; use quant.grid={CHANNEL}."
         if "phone" in formats and q.grid != "none":
             yield f"export.formats=phone with quant.grid={q.grid}: it holds one scale a channel; use quant=phone."
         return
-    if q.embedding in ("q8_0", "q4_0"):
-        yield f"quant.embedding={q.embedding} with quant.grid={CHANNEL}: it is in blocks; use {CHANNEL}."
+    for key in ("embedding", "per_layer_embedding"):
+        if (value := getattr(q, key)) in ("q8_0", "q4_0"):
+            yield f"quant.{key}={value} with quant.grid={CHANNEL}: it is in blocks; use {CHANNEL}."
     for name in formats:
         if name in FORMATS and name != "phone":
             yield f"export.formats={name} with quant.grid={CHANNEL}: it rounds no activations; use export=phone."

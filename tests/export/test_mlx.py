@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from grid_models import ROWS, TINY, OnGridModel, on_grid, source_of
+from int4_models import FAMILY_MODELS, build
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, Gemma4TextConfig
 
@@ -21,11 +22,13 @@ from gemma_tune.export.int4_check import CheckLine, stored_lines
 from gemma_tune.export.mlx_check import mlx_lines, read_mlx
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
 from gemma_tune.report.artifacts import artifact_size
 
+SLOW = pytest.mark.slow
 HAS_MLX = importlib.util.find_spec("mlx_lm") is not None
 
 
@@ -35,8 +38,8 @@ def exported(trained: OnGridModel, folder: Path) -> Path:
 
 
 def read_back(trained: OnGridModel, folder: Path) -> list[CheckLine]:
-    kind = trained.model.config.model_type
-    return stored_lines("mlx", read_mlx(folder, trained.trained, kind), trained.trained, trained.plan)
+    config = language_part(trained.model).config
+    return stored_lines("mlx", read_mlx(folder, trained.trained, config), trained.trained, trained.plan)
 
 
 def in_mlx(trained: OnGridModel, folder: Path) -> list[CheckLine]:
@@ -64,6 +67,25 @@ def test_codes_scales_and_biases_are_those_of_training(
     if HAS_MLX:
         decoded, logits = in_mlx(trained, folder)
         assert decoded.verdict == logits.verdict == "ok", (decoded, logits)
+
+
+@SLOW
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_every_family(name: str, tmp_path: Path) -> None:
+    """Experts, per-layer embeddings, layers that share keys and values; Gemma 2 has a window that mlx-lm leaves out."""
+    model, tokenizer = build(name)
+    plan = plan_of(model, "q4_0", "q8_0", "q4_0" if name == "gemma4_e2b" else None)
+    put_on_grid(model, plan)
+    trained = OnGridModel(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
+    folder = exported(trained, tmp_path / "mlx")
+    assert {line.verdict for line in read_back(trained, folder)} == {"ok"}
+    if HAS_MLX:
+        decoded, logits = in_mlx(trained, folder)
+        assert decoded.verdict == "ok", decoded
+        if name == "gemma2":
+            assert logits.verdict == "fail" and "without its window: other answers after 16 tokens" in logits.problem
+        else:
+            assert logits.verdict == "ok", logits
 
 
 def test_what_is_wrong_in_a_folder_is_found(tmp_path: Path) -> None:
@@ -140,11 +162,12 @@ def test_a_grid_of_other_blocks_is_refused() -> None:
 
 def test_without_mlx_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    forward: Any = SimpleNamespace(rows=[], positions=0)
+    forward: Any = SimpleNamespace(rows=[], positions=0, model=SimpleNamespace(config=Gemma3TextConfig()))
     (line,) = mlx_lines("mlx", Path(), Path(), forward, {}, Plan({}, {}, {}))
     assert line.verdict == "unverified" and "pip install 'gemma_tune[mlx]'" in line.problem
 
 
+@SLOW
 @pytest.mark.skipif(not HAS_MLX, reason="mlx-lm is not installed: pip install 'gemma_tune[mlx]'")
 def test_windows_and_scaled_rope_in_mlx_lm(tmp_path: Path) -> None:
     """A width whose root bfloat16 rounds, rows longer than the window; another RoPE fails, so the line can."""

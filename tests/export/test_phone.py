@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,46 @@ def test_transformers_computes_the_training_forward(quant: QuantConfig, adapter:
     assert verdicts(trained, tmp_path) == ["ok"] * 3
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    size = artifact_size(tmp_path)
-    assert size.weights == sum(trained.plan.sizes.values()) + (393216 if quant.embedding != "none" else 0)  # the head
+    size, tied = artifact_size(tmp_path), trained.plan.grids.get("model.embed_tokens.weight")
+    assert size.weights == sum(trained.plan.sizes.values()) + (393216 if tied else 0)  # the head
     assert torch.equal(logits_of(loaded.eval()), logits_of(trained.model))
     bits = {name: module.num_bits for name, module in loaded.named_modules() if hasattr(module, "num_bits")}
-    tied = {"lm_head.weight": trained.plan.grids.get("model.embed_tokens.weight")}
-    planned = {**trained.plan.grids, **{name: grid for name, grid in tied.items() if grid}}
+    planned = {**trained.plan.grids, **({"lm_head.weight": tied} if tied else {})}
     assert bits == {name.removesuffix(".weight"): grid.bits for name, grid in planned.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma4_e2b", "gemma4_26b", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "gemma4_12b"))]
+)
+def test_other_families(name: str, tmp_path: Path) -> None:
+    """Bits as in Google's E2B; checkpoints with idle keys and values; experts, which stay dense on their grid."""
+    folder = small_models.save(name, tmp_path / "published")
+    source, tokenizer = source_of(folder), AutoTokenizer.from_pretrained(folder)
+    base: Any = load_base(ModelConfig(model_name_or_path=str(folder), dtype="float32", device="cpu"), source, tokenizer)
+    e2b = name == "gemma4_e2b"
+    quant = QuantConfig(
+        grid="int4_channel",
+        embedding="int2_channel",
+        per_layer_embedding="int4_channel" if e2b else "none",
+        int2_modules=[r"layers\.[23]\.mlp"],
+        int8_modules=["per_layer_(input_gate|projection)"] if e2b else [],
+    )
+    plan, rows = channel_plan(base, quant), [list(range(10, 40)), list(range(40, 70))]
+    quantize(base.eval(), plan, quant, [Rendered(row, row) for row in rows])
+    trained = OnGridModel(base, plan, trained_tensors(base, plan), tokenizer, source)
+    out = tmp_path / "out"
+    phone.export(*trained.given(), out, ExportConfig(), source)
+    assert verdicts(trained, out) == ["ok"] * 3
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        ids = torch.tensor(rows)
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, base(input_ids=ids).logits)
+    modules = {name: module for name, module in loaded.named_modules() if hasattr(module, "num_bits")}
+    bits = {re.sub(r"^model\.(language_model\.)?", "", name): module.num_bits for name, module in modules.items()}
+    assert bits["lm_head"] == bits["embed_tokens"] == bits["layers.3.mlp.up_proj"] == 2
+    if e2b:
+        assert bits["embed_tokens_per_layer"] == 4 and bits["layers.0.per_layer_projection"] == 8
 
 
 def test_what_is_wrong_in_a_folder_is_found(tmp_path: Path) -> None:
