@@ -27,6 +27,11 @@ class AdapterConfig:
     target_modules: Any = option(
         ALL_LINEAR, "`all-linear` (the seven projections of every block), a regular expression, or a list of names."
     )
+    target_parameters: list[str] = option(
+        [],
+        "Fused tensors to adapt beside these layers, by the end of their names: the experts of Gemma 4 26B-A4B are "
+        "`[experts.gate_up_proj, experts.down_proj]`. Each expert has an adapter of its own.",
+    )
     layers_to_transform: list[int] | None = option(
         None,
         "Numbers of the blocks to adapt, from 0; null: all. Not with a regular expression as target_modules.",

@@ -44,6 +44,7 @@ ADDED: dict[str, Any] = {
     "train.resume_data_changed": False,
     "train.max_time": None,
     "train.undesirable_weight": 1.0,
+    "adapter.target_parameters": [],
     "adapter.layers_to_transform": None,
     "adapter.rank_pattern": {},
     "adapter.alpha_pattern": {},

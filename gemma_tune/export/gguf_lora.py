@@ -42,7 +42,7 @@ def check_adapter(said: str, config: LoraConfig) -> None:
         said: What the message names it as.
         config: PEFT's configuration.
     """
-    given = (config.use_dora, config.modules_to_save, config.trainable_token_indices)
+    given = (config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters)
     if why := not_in_gguf_lora(*map(bool, given)):
         raise UserError(f"{said}: {why}")
 

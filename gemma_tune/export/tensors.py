@@ -144,7 +144,11 @@ def float_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
 def base_tensors(model: Any) -> TensorsByRows[torch.Tensor]:
     """As `float_tensors`, of the base without its adapter, whose layers are all that differ."""
     layers = {n: m for n, m in language_part(model).named_modules() if isinstance(m, LoraLayer)}
-    bases = {f"{name}.weight": partial(weight_of, layer.get_base_layer()) for name, layer in layers.items()}
+    bases = {
+        f"{name}.weight": partial(weight_of, layer.get_base_layer())
+        for name, layer in layers.items()
+        if not isinstance(layer, ParamWrapper)
+    }
     return read_by_rows({**dict(merged_weights(model)), **bases})
 
 

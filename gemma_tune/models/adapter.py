@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
@@ -27,6 +28,7 @@ from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.models.stored_adapter import read_adapter
 from gemma_tune.models.token_rows import fill_reference, grown, tell_head
+from gemma_tune.models.unwrap import plain_name
 
 # The name that TRL gives to the copy of an adapter that is its reference
 _REFERENCE = "ref"
@@ -42,9 +44,10 @@ class WeightCounts:
         four_bit: Weights held in 4 bit.
         four_bit_layers: Linear layers held in 4 bit.
         adapted_layers: Layers with an adapter.
-        experts: Weights of fused experts, which neither adapters nor 4-bit weights reach.
+        experts: Weights of fused experts, which 4-bit weights don't reach.
         expert_tensors: How many tensors they are.
         expert_bits: Bits of each of these weights.
+        experts_adapted: Whether they have adapters.
     """
 
     total: int
@@ -55,6 +58,7 @@ class WeightCounts:
     experts: int = 0
     expert_tensors: int = 0
     expert_bits: int = 0
+    experts_adapted: bool = False
 
     def line(self) -> str:
         """One line for the terminal and the report."""
@@ -68,7 +72,12 @@ class WeightCounts:
         if self.experts and (self.adapted_layers or self.four_bit):
             parts.append(
                 f"experts: {self.experts:,} weights ({self.experts / self.total:.2%}) in {self.expert_tensors} tensors "
-                f"stay frozen and in {self.expert_bits} bit (adapters and 4-bit weights don't reach fused experts)"
+                + (
+                    f"in {self.expert_bits} bit, with an adapter for each expert"
+                    if self.experts_adapted
+                    else f"stay frozen and in {self.expert_bits} bit (4-bit weights don't reach fused experts, and "
+                    "adapters with adapter.target_parameters alone)"
+                )
             )
         return ", ".join(parts)
 
@@ -85,10 +94,13 @@ def count(model: nn.Module) -> WeightCounts:
     adapted = sum(hasattr(m, "lora_A") for m in model.modules())
     config = getattr(model, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
-    fused = [p for n, p in model.named_parameters() if family and family.is_expert(n)]
+    fused = [p for n, p in model.named_parameters() if family and family.is_expert(plain_name(n))]
     bits = max((8 * p.element_size() for p in fused), default=0)
     experts = sum(p.numel() for p in fused)
-    return WeightCounts(total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits)
+    on_experts = any(isinstance(m, ParamWrapper) for m in model.modules())
+    return WeightCounts(
+        total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits, on_experts
+    )
 
 
 def attach(
@@ -143,6 +155,7 @@ def _placed(
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=list(family.linear_layers) if adapter.target_modules == ALL_LINEAR else adapter.target_modules,
+        target_parameters=adapter.target_parameters or None,
         layers_to_transform=adapter.layers_to_transform,
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern=dict(adapter.alpha_pattern),

@@ -30,6 +30,7 @@ def check_names(model: Any, adapter: AdapterConfig) -> None:
             f"adapter.layers_to_transform: there is no block {', '.join(lost)}; this model has the blocks 0 "
             f"to {blocks - 1}."
         )
+    _check_parameters(model, adapter)
     # PEFT ignores a name that matches nothing, as long as another one matches
     for name in adapter.target_modules if isinstance(adapter.target_modules, list) else ():
         found = {type(m).__name__: isinstance(m, nn.Linear) for n, m in model.named_modules() if _ends(n, name)}
@@ -37,6 +38,16 @@ def check_names(model: Any, adapter: AdapterConfig) -> None:
         if not found or others:
             why = f"{name} is of {others}, no linear layer" if others else f"no layer is named {name}"
             raise UserError(f"adapter.target_modules: {why}. {_linear_layers(model)}")
+
+
+def _check_parameters(model: Any, adapter: AdapterConfig) -> None:
+    """Raises UserError for `target_parameters` that are no fused experts: PEFT would adapt norms and matrices, too."""
+    family = FAMILIES[model.config.model_type]
+    fused = sorted({".".join(n.split(".")[-2:]) for n, _ in model.named_parameters() if family.is_expert(n)})
+    for name in adapter.target_parameters:
+        if not any(_ends(known, name) or _ends(name, known) for known in fused):
+            there = f"they are {' and '.join(fused)}" if fused else "this model has none"
+            raise UserError(f"adapter.target_parameters: {name} is no tensor of fused experts; {there}.")
 
 
 def _ends(name: str, end: str) -> bool:

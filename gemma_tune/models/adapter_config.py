@@ -37,7 +37,6 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 _REFUSED = {
     "lora_bias": ("its layers have biases of their own, and Gemma's have none", _NO_MERGE),
     "layer_replication": ("it repeats layers of the model", _NO_MERGE),
-    "target_parameters": ("it adapts parameters that are no layers", MERGE),
     "alora_invocation_tokens": ("it works only behind certain tokens", _NO_MERGE),
     "use_qalora": ("it pools the inputs of its layers", _NO_MERGE),
     "use_bdlora": ("its matrices are block-diagonal", MERGE),

@@ -91,6 +91,9 @@ def continued(plain: Any, adapter: AdapterConfig, folder: Path) -> StoredAdapter
         wanted["target_modules"], there["target_modules"] = sorted(adapter.target_modules), sorted(stored.targets)
         if isinstance(stored.targets, str):
             del wanted["target_modules"], there["target_modules"]
+    if adapter.target_parameters:
+        wanted["target_parameters"] = sorted(adapter.target_parameters)
+        there["target_parameters"] = sorted(stored.config.target_parameters or ())
     problems = [
         f"adapter.{k}={_word(v)}, but {folder} has {_word(there[k])}: set adapter.{k}={_word(there[k])}."
         for k, v in wanted.items()

@@ -218,7 +218,7 @@ def check_disk(cfg: Config, shape: ModelSize, source: Source, folder: Path, resu
 
 def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     full = cfg.adapter.peft_type == "none"
-    trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r)
+    trained = shape.parameters if full else shape.lora_parameters(cfg.adapter.r, bool(cfg.adapter.target_parameters))
     size = BYTES[str(cfg.model.dtype)] if full else BYTES["float32"]
     total = 0.0 if full else trained * size
     best = cfg.train.metric_for_best_model is not None

@@ -71,7 +71,11 @@ def offloads(cfg: Config) -> bool:
 
 def trained_parameters(cfg: Config, shape: ModelSize) -> int:
     """Weights that are trained: all of them, or those of the adapter."""
-    return shape.parameters if cfg.adapter.peft_type == "none" else shape.lora_parameters(cfg.adapter.r)
+    return (
+        shape.parameters
+        if cfg.adapter.peft_type == "none"
+        else shape.lora_parameters(cfg.adapter.r, bool(cfg.adapter.target_parameters))
+    )
 
 
 def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from torch.func import functional_call
@@ -48,6 +48,27 @@ def merged_weight(layer: LoraLayer, adapter: str = ADAPTER) -> torch.Tensor:
     return merged
 
 
+def _merged_parameters(wrapper: Any) -> Iterator[tuple[str, Read]]:
+    """Every tensor of the module inside PEFT's wrappers, W + ΔW of those that have one, float32 on the CPU."""
+    wrappers: dict[str, Any] = {}
+    module = wrapper
+    while isinstance(module, ParamWrapper):
+        wrappers[module.parameter_name] = module
+        module = module.base_layer
+    for own, tensor in stored_tensors(module, recurse=False):
+        if own in wrappers:
+            yield own, partial(_merged_parameter, tensor, wrappers[own])
+        else:
+            yield own, tensor.detach().cpu
+
+
+def _merged_parameter(tensor: torch.Tensor, wrapper: Any) -> torch.Tensor:
+    a, b = (part[ADAPTER].weight.detach().float().cpu() for part in (wrapper.lora_A, wrapper.lora_B))
+    a = a.reshape(wrapper.num_experts, -1, a.shape[-1])  # [E, r, in]
+    b = b.reshape(len(b), -1, wrapper.num_experts).permute(2, 0, 1)  # [E, out, r]
+    return torch.baddbmm(tensor.detach().float().cpu(), b, a, alpha=wrapper.scaling[ADAPTER])
+
+
 def _with_tokens(wrapper: TrainableTokensWrapper) -> torch.Tensor:
     """The embedding with the trained rows in their places, float32, [V, H]."""
     layer = wrapper.token_adapter
@@ -72,7 +93,9 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Read]]:
             inside = f"{name}."
         if tied and name == "lm_head":
             continue
-        if isinstance(module, LoraLayer):
+        if isinstance(module, ParamWrapper):
+            yield from ((f"{name}.{own}", read) for own, read in _merged_parameters(module))
+        elif isinstance(module, LoraLayer):
             yield f"{name}.weight", partial(merged_weight, module)
         elif isinstance(module, TrainableTokensWrapper):
             yield f"{name}.weight", partial(_with_tokens, module)

@@ -28,6 +28,7 @@ class ModelSize:
         linear_parameters: Weights of the linear layers that 4-bit quantization and adapters reach.
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
+        expert_widths: The same over all experts of the fused tensors.
         num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
         layer_width: Activations that an average block keeps for the backward pass, per token.
@@ -49,15 +50,16 @@ class ModelSize:
     layer_width: int
     num_attention_heads: int
     attention: str
+    expert_widths: int = 0
     computed_parameters: int = 0
     tower_parameters: int = 0
     layer_parameters: int = 0
     outer_parameters: int = 0
     stream_width: int = 0
 
-    def lora_parameters(self, r: int) -> int:
-        """Weights of rank-r adapters on every linear layer that they reach: r·(in + out) each."""
-        return r * self.adapted_widths
+    def lora_parameters(self, r: int, experts: bool = False) -> int:
+        """Weights of rank-r adapters on every linear layer that they reach, and on every expert: r·(in + out) each."""
+        return r * (self.adapted_widths + (self.expert_widths if experts else 0))
 
 
 def empty_model(text_config: Any) -> Any:
@@ -96,6 +98,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
         layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,
+        expert_widths=sum(p.shape[0] * sum(p.shape[1:]) for n, p in model.named_parameters() if family.is_expert(n)),
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
         tower_parameters=tower_parameters,

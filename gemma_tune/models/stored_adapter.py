@@ -25,6 +25,7 @@ from gemma_tune.models.family import FAMILIES, language_name
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.folders import ADAPTER_WEIGHTS
 from gemma_tune.models.foreign import check_bounds
+from gemma_tune.models.unwrap import plain_name
 from gemma_tune.untrusted import time_limit
 
 TIED = ("model.embed_tokens", "lm_head")
@@ -101,6 +102,12 @@ class _Reader:
         self._saved: set[str] = set()
         self._towers: list[str] = []
         self._foreign: list[str] = []
+        self._experts: set[str] = set()
+        if strange := [n for n in config.target_parameters or () if not self._family.is_expert(f".{n}")]:
+            raise UserError(
+                f"{folder}: it adapts {strange[0]} (target_parameters), which is no tensor of fused experts of "
+                f"{self._family.name}; {MERGE}."
+            )
 
     def add(self, key: str, weight: torch.Tensor) -> None:
         """One weight of the file, by its name there without PEFT's prefix."""
@@ -110,6 +117,10 @@ class _Reader:
             return
         name, part = (found[1], found[2]) if found else (key.removesuffix(_OF_TOKENS), _OF_TOKENS[1:])
         own = language_name(name)
+        if found and self._is_of_experts(own):
+            self._experts.add(plain_name(own))
+            self._weights[f"{_PREFIX}{own}.{part}"] = weight
+            return
         if own not in self._layers:
             if not _OF_TOWERS.search(own):
                 self._foreign.append(name)
@@ -119,6 +130,12 @@ class _Reader:
         if found:
             self._adapted[own] = name
         self._weights[f"{_PREFIX}{own}.{part}"] = weight
+
+    def _is_of_experts(self, own: str) -> bool:
+        """Whether a layer is PEFT's wrapper around fused experts, one for each tensor, the one inside the other."""
+        name = plain_name(own)
+        named = bool(self._config.target_parameters) and name.rpartition(".")[2] == self._family.experts
+        return named and name in self._layers
 
     def _add_whole(self, key: str, weight: torch.Tensor) -> None:
         name, _, own = key.replace(".base_layer.", ".").rpartition(".")
@@ -155,6 +172,11 @@ class _Reader:
             ranks |= {own: rank} if rank != config.r else {}
             alphas |= {own: alpha} if alpha != config.lora_alpha else {}
             self._check_shape(own, name, rank)
+        if config.target_parameters and not self._experts:
+            raise UserError(
+                f"{self._folder}: its target_parameters ({', '.join(config.target_parameters)}) are adapted, and the "
+                "file holds no weights of theirs; fetch it again."
+            )
         config.rank_pattern, config.alpha_pattern = ranks, alphas
         config.target_modules = set(self._adapted)
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 
 from gemma_tune.chat import form_of, without_marks
@@ -155,13 +155,15 @@ def _adapters(x: CheckInputs) -> str:
         for n, m in empty_model(x.base.config).named_modules()
         if isinstance(m, nn.Linear) and ".layers." in n
     }
-    placed = {n: m for n, m in x.base.named_modules() if isinstance(m, LoraLayer)}
+    wrappers = [m for m in x.base.modules() if isinstance(m, ParamWrapper)]  # around tensors of fused experts
+    placed = {n: m for n, m in x.base.named_modules() if isinstance(m, LoraLayer) and not isinstance(m, ParamWrapper)}
     outside = sorted(set(placed) - set(sizes))
     if outside:
         raise CheckFailed(f"adapter.target_modules reaches {outside[0]}, which is no linear layer of the blocks.")
     formula = sum(
         m.r["default"] * sum(sizes[n]) + (sizes[n][1] if m.use_dora["default"] else 0) for n, m in placed.items()
     )
+    formula += sum(m.num_experts * m.r["default"] * (m.in_features + m.out_features) for m in wrappers)
     formula += weights_beside(x.base)
     if formula != x.counts.trainable:
         raise CheckFailed(
@@ -171,7 +173,9 @@ def _adapters(x: CheckInputs) -> str:
     everywhere = x.cfg.adapter.target_modules == ALL_LINEAR and x.cfg.adapter.layers_to_transform is None
     if everywhere and not continued and len(placed) != x.shape.linear_layers:
         raise CheckFailed(f"adapters are on {len(placed)} of {x.shape.linear_layers} linear layers of {family.name}.")
-    return f"on {len(placed)} of {x.shape.linear_layers} linear layers, {formula:,} weights as r·(in + out) gives"
+    experts = f" and {len(wrappers)} tensors of experts" if wrappers else ""
+    where = f"{len(placed)} of {x.shape.linear_layers} linear layers{experts}"
+    return f"on {where}, {formula:,} weights as r·(in + out) gives"
 
 
 def _quantized(x: CheckInputs) -> str:
@@ -188,8 +192,11 @@ def _experts(x: CheckInputs) -> str | None:
     if not c.experts:
         return None
     said = f"{c.experts:,} weights ({c.experts / c.total:.1%}) in {c.expert_tensors} fused tensors, {c.expert_bits} bit"
-    frozen = x.cfg.adapter.peft_type != "none"
-    return f"{said}: frozen; adapters and 4 bit don't reach them" if frozen else f"{said}, trained"
+    if x.cfg.adapter.peft_type == "none":
+        return f"{said}, trained"
+    if c.experts_adapted:
+        return f"{said}, with an adapter for each expert; 4 bit doesn't reach them"
+    return f"{said}: frozen; 4 bit doesn't reach them, and adapters by adapter.target_parameters"
 
 
 def _shared_keys_and_values(x: CheckInputs) -> str | None:

@@ -12,7 +12,13 @@ from gemma_tune.config.adapter import ALL_LINEAR
 def layer_problems(a: AdapterConfig) -> Iterator[str]:
     """Expressions that are none, numbers out of their limits, and names that stand twice."""
     modules, blocks = a.target_modules, a.layers_to_transform
-    for key in ("target_modules", "layers_to_transform", "trainable_token_indices", "modules_to_save"):
+    for key in (
+        "target_modules",
+        "layers_to_transform",
+        "trainable_token_indices",
+        "modules_to_save",
+        "target_parameters",
+    ):
         values = getattr(a, key) if isinstance(getattr(a, key), list) else []
         if twice := dict.fromkeys(str(v) for v in values if values.count(v) > 1):
             yield f"adapter.{key} names {', '.join(twice)} twice."
@@ -29,6 +35,15 @@ def layer_problems(a: AdapterConfig) -> Iterator[str]:
             "adapter.layers_to_transform can't be combined with a regular expression as adapter.target_modules: write "
             rf"the blocks into it, as '.*\.layers\.({numbers})\..*', or give target_modules as a list of names."
         )
+    if a.target_parameters:
+        init = a.init_lora_weights
+        for key, value, fits in (
+            ("lora_dropout", a.lora_dropout, a.lora_dropout == 0),
+            ("use_dora", a.use_dora, not a.use_dora),
+            ("init_lora_weights", init, not str(init).startswith(("pissa", "olora", "loftq"))),
+        ):
+            if not fits:
+                yield f"adapter.{key}={value} with adapter.target_parameters: experts have none; leave it out."
     for key in ("rank_pattern", "alpha_pattern"):
         for name in getattr(a, key):
             if error := _not_an_expression(name):

@@ -9,17 +9,19 @@ from gemma_tune.config import Config
 _INSTEAD = "use gguf_f16, gguf_q8_0 or merged, which hold the whole model"
 
 
-def not_in_gguf_lora(dora: bool, modules_to_save: bool, token_rows: bool) -> str | None:
+def not_in_gguf_lora(dora: bool, modules_to_save: bool, token_rows: bool, experts: bool = False) -> str | None:
     """Why llama.cpp can't add an adapter to its base, with what to do; None where it can.
 
     Args:
         dora: Whether it rescales the rows of the weights.
         modules_to_save: Whether it holds whole layers.
         token_rows: Whether it trains rows of the embedding: those of added tokens, too.
+        experts: Whether it adapts fused experts.
     """
     why = {
         "DoRA rescales the rows of the weights": dora,
         "modules_to_save are whole layers": modules_to_save,
+        "fused experts are adapted (target_parameters)": experts,
         "rows of the embedding are trained (added tokens, trainable_token_indices)": token_rows,
     }
     if found := [reason for reason, so in why.items() if so]:
@@ -36,7 +38,7 @@ def gguf_lora_problems(cfg: Config) -> Iterator[str]:
         yield f"export.formats=gguf_lora with adapter=none: there is no adapter; {_INSTEAD}."
         return
     rows = bool(a.trainable_token_indices or cfg.model.added_tokens)
-    if why := not_in_gguf_lora(a.use_dora, bool(a.modules_to_save), rows):
+    if why := not_in_gguf_lora(a.use_dora, bool(a.modules_to_save), rows, bool(a.target_parameters)):
         yield f"export.formats=gguf_lora: {why}"
     init = str(a.init_lora_weights).lower()
     if init.startswith("loftq"):

@@ -1,0 +1,59 @@
+"""Experts of Gemma 4 26B-A4B: adapters on them, trained, saved, merged, and inside the quantizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_runs import short_run
+from small_models import save
+
+from gemma_tune import UserError
+from gemma_tune.cli.compose import compose_config
+
+EXPERTS = "adapter.target_parameters=[experts.gate_up_proj,experts.down_proj]"
+SMALL = ["data.max_train_samples=16", "data.max_eval_samples=4", "train.max_length=512", "eval.max_samples=2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("gemma4_26b", tmp_path_factory.mktemp("model") / "gemma4_26b")
+
+
+@pytest.mark.slow
+def test_adapters_on_experts_are_trained_saved_and_merged(model: Path, tmp_path: Path) -> None:
+    """Merged weights are held to the adapter's own logits, and training goes on from the saved one."""
+    words = [*SMALL, f"model.model_name_or_path={model}", "adapter.r=4", EXPERTS, "train.learning_rate=1e-2"]
+    words += ["model.dtype=float32", "export.dtype=float32", "export=merged"]
+    result = short_run("lora_sft", tmp_path / "run", *words, steps=3)
+    stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    of_experts = {n: t for n, t in stored.items() if ".experts." in n}
+    assert len(of_experts) == 4 * 4 and all(t.any() for t in of_experts.values())  # A and B of two tensors of 4 blocks
+    assert result.metrics["export"]["export_kl"] < 1e-6
+    base, merged = (load_file(f / "model.safetensors") for f in (model, tmp_path / "run" / "export" / "merged"))
+    changed = {n for n in base if not torch.equal(base[n].float(), merged[n].float())}
+    assert sum("experts" in n for n in changed) == 8
+    again = [*SMALL, f"model.model_name_or_path={tmp_path / 'run'}", "adapter.r=4", EXPERTS, "export=none"]
+    short_run("lora_sft", tmp_path / "again", *again, steps=1)
+
+
+@pytest.mark.slow
+def test_qat_of_experts_with_an_adapter_inside(model: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"model.model_name_or_path={model}", "adapter=lora", "adapter.r=4", EXPERTS, "quant=q4_0"]
+    words += ["export.formats=[gguf,w4a16,w4a16_transformers,merged]", "export.quality_samples=0"]
+    result = short_run("qat", tmp_path / "run", *words, steps=2)
+    verdicts = {line["name"]: line["verdict"] for line in result.metrics["verify"]}
+    assert "fail" not in verdicts.values(), verdicts
+    assert verdicts["w4a16 in Transformers"] == "unverified"
+    assert verdicts["w4a16_transformers in Transformers, float32"] == "ok"
+    assert verdicts["w4a16: codes and scales"] == verdicts["gguf: codes and scales"] == "ok"
+
+
+def test_names_that_are_no_experts(model: Path, tmp_path: Path) -> None:
+    words = ["adapter=lora", f"model.model_name_or_path={model}", f"output_dir={tmp_path / 'x'}"]
+    with pytest.raises(UserError, match=r"target_parameters: q_proj.weight is no tensor of fused experts; they are "):
+        short_run("lora_sft", tmp_path / "x", *words, "adapter.target_parameters=[q_proj.weight]", steps=1)
+    with pytest.raises(UserError, match=r"adapter.lora_dropout=0.1 with adapter.target_parameters"):
+        compose_config("lora_sft", [EXPERTS, "adapter.lora_dropout=0.1"])
