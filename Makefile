@@ -8,11 +8,11 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling bench-checkpoint soak tiny lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 bench-checkpoint soak tiny lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/.done ## Create .venv with all dependencies
 
@@ -87,6 +87,9 @@ figures-rl: .venv/.done ## Measure what the embedded model learns from rewards a
 
 figures-scaling: .venv/.done ## Calculate steps and memory on several GPUs, and write the tables of docs/scaling.md
 	$(BIN)/python benchmarks/scaling_model.py --write docs/scaling.md
+
+figures-int4: .venv/.done ## Calculate sizes and memory of the int4 files of every Gemma, and write the tables of docs/int4.md
+	$(BIN)/python benchmarks/int4_sizes.py --write docs/int4.md
 
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py

@@ -95,7 +95,7 @@ def missing_tests(text: str) -> list[str]:
 def missing_targets(text: str) -> list[str]:
     """`make` targets that the Makefile does not have; `bench-…` stands for those that begin so."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = {target for code in code_of(text) for target in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", code)}
+    named = {target for code in code_of(text) for target in re.findall(r"(?:^|\s)make ([a-z][a-z0-9-]*)", code)}
     starts = {target if target.endswith("-") else f"{target}:" for target in named}
     return sorted(s for s in starts if not re.search(rf"^{re.escape(s)}", makefile, re.MULTILINE))
 
