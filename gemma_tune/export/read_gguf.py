@@ -76,6 +76,7 @@ def read_gguf(file: Path, config: Any) -> Iterator[tuple[str, StoredTensor]]:
     """The tensors of a GGUF file, by their names in the language part where they have one there.
 
     What llama.cpp has beside them (rotary frequencies, zeros that nothing uses) is left out where it is as it must be.
+    An embedding with fewer rows, of the tokens that the tokenizer has, is yielded in its own shape.
 
     Args:
         file: The file.
@@ -96,6 +97,10 @@ def read_gguf(file: Path, config: Any) -> Iterator[tuple[str, StoredTensor]]:
     for tensor in reader.tensors:
         planned = known.get(tensor.name)
         whole = tuple(int(n) for n in reversed(tensor.shape))
+        if planned and planned.parts == (family.tied[0],) and whole[0] < shapes[family.tied[0]][0]:
+            for rows in row_blocks(whole):
+                yield family.tied[0], stored_as(tensor.tensor_type, tensor.data[rows], whole=whole)
+            continue
         if planned is None or whole != planned.shape:
             yield (planned.of if planned else tensor.name), StoredTensor(torch.empty(0), whole=whole)
             continue

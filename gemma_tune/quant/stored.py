@@ -18,7 +18,7 @@ from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.progress import progress
 from gemma_tune.quant.channels import channel_plan
-from gemma_tune.quant.grid import Grid, NotOnGrid
+from gemma_tune.quant.grid import GRIDS, Grid, NotOnGrid
 from gemma_tune.quant.lattice import find_lattice, stored_grid
 from gemma_tune.quant.plan import KEPT_16, Plan, plan_of
 
@@ -127,20 +127,27 @@ def _taken(model: Any, tensors: Iterable[tuple[str, Any]], quant: QuantConfig) -
     parameters = dict(stored_tensors(model))  # a tied head is the embedding
     rows: Counter[str] = Counter()
     scales: dict[str, list[torch.Tensor]] = {}
+    embedding, _ = FAMILIES[model.config.model_type].tied
+    fewer = len(parameters[embedding])  # where the file has no rows for ids without a token, the model's stay
     for name, part in tensors:
         if name not in parameters:
             continue
         weight = parameters[name].data
-        if part.shape != tuple(weight.shape):
-            raise UserError(
-                f"{said}: {name} is {part.shape} there, and {tuple(weight.shape)} in the model; name its own."
-            )
+        if name == embedding and part.shape[0] < fewer:
+            fewer = part.shape[0]
+        wanted = (fewer, *weight.shape[1:]) if name == embedding else tuple(weight.shape)
+        if part.shape != wanted:
+            raise UserError(f"{said}: {name} is {part.shape} there, and {wanted} in the model; name its own.")
         start = rows[name]
         rows[name] += len(part.values)
         weight[start : rows[name]].copy_(part.values - part.added)
         codes = part.encoded.codes if part.encoded is not None else None
         if codes is not None and codes.min() >= _LOWEST and codes.max() <= _HIGHEST:
             scales.setdefault(name, []).append(part.encoded.scales.half().to(weight.device))
+    rest = parameters[embedding].data[fewer:]
+    if embedding in scales and len(rest):
+        scales[embedding].append(GRIDS["q4_0"].encode(rest).scales.half())
+    rows[embedding] += len(rest)
     if missing := [name for name in parameters if rows[name] != len(parameters[name])]:
         raise UserError(f"{said}: it lacks {len(missing)} weights of the model, for example {missing[0]}.")
     found = {name: torch.cat(parts) for name, parts in scales.items()}

@@ -26,7 +26,7 @@ from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.family import language_name
 from gemma_tune.models.load import load_base, load_tokenizer
-from gemma_tune.quant.grid import Encoded
+from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.lattice import find_lattice
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid
 from gemma_tune.quant.load_float32 import load_float32
@@ -173,6 +173,16 @@ def test_a_gguf_file_is_trained_on(tmp_path: Path) -> None:
     put_on_grid(other, plan)
     hold_to_codes(made, trained_tensors(other, plan))
     assert kl(other, wanted) < 1e-9  # GGUF holds norms with 1 added, in float32
+
+    larger = load(ASSETS / "tiny")
+    larger.resize_token_embeddings(1600)  # with rows that no token has, which converters leave out
+    unused = larger.get_input_embeddings().weight[1536:].detach().clone()
+    plan = grid_plan(larger, options, source_of(ASSETS / "tiny"))
+    put_on_grid(larger, plan)
+    (name,) = (name for name in made if "embed" in name)
+    encoded = trained_tensors(larger, plan)[name]
+    assert torch.equal(encoded.codes[:1536].float(), made[name][0].flatten(-2))
+    assert torch.equal(plan.grids[name].decode(encoded)[1536:], GRIDS["q4_0"].rounded(unused))
 
     for shape, said in ({"intermediate_size": 512}, r"mlp\.\w+.weight is \("), ({"num_hidden_layers": 8}, "it lacks 2"):
         config = AutoConfig.from_pretrained(ASSETS / "tiny", layer_types=["full_attention"] * 8, **shape)
