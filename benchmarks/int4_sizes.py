@@ -25,6 +25,7 @@ from transformers import AutoConfig
 
 from gemma_tune.export.gguf import tensor_type
 from gemma_tune.export.gguf_tensors import GgufTensor, gguf_tensors
+from gemma_tune.export.mlx_folder import idle_tensors
 from gemma_tune.models import published as published_sizes
 from gemma_tune.models.family import EMBEDDING, EXPERTS, FAMILIES, FLOAT32, LINEAR, PER_LAYER_EMBEDDING, TENSOR_KINDS
 from gemma_tune.models.published import published
@@ -67,11 +68,11 @@ class Sized:
     Args:
         name: Its name in the tables.
         config: Its configuration.
-        towers: Weights beside it in the checkpoint.
+        beside: Weights in the checkpoint that are not its own: of towers, and keys and values that nothing reads.
     """
 
-    def __init__(self, name: str, config: Any, towers: int = 0) -> None:
-        self.name, self.config, self.towers = name, config, towers
+    def __init__(self, name: str, config: Any, beside: int = 0) -> None:
+        self.name, self.config, self.beside = name, config, beside
 
     @cached_property
     def model(self) -> Any:
@@ -97,11 +98,12 @@ class Sized:
     def folder_bytes(self, kind: str, embedding: str | None = None) -> int:
         """Bytes of all tensors of a folder: `w4a16`, `w4a16_transformers`, `mlx`, `phone` or `merged`.
 
-        Towers are in 16 bit, and not in `mlx`. In `phone` whatever can be is in 4 bit.
+        What else is in the checkpoint is in 16 bit, and not in `mlx`. In `phone` whatever can be is in 4 bit.
         """
         family = FAMILIES[self.config.model_type]
         plan = self.plan("int4_channel", "int4_channel") if kind == "phone" else self.plan(embedding)
-        total = 0 if kind == "mlx" else 2 * self.towers
+        idle = sum(map(prod, idle_tensors(self.config).values()))
+        total = 2 * (idle if kind == "mlx" else self.beside)
         for name, tensor in stored_tensors(self.model):
             what, count = family.kind_of(name, tensor.ndim), tensor.numel()
             if what not in _CODED[kind] or name not in plan.grids:
@@ -127,7 +129,7 @@ class Sized:
         c = self.config
         kinds = getattr(c, "layer_types", None) or ["full_attention"] * c.num_hidden_layers
         for i, kind in enumerate(kinds[: c.num_hidden_layers - (getattr(c, "num_kv_shared_layers", 0) or 0)]):
-            of = c.per_layer_config[i] if c.model_type.startswith("gemma4") else c
+            of = layer_of(c, i)
             held = c.sliding_window if kind == "sliding_attention" else float("inf")
             yield held, of.num_key_value_heads * of.head_dim
 
@@ -157,7 +159,20 @@ def models(names: Sequence[str] | None) -> Iterator[Sized]:
         found = published(name)
         if found is None:
             raise SystemExit(f"--models {name}: no published checkpoint")
-        yield Sized(label, AutoConfig.for_model(found.model_type, **found.text), found.tower_parameters)
+        config = AutoConfig.for_model(found.model_type, **found.text)
+        yield Sized(label, config, found.tower_parameters + stored_idle(config))
+
+
+def stored_idle(config: Any) -> int:
+    """Weights of the keys and values that a published checkpoint stores of layers that use those of others."""
+    shared = getattr(config, "num_kv_shared_layers", 0) or 0
+    layers = (layer_of(config, i) for i in range(config.num_hidden_layers - shared, config.num_hidden_layers))
+    return sum((2 * config.hidden_size * of.num_key_value_heads + 1) * of.head_dim for of in layers)
+
+
+def layer_of(config: Any, i: int) -> Any:
+    """What has the sizes of a layer's attention."""
+    return config.per_layer_config[i] if config.model_type.startswith("gemma4") else config
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -111,6 +111,13 @@ def test_the_cache_is_that_of_transformers(program: ModuleType, name: str) -> No
     assert program.Sized(name, config).cache_bytes(tokens) == 2 * found
 
 
+def test_what_is_idle_by_hand(program: ModuleType) -> None:
+    """E2B of Gemma 4: 16 sliding and 4 other of its 20 sharing layers, with heads of 256 and 512."""
+    (model,) = program.models(["google/gemma-4-E2B-it"])
+    assert program.stored_idle(model.config) == 16 * (2 * 1536 * 256 + 256) + 4 * (2 * 1536 * 512 + 512)
+    assert model.beside == 475_728_160 + program.stored_idle(model.config)
+
+
 def test_a_cache_by_hand(program: ModuleType) -> None:
     """27B of Gemma 3: 10 of 62 layers hold everything, 52 hold 1,024 tokens; keys and values of 16 heads of 128."""
     (model,) = program.models(["google/gemma-3-27b-it"])
