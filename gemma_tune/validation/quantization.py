@@ -96,8 +96,12 @@ def _channel_problems(cfg: Config) -> Iterator[str]:
         if (value := getattr(q, key)) in ("q8_0", "q4_0"):
             yield f"quant.{key}={value} with quant.grid={CHANNEL}: it is in blocks; use {CHANNEL}."
     for name in formats:
-        if name in FORMATS and name != "phone":
-            yield f"export.formats={name} with quant.grid={CHANNEL}: it rounds no activations; use export=phone."
+        if name not in FORMATS or name == "phone" or (name == "merged" and not q.calibration_samples):
+            continue
+        yield (
+            f"export.formats={name} with quant.grid={CHANNEL}: it rounds no activations; use export=phone, or merged "
+            "with quant.calibration_samples=0."
+        )
     for bits, patterns in q.other_bits.items():
         for pattern in patterns:
             try:
