@@ -13,10 +13,11 @@ from torch import nn
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export import gguf, merged_from_grid, w4a16
-from gemma_tune.export.int4_check import OK, forward_line, stored_lines
+from gemma_tune.export.int4_check import FAIL, OK, WARN, exact_line, forward_line, stored_lines
+from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, OTHER, agreements_with, llama_lines, top_tokens
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
-from gemma_tune.export.tensors import TrainedTensors, trained_tensors
+from gemma_tune.export.tensors import TrainedTensors, float_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_line
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
@@ -76,3 +77,33 @@ def saved(base: Any, folder: Path) -> Source:
     plain = type(base)(base.config)
     plain.save_pretrained(folder)
     return Source(str(folder), None, None, str(folder))
+
+
+@pytest.mark.parametrize("name", [n if n == "gemma4_26b" else pytest.param(n, marks=SLOW) for n in FAMILY_MODELS])
+def test_llama_cpp_computes_the_training_forward(name: str, tmp_path: Path) -> None:
+    """512 positions of random weights: the control and the same codes in float32, exactly; the file itself, roughly."""
+    model, tokenizer, plan, trained = on_grid(name, per_layer="q8_0")
+    config, generation = model.config, model.generation_config
+    file = gguf.export(trained, config, tokenizer, generation, plan, tmp_path / "x.gguf", name="x")
+    lines = llama_lines(file, TrainedForward(model, rows()), tokenizer, trained, plan, threads=1)
+    found = {line.name: line for line in lines}
+    assert [found[line].verdict for line in (CONTROL, EXACT)] == [OK, OK], lines
+    kl = {line.name: float(line.found.split()[1].rstrip(",")) for line in lines}
+    if name == "gemma3n":
+        assert max(kl[CONTROL], kl[EXACT]) < 1e-5 and found[OTHER].verdict == WARN and kl[OTHER] > 1e-2
+    else:
+        assert max(kl[CONTROL], kl[EXACT]) < 5e-8 and OTHER not in found
+        assert kl[GROSS] < (0.2 if plan.has_experts else 0.01)
+
+
+@pytest.mark.slow
+def test_another_gelu_is_seen(tmp_path: Path) -> None:
+    """Without ggml's table the exact line fails on experts: a rounded number turns a router's choice."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 64, "num_experts": 8}
+    model, tokenizer = build("gemma4_26b", **sizes, head_dim=64, global_head_dim=128)
+    types, file = torch.float32, tmp_path / "x.gguf"
+    gguf.export(float_tensors(model), model.config, tokenizer, model.generation_config, types, file, name="x")
+    tops = top_tokens(file, model, tokenizer, rows(), True, 1)
+    forward = TrainedForward(model, rows())
+    assert exact_line("", *agreements_with(forward.in_llama_cpp(), [tops])).verdict == OK
+    assert exact_line("", *agreements_with(forward, [tops])).verdict == FAIL
