@@ -28,6 +28,7 @@ def main() -> None:
     if options["template"]:
         asked.chat_template = options["template"]
     asked.n_parallel, asked.n_ctx = options["slots"], options["slots"] * options["context"]
+    asked.enable_reasoning = 0  # else llama.cpp asks a Gemma 4 to think that no request has asked
     asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = options["threads"]
     asked.hostnames, asked.port, asked.model_alias = [options["host"]], options["port"], {options["name"]}
     asked.api_keys = [options["key"]] if options["key"] else []

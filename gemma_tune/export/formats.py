@@ -106,7 +106,8 @@ def export_all(
         lines += _checked(places, logits, forward, tokenizer, trained, plan)
         if vllm := find_vllm(cfg.engine):
             served = {name: str(place) for name, place in places.items() if name in ("merged", "w4a16")}
-            lines += vllm_lines(cfg, vllm, served, forward, tokenizer)
+            same = places.get("w4a16_transformers") or places.get("merged") if plan.has_experts else None
+            lines += vllm_lines(cfg, vllm, served, forward, tokenizer, same={"w4a16": str(same)} if same else None)
     folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines

@@ -104,6 +104,7 @@ def vllm_lines(
     tokenizer: Any,
     base: LogProbs | None = None,
     weights_kl: float = 0.0,
+    same: Mapping[str, str] | None = None,
 ) -> list[CheckLine]:
     """A line for each artifact, loaded by vLLM and asked through its API.
 
@@ -115,8 +116,12 @@ def vllm_lines(
         tokenizer: Its tokenizer.
         base: The model that was tuned, on the same rows: an engine that leaves the adapter out gives its answers.
         weights_kl: How far rounding the trained weights to the files' type has moved them, mean KL.
+        same: Of an artifact that Transformers can't load, the folder of one that holds the same numbers.
     """
-    return [_line(cfg, vllm, name, place, reference, tokenizer, base, weights_kl) for name, place in places.items()]
+    return [
+        _line(cfg, vllm, name, place, reference, tokenizer, base, weights_kl, (same or {}).get(name))
+        for name, place in places.items()
+    ]
 
 
 def merged_lines(
@@ -162,13 +167,15 @@ def _line(
     tokenizer: Any,
     base: LogProbs | None,
     weights_kl: float,
+    same: str | None = None,
 ) -> CheckLine:
     model = replace(cfg.model, model_name_or_path=place, load_in_4bit=False, added_tokens=[], chat_template=None)
     what = f"{name} in vLLM"
 
     def computed(dtype: str) -> LogProbs:
         phase(f"checking {name}: in Transformers, {dtype}")
-        loaded = load_model(replace(model, dtype=dtype, device="cpu"), source, tokenizer, packed=True)
+        here = replace(model, model_name_or_path=same or place, dtype=dtype, device="cpu")
+        loaded = load_model(here, find_source(here), tokenizer, packed=True)
         return LogProbs.of(loaded, tokenizer, reference.rows, name)
 
     try:

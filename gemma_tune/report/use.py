@@ -12,6 +12,7 @@ from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
@@ -70,7 +71,9 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         file = next(place.glob("*.gguf"))
         model, modelfile = shlex.quote(file.stem), shlex.quote(str(place / "Modelfile"))
         ollama = ("Ollama", f"ollama create {model} -f {modelfile} && ollama run {model}")
-        llama_cpp = ("llama.cpp", f"llama-server --jinja -m {shlex.quote(str(file))}")
+        # Else it asks each Gemma 4 to think, whatever it was tuned with
+        quiet = "--reasoning-budget 0 " if read_gguf_header(file).architecture == "gemma4" else ""
+        llama_cpp = ("llama.cpp", f"llama-server --jinja {quiet}-m {shlex.quote(str(file))}")
         return [ollama, llama_cpp] if (place / "Modelfile").is_file() else [llama_cpp]
     if name == "mlx":
         words = ["mlx_lm.chat", "--model", str(place)]

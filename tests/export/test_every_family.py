@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from gemma_tune.config import ExportConfig
+from gemma_tune.engines.llama_cpp import LlamaCppEngine
+from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.int4_check import FAIL, OK, WARN, exact_line, forward_line, stored_lines
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, OTHER, agreements_with, llama_lines, top_tokens
@@ -23,6 +27,7 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
 from gemma_tune.quant.layers import GridLora, put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
+from gemma_tune.run.paths import ASSETS
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 SLOW = pytest.mark.slow
@@ -107,3 +112,33 @@ def test_another_gelu_is_seen(tmp_path: Path) -> None:
     forward = TrainedForward(model, rows())
     assert exact_line("", *agreements_with(forward.in_llama_cpp(), [tops])).verdict == OK
     assert exact_line("", *agreements_with(forward, [tops])).verdict == FAIL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma1", "gemma3n", "gemma4_31b"])
+def test_texts_are_the_same_tokens_and_chats_have_the_same_answers(name: str, tmp_path: Path) -> None:
+    """2,000 strings: questions, answers, other scripts, runs of spaces, bytes of no token, special tokens as text."""
+    model, tokenizer = build(name)
+    types, file = torch.float32, tmp_path / "x.gguf"
+    config, generation = model.config, model.generation_config
+    gguf.export(float_tensors(model), config, tokenizer, generation, types, file, name="x")
+    with LlamaCppEngine(file, tokenizer, [1], max_length=256, exact=True, threads=1) as engine:
+        texts = strings()
+        assert len({*texts}) >= 2000
+        assert [t for t in texts if engine.token_ids(t) != tokenizer(t).input_ids] == []
+        chat = [{"role": "user", "content": "What is 3 + 4?"}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert tokenizer(engine.prompt_of(chat), add_special_tokens=False).input_ids in (prompt, prompt[1:])
+        ours = TransformersEngine(model, tokenizer)
+        prompts = [prompt, *(row[:20] for row in rows(3))]
+        if name != "gemma3n":  # which llama.cpp computes otherwise
+            assert engine.answers(prompts, 12, "x") == ours.answers(prompts, 12, "x")
+
+
+def strings() -> list[str]:
+    """Texts of real rows, and such as tokenizers differ on."""
+    lines = [line for file in sorted(ASSETS.glob("*/*.jsonl")) for line in file.open(encoding="utf-8")]
+    texts = [json.dumps(json.loads(line), ensure_ascii=False, indent=i % 3) for i, line in enumerate(lines[::3])]
+    generator = random.Random(0)
+    odd = ["  a", "a  b   c", "\n\n\n", "\t\tx", "ﬁ ①²", "日本語のテキスト", "Ærøskøbing", "🙂👩‍👧", "e\u0301", "<bos>"]
+    return texts + odd + ["".join(generator.choices("aä中🙂 \n\t<|>0é​", k=12)) for _ in range(300)]
