@@ -51,6 +51,10 @@ _TOOLS = (
     "You SHOULD NOT include any other text in the response if you call a function\n%s\n\n"
 )
 
+# Tokens of a conversation at most, whose keys and values Ollama reserves memory for: of Gemma 4 31B, which can hold
+# 262,144, these are 3 GiB here and 21 GiB there.
+_MOST_CONTEXT = 32_768
+
 # Ollama's own code for writing conversations and reading answers (model/renderers, model/parsers), by the file of our
 # template. No Go template could write Gemma 4's calls. Results of tools are texts there, never mappings. Of its two
 # renderers for Gemma 4, that of 12B and larger closes the thinking of a prompt that doesn't ask for it
@@ -66,14 +70,14 @@ def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int) -
         gguf: The GGUF file's name; it stands in the same folder.
         tokenizer: The tokenizer, with the chat template that the model is served with, or none.
         generation_config: Stop tokens, and how answers are sampled.
-        context: Tokens of a conversation at most.
+        context: Tokens of a conversation that the model can hold.
 
     Raises:
         Unrenderable: Ollama has no way to write a template of the user's own.
         UnknownTemplate: The template is no form that we know.
     """
     stops = generation_config.eos_token_id
-    lines = [f"FROM ./{gguf}", *_template(tokenizer), f"PARAMETER num_ctx {context}"]
+    lines = [f"FROM ./{gguf}", *_template(tokenizer), f"PARAMETER num_ctx {min(context, _MOST_CONTEXT)}"]
     for stop in tokenizer.convert_ids_to_tokens(stops if isinstance(stops, Sequence) else [stops]):
         lines.append(f"PARAMETER stop {json.dumps(stop)}")
     sampling = (

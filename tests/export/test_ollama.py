@@ -30,6 +30,7 @@ def test_modelfile(model: Any, tokenizer: Any) -> None:
     assert text.startswith('FROM ./tiny.gguf\nTEMPLATE """')
     assert 'PARAMETER stop "<end_of_turn>"' in text and "PARAMETER num_ctx 2048" in text
     assert "PARAMETER temperature 0\n" in text
+    assert "PARAMETER num_ctx 32768\n" in modelfile("tiny.gguf", tokenizer, model.generation_config, 262_144)
     sampled = GenerationConfig(eos_token_id=1, do_sample=True, top_k=64, top_p=0.95)
     assert "PARAMETER top_k 64\nPARAMETER top_p 0.95\n" in modelfile("x", tokenizer, sampled, 8)
 

@@ -185,7 +185,8 @@ def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     [advice] = advice_on(cfg, of_numbers("worse", []))
     said, _, command = advice.partition(" python -m gemma_tune recipe=qat ")
     assert said.startswith("gguf: test_exact_match is worse than the source's.")
-    assert shlex.split(command) == [f"model.model_name_or_path={run}", "quant.embedding=q4_0"]
+    embeddings = ["quant.embedding=q4_0", "quant.per_layer_embedding=q4_0"]
+    assert shlex.split(command) == [f"model.model_name_or_path={run}", *embeddings]
     assert compose_config("qat", shlex.split(command)).data.train_file == "assets://sample/train.jsonl"
     assert not list(advice_on(cfg, of_numbers("not significant", [])))
     hub = compose_config("export", ["model=gemma3_1b_it", "data.test_files.mine=assets://sample/test.jsonl"])
