@@ -27,11 +27,23 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     """Loads an exported folder with plain Transformers.
 
     Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
+
+    Raises:
+        ValueError: The model has tensors that the folder lacks, or none for some that are there.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=place, use_safetensors=True, trust_remote_code=False
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=place,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        for what in ("missing_keys", "unexpected_keys"):
+            if names := sorted(info[what]):
+                raise ValueError(f"{folder}: {len(names)} {what.replace('_', ' ')}, for example {names[0]}")
+        return loaded
     except ImportError as error:
         print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

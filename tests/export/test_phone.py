@@ -19,6 +19,7 @@ from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export import phone
 from gemma_tune.export.int4_check import forward_line, stored_lines
+from gemma_tune.export.plain_transformers import load_exported
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.activations import quantize
@@ -162,3 +163,17 @@ def test_towers_stay_dense(tmp_path: Path) -> None:
         assert torch.equal(loaded.eval()(input_ids=ids).logits, base(input_ids=ids).logits)
     described = json.loads((out / "config.json").read_text("utf-8"))
     assert described["tie_word_embeddings"] is False and described["quantization_config"]["num_bits"] == 4
+
+
+def test_a_folder_that_lacks_a_tensor_or_has_one_too_many_is_not_loaded(tmp_path: Path) -> None:
+    trained = by_channel(MIXED, adapter=True)
+    phone.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    missing = "model.layers.4.mlp.up_proj.output_activation_scale"
+    save_file({name: tensor for name, tensor in whole.items() if name != missing}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 missing keys, for example {missing}"):
+        load_exported(tmp_path, torch.float32, {"": "cpu"})
+    save_file({**whole, "model.more": torch.zeros(1)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 unexpected keys, for example model\.more"):
+        load_exported(tmp_path, torch.float32, {"": "cpu"})
