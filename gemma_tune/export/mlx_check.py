@@ -49,14 +49,15 @@ def read_mlx(folder: Path, trained: TrainedTensors, config: Any) -> Iterator[tup
         parts = stored_as_parts(name, by_rows(trained, name).shape, config.model_type)
         if not all(path in files.places for path in parts):
             continue  # the check names it
-        found = [_whole(files, path, sizes) for path in parts]
-        values = torch.cat([tensor.values for tensor in found], -2) if len(found) > 1 else found[0].values
-        codes = [tensor.encoded for tensor in found if tensor.encoded is not None]
-        for rows in row_blocks(tuple(values.shape)):
-            several = zip(*codes, strict=True)
-            joined = [torch.cat(p, -2) if len(p) > 1 else p[0] for p in several]
-            encoded = Encoded(*(part[rows] for part in joined)) if codes else None
-            yield name, StoredTensor(values[rows], encoded, whole=tuple(values.shape))
+        shapes = [files.shape(path, sizes) for path in parts]
+        whole = (*shapes[0][:-2], sum(shape[-2] for shape in shapes), shapes[0][-1]) if len(shapes) > 1 else shapes[0]
+        for rows in row_blocks(whole):
+            found = [_rows(files, path, sizes, rows) for path in parts]
+            values = torch.cat([tensor.values for tensor in found], -2) if len(found) > 1 else found[0].values
+            codes = [tensor.encoded for tensor in found if tensor.encoded is not None]
+            joined = (torch.cat(p, -2) if len(p) > 1 else p[0] for p in zip(*codes, strict=True))
+            encoded = Encoded(*joined) if codes else None
+            yield name, StoredTensor(values, encoded, whole=whole)
     for path in sorted(files.places.keys() - files.used - idle_tensors(config).keys()):
         yield path, StoredTensor(torch.empty(0))
 
@@ -74,23 +75,32 @@ class _Files:
                 raise ArtifactDiffers(f"{file}: it can not be read ({error}).") from error
             self.places |= {str(name): stored for name in stored.keys()}  # noqa: SIM118 (not a mapping)
 
-    def read(self, path: str) -> torch.Tensor:
-        """One of them."""
+    def read(self, path: str, rows: slice) -> torch.Tensor:
+        """Some rows of one of them."""
         if path not in self.places:
             raise ArtifactDiffers(f"{path}: it is not there.")
         self.used.add(path)
-        found: torch.Tensor = self.places[path].get_tensor(path)
+        stored = self.places[path].get_slice(path)
+        found: torch.Tensor = stored[rows] if stored.get_shape() else self.places[path].get_tensor(path)
         return found
 
+    def shape(self, path: str, sizes: dict[str, Any]) -> tuple[int, ...]:
+        """The shape of the weights that one of them holds."""
+        shape = tuple(self.places[path].get_slice(path).get_shape())
+        stem = path.removesuffix(".weight")
+        if f"{stem}.scales" not in self.places:
+            return shape
+        return (*shape[:-1], shape[-1] * 32 // sizes.get(stem, sizes)["bits"])
 
-def _whole(files: _Files, path: str, sizes: dict[str, Any]) -> StoredTensor:
-    """A tensor, unpacked where it has scales: `scale · q + bias` in float32."""
-    stem, stored = path.removesuffix(".weight"), files.read(path)
+
+def _rows(files: _Files, path: str, sizes: dict[str, Any], rows: slice) -> StoredTensor:
+    """Some rows of a tensor, unpacked where it has scales: `scale · q + bias` in float32."""
+    stem, stored = path.removesuffix(".weight"), files.read(path, rows)
     if f"{stem}.scales" not in files.places:
         return StoredTensor(stored.float())
     size = sizes.get(stem, sizes)
     bits = size["bits"]
-    scales, biases = (files.read(f"{stem}.{part}").float() for part in ("scales", "biases"))
+    scales, biases = (files.read(f"{stem}.{part}", rows).float() for part in ("scales", "biases"))
     lowest = -(2 ** (bits - 1))
     if not torch.equal(biases, scales * lowest):
         raise ArtifactDiffers(f"{path}: its biases are not {lowest} times its scales.")
