@@ -66,3 +66,15 @@ def finished(once: Once) -> Callable[[str], tuple[Path, RunResult]]:
         return once(name.replace(", ", "-"), lambda folder: make_short_run(name, folder))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Path:
+    """The `vllm` command: of `make setup-vllm`, or what GEMMA_TUNE_VLLM names."""
+    from gemma_tune.config import EngineConfig
+    from gemma_tune.engines.vllm_server import find_vllm
+
+    found = find_vllm(EngineConfig(vllm=os.environ.get("GEMMA_TUNE_VLLM")), look=True)
+    if found is None:
+        pytest.skip("there is no vLLM: make setup-vllm, or GEMMA_TUNE_VLLM=path/to/vllm")
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -17,8 +16,6 @@ from short_runs import short_run
 
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.config import EngineConfig
-from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.llama_check import agreements_with
 from gemma_tune.export.vllm_check import LogProbs, Rounding, four_bit_line, judged, rounding, vllm_lines
@@ -93,15 +90,6 @@ def test_four_bit_and_sixteen_bit() -> None:
     assert four_bit_line(trained, trained).verdict == OK
     apart = four_bit_line(random(1, trained, 0.3), trained)
     assert apart.verdict == WARN and "export/merged" in apart.problem and "lora_sft" in apart.problem
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Path:
-    """The `vllm` command: of `make setup-vllm`, or what GEMMA_TUNE_VLLM names."""
-    found = find_vllm(EngineConfig(vllm=os.environ.get("GEMMA_TUNE_VLLM")), look=True)
-    if found is None:
-        pytest.skip("there is no vLLM: make setup-vllm, or GEMMA_TUNE_VLLM=path/to/vllm")
-    return found
 
 
 @pytest.fixture(scope="module")
