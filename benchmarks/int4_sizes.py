@@ -23,14 +23,17 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES
 from transformers import AutoConfig
 
+from gemma_tune.config import QuantConfig
+from gemma_tune.config.quant import CHANNEL
 from gemma_tune.export.gguf import tensor_type
 from gemma_tune.export.gguf_tensors import GgufTensor, gguf_tensors
 from gemma_tune.export.mlx_folder import idle_tensors
 from gemma_tune.models import published as published_sizes
-from gemma_tune.models.family import EMBEDDING, EXPERTS, FAMILIES, FLOAT32, LINEAR, PER_LAYER_EMBEDDING, TENSOR_KINDS
+from gemma_tune.models.family import EXPERTS, FAMILIES, FLOAT32, LINEAR, TENSOR_KINDS
 from gemma_tune.models.published import published
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.unwrap import stored_tensors
+from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.plan import Plan, plan_of
 
 GIB = 2**30
@@ -41,12 +44,11 @@ _CODED = {
     "w4a16": (LINEAR, EXPERTS),
     "w4a16_transformers": (LINEAR,),
     "mlx": TENSOR_KINDS,
-    "phone": (LINEAR, EMBEDDING, PER_LAYER_EMBEDDING),
     "merged": (),
 }
-# Bytes of a block's scale, and of compressed-tensors' record of a matrix's shape; in the phone format of a row's scale,
-# and of the two scales of a layer's activations
-_BLOCK, _SCALE, _SHAPE, _ROW_SCALE, _ACTIVATIONS = 32, 2, 16, 4, 8
+_PHONE = QuantConfig(grid=CHANNEL, embedding=CHANNEL, per_layer_embedding=CHANNEL)
+# Bytes of a block's scale, and of compressed-tensors' record of a matrix's shape
+_BLOCK, _SCALE, _SHAPE = 32, 2, 16
 
 
 def options() -> argparse.ArgumentParser:
@@ -79,9 +81,9 @@ class Sized:
         """On the meta device."""
         return empty_model(self.config)
 
-    def plan(self, embedding: str | None, grid: str = "q4_0") -> Plan:
+    def plan(self, embedding: str | None) -> Plan:
         """With this grid for the embedding and the table of per-layer embeddings."""
-        return plan_of(self.model, grid, embedding, embedding)
+        return plan_of(self.model, "q4_0", embedding, embedding)
 
     @cached_property
     def gguf_bytes(self) -> dict[str | None, int]:
@@ -100,8 +102,9 @@ class Sized:
 
         What else is in the checkpoint is in 16 bit, and not in `mlx`. In `phone` whatever can be is in 4 bit.
         """
-        family = FAMILIES[self.config.model_type]
-        plan = self.plan("int4_channel", "int4_channel") if kind == "phone" else self.plan(embedding)
+        if kind == "phone":
+            return channel_plan(self.model, _PHONE).bytes + 2 * self.beside
+        family, plan = FAMILIES[self.config.model_type], self.plan(embedding)
         idle = sum(map(prod, idle_tensors(self.config).values()))
         total = 2 * (idle if kind == "mlx" else self.beside)
         for name, tensor in stored_tensors(self.model):
@@ -112,10 +115,6 @@ class Sized:
             codes = count * max(plan.grids[name].bits, 4) // 8
             if kind == "mlx":  # a bias beside each scale
                 total += codes + count // _BLOCK * 2 * _SCALE
-            elif kind == "phone":  # the head is written once more
-                again = 2 if what == EMBEDDING and self.config.tie_word_embeddings else 1
-                total += again * (codes + len(tensor) * _ROW_SCALE)
-                total += _ACTIVATIONS if what == LINEAR or again == 2 else 0
             else:
                 total += codes + count // _BLOCK * _SCALE + _SHAPE * _matrices(name, tensor.shape)
         return total

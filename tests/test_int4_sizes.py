@@ -15,12 +15,12 @@ from int4_models import build
 from safetensors import safe_open
 from transformers import DynamicCache
 
-from gemma_tune.config import ExportConfig
+from gemma_tune.config import ExportConfig, QuantConfig
 from gemma_tune.export import gguf, merged_from_grid, mlx_folder, phone, w4a16
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.source import Source
+from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.layers import put_on_grid
-from gemma_tune.quant.plan import plan_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "int4.md").read_text(encoding="utf-8")
@@ -86,11 +86,12 @@ def test_files_take_the_calculated_bytes(program: ModuleType, name: str, tmp_pat
             folder.mkdir()
             export(trained, plan, on_grid, tokenizer, folder, options, source)
             assert bytes_in(folder) == sized.folder_bytes(kind, embedding), (kind, embedding)
-    plan, folder = plan_of(model, "int4_channel", "int4_channel", "int4_channel"), tmp_path / "phone"
+    channel = QuantConfig(grid="int4_channel", embedding="int4_channel", per_layer_embedding="int4_channel")
+    plan, folder = channel_plan(model, channel), tmp_path / "phone"
     put_on_grid(model, plan)
     folder.mkdir()
     phone.export(trained_tensors(model, plan), plan, model, tokenizer, folder, options, source)
-    assert bytes_in(folder) == sized.folder_bytes("phone")
+    assert bytes_in(folder) == sized.folder_bytes("phone") == plan.bytes
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3n", "gemma4_e2b", "gemma4_31b"])

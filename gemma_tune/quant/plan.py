@@ -29,12 +29,15 @@ class Plan:
         kept: `16 bit` or `float32` for every other tensor, buffers of the checkpoint among them.
         sizes: The number of weights of every tensor.
         remarks: What else is to be said before anything is trained.
+        beside: Bytes of the int4 file that no bits per weight count: a format's scales of rows and of activations, and
+            what it stores twice.
     """
 
     grids: Mapping[str, Grid]
     kept: Mapping[str, str]
     sizes: Mapping[str, int]
     remarks: tuple[str, ...] = ()
+    beside: int = 0
 
     def lines(self) -> list[str]:
         """One line for each kind of tensor: its format, how many there are, and their size; then the remarks."""
@@ -78,17 +81,20 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors, scales included, as a GGUF file holds them; without metadata and tokenizer."""
+        """Bytes of all tensors, scales included, as a GGUF file or a folder for phones holds them.
+
+        Without metadata, tokenizer and towers.
+        """
         bits = {KEPT_16: 16.0, KEPT_32: 32.0}
         total = sum(
             n * (self.grids[name].bits_per_weight if name in self.grids else bits[self.kept[name]])
             for name, n in self.sizes.items()
         )
-        return round(total / 8)
+        return round(total / 8) + self.beside
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean over all weights, scales included, as a GGUF file holds them; of a file, see `Size.bits_per_weight`."""
+        """Mean over all weights, scales included, as in `bytes`; of a file, see `Size.bits_per_weight`."""
         return 8 * self.bytes / sum(self.sizes.values())
 
 

@@ -91,6 +91,11 @@ def _adapter(cfg: Config) -> Iterator[str]:
         if m in ("lm_head", "embed_tokens"):
             yield f"adapter.target_modules: {m} is tied (head and embedding are one matrix); leave it out."
     yield from layer_problems(a)
+    if a.target_parameters and cfg.traits.quantizes and cfg.quant.by_channel:
+        yield (
+            f"adapter.target_parameters with quant.grid={cfg.quant.grid}: experts have no codes there, stay in 16 bit "
+            "and are not trained; leave it out."
+        )
 
 
 def _data(cfg: Config) -> Iterator[str]:

@@ -80,7 +80,7 @@ def test_transformers_computes_the_training_forward(quant: QuantConfig, adapter:
     "name", ["gemma4_e2b", "gemma4_26b", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "gemma4_12b"))]
 )
 def test_other_families(name: str, tmp_path: Path) -> None:
-    """Bits as in Google's E2B; checkpoints with idle keys and values; experts, which stay dense on their grid."""
+    """Bits as in Google's E2B; checkpoints with idle keys and values; experts, which stay in 16 bit."""
     folder = small_models.save(name, tmp_path / "published")
     source, tokenizer = source_of(folder), AutoTokenizer.from_pretrained(folder)
     base: Any = load_base(ModelConfig(model_name_or_path=str(folder), dtype="float32", device="cpu"), source, tokenizer)

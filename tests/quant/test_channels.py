@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from grid_models import ROWS, TINY
+from int4_models import build
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.integrations.gemma_quant import apply_srq
@@ -141,3 +142,26 @@ def test_patterns_that_match_nothing_and_blocks_are_refused() -> None:
         channel_plan(model, QuantConfig(grid="int4_channel", int2_modules=["experts"]))
     with pytest.raises(UserError, match=r"embed_tokens.weight is on the grid q8_0, in blocks; choose int8_channel"):
         channel_plan(model, QuantConfig(grid="int4_channel", embedding="q8_0"))
+
+
+def test_bits_that_are_set_twice_are_refused() -> None:
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    twice = QuantConfig(grid="int4_channel", int2_modules=["mlp"], int8_modules=[r"layers\.0\."])
+    with pytest.raises(
+        UserError, match=r"int8_modules names model\.layers\.0\.mlp\.\w+, whose bits are set by quant.int2_modules"
+    ):
+        channel_plan(model, twice)
+    both = QuantConfig(grid="int4_channel", embedding="int8_channel", int2_modules=["embed"])
+    with pytest.raises(
+        UserError, match=r"whose bits are set by quant.embedding, too; .* set quant.embedding=int2_channel"
+    ):
+        channel_plan(model, both)
+    channel_plan(model, QuantConfig(grid="int4_channel", int2_modules=["mlp", "embed", "up_proj"]))
+
+
+def test_experts_stay_in_16_bit() -> None:
+    """Which the format stores densely: rounding them would save no byte. The bytes of a folder: test_int4_sizes.py."""
+    model, _ = build("gemma4_26b")
+    plan = channel_plan(model, QuantConfig(grid="int4_channel", embedding="int4_channel"))
+    experts = {name: kept for name, kept in plan.kept.items() if "experts." in name and "scale" not in name}
+    assert len(experts) >= 2 and {*experts.values()} == {"16 bit"} and not plan.has_experts

@@ -102,6 +102,11 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
         ("qat", ["quant.int2_modules=[mlp]"], "quant.int2_modules has no effect with quant.grid=q4_0"),
         ("qat", ["quant=phone", "export=phone", "quant.embedding=q4_0"], "it is in blocks; use int4_channel"),
         ("qat", ["quant=phone", "export=phone", "quant.int8_modules=['(']"], "is no regular expression"),
+        (
+            "qat",
+            ["quant=phone", "export=phone", "adapter=lora", "adapter.target_parameters=[experts.down_proj]"],
+            "experts have no codes there, stay in 16 bit and are not trained",
+        ),
         ("qat", ["quant=q3_0"], "q3_0 has no file format but merged"),
         ("qat", ["model.load_in_4bit=true", "adapter=lora"], "quantization rounds full weights"),
         ("qat", ["adapter=dora"], "adapter.use_dora=True with recipe=qat"),
