@@ -25,6 +25,7 @@ _GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _BESIDE = ("reference", "teacher", "reward model")  # parts of the estimate that are models of their own
 _INT4 = 4.5 / 8  # bytes a weight, with its share of the scale
+_DENSE_EXPERTS, _NO_TOWERS = ("w4a16_transformers", "phone"), ("gguf", "mlx")
 
 
 def free_memory(device: torch.device, processes: int = 1) -> float:
@@ -231,8 +232,10 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     if "merged" in cfg.export.formats:
         total += (shape.parameters + shape.tower_parameters) * BYTES[cfg.export.dtype]
     in_int4 = {*CODED} & set(cfg.export.formats)
-    rest = shape.parameters - shape.linear_parameters
-    total += len(in_int4) * (shape.linear_parameters * _INT4 + rest * BYTES["bfloat16"])
+    for name in in_int4:
+        coded = shape.linear_parameters + (0 if name in _DENSE_EXPERTS else shape.expert_parameters)
+        beside = shape.parameters - coded + (0 if name in _NO_TOWERS else shape.tower_parameters)
+        total += coded * _INT4 + beside * BYTES["bfloat16"]
     if "gguf" in in_int4:  # it is checked with a float32 file beside it
         total += shape.parameters * BYTES["float32"]
     wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0, "gguf_q8_0": 8.5 / 8}

@@ -29,6 +29,7 @@ class ModelSize:
         linear_layers: How many such layers there are.
         adapted_widths: Sum of in + out over these layers: an adapter of rank r has r times as many weights.
         expert_widths: The same over all experts of the fused tensors.
+        expert_parameters: Weights of these.
         num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
         layer_width: Activations that an average block keeps for the backward pass, per token.
@@ -51,6 +52,7 @@ class ModelSize:
     num_attention_heads: int
     attention: str
     expert_widths: int = 0
+    expert_parameters: int = 0
     computed_parameters: int = 0
     tower_parameters: int = 0
     layer_parameters: int = 0
@@ -99,6 +101,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,
         expert_widths=sum(p.shape[0] * sum(p.shape[1:]) for n, p in model.named_parameters() if family.is_expert(n)),
+        expert_parameters=sum(p.numel() for n, p in model.named_parameters() if family.is_expert(n)),
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
         tower_parameters=tower_parameters,

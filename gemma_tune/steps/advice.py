@@ -60,10 +60,9 @@ def _qat_command(cfg: Config) -> list[str]:
     # Beside what a run brings to the model of that name by itself
     by_itself = as_evaluated(replace(cfg, model=ModelConfig(name))).model
     words += _words("model", asdict(cfg.model), asdict(by_itself))
-    words += [f"quant.grid={q.grid}"] if q.grid != "q4_0" else []
-    words += ["quant.cross_entropy=1.0"] if q.continues else []
-    for key in ("embedding", "per_layer_embedding"):
-        words += [f"quant.{key}={getattr(q, key)}"] if getattr(q, key) != getattr(QuantConfig(), key) else []
+    if q.continues:  # from itself, the checkpoint has no KL divergence
+        q = replace(q, cross_entropy=1.0)
+    words += _words("quant", asdict(q), asdict(QuantConfig()) | read_yaml(CONFIGS / "quant" / "q4_0.yaml"))
     int4 = read_yaml(CONFIGS / "export" / "int4.yaml")
     words += _words("export", asdict(cfg.export), asdict(ExportConfig()) | int4)
     return [*words, *_rows(cfg)]

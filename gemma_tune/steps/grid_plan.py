@@ -28,7 +28,7 @@ def grid_plan(model: Any, quant: QuantConfig, source: Source) -> Plan:
     file = quant.checkpoint_file
     if file is None:
         return plan_for(model, quant, source)
-    stored = read_gguf(resolve(file), model.config.get_text_config())
+    stored = read_gguf(resolve(file), model.config.get_text_config(), ours=False)
     try:
         return plan_for(model, quant, source, stored)
     except ArtifactDiffers as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from int4_models import FAMILY_MODELS, build, rows
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -24,9 +25,11 @@ from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, float_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_line
+from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
+from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.quant.layers import GridLora, put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
 from gemma_tune.run.paths import ASSETS
@@ -77,6 +80,19 @@ def test_every_code_is_that_of_training(name: str, adapter: bool, tmp_path: Path
         if what != "w4a16" or not plan.has_experts:
             line = transformers_line(what, tmp_path / what, TrainedForward(model, rows(2, 32)))
             assert line.verdict == OK and line.found.startswith("0 at"), line
+
+
+def test_a_file_of_the_converter_has_idle_keys_and_values(tmp_path: Path) -> None:
+    """We write zeros there; of a file that others have made (quant.checkpoint_file) they are not compared."""
+    model, tokenizer, plan, trained = on_grid("gemma3n")
+    file = gguf.export(trained, model.config, tokenizer, model.generation_config, plan, tmp_path / "x.gguf", name="x")
+    for tensor in GGUFReader(file, "r+").tensors:
+        if tensor.name in ("blk.21.attn_k.weight", "blk.21.attn_k_norm.weight"):
+            tensor.data[:] = 1
+    names = {name for name, _ in read_gguf(file, model.config, ours=False)}
+    assert names >= {name for name, _ in stored_tensors(model)}
+    with pytest.raises(ArtifactDiffers, match=r"blk\.21\.attn_k\S*\.weight is not what llama\.cpp needs"):
+        list(read_gguf(file, model.config))
 
 
 def saved(base: Any, folder: Path) -> Source:

@@ -177,6 +177,23 @@ def test_what_to_do_on_the_grid_of_a_checkpoint() -> None:
     assert "a lower train.learning_rate" in advice and "recipe=tune_to_int4" not in advice
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quant=phone", "export=merged", "quant.calibration_samples=0", r"quant.int2_modules=['layers\.(4|5)\.mlp']"],
+        ["quant=phone", "export=phone", "quant.embedding=int8_channel", "quant.int8_modules=[v_proj,k_proj]"],
+        ["quant=q4_0_embedding"],
+    ],
+)
+def test_the_command_has_the_whole_format(words: list[str]) -> None:
+    words = ["model=gemma3_1b_it", "data.test_files.mine=assets://sample/test.jsonl", *words]
+    cfg = compose_config("export", words)
+    [advice] = advice_on(cfg, of_numbers("worse", []))
+    command = shlex.split(advice.partition(" python -m gemma_tune recipe=qat ")[2])
+    again = compose_config("qat", [word.replace("YOUR_ROWS.jsonl", "assets://sample/train.jsonl") for word in command])
+    assert again.quant == cfg.quant and again.export.formats == cfg.export.formats
+
+
 @pytest.mark.slow
 def test_what_to_do_where_a_file_is_worse(finished: Finished) -> None:
     """A command that can be copied: it is composed, and trains the same model on the rows of its run."""
