@@ -41,6 +41,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
             a.r,
             a.lora_alpha,
             target_modules=a.target_modules,
+            target_parameters=a.target_parameters,
             layers_to_transform=a.layers_to_transform,
             rank_pattern=a.rank_pattern,
             alpha_pattern=a.alpha_pattern,

@@ -15,17 +15,9 @@ from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export import merged_from_grid, mlx_folder, phone, w4a16
+from gemma_tune.export.engine_lines import POSITIONS
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
-from gemma_tune.export.int4_check import (
-    OK,
-    POSITIONS,
-    UNVERIFIED,
-    WARN,
-    CheckLine,
-    forward_line,
-    raise_failed,
-    stored_lines,
-)
+from gemma_tune.export.int4_check import OK, UNVERIFIED, WARN, CheckLine, forward_line, raise_failed, stored_lines
 from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.mlx_check import folder_lines
 from gemma_tune.export.read_back import read_folder

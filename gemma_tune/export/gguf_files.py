@@ -13,11 +13,12 @@ from gemma_tune.chat import Unrenderable
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.export import gguf
+from gemma_tune.export.engine_lines import rounded_line
 from gemma_tune.export.gguf_lora import check_adapter
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
-from gemma_tune.export.int4_check import CheckLine, rounded_line, stored_lines
-from gemma_tune.export.llama_check import dense_gguf_line, exact_line_of, gross_line_of, other_arithmetic
+from gemma_tune.export.int4_check import CheckLine, stored_lines
+from gemma_tune.export.llama_check import amplifies, dense_gguf_line, exact_line_of, gross_line_of, other_arithmetic
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors
@@ -124,7 +125,7 @@ def one_type_lines(
     lines = stored_lines(name, read_gguf(file, config), trained, plan, types)
     exact = kind == GGMLQuantizationType.F32
     model = forward.model
-    rounded = gross_line_of(model) if plan.grids else partial(rounded_line, kind=kind)
+    rounded = gross_line_of(model) if plan.grids else partial(rounded_line, kind=kind, amplifies=amplifies(model))
     judged = exact_line_of(model) if exact else rounded
     line = dense_gguf_line(f"{name} in llama.cpp", file, forward, tokenizer, exact, judged)
     return [*lines, line, *other_arithmetic(forward)]

@@ -203,12 +203,18 @@ def _fits_gemma3n(config: Any) -> dict[str, bool]:
     }
 
 
+def _turns_as_written(rotary: Any) -> bool:
+    """Whether `rope_freqs` and one base say all of a rotary embedding."""
+    whole = rotary["rope_type"] == "default" and rotary.get("partial_rotary_factor", 1.0) == 1.0
+    return bool(whole or (rotary["rope_type"] == "proportional" and rotary.get("factor", 1.0) == 1.0))
+
+
 def _fits_gemma4(config: Any) -> dict[str, bool]:
     full, local = (config.rope_parameters[kind] for kind in (_FULL, _SLIDING))
     return {
         # llama.cpp runs the text of both in the same way; images are another matter
         "use_bidirectional_attention": config.use_bidirectional_attention in (None, "vision"),
-        "rope_parameters": full["rope_type"] in ("default", "proportional") and local["rope_type"] == "default",
+        "rope_parameters": _turns_as_written(full) and local["rope_type"] == "default",
         "layer_types": {*config.layer_types} == {_FULL, _SLIDING},
     }
 

@@ -119,7 +119,7 @@ def _constants(config: Any) -> Iterator[GgufTensor]:
     if family.gguf == "gemma4":
         size = head_sizes(config)["full_attention"]
         rotary = config.rope_parameters["full_attention"]
-        turned = int(size * rotary.get("partial_rotary_factor", 1.0) / 2) if "partial" in str(rotary) else size // 2
+        turned = int(size * rotary.get("partial_rotary_factor", 1.0) / 2)
         frequencies = torch.tensor([1.0] * turned + [_UNROTATED] * (size // 2 - turned))
         yield GgufTensor("rope_freqs.weight", (size // 2,), constant=frequencies)
     if family.gguf == "gemma3n":

@@ -14,7 +14,8 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine, TopT
 from gemma_tune.errors import RunError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement, measure_agreement
-from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine, exact_line, figures_of, gross_line
+from gemma_tune.export.engine_lines import exact_line, figures_of, gross_line
+from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, in_float32
 from gemma_tune.models.family import FAMILIES
@@ -95,7 +96,12 @@ def exact_line_of(model: Any) -> Judged:
 
 def gross_line_of(model: Any) -> Judged:
     """What judges a file of this model whose kernels round activations."""
-    return partial(gross_line, experts=bool(getattr(model.config.get_text_config(), "enable_moe_block", False)))
+    return partial(gross_line, amplifies=amplifies(model), approximate=_is_approximate(model))
+
+
+def amplifies(model: Any) -> bool:
+    """Whether a rounded number may change much: the choice of an expert, Gemma 3n's sparse activations."""
+    return _is_approximate(model) or bool(getattr(model.config.get_text_config(), "enable_moe_block", False))
 
 
 def _is_approximate(model: Any) -> bool:

@@ -16,10 +16,11 @@ from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
+from gemma_tune.export.engine_lines import ROUNDED, rounded_line
 from gemma_tune.export.gguf_lora import added_line
 from gemma_tune.export.gguf_tensors import tensor_shapes
-from gemma_tune.export.int4_check import FAIL, OK, ROUNDED, UNVERIFIED, WARN, CheckLine, rounded_line
-from gemma_tune.export.llama_check import Judged, dense_gguf_line, exact_line_of
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
+from gemma_tune.export.llama_check import Judged, dense_gguf_line, exact_line_of, other_arithmetic
 from gemma_tune.export.tensors import TrainedTensors, base_tensors, read_by_rows
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.models.checkpoint import CheckpointFiles
@@ -55,7 +56,7 @@ def lora_lines(file: Path, forward: TrainedForward, tokenizer: Any, source: Sour
     lines.append(_on_base(ON_TRAINED, file, forward, tokenizer, base_tensors(model), exact_line_of(model)))
     if any(is_four_bit(module) for module in model.modules()):
         lines.append(served_line(file, forward, tokenizer, source))
-    return lines
+    return [*lines, *other_arithmetic(forward)]
 
 
 def served_line(file: Path, forward: TrainedForward, tokenizer: Any, source: Source) -> CheckLine:

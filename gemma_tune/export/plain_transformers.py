@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gemma_tune.errors import RunError
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.logits import POSITIONS_AT_ONCE, logits_of, states_of
@@ -29,21 +30,12 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     Where a package is missing that its towers need (Gemma 3n's image tower needs timm), only the language part.
 
     Raises:
-        ValueError: The model has tensors that the folder lacks, or none for some that are there.
+        RunError: The language part has tensors that the folder lacks, or none for some that are there.
     """
+    options = {"dtype": dtype, "device_map": place, "use_safetensors": True, "trust_remote_code": False}
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=place,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        for what in ("missing_keys", "unexpected_keys"):
-            if names := sorted(info[what]):
-                raise ValueError(f"{folder}: {len(names)} {what.replace('_', ' ')}, for example {names[0]}")
-        return loaded
+        loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        return _whole(folder, loaded, info)
     except ImportError as error:
         print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -52,15 +44,20 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     text = config.get_text_config()
     if quantized := getattr(config, "quantization_config", None):
         text.quantization_config = quantized
-    return cls.from_pretrained(
-        folder,
-        config=text,
-        key_mapping=family.key_mapping,
-        dtype=dtype,
-        device_map=place,
-        use_safetensors=True,
-        trust_remote_code=False,
+    loaded, info = cls.from_pretrained(
+        folder, config=text, key_mapping=family.key_mapping, output_loading_info=True, **options
     )
+    return _whole(folder, loaded, info)
+
+
+def _whole(folder: Path, loaded: Any, info: dict[str, Any]) -> Any:
+    """The model, where every tensor of its language part was loaded; towers are the checkpoint's, whatever it has."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    family = FAMILIES[config.model_type]
+    for what in ("missing_keys", "unexpected_keys"):
+        if names := sorted(name for name in info[what] if not family.is_tower(name)):
+            raise RunError(f"{folder}: {len(names)} {what.replace('_', ' ')}, for example {names[0]}.")
+    return loaded
 
 
 def stored_logits(file: Path, positions: int) -> Iterator[torch.Tensor]:

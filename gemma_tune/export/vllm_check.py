@@ -21,7 +21,8 @@ from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer, unservable
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine, at_least_ok, figures_of
+from gemma_tune.export.engine_lines import at_least_ok, figures_of
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.llama_check import BEST, Forward, agreements_with
 from gemma_tune.models.load import load_config, load_model, stop_token_ids
 from gemma_tune.models.source import Source, find_source

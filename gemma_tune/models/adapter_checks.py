@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.stored_adapter import TIED
+from gemma_tune.models.unwrap import plain_name
 
 
 def check_names(model: Any, adapter: AdapterConfig) -> None:
@@ -45,7 +47,7 @@ def _check_parameters(model: Any, adapter: AdapterConfig) -> None:
     family = FAMILIES[model.config.model_type]
     fused = sorted({".".join(n.split(".")[-2:]) for n, _ in model.named_parameters() if family.is_expert(n)})
     for name in adapter.target_parameters:
-        if not any(_ends(known, name) or _ends(name, known) for known in fused):
+        if not any(_ends(name, known) for known in fused):
             there = f"they are {' and '.join(fused)}" if fused else "this model has none"
             raise UserError(f"adapter.target_parameters: {name} is no tensor of fused experts; {there}.")
 
@@ -62,7 +64,12 @@ def not_placed(model: Any, error: ValueError) -> UserError:
 
 def check_matches(model: Any, adapter: AdapterConfig) -> None:
     """Raises UserError for a pattern or a block that no adapted layer has: PEFT ignores it."""
-    adapted = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")]
+    modules = model.get_base_model().named_modules()
+    adapted = [
+        f"{plain_name(n)}.{m.parameter_name}" if isinstance(m, ParamWrapper) else n
+        for n, m in modules
+        if hasattr(m, "lora_A")
+    ]
     for key in ("rank_pattern", "alpha_pattern"):
         for name in getattr(adapter, key):
             if not any(re.match(rf"(.*\.)?({name})$", layer) for layer in adapted):

@@ -63,10 +63,22 @@ def _merged_parameters(wrapper: Any) -> Iterator[tuple[str, Read]]:
 
 
 def _merged_parameter(tensor: torch.Tensor, wrapper: Any) -> torch.Tensor:
-    a, b = (part[ADAPTER].weight.detach().float().cpu() for part in (wrapper.lora_A, wrapper.lora_B))
+    with torch.no_grad():
+        return with_expert_adapter(tensor.float(), wrapper, ADAPTER).cpu()
+
+
+def with_expert_adapter(weight: torch.Tensor, wrapper: Any, adapter: str) -> torch.Tensor:
+    """W + s·B·A of fused experts, [E, out, in], as PEFT's wrapper of the tensor adds it.
+
+    Args:
+        weight: W, float32.
+        wrapper: PEFT's `ParamWrapper`; its factors of all experts stand in two matrices.
+        adapter: The adapter's name.
+    """
+    a, b = (part[adapter].weight.float() for part in (wrapper.lora_A, wrapper.lora_B))
     a = a.reshape(wrapper.num_experts, -1, a.shape[-1])  # [E, r, in]
     b = b.reshape(len(b), -1, wrapper.num_experts).permute(2, 0, 1)  # [E, out, r]
-    return torch.baddbmm(tensor.detach().float().cpu(), b, a, alpha=wrapper.scaling[ADAPTER])
+    return torch.baddbmm(weight, b, a, alpha=wrapper.scaling[adapter])
 
 
 def _with_tokens(wrapper: TrainableTokensWrapper) -> torch.Tensor:

@@ -7,6 +7,7 @@ Transformers before 4.52, or the language part alone. They are mapped as the nam
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
         ) from error
 
 
+def _matching(pattern: dict[str, int], names: Iterable[str]) -> dict[str, int]:
+    """What a pattern of PEFT's says of some names, by these names."""
+    found = {name: get_pattern_key(pattern.keys(), name) for name in names}
+    return {name: pattern[key] for name, key in found.items() if key in pattern}
+
+
 class _Reader:
     """Sorts the weights of a file into those of layers, of tokens and of whole modules."""
 
@@ -159,8 +166,10 @@ class _Reader:
         """What was read, with the configuration that places it."""
         self._refuse_foreign()
         config, targets = self._config, self._config.target_modules
-        ranks: dict[str, int] = {}
-        alphas: dict[str, int] = {}
+        tensors = {name.rpartition(".")[2] for name in config.target_parameters or ()}
+        fused = [f"{module}.{name}" for module in sorted(self._experts) for name in sorted(tensors)]
+        ranks = _matching(config.rank_pattern, fused)
+        alphas = _matching(config.alpha_pattern, fused)
         for own, name in self._adapted.items():
             if not any(check_target_module_exists(config, n) for n in (name, own)):
                 raise UserError(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from gemma_tune.models.merging import with_expert_adapter
 from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.on_grid import OnGrid
 
@@ -42,8 +43,7 @@ class ExpertTensor(OnGrid):
             return weight
         with torch.autocast(weight.device.type, enabled=False):  # it would compute the sum in bfloat16
             for name in self.adapter.active_adapters:
-                lhs, rhs, scaling = self.adapter.get_delta_factors(name)
-                weight = torch.baddbmm(weight, lhs.float(), rhs.float(), alpha=scaling)
+                weight = with_expert_adapter(weight, self.adapter, name)
         return weight
 
     def sources(self) -> Iterator[torch.Tensor]:
@@ -60,15 +60,16 @@ class GridExperts(nn.Module):
         super().__init__()
         for name, parameter in replaced.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
-        for name, child in replaced.named_children():
-            self.add_module(name, child)
+        self._children = [name for name, _ in replaced.named_children()]
+        for name in self._children:
+            self.add_module(name, getattr(replaced, name))
         self._replaced = (replaced,)  # in a tuple, so that its tensors have one name in the model
         self.tensors = {own: ExpertTensor(self, own, grid, adapters.get(own)) for own, grid in grids.items()}
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the replaced module computes, with the rounded tensors."""
-        for name, child in self.named_children():  # where one was replaced here, as the check of exports does
-            self._replaced[0].add_module(name, child)
+        for name in self._children:  # where one was replaced here, as the check of exports does
+            self._replaced[0].add_module(name, getattr(self, name))
         rounded = {own: tensor.forward_weight(hidden_states) for own, tensor in self.tensors.items()}
         found: torch.Tensor = functional_call(self._replaced[0], rounded, (hidden_states, *args), kwargs)
         return found

@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
 
+from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.unwrap import language_part, plain_name
 from gemma_tune.quant.experts import GridExperts, put_experts_on_grid
@@ -146,8 +147,18 @@ def put_on_grid(model: Any, plan: Plan) -> None:
     Args:
         model: The model, or a PeftModel around it.
         plan: Which weight is on which grid.
+
+    Raises:
+        UserError: An adapter on a layer that the plan keeps.
     """
     base = language_part(model)
+    for name, module in base.named_modules():
+        if isinstance(module, GridLora) and f"{name}.weight" not in plan.grids:
+            what = plan.kept.get(f"{name}.weight", "not on a grid")
+            raise UserError(
+                f"adapter.target_modules reaches {name}, which the int4 files hold as it is ({what}): it isn't trained "
+                "in QAT; leave it out."
+            )
     for name, kept in plan.kept.items():
         if kept == KEPT_16:
             parameter = base.get_parameter(name)

@@ -52,12 +52,11 @@ def plan_for(
         plan = plan_of(model, quant.grid, quant.embedding_grid, quant.per_layer_grid)
         return replace(plan, remarks=(*plan.remarks, *_lost(model, plan)))
     stored = quant.embedding == STORED
-    plan = plan_of(
-        model, "q4_0", "q4_0" if stored else quant.embedding_grid, "q4_0" if stored else quant.per_layer_grid
-    )
+    its_own = "q4_0" if stored else None
+    plan = plan_of(model, "q4_0", its_own or quant.embedding_grid, quant.per_layer_grid or its_own)
     family = FAMILIES[model.config.model_type]
     must = {n for n in plan.grids if family.kind_of(n, model.get_parameter(n).ndim) in (LINEAR, EXPERTS)}
-    names = [name for name in plan.grids if stored or name in must]
+    names = [name for name, grid in plan.grids.items() if (stored and grid.name == "q4_0") or name in must]
     files = _Scales(source, model, {} if stored_file is None else _taken(model, stored_file, quant))
     grids, kept, off, rounded, moved = dict(plan.grids), dict(plan.kept), dict[str, str](), 0, _Moved()
     for name in progress(names, desc="scales of the checkpoint", unit=" tensors"):

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCardData
 
 from gemma_tune.config import Config
 from gemma_tune.config.data import DataConfig
-from gemma_tune.export.int4_check import same_each_time
+from gemma_tune.export.engine_lines import same_each_time
 from gemma_tune.nested import leaves
 from gemma_tune.page.blocks import Block, Cell, Code, Mono, Section, Table, Text
 from gemma_tune.page.markdown import markdown

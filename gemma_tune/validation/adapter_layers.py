@@ -37,6 +37,11 @@ def layer_problems(a: AdapterConfig) -> Iterator[str]:
         )
     if a.target_parameters:
         init = a.init_lora_weights
+        if blocks is not None:
+            yield (
+                "adapter.layers_to_transform with adapter.target_parameters: PEFT adapts the experts of every block; "
+                "name those of the blocks as [layers.0.experts.gate_up_proj, …] and leave the numbers out."
+            )
         for key, value, fits in (
             ("lora_dropout", a.lora_dropout, a.lora_dropout == 0),
             ("use_dora", a.use_dora, not a.use_dora),

@@ -63,7 +63,7 @@ def grid_problems(cfg: Config) -> Iterator[str]:
         yield f"model.load_in_4bit=true with recipe={cfg.recipe}: quantization rounds full weights; leave it out."
     if not cfg.traits.trains:
         named = {"grid", "embedding", "per_layer_embedding", "int2_modules", "int8_modules", "calibration_samples"}
-        named |= {"stage2"} | ({"cross_entropy"} if q.continues else set())  # which the group sets
+        named |= {"stage2"} | ({"cross_entropy", "checkpoint_file"} if q.continues else set())  # which the group sets
         for key, default in vars(QuantConfig()).items():
             if key not in named and getattr(q, key) != default:
                 yield f"quant.{key} has no effect with recipe=export, which trains nothing; leave it out."

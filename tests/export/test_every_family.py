@@ -18,8 +18,10 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ExportConfig
 from gemma_tune.engines.llama_cpp import LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
+from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, merged_from_grid, w4a16
-from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, exact_line, forward_line, stored_lines
+from gemma_tune.export.engine_lines import exact_line
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, forward_line, stored_lines
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, OTHER, agreements_with, llama_lines, top_tokens
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
@@ -100,6 +102,15 @@ def saved(base: Any, folder: Path) -> Source:
     plain = type(base)(base.config)
     plain.save_pretrained(folder)
     return Source(str(folder), None, None, str(folder))
+
+
+def test_an_adapter_on_what_the_files_hold_as_it_is() -> None:
+    model, _ = build("gemma4_e2b")
+    plan = plan_of(model, "q4_0", None)
+    config = LoraConfig(r=4, target_modules=["q_proj", "per_layer_input_gate"])
+    config._register_custom_module({nn.Linear: GridLora})
+    with pytest.raises(UserError, match=r"reaches model.layers.0.per_layer_input_gate, .* \(16 bit\)"):
+        put_on_grid(get_peft_model(model, config), plan)
 
 
 @pytest.mark.parametrize("name", [n if n == "gemma4_26b" else pytest.param(n, marks=SLOW) for n in FAMILY_MODELS])

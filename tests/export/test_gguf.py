@@ -39,6 +39,13 @@ NAMES = {
 }
 
 
+# A part of the dimensions turns in `proportional` alone
+OTHER_ROTARY = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+}
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
@@ -203,6 +210,7 @@ def test_names_and_shapes_are_those_of_the_model(model: Any) -> None:
         (Gemma3nTextConfig(activation_sparsity_pattern=[0.5] * 35), "activation_sparsity_pattern"),
         (Gemma4TextConfig(use_bidirectional_attention="all"), "use_bidirectional_attention"),
         (Gemma4TextConfig(hidden_activation="relu"), "hidden_activation"),
+        (Gemma4TextConfig(rope_parameters=OTHER_ROTARY), "rope_parameters"),
     ],
 )
 def test_what_llama_cpp_has_built_in_for_a_family_is_asked_for(config: Any, key: str) -> None:

@@ -20,18 +20,8 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.config import ExportConfig
 from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.engine_agreement import EngineAgreement, best_tokens, engine_kl, measure_agreement
-from gemma_tune.export.int4_check import (
-    FAIL,
-    OK,
-    WARN,
-    CheckLine,
-    exact_line,
-    forward_line,
-    gross_line,
-    raise_failed,
-    same_each_time,
-    stored_lines,
-)
+from gemma_tune.export.engine_lines import exact_line, gross_line, same_each_time
+from gemma_tune.export.int4_check import FAIL, OK, WARN, CheckLine, forward_line, raise_failed, stored_lines
 from gemma_tune.export.read_back import StoredTensor, read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, decoded_weight, trained_tensors

@@ -13,7 +13,8 @@ from grid_models import ROWS, OnGridModel, on_grid
 
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
-from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN, exact_line, gross_line
+from gemma_tune.export.engine_lines import exact_line, gross_line
+from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreements_with, llama_lines, top_tokens
 from gemma_tune.export.tensors import decoded_tensors
 from gemma_tune.export.transformers_check import TrainedForward

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.engines.llama_cpp import LlamaCppEngine
 from gemma_tune.errors import UserError
+from gemma_tune.export.engine_lines import ROUNDED
 from gemma_tune.export.gguf import tensor_type
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, write_gguf
-from gemma_tune.export.int4_check import FAIL, OK, ROUNDED, WARN, CheckLine, raise_failed
+from gemma_tune.export.int4_check import FAIL, OK, WARN, CheckLine, raise_failed
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.export.verify import ArtifactDiffers

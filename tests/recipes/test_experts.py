@@ -12,6 +12,7 @@ from small_models import save
 
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.stages import of_quantization
 
 EXPERTS = "adapter.target_parameters=[experts.gate_up_proj,experts.down_proj]"
 SMALL = ["data.max_train_samples=16", "data.max_eval_samples=4", "train.max_length=512", "eval.max_samples=2"]
@@ -55,5 +56,14 @@ def test_names_that_are_no_experts(model: Path, tmp_path: Path) -> None:
     words = ["adapter=lora", f"model.model_name_or_path={model}", f"output_dir={tmp_path / 'x'}"]
     with pytest.raises(UserError, match=r"target_parameters: q_proj.weight is no tensor of fused experts; they are "):
         short_run("lora_sft", tmp_path / "x", *words, "adapter.target_parameters=[q_proj.weight]", steps=1)
+    with pytest.raises(UserError, match=r"target_parameters: gate_up_proj is no tensor of fused experts; they are "):
+        short_run("lora_sft", tmp_path / "x", *words, "adapter.target_parameters=[gate_up_proj]", steps=1)
+    with pytest.raises(UserError, match=r"layers_to_transform with adapter.target_parameters: PEFT adapts the experts"):
+        compose_config("lora_sft", [EXPERTS, "adapter.layers_to_transform=[0]"])
     with pytest.raises(UserError, match=r"adapter.lora_dropout=0.1 with adapter.target_parameters"):
         compose_config("lora_sft", [EXPERTS, "adapter.lora_dropout=0.1"])
+
+
+def test_the_second_training_of_tune_to_int4_has_the_experts_too() -> None:
+    cfg = compose_config("tune_to_int4", [EXPERTS])
+    assert of_quantization(cfg, Path("x")).adapter.target_parameters == cfg.adapter.target_parameters != []
