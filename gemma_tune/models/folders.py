@@ -15,12 +15,35 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 # Weights as torch.save writes them, with pickle
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Formats of `export.formats` that are a folder with a model and its tokenizer
+EXPORTED = ("merged", "w4a16", "w4a16_transformers", "mlx", "phone")
 _NAMED = 3  # of many folders
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer can be loaded from this folder."""
     return any((folder / file).is_file() for file in TOKENIZER_FILES[:2])
+
+
+def not_loaded(exported: Path) -> str | None:
+    """Why no engine of ours loads a folder in a run's `export/`; None where Transformers does."""
+    if exported.name == "mlx":
+        return "recipes have no engine for it; its weights are those of the other int4 files."
+    if exported.name == "w4a16" and _has_experts(exported):
+        return (
+            "Transformers has no place for the codes of single experts, as vLLM reads them; w4a16_transformers holds "
+            "the same numbers."
+        )
+    return None
+
+
+def _has_experts(folder: Path) -> bool:
+    try:
+        config = read_object(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    text = config.get("text_config", config)
+    return isinstance(text, dict) and bool(text.get("enable_moe_block"))
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.models.folders import (
     ADAPTER_CONFIG,
+    EXPORTED,
     TOKENIZER_FILES,
     check_adapter_weights,
     check_model_folder,
     has_tokenizer,
+    not_loaded,
     read_adapter_config,
 )
 from gemma_tune.models.hub import is_in_cache
@@ -22,7 +24,7 @@ from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, looks_local, reso
 from gemma_tune.validation.suggest import missing_path
 
 # Where a run keeps a tokenizer
-_IN_RUNS = ("adapter", "export/merged", "export/w4a16", "export/phone")
+_IN_RUNS = ("adapter", *(f"export/{name}" for name in EXPORTED))
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def _base_that_is_not_here(adapter: Path, merged: Path) -> str | None:
 def _what_is_there(run: Path) -> str:
     """What a run folder without a whole model holds, each with the recipes that take it; or how it gets one."""
     found = [f"recipe=evaluate takes {file}" for file in sorted(run.glob("export/*/*.gguf"))]
-    for folder in (run / "export" / name for name in ("w4a16", "phone")):
-        if (folder / "config.json").is_file():
+    for folder in (run / "export" / name for name in EXPORTED):
+        if (folder / "config.json").is_file() and not not_loaded(folder):
             found.append(f"recipe=chat, evaluate and compare take {folder}")
     kept = [] if (run / PLAN).is_file() else checkpoints(run / "checkpoints")  # on a grid: an adapter alone
     if kept:

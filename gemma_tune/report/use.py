@@ -11,7 +11,7 @@ from gemma_tune.chat.response import vllm_tool_parser
 from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.folders import EXPORTED, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
@@ -84,18 +84,9 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         transformers = f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"
         served = shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))
         for_vllm = name not in ("w4a16_transformers", "phone")  # the first is like w4a16, but for the experts
-        for_transformers = name != "w4a16" or not has_experts(place)
+        for_transformers = not not_loaded(place)
         return [("vLLM", served)] * for_vllm + [("Transformers", transformers)] * for_transformers
     return []
-
-
-def has_experts(place: Path) -> bool:
-    """Whether the model in a folder has experts, whose codes in `export=w4a16` Transformers can't load."""
-    try:
-        config = read_object(place / "config.json")
-    except (OSError, ValueError):
-        return False
-    return bool(config.get("text_config", config).get("enable_moe_block"))
 
 
 def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
@@ -159,6 +150,8 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "mlx": "The int4 folder for Apple's computers, with mlx-lm (pip install mlx-lm):",
         "w4a16_transformers": "The int4 folder with plain experts, with Transformers, where this run loaded it:",
     }
+    if "w4a16" in artifacts and (why := not_loaded(folder.path / artifacts["w4a16"])):
+        said["w4a16"] = f"The int4 folder, with vLLM. {why}"
     if "planned_bits_per_weight" not in folder.result.metrics:  # else they are controls of int4 files
         said |= {
             f"gguf_{kind}": f"The GGUF file in {of}, in Ollama, or in llama.cpp, where this run checked it:"
@@ -215,7 +208,7 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     for name, place in artifacts.items() if not whole else ():
         if name.startswith("gguf") and name != "gguf_lora":
             taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
-        elif name in ("w4a16_transformers", "phone") or (name == "w4a16" and not has_experts(folder.path / place)):
+        elif name in EXPORTED and not not_loaded(folder.path / place):
             taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
     return [
         f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"

@@ -22,6 +22,7 @@ from gemma_tune.engines.speed import TokenRates, speed_of
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export.lora_check import LORA, served_base
+from gemma_tune.models.folders import not_loaded
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.report.artifacts import artifact_size, total_size
@@ -34,7 +35,6 @@ from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 from gemma_tune.validation.measuring import holds_out
 
 SOURCE = "source"
-_UNMEASURED = {"mlx": "recipes have no engine for it; its weights are those of the other int4 files."}
 _CHARACTERS = 8000  # more tokens than are compared
 _NAME_ROWS = (
     "name rows with prompts and answers (data=auto data.test_files.mine=FILE), or the run folder that the model is from"
@@ -125,7 +125,7 @@ def measure_files(
                 found[name] = known
                 notes.append(f"{SOURCE} was not timed: its figures are those from before training, when it was loaded.")
                 continue
-            if why := _UNMEASURED.get(name):
+            if name != SOURCE and (why := not_loaded(Path(place))):
                 notes.append(f"{name} was not measured: {why}")
                 continue
             say(f"measuring {number} of {len(places)}: {name}")

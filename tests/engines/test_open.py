@@ -182,6 +182,13 @@ def test_where_the_tokenizer_of_a_gguf_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.tokenizer_name_or_path=.*has no tokenizer \(tokenizer.json\)"):
         tokenizer_of(str(tmp_path))
     assert tokenizer_of(str(TINY)) == TINY
+    for place in ("export/mlx", "export/w4a16_transformers"):
+        (run / place).mkdir()
+        shutil.copy(TINY / "tokenizer.json", run / place)
+        (run / "manifest.json").write_text("{}")
+        assert tokenizer_of() == run / place
+        shutil.rmtree(run / place)
+    (run / "manifest.json").unlink()
     for place in ("export/merged", "adapter"):
         (run / place).mkdir()
         shutil.copy(TINY / "tokenizer.json", run / place)

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from torch import nn
 
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.models.source import Source
 from gemma_tune.report.exported import exported_headline, files_section, say_exported
+from gemma_tune.run.existing import Found
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.identity import as_one_run
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.steps.advice import advice_on
-from gemma_tune.steps.quality import _compared, quality_evaluator, why_not_measured
+from gemma_tune.steps.quality import _compared, measure_files, quality_evaluator, why_not_measured
 
 Finished = Callable[[str], tuple[Path, gemma_tune.RunResult]]
 QUIET = ["tracker=none", "eval.num_samples=0"]
@@ -247,6 +250,18 @@ def test_files_are_compared_under_the_conditions_of_each() -> None:
     comparison, _ = _compared(compose_config("export"), found)
     assert comparison is not None
     assert comparison.notes == ["model.dtype wasn't the same: float32 for source and b for w4a16."]
+
+
+def test_codes_of_single_experts_are_not_measured(tmp_path: Path) -> None:
+    """And that is a note, no failure of the run."""
+    run = RunFolder(tmp_path / "run", cfg := compose_config("export"), Found.NOTHING, None)
+    run.export("w4a16").mkdir(parents=True)
+    (run.export("w4a16") / "config.json").write_text('{"text_config": {"enable_moe_block": true}}')
+    run.result.artifacts["w4a16"] = "export/w4a16"
+    known = Evaluation({}, {"test_exact_match": [{"id": "1", "score": 1.0}]})
+    found = measure_files(cfg, run, nn.Linear(1, 1), Source(str(tmp_path), None, None, str(tmp_path)), known)
+    assert any(n.startswith("w4a16 was not measured: Transformers has no place") for n in found["notes"])
+    assert not run.result.failures
 
 
 @pytest.mark.slow

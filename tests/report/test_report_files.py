@@ -21,8 +21,10 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.errors import RunError
+from gemma_tune.config import ModelConfig
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.models.source import find_source
 from gemma_tune.page.blocks import FigureText, Heading, SampleAnswer, SampleRow, Section, Text
 from gemma_tune.page.charts import Panel
 from gemma_tune.page.html import html
@@ -332,6 +334,24 @@ def test_int4_files_alone_are_named_themselves(tmp_path: Path) -> None:
     assert f"recipe=chat model.model_name_or_path={run.path}/export/w4a16" in commands
     assert f"{run.path}/export/gguf" not in commands.replace("gguf/x.gguf", "") and "chat" in commands
     assert not re.search(rf"={run.path}(?!/)", commands)
+
+
+def test_codes_of_experts_are_for_vllm_alone(tmp_path: Path) -> None:
+    """Nothing says that Transformers, or a recipe of ours, loads that folder: not the report, not an error."""
+    run = RunFolder(tmp_path / "run", compose_config("export", ["model=tiny"]), Found.NOTHING, None)
+    for name in ("w4a16", "w4a16_transformers", "mlx"):
+        (run.path / "export" / name).mkdir(parents=True)
+        (run.path / "export" / name / "config.json").write_text('{"text_config": {"enable_moe_block": true}}')
+        run.result.artifacts[name] = f"export/{name}"
+    said, commands = map(str, how_to_use(run)[:2])
+    assert "The int4 folder, with vLLM. Transformers has no place" in said and "pipeline" not in commands
+    taken = str(how_to_use(run)[-1])
+    assert "export/w4a16_transformers" in taken and not re.search(r"export/(w4a16|mlx)\b(?!_)", taken)
+    for file in ("result.json", "manifest.json"):
+        (run.path / file).write_text("{}")
+    with pytest.raises(UserError, match=r"recipe=chat, evaluate and compare take .*/w4a16_transformers") as refused:
+        find_source(ModelConfig(str(run.path)))
+    assert "export/w4a16 " not in f"{refused.value} " and "mlx" not in str(refused.value)
 
 
 def test_sizes(tmp_path: Path) -> None:
