@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
 from gemma_tune.export import phone
 from gemma_tune.export.int4_check import forward_line, stored_lines
 from gemma_tune.export.plain_transformers import load_exported
@@ -172,8 +172,8 @@ def test_a_folder_that_lacks_a_tensor_or_has_one_too_many_is_not_loaded(tmp_path
     whole = load_file(file)
     missing = "model.layers.4.mlp.up_proj.output_activation_scale"
     save_file({name: tensor for name, tensor in whole.items() if name != missing}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=f"1 missing keys, for example {missing}"):
+    with pytest.raises(RunError, match=f"1 missing keys, for example {missing}"):
         load_exported(tmp_path, torch.float32, {"": "cpu"})
     save_file({**whole, "model.more": torch.zeros(1)}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 unexpected keys, for example model\.more"):
+    with pytest.raises(RunError, match=r"1 unexpected keys, for example model\.more"):
         load_exported(tmp_path, torch.float32, {"": "cpu"})
