@@ -20,7 +20,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor
 from gemma_tune.export.merged_from_grid import dense
 from gemma_tune.export.tensors import TrainedTensors, by_rows
-from gemma_tune.export.transformers_folder import write_weights
+from gemma_tune.export.transformers_folder import published_sizes, write_weights
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded
@@ -157,7 +157,7 @@ def mlx_config(config: Any, plan: Plan) -> dict[str, Any]:
     rope = found.get("rope_parameters") or {}
     whole = rope.get("full_attention", rope)
     if kind.startswith("gemma4"):
-        found |= _GEMMA4_ABSENT | found | _global_sizes(config)
+        found |= _GEMMA4_ABSENT | found | published_sizes(config)
     elif "rope_theta" in whole:
         found["rope_theta"] = whole["rope_theta"]
         scaled = {key: value for key, value in whole.items() if key != "rope_theta"}
@@ -174,16 +174,6 @@ def mlx_config(config: Any, plan: Plan) -> dict[str, Any]:
             for path in stored_as_parts(name, (0, 0), kind):
                 sizes[path.removesuffix(".weight")] = {"group_size": GROUP, "bits": bits, "mode": "affine"}
     return found | {"quantization": sizes}
-
-
-def _global_sizes(config: Any) -> dict[str, int]:
-    """Sizes of Gemma 4's layers with full attention, under the names of the published config.json.
-
-    Transformers reads those, and writes `per_layer_config` in their place.
-    """
-    layers = [n for n, kind in enumerate(config.layer_types) if kind == "full_attention"]
-    one = config.per_layer_config[layers[0]]
-    return {"global_head_dim": one.head_dim, "num_global_key_value_heads": one.num_key_value_heads}
 
 
 def check_config(config: Any) -> None:

@@ -21,6 +21,7 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.run.manifest import write_json
 
 # Files of a checkpoint beside its weights and tokenizer: how images and audio are prepared.
 _KEPT = ("preprocessor_config.json", "processor_config.json")
@@ -147,12 +148,29 @@ def write_weights(tensors: FileTensors, config: Any, tokenizer: Any, folder: Pat
         ArtifactDiffers: What was written isn't what was to be written.
     """
     config.save_pretrained(folder)
+    if sizes := published_sizes(config.get_text_config()):
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        described.get("text_config", described).update(sizes)
+        write_json(folder / "config.json", described)
     found = {name: FileTensor.of(tensor) for name, tensor in tensors.items()}
     empty = _empty(found)
     save_torch_state_dict(empty, folder, max_shard_size=options.max_shard_size, metadata={"format": "pt"})
     _fill(folder, found)
     verify_written(folder, found)
     tokenizer.save_pretrained(folder)
+
+
+def published_sizes(config: Any) -> dict[str, int]:
+    """Sizes of Gemma 4's layers with full attention, under the names of the published config.json.
+
+    Transformers reads those, and writes `per_layer_config` in their place; an engine that reads the published names
+    alone would have its defaults.
+    """
+    kinds = getattr(config, "layer_types", None) or []
+    if not config.model_type.startswith("gemma4") or "full_attention" not in kinds:
+        return {}
+    one = config.per_layer_config[kinds.index("full_attention")]
+    return {"global_head_dim": one.head_dim, "num_global_key_value_heads": one.num_key_value_heads}
 
 
 def _empty(tensors: Mapping[str, FileTensor]) -> dict[str, torch.Tensor]:

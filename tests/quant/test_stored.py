@@ -158,6 +158,12 @@ def test_packed_in_another_way(other: str, words: str, tmp_path: Path) -> None:
         plan_for(model, STORED, source_of(tmp_path))
 
 
+def test_a_table_that_the_model_lacks_is_a_remark() -> None:
+    plan = grid_plan(load(ASSETS / "tiny"), QuantConfig("q4_0", per_layer_embedding="q8_0"), source_of(ASSETS / "tiny"))
+    assert plan.lines()[-1] == "quant.per_layer_embedding=q8_0 has no effect: this model has no such table"
+    assert not grid_plan(load(ASSETS / "tiny"), QuantConfig("q4_0"), source_of(ASSETS / "tiny")).remarks
+
+
 def test_a_gguf_file_is_trained_on(tmp_path: Path) -> None:
     """Its codes, scales and norms take the place of those of the model, of which it is a version."""
     made = qat_checkpoint.save(tmp_path / "in")
