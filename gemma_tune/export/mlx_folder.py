@@ -69,10 +69,9 @@ def export(
         The files written.
 
     Raises:
-        UserError: A grid that MLX has no groups for, or an architecture that mlx-lm computes in another way.
+        UserError: An architecture that mlx-lm computes in another way.
     """
     base = language_part(model)
-    check_grids(plan)
     described = mlx_config(base.config, plan) | {"architectures": [type(base).__name__]}
     kind = base.config.model_type
     tensors: dict[str, FileTensor] = {}
@@ -88,16 +87,6 @@ def export(
     write_json(folder / "config.json", described)
     base.generation_config.save_pretrained(folder)
     return sorted(p for p in folder.iterdir() if p.is_file())
-
-
-def check_grids(plan: Plan) -> None:
-    """Raises UserError for a grid that MLX has no groups for."""
-    for name, grid in plan.grids.items():
-        if grid.block != GROUP or grid.bits > 8:
-            raise UserError(
-                f"export.formats: mlx holds codes of at most 8 bits in groups of {GROUP}, and {name} is on the grid "
-                f"{grid.name}: set quant.grid=q4_0, or leave mlx out."
-            )
 
 
 def bits_of(name: str, plan: Plan) -> int:

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gemma_tune.config import ExportConfig
-from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor, FileTensors, row_blocks
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.merged_from_grid import dense
@@ -35,7 +34,7 @@ from gemma_tune.models.load import family_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.activations import ActivationScales, activation_scales
-from gemma_tune.quant.grid import ChannelGrid, Encoded
+from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
 
 _ACTIVATIONS = ("input_activation_scale", "output_activation_scale")
@@ -60,21 +59,12 @@ def export(
 
     Returns:
         The files written.
-
-    Raises:
-        UserError: A grid with more than one scale a row.
     """
-    if other := [name for name, grid in plan.grids.items() if not isinstance(grid, ChannelGrid)]:
-        raise UserError(
-            f"export.formats: phone holds one scale for each row, and {other[0]} is on the grid "
-            f"{plan.grids[other[0]].name}: set quant.grid=int4_channel, or leave phone out."
-        )
     base, family = language_part(model), family_of(source)
-    packed = [name for name in plan.grids if name.endswith(".weight")]  # fused experts stay dense
     embeddings = {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Embedding)}
     scales, tied = activation_scales(model), base.config.tie_word_embeddings
     parts: dict[str, FileTensors] = {}
-    for name in packed:
+    for name in plan.grids:
         stored = _codes_and_scales(name, trained, plan.grids[name].bits)
         if name in embeddings:
             parts[name] = dict(zip((".embedding_quantized", ".embedding_scale"), stored, strict=True))
@@ -85,30 +75,27 @@ def export(
     return write_folder(
         {name: dense(name, trained, plan) for name in trained},
         torch.bfloat16,
-        quantization_config(plan, packed, base, CheckpointFiles.of(source, family), tied),
+        quantization_config(plan, base, CheckpointFiles.of(source, family), tied),
         model,
         tokenizer,
         folder,
         options,
         source,
         parts,
-        untied=tied and family.tied[0] in packed,
+        untied=tied and family.tied[0] in plan.grids,
     )
 
 
-def quantization_config(
-    plan: Plan, packed: list[str], base: Any, checkpoint: CheckpointFiles, tied: bool
-) -> dict[str, Any]:
+def quantization_config(plan: Plan, base: Any, checkpoint: CheckpointFiles, tied: bool) -> dict[str, Any]:
     """The `quantization_config` of config.json: bits by patterns of names, and the layers that stay as they are.
 
     Args:
         plan: Which tensor is on which grid.
-        packed: The tensors that are written as codes.
         base: The language part.
         checkpoint: The files whose towers stay dense.
         tied: Whether the head is the embedding.
     """
-    bits = {_layer(name): plan.grids[name].bits for name in packed}
+    bits = {_layer(name): grid.bits for name, grid in plan.grids.items()}
     if tied and "embed_tokens" in bits:
         bits["lm_head"] = bits["embed_tokens"]
     usual = Counter(bits.values()).most_common(1)[0][0] if bits else 4

@@ -27,7 +27,6 @@ from compressed_tensors.quantization import (
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.config.quant import STORED
-from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor
 from gemma_tune.export.merged_from_grid import dense, narrowest
 from gemma_tune.export.tensors import TrainedTensors, by_rows
@@ -64,9 +63,6 @@ def export(
 
     Returns:
         The files written.
-
-    Raises:
-        UserError: A grid whose codes have more than 4 bits, or whose blocks are not 32 wide.
     """
     return _export(trained, plan, model, tokenizer, folder, options, source, packs_experts=True)
 
@@ -90,13 +86,6 @@ def _export(
 ) -> list[Path]:
     family = family_of(source)
     packed = [name for name in plan.grids if _is_packed(family, name, packs_experts)]
-    for name in packed:
-        grid = plan.grids[name]
-        if grid.bits > BITS or grid.block != BLOCK:
-            raise UserError(
-                f"export.formats: w4a16 holds codes of {BITS} bits in blocks of {BLOCK}, and {name} is on the grid "
-                f"{grid.name}: set quant.grid=q4_0, or leave w4a16 out."
-            )
     narrow = all(narrowest(name, trained, plan) == torch.bfloat16 for name in plan.grids)
     if not narrow:
         rounds = (

@@ -23,7 +23,6 @@ from gemma_tune.export.mlx_check import mlx_lines, read_mlx
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.models.unwrap import language_part
-from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import Plan, plan_of
 from gemma_tune.report.artifacts import artifact_size
@@ -152,12 +151,6 @@ def test_fused_experts_are_three_layers() -> None:
     assert list(mlx_folder.stored_as_parts("model.layers.0.experts.down_proj", (4, 96, 32), "gemma4_text")) == [
         f"{stem}.down_proj.weight"
     ]
-
-
-def test_a_grid_of_other_blocks_is_refused() -> None:
-    plan = Plan({"model.layers.0.mlp.up_proj.weight": Grid("wide", block=64)}, {}, {})
-    with pytest.raises(UserError, match=r"in groups of 32, and .* is on the grid wide: set quant.grid=q4_0"):
-        mlx_folder.check_grids(plan)
 
 
 def test_without_mlx_the_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import small_models
 import torch
-from grid_models import ROWS, TINY, OnGridModel, changed, logits_of, on_grid, source_of, with_adapter
+from grid_models import ROWS, TINY, OnGridModel, changed, logits_of, source_of, with_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
-from gemma_tune.errors import RunError, UserError
+from gemma_tune.errors import RunError
 from gemma_tune.export import phone
 from gemma_tune.export.int4_check import forward_line, stored_lines
 from gemma_tune.export.plain_transformers import load_exported
@@ -135,13 +135,6 @@ def test_what_is_wrong_in_a_folder_is_found(tmp_path: Path) -> None:
     assert f"{stem}.weight_scale is not there" in found(weight_scale=None)
     assert f"{stem}.input_activation_scale: 0.25, and 0." in found(input_activation_scale=torch.tensor(0.25))
     assert f"{stem}.output_activation_scale: None, and 0." in found(output_activation_scale=None)
-
-
-def test_grids_in_blocks_are_refused(tmp_path: Path) -> None:
-    trained = on_grid()
-    with pytest.raises(UserError, match=r"phone holds one scale for each row, and .* q4_0: set quant.grid=int4_ch"):
-        phone.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
-    assert not list(tmp_path.iterdir())
 
 
 def test_towers_stay_dense(tmp_path: Path) -> None:

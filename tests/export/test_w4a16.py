@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
 from gemma_tune.config import ExportConfig, ModelConfig
-from gemma_tune.errors import UserError
 from gemma_tune.export import w4a16
 from gemma_tune.export.tensors import decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
@@ -139,13 +138,6 @@ def test_blocks_of_zeros_and_negative_scales(tmp_path: Path) -> None:
     assert not weight[:, :64].any() and (weight[:, 64:96] >= 0).all() and weight[:, 64:96].any()
     scales = load_file(tmp_path / "model.safetensors")["model.layers.1.mlp.up_proj.weight_scale"]
     assert (scales[:, :2] == 0).all() and (scales[:, 2] < 0).all()
-
-
-def test_8_bit_projections_are_refused(tmp_path: Path) -> None:
-    trained = on_grid("q8_0")
-    with pytest.raises(UserError, match=r"holds codes of 4 bits .* is on the grid q8_0: set quant.grid=q4_0"):
-        w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
-    assert not list(tmp_path.iterdir())
 
 
 def test_towers_stay_dense(tmp_path: Path) -> None:

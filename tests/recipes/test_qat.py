@@ -97,6 +97,8 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
         ("qat", ["quant=none"], "quant=none with recipe=qat: choose a quantization format"),
         ("qat", ["quant=q4_0_fp16", "model.dtype=bfloat16"], "can't hold its values"),
         ("qat", ["quant=phone", "export=w4a16"], "export.formats=w4a16 with quant.grid=int4_channel: it rounds no act"),
+        ("qat", ["quant=phone", "export.formats=[mlx]"], "export.formats=mlx with quant.grid=int4_channel"),
+        ("qat", ["quant=q3_0", "export.formats=[mlx]"], "q3_0 has no file format but merged"),
         ("qat", ["export=phone"], "export.formats=phone with quant.grid=q4_0: it holds one scale a channel"),
         ("qat", ["quant.embedding=int8_channel"], "needs quant.grid=int4_channel; set it"),
         ("qat", ["quant.int2_modules=[mlp]"], "quant.int2_modules has no effect with quant.grid=q4_0"),
