@@ -322,13 +322,23 @@ def test_the_lines_to_copy(tmp_path: Path) -> None:
     ]
 
 
+def gguf_header(file: Path) -> None:
+    """A GGUF file without tensors; the command for llama.cpp depends on its architecture."""
+    writer = GGUFWriter(file, "gemma3")
+    writer.add_embedding_length(64)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
 def test_int4_files_alone_are_named_themselves(tmp_path: Path) -> None:
     """A folder without a whole model is refused by chat and evaluate (models/source.py)."""
     run = RunFolder(tmp_path / "run", compose_config("export", ["model=tiny"]), Found.NOTHING, None)
     for name, file in (("gguf", "x.gguf"), ("w4a16", "config.json")):
         (run.path / "export" / name).mkdir(parents=True)
-        (run.path / "export" / name / file).write_bytes(b"")
+        (run.path / "export" / name / file).write_bytes(b"{}")
         run.result.artifacts[name] = f"export/{name}"
+    gguf_header(run.path / "export" / "gguf" / "x.gguf")
     commands = str(how_to_use(run)[-1])
     assert f"recipe=evaluate model.model_name_or_path={run.path}/export/gguf/x.gguf" in commands
     assert f"recipe=chat model.model_name_or_path={run.path}/export/w4a16" in commands
@@ -450,7 +460,7 @@ def test_how_to_go_on(tmp_path: Path) -> None:
     assert "export=gguf_f16" in dict(next_commands(run))["Ollama, llama.cpp"]
     gguf = run.path / "export" / "gguf_f16"
     gguf.mkdir()
-    (gguf / "m-f16.gguf").write_bytes(b"")
+    gguf_header(gguf / "m-f16.gguf")
     run.result.artifacts["gguf_f16"] = "export/gguf_f16"
     assert dict(next_commands(run))["llama.cpp"].startswith("llama-server --jinja -m ")
     assert "Ollama, llama.cpp" not in dict(next_commands(run))
