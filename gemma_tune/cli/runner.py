@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,7 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
+_OF_ACCELERATE = ("ACCELERATE_", "FSDP_")  # its variables begin so
 # Warnings of libraries at what is meant so here, or refused in a message of our own.
 _OURS_TO_SAY = (
     "You passed `quantization_config`",  # of an int4 folder that is measured: its own is taken
@@ -138,12 +140,24 @@ def _run_method(cfg: Config) -> RunResult:
         recipe: Any = load_recipe(cfg)
     else:  # `recipes/` of a checkout; setuptools maps it to this name (pyproject.toml)
         recipe = importlib.import_module(f"gemma_tune.recipes.{cfg.traits.file}")
-    with in_own_recipe(cfg):
+    with in_own_recipe(cfg), _own_variables():
         result = _run_in_folder(recipe, cfg, folder) if folder else recipe.run(cfg)
     if not isinstance(result, RunResult):
         given = type(result).__name__
         raise RunError(f"recipe={cfg.recipe_file}: run gave {given}, no RunResult; end it with return folder.result.")
     return result
+
+
+@contextlib.contextmanager
+def _own_variables() -> Iterator[None]:
+    """Takes back what accelerate writes into the environment for FSDP: it is no wish of a later run of this process."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(_OF_ACCELERATE)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(_OF_ACCELERATE)]:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:

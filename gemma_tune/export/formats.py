@@ -78,7 +78,7 @@ def export_all(
     if not formats:
         return []
     trained = trained_tensors(model, plan)
-    forward = TrainedForward(model, some_rows(rows))
+    forward = TrainedForward(model, some_rows(rows, model))
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         phase(f"writing {name}")
@@ -139,16 +139,17 @@ def _engine(name: str) -> str:
     return "mlx-lm" if name == "mlx" else "llama.cpp"
 
 
-def some_rows(parts: Sequence[TokenizedRows]) -> list[list[int]]:
-    """Rows of together as many positions as the check needs, the held-out ones first.
+def some_rows(parts: Sequence[TokenizedRows], model: Any) -> list[list[int]]:
+    """Rows of together as many positions as the check needs, the held-out ones first; engines have room for a few more.
 
     They are not cut shorter to save time: an engine that computes a sliding window wrong shows it in long rows alone.
     """
+    longest = min(_LONGEST, model.config.get_text_config().max_position_embeddings - 8)
     found: list[list[int]] = []
     for row in (row for part in parts for row in part.rendered):
         if sum(map(len, found)) >= POSITIONS:
             break
-        found.append(row.input_ids[:_LONGEST])
+        found.append(row.input_ids[:longest])
     return found
 
 

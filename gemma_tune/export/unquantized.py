@@ -67,7 +67,7 @@ def export_unquantized(
         return []
     phase("checking the merged weights")
     with folder.timed("verify"):
-        ids = some_rows([held_out, train])
+        ids = some_rows([held_out, train], model)
         difference = check_merge(model, ids)
     if "merged" in cfg.export.formats:
         reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)

@@ -31,7 +31,7 @@ def check_served_adapter(training: Session, samples: Any = None) -> list[CheckLi
     vllm = find_vllm(cfg.engine)
     if vllm is None or "adapter" not in folder.result.artifacts:
         return []
-    rows = some_rows([training.data.held_out, training.data.train if samples is None else samples])
+    rows = some_rows([training.data.held_out, training.data.train if samples is None else samples], training.model)
     with folder.timed("verify"):
         trained = LogProbs.of(training.model, tokenizer, rows, "reference")
         served, base, lines = trained, base_of(training.model, tokenizer, rows), list[CheckLine]()

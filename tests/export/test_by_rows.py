@@ -97,9 +97,15 @@ def test_a_process_of_its_own_gives_the_same_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [([100] * 20, [100] * 6), ([600] * 3, [512]), ([500, 600, 30], [500, 512]), ([30], [30]), ([], [])],
-)
-def test_rows_of_the_check_are_as_long_as_they_are(lengths: list[int], expected: list[int]) -> None:
+    ("lengths", "context", "expected"),
+    [
+        ([100] * 20, 2048, [100] * 6), ([600] * 3, 2048, [512]), ([500, 600, 30], 2048, [500, 512]),
+        ([30], 2048, [30]), ([], 2048, []), ([600] * 3, 512, [504, 504]),
+    ],
+)  # fmt: skip
+def test_rows_of_the_check_are_as_long_as_they_are(lengths: list[int], context: int, expected: list[int]) -> None:
+    """But for what an engine has no room for, which needs a few tokens more."""
+    text = SimpleNamespace(max_position_embeddings=context)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
     rows: Any = SimpleNamespace(rendered=[SimpleNamespace(input_ids=list(range(n))) for n in lengths])
-    assert [len(row) for row in some_rows([rows])] == expected
+    assert [len(row) for row in some_rows([rows], model)] == expected
