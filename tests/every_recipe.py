@@ -81,7 +81,7 @@ SHORT_RUNS = {
 # Variants of a run that `make test` has: tests of them are for `make test-slow`
 SLOW_RUNS = {
     "full_sft", "dpo, full", "dpo, qlora", "reward_model, lora", "grpo, lora", "dapo", "dr_grpo", "gspo", "rloo",
-    "qat, full", "tune_to_int4", "kto, full",
+    "qat, full", "qat, lora", "tune_to_int4", "kto, full",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from slow import slow_every_other
 
 from gemma_tune.__main__ import main
 from gemma_tune.cli.compose import compose_config
@@ -66,7 +67,7 @@ def value_in(cfg: Config, key: str) -> Any:
     return value
 
 
-@pytest.mark.parametrize("file", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("file", slow_every_other(OPTIONS), ids=name_of)
 def test_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option passes every check, and what its file says arrives; packages of trackers needn't be there."""
     monkeypatch.setattr("gemma_tune.validation.trackers.is_installed", lambda package: True)

@@ -13,6 +13,7 @@ import torch
 from asking import refused, write
 from code_blocks import DOCS, write_files
 from short_runs import losses, metrics, short_run
+from slow import slow_after
 
 import gemma_tune
 from gemma_tune.__main__ import main
@@ -241,7 +242,7 @@ MISTAKES: dict[str, tuple[str, list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", slow_after(8, MISTAKES))
 def test_mistakes_without_torch(name: str, folder: Path) -> None:
     """The file is not run."""
     source, words, said = MISTAKES[name]
@@ -288,7 +289,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("name", IMPORTS)
+@pytest.mark.parametrize("name", slow_after(2, IMPORTS))
 def test_imports_that_are_not_there_without_torch(name: str, folder: Path) -> None:
     """Each by a kind of own code; the files are not run."""
     files, said = IMPORTS[name]

@@ -32,9 +32,11 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     Raises:
         RunError: The language part has tensors that the folder lacks, or none for some that are there.
     """
-    options = {"dtype": dtype, "device_map": place, "use_safetensors": True, "trust_remote_code": False}
+    options = {"dtype": dtype, "device_map": place, "output_loading_info": True}
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, **options
+        )
         return _whole(folder, loaded, info)
     except ImportError as error:
         print(f"{folder}: checked without its towers ({str(error).strip().splitlines()[0]}).", file=sys.stderr)
@@ -45,7 +47,12 @@ def load_exported(folder: Path, dtype: torch.dtype, place: dict[str, str]) -> An
     if quantized := getattr(config, "quantization_config", None):
         text.quantization_config = quantized
     loaded, info = cls.from_pretrained(
-        folder, config=text, key_mapping=family.key_mapping, output_loading_info=True, **options
+        folder,
+        config=text,
+        key_mapping=family.key_mapping,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
     )
     return _whole(folder, loaded, info)
 

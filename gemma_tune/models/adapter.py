@@ -47,7 +47,7 @@ class WeightCounts:
         experts: Weights of fused experts, which 4-bit weights don't reach.
         expert_tensors: How many tensors they are.
         expert_bits: Bits of each of these weights.
-        experts_adapted: Whether they have adapters.
+        experts_adapted: How many of these tensors have adapters.
     """
 
     total: int
@@ -58,7 +58,7 @@ class WeightCounts:
     experts: int = 0
     expert_tensors: int = 0
     expert_bits: int = 0
-    experts_adapted: bool = False
+    experts_adapted: int = 0
 
     def line(self) -> str:
         """One line for the terminal and the report."""
@@ -97,7 +97,7 @@ def count(model: nn.Module) -> WeightCounts:
     fused = [p for n, p in model.named_parameters() if family and family.is_expert(plain_name(n))]
     bits = max((8 * p.element_size() for p in fused), default=0)
     experts = sum(p.numel() for p in fused)
-    on_experts = any(isinstance(m, ParamWrapper) for m in model.modules())
+    on_experts = sum(isinstance(m, ParamWrapper) for m in model.modules())
     return WeightCounts(
         total, trainable, sum(packed.values()), len(layers), adapted, experts, len(fused), bits, on_experts
     )

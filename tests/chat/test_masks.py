@@ -19,6 +19,7 @@ from forms_at_hand import (
     tokenizer_of,
     words_of,
 )
+from slow import slow_but_these
 
 from gemma_tune.chat import FORMS, ChatForm, Unrenderable, render_chat, render_prompt
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
@@ -73,6 +74,10 @@ def checked(name: str) -> list[tuple[int, Chat]]:
     return [(n, c) for n, c in enumerate(chats_of(name)) if all(is_prefixable(name, m) for m in c.messages)]
 
 
+# The conversations of all forms take long; every rule of a mask is in these
+some_forms = pytest.mark.parametrize("name", slow_but_these(("gemma3", "functiongemma", "gemma4"), FORMS))
+
+
 @each_form
 def test_what_the_conversations_are_for(name: str) -> None:
     chats, form = chats_of(name), FORMS[name]
@@ -85,7 +90,7 @@ def test_what_the_conversations_are_for(name: str) -> None:
     assert ("system" in traits) == form.system
 
 
-@each_form
+@some_forms
 def test_mask_is_the_answers_and_nothing_else(name: str) -> None:
     tokenizer = tokenizer_of(name)
     for number, chat in checked(name):
@@ -128,7 +133,7 @@ def test_results_are_never_trained(name: str) -> None:
     assert bool(seen) == bool(form.calls)
 
 
-@each_form
+@some_forms
 def test_one_bos_and_the_served_text(name: str) -> None:
     """Trap 5; and the ids are those of the text that an engine renders from the template that is saved."""
     tokenizer = tokenizer_of(name)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, quants
 from grid_models import ROWS, TINY, logits_of, with_adapter
+from slow import slow_but_these
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.cli.compose import compose_config
@@ -58,7 +59,7 @@ def lines_of(name: str, folder: Path, model: Any, tokenizer: Any, rows: Any = RO
     return one_type_lines(name, folder, forward, tokenizer, weights, plan)
 
 
-@pytest.mark.parametrize("name", list(ONE_TYPE))
+@pytest.mark.parametrize("name", slow_but_these(("gguf_f16",), ONE_TYPE))
 def test_every_type_holds_the_merged_weights(
     name: str, tuned: Any, merged: Any, tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_a_hostile_file(measured: dict[str, dict[str, Any]], name: str) -> None:
     found = measured[name]
     assert found["ended"] == "refused" or (found["ended"] == "accepted" and name in HARMLESS), found

@@ -74,10 +74,6 @@ for words in json.loads(sys.argv[1]):
 """
 # What is asked for, and parts of the answer
 ASKED = {
-    "a family without int4": (
-        ["recipe=export", "model=gemma4_e2b_it"],
-        ["model.model_name_or_path=google/gemma-4-E2B-it: export=gguf writes Gemma 3 today, and this model is Gemma 4"],
-    ),
     "a family without a classifier": (
         ["recipe=reward_model", "model=gemma3n_e2b_it", "data=sample_preferences"],
         ["no class for sequence classification of Gemma 3n"],
@@ -99,7 +95,7 @@ ASKED = {
 
 
 # Those that import neither torch nor TRL
-QUICK = ["a family without int4", "a family without a classifier", "a model"]
+QUICK = ["a family without a classifier", "a model"]
 
 
 @pytest.mark.parametrize("names", [QUICK, pytest.param(list(ASKED), marks=pytest.mark.slow)], ids=["quick", "all"])

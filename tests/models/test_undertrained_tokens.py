@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from short_runs import short_run
+from slow import slow_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.models.undertrained_tokens import undertrained_tokens
@@ -89,7 +90,7 @@ def with_new_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["lora_sft", "qlora_sft", "full_sft"])
+@pytest.mark.parametrize("recipe", slow_after(1, ["lora_sft", "qlora_sft", "full_sft"]))
 def test_the_run_warns_where_the_embedding_is_frozen(
     with_new_tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ) -> None:

@@ -251,6 +251,7 @@ def loaded(path: Path, four_bit: bool = False) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("four_bit", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_an_adapter_stands_on_its_base(trained: Path, four_bit: bool) -> None:
     """Over whole and over 4-bit weights the logits are those that PEFT's own layers give, but for the order of sums."""
     before, model = loaded(trained, four_bit)

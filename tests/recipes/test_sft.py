@@ -144,6 +144,7 @@ def test_nothing_left_to_resume(two_checkpoints: Path, tmp_path: Path, capsys: p
         short_run("lora_sft", tmp_path / "new", *RESUMING, f"train.resume_from_checkpoint={path}", steps=10)
 
 
+@pytest.mark.slow
 def test_a_run_without_checkpoints_goes_on_behind_its_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rl_models import made, spelled
+from slow import slow_after
 from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_prompt
@@ -143,7 +144,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "rloo"])
+@pytest.mark.parametrize("recipe", slow_after(1, ["grpo", "rloo"]))
 def test_the_reference_is_the_model_as_it_begins(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not what lies on the disk under the name in its config: another revision, or a model with towers."""
 
@@ -161,7 +162,7 @@ def test_the_reference_is_the_model_as_it_begins(recipe: str, tmp_path: Path, mo
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-5
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", slow_after(1, ["pissa", "olora"]))
 def test_the_copy_of_an_adapter_changes_no_base(init: str, tmp_path: Path) -> None:
     """TRL's reference is initialised like the adapter that it copies, which would take these out of the base twice."""
     words = [*WORDS, "train.beta=0.1", "adapter=lora", "adapter.r=4"]

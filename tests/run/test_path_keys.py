@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slow import slow_after
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
@@ -88,7 +89,7 @@ def test_no_key_is_forgotten(key: str) -> None:
         assert (key in MARKED) != (key in NAME_NO_PATH), f"{key}: mark it with path=, or list it in NAME_NO_PATH"
 
 
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", slow_after(10, READ))
 def test_overwriting_what_the_run_reads_is_refused(key: str) -> None:
     cfg = run_in("out")
     Path("out/mine").touch()

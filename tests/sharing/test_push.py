@@ -57,6 +57,7 @@ def push(hub: HubServer | str, run: Path, *more: str, token: str = TOKEN) -> sub
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_files_and_card_arrive_whole(hub: HubServer, run: Path) -> None:
     """Private, every file to the byte; nothing of the machine, of keys or of rows in any request."""
     before = len(hub.received)
