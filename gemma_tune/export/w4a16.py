@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def _export(
             f"w4a16: exact where it is computed in float32. vLLM computes in bfloat16, which {rounds}.", file=sys.stderr
         )
     dtype = torch.bfloat16 if narrow else torch.float16
-    parts = {name: dict(_parts(name, trained, dtype, family)) for name in packed}
+    # Four parts of the file are of one expert's tensor, and follow each other: its codes are taken once
+    of_expert = lru_cache(maxsize=4)(partial(_of_expert, trained))
+    parts = {name: dict(_parts(name, trained, dtype, family, of_expert)) for name in packed}
     tensors = {n: next(iter(parts[n].values())) if n in parts else dense(n, trained, plan) for n in trained}
     return write_folder(
         tensors,
@@ -159,7 +161,13 @@ def _is_packed(family: Family, name: str, packs_experts: bool) -> bool:
     return packs_experts if family.is_expert(name) else ".layers." in name
 
 
-def _parts(name: str, trained: TrainedTensors, dtype: torch.dtype, family: Family) -> Iterator[tuple[str, FileTensor]]:
+def _parts(
+    name: str,
+    trained: TrainedTensors,
+    dtype: torch.dtype,
+    family: Family,
+    of_expert: Callable[[str, int], Encoded],
+) -> Iterator[tuple[str, FileTensor]]:
     """One tensor's parts in the file, by what its name there has at its end, or in place of its last word."""
     own, shape = name.rsplit(".", 1)[-1], by_rows(trained, name).shape
     if not family.is_expert(name):
@@ -170,14 +178,18 @@ def _parts(name: str, trained: TrainedTensors, dtype: torch.dtype, family: Famil
     rows = out // len(layers)
     for expert in range(experts):
         for i, layer in enumerate(layers):
-            read = partial(_of_expert, name, trained, expert, slice(i * rows, (i + 1) * rows))
+            read = partial(_some_rows, of_expert, name, expert, slice(i * rows, (i + 1) * rows))
             yield from _packed(f".{expert}.{layer}.weight", rows, width, read, dtype)
 
 
-def _of_expert(name: str, trained: TrainedTensors, expert: int, rows: slice) -> Iterator[Encoded]:
-    """The codes of some rows of one expert, [rows, in]."""
-    for block in by_rows(trained, name, slice(expert, expert + 1)).blocks:
-        yield Encoded(*(part[0, rows] for part in block))
+def _of_expert(trained: TrainedTensors, name: str, expert: int) -> Encoded:
+    """The codes of one expert, [out, in]."""
+    (block,) = by_rows(trained, name, slice(expert, expert + 1)).blocks
+    return Encoded(*(part[0] for part in block))
+
+
+def _some_rows(of_expert: Callable[[str, int], Encoded], name: str, expert: int, rows: slice) -> Iterator[Encoded]:
+    yield Encoded(*(part[rows] for part in of_expert(name, expert)))
 
 
 def _packed(
