@@ -53,8 +53,8 @@ def check_shared(path: Path) -> None:
     Raises:
         UserError: It is not there, or another folder of the same path is.
     """
-    mine, end = _lock_text(path), time.monotonic() + _SHARED_SECONDS
-    held = gathered(mine)[0]
+    held, end = gathered(_lock_text(path))[0], time.monotonic() + _SHARED_SECONDS
+    mine = _lock_text(path)  # anew: before they met, the first one may not have made it
     while mine != held and time.monotonic() < end:
         time.sleep(0.5)
         mine = _lock_text(path)
