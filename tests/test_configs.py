@@ -96,6 +96,7 @@ def test_composes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {key: value_in(cfg, key) for key in said} == said
 
 
+@pytest.mark.slow
 def test_needs_are_needed() -> None:
     """An entry that nothing asks for any more would hide a change; each option alone is refused."""
     for name, words in NEEDS.items():

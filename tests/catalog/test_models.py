@@ -20,6 +20,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ASSETS, CONFIGS
 
 
+@pytest.mark.slow
 def test_the_list_is_what_the_files_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Name, place, context and licence as in the comment of each YAML, which were written from the Hub's pages."""
     result = gemma_tune.run("models")

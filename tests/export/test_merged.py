@@ -150,6 +150,7 @@ def test_full_merged_in_bfloat16(bare_python: Path, questions: Path, tmp_path: P
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_qlora_merges_into_the_dequantized_weights(tmp_path: Path) -> None:
     """The file holds dequantized NF4 + s·B·A, computed here from the stored adapter, to float32's rounding."""
     from bitsandbytes.functional import dequantize_4bit

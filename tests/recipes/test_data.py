@@ -85,6 +85,7 @@ def test_sets_mixed(tmp_path: Path) -> None:
     assert len([line for line in metrics(tmp_path / "run") if "loss" in line]) == 3
 
 
+@pytest.mark.slow
 def test_a_run_opens_its_data_once(tmp_path: Path) -> None:
     """Read to its end, the file is hashed on the way; else once more for its digest."""
     file = rows_of(tmp_path / "rows.jsonl", 30, "Row")

@@ -92,6 +92,7 @@ def best_words(evaluator: str, *words: str) -> list[str]:
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_evaluations_move_no_bit(recipe: str, words: list[str], quick: list[str], tmp_path: Path) -> None:
     """With answers and losses every second step, and an evaluator that sets every seed: what one without them gives."""
     (tmp_path / "own.py").write_text(SEEDS, encoding="utf-8")

@@ -17,6 +17,7 @@ TESTED = ["eval.evaluators=[held_out_loss,answers]", "eval.max_new_tokens=8", "e
 SMALL = ["data.max_train_samples=4", "data.max_eval_samples=2", "train.per_device_train_batch_size=1"]
 
 
+@pytest.mark.slow
 def test_a_run_with_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     result = short_run("lora_sft", folder, *TESTED, *SMALL, "eval.num_samples=2", steps=1)

@@ -140,8 +140,9 @@ _OTHERS = (("SIGINT", 130), ("SIGUSR1", 143), ("SIGHUP", 143))
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("SIGTERM", 143), *(pytest.param(n, c, marks=pytest.mark.slow) for n, c in _OTHERS)],
+    [("SIGTERM", 143), *_OTHERS],
 )
+@pytest.mark.slow
 def test_a_signal_ends_the_step(name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint at the next step, though none was asked for; the same command goes on to the same weights."""
     words = [*QUIET, f"eval.during_training=['{sends(tmp_path, name)}']"]

@@ -112,6 +112,7 @@ def check_same_rows(url: str, engine: Any, rows: int = 8) -> None:
     assert [row["stopped"] for row in by_engine] == [row["stopped"] for row in by_server]
 
 
+@pytest.mark.slow
 def test_merged_weights_in_transformers() -> None:
     """One model alone, whatever a client names, also by the routes that are Transformers' own."""
     pytest.importorskip("fastapi", reason="needs pip install 'gemma_tune[serving]'")
