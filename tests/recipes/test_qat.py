@@ -24,9 +24,8 @@ def lines_of(folder: Path) -> dict[str, str]:
     return {line["name"]: line["verdict"] for line in verify}
 
 
-@pytest.mark.parametrize(
-    ("adapter", "embedding"), [pytest.param("none", "q4_0", marks=pytest.mark.slow), ("lora", "none")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("adapter", "embedding"), [("none", "q4_0"), ("lora", "none")])
 def test_trained_and_written(adapter: str, embedding: str, finished: Any) -> None:
     """Every line of the check; and in adapter mode the adapter inside the quantizer."""
     folder, result = finished("qat, lora" if adapter == "lora" else "qat, full")
