@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, GGUFWriter, Keys, get_tensor_name_map
+from gguf import GGUFReader, GGUFWriter, Keys
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from gemma_tune.errors import UserError
-from gemma_tune.export.gguf_metadata import architecture_of, check_config
+from gemma_tune.export.gguf_metadata import check_config
+from gemma_tune.export.gguf_tensors import GgufNames
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.merging import ADAPTER
@@ -72,7 +73,7 @@ def export(folder: Path, config: Any, file: Path, name: str) -> Path:
     stored = read_adapter(folder, empty_model(config))
     check_adapter(str(folder), stored.config)
     architecture = str(FAMILIES[config.model_type].gguf)
-    names = get_tensor_name_map(architecture_of(architecture), config.num_hidden_layers)
+    names = GgufNames(config)
     strengths = _strengths(stored)
     alpha = Counter(strengths.values()).most_common(1)[0][0] or 1.0  # llama.cpp takes 0 as no scale at all
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def export(folder: Path, config: Any, file: Path, name: str) -> Path:
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
     for own, strength in strengths.items():
-        its = names.get_name(f"{own}.weight", try_suffixes=(".weight",))
+        its = names.of(f"{own}.weight")
         if its is None:
             raise UserError(f"{folder}: it adapts {own}, and llama.cpp has no such matrix in {architecture}.")
         a, b = (stored.weights[f"{_PREFIX}{own}.lora_{part}.weight"].float() for part in "AB")
@@ -116,7 +117,7 @@ def added_line(file: Path, model: Any) -> CheckLine:
     base = language_part(model)
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     architecture = str(FAMILIES[base.config.get_text_config().model_type].gguf)
-    names = get_tensor_name_map(architecture_of(architecture), base.config.get_text_config().num_hidden_layers)
+    names = GgufNames(base.config.get_text_config())
     problems = []
     try:
         reader = GGUFReader(file)
@@ -127,7 +128,7 @@ def added_line(file: Path, model: Any) -> CheckLine:
             problems.append(f"it is of type {', '.join(map(str, kinds))}.")
         alpha = float(said[Keys.Adapter.LORA_ALPHA])
         for name, layer in layers.items():
-            its = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
+            its = names.of(f"{name}.weight")
             a, b = (tensors.pop(f"{its}.lora_{part}", None) for part in "ab")
             problems += _differs(name, layer, a, b, alpha)
     except FileNotFoundError as error:

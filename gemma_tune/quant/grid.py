@@ -112,10 +112,15 @@ class Grid:
         """Writes codes into `found`, [..., N]; yields some blocks of it at a time, [n, block], with scales, [n, 1]."""
         if weight.shape[-1] % self.block:
             raise NotOnGrid(f"its width, {weight.shape[-1]}, is not a multiple of {self.block}")
-        blocks = weight.detach().reshape(-1, self.block)
-        count = _IN_CACHE // self.block if weight.device.type == "cpu" else max(1, len(blocks))
-        for part, codes in zip(blocks.split(count), found.view(-1, self.block).split(count), strict=True):
+        together = self._share_a_scale(weight.shape[-1])
+        blocks = weight.detach().reshape(-1, together)
+        count = max(1, _IN_CACHE // together if weight.device.type == "cpu" else len(blocks))
+        for part, codes in zip(blocks.split(count), found.view(-1, together).split(count), strict=True):
             yield codes, self._encode(part.float(), codes)
+
+    def _share_a_scale(self, width: int) -> int:
+        """How many weights of a row have one scale."""
+        return self.block
 
     def _encode(self, blocks: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Writes the codes of blocks, [n, block], and returns their scales, [n, 1]; all in place, for speed."""
@@ -185,14 +190,8 @@ class ChannelGrid(Grid):
         """As `Grid.decode`; scales are [..., 1]."""
         return encoded.codes.float() * encoded.scales + 0.0
 
-    def _encoded(self, weight: torch.Tensor, found: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        width = weight.shape[-1]
-        if width % self.block:
-            raise NotOnGrid(f"its width, {width}, is not a multiple of {self.block}")
-        rows = weight.detach().reshape(-1, width)
-        count = max(1, _IN_CACHE // width) if weight.device.type == "cpu" else max(1, len(rows))
-        for part, codes in zip(rows.split(count), found.view(-1, width).split(count), strict=True):
-            yield codes, self._encode(part.float(), codes)
+    def _share_a_scale(self, width: int) -> int:
+        return width
 
     def _encode(self, blocks: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         exact = self._scale(blocks)
