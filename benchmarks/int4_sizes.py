@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import page_tables
 from gguf import GGML_QUANT_SIZES
 from transformers import AutoConfig
 
@@ -252,23 +252,12 @@ def tables(a: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def placed_in(page: str, found: Mapping[str, str]) -> str:
-    """The page with each table between `<!-- int4_sizes: NAME -->` and `<!-- end -->`."""
-    for name, text in found.items():
-        start = f"<!-- int4_sizes: {name} -->\n"
-        pattern = re.compile(f"{re.escape(start)}.*?<!-- end -->", re.DOTALL)
-        assert pattern.search(page), f"the page has no {start.strip()}"
-        page = pattern.sub(lambda _, text=text, start=start: f"{start}{text}\n<!-- end -->", page)
-    return page
+placed_in = partial(page_tables.placed_in, "int4_sizes")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     a = options().parse_args(words)
-    found = tables(a)
-    if a.write:
-        a.write.write_text(placed_in(a.write.read_text(encoding="utf-8"), found), encoding="utf-8")
-    else:
-        print("\n\n".join(f"{name}\n\n{text}" for name, text in found.items()))
+    page_tables.write_or_print("int4_sizes", a.write, tables(a))
 
 
 if __name__ == "__main__":

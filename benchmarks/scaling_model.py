@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import page_tables
 from transformers import AutoConfig
 
 from gemma_tune.cli.compose import compose_config
@@ -209,23 +210,12 @@ def tables(a: argparse.Namespace) -> dict[str, str]:
     return {**found, "long": long_table(a)}
 
 
-def placed_in(page: str, found: dict[str, str]) -> str:
-    """The page with each table between `<!-- scaling_model: NAME -->` and `<!-- end -->`."""
-    for name, text in found.items():
-        start = f"<!-- scaling_model: {name} -->\n"
-        pattern = re.compile(f"{re.escape(start)}.*?<!-- end -->", re.DOTALL)
-        assert pattern.search(page), f"the page has no {start.strip()}"
-        page = pattern.sub(lambda _, text=text, start=start: f"{start}{text}\n<!-- end -->", page)
-    return page
+placed_in = partial(page_tables.placed_in, "scaling_model")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     a = options().parse_args(words)
-    found = tables(a)
-    if a.write:
-        a.write.write_text(placed_in(a.write.read_text(encoding="utf-8"), found), encoding="utf-8")
-    else:
-        print("\n\n".join(f"{name}\n\n{text}" for name, text in found.items()))
+    page_tables.write_or_print("scaling_model", a.write, tables(a))
 
 
 if __name__ == "__main__":
