@@ -123,7 +123,7 @@ tiny: .venv/.done ## Build the embedded model from scratch in build/tiny, in abo
 
 lock: .venv/.done ## Write requirements.lock, the digests of every package in constraints.txt
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check uv
-	build/supply/bin/uv pip compile -q pyproject.toml --extra dev --extra eval --extra gguf --extra rl --extra serving -c constraints.txt \
+	build/supply/bin/uv pip compile -q pyproject.toml --extra dev --extra eval --extra gguf --extra rl --extra serving --extra audio --extra video -c constraints.txt \
 		--generate-hashes --no-emit-package torch --no-header --no-annotate -o build/requirements.txt
 	@{ sed -n '/^#/p' requirements.lock; cat build/requirements.txt; } > build/requirements.lock
 	@mv build/requirements.lock requirements.lock
@@ -132,7 +132,7 @@ sbom: .venv/.done ## Write dist/sbom.json: what the wheel depends on, with versi
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check cyclonedx-bom
 	rm -rf dist/*.whl && $(BIN)/python -m build --wheel --no-isolation --outdir dist . > build/wheel.log
 	$(PYTHON) -m venv --clear build/installed
-	build/installed/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[eval,gguf,rl,serving]"
+	build/installed/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[eval,gguf,rl,serving,audio,video]"
 	build/installed/bin/python -m pip uninstall -q -y pip
 	build/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json build/installed/bin/python
 	@echo "dist/sbom.json: $$(grep -c '"bom-ref"' dist/sbom.json) entries, of $$(ls dist/*.whl)"

@@ -28,6 +28,8 @@ _EXTRAS = {
     "eval": "lm-evaluation-harness, for eval=lm_eval",
     "rl": "rewards of mathematics, languages and JSON",
     "serving": "recipe=serve of other weights than GGUF files",
+    "audio": "sound in rows, and eval.evaluators=[wer]",
+    "video": "video in rows",
     "trackers": "tracker=tensorboard, mlflow and trackio",
 }
 
