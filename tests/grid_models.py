@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,15 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gemma_tune.export.tensors import TrainedTensors, trained_tensors
+from gemma_tune.export.model_on_grid import ModelOnGrid
+from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.source import Source
 from gemma_tune.quant.layers import GridLora, put_on_grid
-from gemma_tune.quant.plan import Plan, plan_of
+from gemma_tune.quant.plan import plan_of
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
 ROWS = torch.randint(10, 1500, (4, 48), generator=torch.Generator().manual_seed(0)).tolist()
-
-
-@dataclass
-class OnGridModel:
-    """A model on its grid, and all that an exporter takes."""
-
-    model: Any
-    plan: Plan
-    trained: TrainedTensors
-    tokenizer: Any
-    source: Source
-
-    def given(self) -> tuple[TrainedTensors, Plan, Any, Any]:
-        """What exporters take first."""
-        return self.trained, self.plan, self.model, self.tokenizer
 
 
 def source_of(folder: Path) -> Source:
@@ -66,7 +51,7 @@ def with_adapter(model: Any, layer: type[nn.Module] | None) -> Any:
 
 def on_grid(
     grid: str = "q4_0", embedding: str | None = None, adapter: bool = False, dtype: torch.dtype = torch.float32
-) -> OnGridModel:
+) -> ModelOnGrid:
     """The embedded model on a grid, as after full training or with an adapter inside the quantizer."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype).eval()
     if not adapter:
@@ -76,7 +61,7 @@ def on_grid(
         model = with_adapter(model, GridLora)
     put_on_grid(model, plan)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    return OnGridModel(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
+    return ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
 
 
 def logits_of(model: Any) -> torch.Tensor:

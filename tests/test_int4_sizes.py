@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from gemma_tune.config import ExportConfig, QuantConfig
 from gemma_tune.export import gguf, merged_from_grid, mlx_folder, phone, w4a16
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.source import Source
 from gemma_tune.quant.channels import channel_plan
@@ -84,13 +85,13 @@ def test_files_take_the_calculated_bytes(program: ModuleType, name: str, tmp_pat
         for kind, export in kinds.items():
             folder = tmp_path / f"{kind}-{embedding}"
             folder.mkdir()
-            export(trained, plan, on_grid, tokenizer, folder, options, source)
+            export(ModelOnGrid(on_grid, plan, trained, tokenizer, source), folder, options)
             assert bytes_in(folder) == sized.folder_bytes(kind, embedding), (kind, embedding)
     channel = QuantConfig(grid="int4_channel", embedding="int4_channel", per_layer_embedding="int4_channel")
     plan, folder = channel_plan(model, channel), tmp_path / "phone"
     put_on_grid(model, plan)
     folder.mkdir()
-    phone.export(trained_tensors(model, plan), plan, model, tokenizer, folder, options, source)
+    phone.export(ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source), folder, options)
     assert bytes_in(folder) == sized.folder_bytes("phone") == plan.bytes
 
 

@@ -20,6 +20,7 @@ from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, wri
 from gemma_tune.export.int4_check import OK, UNVERIFIED, WARN, CheckLine, forward_line, raise_failed, stored_lines
 from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.mlx_check import folder_lines
+from gemma_tune.export.model_on_grid import FolderWriter, ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
@@ -39,13 +40,13 @@ NOT_IN_TRANSFORMERS = CheckLine(
     "Transformers has no place for the codes of single experts, as vLLM reads them; w4a16_transformers is for it.",
 )
 _LONGEST = 512  # tokens of a row that are compared
-_FOLDERS = {  # which Transformers loads
+_FOLDERS: dict[str, FolderWriter] = {  # which Transformers loads
     "merged": merged_from_grid.export,
     "w4a16": w4a16.export,
     "w4a16_transformers": w4a16.export_dense_experts,
     "phone": phone.export,
 }
-_WRITERS = {**_FOLDERS, "mlx": mlx_folder.export}
+_WRITERS: dict[str, FolderWriter] = {**_FOLDERS, "mlx": mlx_folder.export}
 
 
 def export_all(
@@ -78,6 +79,7 @@ def export_all(
     if not formats:
         return []
     trained = trained_tensors(model, plan)
+    given = ModelOnGrid(model, plan, trained, tokenizer, source)
     forward = TrainedForward(model, some_rows(rows, model))
     lines = [forward_line(model, trained, plan)]
     for name in formats:
@@ -89,7 +91,7 @@ def export_all(
                 title = title_of(cfg.model.model_name_or_path)
                 write_gguf(name, title, written, model, tokenizer, weights, types)
             else:
-                _WRITERS[name](trained, plan, model, tokenizer, written, cfg.export, source)
+                _WRITERS[name](given, written, cfg.export)
         folder.result.artifacts[name] = f"export/{name}"
     logits = folder.path / "export" / ".logits"
     phase(f"checking: the model's own forward pass at {forward.positions} positions")

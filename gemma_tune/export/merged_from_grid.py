@@ -5,38 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export.file_tensor import FileTensor
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import TrainedTensors, by_rows, decoded_blocks
 from gemma_tune.export.transformers_folder import write_folder
-from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
 
 
-def export(
-    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
-) -> list[Path]:
-    """Writes weights, config, generation config, tokenizer and chat template.
+def export(given: ModelOnGrid, folder: Path, options: ExportConfig) -> list[Path]:
+    """A `FolderWriter` of the decoded weights.
 
     Each tensor has the narrower of bfloat16 and `options.dtype` that holds its numbers exactly; norms that were
     trained in float32 keep it.
-
-    Args:
-        trained: Every tensor of the language part (`trained_tensors`).
-        plan: The plan that its codes are of.
-        model: The trained model, or a PeftModel around it: its generation config.
-        tokenizer: The tokenizer with our template.
-        folder: Where to write.
-        options: `dtype` of the weights in the files, and `max_shard_size`.
-        source: What the model was loaded from.
-
-    Returns:
-        The files written.
     """
+    trained, plan = given.trained, given.plan
     wide = options.dtype == "float32"
     tensors = {n: dense(n, trained, plan, torch.float32 if wide else None) for n in trained}
     dtype = torch.bfloat16
@@ -45,7 +31,7 @@ def export(
     if dtype == torch.float32 and not wide:
         grids = ", ".join(sorted({grid.name for grid in plan.grids.values()}))
         print(f"merged: written in float32: bfloat16 can't hold the weights of {grids}.", file=sys.stderr)
-    return write_folder(tensors, dtype, None, model, tokenizer, folder, options, source)
+    return write_folder(tensors, dtype, None, given.model, given.tokenizer, folder, options, given.source)
 
 
 def dense(name: str, trained: TrainedTensors, plan: Plan, dtype: torch.dtype | None = None) -> FileTensor:

@@ -19,9 +19,9 @@ from gemma_tune.config import ExportConfig
 from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor
 from gemma_tune.export.merged_from_grid import dense
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.export.transformers_folder import published_sizes, write_weights
-from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
@@ -51,27 +51,14 @@ _FUSED, _DOWN = ".experts.gate_up_proj", ".experts.down_proj"
 _SCALE_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def export(
-    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
-) -> list[Path]:
-    """Writes codes, scales and biases; every other tensor is dense, in bfloat16 where that holds it exactly.
-
-    Args:
-        trained: Every tensor of the language part (`trained_tensors`).
-        plan: The plan that its codes are of.
-        model: The trained model, or a PeftModel around it: its generation config.
-        tokenizer: The tokenizer with our template.
-        folder: Where to write.
-        options: `max_shard_size`.
-        source: What the model was loaded from (not used: towers are left out).
-
-    Returns:
-        The files written.
+def export(given: ModelOnGrid, folder: Path, options: ExportConfig) -> list[Path]:
+    """A `FolderWriter` of codes, scales and biases; every other tensor is dense, in bfloat16 where that is exact.
 
     Raises:
         UserError: An architecture that mlx-lm computes in another way.
     """
-    base = language_part(model)
+    trained, plan = given.trained, given.plan
+    base = language_part(given.model)
     described = mlx_config(base.config, plan) | {"architectures": [type(base).__name__]}
     kind = base.config.model_type
     tensors: dict[str, FileTensor] = {}
@@ -83,7 +70,7 @@ def export(
             else:
                 tensors[path] = _rows_of(dense(name, trained, plan), rows)
     idle = {path: torch.zeros(shape, dtype=torch.bfloat16) for path, shape in idle_tensors(base.config).items()}
-    write_weights({**tensors, **idle}, base.config, tokenizer, folder, options)
+    write_weights({**tensors, **idle}, base.config, given.tokenizer, folder, options)
     write_json(folder / "config.json", described)
     base.generation_config.save_pretrained(folder)
     return sorted(p for p in folder.iterdir() if p.is_file())

@@ -24,6 +24,7 @@ from gemma_tune.config import ExportConfig
 from gemma_tune.export.file_tensor import FileTensor, FileTensors, row_blocks
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.merged_from_grid import dense
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import StoredTensor
 from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.export.transformers_folder import write_folder
@@ -31,7 +32,6 @@ from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import family_of
-from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.activations import ActivationScales, activation_scales
 from gemma_tune.quant.grid import Encoded
@@ -43,24 +43,10 @@ _SCALES = (".weight_scale", ".embedding_scale", *_ACTIVATIONS)
 _OF_LINEAR = ("", "_scale", *(f".{name}" for name in _ACTIVATIONS))
 
 
-def export(
-    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
-) -> list[Path]:
-    """Writes packed codes with their scales, and the activations' scales; every other tensor is dense.
-
-    Args:
-        trained: Every tensor of the language part (`trained_tensors`).
-        plan: The plan that its codes are of.
-        model: The trained model, or a PeftModel around it: its activations' scales and generation config.
-        tokenizer: The tokenizer with our template.
-        folder: Where to write.
-        options: `max_shard_size`.
-        source: What the model was loaded from.
-
-    Returns:
-        The files written.
-    """
-    base, family = language_part(model), family_of(source)
+def export(given: ModelOnGrid, folder: Path, options: ExportConfig) -> list[Path]:
+    """A `FolderWriter` of packed codes with their scales, and the activations' scales; every other tensor is dense."""
+    model, plan, trained = given.model, given.plan, given.trained
+    base, family = language_part(model), family_of(given.source)
     embeddings = {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Embedding)}
     scales, tied = activation_scales(model), base.config.tie_word_embeddings
     parts: dict[str, FileTensors] = {}
@@ -75,12 +61,12 @@ def export(
     return write_folder(
         {name: dense(name, trained, plan) for name in trained},
         torch.bfloat16,
-        quantization_config(plan, base, CheckpointFiles.of(source, family), tied),
+        quantization_config(plan, base, CheckpointFiles.of(given.source, family), tied),
         model,
-        tokenizer,
+        given.tokenizer,
         folder,
         options,
-        source,
+        given.source,
         parts,
         untied=tied and family.tied[0] in plan.grids,
     )

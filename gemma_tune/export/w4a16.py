@@ -29,62 +29,38 @@ from gemma_tune.config import ExportConfig
 from gemma_tune.config.quant import STORED
 from gemma_tune.export.file_tensor import FileTensor
 from gemma_tune.export.merged_from_grid import dense, narrowest
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.export.transformers_folder import write_folder
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import Family
 from gemma_tune.models.load import family_of
-from gemma_tune.models.source import Source
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.plan import Plan
 
 BITS, BLOCK = 4, 32
 
 
-def export(
-    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
-) -> list[Path]:
-    """Writes the codes, 8 in an int32, with their scales; every other tensor is dense.
+def export(given: ModelOnGrid, folder: Path, options: ExportConfig) -> list[Path]:
+    """A `FolderWriter` of the codes, 8 in an int32, with their scales; every other tensor is dense.
 
     Fused experts are written one by one, under the names that vLLM reads (`experts.3.gate_proj.weight_packed`);
     Transformers has no place for these: see `export_dense_experts`.
 
     Weights that bfloat16 holds exactly get bfloat16 scales. For `q4_0_fp16`, llama.cpp's own rule, it doesn't: the
     scales are float16, and config.json says float32, because bfloat16 would move the weights by up to 0.8 %.
-
-    Args:
-        trained: Every tensor of the language part (`trained_tensors`).
-        plan: The plan that its codes are of.
-        model: The trained model, or a PeftModel around it: its generation config.
-        tokenizer: The tokenizer with our template.
-        folder: Where to write.
-        options: `max_shard_size`.
-        source: What the model was loaded from.
-
-    Returns:
-        The files written.
     """
-    return _export(trained, plan, model, tokenizer, folder, options, source, packs_experts=True)
+    return _export(given, folder, options, packs_experts=True)
 
 
-def export_dense_experts(
-    trained: TrainedTensors, plan: Plan, model: Any, tokenizer: Any, folder: Path, options: ExportConfig, source: Source
-) -> list[Path]:
+def export_dense_experts(given: ModelOnGrid, folder: Path, options: ExportConfig) -> list[Path]:
     """As `export`, with fused experts as plain numbers of the grid, so that Transformers loads the folder."""
-    return _export(trained, plan, model, tokenizer, folder, options, source, packs_experts=False)
+    return _export(given, folder, options, packs_experts=False)
 
 
-def _export(
-    trained: TrainedTensors,
-    plan: Plan,
-    model: Any,
-    tokenizer: Any,
-    folder: Path,
-    options: ExportConfig,
-    source: Source,
-    packs_experts: bool,
-) -> list[Path]:
-    family = family_of(source)
+def _export(given: ModelOnGrid, folder: Path, options: ExportConfig, packs_experts: bool) -> list[Path]:
+    trained, plan = given.trained, given.plan
+    family = family_of(given.source)
     packed = [name for name in plan.grids if _is_packed(family, name, packs_experts)]
     narrow = all(narrowest(name, trained, plan) == torch.bfloat16 for name in plan.grids)
     if not narrow:
@@ -104,12 +80,12 @@ def _export(
     return write_folder(
         tensors,
         torch.bfloat16 if narrow else torch.float32,
-        quantization_config(CheckpointFiles.of(source, family), plan),
-        model,
-        tokenizer,
+        quantization_config(CheckpointFiles.of(given.source, family), plan),
+        given.model,
+        given.tokenizer,
         folder,
         options,
-        source,
+        given.source,
         parts,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import small_models
 import torch
-from grid_models import TINY, OnGridModel, on_grid, source_of
+from grid_models import TINY, on_grid, source_of
 from peft import LoraConfig, get_peft_model
 from short_runs import short_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,6 +28,7 @@ from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.evals.samples import prompt_ids, row_ids
 from gemma_tune.export import gguf, w4a16
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import Source, find_source
@@ -63,9 +64,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[OnGridModel, Path]:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelOnGrid, Path]:
     trained, folder = on_grid("q4_0", "q4_0"), tmp_path_factory.mktemp("w4a16")
-    w4a16.export(*trained.given(), folder, ExportConfig(), trained.source)
+    w4a16.export(trained, folder, ExportConfig())
     return trained, folder
 
 
@@ -265,7 +266,7 @@ def test_the_tokenizer_of_another_model(file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_int4_folder(packed: tuple[OnGridModel, Path], tmp_path: Path) -> None:
+def test_an_int4_folder(packed: tuple[ModelOnGrid, Path], tmp_path: Path) -> None:
     """w4a16 is measured as the model that was trained on its grid."""
     trained, folder = packed
     found = evaluate(folder, tmp_path / "run", "model.dtype=float32", "eval.evaluators=[held_out_loss]")
@@ -276,7 +277,7 @@ def test_an_int4_folder(packed: tuple[OnGridModel, Path], tmp_path: Path) -> Non
     assert len(stored) == 4 and stored == pytest.approx(losses, rel=1e-5)
 
 
-def test_chat_with_an_int4_folder(packed: tuple[OnGridModel, Path], recwarn: pytest.WarningsRecorder) -> None:
+def test_chat_with_an_int4_folder(packed: tuple[ModelOnGrid, Path], recwarn: pytest.WarningsRecorder) -> None:
     """With the answer of the weights on the grid, and no warning of a library's about it."""
     trained, folder = packed
     words = [f"model.model_name_or_path={folder}", "model.dtype=float32", "chat.prompt=Hello", "chat.max_new_tokens=8"]
@@ -295,7 +296,7 @@ def test_an_int4_folder_with_towers(tmp_path: Path) -> None:
     base = load_base(ModelConfig(str(folder), dtype="float32", device="cpu"), source, tokenizer)
     plan = plan_of(base, "q4_0", "q8_0")
     put_on_grid(base, plan)
-    w4a16.export(trained_tensors(base, plan), plan, base, tokenizer, out, ExportConfig(), source)
+    w4a16.export(ModelOnGrid(base, plan, trained_tensors(base, plan), tokenizer, source), out, ExportConfig())
     cfg = compose_config("evaluate", [f"model.model_name_or_path={out}", "model.dtype=float32", *WORDS])
     row = list(range(10, 40))
     with open_engine(cfg, source_of(out), tokenizer) as engine:
@@ -304,7 +305,7 @@ def test_an_int4_folder_with_towers(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_quantized_checkpoints_that_are_refused(packed: tuple[OnGridModel, Path], tmp_path: Path) -> None:
+def test_quantized_checkpoints_that_are_refused(packed: tuple[ModelOnGrid, Path], tmp_path: Path) -> None:
     _, folder = packed
     with pytest.raises(UserError, match=r"stored quantized \(compressed-tensors\), and tuning needs full ones"):
         short_run("lora_sft", tmp_path / "run", f"model.model_name_or_path={folder}")

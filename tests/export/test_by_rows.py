@@ -34,7 +34,7 @@ def test_blocks_of_few_rows(at_once: int, tmp_path: Path, monkeypatch: pytest.Mo
         base = trained.model.get_base_model()
         for name, writer in (("merged", merged_from_grid), ("w4a16", w4a16)):
             (folder / name).mkdir(parents=True)
-            writer.export(*trained.given(), folder / name, ExportConfig(), trained.source)
+            writer.export(trained, folder / name, ExportConfig())
         given = (base.config, trained.tokenizer, base.generation_config, trained.plan)
         gguf.export(trained.trained, *given, folder / "x.gguf", name="x")
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
@@ -78,7 +78,7 @@ def test_a_process_of_its_own_gives_the_same_lines(tmp_path: Path) -> None:
     trained = on_grid("q4_0", "q4_0")
     for name, writer in (("merged", merged_from_grid), ("w4a16", w4a16)):
         (tmp_path / name).mkdir()
-        writer.export(*trained.given(), tmp_path / name, ExportConfig(), trained.source)
+        writer.export(trained, tmp_path / name, ExportConfig())
     wrong = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     with torch.no_grad():
         wrong.model.norm.weight[0] = math.nan

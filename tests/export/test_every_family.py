@@ -23,6 +23,7 @@ from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.engine_lines import exact_line
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, forward_line, stored_lines
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, OTHER, agreements_with, llama_lines, top_tokens
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, float_tensors, trained_tensors
@@ -76,7 +77,7 @@ def test_every_code_is_that_of_training(name: str, adapter: bool, tmp_path: Path
         "merged": merged_from_grid.export,
     }
     for what, export in folders.items():
-        export(trained, plan, model, tokenizer, tmp_path / what, ExportConfig(), source)
+        export(ModelOnGrid(model, plan, trained, tokenizer, source), tmp_path / what, ExportConfig())
         if name.startswith("gemma4"):  # under the published name, too, which Transformers doesn't write
             assert json.loads((tmp_path / what / "config.json").read_text("utf-8"))["global_head_dim"] == 32
         lines = stored_lines(what, read_folder(tmp_path / what), trained, plan)
@@ -194,8 +195,9 @@ def test_w4a16_in_vllm(name: str, vllm: Path, tmp_path: Path) -> None:
     source = saved(model, tmp_path / "base")
     put_on_grid(model, plan)
     trained = trained_tensors(model, plan)
-    w4a16.export(trained, plan, model, tokenizer, tmp_path / "w4a16", ExportConfig(), source)
-    w4a16.export_dense_experts(trained, plan, model, tokenizer, tmp_path / "dense", ExportConfig(), source)
+    given = ModelOnGrid(model, plan, trained, tokenizer, source)
+    w4a16.export(given, tmp_path / "w4a16", ExportConfig())
+    w4a16.export_dense_experts(given, tmp_path / "dense", ExportConfig())
     cfg = compose_config("export", [f"model.model_name_or_path={source.base}", f"engine.vllm={vllm}", "quant=q4_0"])
     same = {"w4a16": str(tmp_path / "dense")} if plan.has_experts else None
     forward = TrainedForward(model, rows(8, 64))

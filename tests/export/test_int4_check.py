@@ -6,13 +6,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gguf import GGUFReader
-from grid_models import ROWS, TINY, OnGridModel, logits_of, on_grid
+from grid_models import ROWS, TINY, logits_of, on_grid
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
@@ -22,6 +23,7 @@ from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.engine_agreement import EngineAgreement, best_tokens, engine_kl, measure_agreement
 from gemma_tune.export.engine_lines import exact_line, gross_line, same_each_time
 from gemma_tune.export.int4_check import FAIL, OK, WARN, CheckLine, forward_line, raise_failed, stored_lines
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import StoredTensor, read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, decoded_weight, trained_tensors
@@ -33,7 +35,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 FORMATS = ("merged", "w4a16", "gguf")
 
 
-def write(what: str, trained: OnGridModel, tensors: TrainedTensors, folder: Path) -> Path:
+def write(what: str, trained: ModelOnGrid, tensors: TrainedTensors, folder: Path) -> Path:
     """The artifact, with these tensors in it."""
     folder.mkdir(exist_ok=True)
     if what == "gguf":
@@ -41,25 +43,25 @@ def write(what: str, trained: OnGridModel, tensors: TrainedTensors, folder: Path
         gguf.export(tensors, base.config, trained.tokenizer, base.generation_config, trained.plan, file, name="tiny")
         return file
     writer = merged_from_grid if what == "merged" else w4a16
-    writer.export(tensors, trained.plan, trained.model, trained.tokenizer, folder, ExportConfig(), trained.source)
+    writer.export(replace(trained, trained=tensors), folder, ExportConfig())
     return folder
 
 
-def read(what: str, path: Path, trained: OnGridModel) -> Iterator[tuple[str, StoredTensor]]:
+def read(what: str, path: Path, trained: ModelOnGrid) -> Iterator[tuple[str, StoredTensor]]:
     return read_gguf(path, trained.model.config) if what == "gguf" else read_folder(path)
 
 
-def check(what: str, path: Path, trained: OnGridModel) -> list[CheckLine]:
+def check(what: str, path: Path, trained: ModelOnGrid) -> list[CheckLine]:
     return stored_lines(what, read(what, path, trained), trained.trained, trained.plan)
 
 
 @pytest.fixture(scope="module")
-def trained() -> OnGridModel:
+def trained() -> ModelOnGrid:
     return on_grid("q4_0", "q4_0")
 
 
 @pytest.fixture(scope="module")
-def written(trained: OnGridModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def written(trained: ModelOnGrid, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("written")
     return {what: write(what, trained, trained.trained, folder / what) for what in FORMATS}
 
@@ -102,7 +104,7 @@ def test_what_the_forward_did_not_use_is_named() -> None:
     trained = on_grid("q4_0", None)
     with torch.no_grad():
         trained.model.model.embed_tokens.weight[7, 7] += 1e-6
-    trained.trained = trained_tensors(trained.model, trained.plan)
+    trained = replace(trained, trained=trained_tensors(trained.model, trained.plan))
     with pytest.raises(ArtifactDiffers, match=r"79 of 80 tensors .*embed_tokens\.weight: 1 of 393,216 weights differ"):
         raise_failed([forward_line(trained.model, trained.trained, trained.plan)])
     plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
@@ -153,7 +155,7 @@ def positive_scale(weight: torch.Tensor) -> Encoded:
 
 
 @pytest.mark.parametrize("what", FORMATS)
-def test_a_grid_derived_again_on_export_fails(what: str, tmp_path: Path, trained: OnGridModel) -> None:
+def test_a_grid_derived_again_on_export_fails(what: str, tmp_path: Path, trained: ModelOnGrid) -> None:
     """The control: a positive absmax / 8 grid, taken from the trained, rounded weights."""
     again = {
         n: positive_scale(decoded_weight(n, trained.trained, trained.plan)) if n in trained.plan.grids else t
@@ -195,7 +197,7 @@ def copied(what: str, path: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("what", FORMATS)
 @pytest.mark.parametrize("bit", [0, 7, 70, 1000])
 def test_one_flipped_bit_is_named(
-    what: str, bit: int, tmp_path: Path, written: dict[str, Path], trained: OnGridModel
+    what: str, bit: int, tmp_path: Path, written: dict[str, Path], trained: ModelOnGrid
 ) -> None:
     path = copied(what, written[what], tmp_path)
     file, start = start_of(what, path)
@@ -207,7 +209,7 @@ def test_one_flipped_bit_is_named(
 
 
 @pytest.mark.parametrize("what", FORMATS)
-def test_a_truncated_file_is_named(what: str, tmp_path: Path, written: dict[str, Path], trained: OnGridModel) -> None:
+def test_a_truncated_file_is_named(what: str, tmp_path: Path, written: dict[str, Path], trained: ModelOnGrid) -> None:
     path = copied(what, written[what], tmp_path)
     file, start = start_of(what, path)
     content = file.read_bytes()
@@ -222,7 +224,7 @@ def test_a_truncated_file_is_named(what: str, tmp_path: Path, written: dict[str,
 
 
 @pytest.mark.parametrize("what", FORMATS)
-def test_a_file_of_another_model_is_named(what: str, written: dict[str, Path], trained: OnGridModel) -> None:
+def test_a_file_of_another_model_is_named(what: str, written: dict[str, Path], trained: ModelOnGrid) -> None:
     """One with other weights, and one with other tensors."""
     other = on_grid("q4_0", "q4_0", adapter=True)
     lines = check(what, written[what], other)
@@ -240,7 +242,7 @@ def test_a_file_of_another_model_is_named(what: str, written: dict[str, Path], t
         raise_failed(stored_lines(what, stored, trained.trained, trained.plan))
 
 
-def test_a_float32_file_holds_the_decoded_weights(tmp_path: Path, trained: OnGridModel) -> None:
+def test_a_float32_file_holds_the_decoded_weights(tmp_path: Path, trained: ModelOnGrid) -> None:
     """What llama.cpp is given for the exact line."""
     model, tensors = trained.model, decoded_tensors(trained.trained, trained.plan)
     types, file = torch.float32, tmp_path / "exact.gguf"
@@ -265,7 +267,7 @@ def test_a_model_that_trains_in_bfloat16_is_compared_in_float32(tmp_path: Path) 
     assert torch.equal(logits_of(trained.model), logits)
 
 
-def test_other_logits_fail(tmp_path: Path, trained: OnGridModel, written: dict[str, Path]) -> None:
+def test_other_logits_fail(tmp_path: Path, trained: ModelOnGrid, written: dict[str, Path]) -> None:
     """A thousandth on one weight of a norm, and NaN."""
     model = AutoModelForCausalLM.from_pretrained(written["merged"], dtype=torch.float32)
     for change in (1e-3, math.nan):

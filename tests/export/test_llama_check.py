@@ -9,38 +9,39 @@ from typing import Any
 
 import pytest
 import torch
-from grid_models import ROWS, OnGridModel, on_grid
+from grid_models import ROWS, on_grid
 
 from gemma_tune.export import gguf
 from gemma_tune.export.engine_agreement import EngineAgreement
 from gemma_tune.export.engine_lines import exact_line, gross_line
 from gemma_tune.export.int4_check import FAIL, UNVERIFIED, WARN
 from gemma_tune.export.llama_check import CONTROL, EXACT, GROSS, agreements_with, llama_lines, top_tokens
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import decoded_tensors
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.quant.grid import GRIDS
 
 
 @pytest.fixture(scope="module")
-def trained() -> OnGridModel:
+def trained() -> ModelOnGrid:
     return on_grid("q4_0", "q8_0", adapter=True)
 
 
 @pytest.fixture(scope="module")
-def file(trained: OnGridModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(trained: ModelOnGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(trained, trained.trained, trained.plan, tmp_path_factory.mktemp("gguf") / "tiny-q4_0.gguf")
 
 
-def forward_of(trained: OnGridModel, rows: int) -> TrainedForward:
+def forward_of(trained: ModelOnGrid, rows: int) -> TrainedForward:
     return TrainedForward(trained.model, ROWS[:rows])
 
 
-def exported(trained: OnGridModel, tensors: Any, types: Any, file: Path) -> Path:
+def exported(trained: ModelOnGrid, tensors: Any, types: Any, file: Path) -> Path:
     model = trained.model
     return gguf.export(tensors, model.config, trained.tokenizer, model.generation_config, types, file, name="tiny")
 
 
-def test_llama_cpp_computes_the_training_forward(file: Path, trained: OnGridModel) -> None:
+def test_llama_cpp_computes_the_training_forward(file: Path, trained: ModelOnGrid) -> None:
     """The control, the exact line and the gross one, on 96 positions: too few to be `ok`."""
     lines = llama_lines(file, forward_of(trained, 2), trained.tokenizer, trained.trained, trained.plan, threads=1)
     assert [x.name for x in lines] == [CONTROL, EXACT, GROSS]
@@ -52,7 +53,7 @@ def test_llama_cpp_computes_the_training_forward(file: Path, trained: OnGridMode
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
-def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_path: Path) -> None:
+def test_another_grid_in_llama_cpp_fails(file: Path, trained: ModelOnGrid, tmp_path: Path) -> None:
     """Codes taken again with a positive absmax / 8, in a float32 file; and weights of 3 bit: a gross error."""
 
     def positive(weight: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ def test_another_grid_in_llama_cpp_fails(file: Path, trained: OnGridModel, tmp_p
 
 
 def test_without_llama_cpp_nothing_is_verified(
-    file: Path, trained: OnGridModel, monkeypatch: pytest.MonkeyPatch
+    file: Path, trained: ModelOnGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else found(name))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.errors import RunError
 from gemma_tune.export import merged_from_grid
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import decoded_tensors, decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
@@ -33,7 +34,7 @@ def test_bfloat16_files_hold_the_training_forward(
 ) -> None:
     """Stored in bfloat16 but for the norms, and in float32 the same logits as the model that was trained."""
     trained = on_grid(grid, embedding, adapter)
-    merged_from_grid.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    merged_from_grid.export(trained, tmp_path, ExportConfig())
     stored = load_file(tmp_path / "model.safetensors")
     assert {t.dtype for n, t in stored.items() if "norm" not in n} == {torch.bfloat16}
     for name, layer in grid_layers(trained.model).items():
@@ -46,7 +47,7 @@ def test_bfloat16_files_hold_the_training_forward(
 
 def test_weights_that_bfloat16_can_not_hold_are_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = on_grid("q4_0_fp16", "q4_0_fp16")
-    merged_from_grid.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    merged_from_grid.export(trained, tmp_path, ExportConfig())
     assert "written in float32: bfloat16 can't hold the weights of q4_0_fp16" in capsys.readouterr().err
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.float32
@@ -114,7 +115,7 @@ def test_towers_are_kept_to_the_bit(tmp_path: Path) -> None:
     plan = plan_of(base, "q4_0", "q8_0")
     put_on_grid(base, plan)
     trained = trained_tensors(base, plan)
-    merged_from_grid.export(trained, plan, base, tokenizer, tmp_path / "out", ExportConfig(), source)
+    merged_from_grid.export(ModelOnGrid(base, plan, trained, tokenizer, source), tmp_path / "out", ExportConfig())
     before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
     towers = [n for n in before if "language_model" not in n]

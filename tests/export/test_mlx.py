@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from grid_models import ROWS, TINY, OnGridModel, on_grid, source_of
+from grid_models import ROWS, TINY, on_grid, source_of
 from int4_models import FAMILY_MODELS, build
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, Gemma4TextConfig
@@ -20,6 +20,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export import mlx_folder
 from gemma_tune.export.int4_check import CheckLine, stored_lines
 from gemma_tune.export.mlx_check import mlx_lines, read_mlx
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.models.unwrap import language_part
@@ -31,17 +32,17 @@ SLOW = pytest.mark.slow
 HAS_MLX = importlib.util.find_spec("mlx_lm") is not None
 
 
-def exported(trained: OnGridModel, folder: Path) -> Path:
-    mlx_folder.export(*trained.given(), folder, ExportConfig(), trained.source)
+def exported(trained: ModelOnGrid, folder: Path) -> Path:
+    mlx_folder.export(trained, folder, ExportConfig())
     return folder
 
 
-def read_back(trained: OnGridModel, folder: Path) -> list[CheckLine]:
+def read_back(trained: ModelOnGrid, folder: Path) -> list[CheckLine]:
     config = language_part(trained.model).config
     return stored_lines("mlx", read_mlx(folder, trained.trained, config), trained.trained, trained.plan)
 
 
-def in_mlx(trained: OnGridModel, folder: Path) -> list[CheckLine]:
+def in_mlx(trained: ModelOnGrid, folder: Path) -> list[CheckLine]:
     forward = TrainedForward(trained.model, ROWS)
     with forward.stored_in(folder.parent / "logits"):
         return mlx_lines("mlx", folder, folder.parent / "logits", forward, trained.trained, trained.plan)
@@ -75,7 +76,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
     model, tokenizer = build(name)
     plan = plan_of(model, "q4_0", "q8_0", "q4_0" if name == "gemma4_e2b" else None)
     put_on_grid(model, plan)
-    trained = OnGridModel(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
+    trained = ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
     folder = exported(trained, tmp_path / "mlx")
     assert {line.verdict for line in read_back(trained, folder)} == {"ok"}
     if HAS_MLX:
@@ -181,7 +182,7 @@ def test_windows_and_scaled_rope_in_mlx_lm(tmp_path: Path) -> None:
     plan = plan_of(model, "q4_0", None)
     put_on_grid(model, plan)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    trained = OnGridModel(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
+    trained = ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
     folder = exported(trained, tmp_path / "mlx")
     decoded, logits = in_mlx(trained, folder)
     assert decoded.verdict == logits.verdict == "ok" and "rounds the factor" in logits.found, logits

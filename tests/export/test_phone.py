@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import small_models
 import torch
-from grid_models import ROWS, TINY, OnGridModel, changed, logits_of, source_of, with_adapter
+from grid_models import ROWS, TINY, changed, logits_of, source_of, with_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,6 +19,7 @@ from gemma_tune.config import ExportConfig, ModelConfig, QuantConfig
 from gemma_tune.errors import RunError
 from gemma_tune.export import phone
 from gemma_tune.export.int4_check import forward_line, stored_lines
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.plain_transformers import load_exported
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.load import load_base
@@ -32,7 +33,7 @@ MIXED = QuantConfig(
 )
 
 
-def by_channel(quant: QuantConfig, adapter: bool) -> OnGridModel:
+def by_channel(quant: QuantConfig, adapter: bool) -> ModelOnGrid:
     """The embedded model in the format, as after training."""
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
     if not adapter:
@@ -42,10 +43,10 @@ def by_channel(quant: QuantConfig, adapter: bool) -> OnGridModel:
         model = with_adapter(model, GridLora)
     quantize(model, plan, quant, [Rendered(row, row) for row in ROWS])
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    return OnGridModel(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
+    return ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source_of(TINY))
 
 
-def verdicts(trained: OnGridModel, folder: Path) -> list[str]:
+def verdicts(trained: ModelOnGrid, folder: Path) -> list[str]:
     lines = stored_lines("phone", phone.read_phone(folder), trained.trained, trained.plan)
     return [line.problem or line.verdict for line in (*lines, phone.activations_line("phone", folder, trained.model))]
 
@@ -64,7 +65,7 @@ def test_transformers_computes_the_training_forward(quant: QuantConfig, adapter:
     """No tensor is missing or too many, and no logit differs."""
     trained = by_channel(quant, adapter)
     assert forward_line(trained.model, trained.trained, trained.plan).verdict == "ok"
-    phone.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    phone.export(trained, tmp_path, ExportConfig())
     assert verdicts(trained, tmp_path) == ["ok"] * 3
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -94,9 +95,9 @@ def test_other_families(name: str, tmp_path: Path) -> None:
     )
     plan, rows = channel_plan(base, quant), [list(range(10, 40)), list(range(40, 70))]
     quantize(base.eval(), plan, quant, [Rendered(row, row) for row in rows])
-    trained = OnGridModel(base, plan, trained_tensors(base, plan), tokenizer, source)
+    trained = ModelOnGrid(base, plan, trained_tensors(base, plan), tokenizer, source)
     out = tmp_path / "out"
-    phone.export(*trained.given(), out, ExportConfig(), source)
+    phone.export(trained, out, ExportConfig())
     assert verdicts(trained, out) == ["ok"] * 3
     loaded, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -117,7 +118,7 @@ def test_other_families(name: str, tmp_path: Path) -> None:
 
 def test_what_is_wrong_in_a_folder_is_found(tmp_path: Path) -> None:
     trained = by_channel(MIXED, adapter=True)
-    phone.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    phone.export(trained, tmp_path, ExportConfig())
     file, stem = tmp_path / "model.safetensors", "model.layers.4.mlp.up_proj"
     whole = load_file(file)
 
@@ -146,9 +147,9 @@ def test_towers_stay_dense(tmp_path: Path) -> None:
     plan = channel_plan(base, quant)
     rows = [list(range(10, 40)), list(range(40, 70))]
     quantize(base.eval(), plan, quant, [Rendered(row, row) for row in rows])
-    trained = OnGridModel(base, plan, trained_tensors(base, plan), tokenizer, source)
+    trained = ModelOnGrid(base, plan, trained_tensors(base, plan), tokenizer, source)
     out = tmp_path / "out"
-    phone.export(*trained.given(), out, ExportConfig(), source)
+    phone.export(trained, out, ExportConfig())
     assert verdicts(trained, out) == ["ok"] * 3
     before, after = (load_file(f / "model.safetensors") for f in (folder, out))
     towers = [n for n in before if "language_model" not in n]
@@ -165,7 +166,7 @@ def test_towers_stay_dense(tmp_path: Path) -> None:
 
 def test_a_folder_that_lacks_a_tensor_or_has_one_too_many_is_not_loaded(tmp_path: Path) -> None:
     trained = by_channel(MIXED, adapter=True)
-    phone.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    phone.export(trained, tmp_path, ExportConfig())
     file = tmp_path / "model.safetensors"
     whole = load_file(file)
     missing = "model.layers.4.mlp.up_proj.output_activation_scale"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 
 from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.export import w4a16
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import decoded_weight, trained_tensors
 from gemma_tune.models.load import load_base
 from gemma_tune.quant.grid import Encoded
@@ -57,7 +59,7 @@ def test_plain_transformers_computes_the_training_forward(
     grid: str, embedding: str | None, adapter: bool, tmp_path: Path
 ) -> None:
     trained = on_grid(grid, embedding, adapter)
-    w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    w4a16.export(trained, tmp_path, ExportConfig())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert (logits_of(loaded) - logits_of(trained.model)).abs().max() <= 1e-5
     dense = AutoModelForCausalLM.from_pretrained(
@@ -73,7 +75,7 @@ def test_plain_transformers_computes_the_training_forward(
 def test_files_are_as_compressed_tensors_writes_them(tmp_path: Path) -> None:
     """Its own compressor, given the weights and scales, writes the same tensors; its own writer the same config."""
     trained = on_grid("q4_0", "q4_0")
-    w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    w4a16.export(trained, tmp_path, ExportConfig())
     stored = load_file(tmp_path / "model.safetensors")
     scheme = QuantizationScheme.model_validate(SCHEME)
     for name, encoded in trained.trained.items():
@@ -98,7 +100,7 @@ def test_files_are_as_compressed_tensors_writes_them(tmp_path: Path) -> None:
 
 def test_config_is_what_vllm_documents(tmp_path: Path) -> None:
     trained = on_grid()
-    w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    w4a16.export(trained, tmp_path, ExportConfig())
     found = config_of(tmp_path)["quantization_config"]
     assert found["quant_method"] == "compressed-tensors" and found["format"] == "pack-quantized"
     assert found["quantization_status"] == "compressed" and found["ignore"] == ["lm_head"]
@@ -111,7 +113,7 @@ def test_config_is_what_vllm_documents(tmp_path: Path) -> None:
 def test_scales_of_11_bits_are_computed_in_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are exact in float16 files; the folder asks for float32, and says what bfloat16 would do."""
     trained = on_grid("q4_0_fp16", "q4_0_fp16")
-    w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    w4a16.export(trained, tmp_path, ExportConfig())
     assert "vLLM computes in bfloat16, which moves these weights by up to 0.8 %" in capsys.readouterr().err
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.float32
@@ -130,8 +132,8 @@ def test_blocks_of_zeros_and_negative_scales(tmp_path: Path) -> None:
     with torch.no_grad():
         layer.weight[:, :64] = 0
         layer.weight[:, 64:96] = layer.weight[:, 64:96].abs()  # positive extremes: negative scales
-    trained.trained = trained_tensors(trained.model, trained.plan)
-    w4a16.export(*trained.given(), tmp_path, ExportConfig(), trained.source)
+    trained = replace(trained, trained=trained_tensors(trained.model, trained.plan))
+    w4a16.export(trained, tmp_path, ExportConfig())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert (logits_of(loaded) - logits_of(trained.model)).abs().max() <= 1e-5
     weight = loaded.model.layers[1].mlp.up_proj.weight
@@ -148,7 +150,7 @@ def test_towers_stay_dense(tmp_path: Path) -> None:
     plan = plan_of(base, "q4_0", "q8_0")
     put_on_grid(base, plan)
     out = tmp_path / "out"
-    w4a16.export(trained_tensors(base, plan), plan, base, tokenizer, out, ExportConfig(), source)
+    w4a16.export(ModelOnGrid(base, plan, trained_tensors(base, plan), tokenizer, source), out, ExportConfig())
     before, after = (load_file(f / "model.safetensors") for f in (folder, out))
     packed = {n.removesuffix("_packed") for n in after if n.endswith("_packed")}
     assert len(packed) == 28 and all("language_model" in n for n in packed)

@@ -22,6 +22,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export import merged_from_grid, w4a16
 from gemma_tune.export.gguf_files import write_gguf
 from gemma_tune.export.int4_check import stored_lines
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.family import language_name
@@ -130,7 +131,7 @@ def test_packed_codes_are_trained_on_and_written_again(tmp_path: Path) -> None:
     trained = trained_tensors(model, plan)
     hold_to_codes(made, trained)
     for name, export in (("merged", merged_from_grid.export), ("w4a16", w4a16.export)):
-        export(trained, plan, model, tokenizer, tmp_path / name, ExportConfig(), source)
+        export(ModelOnGrid(model, plan, trained, tokenizer, source), tmp_path / name, ExportConfig())
         assert {line.verdict for line in stored_lines(name, read_folder(tmp_path / name), trained, plan)} == {"ok"}
         config = json.loads((tmp_path / name / "config.json").read_text("utf-8"))
         assert ("quantization_config" in config) == (name == "w4a16")
@@ -216,7 +217,7 @@ def test_a_checkpoint_with_towers(packed: bool, tmp_path: Path) -> None:
     towers = {name for name in stored if "tower" in name or "projector" in name}
     assert towers
     for name, export in (("merged", merged_from_grid.export), ("w4a16", w4a16.export)):
-        export(trained, plan, model, tokenizer, tmp_path / name, ExportConfig(), source)
+        export(ModelOnGrid(model, plan, trained, tokenizer, source), tmp_path / name, ExportConfig())
         assert {line.verdict for line in stored_lines(name, read_folder(tmp_path / name), trained, plan)} == {"ok"}
         written = load_file(tmp_path / name / "model.safetensors")
         assert all(torch.equal(written[own], stored[own]) for own in towers)

@@ -15,6 +15,7 @@ from gemma_tune.config import AdapterConfig, ExportConfig, ModelConfig, QuantCon
 from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, merged_from_grid, w4a16
 from gemma_tune.export.int4_check import OK, forward_line, stored_lines
+from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import trained_tensors
@@ -61,7 +62,7 @@ def test_codes_of_every_family(name: str, tmp_path: Path) -> None:
     file = gguf.export(trained, config, tokenizer, generation, plan, tmp_path / "x.gguf", name="x")
     lines = stored_lines("gguf", read_gguf(file, config), trained, plan)
     for what, export in (("w4a16", w4a16.export), ("merged", merged_from_grid.export)):
-        export(trained, plan, model, tokenizer, tmp_path / what, ExportConfig(), source)
+        export(ModelOnGrid(model, plan, trained, tokenizer, source), tmp_path / what, ExportConfig())
         lines += stored_lines(what, read_folder(tmp_path / what), trained, plan)
     assert [line.verdict for line in lines] == [OK] * len(lines), lines
     again = load_float32(ModelConfig(source.base, dtype="float32", device="cpu"), source, tokenizer, [])
@@ -79,7 +80,9 @@ def test_packed_in_forms_that_are_not_read(tmp_path: Path) -> None:
     model = load_float32(options, source, tokenizer, [])
     plan = plan_for(model, STORED, source)
     put_on_grid(model, plan)
-    w4a16.export(trained_tensors(model, plan), plan, model, tokenizer, tmp_path / "w4a16", ExportConfig(), source)
+    w4a16.export(
+        ModelOnGrid(model, plan, trained_tensors(model, plan), tokenizer, source), tmp_path / "w4a16", ExportConfig()
+    )
     packed = Source(str(tmp_path / "w4a16"), None, None, str(tmp_path / "w4a16"))
     with pytest.raises(UserError, match="each of its experts is packed alone"):
         check_source(options, AdapterConfig(), packed, load_config(packed), trains=True, merges=True, packed=True)
