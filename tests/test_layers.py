@@ -26,11 +26,11 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 BASE = (
     "errors", "untrusted", "run.paths", "run.lock", "user_code", "user_source", "neighbours", "same_json",
     "call_syntax", "child", "search_path", "progress", "processes", "process_failures",
-    "nested",
+    "nested", "media.files", "media.kinds",
 )  # fmt: skip
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
-    "config", "validation", "run", "models", "chat", "data", "train", "rewards", "quant", "engines", "rl", "evals",
+    "config", "validation", "run", "media", "models", "chat", "data", "train", "rewards", "quant", "engines", "rl", "evals",
     "export",
 )  # fmt: skip
 # Modules that stand later than their part.
@@ -55,6 +55,7 @@ PURE = (
     "data.google",
     "data.anthropic",
     "data.message",
+    "data.scratch",
     "data.messages",
     "data.conversation",
     "data.formats.messages",
