@@ -30,8 +30,8 @@ BASE = (
 )  # fmt: skip
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
-    "config", "validation", "run", "media", "models", "chat", "data", "train", "rewards", "quant", "engines", "rl", "evals",
-    "export",
+    "config", "validation", "run", "media", "models", "chat", "data", "train", "rewards", "quant", "engines", "rl",
+    "evals", "export",
 )  # fmt: skip
 # Modules that stand later than their part.
 LATE = {"rl.reward_hacking": "evals"}
