@@ -26,7 +26,7 @@ from gemma_tune.report.change_blocks import change_blocks
 from gemma_tune.report.exported import quality_of_file
 from gemma_tune.report.figures import changes
 from gemma_tune.report.sections import ReportInputs, export_check, pairs, training_facts, verified
-from gemma_tune.report.use import python_code, use_commands
+from gemma_tune.report.use import python_code, unreadable, use_commands
 from gemma_tune.run.inputs import is_digest
 from gemma_tune.run.manifest import atomic_write, versions
 from gemma_tune.run.paths import resolve, shipped_recipes
@@ -132,6 +132,8 @@ def _use(name: str, place: Path) -> Iterator[Block]:
     yield Text(("In this folder (", Mono("hf download OWNER/NAME --local-dir ."), " fetches it from the Hub):"))
     if code := python_code(name, "."):
         yield Code(code, "python")
+    if why := unreadable(name, place):
+        yield Text(_within(why, place))
     commands = use_commands(name, place) if name != "adapter" else []
     if commands:
         lines = [line for engine, command in commands for line in (f"# {engine}", _within(command, place))]

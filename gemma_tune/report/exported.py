@@ -18,7 +18,7 @@ from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Headline, List
 from gemma_tune.page.terminal import print_figures
 from gemma_tune.report.artifacts import bytes_text
 from gemma_tune.report.figures import interval_text
-from gemma_tune.report.use import use_commands
+from gemma_tune.report.use import unreadable, use_commands
 
 _HEAD = ("", "{metric}", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s")
 _NONE = "–"
@@ -202,7 +202,8 @@ def say_exported(exported: Mapping[str, Any], artifacts: Mapping[str, Path], con
     for name, engine, command in commands:
         console.print(f"  {name}, {engine}:", markup=False)
         console.print(f"    {command}", markup=False, soft_wrap=True)
-    for line in exported["advice"]:
+    lost = [why for name, place in artifacts.items() if (why := unreadable(name, place))]
+    for line in [*lost, *exported["advice"]]:
         console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
 
 

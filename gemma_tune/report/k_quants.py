@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from gemma_tune.export.read_gguf import gguf_widths
+from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Code, Text
 
 _BLOCK = 256  # weights of a block of a K-quant
@@ -25,7 +26,11 @@ def k_quants(file: Path) -> list[Block]:
     stem = file.stem.removesuffix("-f16")
     command = ["llama-quantize", str(file), str(file.with_name(f"{stem}-Q4_K_M.gguf")), "Q4_K_M"]
     said = _COSTS
-    if odd := sorted(width for width in gguf_widths(file) if width % _BLOCK):
+    try:
+        widths = gguf_widths(file)
+    except ArtifactDiffers as error:
+        return [Text(f"No smaller files can be made of {error} Export it again.")]
+    if odd := sorted(width for width in widths if width % _BLOCK):
         said += (
             f" K-quants hold rows in blocks of {_BLOCK}, and this model has rows of {', '.join(map(str, odd))}: for "
             "those llama-quantize takes other types (Q5_0 for Q4_K, Q8_0 for Q6_K), so the file is larger than its "

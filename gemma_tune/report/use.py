@@ -56,7 +56,7 @@ print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).lo
 
 
 def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
-    """Engine and command for an exported format, to be copied; nothing for what isn't served.
+    """Engine and command for an exported format, to be copied; nothing for what isn't served, or is `unreadable`.
 
     Args:
         name: The format: `gguf`, `w4a16`, `merged`, …
@@ -64,6 +64,8 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
     """
     if name == "adapter":
         return _vllm_adapter(place)
+    if unreadable(name, place):
+        return []
     if name == "gguf_lora":
         adapter = shlex.quote(str(next(place.glob("*.gguf"))))
         return [("llama.cpp", f"llama-server --jinja -m BASE-f16.gguf --lora {adapter}")]
@@ -87,6 +89,27 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         for_transformers = not not_loaded(place)
         return [("vLLM", served)] * for_vllm + [("Transformers", transformers)] * for_transformers
     return []
+
+
+def unreadable(name: str, place: Path) -> str | None:
+    """Why a format has no command although it was exported: its GGUF file is gone, or can't be read; else None.
+
+    Args:
+        name: The format.
+        place: Its folder.
+    """
+    if not name.startswith("gguf"):
+        return None
+    file = next(place.glob("*.gguf"), None)
+    if file is None:
+        return f"{place}: its GGUF file is not there; export it again."
+    if name == "gguf_lora":
+        return None
+    try:
+        read_gguf_header(file)
+    except UserError:
+        return f"{file} can't be read: it is no GGUF file of a model, or it is cut off; export it again."
+    return None
 
 
 def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
@@ -162,6 +185,9 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "export=gguf_f16 writes that):"
     )
     for name in (name for name in said if name in artifacts):
+        if why := unreadable(name, folder.path / artifacts[name]):
+            blocks.append(Text(why))
+            continue
         commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
         blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
         if name == "gguf_f16":
@@ -206,6 +232,8 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     whole = "merged" in artifacts or ("adapter" in artifacts and not on_grid)
     taken: dict[str, tuple[str, ...]] = {str(folder.path): ("chat", "serve", "evaluate")} if whole else {}
     for name, place in artifacts.items() if not whole else ():
+        if unreadable(name, folder.path / place):
+            continue
         if name.startswith("gguf") and name != "gguf_lora":
             taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
         elif name in EXPORTED and not not_loaded(folder.path / place):

@@ -322,12 +322,15 @@ def test_the_lines_to_copy(tmp_path: Path) -> None:
     ]
 
 
-def gguf_header(file: Path) -> None:
-    """A GGUF file without tensors; the command for llama.cpp depends on its architecture."""
+def gguf_header(file: Path, tensor: np.ndarray | None = None) -> None:
+    """A GGUF file of one tensor or none; the command for llama.cpp depends on its architecture."""
     writer = GGUFWriter(file, "gemma3")
     writer.add_embedding_length(64)
+    if tensor is not None:
+        writer.add_tensor("output.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
 
@@ -344,6 +347,33 @@ def test_int4_files_alone_are_named_themselves(tmp_path: Path) -> None:
     assert f"recipe=chat model.model_name_or_path={run.path}/export/w4a16" in commands
     assert f"{run.path}/export/gguf" not in commands.replace("gguf/x.gguf", "") and "chat" in commands
     assert not re.search(rf"={run.path}(?!/)", commands)
+
+
+def test_a_gguf_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    """The report is written nevertheless: the file may be cut off, or gone, and the commands of the others stay."""
+    run = reported(tmp_path)
+    for name, content in (("gguf_f16", b"GGUF"), ("gguf_q8_0", None), ("gguf_bf16", b"whole")):
+        (run.path / "export" / name).mkdir()
+        run.result.artifacts[name] = f"export/{name}"
+        if content:
+            (run.path / "export" / name / "m.gguf").write_bytes(content)
+    gguf_header(run.path / "export" / "gguf_bf16" / "m.gguf")
+    write_report(
+        compose_config("lora_sft", ["model=tiny"]), run, "trained", measured(BEFORE, 3.25), measured(AFTER, 1.75)
+    )
+    text = run.report.read_text("utf-8").replace("\\", "")
+    assert f"{run.path}/export/gguf_f16/m.gguf can't be read: it is no GGUF file of a model, or it is cut off" in text
+    assert f"{run.path}/export/gguf_q8_0: its GGUF file is not there; export it again." in text
+    commands = [command for command in dict(next_commands(run)).values() if "llama-server" in command]
+    assert len(commands) == 1 and "gguf_bf16" in commands[0]
+    del run.result.artifacts["merged"], run.result.artifacts["adapter"]
+    ours = str(how_to_use(run)[-1])
+    assert "gguf_bf16/m.gguf" in ours and "gguf_f16" not in ours
+    file = run.path / "export" / "gguf_f16" / "m.gguf"
+    gguf_header(file, np.ones((4, 64), np.float32))
+    assert "llama-quantize" in str(how_to_use(run))
+    file.write_bytes(file.read_bytes()[:-64])  # cut off behind the header, which is all that the commands need
+    assert "No smaller files can be made of" in str(how_to_use(run)) and "gguf_f16/m.gguf" in str(how_to_use(run)[-1])
 
 
 def test_codes_of_experts_are_for_vllm_alone(tmp_path: Path) -> None:
