@@ -99,7 +99,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Gemma4UnifiedForConditionalGeneration",
         {**_GEMMA4},
         {
-            "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 64},
+            "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
             "audio_config": {"audio_embed_dim": 16},
         },
     ),

@@ -48,7 +48,8 @@ class Family:
         layer_class: That of its decoder layers, each of which is a group of weights under FSDP2.
         classifier_class: Transformers' class of the language part under a head for sequence classification, or None.
         has_towers: Whether the checkpoint holds towers for images or audio around the language part. They are not
-            loaded; an export gets them from the checkpoint, to the bit.
+            loaded for text alone; an export gets them from the checkpoint, to the bit.
+        whole_class: Transformers' class of a checkpoint with towers, or None.
         linear_layers: Last names of the linear layers that adapters and 4-bit weights reach. Others are small (router,
             per-layer gates) or read by name in the forward pass (AltUp's coefficients), and stay as they are.
         norm_adds_one: Whether RMSNorm computes `(1 + w)·x` (Gemma 1 to 3) or `w·x` (3n and 4).
@@ -68,6 +69,7 @@ class Family:
     layer_class: str
     classifier_class: str | None = None
     has_towers: bool = False
+    whole_class: str | None = None
     linear_layers: tuple[str, ...] = _ATTENTION_AND_MLP
     norm_adds_one: bool = True
     tied: tuple[str, str] = ("model.embed_tokens.weight", "lm_head.weight")
@@ -168,7 +170,8 @@ _GEMMA4_UNIFIED = Family(
 
 
 def _with_towers(family: Family) -> Family:
-    return Family(**{**vars(family), "has_towers": True})
+    whole = family.language_class.replace("ForCausalLM", "ForConditionalGeneration")
+    return Family(**{**vars(family), "has_towers": True, "whole_class": whole})
 
 
 # By `model_type` of config.json.

@@ -1,0 +1,63 @@
+"""Who sees whom in rows with images, exactly, packed and padded: Transformers' own masks are wrong for packed rows.
+
+They look an image's tokens up by positions inside of the row, so a second row of a packed sequence gets the images of
+the first. One function makes the masks, so that another form of them can take its place.
+
+Suffixes of shapes: B rows, S tokens of a row (queries, then keys).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def documents(
+    ids_BS: torch.Tensor, position_ids: torch.Tensor | None = None, valid_BS: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The number of the document that each token belongs to, [B, S]; padding is one of its own.
+
+    Args:
+        ids_BS: Token ids, for their shape.
+        position_ids: Positions, which begin at 0 with each document of a packed row, [B, S]; None: one a row.
+        valid_BS: 1 for tokens, 0 for padding; None: no padding.
+    """
+    where = torch.zeros_like(ids_BS)
+    if position_ids is not None and valid_BS is None:
+        where = (position_ids.expand_as(ids_BS) == 0).cumsum(-1)
+    return where if valid_BS is None else where.masked_fill(~valid_BS.bool(), -1)
+
+
+def runs(ids_BS: torch.Tensor, soft_ids: list[int]) -> torch.Tensor:
+    """The number of the run of soft tokens that each token belongs to, -1 for others, [B, S].
+
+    A run is one image, or one frame of a video: the family's other tokens stand between any two.
+    """
+    soft = torch.isin(ids_BS, torch.tensor(soft_ids, device=ids_BS.device))
+    begins = soft & ~torch.nn.functional.pad(soft, (1, 0))[:, :-1]
+    return torch.where(soft, begins.cumsum(-1) - 1, -1)
+
+
+def image_masks(
+    documents_BS: torch.Tensor, blocks_BS: torch.Tensor, window: int, in_full_layers: bool
+) -> dict[str, torch.Tensor]:
+    """What each token sees, by the type of layer: earlier tokens of its document, and all of its own image.
+
+    Args:
+        documents_BS: As `documents` gives them.
+        blocks_BS: The number of the image that a token belongs to, -1 for others.
+        window: How many tokens back sliding layers see, the token itself included.
+        in_full_layers: Whether the tokens of an image see each other in full layers, too (Gemma 3), or only in sliding
+            ones (Gemma 4).
+
+    Returns:
+        Booleans, [B, 1, S, S], for `full_attention` and `sliding_attention`.
+    """
+    places = torch.arange(blocks_BS.shape[1], device=blocks_BS.device)
+    back_SS = places[:, None] - places[None]
+    same = documents_BS[:, :, None] == documents_BS[:, None]
+    image = (blocks_BS[:, :, None] == blocks_BS[:, None]) & (blocks_BS >= 0)[:, :, None]
+    causal = back_SS >= 0
+    seen = same & (causal | image)
+    full = seen if in_full_layers else same & causal
+    sliding = seen & (back_SS < window)
+    return {"full_attention": full[:, None], "sliding_attention": sliding[:, None]}
