@@ -9,26 +9,18 @@ of how a family places its features is written a second time.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers.utils import logging
 
-from gemma_tune.config import ModelConfig
-from gemma_tune.errors import UserError, first_line
-from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.hub import only_local
+from gemma_tune.errors import UserError
 from gemma_tune.models.image_masks import documents, image_masks, runs
-from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part, stored_tensors
 
-_NAME = "towers"  # of the attribute, and of the submodule while they are trained
+_NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
 _MASKED = ("sdpa", "eager")  # kernels that take a mask of any form
 
 
@@ -104,8 +96,8 @@ class Towers(nn.Module):  # type: ignore[misc]
             return given.get("attention_mask")
         if config._attn_implementation not in _MASKED:
             raise UserError(
-                f"model.attn_implementation={config._attn_implementation}: it has no place for the attention of images, "
-                f"whose tokens see each other; choose one of {', '.join(_MASKED)}."
+                f"model.attn_implementation={config._attn_implementation}: it has no place for images, whose tokens see "
+                f"each other; choose one of {', '.join(_MASKED)}."
             )
         valid = given.get("attention_mask")
         if isinstance(valid, Mapping):  # as `generate` prepares it; its last row says which tokens are no padding
@@ -148,120 +140,58 @@ def image_attention(config: Any) -> str | None:
     return "sliding" if getattr(config, "use_bidirectional_attention", None) == "vision" else None
 
 
-def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) -> Towers:
-    """The towers of a checkpoint for its loaded language part; see `towers_of`.
+def remember_towers(language: Any, load: Callable[[Any], Towers]) -> None:
+    """Towers are loaded when a forward pass has media for the first time: text needs none.
 
     Args:
-        model: What is asked for.
-        source: Where it is.
-        config: Of the whole checkpoint, as `load_config` gives it.
-        language: The loaded language part.
+        language: The language part.
+        load: Gives the towers of a language part.
+    """
+    vars(language)[_OPEN] = load
+
+
+def open_towers(model: Any) -> Towers:
+    """The towers beside a model, loaded now where they aren't yet, so that its forward passes can have media.
+
+    Args:
+        model: The model, or a PeftModel around it.
 
     Raises:
-        UserError: They can't be loaded, or their weights are missing in the files or have another shape.
+        UserError: They can't be loaded.
+        RuntimeError: The model was loaded without towers beside it.
     """
-    family = FAMILIES[config.model_type]
-    cls: Any = getattr(transformers, str(family.whole_class))
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # that weights of the language model are left out is meant
-    logging.disable_progress_bar()
-    try:
-        loaded, info = cls.from_pretrained(
-            source.base,
-            config=_without_language(config),
-            dtype=getattr(torch, str(model.dtype)),
-            revision=source.revision,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, where they are the towers'
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=only_local(source.base),
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(
-            f"model.model_name_or_path={source.base}: its towers can't be loaded ({first_line(error)})."
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-    lost = [n for n in (*info["missing_keys"], *(k for k, *_ in info["mismatched_keys"])) if family.is_tower(n)]
-    if lost:
-        raise UserError(
-            f"model.model_name_or_path={source.base}: {len(lost)} weights of its towers are missing in the files or "
-            f"have another shape (for example {min(lost)}); they would be random. Fetch the checkpoint again."
-        )
-    text = language_part(language).model
-    towers = Towers(loaded.model, config, text)
-    towers.whole.to(text.embed_tokens.weight.device)
-    text.register_forward_pre_hook(towers.place, with_kwargs=True)
-    vars(language_part(language))[_NAME] = towers  # no submodule: they aren't trained, and exports copy them
+    language = language_part(model)
+    if (there := towers_of(language)) is not None:
+        return there
+    if _OPEN not in vars(language):
+        raise RuntimeError("media are given to a model that was loaded without its towers")
+    towers: Towers = vars(language)[_OPEN](language)
+    towers.whole.to(language.get_input_embeddings().weight.device)
+    language.model.register_forward_pre_hook(towers.place, with_kwargs=True)
+    vars(language)[_NAME] = towers  # no submodule: exports copy the towers from the checkpoint
     return towers
 
 
-def _without_language(config: Any) -> Any:
-    """The configuration with a language model of no layer and no vocabulary to speak of."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    text.num_hidden_layers, text.layer_types = 0, []
-    text.vocab_size = (text.pad_token_id or 0) + 1
-    if hasattr(text, "num_kv_shared_layers"):
-        text.num_kv_shared_layers = 0
-    if hasattr(text, "vocab_size_per_layer_input"):
-        text.vocab_size_per_layer_input = text.vocab_size
-    return small
-
-
 def towers_of(model: Any) -> Towers | None:
-    """The towers beside a model, or None where none were loaded."""
+    """The towers beside a model, or None where none were loaded yet."""
     found: Towers | None = getattr(language_part(model), _NAME, None)
     return found
 
 
 @contextlib.contextmanager
-def seeing(model: Any, batch: Media | None) -> Iterator[None]:
-    """Within it, the model's next forward pass has these media; None: it has none."""
-    towers = towers_of(model)
-    if towers is not None:
-        towers.batch = batch
-    elif batch is not None:
-        raise RuntimeError("a batch has media, and no towers were loaded")
+def seeing(model: Any, media: Media | None) -> Iterator[None]:
+    """Within it, the model's next forward pass has these media.
+
+    Args:
+        model: The model, or a PeftModel around it.
+        media: What the processors made of them, in the order of their soft tokens; empty or None: there are none.
+    """
+    if not media:
+        yield
+        return
+    towers = open_towers(model)
+    towers.batch = media
     try:
         yield
     finally:
-        if towers is not None:
-            towers.batch = None
-
-
-def published_names(towers: Towers, checkpoint: CheckpointFiles) -> dict[str, str]:
-    """The name in the files of each tensor of the towers, by its name in memory, where Transformers renames some.
-
-    It is the one with the same numbers, and of several such (norms of ones) that whose name ends alike.
-
-    Args:
-        towers: As they were loaded, not trained yet.
-        checkpoint: Where from.
-
-    Raises:
-        RuntimeError: A tensor is in no file.
-    """
-    left = {n: n.split(".")[::-1] for n in checkpoint.files if checkpoint.family.is_tower(n)}
-    found = {}
-    for name, tensor in towers.stored().items():
-        parts = name.split(".")[::-1]
-        for own in sorted(left, key=lambda n: _alike(parts, left[n]), reverse=True):
-            stored = checkpoint.read(own)
-            if stored.shape == tensor.shape and torch.equal(stored.to(tensor.dtype), tensor.cpu()):
-                found[name] = own
-                del left[own]
-                break
-        else:
-            raise RuntimeError(f"{checkpoint.folder}: no file holds the tensor {name} of the towers")
-    return found
-
-
-def _alike(parts: list[str], others: list[str]) -> int:
-    """How many parts at the end of two names are the same."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b), min(len(parts), len(others))
-    )
+        towers.batch = None

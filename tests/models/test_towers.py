@@ -1,0 +1,142 @@
+"""The language part with towers beside it computes what the checkpoint's own class does, packed and padded, too."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slow import slow_after
+from small_models import original, save
+
+from gemma_tune.config import ModelConfig
+from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.language_part import load_language_part
+from gemma_tune.models.load import load_config
+from gemma_tune.models.source import Source
+from gemma_tune.models.tower_files import load_towers, published_names
+from gemma_tune.models.towers import image_attention, open_towers, remember_towers, seeing, towers_of
+
+SOFT = 1500
+TOKENS = 4  # of an image
+ATTENTION = {"gemma3": "all", "gemma4_e2b": None, "gemma4_26b": "sliding", "gemma4_31b": "sliding"}
+CLOSE = 1e-5  # of the largest logit
+
+
+@pytest.fixture(scope="module", params=slow_after(1, ATTENTION))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any, Any]:
+    """Its name and folder, the language part with towers, and the checkpoint's own class."""
+    folder = save(request.param, tmp_path_factory.mktemp(request.param))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"image_token_id": SOFT, "audio_token_id": SOFT + 1, "video_token_id": SOFT + 2}
+    if ATTENTION[request.param] == "sliding":
+        config["text_config"]["use_bidirectional_attention"] = "vision"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return request.param, folder, loaded(folder), original(folder)
+
+
+def loaded(folder: Path) -> Any:
+    source = Source(str(folder), None, None, str(folder))
+    cfg, config = ModelConfig(model_name_or_path=str(folder), dtype="float32", device="cpu"), load_config(source)
+    language = load_language_part(cfg, source, config, FAMILIES[config.model_type].language_class).eval()
+    remember_towers(language, partial(load_towers, cfg, source, config))
+    open_towers(language)
+    return language
+
+
+def picture(name: str, seed: int, model: Any) -> dict[str, torch.Tensor]:
+    """What the image processor would give of one image, `TOKENS` of it."""
+    torch.manual_seed(seed)
+    if name == "gemma3":
+        return {"pixel_values": torch.randn(1, 3, 16, 16)}
+    vision = model.config.vision_config
+    side = 2 * vision.pooling_kernel_size
+    places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1)
+    return {
+        "pixel_values": torch.rand(1, side * side, 3 * vision.patch_size**2),
+        "image_position_ids": places.reshape(1, side * side, 2),
+    }
+
+
+def row(before: int, after: int, seed: int) -> torch.Tensor:
+    made = torch.randint(3, 1400, (before + after,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.tensor([[*made[:before], *[SOFT] * TOKENS, *made[before:]]])
+
+
+def expected(name: str, model: Any, ids: torch.Tensor, media: dict[str, torch.Tensor]) -> torch.Tensor:
+    types = {"token_type_ids" if name == "gemma3" else "mm_token_type_ids": (ids == SOFT).long()}
+    with torch.no_grad():
+        return model(input_ids=ids, **media, **types).logits
+
+
+def with_media(model: Any, media: dict[str, torch.Tensor], **inputs: Any) -> torch.Tensor:
+    with torch.no_grad(), seeing(model, media):
+        return model(**inputs, use_cache=False).logits
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (found - wanted).abs().max() <= CLOSE * wanted.abs().max()
+
+
+def test_one_row_and_what_it_would_be_without_its_image(family: Any) -> None:
+    name, _, ours, theirs = family
+    assert image_attention(ours.config) == ATTENTION[name]
+    ids, media = row(3, 30, 1), picture(name, 1, theirs)
+    wanted = expected(name, theirs, ids, media)
+    assert torch.equal(with_media(ours, media, input_ids=ids), wanted)
+    assert not torch.allclose(with_media(ours, None, input_ids=ids), wanted, atol=0.1)  # type: ignore[arg-type]
+
+
+def test_packed_rows_are_what_each_is_alone(family: Any) -> None:
+    """Transformers' own masks are wrong here by 0.4: the second row gets the images of the first."""
+    name, _, ours, theirs = family
+    rows, media = (row(3, 30, 1), row(1, 12, 2)), [picture(name, seed, theirs) for seed in (1, 2)]
+    wanted = torch.cat([expected(name, theirs, r, m) for r, m in zip(rows, media, strict=True)], 1)
+    places = torch.cat([torch.arange(r.shape[1]) for r in rows])[None]
+    both = {key: torch.cat([m[key] for m in media]) for key in media[0]}
+    assert_close(with_media(ours, both, input_ids=torch.cat(rows, 1), position_ids=places), wanted)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_are_what_each_is_alone(family: Any, side: str) -> None:
+    name, _, ours, theirs = family
+    rows, media = (row(3, 30, 1), row(1, 12, 2)), [picture(name, seed, theirs) for seed in (1, 2)]
+    pad = rows[0].shape[1] - rows[1].shape[1]
+    sides = (pad, 0) if side == "left" else (0, pad)
+    ids = torch.cat([rows[0], torch.nn.functional.pad(rows[1], sides)])
+    mask = torch.cat([torch.ones_like(rows[0]), torch.nn.functional.pad(torch.ones_like(rows[1]), sides)])
+    both = {key: torch.cat([m[key] for m in media]) for key in media[0]}
+    found = with_media(ours, both, input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+    assert_close(found[1][mask[1] == 1], expected(name, theirs, rows[1], media[1])[0])
+    assert_close(found[0], expected(name, theirs, rows[0], media[0])[0])
+
+
+def test_eager_attention_and_generated_tokens(family: Any) -> None:
+    name, _, ours, theirs = family
+    ids, media = row(3, 30, 1), picture(name, 1, theirs)
+    types = {"token_type_ids" if name == "gemma3" else "mm_token_type_ids": (ids == SOFT).long()}
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
+    with seeing(ours, media):
+        found = ours.generate(**asked)
+    assert torch.equal(found, theirs.generate(**asked, **media, **types))
+    ours.set_attn_implementation("eager")
+    try:
+        assert_close(with_media(ours, media, input_ids=ids), expected(name, theirs, ids, media))
+    finally:
+        ours.set_attn_implementation("sdpa")
+
+
+def test_every_tensor_has_its_name_in_the_files(family: Any) -> None:
+    _, folder, ours, _ = family
+    towers = towers_of(ours)
+    assert towers is not None
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    checkpoint = CheckpointFiles(folder, FAMILIES[config["model_type"]])
+    names = published_names(towers, checkpoint)
+    assert names.keys() == towers.stored().keys()
+    assert set(names.values()) == {n for n in checkpoint.files if checkpoint.family.is_tower(n)}
+    assert all(torch.equal(checkpoint.read(names[n]), tensor) for n, tensor in towers.stored().items())
