@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 bench-checkpoint soak tiny lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 bench-checkpoint soak tiny lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -90,6 +90,9 @@ figures-scaling: .venv/.done ## Calculate steps and memory on several GPUs, and 
 
 figures-int4: .venv/.done ## Calculate sizes and memory of the int4 files of every Gemma, and write the tables of docs/int4.md
 	$(BIN)/python benchmarks/int4_sizes.py --write docs/int4.md
+
+figures-qat-gemma4: .venv/.done ## Measure the same on small Gemma 4 models, with per-layer embeddings and with experts, and write docs/benchmarks/qat-gemma4.md
+	PYTHONPATH=tests $(BIN)/python benchmarks/qat_gemma4.py
 
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py

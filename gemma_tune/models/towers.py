@@ -95,9 +95,10 @@ class Towers(nn.Module):  # type: ignore[misc]
         if sees is None:
             return given.get("attention_mask")
         if config._attn_implementation not in _MASKED:
+            kernels = ", ".join(_MASKED)
             raise UserError(
-                f"model.attn_implementation={config._attn_implementation}: it has no place for images, whose tokens see "
-                f"each other; choose one of {', '.join(_MASKED)}."
+                f"model.attn_implementation={config._attn_implementation}: it has no place for the attention of "
+                f"images, whose tokens see each other; choose one of {kernels}."
             )
         valid = given.get("attention_mask")
         if isinstance(valid, Mapping):  # as `generate` prepares it; its last row says which tokens are no padding
