@@ -1,9 +1,10 @@
 """llama.cpp's server in a process of its own, because it aborts its whole process on a file that it can't read.
 
 Started by `child_server` with `child.py`. Its first line of input is JSON with `file`, `context` (tokens a slot),
-`slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null), `template` (a chat template, or null), and of
-`Listening` `host`, `port`, `key` and `name`; it answers with one line of JSON, `{"address": …}`, and ends when its
-input ends, so it never outlives the process that started it. All other output goes to stderr.
+`slots`, `threads`, `exact`, `adapter` (a GGUF LoRA file, or null), `template` (a chat template, or null), `mmproj` (the
+file of the towers, or null), `image_tokens` (the fewest and the most of an image, or null), and of `Listening` `host`,
+`port`, `key` and `name`; it answers with one line of JSON, `{"address": …}`, and ends when its input ends, so it never
+outlives the process that started it. All other output goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ def main() -> None:
         adapter = llama.CommonAdapterLoraInfo()
         adapter.path, adapter.scale = options["adapter"], 1.0
         asked.lora_adapters = [adapter]
+    if options["mmproj"]:
+        asked.mmproj.path = options["mmproj"]
+        asked.mmproj_use_gpu = not options["exact"]
+        if options["image_tokens"]:
+            asked.image_min_tokens, asked.image_max_tokens = options["image_tokens"]
+        # A medium is computed at once, or its tokens would not see each other
+        asked.n_ubatch = asked.n_batch = max(asked.n_batch, options["context"])
     if options["template"]:
         asked.chat_template = options["template"]
     asked.n_parallel, asked.n_ctx = options["slots"], options["slots"] * options["context"]

@@ -30,6 +30,8 @@ class LlamaServer(ChildServer):
         adapter: A GGUF LoRA file that is put onto it, or None.
         public: Where others may ask; None: nobody but this process.
         template: The chat template in place of the file's own; None: that.
+        mmproj: The file of the towers for images and sound, or None.
+        image_tokens: The fewest and the most tokens of an image, where its size decides; None: llama.cpp's own.
 
     Raises:
         EngineUnavailable: The package isn't installed, or llama.cpp doesn't load the file.
@@ -46,6 +48,8 @@ class LlamaServer(ChildServer):
         adapter: Path | None = None,
         public: Listening | None = None,
         template: str | None = None,
+        mmproj: Path | None = None,
+        image_tokens: tuple[int, int] | None = None,
     ) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise EngineUnavailable("llama.cpp isn't installed: pip install 'gemma_tune[gguf]' brings it (xllamacpp).")
@@ -53,9 +57,10 @@ class LlamaServer(ChildServer):
             raise EngineUnavailable(f"{file}: there is no such file.")
         public = public or Listening("127.0.0.1", 0, secrets.token_hex(16), file.stem)
         options = {"file": str(file), "context": context, "slots": slots, "threads": threads, "exact": exact}
+        files = {"adapter": str(adapter) if adapter else None, "mmproj": str(mmproj) if mmproj else None}
         super().__init__(
             "gemma_tune.engines.llama_child",
-            {**options, **asdict(public), "adapter": str(adapter) if adapter else None, "template": template},
+            {**options, **asdict(public), **files, "template": template, "image_tokens": image_tokens},
             f"{file}: llama.cpp",
             timeout,
             # Waiting threads sleep: on cores that others use too, two spinning threads took 15 times as long as one

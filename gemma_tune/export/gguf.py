@@ -56,6 +56,7 @@ def export(
     name: str,
     license: str | None = None,
     sixteen: torch.dtype = torch.bfloat16,
+    media: bool = False,
 ) -> Path:
     """Writes a complete GGUF file of a language model, some rows at a time.
 
@@ -72,6 +73,7 @@ def export(
         name: The model's name, for people.
         license: Its licence, by the Hub's name of it.
         sixteen: The type of the plan's 16-bit tensors.
+        media: Whether an mmproj file goes with it, for whose images and sounds the chat template then has places.
 
     Returns:
         The file.
@@ -93,9 +95,8 @@ def export(
         _describe(writer, family, tensors, kinds, name, license)
         add_metadata(writer, config, generation_config)
         stops = generation_config.eos_token_id
-        add_tokenizer(
-            writer, tokenizer, config.vocab_size, [stops] if isinstance(stops, int) else stops, family.gguf_tokenizer
-        )
+        stops = [stops] if isinstance(stops, int) else stops
+        add_tokenizer(writer, tokenizer, config.vocab_size, stops, family.gguf_tokenizer, media)
         for t in tensors:
             kind = kinds[t.name]
             writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), _size(t.shape, kind), raw_dtype=kind)

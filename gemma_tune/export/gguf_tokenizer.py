@@ -10,8 +10,8 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from gemma_tune.chat import without_marks
 from gemma_tune.errors import UserError
+from gemma_tune.export.media_template import template_for_llama_cpp
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"  # stands for a space inside tokens
@@ -101,7 +101,9 @@ def _check(stored: dict[str, Any], vocabulary: dict[str, int], tokenizer: Any) -
 _KNOWN_STOPS = ("<eos>", "<end_of_turn>")
 
 
-def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence[int], kind: str = "llama") -> None:
+def add_tokenizer(
+    writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence[int], kind: str = "llama", media: bool = False
+) -> None:
     """Writes tokens, special ids and the chat template.
 
     Args:
@@ -110,6 +112,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
         rows: Rows of the embedding.
         stops: Ids that end an answer.
         kind: llama.cpp's name of the kind: `llama` merges by scores, `gemma4` by a list of merges.
+        media: Whether an mmproj file goes with the file.
 
     Raises:
         UserError: The tokenizer can't be written, or it has more stop tokens than GGUF has keys.
@@ -139,4 +142,4 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int, stops: Sequence
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template:
-        writer.add_chat_template(without_marks(tokenizer.chat_template))
+        writer.add_chat_template(template_for_llama_cpp(tokenizer, media))

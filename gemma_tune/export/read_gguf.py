@@ -52,7 +52,7 @@ def gguf_size(file: Path) -> tuple[int, int]:
     Raises:
         ArtifactDiffers: It is no GGUF file, or one that ends too early.
     """
-    tensors = _open_gguf(file).tensors
+    tensors = open_gguf(file).tensors
     return sum(int(t.n_bytes) for t in tensors), sum(int(t.n_elements) for t in tensors)
 
 
@@ -62,10 +62,15 @@ def gguf_widths(file: Path) -> set[int]:
     Raises:
         ArtifactDiffers: As `gguf_size`.
     """
-    return {int(t.shape[0]) for t in _open_gguf(file).tensors if len(t.shape) > 1}
+    return {int(t.shape[0]) for t in open_gguf(file).tensors if len(t.shape) > 1}
 
 
-def _open_gguf(file: Path) -> GGUFReader:
+def open_gguf(file: Path) -> GGUFReader:
+    """The package's reader of a file, without its tokens.
+
+    Raises:
+        ArtifactDiffers: As `gguf_size`.
+    """
     try:
         return _WholeReader(file)
     except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:
@@ -87,7 +92,7 @@ def read_gguf(file: Path, config: Any, ours: bool = True) -> Iterator[tuple[str,
     Raises:
         ArtifactDiffers: It is no GGUF file, or one that ends too early, or a constant of it is another one.
     """
-    reader = _open_gguf(file)
+    reader = open_gguf(file)
     try:
         architecture = str(reader.fields["general.architecture"].contents())
     except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError, struct.error) as error:

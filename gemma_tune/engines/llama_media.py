@@ -1,0 +1,79 @@
+"""Questions with images and sound to llama.cpp's chat endpoint, as its users ask them."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gemma_tune.engines.llama_cpp import TopTokens
+from gemma_tune.engines.llama_server import LlamaServer
+from gemma_tune.errors import RunError
+
+
+class ChatAnswer(NamedTuple):
+    """An answer, and what it was drawn from.
+
+    Attributes:
+        ids: The answer's token ids, without what ended it.
+        tops: The best tokens at each of its positions.
+        prompt_tokens: How many tokens the prompt had, those of the media included.
+    """
+
+    ids: list[int]
+    tops: TopTokens
+    prompt_tokens: int
+
+
+def ask_with_media(
+    server: LlamaServer, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, best: int
+) -> ChatAnswer:
+    """The greedy answer to a conversation that ends with a user's message.
+
+    Args:
+        server: llama.cpp with the file of the towers.
+        messages: Messages in the form of rows: their content is a text, or parts of which media have a path.
+        max_new_tokens: Tokens of the answer at most.
+        best: How many of the best tokens to give for each position.
+    """
+    asked = {"max_tokens": max_new_tokens, "temperature": 0.0, "logprobs": True, "top_logprobs": best}
+    answer = server.post("/v1/chat/completions", messages=[_sent(m) for m in messages], **asked)
+    found = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+    if not found:
+        raise RunError("llama.cpp answered without probabilities.")
+    width = min(len(position["top_logprobs"]) for position in found)
+    tops = [position["top_logprobs"][:width] for position in found]
+    return ChatAnswer(
+        [position["id"] for position in found],
+        TopTokens(
+            torch.tensor([[entry["id"] for entry in top] for top in tops]),
+            torch.tensor([[entry["logprob"] for entry in top] for top in tops]),
+        ),
+        answer["usage"]["prompt_tokens"],
+    )
+
+
+def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if not isinstance(content, str):
+        content = [_part(part) for part in content]
+    return {**message, "content": content}
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "image":
+        file = Path(part["image"])
+        kind = mimetypes.guess_type(file.name)[0] or "image/png"
+        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{_encoded(file)}"}}
+    if part["type"] == "audio":
+        file = Path(part["audio"])
+        return {"type": "input_audio", "input_audio": {"data": _encoded(file), "format": file.suffix.lstrip(".")}}
+    return dict(part)
+
+
+def _encoded(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode("ascii")
