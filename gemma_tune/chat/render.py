@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_tune.chat.engine import conversation_text
 from gemma_tune.chat.forms import ChatForm, Unrenderable, thinking_of
 from gemma_tune.chat.marks import Messages, Span, Tools
+from gemma_tune.chat.media import Media, Placed, expand, media_in, place
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.recognise import form_of
 from gemma_tune.same_json import one_value_a_name
 
-__all__ = ["Messages", "Rendered", "Tools", "answers_apart", "render_chat", "render_prompt", "render_text"]
+__all__ = [
+    "Messages", "Rendered", "Tools", "answers_apart", "prompt_row", "render_chat", "render_prompt", "render_text",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,20 @@ class Rendered:
     Attributes:
         input_ids: Token ids, `<bos>` first, [T].
         labels: The same ids where the loss counts, -100 elsewhere, [T]. Not shifted.
+        media: Of each image, sound and video in order: its `kind`, the `path` of its file, `at`, the index of its first
+            soft token, and `tokens`, the number of all its soft tokens; several runs (the crops of an image, the frames
+            of a video) have other tokens between them.
     """
 
     input_ids: list[int]
     labels: list[int]
+    media: Media = field(default_factory=list)
 
     def cut(self, max_length: int) -> Rendered:
-        """The first `max_length` tokens."""
-        return Rendered(self.input_ids[:max_length], self.labels[:max_length])
+        """The first `max_length` tokens. Of a longer row with media none: a medium is never cut."""
+        if self.media and len(self.input_ids) > max_length:
+            return Rendered([], [])
+        return Rendered(self.input_ids[:max_length], self.labels[:max_length], self.media)
 
     @property
     def trained_tokens(self) -> int:
@@ -73,6 +82,9 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
     """
     form = form_of(tokenizer)
     text, spans = _text(form, messages, tools, thinking=thinking)
+    placed = _placed(tokenizer, form, messages, text, spans)
+    if placed:
+        text, spans = placed.text, placed.spans
     out = tokenizer(text, add_special_tokens=False)
     ids = list(out["input_ids"])
     labels = [-100] * len(ids)
@@ -86,16 +98,31 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
             )
         after = out.char_to_token(end) if end < len(text) else len(ids)
         labels[first:after] = ids[first:after]
-    return Rendered(ids, labels)
+    return Rendered(*expand(tokenizer.media, placed, ids, labels)) if placed else Rendered(ids, labels)
+
+
+def _placed(tokenizer: Any, form: ChatForm, messages: Messages, text: str, spans: list[Span]) -> Placed | None:
+    """The text with the media of the messages in it; None without media."""
+    parts = media_in(messages)
+    return place(tokenizer, form, text, spans, parts) if parts else None
 
 
 def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> list[int]:
     """Token ids of the prompt, up to where the model's answer begins, [T]; arguments as for `render_chat`."""
-    return list(tokenizer(prompt_text(tokenizer, messages, tools, thinking), add_special_tokens=False)["input_ids"])
+    return prompt_row(tokenizer, messages, tools, thinking).input_ids
+
+
+def prompt_row(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Rendered:
+    """The prompt as `render_prompt` gives it, with its media; nothing in it is trained on."""
+    text = prompt_text(tokenizer, messages, tools, thinking)
+    placed = _placed(tokenizer, form_of(tokenizer), messages, text, [])
+    ids = list(tokenizer(placed.text if placed else text, add_special_tokens=False)["input_ids"])
+    row = Rendered(ids, [-100] * len(ids))
+    return Rendered(*expand(tokenizer.media, placed, ids, row.labels)) if placed else row
 
 
 def prompt_text(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> str:
-    """The prompt as text, `<bos>` included."""
+    """The prompt as text, `<bos>` included; the template's placeholder stands for each medium of `media_in`."""
     form = form_of(tokenizer)
     if thinking and not form.thinking:
         raise Unrenderable(f"{form.families} isn't asked to think: leave data.enable_thinking out.")

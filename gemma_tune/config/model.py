@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gemma_tune.config.option import option
 from gemma_tune.run.paths import resolve
@@ -75,6 +76,13 @@ class ModelConfig:
         [],
         "New tokens, found in texts as they stand: each gets an id and a row of the embedding. With an adapter these "
         "rows are trained beside it, and exports hold them.",
+    )
+    images_kwargs: dict[str, Any] = option(
+        {},
+        "Settings of the image processor in place of the checkpoint's. Gemma 3: do_pan_and_scan (crops beside the "
+        "image where it is long) and pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, "
+        "pan_and_scan_min_ratio_to_activate. Gemma 4: max_soft_tokens, the most tokens of an image: 70, 140, 280, 560 "
+        "or 1120.",
     )
     device: str = option("auto", "auto uses the GPU where there is one.", choices=("auto", "cpu", "cuda"))
     load_in_4bit: bool = option(False, "Quantize the linear layers with bitsandbytes while loading (QLoRA).")

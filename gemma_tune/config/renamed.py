@@ -51,6 +51,7 @@ ADDED: dict[str, Any] = {
     "adapter.trainable_token_indices": [],
     "adapter.modules_to_save": [],
     "model.added_tokens": [],
+    "model.images_kwargs": {},
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

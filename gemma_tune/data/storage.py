@@ -12,7 +12,11 @@ from datasets.arrow_writer import ArrowWriter
 from gemma_tune.chat import Rendered
 from gemma_tune.data.scratch import scratch_folder
 
-FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+_TOKENS = {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
+MEDIUM = {"kind": Value("string"), "path": Value("string"), "at": Value("int32"), "tokens": Value("int32")}
+FEATURES = Features(_TOKENS)
+# Of rows with images, sounds or videos; other data sets have no such column
+WITH_MEDIA = Features({**_TOKENS, "media": List(MEDIUM)})
 
 
 def _mapped(folder: Any, dataset: Dataset) -> ArrowRows:
@@ -25,17 +29,20 @@ class ArrowRows(Sequence[Rendered]):
     """Rendered rows in a memory-mapped Arrow file.
 
     Attributes:
-        dataset: The same rows as a data set with the columns `input_ids` and `labels`.
+        dataset: The same rows as a data set with the columns `input_ids` and `labels`, and `media` where a row has some.
     """
 
     def __init__(self, rows: Iterable[Rendered]) -> None:
         self._folder = scratch_folder()  # goes with this object
         file = str(Path(self._folder.name) / "rows.arrow")
-        with ArrowWriter(path=file, features=FEATURES, writer_batch_size=1000) as writer:
+        media = False
+        with ArrowWriter(path=file, features=WITH_MEDIA, writer_batch_size=1000) as writer:
             for row in rows:
+                media = media or bool(row.media)
                 writer.write(vars(row))
             writer.finalize()
-        self.dataset = Dataset.from_file(file)
+        stored = Dataset.from_file(file)
+        self.dataset = stored if media else stored.remove_columns("media")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process of the run: the same file, mapped there, too."""

@@ -10,12 +10,13 @@ from typing import Any
 
 from datasets import Features, IterableDataset, Value
 
+from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import Record
 from gemma_tune.data.rendering import split_answers
 from gemma_tune.data.split import in_share, once
-from gemma_tune.data.storage import FEATURES
+from gemma_tune.data.storage import FEATURES, WITH_MEDIA
 from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.processes import gathered, world
@@ -61,6 +62,7 @@ def stream_rows(
     held_out.worse = 0
 
     processes = world()
+    media = any(row.media for row in first.rendered)
 
     def read() -> Iterator[dict[str, bytes]]:
         while True:  # without an end: Transformers can't resume exactly in a second epoch of a stream
@@ -69,16 +71,24 @@ def stream_rows(
     records = IterableDataset.from_generator(read, features=Features({"record": Value("binary")}))
     shuffled = records.shuffle(seed=seed, buffer_size=data.shuffle_buffer_size)
 
-    def rendered(shares: list[int]) -> Iterator[dict[str, list[int]]]:
+    def columns(row: Rendered) -> dict[str, Any]:
+        if row.media and not media:
+            raise UserError(
+                f"{part}: a row holds {row.media[0]['path']}, and the first {_FIRST} rows hold no medium: put such a "
+                "row among them, or read the rows before training (data.streaming=false)."
+            )
+        return {name: value for name, value in vars(row).items() if media or name != "media"}
+
+    def rendered(shares: list[int]) -> Iterator[dict[str, Any]]:
         train.begin()  # TRL looks at the first row beforehand
         train.records = first.records
         begin, step = (shares[0], processes) if len(shares) == 1 else (0, 1)
         mine = (pickle.loads(row["record"]) for row in islice(shuffled, begin, None, step))
-        yield from (vars(row) for row in train.use(mine, tokenizer, max_length))
+        yield from map(columns, train.use(mine, tokenizer, max_length))
 
     # accelerate gives each process one of the shares, and each renders its own records only
     train.dataset = IterableDataset.from_generator(
-        rendered, features=FEATURES, gen_kwargs={"shares": [*range(processes)]}
+        rendered, features=WITH_MEDIA if media else FEATURES, gen_kwargs={"shares": [*range(processes)]}
     )
     return train, held_out
 
@@ -86,9 +96,11 @@ def stream_rows(
 def add_counts(train: TokenizedRows) -> None:
     """Makes the counts of a stream those of all processes, each of which has rendered its share."""
     counted = ("read", "cut", "tokens", "trained_tokens", "worse")
-    every = gathered(({name: getattr(train, name) for name in counted}, train.longest, train.dropped, train.refused))
+    counts_here = {name: getattr(train, name) for name in counted}
+    every = gathered((counts_here, train.longest, train.dropped, train.too_long, train.refused))
     for name in counted:
         setattr(train, name, sum(counts[name] for counts, *_ in every))
     train.longest = max(longest for _, longest, *_ in every)
-    train.dropped = [where for *_, dropped, _ in every for where in dropped]
+    train.dropped = [where for *_, dropped, _, _ in every for where in dropped]
+    train.too_long = [where for *_, too_long, _ in every for where in too_long]
     train.refused = {reason: None for *_, refused in every for reason in refused}

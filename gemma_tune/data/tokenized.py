@@ -37,6 +37,7 @@ class TokenizedRows:
         read: Rows read; where each answer needs a prompt of its own, each counts. Rows skipped as bad don't count.
         cut: Rows longer than max_length, of which only the beginning is used.
         dropped: `file:line` of the rows that have no trained token left after cutting.
+        too_long: Those of them with media, which are never cut.
         skipped: What is wrong with each row that was left out while reading (`data.on_bad_row=skip`).
         skip_refused: Whether rows that the chat template can't render are left out; else they end the run.
         labels: Whether rows may hold bad answers, since they are shown or measured and not trained.
@@ -59,6 +60,7 @@ class TokenizedRows:
     read: int = 0
     cut: int = 0
     dropped: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
     skipped: Collection[str] = ()
     skip_refused: bool = False
     labels: bool = False
@@ -98,14 +100,14 @@ class TokenizedRows:
     def begin(self) -> None:
         """Resets the counts."""
         self.read = self.cut = self.tokens = self.trained_tokens = self.longest = self.worse = 0
-        self.records, self.dropped = [], []
+        self.records, self.dropped, self.too_long = [], [], []
 
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
 
         def fit(row: Rendered) -> tuple[Rendered | None, bool]:
             cut = row.cut(max_length)
-            return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length
+            return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length and not row.media
 
         def render(record: Record) -> Rendered:
             self.worse += record.rejected is not None
@@ -141,6 +143,8 @@ class TokenizedRows:
             self.cut += is_cut
             if row is None:
                 self.dropped.append(record.where)
+                if any(side.media and side.trained_tokens for side in whole.sides):
+                    self.too_long.append(record.where)
                 continue
             self.add(record, *row.sides)
             yield row
@@ -180,7 +184,8 @@ class TokenizedRows:
         found += remark_lines(self.remarks, name)
         for what, where in (
             ("bad rows were skipped", self.left_out()),
-            (self.why_dropped, self.dropped),
+            (self.why_dropped, [where for where in self.dropped if where not in set(self.too_long)]),
+            ("rows with media are longer than train.max_length and were dropped: no medium is cut", self.too_long),
             ("rows are equal to an earlier one", self.repeated),
             ("rows are also in the held-out or test set: what is measured there was trained on", self.leaked),
         ):
@@ -229,7 +234,7 @@ def render_rows(
     except OSError as error:
         raise no_room(f"{name}: rendered rows", error) from error
     rows.rendered, rows.dataset = stored, stored.dataset
-    if rows.read and not stored and not rows.cut:
+    if rows.read and not stored and not rows.cut and not rows.too_long:
         raise UserError(f"{name}: no row has an answer to train: each is switched off (`weight`), or empty.")
     if rows.read and not stored:
         those = number(rows.read, "rows")

@@ -27,6 +27,7 @@ from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_conf
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.language_part import load_language_part, not_loadable
+from gemma_tune.models.media import media_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 
@@ -100,6 +101,8 @@ def family_of(source: Source) -> Family:
 def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer, with the chat template that its model will be trained with and saved with.
 
+    Its `media` is the processor of images, sounds and videos, or None, and `no_media` says why.
+
     Args:
         source: The model.
         chat_template: Name of a form or of a file (`model.chat_template`), or None to recognise the checkpoint's own
@@ -145,6 +148,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         )
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
+    tokenizer.media, tokenizer.no_media = media_of(source, None if source.gguf else load_config(source), tokenizer)
     return tokenizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_gguf
@@ -38,6 +39,7 @@ class Source:
         tokenizer: Folder or name of the tokenizer.
         added_tokens: New tokens that a run adds to both.
         remark: Why these weights are used, where they are other ones than a user may expect; to be printed.
+        images_kwargs: `model.images_kwargs` as pairs.
     """
 
     base: str
@@ -46,6 +48,7 @@ class Source:
     tokenizer: str
     added_tokens: tuple[str, ...] = ()
     remark: str | None = None
+    images_kwargs: tuple[tuple[str, Any], ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -114,7 +117,9 @@ def find_source(model: ModelConfig, continues: bool = False) -> Source:
     if is_gguf(model.model_name_or_path):
         return _source_of_gguf(model.model_name_or_path, other)
     source = _source_of_weights(model, other is None, continues)
-    source = replace(source, added_tokens=tuple(model.added_tokens))
+    source = replace(
+        source, added_tokens=tuple(model.added_tokens), images_kwargs=tuple(sorted(model.images_kwargs.items()))
+    )
     return source if other is None else replace(source, tokenizer=other)
 
 

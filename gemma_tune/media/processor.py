@@ -1,0 +1,289 @@
+"""A checkpoint's processor of images, sounds and videos: their text, their number of tokens, and their tensors.
+
+The classes are those of Transformers, loaded when they are first needed and only those that are: images need no audio
+extractor. Numbers of tokens come from the headers of the files alone. Images always go through Pillow, so that a run
+computes the same with and without torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.errors import UserError, first_line
+from gemma_tune.media.families import KINDS, MARKS, Marks
+from gemma_tune.media.files import UnusableMedium, audio_seconds, image_size, open_image, read_audio
+from gemma_tune.untrusted import parse_json, read_bytes
+
+_RATE = 16_000  # samples a second that all audio towers take
+_SECONDS = 30  # that they take at most: Transformers cuts what is longer, without a word
+# Names in the files that hold the settings, newest form first
+_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+class MediaProcessor:
+    """Images, sounds and videos for one checkpoint; it hangs at the tokenizer as `tokenizer.media`.
+
+    Attributes:
+        model_type: The checkpoint's model type.
+        soft_ids: Id of the soft token of each kind of medium that the checkpoint takes.
+        images_kwargs: `model.images_kwargs`.
+    """
+
+    def __init__(
+        self,
+        model_type: str,
+        soft_ids: Mapping[str, int],
+        folder: Callable[[], Path],
+        images_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model_type, self.soft_ids, self.images_kwargs = model_type, dict(soft_ids), dict(images_kwargs or {})
+        self._folder = folder
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media that the checkpoint takes."""
+        return tuple(self.soft_ids)
+
+    def marks(self, kind: str) -> Marks:
+        """The text of a kind of medium.
+
+        Raises:
+            UnusableMedium: The checkpoint takes none of that kind.
+        """
+        if kind not in self.soft_ids:
+            raise UnusableMedium(f"this checkpoint takes no {kind}, only {' and '.join(self.kinds)}")
+        return MARKS[self.model_type][kind]
+
+    def count(self, part: Mapping[str, Any]) -> int:
+        """The number of soft tokens of a medium, of all its runs together.
+
+        Args:
+            part: A part of a message's content (`type` and the path under that name), or an entry of `Rendered.media`.
+
+        Raises:
+            UnusableMedium: The file can't be used.
+        """
+        return sum(self.written(part)[1])
+
+    def written(self, part: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+        """The text that the family's processor writes for a medium, and what its soft tokens stand for.
+
+        Args:
+            part: As for `count`.
+
+        Returns:
+            The text, in which one soft token stands for each run of them; and the length of each run. An image is one
+            run, but with Pan & Scan one for itself and each crop; a video has one for each frame.
+
+        Raises:
+            UnusableMedium: The file can't be used.
+        """
+        kind, path = kind_and_path(part)
+        run = self.marks(kind).run
+        if kind == "image":
+            return self._image_text(run, *image_size(path))
+        if kind == "audio":
+            return run, (self._audio_tokens(self._samples(path)),)
+        raise UnusableMedium("videos are not supported yet; give their frames as images")
+
+    def pixel_inputs(self, media: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The tensors that the towers take, under the model's names, of each kind in the order given.
+
+        Args:
+            media: Entries of `Rendered.media`, or parts as for `count`, of one row or several.
+
+        Raises:
+            UnusableMedium: A file can't be used, or isn't what it was when its tokens were counted.
+        """
+        found: dict[str, Any] = {}
+        entries = list(media)
+        make = {"image": self._image_inputs, "audio": self._audio_inputs}
+        for kind in KINDS:
+            if ours := [entry for entry in entries if kind_and_path(entry)[0] == kind]:
+                self.marks(kind)
+                found |= make[kind](ours)
+        return found
+
+    # Images
+
+    def _image_text(self, run: str, width: int, height: int) -> tuple[str, tuple[int, ...]]:
+        if self.model_type == "gemma3":
+            tokens, crops = self._fixed("image_seq_length", 256), self._crops(width, height)
+            if not crops:
+                return run, (tokens,)
+            text = f"Here is the original image {run} and here are some crops to help you see better "
+            return text + " ".join([run] * crops), (tokens,) * (crops + 1)
+        if self.model_type == "gemma3n":
+            return run, (self._fixed("image_seq_length", 256),)
+        return run, (self._patched(width, height),)
+
+    def _crops(self, width: int, height: int) -> int:
+        """How many crops Pan & Scan adds to an image of Gemma 3."""
+        kwargs = dict(self._kwargs)
+        if not kwargs.pop("do_pan_and_scan"):
+            return 0
+        import numpy as np
+
+        kwargs.pop("do_convert_rgb", None)
+        blank = np.broadcast_to(np.uint8(0), (3, height, width))  # of that size, without its memory
+        return len(self._image_processor.pan_and_scan(image=blank, **kwargs))
+
+    def _patched(self, width: int, height: int) -> int:
+        """The number of tokens of an image of Gemma 4, whose sides keep their ratio."""
+        from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
+
+        side, tokens = self._token_side, self._kwargs["max_soft_tokens"]
+        try:
+            target = get_aspect_ratio_preserving_size(height, width, side, tokens, 1)
+        except ValueError as error:
+            raise UnusableMedium(f"an image of {width}×{height} pixels can't be resized for this model") from error
+        return (target[0] // side) * (target[1] // side)
+
+    @property
+    def _token_side(self) -> int:
+        """Pixels of a side of the square that becomes one token of Gemma 4."""
+        stored = self._settings("image_processor")
+        return int(stored.get("patch_size") or 16) * int(stored.get("pooling_kernel_size") or 3)
+
+    @cached_property
+    def _kwargs(self) -> dict[str, Any]:
+        """What the image processor is called with, as the family's whole processor calls it."""
+        if self.model_type == "gemma3":
+            from transformers import Gemma3Processor
+
+            return {**Gemma3Processor.images_kwargs, **self.images_kwargs}
+        if self.model_type == "gemma3n":
+            return {}
+        stored = self._settings("image_processor").get("max_soft_tokens")
+        return {"max_soft_tokens": int(stored or 280), **self.images_kwargs}
+
+    @cached_property
+    def _image_processor(self) -> Any:
+        from transformers import AutoImageProcessor
+
+        if self.model_type == "gemma4_unified":  # its own class needs torchvision; a patch here is a token there
+            from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+            return Gemma4ImageProcessorPil(patch_size=self._token_side, pooling_kernel_size=1)
+        try:
+            return AutoImageProcessor.from_pretrained(
+                str(self._folder()), backend="pil", trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # foreign files fail the classes of Transformers in any way
+            raise UserError(f"{self._folder()}: no image processor can be loaded ({first_line(error)}).") from error
+
+    def _image_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        images = [_named(entry, open_image) for entry in media]
+        made = dict(self._image_processor(images, return_tensors="pt", **self._kwargs))
+        if self.model_type == "gemma3n":
+            counts = [self._fixed("image_seq_length", 256)] * len(media)
+        elif self.model_type == "gemma3":
+            tokens = self._fixed("image_seq_length", 256)
+            counts = [tokens * (1 + int(crops)) for crops in made.pop("num_crops")]
+        else:
+            counts = [int(n) for n in made.pop("num_soft_tokens_per_image")]
+        _check_counts(media, counts)
+        return made
+
+    # Sounds
+
+    def _samples(self, path: str) -> int:
+        seconds = audio_seconds(path)
+        samples = round(seconds * _RATE)
+        if samples > _SECONDS * _RATE:
+            raise UnusableMedium(
+                f"it is {seconds:.1f} seconds long, and the model hears {_SECONDS} at most: split it into parts"
+            )
+        return samples
+
+    def _audio_tokens(self, samples: int) -> int:
+        if self.model_type == "gemma3n":  # each sound is padded to 30 seconds
+            return self._fixed("audio_seq_length", 188)
+        stored = self._settings("feature_extractor")
+        if self.model_type == "gemma4_unified":
+            return -(-samples // int(stored.get("audio_samples_per_token") or 640))
+        frame = round(_RATE * float(stored.get("frame_length_ms") or 20.0) / 1000)
+        hop = round(_RATE * float(stored.get("hop_length_ms") or 10.0) / 1000)
+        frames = (samples + frame // 2 - frame - 1) // hop + 1
+        if frames <= 0:
+            raise UnusableMedium("it is too short to hold a sound")
+        return -(-frames // 4)  # two convolutions that halve it, rounding up
+
+    @cached_property
+    def _feature_extractor(self) -> Any:
+        from transformers import AutoFeatureExtractor
+
+        try:
+            return AutoFeatureExtractor.from_pretrained(
+                str(self._folder()), trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # as for images
+            raise UserError(f"{self._folder()}: no audio extractor can be loaded ({first_line(error)}).") from error
+
+    def _audio_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sounds = [_named(entry, self._sound) for entry in media]
+        _check_counts(media, [self._audio_tokens(len(sound)) for sound in sounds])
+        return dict(self._feature_extractor(sounds, return_tensors="pt"))
+
+    def _sound(self, path: str) -> Any:
+        """The samples, exactly as many as the header promised: tokens were counted by them."""
+        import numpy as np
+
+        promised, sound = self._samples(path), read_audio(path, _RATE)
+        if abs(len(sound) - promised) > _RATE // 10:
+            raise UnusableMedium(f"its header promises {promised / _RATE:.2f} s, and it has {len(sound) / _RATE:.2f} s")
+        return np.pad(sound[:promised], (0, max(0, promised - len(sound))))
+
+    # Settings
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """The stored settings of one processor: of its own, or in older folders of all in one file."""
+        whole, flat = self._stored
+        own = whole.get(name)
+        return own if isinstance(own, dict) else flat
+
+    @cached_property
+    def _stored(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = []
+        for name in _FILES:
+            file = self._folder() / name
+            try:
+                content = parse_json(read_bytes(file)) if file.is_file() else {}
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: it can't be read as JSON ({first_line(error)}).") from error
+            if not isinstance(content, dict):
+                raise UserError(f"{file}: it holds no settings.")
+            found.append(content)
+        return found[0], found[1]
+
+    def _fixed(self, name: str, default: int) -> int:
+        value = self._stored[0].get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 16:
+            raise UserError(f"{self._folder() / _FILES[0]}: {name} is no number of tokens.")
+        return value
+
+
+def kind_and_path(part: Mapping[str, Any]) -> tuple[str, str]:
+    """What a part of a message's content, or an entry of `Rendered.media`, is, and where its file is."""
+    kind = str(part["kind"] if "kind" in part else part["type"])
+    return kind, str(part["path"] if "path" in part else part[kind])
+
+
+def _named(entry: Mapping[str, Any], read: Callable[[str], Any]) -> Any:
+    kind, path = kind_and_path(entry)
+    try:
+        return read(path)
+    except UnusableMedium as error:
+        raise UnusableMedium(f"{kind} {path}: {error}") from error
+
+
+def _check_counts(media: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:
+    for entry, count in zip(media, counts, strict=True):
+        if "tokens" in entry and entry["tokens"] != count:
+            raise UnusableMedium(
+                f"{entry['kind']} {entry['path']}: it makes {count} tokens, and made {entry['tokens']} when the rows "
+                "were rendered: the file has changed since; begin the run anew."
+            )

@@ -1,0 +1,90 @@
+"""The processor of images, sounds and videos of a checkpoint, or why it has none."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from gemma_tune.errors import UserError
+from gemma_tune.media.families import MARKS, check_images_kwargs
+from gemma_tune.media.processor import MediaProcessor
+from gemma_tune.models.hub import only_local
+from gemma_tune.models.source import Source
+
+_FILES = ("processor_config.json", "preprocessor_config.json")
+# Where config.json says that there is a tower, and which token its features replace
+_TOWERS = {"image": "vision_config", "audio": "audio_config", "video": "vision_config"}
+
+
+def media_of(source: Source, config: Any, tokenizer: Any) -> tuple[MediaProcessor | None, str]:
+    """The media processor of a checkpoint with towers, or None, and why there is none.
+
+    Args:
+        source: The model.
+        config: Its configuration; None of a GGUF file.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: `model.images_kwargs` doesn't fit the family.
+    """
+    given = dict(source.images_kwargs)
+    if config is None or config.model_type not in MARKS:
+        why = f"this checkpoint has no towers: {source.base} reads text only"
+        if given:
+            raise UserError(f"model.images_kwargs: {why}.")
+        return None, why
+    check_images_kwargs(config.model_type, given)
+    folder = source.folder
+    if folder is not None and not any((folder / name).is_file() for name in _FILES):
+        return None, f"{_FILES[0]} is missing beside {folder / 'config.json'}; copy it from the published checkpoint"
+    ids, why = _soft_ids(config, tokenizer)
+    if not ids:
+        return None, why
+    where = partial(_folder_here, folder) if folder else partial(_folder_of_hub, source.base, source.revision)
+    return MediaProcessor(config.model_type, ids, where, given), ""
+
+
+def _soft_ids(config: Any, tokenizer: Any) -> tuple[dict[str, int], str]:
+    """The soft token's id for each kind of medium that has a tower, and what the tokenizer lacks for the others."""
+    found, why = {}, "config.json names no towers"
+    vocabulary = tokenizer.get_vocab()
+    for kind, marks in MARKS[config.model_type].items():
+        if getattr(config, _TOWERS[kind], None) is None:
+            continue
+        written = [piece.strip() for piece in (marks.before, marks.soft, marks.after)]
+        if missing := [token for token in written if token not in vocabulary]:
+            why = f"its tokenizer lacks {', '.join(missing)}; copy its files from the published checkpoint"
+            continue
+        named = getattr(config, f"{kind}_token_id", None)
+        if named is not None and named != vocabulary[marks.soft]:
+            why = (
+                f"{marks.soft} has the id {vocabulary[marks.soft]} in its tokenizer, and {named} in config.json "
+                f"({kind}_token_id): one of the two files is another model's"
+            )
+            continue
+        found[kind] = vocabulary[marks.soft]
+    return found, why
+
+
+def _folder_here(folder: Path) -> Path:
+    return folder
+
+
+def _folder_of_hub(name: str, revision: str | None) -> Path:
+    """The snapshot with the processor's files, fetched where they aren't here yet."""
+    found = None
+    for file in _FILES:
+        try:
+            path = cached_file(
+                name, file, revision=revision, local_files_only=only_local(name),
+                _raise_exceptions_for_missing_entries=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"model.model_name_or_path={name}: {file} can't be fetched ({error}).") from error
+        found = found or path
+    if found is None:
+        raise UserError(f"model.model_name_or_path={name}: it has no {' and no '.join(_FILES)}: no processor of media.")
+    return Path(str(found)).parent
