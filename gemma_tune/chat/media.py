@@ -65,12 +65,11 @@ def place(tokenizer: Any, form: ChatForm, text: str, spans: list[Span], parts: M
     if processor is None:
         why = getattr(tokenizer, "no_media", None) or "this checkpoint reads text only"
         raise Unrenderable(f"there is no place for {parts[0]['type']} here: {why}.")
-    placeholders = {}
-    for part in parts:
-        try:
-            placeholders[processor.marks(part["type"]).placeholder] = part["type"]
-        except ValueError as error:
-            raise Unrenderable(f"{part['type']} {part[part['type']]}: {error}.") from error
+    if other := next((part["type"] for part in parts if part["type"] not in processor.kinds), None):
+        raise Unrenderable(
+            f"there is no place for {other}: this checkpoint takes {' and '.join(processor.kinds)} only."
+        )
+    placeholders = {processor.marks(part["type"]).placeholder: part["type"] for part in parts}
     found = list(re.finditer("|".join(map(re.escape, placeholders)), text))
     if [placeholders[match[0]] for match in found] != [part["type"] for part in parts]:
         raise Unrenderable(
@@ -83,7 +82,7 @@ def place(tokenizer: Any, form: ChatForm, text: str, spans: list[Span], parts: M
         try:
             written, counts = processor.written(part)
         except ValueError as error:
-            raise Unrenderable(f"{kind} {part[kind]}: {error}.") from error
+            raise Unrenderable(str(error)) from error
         pieces += [text[last : match.start()], written]
         last = match.end()
         media.append({"kind": kind, "path": str(part[kind])})

@@ -29,7 +29,7 @@ class ArrowRows(Sequence[Rendered]):
     """Rendered rows in a memory-mapped Arrow file.
 
     Attributes:
-        dataset: The same rows as a data set with the columns `input_ids` and `labels`, and `media` where a row has some.
+        dataset: The same rows as a data set with the columns `input_ids` and `labels`, and `media` where there are any.
     """
 
     def __init__(self, rows: Iterable[Rendered]) -> None:

@@ -192,13 +192,9 @@ class TokenizedRows:
             if where:
                 first = "; ".join(islice(where, _NAMED))
                 found.append(f"warning: {name}: {number(len(where), what)}. The first: {first}")
-        if self.worse:
-            said = "rows have a worse answer, too (rejected), which isn't used here"
-            found.append(f"{name}: {number(self.worse, said)}; recipe=dpo learns from both")
-        if self.cut:
-            said = "rows are longer than train.max_length and were cut at their end"
-            found.append(f"{name}: {number(self.cut, said)}")
-        return found
+        worse = "rows have a worse answer, too (rejected), which isn't used here; recipe=dpo learns from both"
+        cut = "rows are longer than train.max_length and were cut at their end"
+        return found + [f"{name}: {number(n, said)}" for n, said in ((self.worse, worse), (self.cut, cut)) if n]
 
 
 def notes_of(train: TokenizedRows, held_out: TokenizedRows) -> list[str]:

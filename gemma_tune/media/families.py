@@ -9,8 +9,6 @@ from typing import Any
 
 from gemma_tune.errors import UserError, listed, quoted
 
-KINDS = ("image", "audio", "video")
-
 
 @dataclass(frozen=True)
 class Marks:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError, first_line
-from gemma_tune.media.families import KINDS, MARKS, Marks
-from gemma_tune.media.files import UnusableMedium, audio_seconds, image_size, open_image, read_audio
+from gemma_tune.media.families import MARKS, Marks
+from gemma_tune.media.files import UnusableMedium, audio_samples, audio_seconds, image_size, open_image, read_audio
+from gemma_tune.media.kinds import KINDS
 from gemma_tune.untrusted import parse_json, read_bytes
 
 _RATE = 16_000  # samples a second that all audio towers take
@@ -48,13 +49,7 @@ class MediaProcessor:
         return tuple(self.soft_ids)
 
     def marks(self, kind: str) -> Marks:
-        """The text of a kind of medium.
-
-        Raises:
-            UnusableMedium: The checkpoint takes none of that kind.
-        """
-        if kind not in self.soft_ids:
-            raise UnusableMedium(f"this checkpoint takes no {kind}, only {' and '.join(self.kinds)}")
+        """The text of a kind of medium, one of `kinds`."""
         return MARKS[self.model_type][kind]
 
     def count(self, part: Mapping[str, Any]) -> int:
@@ -82,12 +77,13 @@ class MediaProcessor:
             UnusableMedium: The file can't be used.
         """
         kind, path = kind_and_path(part)
+        self._check_kind(kind, path)
         run = self.marks(kind).run
         if kind == "image":
-            return self._image_text(run, *image_size(path))
+            return self._image_text(run, path)
         if kind == "audio":
-            return run, (self._audio_tokens(self._samples(path)),)
-        raise UnusableMedium("videos are not supported yet; give their frames as images")
+            return run, (self._audio_tokens(path),)
+        raise UnusableMedium(path, "videos are not supported yet; give their frames as images.")
 
     def pixel_inputs(self, media: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The tensors that the towers take, under the model's names, of each kind in the order given.
@@ -103,13 +99,18 @@ class MediaProcessor:
         make = {"image": self._image_inputs, "audio": self._audio_inputs}
         for kind in KINDS:
             if ours := [entry for entry in entries if kind_and_path(entry)[0] == kind]:
-                self.marks(kind)
+                self._check_kind(*kind_and_path(ours[0]))
                 found |= make[kind](ours)
         return found
 
+    def _check_kind(self, kind: str, path: str) -> None:
+        if kind not in self.soft_ids:
+            raise UnusableMedium(path, f"this checkpoint takes no {kind}, only {' and '.join(self.kinds)}.")
+
     # Images
 
-    def _image_text(self, run: str, width: int, height: int) -> tuple[str, tuple[int, ...]]:
+    def _image_text(self, run: str, path: str) -> tuple[str, tuple[int, ...]]:
+        width, height = image_size(path)
         if self.model_type == "gemma3":
             tokens, crops = self._fixed("image_seq_length", 256), self._crops(width, height)
             if not crops:
@@ -118,7 +119,7 @@ class MediaProcessor:
             return text + " ".join([run] * crops), (tokens,) * (crops + 1)
         if self.model_type == "gemma3n":
             return run, (self._fixed("image_seq_length", 256),)
-        return run, (self._patched(width, height),)
+        return run, (self._patched(path, width, height),)
 
     def _crops(self, width: int, height: int) -> int:
         """How many crops Pan & Scan adds to an image of Gemma 3."""
@@ -129,18 +130,20 @@ class MediaProcessor:
 
         kwargs.pop("do_convert_rgb", None)
         blank = np.broadcast_to(np.uint8(0), (3, height, width))  # of that size, without its memory
-        return len(self._image_processor.pan_and_scan(image=blank, **kwargs))
+        return len(list(self._image_processor.pan_and_scan(image=blank, **kwargs)))
 
-    def _patched(self, width: int, height: int) -> int:
+    def _patched(self, path: str, width: int, height: int) -> int:
         """The number of tokens of an image of Gemma 4, whose sides keep their ratio."""
         from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
         side, tokens = self._token_side, self._kwargs["max_soft_tokens"]
         try:
-            target = get_aspect_ratio_preserving_size(height, width, side, tokens, 1)
+            rows, columns = (
+                pixels // side for pixels in get_aspect_ratio_preserving_size(height, width, side, tokens, 1)
+            )
         except ValueError as error:
-            raise UnusableMedium(f"an image of {width}×{height} pixels can't be resized for this model") from error
-        return (target[0] // side) * (target[1] // side)
+            raise UnusableMedium(path, f"{width} × {height} pixels can't be resized for this model: cut it.") from error
+        return int(rows * columns)
 
     @property
     def _token_side(self) -> int:
@@ -176,7 +179,7 @@ class MediaProcessor:
             raise UserError(f"{self._folder()}: no image processor can be loaded ({first_line(error)}).") from error
 
     def _image_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        images = [_named(entry, open_image) for entry in media]
+        images = [open_image(kind_and_path(entry)[1]) for entry in media]
         made = dict(self._image_processor(images, return_tensors="pt", **self._kwargs))
         if self.model_type == "gemma3n":
             counts = [self._fixed("image_seq_length", 256)] * len(media)
@@ -190,16 +193,13 @@ class MediaProcessor:
 
     # Sounds
 
-    def _samples(self, path: str) -> int:
-        seconds = audio_seconds(path)
-        samples = round(seconds * _RATE)
+    def _audio_tokens(self, path: str) -> int:
+        samples = audio_samples(path, _RATE)
         if samples > _SECONDS * _RATE:
             raise UnusableMedium(
-                f"it is {seconds:.1f} seconds long, and the model hears {_SECONDS} at most: split it into parts"
+                path,
+                f"it is {audio_seconds(path):.1f} seconds long, and the model hears {_SECONDS}: split it into parts.",
             )
-        return samples
-
-    def _audio_tokens(self, samples: int) -> int:
         if self.model_type == "gemma3n":  # each sound is padded to 30 seconds
             return self._fixed("audio_seq_length", 188)
         stored = self._settings("feature_extractor")
@@ -209,7 +209,7 @@ class MediaProcessor:
         hop = round(_RATE * float(stored.get("hop_length_ms") or 10.0) / 1000)
         frames = (samples + frame // 2 - frame - 1) // hop + 1
         if frames <= 0:
-            raise UnusableMedium("it is too short to hold a sound")
+            raise UnusableMedium(path, f"its {samples} samples are too few for a model to hear anything.")
         return -(-frames // 4)  # two convolutions that halve it, rounding up
 
     @cached_property
@@ -224,18 +224,9 @@ class MediaProcessor:
             raise UserError(f"{self._folder()}: no audio extractor can be loaded ({first_line(error)}).") from error
 
     def _audio_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        sounds = [_named(entry, self._sound) for entry in media]
-        _check_counts(media, [self._audio_tokens(len(sound)) for sound in sounds])
-        return dict(self._feature_extractor(sounds, return_tensors="pt"))
-
-    def _sound(self, path: str) -> Any:
-        """The samples, exactly as many as the header promised: tokens were counted by them."""
-        import numpy as np
-
-        promised, sound = self._samples(path), read_audio(path, _RATE)
-        if abs(len(sound) - promised) > _RATE // 10:
-            raise UnusableMedium(f"its header promises {promised / _RATE:.2f} s, and it has {len(sound) / _RATE:.2f} s")
-        return np.pad(sound[:promised], (0, max(0, promised - len(sound))))
+        paths = [kind_and_path(entry)[1] for entry in media]
+        _check_counts(media, [self._audio_tokens(path) for path in paths])
+        return dict(self._feature_extractor([read_audio(path, _RATE) for path in paths], return_tensors="pt"))
 
     # Settings
 
@@ -272,18 +263,11 @@ def kind_and_path(part: Mapping[str, Any]) -> tuple[str, str]:
     return kind, str(part["path"] if "path" in part else part[kind])
 
 
-def _named(entry: Mapping[str, Any], read: Callable[[str], Any]) -> Any:
-    kind, path = kind_and_path(entry)
-    try:
-        return read(path)
-    except UnusableMedium as error:
-        raise UnusableMedium(f"{kind} {path}: {error}") from error
-
-
 def _check_counts(media: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:
     for entry, count in zip(media, counts, strict=True):
         if "tokens" in entry and entry["tokens"] != count:
             raise UnusableMedium(
-                f"{entry['kind']} {entry['path']}: it makes {count} tokens, and made {entry['tokens']} when the rows "
-                "were rendered: the file has changed since; begin the run anew."
+                entry["path"],
+                f"it makes {count} tokens, and made {entry['tokens']} when the rows were rendered: the file has "
+                "changed since; begin the run anew.",
             )

@@ -11,6 +11,7 @@ import pytest
 from media_models import processor_folder, processor_of, tokenizer_at
 from pictures import conversation, picture, sound
 from PIL import Image
+from slow import slow_but_these
 
 from gemma_tune.chat import form_of, render_chat, render_prompt
 
@@ -107,7 +108,7 @@ def check_media(tokenizer: Any, messages: list[Part], row: Any) -> None:
         assert row.input_ids.count(token) == counted
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but_these(("gemma3", "gemma3-pan-and-scan", "gemma4-70"), CASES))
 def test_ids_and_labels(case: str, tmp_path: Path) -> None:
     check(case, tmp_path, 10)
 
