@@ -26,7 +26,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 BASE = (
     "errors", "untrusted", "run.paths", "run.lock", "user_code", "user_source", "neighbours", "same_json",
     "call_syntax", "child", "search_path", "progress", "processes", "process_failures",
-    "nested", "media.files", "media.kinds",
+    "nested", "media.files", "media.kinds", "media.content",
 )  # fmt: skip
 # The parts in the order of the design's tree: each may import those before it.
 ORDER = (
@@ -55,6 +55,8 @@ PURE = (
     "data.google",
     "data.anthropic",
     "data.message",
+    "data.media_parts",
+    "data.media_fields",
     "data.scratch",
     "data.messages",
     "data.conversation",

@@ -125,6 +125,12 @@ class DataConfig:
     assistant_senders: list[str] = option(
         [], "chat_log: the senders that are the assistant; all others are the user. Empty: senders are names of roles."
     )
+    media_folder: str | None = option(
+        None,
+        "Folder in which relative paths of images, sound and video in the rows are looked up. Without it, the folder "
+        "of the file with the rows.",
+        path="folder",
+    )
     ignore_fields: list[str] = option(
         [],
         "Fields of rows and messages that are neither read nor listed as not used, by the names in that list: "

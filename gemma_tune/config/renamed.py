@@ -36,6 +36,7 @@ ADDED: dict[str, Any] = {
     "data.time_column": None,
     "data.assistant_senders": [],
     "data.ignore_fields": [],
+    "data.media_folder": None,
     "data.answers": "all",
     "data.field": None,
     "data.encoding": "utf-8",

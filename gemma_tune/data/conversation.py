@@ -9,6 +9,7 @@ from typing import Any
 from gemma_tune.config import DataConfig
 from gemma_tune.data.json_decoder import refuse_two_values
 from gemma_tune.data.known_fields import HISTORY, ROLES, ROW_SWITCHES, SYSTEM, THINKING, TOOLS, is_thinking, switch_of
+from gemma_tune.data.media_fields import row_media, with_media
 from gemma_tune.data.messages import Messages, checked_messages, plain
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
@@ -44,6 +45,7 @@ def conversation(fields: RowFields, messages: Any, data: DataConfig, name: str |
         refuse_printed(given, str(name), fields.where)
     messages = with_thinking(fields, _switched(fields, messages))
     messages, names = opened(fields, messages, name, [n for n in fields.named(SYSTEM) if fields.is_used(n)])
+    messages = with_media(fields, row_media(fields), messages)
     clean = checked_messages(messages, fields.where, not data.prompts_only, fields, names, tools)
     return Record(fields.where, messages=answers_to_train(clean, fields.where, data), tools=tools)
 

@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from gemma_tune.data.media_parts import kind_of
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import structure_in
+from gemma_tune.media.kinds import KINDS
 
 _FILES = ("inlineData", "inline_data", "fileData", "file_data")
+_MIME = ("mimeType", "mime_type")
+_PLACES = ("data", "fileUri", "file_uri")
 _KEYS = frozenset({"text", "functionCall", "function_call", "thought", *_FILES})
 
 
@@ -17,7 +21,7 @@ class Parts(NamedTuple):
     """What the parts of a message say.
 
     Attributes:
-        text: Its text, or the parts with it.
+        text: Its text, or the parts with it and its media.
         calls: Its calls, as they were written.
         thinking: The text of the parts that are thoughts.
     """
@@ -43,23 +47,44 @@ def read_parts(parts: list[Any], where: str, note: Callable[[str, Any], None]) -
         note: Is told each field that isn't used, and its value.
 
     Raises:
-        BadRow: A part is a file, or no text.
+        BadRow: A part is a file of another kind, or no text.
     """
     text, calls, thinking = "", [], ""
+    entries: list[dict[str, Any]] = []  # in place of the text, where there are media
     for part in parts:
+        if kind_of(part):  # of a field beside the parts, put in its place already
+            entries, text = [*entries, *_text_part(text), part], ""
+            continue
         kept = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
         call = kept.pop("functionCall", kept.pop("function_call", None))
         said, thought = kept.pop("text", ""), kept.pop("thought", False)
         kept.pop("type", None)
-        if kept.keys() & set(_FILES):
-            raise BadRow(f"{where} holds a file, which isn't read here: only text is.")
+        if name := next((name for name in _FILES if name in kept), None):
+            entries, text = [*entries, *_text_part(text), _medium(kept.pop(name), where)], ""
+            for key, value in kept.items():
+                note(f"parts.{key}", value)
+            continue
         if not isinstance(said, str) or not isinstance(part, dict) or (call is None and "text" not in part):
             raise BadRow(f"{where}: a part is neither a text nor a call: {', '.join(map(str, kept)) or said!r}.")
         for key, value in kept.items():
             note(f"parts.{key}", value)
         calls += [call] if call is not None else []
         text, thinking = (text, thinking + said) if thought is True else (text + said, thinking)
-    return Parts(text, calls, thinking)
+    return Parts([*entries, *_text_part(text)] if entries else text, calls, thinking)
+
+
+def _text_part(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text}] if text.strip() else []
+
+
+def _medium(file: Any, where: str) -> dict[str, Any]:
+    """The part of a file, `inlineData` or `fileData`, by its type."""
+    given = file if isinstance(file, dict) else {}
+    said, place = (next((given[n] for n in names if given.get(n)), None) for names in (_MIME, _PLACES))
+    kind = str(said).partition("/")[0]
+    if kind not in KINDS or not isinstance(place, str):
+        raise BadRow(f"{where} holds a file of the type {said!r}; only images, audio and video are read.")
+    return {"type": kind, kind: {"data": place} if "data" in given else {"url": place}}
 
 
 def results(message: Any, where: str) -> Iterator[Any]:

@@ -15,6 +15,9 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.hub import no_network, not_here
 from gemma_tune.run.paths import looks_local, resolve
 
+_MEDIA = ("Image", "Audio", "Video")  # features of `datasets`
+_BATCH = 64  # rows that are read at once
+
 
 @dataclass(frozen=True)
 class HubSplit:
@@ -48,7 +51,7 @@ class HubSplit:
         from datasets.exceptions import DatasetsError
 
         try:
-            for number, row in enumerate(_loaded(self), start=1):
+            for number, row in enumerate(_undecoded(_loaded(self)), start=1):
                 yield f"{self}:row {number}", without_nulls_inside(row)
         except (DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
             if not resolve(self.name).is_dir() and (why := no_network()):
@@ -83,6 +86,30 @@ class HubSplit:
             raise UserError(
                 f"data.dataset_name={self.name}: there is no such folder, and it is no owner/name of the Hub."
             )
+
+
+def _undecoded(rows: Any) -> Any:
+    """The rows with images, sound and video as they are stored: bytes or paths; `datasets` would decode them."""
+    features = rows.features
+    if not features or not any(type(f).__name__ in _MEDIA for f in _leaves(features)):
+        return rows
+    if hasattr(rows, "decode"):  # a streamed set
+        return rows.decode(False)
+    return (row for batch in rows.with_format("arrow").iter(_BATCH) for row in batch.to_pylist())
+
+
+def _leaves(feature: Any) -> Iterator[Any]:
+    """The features of a set of features, those within lists and structs, too."""
+    if isinstance(feature, dict):
+        for inner in feature.values():
+            yield from _leaves(inner)
+    elif isinstance(feature, list):
+        for inner in feature:
+            yield from _leaves(inner)
+    elif hasattr(feature, "feature"):
+        yield from _leaves(feature.feature)
+    else:
+        yield feature
 
 
 @functools.lru_cache(maxsize=8)  # several passes must see one revision, even if the branch moves

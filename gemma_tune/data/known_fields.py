@@ -43,7 +43,12 @@ ROW_SWITCHES = (*SWITCHES, "loss_mask")
 # Whether a row's answer is a good one, for KTO: TRL's name, LLaMA-Factory's, and the one of records here
 LABELS = ("label", "kto_tag", "desirable")
 
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_urls", "pixel_values")
+# Fields of media, of a row or of a message, by their kind
+MEDIA = MappingProxyType({
+    "images": "image", "image": "image", "image_urls": "image", "image_url": "image",
+    "audios": "audio", "audio": "audio", "videos": "video", "video": "video",
+})  # fmt: skip
+_UNREAD = (*MEDIA, "pixel_values")  # where none is read: running text, chat logs, fields beside the rows
 _MASKS = (
     "mask", "masked", "masks", "loss_mask", "train_mask", "loss_weight", "loss_scale", "weights", "train_detail",
     "training_detail", "assistant_masks", "assistant_mask", "labels", "completion_mask",
@@ -55,7 +60,7 @@ TRAINING = frozenset({*LABELS, *ROW_SWITCHES, *_MASKS, *_SAMPLE_WEIGHTS})
 
 
 def _media(value: Any) -> str | None:
-    return "holds what isn't read here: only text is." + IGNORE
+    return "holds what isn't read here: images, sound and video stand in the user's messages of conversations." + IGNORE
 
 
 def _switch(value: Any) -> str | None:
@@ -106,7 +111,7 @@ def _label(value: Any) -> str | None:
 
 _ROW: Mapping[str, Any] = MappingProxyType(
     {
-        **dict.fromkeys(_MEDIA, _media),
+        **dict.fromkeys(_UNREAD, _media),
         **dict.fromkeys(_MASKS, _mask),
         **dict.fromkeys(_SAMPLE_WEIGHTS, _sample_weight),
         **dict.fromkeys(SWITCHES, _switch),
@@ -114,7 +119,7 @@ _ROW: Mapping[str, Any] = MappingProxyType(
     }
 )
 _TEXT: Mapping[str, Any] = MappingProxyType(
-    {**dict.fromkeys(_MEDIA, _media), **dict.fromkeys((*SWITCHES, "loss_mask"), _switch)}
+    {**dict.fromkeys(_UNREAD, _media), **dict.fromkeys((*SWITCHES, "loss_mask"), _switch)}
 )
 
 

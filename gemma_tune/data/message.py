@@ -7,7 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from gemma_tune.data import anthropic, google
-from gemma_tune.data.known_fields import CALL, ROLE_NAMES, ROLES, SWITCHES, THINKING, is_thinking, switch_of
+from gemma_tune.data.known_fields import CALL, MEDIA, ROLE_NAMES, ROLES, SWITCHES, THINKING, is_thinking, switch_of
+from gemma_tune.data.media_fields import message_media, placed
+from gemma_tune.data.media_parts import kind_of, read_part
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
 from gemma_tune.data.tools import Tools, calls_of_message, checked_call, parsed
@@ -51,6 +53,7 @@ class ReadMessage:
     def entry(self, tools: Tools | None, called: dict[str, str]) -> dict[str, Any]:
         """The message in the OpenAI form; `called` gets the names of its calls by their ids."""
         content = self._take("content", "value", "parts", "text")
+        content = self._with_own_media(content)
         calls = calls_of_message(self._message, self.where, self.number)
         self._used |= {"tool_calls", "function_call"}
         role = str(self.role)
@@ -87,6 +90,14 @@ class ReadMessage:
         self._fields.check_missing(self._name, _text_of(entry["content"]))
         return entry
 
+    def _with_own_media(self, content: Any) -> Any:
+        """The content with what the message's own fields of media hold, as in Ollama's messages."""
+        if self.role not in ("user", "tool") or MEDIA.keys().isdisjoint(self._message):
+            return content
+        media = message_media(self._message, self._fields, self._name, f"message {self.number}")
+        self._used |= {name for name, _ in media.values()}
+        return placed([content], media, f"{self.where}: message {self.number}", [0])[0]
+
     def finish(self) -> None:
         """Lists or refuses the fields that were not used."""
         for key, value in self._message.items():
@@ -111,11 +122,19 @@ class ReadMessage:
         parts = []
         for part in content:
             kept = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+            if (kind := kind_of(kept)) and role in ("user", "tool"):
+                parts.append(read_part(kept, self._fields, f"message {self.number}", self._note))
+                continue
+            if kind:
+                raise BadRow(
+                    f"{self.where}: message {self.number}: {kind} stands in {role}'s message, and only the user's and "
+                    "tools' can hold media."
+                )
             if kept.get("type") not in ("text", "input_text", "output_text") or not isinstance(kept.get("text"), str):
                 kind = f" of the type {kept['type']!r}" if "type" in kept else ""
                 raise BadRow(
-                    f"{self.where}: a part of {role}'s content{kind} isn't {{'type': 'text', 'text': …}}; only text is "
-                    "read here. Calls stand in `tool_calls`, thinking in `reasoning_content`."
+                    f"{self.where}: a part of {role}'s content{kind} isn't {{'type': 'text', 'text': …}}, image, audio "
+                    "or video. Calls stand in `tool_calls`, thinking in `reasoning_content`."
                 )
             for key in kept.keys() - {"type", "text"}:
                 self._note(f"content.{key}", kept[key])
@@ -182,7 +201,7 @@ class ReadMessage:
 
 def _text_of(content: Any) -> Any:
     """The text of a checked message, its parts joined; a tool's result may also be a mapping."""
-    return "".join(part["text"] for part in content) if isinstance(content, list) else content
+    return "".join(part.get("text", "") for part in content) if isinstance(content, list) else content
 
 
 def is_blank(content: Any) -> bool:

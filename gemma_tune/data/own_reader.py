@@ -14,7 +14,7 @@ from gemma_tune.data.formats.preference import Side, pair
 from gemma_tune.data.messages import checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
-from gemma_tune.data.sources import Source
+from gemma_tune.data.sources import Source, media_folder
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.user_code import failure, in_message, load_function, split
@@ -31,7 +31,7 @@ def own_records(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         if isinstance(record, BadRow) or record.messages is None:
             yield record
             continue
-        fields = RowFields(record.where, {}, data.ignore_fields)
+        fields = RowFields(record.where, {}, data.ignore_fields, (), media_folder(source, data))
         try:
             tools = checked_tools(record.tools, record.where)
             messages = checked_messages(record.messages, record.where, not data.prompts_only, fields, tools=tools)

@@ -76,7 +76,7 @@ def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:
         raise UserError(f"{where}: the file can't be read ({error}).") from error
 
 
-def _asked(where: str, row: dict[str, Any]) -> Record:
+def _asked(where: str, row: dict[str, Any], folder: Path) -> Record:
     """The prompt of a row, read as its format reads rows, without a last answer.
 
     What is about training only (a label, weights of answers) is listed with what else is not used. An answer beside
@@ -95,7 +95,7 @@ def _asked(where: str, row: dict[str, Any]) -> Record:
             f"{where}: there is no field 'messages' or 'prompt'; found: {', '.join(row) or 'none'}. Name the field of "
             "the question `prompt`, or that of the conversation `messages`."
         )
-    made: Record | BadRow = next(_format(name).read(OpenRows(iter([(where, rest)])), _DATA))
+    made: Record | BadRow = next(_format(name).read(OpenRows(iter([(where, rest)]), folder), _DATA))
     if isinstance(made, BadRow):
         raise made
     messages = made.messages or []
@@ -144,7 +144,7 @@ def _rows(path: Path) -> Iterator[Record]:
         if lines:
             yield Record(row[0], messages=[user_message(row[1]["text"].strip(), row[0])])
         else:
-            yield _asked(*row)
+            yield _asked(*row, path.parent)
 
 
 def _file(chat: ChatConfig) -> list[Record]:

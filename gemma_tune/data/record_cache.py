@@ -25,7 +25,7 @@ from gemma_tune.data.own_reader import own_records
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
 from gemma_tune.data.scratch import no_room, scratch_folder
-from gemma_tune.data.sources import OpenRows, Source
+from gemma_tune.data.sources import OpenRows, Source, folder_of
 from gemma_tune.run.manifest import file_version, remember_digest
 from gemma_tune.run.paths import resolve
 
@@ -70,7 +70,7 @@ class SourceRecords:
                 return refuse_rows(rows, self._data)
             name = self.format
         reader = importlib.import_module(f"gemma_tune.data.formats.{name}")
-        records: Iterator[Record | BadRow] = reader.read(OpenRows(rows), self._data)
+        records: Iterator[Record | BadRow] = reader.read(OpenRows(rows, folder_of(self._source)), self._data)
         return records
 
     def _with_beside(self, first: Record) -> Record:

@@ -33,7 +33,8 @@ class Record:
 
     Attributes:
         messages: The conversation in the OpenAI form, or None for running text. An assistant's message with
-            `"weight": 0` (as in OpenAI's fine-tuning) is not trained on.
+            `"weight": 0` (as in OpenAI's fine-tuning) is not trained on. Media are parts of a content with the path of
+            a file: `{"type": "image", "image": "/absolute/path"}`; `audio` and `video` likewise.
         text: Running text, or None for a conversation.
         tools: Function schemas in the OpenAI form, or None.
         rejected: The answer that is worse than the last one of `messages`, as messages after `prompt`, or None.
@@ -136,7 +137,7 @@ class Record:
     def answer(self) -> str:
         """The text of the last answer; empty where there is none."""
         content = (self.wanted or {}).get("content") or ""
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _other_type(name: str, given: Any, wanted: str) -> str:

@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.data.json_decoder import refuse_two_values
@@ -30,14 +31,19 @@ class RowFields:
         row: The fields.
         ignored: Names that are neither read nor listed (`data.ignore_fields`).
         scopes: Fields in which the row's conversation stands: what is known by name is also looked for there.
+        media_folder: Where relative paths of media are looked up; None: the current folder.
     """
 
     def __init__(
-        self, where: str, row: Mapping[str, Any], ignored: Collection[str] = (), scopes: Collection[str] = ()
+        self,
+        where: str,
+        row: Mapping[str, Any],
+        ignored: Collection[str] = (),
+        scopes: Collection[str] = (),
+        media_folder: Path | None = None,
     ) -> None:
-        self.where = where
-        self.scopes = scopes
-        self.row = row
+        self.where, self.row, self.scopes = where, row, scopes
+        self.media_folder, self.has_media = media_folder, False  # the second: whether a medium was read
         self._ignored = frozenset(ignored)
         self._used: set[tuple[str | int, ...]] = set()
         self._unused: dict[str, None] = {}

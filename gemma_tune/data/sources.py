@@ -10,8 +10,10 @@ from typing import Protocol
 from gemma_tune.config import DataConfig
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.files import read_file
+from gemma_tune.data.media_parts import without_bytes
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
+from gemma_tune.run.paths import resolve
 
 
 class RowSource(Protocol):
@@ -24,9 +26,15 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class OpenRows:
-    """Rows of a source that is open already; they can be iterated once."""
+    """Rows of a source that is open already; they can be iterated once.
+
+    Attributes:
+        given: The rows.
+        folder: Where their file lies, if they are of one.
+    """
 
     given: Iterator[Row | BadRow]
+    folder: Path | None = None
 
     def rows(self) -> Iterator[Row | BadRow]:
         """The rows in their order."""
@@ -34,6 +42,11 @@ class OpenRows:
 
 
 Source = Path | RowSource
+
+
+def folder_of(source: Source) -> Path | None:
+    """The folder of a source's file; None of one that has none, such as a split of a Hub data set."""
+    return source.parent if isinstance(source, Path) else getattr(source, "folder", None)
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:
@@ -48,6 +61,11 @@ def _scopes(data: DataConfig) -> list[str]:
     return list(dict.fromkeys(".".join(path[:n]) for path in parts for n in range(len(path) - 1, 0, -1)))
 
 
+def media_folder(source: Source, data: DataConfig) -> Path | None:
+    """Where relative paths of media in a source's rows are looked up."""
+    return resolve(data.media_folder) if data.media_folder else folder_of(source)
+
+
 def row_fields(source: Source, data: DataConfig) -> Iterator[RowFields | BadRow]:
     """The fields of each row, and a BadRow for each row that can't be read.
 
@@ -55,9 +73,9 @@ def row_fields(source: Source, data: DataConfig) -> Iterator[RowFields | BadRow]
         source: A file or a split.
         data: Names the columns, and the fields that are ignored.
     """
-    scopes = _scopes(data)
+    scopes, folder = _scopes(data), media_folder(source, data)
     for row in read_rows(source):
-        yield row if isinstance(row, BadRow) else RowFields(*row, data.ignore_fields, scopes)
+        yield row if isinstance(row, BadRow) else RowFields(*row, data.ignore_fields, scopes, folder)
 
 
 def map_rows(
@@ -77,7 +95,7 @@ def map_rows(
             continue
         try:
             made = record(fields)
-            made.row.update(fields.row)
+            made.row.update(without_bytes(fields.row) if fields.has_media else fields.row)
             yield fields.noted(made, conversation)
         except BadRow as error:
             yield error

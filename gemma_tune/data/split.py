@@ -18,6 +18,8 @@ from gemma_tune.data.reading import SplitReader
 from gemma_tune.data.records import Record
 from gemma_tune.data.remarks import number
 from gemma_tune.errors import UserError
+from gemma_tune.media.content import content_key
+from gemma_tune.media.kinds import KINDS
 from gemma_tune.progress import progress
 
 Mask = NDArray[np.bool_]
@@ -36,7 +38,20 @@ def digest(record: Record, seed: int = 0) -> int:
 
 
 def _trimmed(messages: list[dict[str, Any]] | None) -> Any:
-    return [{k: v.strip() if isinstance(v, str) else v for k, v in m.items()} for m in messages or ()]
+    return [{k: v.strip() if isinstance(v, str) else _told(v) for k, v in m.items()} for m in messages or ()]
+
+
+def _told(value: Any) -> Any:
+    """A content of parts, its media by what their files hold: where they lie tells no row from another."""
+    if not isinstance(value, list):
+        return value
+    return [{**p, kind: content_key(p[kind])} if (kind := _medium_of(p)) else p for p in value]
+
+
+def _medium_of(part: Any) -> str | None:
+    """The kind of a part that names a medium's file."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if kind in KINDS and isinstance(part.get(kind), str) else None
 
 
 def _digests(part: SplitReader, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

@@ -262,7 +262,8 @@ def _reading(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "DecompressionBombError":  # Pillow's, of twice as many pixels
             raise UnusableMedium(path, f"it has more than {MAX_PIXELS:,} pixels; make it smaller.") from error
-        raise UnusableMedium(path, f"it is broken or cut off ({first_line(error)}).") from error
+        said = (getattr(error, "strerror", None) or first_line(error)).replace(f" {str(path)!r}", "").rstrip(".")
+        raise UnusableMedium(path, f"it is broken or cut off ({said}).") from error
 
 
 def _package(name: str, extra: str, what: str) -> Any:

@@ -97,6 +97,8 @@ def form_of_file(path: str | Path, kind: str) -> Form:
             raise UnusableMedium(path, f"this is {what}; name {_WORDS[kind]}.")
         with open(path, "rb") as file:
             beginning = file.read(_BEGINNING)
+    except UnusableMedium:
+        raise
     except FileNotFoundError:
         raise UnusableMedium(path, "there is no such file.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in a name

@@ -92,7 +92,10 @@ def test_the_same_in_other_fields(tmp_path: Path) -> None:
         ([said(THOUGHT, THOUGHT, CALL), said(RESULT, role="user")], "only one part of thinking"),
         ([said({"type": "redacted_thinking", "data": "…"}, CALL), said(RESULT, role="user")], "'redacted_thinking'"),
         ([said(CALL), said(RESULT, TEXT, role="user")], "'user' follows 'tool'"),
-        ([said(CALL), said({**RESULT, "content": [{"type": "image", "source": {}}]}, role="user")], "'image'"),
+        (
+            [said(CALL), said({**RESULT, "content": [{"type": "image", "source": {}}]}, role="user")],
+            "source: holds no path",
+        ),
         ([{**said(THOUGHT, CALL), "reasoning": "Other."}, said(RESULT, role="user")], "two texts of thinking"),
         ([said({"type": "thinking"}, CALL), said(RESULT, role="user")], "no text under `thinking`"),
         ([said(CALL, role="user")], "in an assistant's message"),

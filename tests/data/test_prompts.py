@@ -15,7 +15,9 @@ from tests.data.row_files import write
 
 ASK, SAID = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 SYSTEM, AND = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And?"}
-MEDIA = "holds what isn't read here: only text is. Take it out."
+MEDIA = (
+    "holds what isn't read here: images, sound and video stand in the user's messages of conversations. Take it out."
+)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -85,10 +87,11 @@ def test_what_is_not_used_is_listed(tmp_path: Path, row: dict[str, Any], unused:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "Hi", "images": ["a.jpg"]}, f"the field 'images' {MEDIA}"),
-        ({"prompt": "Hi", "audio": "a.wav"}, f"the field 'audio' {MEDIA}"),
-        ({"messages": [{**ASK, "image": "a"}]}, f"the field 'messages.image' {MEDIA}"),
-        ({"messages": [ASK], "videos": ["a"]}, f"the field 'videos' {MEDIA}"),
+        ({"prompt": "Hi", "images": ["/no/a.jpg"]}, "the field 'images.0': /no/a.jpg: there is no such file."),
+        ({"prompt": "Hi", "audio": "/no/a.wav"}, "the field 'audio': /no/a.wav: there is no such file."),
+        ({"messages": [{**ASK, "image": "/no/a"}]}, "message 1: the field 'messages.image': /no/a: there is no such "
+                                                    "file."),
+        ({"messages": [ASK], "pixel_values": ["a"]}, f"the field 'pixel_values' {MEDIA}"),
         ({"question": "Hi"}, "there is no field 'messages' or 'prompt'; found: question. Name the field of the "
                              "question `prompt`, or that of the conversation `messages`."),
         ({"prompt": "Hi", "history": "x"}, "the field 'history' isn't a list of pairs of texts, or of messages."),

@@ -89,8 +89,8 @@ def test_files_that_are_used() -> None:
         ("04-kto-label/rows", "recipe=kto data=unpaired_preference"),
         ("06-suggested-columns-drop-fields/orca", "data.system_column=system_prompt"),
         ("06-suggested-columns-drop-fields/rows", "which doesn't use context, category"),
-        ("07-images-field/parts", "only text is"),
-        ("07-images-field/rows", "'images' holds what isn't read here: only text is"),
+        ("07-images-field/parts", "07-images-field/a.jpg: there is no such file (data.media_folder"),
+        ("07-images-field/rows", "the field 'images.0': "),
         ("11-special-tokens-in-text/rows", "holds <pad>"),
         ("12-text-templated/rows", "data=messages"),
         ("12-text-templated/bos", "data=messages"),
@@ -148,7 +148,7 @@ def test_switches_of_a_row(tmp_path: Path, key: str, value: Any) -> None:
         ({"loss_weight": 0.5}, "'messages.loss_weight' switches"),
         ({"weight": 0.5}, "weight is 0.5, and must be 0 or 1"),
         ({"loss": True, "train": False}, "loss and train say different things"),
-        ({"images": ["a.png"]}, "only text is"),
+        ({"images": ["a.png"]}, "images, sound and video stand in the user's messages"),
     ],
 )
 def test_message_fields_that_cannot_be_honoured(tmp_path: Path, message: dict[str, Any], says: str) -> None:
@@ -230,7 +230,7 @@ def test_geminis_calls_and_results(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Done.", "reasoning_content": "Hm."},
     ]  # fmt: skip
     contents[0]["parts"] = [{"inlineData": {"mimeType": "image/png", "data": "…"}}]
-    assert "only text is" in refused(tmp_path, {"contents": contents})
+    assert "message 1: image: this isn't base64" in refused(tmp_path, {"contents": contents})
 
 
 def test_nulls_of_calls(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def reason(path: Path | str, kind: str = "image") -> str:
     with pytest.raises(UnusableMedium) as caught:
         check(path, kind)
     assert str(caught.value).startswith(f"{path}: ")
+    assert not path or str(path) not in caught.value.reason
     return caught.value.reason
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.conversation import as_messages, opened, row_tools
+from gemma_tune.data.media_fields import row_media, with_media
 from gemma_tune.data.messages import Messages, checked_messages
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields
@@ -57,7 +58,9 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         prompt = as_messages(fields.get(asked), "user", asked, fields) if fields.has(asked) else []
         tools = row_tools(fields, data)
         own = (_conversation(fields, name, prompt, asked, tools) for name in sides)
-        chosen, rejected = (Side(name, *opened(fields, messages, places)) for name, messages, places in own)
+        media = row_media(fields)
+        sided = ((name, *opened(fields, messages, places)) for name, messages, places in own)
+        chosen, rejected = (Side(name, with_media(fields, media, said), places) for name, said, places in sided)
         return pair(fields.where, chosen, rejected, tools, fields)
 
     return map_rows(source, record, data)
@@ -107,7 +110,7 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
     """An answer for comparison: without blanks around its text and without its weight."""
     found = {k: v.strip() if isinstance(v, str) else v for k, v in message.items() if k != "weight"}
     if isinstance(found["content"], list):
-        found["content"] = "".join(part["text"] for part in found["content"]).strip()
+        found["content"] = "".join(part.get("text", "") for part in found["content"]).strip()
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import DataConfig
@@ -12,7 +13,7 @@ from gemma_tune.data.file_rows import Row
 from gemma_tune.data.formats import messages, preference, prompt_completion
 from gemma_tune.data.known_fields import LABELS, switch_of
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.sources import OpenRows, Source, read_rows
+from gemma_tune.data.sources import OpenRows, Source, folder_of, read_rows
 
 
 def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
@@ -25,12 +26,12 @@ def read(source: Source, data: DataConfig) -> Iterator[Record | BadRow]:
         if isinstance(row, BadRow):
             yield row
         elif preference.fits(row[1], data):
-            yield from preference.read(OpenRows(iter([row])), data)
+            yield from preference.read(OpenRows(iter([row]), folder_of(source)), data)
         else:
-            yield _labelled(row, data)
+            yield _labelled(row, data, folder_of(source))
 
 
-def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
+def _labelled(row: Row, data: DataConfig, folder: Path | None) -> Record | BadRow:
     where, fields = row
     name = next((name for name in LABELS if name in fields and name not in data.ignore_fields), None)
     if name is None:
@@ -51,7 +52,7 @@ def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
         return BadRow(f"{where}: {name} is {fields[name]!r}, and must be true (a good answer) or false (a bad one).")
     rest = {key: value for key, value in fields.items() if key != name}
     reader: Any = messages if messages.fits(rest, data) else prompt_completion
-    made: Record | BadRow = next(reader.read(OpenRows(iter([(where, rest)])), data))
+    made: Record | BadRow = next(reader.read(OpenRows(iter([(where, rest)]), folder), data))
     if isinstance(made, BadRow):
         return made
     talk = made.messages or []
@@ -59,4 +60,4 @@ def _labelled(row: Row, data: DataConfig) -> Record | BadRow:
         return BadRow(f"{where}: it ends with the role {talk[-1]['role']!r}; the label needs an answer at the end.")
     if talk[-1].get("weight") == 0:
         return BadRow(f"{where}: the labelled answer has the weight 0; leave the weight out.")
-    return replace(made, messages=last_only(talk), desirable=bool(said), row=dict(fields))
+    return replace(made, messages=last_only(talk), desirable=bool(said), row={**made.row, name: fields[name]})
