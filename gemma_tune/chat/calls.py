@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,13 @@ def content_text(message: dict[str, Any]) -> str:
     content = message["content"]
     if isinstance(content, dict):
         return json.dumps(content, ensure_ascii=False)
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content)
+    return content if isinstance(content, str) else " ".join(map(_part_text, content))
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    """The text of a part; of a medium its kind and the name of its file."""
+    kind = part.get("type", "text")
+    return str(part["text"]) if kind == "text" else f"[{kind} {os.path.basename(str(part.get(kind, '')))}]"
 
 
 def as_message(answer: str, form: ChatForm | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gemma_tune.data.file_rows import Row
@@ -39,6 +40,11 @@ class HubSplit:
 
     def __str__(self) -> str:
         return ":".join(part for part in (self.name, self.config, self.split) if part)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where relative paths of media are looked up: the folder, where the data set is one on this machine."""
+        return resolve(self.name) if resolve(self.name).is_dir() else None
 
     def rows(self) -> Iterator[Row]:
         """Yields the rows in order, each as `(name:config:split:row N, fields)`.

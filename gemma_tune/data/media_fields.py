@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_tune.data.known_fields import MEDIA
+from gemma_tune.data.known_fields import IGNORE, MEDIA
 from gemma_tune.data.media_parts import Checked, kind_of, names_medium, path_of
 from gemma_tune.data.records import BadRow
 from gemma_tune.data.row_fields import RowFields, is_empty, structure_in
@@ -28,6 +28,7 @@ _SUFFIXES = {
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
 }
 
+_LONGEST = 1000  # characters of a path
 _KNOWN = frozenset({*MEDIA, _FILE_NAME})
 
 Media = dict[str, tuple[str, list[dict[str, Any]]]]  # by kind: the field, and its media as parts
@@ -83,8 +84,12 @@ def _file_of_metadata(fields: RowFields) -> Media:
     place, name = Path(fields.where.rpartition(":")[0]), fields.peek(_FILE_NAME)
     if not place.name.startswith("metadata.") or not isinstance(name, str) or fields.is_ignored(_FILE_NAME):
         return {}
-    kind = next((kind for kind, ends in _SUFFIXES.items() if name.lower().endswith(ends)), None)
+    kind = _kind_of_name(name)
     return {kind: (_FILE_NAME, _parts(fields.get(_FILE_NAME), kind, fields, _FILE_NAME))} if kind else {}
+
+
+def _kind_of_name(name: str) -> str | None:
+    return next((kind for kind, ends in _SUFFIXES.items() if name.lower().endswith(ends)), None)
 
 
 def _parts(value: Any, kind: str, fields: RowFields, name: str, said: str = "") -> list[dict[str, Any]]:
@@ -93,7 +98,10 @@ def _parts(value: Any, kind: str, fields: RowFields, name: str, said: str = "") 
     parts = []
     for place, one in enumerate(given if several else [given]):
         field = f"{name}.{place}" if several else name
-        parts.append({"type": kind, kind: Checked(path_of(one, kind, fields, f"{said}the field {field!r}"))})
+        try:
+            parts.append({"type": kind, kind: Checked(path_of(one, kind, fields, f"{said}the field {field!r}"))})
+        except BadRow as error:
+            raise BadRow(f"{error}{IGNORE}") from error
     return parts
 
 
@@ -111,7 +119,7 @@ def with_media(fields: RowFields, media: Media, messages: Any) -> Any:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return messages
     if not media:
-        _refuse_ignored(fields, messages)
+        _refuse_lost(fields, messages)
         return messages
     keys = [next((key for key in _CONTENT if m.get(key) is not None), "content") for m in messages]
     holding = [i for i, m in enumerate(messages) if m.get("role") in _HOLD]
@@ -125,18 +133,26 @@ def with_media(fields: RowFields, media: Media, messages: Any) -> Any:
     return made
 
 
-def _refuse_ignored(fields: RowFields, messages: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses places of media that the user has told to ignore: `<image>` would be trained as text."""
+def _refuse_lost(fields: RowFields, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses places of media that aren't read, as ignored or under an unknown name: `<image>` would become text."""
+    texts = [m.get(key) for m in messages for key in _CONTENT if key in m]
+    for name, value in fields.row.items():
+        one = value[0] if isinstance(value, list) and value else value
+        kind = _kind_of_name(one) if isinstance(one, str) and len(one) < _LONGEST else None
+        if kind and name not in MEDIA and not fields.is_ignored(name) and any(f"<{kind}>" in t for t in _texts(texts)):
+            raise BadRow(
+                f"{fields.where}: the texts hold <{kind}>, and what the field {name!r} names isn't read: call it "
+                f"{kind!r}, or take <{kind}> out of the texts.{IGNORE}"
+            )
     if not fields.ignores:
         return
     for name, kind in MEDIA.items():
-        if not is_empty(fields.row.get(name)) and fields.is_ignored(name):
-            texts = [m.get(key) for m in messages for key in _CONTENT]
-            if count := sum(text.count(f"<{kind}>") for text in _texts(texts)):
-                raise BadRow(
-                    f"{fields.where}: data.ignore_fields has {name!r}, and the texts still hold <{kind}> ({count} ×), "
-                    "which would be trained as text: take it out of them, or read the field."
-                )
+        given = not is_empty(fields.row.get(name)) and fields.is_ignored(name)
+        if given and (count := sum(text.count(f"<{kind}>") for text in _texts(texts))):
+            raise BadRow(
+                f"{fields.where}: data.ignore_fields has {name!r}, and the texts still hold <{kind}> ({count} ×), "
+                "which would be trained as text: take it out of them, or read the field."
+            )
 
 
 def placed(
@@ -184,7 +200,8 @@ def placed(
             front += parts
     if front:
         content = made[users[0]]
-        made[users[0]] = [*front, *(content if isinstance(content, list) else [{"type": "text", "text": content}])]
+        text = [{"type": "text", "text": content}] if content else []
+        made[users[0]] = [*front, *(content if isinstance(content, list) else text)]
     return made
 
 

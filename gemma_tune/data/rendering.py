@@ -10,9 +10,9 @@ from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, answers_apart, render_chat, render_text
 from gemma_tune.chat.forms import thinking_of
-from gemma_tune.data.known_fields import THINKING, TOOLS
+from gemma_tune.data.known_fields import MEDIA, THINKING, TOOLS
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.row_fields import structure_in
+from gemma_tune.data.row_fields import is_empty, structure_in
 
 
 class Sided(Protocol):
@@ -46,8 +46,8 @@ def unrenderable(record: Record, error: Exception) -> BadRow:
         if names and "thinking" in str(error)
         else ""
     )
-    if record.messages is not None and "no place for" in str(error) and "tools" in str(error):
-        way = _without_tools(record)
+    if record.messages is not None and "no place for" in str(error):
+        way = _without_tools(record) if "tools" in str(error) else _without_media(record) or way
     return BadRow(f"{record.where}: {error}{way}")
 
 
@@ -58,6 +58,18 @@ def _without_tools(record: Record) -> str:
     if calls or not names:
         return " data.on_bad_row=skip leaves such rows out."
     return f" data.ignore_fields=[{','.join(names)}] reads the rows without them; data.on_bad_row=skip leaves them out."
+
+
+def _without_media(record: Record) -> str:
+    """The same of a row without its images, sound and video, where they stand in fields of their own."""
+    fields = [name for name in MEDIA if not is_empty(record.row.get(name))]
+    if not any(isinstance(m.get("content"), list) for m in record.messages or ()):
+        return ""
+    if not fields:
+        return " data.on_bad_row=skip leaves such rows out."
+    return (
+        f" data.ignore_fields=[{','.join(fields)}] reads the rows without them; data.on_bad_row=skip leaves them out."
+    )
 
 
 def _thinking(place: str, value: Any) -> Iterator[str]:

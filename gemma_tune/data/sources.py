@@ -19,6 +19,11 @@ from gemma_tune.run.paths import resolve
 class RowSource(Protocol):
     """Rows that don't come from a file of their own, such as a split of a Hub data set."""
 
+    @property
+    def folder(self) -> Path | None:
+        """Where relative paths in the rows are looked up, if they are of files on this machine."""
+        ...
+
     def rows(self) -> Iterator[Row | BadRow]:
         """The rows in their order."""
         ...
@@ -45,8 +50,8 @@ Source = Path | RowSource
 
 
 def folder_of(source: Source) -> Path | None:
-    """The folder of a source's file; None of one that has none, such as a split of a Hub data set."""
-    return source.parent if isinstance(source, Path) else getattr(source, "folder", None)
+    """The folder of a source's file; None of one that has none, such as a data set of the Hub."""
+    return source.parent if isinstance(source, Path) else source.folder
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:

@@ -15,10 +15,12 @@ from media.test_files import huge, picture, sound
 from PIL import Image
 from pyarrow import parquet
 
-from gemma_tune.config import DataConfig
+from gemma_tune.config import ChatConfig, DataConfig
 from gemma_tune.data import media_parts
+from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.data.reading import training
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
+from gemma_tune.data.rendering import render_record
 from gemma_tune.data.split import digest
 from gemma_tune.errors import UserError
 
@@ -280,6 +282,67 @@ def test_ignored_images_leave_no_markers_in_the_text(media: Path) -> None:
 def test_markers_of_rows_without_media_are_text(media: Path) -> None:
     record = row_of(media, talk("What does <image> mean in XML?"))
     assert record.messages == [{"role": "user", "content": "What does <image> mean in XML?"}, ANSWER]
+
+
+def test_markers_beside_a_file_of_an_unknown_field_are_refused(media: Path) -> None:
+    row = talk(f"<image>{ASK}", pic="pics/a.png")
+    with pytest.raises(UserError, match=r"the texts hold <image>, and what the field 'pic' names isn't read: call it"):
+        row_of(media, row)
+    assert row_of(media, row, ignore_fields=["pic"]).messages == turn(f"<image>{ASK}", SAY)
+
+
+def test_a_message_may_be_nothing_but_an_image(media: Path) -> None:
+    for row in (
+        talk("", images=["pics/a.png"]),
+        talk("<image>\n", images=["pics/a.png"]),
+        talk([{"type": "image"}], image="pics/a.png"),
+    ):
+        assert [p["type"] for p in row_of(media, row).messages[0]["content"]] == ["image"]  # type: ignore[index]
+
+
+def test_prompts_of_a_file_have_media_beside_it(media: Path) -> None:
+    file = write(
+        media / "asked.jsonl",
+        {"prompt": ASK, "images": ["pics/a.png"]},
+        {"instruction": f"<image>{ASK}", "image": "pics/a.png"},
+    )
+    for record in read_chat_prompts(ChatConfig(prompts_file=file)):
+        assert found(record) == [str(media / "pics/a.png")] and record.unused == ()
+
+
+@pytest.mark.slow
+def test_data_sets_are_not_decoded(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features Image and lists of them, loaded at once or streamed; relative paths in a folder's rows."""
+    import datasets
+
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *given, **keys: pytest.fail("decoded"))
+    path = media / "pics" / "a.png"
+    content = {"bytes": path.read_bytes(), "path": None}
+    for feature, value in ((datasets.Image(), content), (datasets.List(datasets.Image()), [content])):
+        features = datasets.Features(
+            {"prompt": datasets.Value("string"), "completion": datasets.Value("string"), "images": feature}
+        )
+        rows = datasets.Dataset.from_list([{"prompt": ASK, "completion": SAY, "images": value}], features=features)
+        folder = media / type(feature).__name__
+        folder.mkdir()
+        rows.to_parquet(folder / "train.parquet")
+        for streaming in (False, True):
+            (record,) = training(DataConfig(dataset_name=str(folder), streaming=streaming))
+            assert Path(*found(record)).read_bytes() == path.read_bytes()
+    (media / "lines").mkdir()
+    write(media / "lines" / "train.jsonl", {"prompt": ASK, "completion": SAY, "image": "../pics/a.png"})
+    (record,) = training(DataConfig(dataset_name=str(media / "lines")))
+    assert found(record) == [str(path)]
+
+
+def test_a_text_model_says_that_it_sees_no_images(media: Path, tiny: Path) -> None:
+    from transformers import AutoTokenizer
+
+    record = row_of(media, talk(ASK, images=["pics/a.png"]))
+    with pytest.raises(
+        BadRow, match=r"row\.jsonl:1: there is no place for image.* data\.ignore_fields=\[images\] reads"
+    ):
+        render_record(record, AutoTokenizer.from_pretrained(tiny))
 
 
 def test_running_text_has_no_place_for_media(media: Path) -> None:

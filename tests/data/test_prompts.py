@@ -87,10 +87,10 @@ def test_what_is_not_used_is_listed(tmp_path: Path, row: dict[str, Any], unused:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "Hi", "images": ["/no/a.jpg"]}, "the field 'images.0': /no/a.jpg: there is no such file."),
-        ({"prompt": "Hi", "audio": "/no/a.wav"}, "the field 'audio': /no/a.wav: there is no such file."),
+        ({"prompt": "Hi", "images": ["/a.jpg"]}, "the field 'images.0': /a.jpg: there is no such file. Take it out."),
+        ({"prompt": "Hi", "audio": "/no/a.wav"}, "the field 'audio': /no/a.wav: there is no such file. Take it out."),
         ({"messages": [{**ASK, "image": "/no/a"}]}, "message 1: the field 'messages.image': /no/a: there is no such "
-                                                    "file."),
+                                                    "file. Take it out."),
         ({"messages": [ASK], "pixel_values": ["a"]}, f"the field 'pixel_values' {MEDIA}"),
         ({"question": "Hi"}, "there is no field 'messages' or 'prompt'; found: question. Name the field of the "
                              "question `prompt`, or that of the conversation `messages`."),
