@@ -60,7 +60,7 @@ def not_comparable(figure: str, models: Sequence[ModelResults]) -> str | None:
     weights = [{row["id"]: row.get("weight", 1) for row in m.scores[figure]} for m in models]
     if other := [m.name for m, w in zip(models, weights, strict=True) if w != weights[0]]:
         names = listed([first.name, *other])
-        return f"the tokens of the rows aren't the same in {names}, so nats per token can't be compared"
+        return f"the tokens (or words) of the rows aren't the same in {names}, so it can't be compared"
     return None
 
 

@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from gemma_tune.config.option import BATCH, ROWS, TOKENS, option
 
 # gemma_tune/evals/<name>.py each.
-EVALUATORS = ("held_out_loss", "answers", "preference", "rewards", "tool_calls", "kl", "lm_eval", "long_context")
+EVALUATORS = (
+    "held_out_loss", "answers", "anls", "vqa_accuracy", "wer", "preference", "rewards", "tool_calls", "kl", "lm_eval",
+    "long_context",
+)  # fmt: skip
+# Those that score the same greedy answers to `data.test_files`
+ON_ANSWERS = ("answers", "anls", "vqa_accuracy", "wer")
+# The column of a test row's reference answers, where there are several
+REFERENCES = "answers"
 # Those that need probabilities: a model that is only served gives answers
 NEED_PROBABILITIES = ("held_out_loss", "preference", "kl", "lm_eval")
 # Keys about evaluations before and during training
 IN_TRAINING = ("before", "during_training", "max_samples_during_training")
 LONG_CONTEXT_KINDS = ("needle", "multi_key", "multi_value", "multi_query", "variable_tracking")
-_LOWER_IS_BETTER = re.compile(r"(^|_)(loss|perplexity|kl|bits_per_byte|brier_score)$")
+_LOWER_IS_BETTER = re.compile(r"(^|_)(loss|perplexity|kl|bits_per_byte|brier_score|wer)$")
 
 
 def lower_is_better(figure: str) -> bool:
@@ -37,6 +44,31 @@ class AnswersConfig:
         None,
         "regex: the pattern to find in the model's answer and in the reference answer, for example `#### "
         "(-?[0-9.,]+)`; the last match counts, and its first group if it has groups.",
+    )
+
+
+@dataclass
+class VqaAccuracyConfig:
+    """VQA accuracy of greedy answers to the rows of `data.test_files`, by the answers of several people."""
+
+    normalizer: str = option(
+        "textvqa",
+        "When two answers are equal. vqa: by the rules of the VQA v2 evaluation (capitals, articles, number words, "
+        "contractions and punctuation don't matter); textvqa: by TextVQA's, which first leaves out commas and "
+        "question marks and parts `'s` from its word.",
+        choices=("textvqa", "vqa"),
+    )
+
+
+@dataclass
+class WerConfig:
+    """Word error rate of greedy answers to the rows of `data.test_files`."""
+
+    normalizer: str = option(
+        "basic",
+        "What is done to both texts first. basic: Whisper's basic normalizer (small letters; brackets with what is in "
+        "them, punctuation and symbols out); none: nothing, words are what stands between blanks.",
+        choices=("basic", "none"),
     )
 
 
@@ -115,8 +147,9 @@ class EvalConfig:
     evaluators: list[str] = option(
         ["held_out_loss", "answers"],
         "Evaluators to run before and after training, or by `recipe=evaluate`: held_out_loss (and perplexity), "
-        "answers (to `data.test_files`), rewards (of such answers, by `reward`), preference (of validation pairs), "
-        "tool_calls, kl, lm_eval, long_context, or your own `path/to/file.py:function`.",
+        "answers (to `data.test_files`), anls, vqa_accuracy and wer (of the same answers, by one or several "
+        "references), rewards (of such answers, by `reward`), preference (of validation pairs), tool_calls, kl, "
+        "lm_eval, long_context, or your own `path/to/file.py:function`.",
         path="function",
     )
     before: bool = option(True, "Evaluate before training, too.")
@@ -157,6 +190,8 @@ class EvalConfig:
         at_most=TOKENS,
     )
     answers: AnswersConfig = field(default_factory=AnswersConfig)
+    vqa_accuracy: VqaAccuracyConfig = field(default_factory=VqaAccuracyConfig)
+    wer: WerConfig = field(default_factory=WerConfig)
     tool_calls: ToolCallsConfig = field(default_factory=ToolCallsConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
@@ -164,5 +199,11 @@ class EvalConfig:
 
     @property
     def answers_tests(self) -> bool:
-        """Whether the rows of `data.test_files` are read: for `answers`, `rewards`, and user functions."""
-        return any(name in ("answers", "rewards") or ":" in name for name in (*self.evaluators, *self.during_training))
+        """Whether the rows of `data.test_files` are read: for answers, `rewards`, and user functions."""
+        names = (*self.evaluators, *self.during_training)
+        return any(name in (*ON_ANSWERS, "rewards") or ":" in name for name in names)
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether the column `answers` of those rows is read."""
+        return bool({*ON_ANSWERS[1:]} & {*self.evaluators, *self.during_training})

@@ -57,6 +57,8 @@ ADDED: dict[str, Any] = {
     "tracker.group": None,
     "recipe_file": None,
     "train.loss": None,
+    "eval.vqa_accuracy.normalizer": "textvqa",
+    "eval.wer.normalizer": "basic",
     "export.quality_samples": 200,
     "quant.checkpoint_file": None,
     "quant.int2_modules": [],
@@ -88,8 +90,9 @@ ADDED: dict[str, Any] = {
     "model.base_url": None,
     "model.served_name": None,
 }
-# Whole groups among them
+# Whole groups among them, and sections of one
 _ADDED_GROUPS = ("engine", "launch", "parallel")
+_ADDED_SECTIONS = ("eval.vqa_accuracy", "eval.wer")
 
 
 def renamed_key(key: str) -> str | None:
@@ -159,9 +162,9 @@ def as_before(tree: dict[str, Any]) -> dict[str, Any]:
         value = _pop(tree, key)
         if value is not _MISSING and value != default:
             _set(tree, key, value)
-    for group in _ADDED_GROUPS:
-        if not tree.get(group):
-            tree.pop(group, None)
+    for name in (*_ADDED_SECTIONS, *_ADDED_GROUPS):
+        if (rest := _pop(tree, name)) is not _MISSING and rest:
+            _set(tree, name, rest)
     _set(tree, "train.algorithm", _algorithm(tree["method"]))
     if tree["method"] in METHODS and METHODS[tree["method"]].rewarded:
         tree["method"] = _REWARDED

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
-from gemma_tune.config.eval import EVALUATORS
+from gemma_tune.config.eval import EVALUATORS, ON_ANSWERS
 from gemma_tune.config.path_keys import read_paths
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
@@ -20,7 +20,7 @@ from gemma_tune.engines.base import Engine
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
-from gemma_tune.evals.samples import sample_answers
+from gemma_tune.evals.samples import Answered, answered_once, sample_answers
 from gemma_tune.neighbours import with_neighbours
 from gemma_tune.process_failures import raise_if_ended, together
 from gemma_tune.run.manifest import write_json
@@ -28,8 +28,8 @@ from gemma_tune.run.paths import reward_model_of
 
 _SHARES = (
     "exact_match", "_number", "_regex", "stopped", "_accuracy", "_accuracy_per_token", "agreement", "_acc", "_acc_norm",
-    "top1", "same_answers", "_math", "_exact", "_format", "_code", "_tool_call", "_json_schema", "_reasoning_gym",
-    "_failed",
+    "_anls", "_wer", "top1", "same_answers", "_math", "_exact", "_format", "_code", "_tool_call", "_json_schema",
+    "_reasoning_gym", "_failed",
 )  # fmt: skip
 
 
@@ -139,7 +139,8 @@ def files_of(cfg: Config) -> list[Path]:
 def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | None = None) -> Evaluation:
     """Runs evaluators one after the other; if one fails, the error is recorded and the others still run.
 
-    A metric that is NaN or infinite, or has such a row, is recorded as a failure and left out, too.
+    Greedy answers to the same rows are generated once for all of them. A metric that is NaN or infinite, or has such a
+    row, is recorded as a failure and left out, too.
 
     Args:
         evaluators: The evaluators by name.
@@ -151,9 +152,11 @@ def evaluate(evaluators: Mapping[str, Evaluator], engine: Engine, limit: int | N
     failures: dict[str, str] = {}
     lower: set[str] = set()
     not_finite: list[str] = []
+    made: Answered = {}
     for name, evaluator in evaluators.items():
         try:
-            outcome = together(partial(evaluator, engine, limit))
+            with answered_once(made):
+                outcome = together(partial(evaluator, engine, limit))
         except Exception as error:
             raise_if_ended(error)
             failures[name] = _failed(f"the evaluator {name}", error)
@@ -203,16 +206,18 @@ def conditions_of(cfg: Config, names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"model.dtype": cfg.model.dtype, "model.load_in_4bit": cfg.model.load_in_4bit}
     if chosen & {"held_out_loss", "kl", "preference"}:
         found["train.max_length"] = cfg.train.max_length
-    if chosen & {"answers", "tool_calls"}:
+    if chosen & {*ON_ANSWERS, "tool_calls"}:
         found["eval.max_new_tokens"] = e.max_new_tokens
     if "rewards" in chosen:
         found["eval.max_new_tokens"] = cfg.answer_tokens
-    if chosen & {"answers", "rewards"}:
+    if chosen & {*ON_ANSWERS, "rewards"}:
         found["data.enable_thinking"] = cfg.data.enable_thinking
     if "answers" in chosen:
         found["eval.answers.match"] = e.answers.match
         if e.answers.match == "regex":
             found["eval.answers.regex"] = e.answers.regex
+    for name in (n for n in ("vqa_accuracy", "wer") if n in chosen):
+        found[f"eval.{name}.normalizer"] = getattr(e, name).normalizer
     if "kl" in chosen:
         found["eval.kl.reference"] = e.kl.reference
     if "lm_eval" in chosen:

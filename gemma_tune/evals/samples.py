@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +110,38 @@ def dialogue_replies(engine: Engine, dialogues: Sequence[Dialogue], max_new_toke
     return engine.answers(prompts, max_new_tokens, name)
 
 
+# Answers by engine, rows and number of tokens, with the rows, so that their identities stay theirs.
+Answered = dict[tuple[int, int, tuple[int, ...]], tuple[Sequence[Record], list[RowAnswer]]]
+_MADE: ContextVar[Answered | None] = ContextVar("_MADE", default=None)
+
+
+@contextmanager
+def answered_once(made: Answered) -> Iterator[None]:
+    """Within it, answers of an engine to the same rows are generated once; its model must stay the same.
+
+    Args:
+        made: The answers so far; new ones are added.
+    """
+    before = _MADE.set(made)
+    try:
+        yield
+    finally:
+        _MADE.reset(before)
+
+
 def row_answers(
     engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str = "answers"
 ) -> list[RowAnswer]:
     """Greedy answers to the records' prompts, in their order; `name` is for the progress bar."""
+    key, made = (id(engine), max_new_tokens, tuple(map(id, records))), _MADE.get()
+    if made is None:
+        return _row_answers(engine, records, max_new_tokens, name)
+    if key not in made:
+        made[key] = (records, _row_answers(engine, records, max_new_tokens, name))
+    return list(made[key][1])
+
+
+def _row_answers(engine: Engine, records: Sequence[Record], max_new_tokens: int, name: str) -> list[RowAnswer]:
     tokenizer = engine.tokenizer
     prompts, answers = record_replies(engine, records, max_new_tokens, name)
     whole = [full_ids(tokenizer, r) for r in records]

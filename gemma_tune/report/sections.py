@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.config import Config, EvalConfig
+from gemma_tune.config.eval import ON_ANSWERS
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.page.blocks import Block, Cell, Code, Curves, Listing, Mono, Samples, Section, Table, Text
 from gemma_tune.page.charts import Panel
@@ -120,7 +121,7 @@ def _most_rows(e: EvalConfig) -> dict[str, int | None]:
     """The evaluators that use fewer rows during training, each with its largest number before and after it."""
     of_tasks = [n for n in (e.lm_eval.limit, e.max_samples) if n is not None]
     return {
-        **dict.fromkeys(("answers", "rewards", "tool_calls"), e.max_samples),
+        **dict.fromkeys((*ON_ANSWERS, "rewards", "tool_calls"), e.max_samples),
         "kl": e.kl.max_samples,
         "lm_eval": min(of_tasks, default=None),
         "long_context": None,

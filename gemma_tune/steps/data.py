@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gemma_tune.config import Config
+from gemma_tune.config.eval import REFERENCES
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
 from gemma_tune.data.remarks import RowRemarks, remark_lines
@@ -76,6 +77,25 @@ class Data:
         check_vocabulary(model, [part.highest_id for part in self.parts.values()])
 
 
+def tests_of(cfg: Config) -> dict[str, list[Record]]:
+    """The test rows by name, where any evaluator reads them; references that one compares with count as used.
+
+    Raises:
+        UserError: As `read_tests`.
+    """
+    if not cfg.eval.answers_tests:
+        return {}
+    tests = read_tests(cfg.data)
+    if not cfg.eval.reads_references:
+        return tests
+    return {name: [_with_references(record) for record in rows] for name, rows in tests.items()}
+
+
+def _with_references(record: Record) -> Record:
+    rest = tuple(name for name in record.unused if name.split(".")[0] != REFERENCES)
+    return record if len(rest) == len(record.unused) else record.with_remarks(unused=rest)
+
+
 def test_notes(tests: Mapping[str, Sequence[Record]]) -> list[str]:
     """What was not used of the test rows, a line each."""
     remarks = {f"data.test_files.{name}": RowRemarks(rows) for name, rows in tests.items()}
@@ -93,5 +113,5 @@ def with_evaluators(
     Raises:
         UserError: Test rows or settings that an evaluator cannot work with.
     """
-    tests = read_tests(cfg.data) if cfg.eval.answers_tests else {}
+    tests = tests_of(cfg)
     return Data(train, held_out, prepare_evaluators(cfg, tokenizer, held_out, tests), tests, longest, streamed)

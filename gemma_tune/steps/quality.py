@@ -16,6 +16,7 @@ from gemma_tune.cli.stages import of_measuring
 from gemma_tune.compare.comparison import Comparison, compare_models
 from gemma_tune.compare.results import results_of
 from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config.eval import ON_ANSWERS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.llama_cpp import EngineUnavailable
 from gemma_tune.engines.speed import TokenRates, speed_of
@@ -47,7 +48,7 @@ def quality_evaluator(cfg: Config) -> str | None:
     if not cfg.export.quality_samples:
         return None
     for name in chosen:
-        if name in ("tool_calls", "lm_eval") or (tests and (name in ("answers", "rewards") or ":" in name)):
+        if name in ("tool_calls", "lm_eval") or (tests and (name in (*ON_ANSWERS, "rewards") or ":" in name)):
             return name
     losses = (name for name in ("preference", "held_out_loss") if name in chosen)
     return next(losses, None) if holds_out(cfg.data) else None

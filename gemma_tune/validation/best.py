@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, TrainConfig
+from gemma_tune.config.eval import ON_ANSWERS
 from gemma_tune.validation.suggest import did_you_mean
 
 
@@ -41,15 +42,20 @@ def best_problems(cfg: Config) -> Iterator[str]:
                 "undesirable_loss",
             )
         ],
-        "answers": [f"{name}_{kind}" for name in tests for kind in (e.answers.match, "stopped")],
+        **{
+            one: [
+                f"{name}_{kind}" for name in tests for kind in (e.answers.match if one == "answers" else one, "stopped")
+            ]
+            for one in ON_ANSWERS
+        },
     }
-    for evaluator, names in figures.items():
-        if metric in names and evaluator not in e.during_training:
-            yield (
-                f"train.metric_for_best_model={metric} is measured by {evaluator}: name it in eval.during_training, "
-                f"too (eval.during_training=[{','.join([*e.during_training, evaluator])}])."
-            )
-            return
+    able = [evaluator for evaluator, names in figures.items() if metric in names]
+    if able and not {*able} & {*e.during_training}:
+        yield (
+            f"train.metric_for_best_model={metric} is measured by {able[0]}: name it in eval.during_training, "
+            f"too (eval.during_training=[{','.join([*e.during_training, able[0]])}])."
+        )
+        return
     given = [name for evaluator in e.during_training for name in figures.get(evaluator, ())]
     if metric not in given and set(e.during_training) <= set(figures):  # other evaluators may give any name
         known = [name for names in figures.values() for name in names]

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gemma_tune.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from gemma_tune.config.eval import ON_ANSWERS
 from gemma_tune.config.methods import Kind, Reads
 from gemma_tune.config.model import is_gguf
 from gemma_tune.run.paths import folder_status, has_results, is_bundled, is_run_with_results, resolve
@@ -105,7 +106,7 @@ def _measures_nothing(cfg: Config) -> Iterator[str]:
         "held_out_loss": (holds_out(cfg.data), "data.validation_file"),
         "kl": (holds_out(cfg.data), "data.validation_file"),
         "preference": (holds_out(cfg.data), "data.validation_file"),
-        "answers": (any(cfg.data.test_files.values()), "data.test_files.mine"),
+        **dict.fromkeys(ON_ANSWERS, (any(cfg.data.test_files.values()), "data.test_files.mine")),
     }
     evaluators = cfg.eval.evaluators
     if evaluators and not any(needs.get(name, (True, ""))[0] for name in evaluators):

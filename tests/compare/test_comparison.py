@@ -247,10 +247,10 @@ def test_losses_over_other_tokens_are_left_out() -> None:
     assert [f.name for f in comparison.figures] == ["acc"]
     assert comparison.others == {"loss": [1.0, 1.1]}
     assert comparison.notes == [
-        "loss is left out: the tokens of the rows aren't the same in a and b, so nats per token can't be compared."
+        "loss is left out: the tokens (or words) of the rows aren't the same in a and b, so it can't be compared."
     ]
     said = refusal(model("a", loss=a.scores["loss"]), model("b", loss=b.scores["loss"]))
-    assert "no figure in common" in said and "tokens of the rows aren't the same in a and b" in said
+    assert "no figure in common" in said and "tokens (or words) of the rows aren't the same in a and b" in said
 
 
 @pytest.mark.parametrize(
