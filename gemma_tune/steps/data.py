@@ -77,7 +77,7 @@ class Data:
         check_vocabulary(model, [part.highest_id for part in self.parts.values()])
 
 
-def tests_of(cfg: Config) -> dict[str, list[Record]]:
+def rows_of_tests(cfg: Config) -> dict[str, list[Record]]:
     """The test rows by name, where any evaluator reads them; references that one compares with count as used.
 
     Raises:
@@ -113,5 +113,5 @@ def with_evaluators(
     Raises:
         UserError: Test rows or settings that an evaluator cannot work with.
     """
-    tests = tests_of(cfg)
+    tests = rows_of_tests(cfg)
     return Data(train, held_out, prepare_evaluators(cfg, tokenizer, held_out, tests), tests, longest, streamed)

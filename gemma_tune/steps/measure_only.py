@@ -27,7 +27,7 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.steps.data import tests_of
+from gemma_tune.steps.data import rows_of_tests
 from gemma_tune.steps.rows_used import rows_line
 from gemma_tune.steps.served_answers import served_answers
 
@@ -141,6 +141,6 @@ def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: b
     if evaluators:
         check_evaluators(cfg, source, tokenizer)
     held_out = once_per_node(lambda: load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed))
-    tests = tests_of(cfg) if evaluators else {}
+    tests = rows_of_tests(cfg) if evaluators else {}
     prepared = prepare_evaluators(cfg, tokenizer, held_out, tests) if evaluators else {}
     return Measurement(cfg, source, tokenizer, held_out, tests, prepared)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from gemma_tune.evals.references import references_of
 from gemma_tune.evals.statistics import interval
 from gemma_tune.evals.vqa_accuracy import normalized, vqa_accuracy
 from gemma_tune.evals.wer import normalizer_of, word_errors
+from gemma_tune.steps.data import rows_of_tests
+from gemma_tune.validation.best import best_problems
 
 # The contractions of the VQA evaluation that a word in small letters can have
 PUBLISHED = """
@@ -272,3 +275,24 @@ def test_wer_without_jiwer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with pytest.raises(UserError, match=r"pip install 'gemma_tune\[audio\]'"):
         measured(Said(), [asked()], "wer")
+
+
+def test_references_count_as_used(tmp_path: Path) -> None:
+    """Where they are compared with; `answers` reads one of them alone."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "Who?", "answers": ["J. Smith", "Smith"], "page": 3}\n', encoding="utf-8")
+    for name, unused in (("anls", ["page"]), ("answers", ["answers.1", "page"])):
+        cfg = of(name)
+        columns = {"format": "columns", "prompt_column": "question", "completion_column": "answers.0"}
+        found = rows_of_tests(replace(cfg, data=replace(cfg.data, test_files={"mine": str(file)}, **columns)))
+        (record,) = found["mine"]
+        assert references_of(record) == ["J. Smith", "Smith"] and sorted(record.unused) == unused
+
+
+def test_any_evaluator_that_gives_the_metric_of_the_best_step_will_do() -> None:
+    cfg = of("answers", "anls")
+    train = replace(cfg.train, metric_for_best_model="test_stopped", eval_steps=1)
+    test_files = {"test": "assets://sample/test.jsonl"}
+    cfg = replace(cfg, train=train, data=replace(cfg.data, test_files=test_files), method="lora_sft")
+    for during, problems in ((["anls"], 0), (["wer"], 0), (["held_out_loss"], 1)):
+        assert len(list(best_problems(replace(cfg, eval=replace(cfg.eval, during_training=during))))) == problems
