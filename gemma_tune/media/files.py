@@ -37,12 +37,14 @@ class VideoInfo:
         height: In pixels, as stored.
         frames: Number of frames.
         seconds: Its length.
+        rate: Frames a second, on average.
     """
 
     width: int
     height: int
     frames: int
     seconds: float
+    rate: float
 
 
 def check(path: str | Path, kind: str) -> None:
@@ -145,7 +147,7 @@ def read_audio(path: str | Path, rate: int) -> Any:
     if not np.isfinite(samples).all():
         raise UnusableMedium(path, "it is broken: some of its samples are NaN or infinite.")
     if own != rate:
-        samples = _package("soxr", "audio", "sound").resample(samples, own, rate)
+        samples = import_reader("soxr", "audio", "sound").resample(samples, own, rate)
         count = _resampled(frames, own, rate)
         samples = np.pad(samples[:count], (0, max(0, count - len(samples))))
     return samples.astype(np.float32, copy=False)
@@ -163,17 +165,18 @@ def video_info(path: str | Path) -> VideoInfo:
         UserError: av isn't installed.
     """
     form = form_of_file(path, "video")
-    av = _package("av", "video", "video")
-    with _reading(path), av.open(str(path), format=form.reader, metadata_errors="ignore") as opened:
+    av = import_reader("av", "video", "video")
+    with reading(path), av.open(str(path), format=form.reader, metadata_errors="ignore") as opened:
         if not opened.streams.video:
             raise UnusableMedium(path, "it has no pictures; give sound as audio.")
         stream = opened.streams.video[0]
         length = stream.duration * stream.time_base if stream.duration else (opened.duration or 0) / av.time_base
         frames = stream.frames or round(length * (stream.average_rate or 0))
-        info = VideoInfo(stream.codec_context.width, stream.codec_context.height, frames, float(length))
+        rate = float(stream.average_rate or (frames / length if length else 0))
+        info = VideoInfo(stream.codec_context.width, stream.codec_context.height, frames, float(length), rate)
     if info.frames < 1 or info.seconds <= 0 or info.width < 1 or info.height < 1:
         raise UnusableMedium(path, "its header says no size or no length; write it anew: ffmpeg -i old.webm new.mp4")
-    _refuse_large(path, info.width, info.height)
+    refuse_large(path, info.width, info.height)
     if info.seconds > MAX_HOURS * 3600:
         raise UnusableMedium(path, f"it lasts {info.seconds / 3600:.1f} hours, and at most {MAX_HOURS} are read.")
     return info
@@ -188,11 +191,11 @@ def _image(path: str | Path) -> Iterator[Any]:
     Image.init()
     if form.reader not in Image.OPEN:
         raise UnusableMedium(path, f"{form.name} can't be read here; save it as PNG or JPEG.")
-    with _reading(path), open(path, "rb") as file, warnings.catch_warnings():
+    with reading(path), open(path, "rb") as file, warnings.catch_warnings():
         # What Pillow warns of is refused below, or is a tag that nobody reads
         warnings.simplefilter("ignore")
         with Image.open(file, formats=(form.reader,)) as image:
-            _refuse_large(path, *image.size)
+            refuse_large(path, *image.size)
             if image.mode.partition(";")[0] in _DEEP:
                 raise UnusableMedium(
                     path,
@@ -202,7 +205,8 @@ def _image(path: str | Path) -> Iterator[Any]:
             yield image
 
 
-def _refuse_large(path: str | Path, width: int, height: int) -> None:
+def refuse_large(path: str | Path, width: int, height: int) -> None:
+    """Raises UnusableMedium for more pixels than are decoded, or none."""
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise UnusableMedium(
             path, f"it has {width:,} × {height:,} pixels, more than {MAX_PIXELS:,} or none; make it smaller."
@@ -223,8 +227,8 @@ def _orientation(image: Any) -> int:
 def _sound(path: str | Path) -> Iterator[Any]:
     """A sound whose header is read, and whose length is allowed."""
     form = form_of_file(path, "audio")
-    soundfile = _package("soundfile", "audio", "sound")
-    with _reading(path), soundfile.SoundFile(str(path)) as sound:
+    soundfile = import_reader("soundfile", "audio", "sound")
+    with reading(path), soundfile.SoundFile(str(path)) as sound:
         if sound.frames < 1:
             raise UnusableMedium(path, f"it holds no sound ({form.name} without samples).")
         if sound.frames > MAX_SAMPLES:
@@ -253,7 +257,7 @@ def _has_its_end(path: str | Path, form: Form) -> bool:
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
+def reading(path: str | Path) -> Iterator[None]:
     """What a reader raises on a broken file, which may be any exception, as `UnusableMedium`."""
     try:
         yield
@@ -266,7 +270,8 @@ def _reading(path: str | Path) -> Iterator[None]:
         raise UnusableMedium(path, f"it is broken or cut off ({said}).") from error
 
 
-def _package(name: str, extra: str, what: str) -> Any:
+def import_reader(name: str, extra: str, what: str) -> Any:
+    """The package that reads `what`, which an extra of ours installs; UserError where it can't be imported."""
     import importlib
 
     try:

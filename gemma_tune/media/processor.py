@@ -9,19 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.media.families import MARKS, Marks
-from gemma_tune.media.files import UnusableMedium, audio_samples, audio_seconds, image_size, open_image, read_audio
+from gemma_tune.media.files import (
+    UnusableMedium,
+    audio_samples,
+    audio_seconds,
+    image_size,
+    open_image,
+    read_audio,
+    video_info,
+)
+from gemma_tune.media.frames import read_frames
 from gemma_tune.media.kinds import KINDS
-from gemma_tune.untrusted import parse_json, read_bytes
+from gemma_tune.media.stored import ProcessorFiles
 
 _RATE = 16_000  # samples a second that all audio towers take
 _SECONDS = 30  # that they take at most: Transformers cuts what is longer, without a word
-# Names in the files that hold the settings, newest form first
-_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 class MediaProcessor:
@@ -41,7 +49,7 @@ class MediaProcessor:
         images_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model_type, self.soft_ids, self.images_kwargs = model_type, dict(soft_ids), dict(images_kwargs or {})
-        self._folder = folder
+        self._files = ProcessorFiles(folder)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -83,7 +91,7 @@ class MediaProcessor:
             return self._image_text(run, path)
         if kind == "audio":
             return run, (self._audio_tokens(path),)
-        raise UnusableMedium(path, "videos are not supported yet; give their frames as images.")
+        return self._video_text(run, path)
 
     def pixel_inputs(self, media: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The tensors that the towers take, under the model's names, of each kind in the order given.
@@ -96,7 +104,7 @@ class MediaProcessor:
         """
         found: dict[str, Any] = {}
         entries = list(media)
-        make = {"image": self._image_inputs, "audio": self._audio_inputs}
+        make = {"image": self._image_inputs, "audio": self._audio_inputs, "video": self._video_inputs}
         for kind in KINDS:
             if ours := [entry for entry in entries if kind_and_path(entry)[0] == kind]:
                 self._check_kind(*kind_and_path(ours[0]))
@@ -112,14 +120,14 @@ class MediaProcessor:
     def _image_text(self, run: str, path: str) -> tuple[str, tuple[int, ...]]:
         width, height = image_size(path)
         if self.model_type == "gemma3":
-            tokens, crops = self._fixed("image_seq_length", 256), self._crops(width, height)
+            tokens, crops = self._files.tokens("image_seq_length", 256), self._crops(width, height)
             if not crops:
                 return run, (tokens,)
             text = f"Here is the original image {run} and here are some crops to help you see better "
             return text + " ".join([run] * crops), (tokens,) * (crops + 1)
         if self.model_type == "gemma3n":
-            return run, (self._fixed("image_seq_length", 256),)
-        return run, (self._patched(path, width, height),)
+            return run, (self._files.tokens("image_seq_length", 256),)
+        return run, (self._patched(path, width, height, self._kwargs["max_soft_tokens"]),)
 
     def _crops(self, width: int, height: int) -> int:
         """How many crops Pan & Scan adds to an image of Gemma 3."""
@@ -132,14 +140,14 @@ class MediaProcessor:
         blank = np.broadcast_to(np.uint8(0), (3, height, width))  # of that size, without its memory
         return len(list(self._image_processor.pan_and_scan(image=blank, **kwargs)))
 
-    def _patched(self, path: str, width: int, height: int) -> int:
-        """The number of tokens of an image of Gemma 4, whose sides keep their ratio."""
+    def _patched(self, path: str, width: int, height: int, most: int) -> int:
+        """The number of tokens of an image of Gemma 4 with `most` at most; its sides keep their ratio."""
         from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
-        side, tokens = self._token_side, self._kwargs["max_soft_tokens"]
+        side = self._token_side
         try:
             rows, columns = (
-                pixels // side for pixels in get_aspect_ratio_preserving_size(height, width, side, tokens, 1)
+                pixels // side for pixels in get_aspect_ratio_preserving_size(height, width, side, most, 1)
             )
         except ValueError as error:
             raise UnusableMedium(path, f"{width} × {height} pixels can't be resized for this model: cut it.") from error
@@ -148,7 +156,7 @@ class MediaProcessor:
     @property
     def _token_side(self) -> int:
         """Pixels of a side of the square that becomes one token of Gemma 4."""
-        stored = self._settings("image_processor")
+        stored = self._files.of("image_processor")
         return int(stored.get("patch_size") or 16) * int(stored.get("pooling_kernel_size") or 3)
 
     @cached_property
@@ -160,7 +168,7 @@ class MediaProcessor:
             return {**Gemma3Processor.images_kwargs, **self.images_kwargs}
         if self.model_type == "gemma3n":
             return {}
-        stored = self._settings("image_processor").get("max_soft_tokens")
+        stored = self._files.of("image_processor").get("max_soft_tokens")
         return {"max_soft_tokens": int(stored or 280), **self.images_kwargs}
 
     @cached_property
@@ -173,18 +181,18 @@ class MediaProcessor:
             return Gemma4ImageProcessorPil(patch_size=self._token_side, pooling_kernel_size=1)
         try:
             return AutoImageProcessor.from_pretrained(
-                str(self._folder()), backend="pil", trust_remote_code=False, local_files_only=True
+                str(self._files.folder), backend="pil", trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # foreign files fail the classes of Transformers in any way
-            raise UserError(f"{self._folder()}: no image processor can be loaded ({first_line(error)}).") from error
+            raise UserError(f"{self._files.folder}: no image processor can be loaded ({first_line(error)}).") from error
 
     def _image_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         images = [open_image(kind_and_path(entry)[1]) for entry in media]
         made = dict(self._image_processor(images, return_tensors="pt", **self._kwargs))
         if self.model_type == "gemma3n":
-            counts = [self._fixed("image_seq_length", 256)] * len(media)
+            counts = [self._files.tokens("image_seq_length", 256)] * len(media)
         elif self.model_type == "gemma3":
-            tokens = self._fixed("image_seq_length", 256)
+            tokens = self._files.tokens("image_seq_length", 256)
             counts = [tokens * (1 + int(crops)) for crops in made.pop("num_crops")]
         else:
             counts = [int(n) for n in made.pop("num_soft_tokens_per_image")]
@@ -201,8 +209,8 @@ class MediaProcessor:
                 f"it is {audio_seconds(path):.1f} seconds long, and the model hears {_SECONDS}: split it into parts.",
             )
         if self.model_type == "gemma3n":  # each sound is padded to 30 seconds
-            return self._fixed("audio_seq_length", 188)
-        stored = self._settings("feature_extractor")
+            return self._files.tokens("audio_seq_length", 188)
+        stored = self._files.of("feature_extractor")
         if self.model_type == "gemma4_unified":
             return -(-samples // int(stored.get("audio_samples_per_token") or 640))
         frame = round(_RATE * float(stored.get("frame_length_ms") or 20.0) / 1000)
@@ -218,43 +226,55 @@ class MediaProcessor:
 
         try:
             return AutoFeatureExtractor.from_pretrained(
-                str(self._folder()), trust_remote_code=False, local_files_only=True
+                str(self._files.folder), trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # as for images
-            raise UserError(f"{self._folder()}: no audio extractor can be loaded ({first_line(error)}).") from error
+            raise UserError(f"{self._files.folder}: no audio extractor can be loaded ({first_line(error)}).") from error
 
     def _audio_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         paths = [kind_and_path(entry)[1] for entry in media]
         _check_counts(media, [self._audio_tokens(path) for path in paths])
         return dict(self._feature_extractor([read_audio(path, _RATE) for path in paths], return_tensors="pt"))
 
-    # Settings
+    # Videos
 
-    def _settings(self, name: str) -> dict[str, Any]:
-        """The stored settings of one processor: of its own, or in older folders of all in one file."""
-        whole, flat = self._stored
-        own = whole.get(name)
-        return own if isinstance(own, dict) else flat
+    def _video_text(self, run: str, path: str) -> tuple[str, tuple[int, ...]]:
+        """Each frame that is taken, with its time before it."""
+        info = video_info(path)
+        tokens = self._patched(path, info.width, info.height, self._video["max_soft_tokens"])
+        times = [int(place / info.rate) for place in self._places(info.frames)]
+        return " ".join(f"{t // 60:02d}:{t % 60:02d} {run}" for t in times), (tokens,) * len(times)
+
+    def _places(self, frames: int) -> list[int]:
+        """The frames that are taken, at equal distances; all of a video that has no more."""
+        taken = min(frames, self._video["num_frames"])
+        return [place * frames // taken for place in range(taken)]
 
     @cached_property
-    def _stored(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = []
-        for name in _FILES:
-            file = self._folder() / name
-            try:
-                content = parse_json(read_bytes(file)) if file.is_file() else {}
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file}: it can't be read as JSON ({first_line(error)}).") from error
-            if not isinstance(content, dict):
-                raise UserError(f"{file}: it holds no settings.")
-            found.append(content)
-        return found[0], found[1]
+    def _video(self) -> dict[str, int]:
+        stored = self._files.of("video_processor")
+        return {
+            "max_soft_tokens": int(stored.get("max_soft_tokens") or 70),
+            "num_frames": stored.get("num_frames") or 32,
+        }
 
-    def _fixed(self, name: str, default: int) -> int:
-        value = self._stored[0].get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 16:
-            raise UserError(f"{self._folder() / _FILES[0]}: {name} is no number of tokens.")
-        return value
+    def _video_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Frames go through the image processor, which makes of them what the video processor would."""
+        import torch
+
+        paths = [kind_and_path(entry)[1] for entry in media]
+        places = [self._places(video_info(path).frames) for path in paths]
+        frames = [frame for path, its in zip(paths, places, strict=True) for frame in read_frames(path, its)]
+        most = self._video["max_soft_tokens"]
+        made = self._image_processor(frames, return_tensors="pt", max_soft_tokens=most)
+        per_frame = [int(n) for n in made["num_soft_tokens_per_image"]]
+        firsts = accumulate([0, *map(len, places)])
+        _check_counts(media, [sum(per_frame[i : i + len(its)]) for i, its in zip(firsts, places, strict=False)])
+        return {
+            "pixel_values_videos": made["pixel_values"],
+            "video_position_ids": made["image_position_ids"],
+            "num_frames_per_video": torch.tensor([len(its) for its in places]),
+        }
 
 
 def kind_and_path(part: Mapping[str, Any]) -> tuple[str, str]:

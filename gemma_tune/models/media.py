@@ -11,10 +11,10 @@ from transformers.utils import cached_file
 from gemma_tune.errors import UserError
 from gemma_tune.media.families import MARKS, check_images_kwargs
 from gemma_tune.media.processor import MediaProcessor
+from gemma_tune.media.stored import PROCESSOR_FILES
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.source import Source
 
-_FILES = ("processor_config.json", "preprocessor_config.json")
 # Where config.json says that there is a tower, and which token its features replace
 _TOWERS = {"image": "vision_config", "audio": "audio_config", "video": "vision_config"}
 
@@ -38,8 +38,11 @@ def media_of(source: Source, config: Any, tokenizer: Any) -> tuple[MediaProcesso
         return None, why
     check_images_kwargs(config.model_type, given)
     folder = source.folder
-    if folder is not None and not any((folder / name).is_file() for name in _FILES):
-        return None, f"{_FILES[0]} is missing beside {folder / 'config.json'}; copy it from the published checkpoint"
+    if folder is not None and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return (
+            None,
+            f"{PROCESSOR_FILES[0]} is missing beside {folder / 'config.json'}; copy it from the published checkpoint",
+        )
     ids, why = _soft_ids(config, tokenizer)
     if not ids:
         return None, why
@@ -76,7 +79,7 @@ def _folder_here(folder: Path) -> Path:
 def _folder_of_hub(name: str, revision: str | None) -> Path:
     """The snapshot with the processor's files, fetched where they aren't here yet."""
     found = None
-    for file in _FILES:
+    for file in PROCESSOR_FILES:
         try:
             path = cached_file(
                 name, file, revision=revision, local_files_only=only_local(name),
@@ -86,5 +89,7 @@ def _folder_of_hub(name: str, revision: str | None) -> Path:
             raise UserError(f"model.model_name_or_path={name}: {file} can't be fetched ({error}).") from error
         found = found or path
     if found is None:
-        raise UserError(f"model.model_name_or_path={name}: it has no {' and no '.join(_FILES)}: no processor of media.")
+        raise UserError(
+            f"model.model_name_or_path={name}: it has no {' and no '.join(PROCESSOR_FILES)}: no processor of media."
+        )
     return Path(str(found)).parent

@@ -33,6 +33,23 @@ def sound(folder: Path, samples: int, rate: int = 16_000) -> str:
     return str(file)
 
 
+def film(folder: Path, frames: int, rate: int, width: int = 96, height: int = 64) -> str:
+    """A video of so many frames."""
+    import av
+
+    file = folder / f"{frames}_{rate}_{width}x{height}.mkv"
+    if not file.exists():
+        random = np.random.default_rng(frames)
+        with av.open(str(file), "w") as opened:
+            stream = opened.add_stream("ffv1", rate=rate)
+            stream.width, stream.height, stream.pix_fmt = width, height, "bgra"
+            for _ in range(frames):
+                shown = np.repeat(np.repeat(random.integers(0, 255, (8, 12, 3), dtype=np.uint8), 8, 0), 8, 1)
+                opened.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24").reformat(width, height)))
+            opened.mux(stream.encode(None))
+    return str(file)
+
+
 def conversation(random: Random, media: Any, turns: int = 3) -> list[dict[str, Any]]:
     """A conversation of several turns, whose user parts are texts and media in any order; the last one answers.
 

@@ -162,7 +162,7 @@ def test_a_video_says_its_size_and_length(tmp_path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i * 10, np.uint8), format="rgb24")
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    assert files.video_info(path) == files.VideoInfo(64, 48, 15, 1.5)
+    assert files.video_info(path) == files.VideoInfo(64, 48, 15, 1.5, 10.0)
     check(path, "video")
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:200])
     assert "broken or cut off" in reason(tmp_path / "cut.mp4", "video")

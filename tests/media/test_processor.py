@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from media_models import processor_folder, tokenizer_at
-from pictures import picture, sound
+from pictures import film, picture, sound
 
 from gemma_tune.chat import Unrenderable, render_chat
 from gemma_tune.data.records import Record
@@ -66,6 +67,22 @@ def test_pixels_are_the_processors(gemma3: Path, tmp_path: Path) -> None:
         tokenizer.media.pixel_inputs(row.media)
 
 
+def test_the_older_form_of_the_files(gemma3: Path, tmp_path: Path) -> None:
+    """The settings of images in a file of their own, as Gemma 3 was published."""
+    import torch
+
+    one = image(picture(tmp_path, 40, 40))
+    row = render_chat(tokenizer_at(gemma3), asked(one))
+    pixels = tokenizer_at(gemma3).media.pixel_inputs(row.media)["pixel_values"]
+    file = gemma3 / "processor_config.json"
+    whole = json.loads(file.read_text("utf-8"))
+    (gemma3 / "preprocessor_config.json").write_text(json.dumps(whole.pop("image_processor")), encoding="utf-8")
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    again = tokenizer_at(gemma3)
+    assert render_chat(again, asked(one)) == row
+    assert torch.equal(again.media.pixel_inputs(row.media)["pixel_values"], pixels)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3n", "gemma4_e2b", "gemma4_12b"])
 def test_long_sound_is_refused(family: str, tmp_path: Path) -> None:
@@ -78,6 +95,23 @@ def test_long_sound_is_refused(family: str, tmp_path: Path) -> None:
         else:
             with pytest.raises(Unrenderable, match=r"480001_16000.wav: it is 30.0 seconds long.*split it"):
                 render_chat(tokenizer, asked(part))
+
+
+@pytest.mark.slow
+def test_short_videos_are_taken_whole(tmp_path: Path) -> None:
+    """Each frame with its time in seconds: 96 × 64 pixels are 60 tokens, 10 × 6 squares of 48 pixels' side."""
+    tokenizer = tokenizer_at(processor_folder("gemma4_e2b", tmp_path / "model"))
+    row = render_chat(tokenizer, asked({"type": "video", "video": film(tmp_path, 3, 2)}))
+    (medium,) = row.media
+    assert medium["tokens"] == 3 * 60
+    made = tokenizer.media.pixel_inputs(row.media)
+    assert made["num_frames_per_video"].tolist() == [3] and len(made["pixel_values_videos"]) == 3
+    text = tokenizer.decode(row.input_ids).replace("<|video|>", "")
+    assert "00:00 <|image><image|> 00:00 <|image><image|> 00:01 <|image><image|>" in text
+    with pytest.raises(Unrenderable, match="takes image only"):
+        render_chat(
+            tokenizer_at(processor_folder("gemma3", tmp_path / "other")), asked({"type": "video", "video": "x"})
+        )
 
 
 def test_media_where_there_is_no_place(gemma3: Path, tmp_path: Path, tiny: Path) -> None:

@@ -1,0 +1,65 @@
+"""The settings of a checkpoint's processors, as its files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.errors import UserError, first_line
+from gemma_tune.untrusted import parse_json, read_bytes
+
+# All in one, and the older form: images and sound side by side
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+class ProcessorFiles:
+    """Reads them when they are first needed.
+
+    Args:
+        folder: Gives the folder, which may be fetched from the Hub first.
+    """
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder()
+
+    def of(self, name: str) -> dict[str, Any]:
+        """The settings of one processor; in older folders images and sound share theirs, and videos have none.
+
+        Args:
+            name: `image_processor`, `feature_extractor` or `video_processor`.
+        """
+        whole, flat = self._contents
+        own = whole.get(name, {} if name == "video_processor" else flat)
+        return own if isinstance(own, dict) else {}
+
+    def tokens(self, name: str, default: int) -> int:
+        """A number of tokens of the whole processor.
+
+        Raises:
+            UserError: It is none.
+        """
+        value = self._contents[0].get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 16:
+            raise UserError(f"{self.folder / PROCESSOR_FILES[0]}: {name} is no number of tokens.")
+        return value
+
+    @cached_property
+    def _contents(self) -> list[dict[str, Any]]:
+        found = []
+        for name in PROCESSOR_FILES:
+            file = self.folder / name
+            try:
+                content = parse_json(read_bytes(file)) if file.is_file() else {}
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: it can't be read as JSON ({first_line(error)}).") from error
+            if not isinstance(content, dict):
+                raise UserError(f"{file}: it holds no settings.")
+            found.append(content)
+        return found
