@@ -16,6 +16,7 @@ from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.lora import FUSED_LAYERS
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
+from gemma_tune.models.unwrap import plain_name
 
 # Values that a stored adapter sets, and that the configuration must not contradict.
 _STORED = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
@@ -196,10 +197,12 @@ def _use_published_names(folder: Path) -> None:
     renamed = {k.replace(_ALONE, _THERE, 1): v for k, v in weights.items()}
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    # Modules of fused experts are no linear layers: PEFT refuses them here, and has their tensors by target_parameters
+    fused = tuple(f".{name.rpartition('.')[0]}" for name in config.get("target_parameters") or ())
+    layers = {k.split(".lora_")[0] for k in weights if ".lora_" in k}
+    layers = {name for name in layers if not plain_name(name).endswith(fused)}
     # The image tower has layers of the same names; the language part matches alone and inside the whole model.
-    config["target_modules"] = (
-        rf"model\.(language_model\.)?{_exactly({k.split('.lora_')[0] for k in weights if '.lora_' in k})}"
-    )
+    config["target_modules"] = rf"model\.(language_model\.)?{_exactly(layers)}" if layers else []
     whole = {k.rpartition(".")[0].replace(_ALONE, "language_model.") for k in weights if not _OF_ADAPTERS.search(k)}
     config["modules_to_save"] = sorted(name.removeprefix("base_model.model.") for name in whole) or None
     for key in ("rank_pattern", "alpha_pattern"):
