@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_tune.cli.user_overrides import UserOverrides
 from gemma_tune.config import Config, ModelConfig, QuantConfig
-from gemma_tune.config.export import CODED
+from gemma_tune.config.export import ADAPTERS, CODED
 from gemma_tune.config.methods import METHODS, Kind, named_method
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
@@ -66,9 +66,10 @@ def resolve_defaults(cfg: Config) -> None:
 
 
 def without_idle_grid(tree: dict[str, Any], named: UserOverrides) -> dict[str, Any]:
-    """The configuration without the quantization format of an export that was asked for GGUF files without codes alone.
+    """The configuration without the quantization format of an export that was asked for files without codes alone.
 
-    `recipe=export` rounds to int4 by itself. Who asks it for a float16 file wants the weights as they are; the int4
+    `recipe=export` rounds to int4 by itself. Who asks it for a float16 GGUF file or for the adapter wants the weights
+    as they are; the int4
     numbers in such a file are had by naming `quant`, or beside a file that holds their codes.
 
     Args:
@@ -78,7 +79,7 @@ def without_idle_grid(tree: dict[str, Any], named: UserOverrides) -> dict[str, A
     method, formats = named_method(tree), tree["export"]["formats"]
     if method is None or method.kind is not Kind.EXPORT or "quant" in named.groups or named.has("quant"):
         return tree
-    if set(formats) & {*CODED} or not any(name.startswith("gguf_") for name in formats):
+    if set(formats) & {*CODED} or not any(name.startswith("gguf_") or name in ADAPTERS for name in formats):
         return tree
     return {**tree, "quant": asdict(QuantConfig())}
 

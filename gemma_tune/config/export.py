@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from gemma_tune.config.option import ROWS, option
 
 # What holds the codes of a quantization format, and what can be written only of a model that is in none.
-CODED, UNQUANTIZED = ("gguf", "w4a16", "w4a16_transformers", "mlx", "phone"), ("gguf_q8_0", "gguf_lora")
+CODED, UNQUANTIZED = ("gguf", "w4a16", "w4a16_transformers", "mlx", "phone"), ("gguf_q8_0", "gguf_lora", "adapter_vllm")
+# Of these, the adapter alone, and what holds it rounded together with its base
+ADAPTERS = {"gguf_lora": "gguf", "adapter_vllm": "w4a16"}
 FORMATS = ("merged", *CODED, "gguf_f32", "gguf_f16", "gguf_bf16", *UNQUANTIZED)
 
 
@@ -19,7 +21,8 @@ class ExportConfig:
         ["merged"],
         "Formats to write: merged (a plain Transformers folder); gguf_f16, gguf_bf16, gguf_f32, gguf_q8_0 (one file "
         "for llama.cpp, Ollama and LM Studio, in this type of weights); gguf_lora (the adapter alone, for llama.cpp, "
-        "on a GGUF file of the base). Of models in a quantization format: gguf, w4a16 (vLLM, compressed-tensors) and "
+        "on a GGUF file of the base); adapter_vllm (an adapter on experts, with that of each expert by itself, which "
+        "is what vLLM serves). Of models in a quantization format: gguf, w4a16 (vLLM, compressed-tensors) and "
         "mlx (mlx-lm) hold its int4 codes (w4a16_transformers: those of a model with experts for Transformers, which "
         "has no place for the codes of experts: these are plain numbers there), and gguf_f16, gguf_bf16, gguf_f32 the "
         "same numbers in wider types; phone (Gemma's own format for phones, in Transformers) holds those of "

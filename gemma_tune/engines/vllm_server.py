@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from gemma_tune.config import EngineConfig
 from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
-from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, read_adapter_config
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import resolve
 
@@ -22,6 +23,7 @@ ENVIRONMENT = Path(".venv-vllm/bin/vllm")
 # What vLLM has kernels for
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _ADAPTER, _BASE = "adapter", "base"
+_EXPERTS = "target_parameters"  # the key of adapter_config.json that names fused experts
 # Compiled kernels compute the same, and take a minute to make
 PLAIN = ("--enforce-eager",)
 IN_16_BIT = (
@@ -105,6 +107,7 @@ class VllmServer(ServerProcess):
         is_open: bool = False,
         timeout: float = 900.0,
     ) -> None:
+        source = as_vllm_reads(source)
         options, port = _within_model(options or VllmOptions(), source), port or free_port(host)
         key = None if is_open else key or secrets.token_hex(16)
         self.model = name or ("model" if source.adapter is None else _ADAPTER)
@@ -156,6 +159,7 @@ def _weights(source: Source) -> list[str]:
 
 def serve_words(source: Source, name: str, tool_parser: str | None) -> list[str]:
     """`vllm serve …` for people: weights, adapter and the form of tool calls."""
+    source = as_vllm_reads(source)
     words = ["vllm", "serve", *_weights(source)] if source.adapter else ["vllm", "serve", source.base]
     words += lora_words(name, source.adapter) if source.adapter else []
     return words + (tool_words(tool_parser) if tool_parser else [])
@@ -185,17 +189,39 @@ def _rank(adapter: Path) -> int:
     return rank
 
 
+def as_vllm_reads(source: Source) -> Source:
+    """The same, but of a run's adapter on fused experts that which `export.formats=adapter_vllm` has made of it."""
+    if source.adapter is None or source.adapter.name != "adapter":
+        return source
+    each = source.adapter.parent / "export" / ADAPTER_VLLM
+    if not (each / ADAPTER_CONFIG).is_file() or not read_adapter_config(source.adapter).get(_EXPERTS):
+        return source
+    return replace(source, adapter=each)
+
+
 def unservable(source: Source) -> str | None:
-    """Why vLLM can't serve an adapter, with the way out; None where it can, or where there is no adapter."""
-    if source.adapter is None:
+    """Why vLLM can't serve an adapter, with the way out; None where it can, or where there is no adapter.
+
+    An adapter on fused experts can be served where the run has written it as vLLM reads it (`as_vllm_reads`).
+    """
+    adapter = as_vllm_reads(source).adapter
+    if adapter is None:
         return None
-    stored = read_adapter_config(source.adapter)
+    stored = read_adapter_config(adapter)
     kinds = {
         "modules_to_save": "whole layers beside the adapter",
         "trainable_token_indices": "rows of the embedding",
         "use_dora": "DoRA",
-        "target_parameters": "fused experts",
+        _EXPERTS: "fused experts",
     }
-    if found := [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]:
+    found = [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]
+    if found and stored.get(_EXPERTS) and len(found) == 1:
+        model = shlex.quote(f"model.model_name_or_path={adapter}")
+        return (
+            f"vLLM reads an adapter on {found[0]} with that of each expert by itself: write that with "
+            f"export=adapter_vllm (afterwards: python -m gemma_tune recipe=export export={ADAPTER_VLLM} {model}) and "
+            f"name the folder export/{ADAPTER_VLLM}, or serve the merged weights (export/merged)."
+        )
+    if found:
         return f"vLLM serves no adapter with {' and '.join(found)}; serve the merged weights (export/merged)."
     return None

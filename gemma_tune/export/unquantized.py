@@ -1,4 +1,4 @@
-"""Exports a model that is in no quantization format: a merged folder, and GGUF files in one type of ggml."""
+"""Exports a model that is in no quantization format: a merged folder, GGUF files in one type of ggml, and adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.export import gguf_lora, merged, verify
+from gemma_tune.export import adapter_vllm, gguf_lora, merged, verify
 from gemma_tune.export.formats import some_rows
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import CheckLine, raise_failed
@@ -20,6 +20,7 @@ from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.export.vllm_check import merged_lines
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.four_bit import rounding_gap
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import family_of
@@ -57,7 +58,7 @@ def export_unquantized(
         adapter: PEFT's folder of the adapter, where it is saved.
 
     Returns:
-        The lines of the check of the GGUF files.
+        The lines of the checks, without those of the merged folder in Transformers.
 
     Raises:
         MergeDiffers: The merged weights are another model than the adapter on its base.
@@ -73,10 +74,13 @@ def export_unquantized(
         reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
         _export_merged(cfg, folder, model, tokenizer, source, reference, difference)
     lines = _export_gguf(cfg, folder, model, tokenizer, source, ids, adapter)
+    if ADAPTER_VLLM in cfg.export.formats:
+        lines.append(_export_for_vllm(folder, model, tokenizer, adapter))
     if "merged" in cfg.export.formats and (vllm := find_vllm(cfg.engine)):
         with folder.timed("verify"):
             kl = folder.result.metrics["export"]["export_kl"]
             lines += merged_lines(cfg, vllm, folder.export("merged"), model, tokenizer, ids, kl)
+    if lines:
         folder.result.metrics["verify"] = [asdict(line) for line in lines]
     raise_failed(lines)
     return lines
@@ -141,5 +145,17 @@ def _export_gguf(
                 lines += lora_lines(folder.export(name) / gguf_lora.file_name(title), forward, tokenizer, source)
             else:
                 lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan)
-    folder.result.metrics["verify"] = [asdict(line) for line in lines]
     return lines
+
+
+def _export_for_vllm(folder: RunFolder, model: Any, tokenizer: Any, adapter: Path | None) -> CheckLine:
+    """Writes export/adapter_vllm, and reads it back."""
+    assert adapter is not None
+    phase(f"writing {ADAPTER_VLLM}")
+    place = folder.export(ADAPTER_VLLM)
+    with folder.timed("export"), atomic_folder(place) as target:
+        adapter_vllm.export(adapter, model, tokenizer, target)
+    folder.result.artifacts[ADAPTER_VLLM] = f"export/{ADAPTER_VLLM}"
+    phase(f"checking {ADAPTER_VLLM}: its weights")
+    with folder.timed("verify"):
+        return adapter_vllm.added_line(place, model)

@@ -14,6 +14,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.export import CODED
 from gemma_tune.errors import UserError
 from gemma_tune.models.fitting import what_fits
+from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
 from gemma_tune.models.memory import BETWEEN, BYTES, estimate, host_memory, in_unit, optimizer_bytes
 from gemma_tune.models.sharding import sharding_of
@@ -240,6 +241,7 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
         total += shape.parameters * BYTES["float32"]
     wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0, "gguf_q8_0": 8.5 / 8}
     wide["gguf_lora"] = 4.0  # it is checked on a float32 file of its base
+    total += trained * BYTES["float32"] if ADAPTER_VLLM in cfg.export.formats and not full else 0.0
     return total + shape.parameters * sum(wide.get(name, 0.0) for name in cfg.export.formats)
 
 

@@ -17,6 +17,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Formats of `export.formats` that are a folder with a model and its tokenizer
 EXPORTED = ("merged", "w4a16", "w4a16_transformers", "mlx", "phone")
+# The format, and the folder in a run's `export/`, of an adapter with that of each expert by itself
+ADAPTER_VLLM = "adapter_vllm"
 _NAMED = 3  # of many folders
 
 
@@ -29,6 +31,8 @@ def not_loaded(exported: Path) -> str | None:
     """Why no engine of ours loads a folder in a run's `export/`; None where Transformers does."""
     if exported.name == "mlx":
         return "recipes have no engine for it; its weights are those of the other int4 files."
+    if exported.name == ADAPTER_VLLM:
+        return "PEFT has no place for adapters of single experts, as vLLM reads them; the adapter has the same numbers."
     if exported.name == "w4a16" and _has_experts(exported):
         return (
             "Transformers has no place for the codes of single experts, as vLLM reads them; w4a16_transformers holds "

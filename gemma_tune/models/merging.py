@@ -75,10 +75,15 @@ def with_expert_adapter(weight: torch.Tensor, wrapper: Any, adapter: str) -> tor
         wrapper: PEFT's `ParamWrapper`; its factors of all experts stand in two matrices.
         adapter: The adapter's name.
     """
-    a, b = (part[adapter].weight.float() for part in (wrapper.lora_A, wrapper.lora_B))
-    a = a.reshape(wrapper.num_experts, -1, a.shape[-1])  # [E, r, in]
-    b = b.reshape(len(b), -1, wrapper.num_experts).permute(2, 0, 1)  # [E, out, r]
-    return torch.baddbmm(weight, b, a, alpha=wrapper.scaling[adapter])
+    a, b = expert_factors(wrapper, adapter)
+    return torch.baddbmm(weight, b.float(), a.float(), alpha=wrapper.scaling[adapter])
+
+
+def expert_factors(wrapper: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [E, r, in] and B [E, out, r] of PEFT's wrapper of a tensor of fused experts; see `with_expert_adapter`."""
+    a, b = (part[adapter].weight for part in (wrapper.lora_A, wrapper.lora_B))
+    a = a.reshape(wrapper.num_experts, -1, a.shape[-1])
+    return a, b.reshape(len(b), -1, wrapper.num_experts).permute(2, 0, 1)
 
 
 def _with_tokens(wrapper: TrainableTokensWrapper) -> torch.Tensor:

@@ -31,6 +31,7 @@ from gemma_tune.untrusted import time_limit
 
 TIED = ("model.embed_tokens", "lm_head")
 _PREFIX = "base_model.model."
+_OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 _PATTERNS = 3.0  # seconds for all of its regular expressions on all layers
 _OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
 _OF_TOKENS = ".token_adapter.trainable_tokens_delta"
@@ -199,6 +200,12 @@ class _Reader:
             raise UserError(
                 f"{self._folder}: it adapts {len(self._towers)} layers of the towers for images or audio, too (for "
                 f"example {self._towers[0]}), which are not loaded here; {MERGE}."
+            )
+        if any(_OF_ONE_EXPERT.search(name) for name in self._foreign):
+            raise UserError(
+                f"{self._folder}: it holds the adapter of each expert by itself, as vLLM serves it, and PEFT has no "
+                "place for that; name the adapter that it was made from (adapter/ of its run), which has the same "
+                "numbers, or serve it with vLLM."
             )
         if self._foreign:
             there = [n for n, m in self._layers.items() if isinstance(m, nn.Linear) and self._family.reaches(n)]

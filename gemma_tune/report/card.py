@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 from gemma_tune.config import Config
 from gemma_tune.config.data import DataConfig
 from gemma_tune.export.engine_lines import same_each_time
+from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.nested import leaves
 from gemma_tune.page.blocks import Block, Cell, Code, Mono, Section, Table, Text
 from gemma_tune.page.markdown import markdown
@@ -41,9 +42,11 @@ _KINDS = {
     "w4a16": "int4 weights for vLLM and Transformers",
     "w4a16_transformers": "int4 weights for Transformers, with plain experts",
     "mlx": "int4 weights for mlx-lm",
+    ADAPTER_VLLM: "LoRA adapter for vLLM, that of each expert by itself",
     "phone": "weights and activations in Gemma's format for phones, for Transformers",
     "reward_model": "reward model",
 }
+_LIBRARIES = {"adapter": "peft", ADAPTER_VLLM: "vllm", "mlx": "mlx"}
 _LICENCES = {
     "gemma": f"Gemma is provided under and subject to the Gemma Terms of Use found at {GEMMA_TERMS}",
     "apache-2.0": "The base is published under the Apache License 2.0.",
@@ -101,7 +104,7 @@ def card(inputs: ReportInputs, name: str, place: Path) -> str:
 def front_matter(inputs: ReportInputs, name: str, place: Path, made_from: Lineage) -> ModelCardData:
     """What the Hub reads: only what is known, so that no language is said, and no data set that is not there."""
     base, cfg = made_from.base, inputs.cfg
-    if name == "adapter":  # of the very model that it fits
+    if name in ("adapter", ADAPTER_VLLM):  # of the very model that it fits
         found = base_of(place, inputs.folder.inputs)
         base = found[0] if found else None
     gguf = name.startswith("gguf")
@@ -110,10 +113,10 @@ def front_matter(inputs: ReportInputs, name: str, place: Path, made_from: Lineag
         base_model=base,
         base_model_relation=relation(name, cfg.traits.trains) if base else None,
         license=made_from.licence,
-        library_name={"adapter": "peft", "mlx": "mlx"}.get(name, "gguf" if gguf else "transformers"),
+        library_name=_LIBRARIES.get(name, "gguf" if gguf else "transformers"),
         pipeline_tag="text-classification" if name == "reward_model" else "text-generation",
         datasets=[cfg.data.dataset_name] if _of_hub(cfg.data) else None,
-        tags=["gemma", "gemma_tune", *shipped, *(["lora"] if name == "adapter" else ["gguf"] if gguf else [])],
+        tags=["gemma", "gemma_tune", *shipped, *(["gguf"] if gguf else ["lora"] if "adapter" in name else [])],
     )
 
 

@@ -11,7 +11,7 @@ from gemma_tune.chat.response import vllm_tool_parser
 from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.folders import EXPORTED, not_loaded, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
@@ -62,7 +62,7 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         name: The format: `gguf`, `w4a16`, `merged`, …
         place: Its folder.
     """
-    if name == "adapter":
+    if name in ("adapter", ADAPTER_VLLM):
         return _vllm_adapter(place)
     if unreadable(name, place):
         return []
@@ -184,6 +184,8 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         "The adapter, in llama.cpp, on a GGUF file of its base (recipe=export model.model_name_or_path=BASE quant=none "
         "export=gguf_f16 writes that):"
     )
+    if "adapter" not in artifacts:  # else its command for vLLM is this one
+        said[ADAPTER_VLLM] = "The adapter, in vLLM, under the name `tuned` (the base answers under its own name):"
     for name in (name for name in said if name in artifacts):
         if why := unreadable(name, folder.path / artifacts[name]):
             blocks.append(Text(why))
@@ -205,7 +207,7 @@ def next_commands(folder: RunFolder) -> list[tuple[str, str]]:
     ours = {line.split("recipe=")[1].split()[0]: line for line in _with_gemma_tune(folder)}
     found = [(what, ours[recipe]) for what, recipe in (("chat", "chat"), ("API", "serve")) if recipe in ours]
     artifacts = folder.result.artifacts
-    names = ["merged"] if "merged" in artifacts else ["adapter"]
+    names = ["merged"] if "merged" in artifacts else ["adapter"] if "adapter" in artifacts else [ADAPTER_VLLM]
     names += [name for name in artifacts if name.startswith(("gguf", "w4a16", "mlx", "phone"))]
     served = [use for name in names if name in artifacts for use in use_commands(name, folder.path / artifacts[name])]
     found += served

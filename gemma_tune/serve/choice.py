@@ -10,7 +10,7 @@ from pathlib import Path
 from gemma_tune.chat import without_marks
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf
-from gemma_tune.engines.vllm_server import IN_16_BIT, find_vllm, unservable
+from gemma_tune.engines.vllm_server import IN_16_BIT, as_vllm_reads, find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES
@@ -95,7 +95,7 @@ def chosen(cfg: Config) -> Served:
         note = "vLLM serves the run's merged weights: beside an adapter it would offer the base, too."
         return Served("vllm", called, merged, vllm=vllm, note=note)
     if vllm and not why:
-        return Served("vllm", called, source, vllm=vllm, note=_of_adapter(cfg, called, source))
+        return Served("vllm", called, as_vllm_reads(source), vllm=vllm, note=_of_adapter(cfg, called, source))
     if asked == "vllm":
         raise UserError(
             f"serve.engine=vllm: {why}"

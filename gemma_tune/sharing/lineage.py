@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, read_adapter_config
 from gemma_tune.models.hub import is_of_hub
 from gemma_tune.models.published import published
 from gemma_tune.run.existing import run_of, stored_config
@@ -110,7 +110,7 @@ def base_of(adapter: Path, inputs: Mapping[str, str]) -> tuple[str, str | None] 
 
 def relation(name: str, trained: bool) -> str:
     """`base_model_relation` of an artifact: how it stands to the base that it was made from."""
-    if name == "adapter" or name.endswith("lora"):
+    if name in ("adapter", ADAPTER_VLLM) or name.endswith("lora"):
         return "adapter"
     sixteen = name in ("merged", "reward_model") or name.endswith(("f32", "f16"))
     return "finetune" if sixteen and trained else "quantized"

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
-from gemma_tune.config.export import CODED, FORMATS, UNQUANTIZED
+from gemma_tune.config.export import ADAPTERS, CODED, FORMATS, UNQUANTIZED
 from gemma_tune.config.quant import CHANNEL, STORED, Stage2Config
+from gemma_tune.validation.adapter_vllm import adapter_vllm_problems
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
 from gemma_tune.validation.paths import missing_paths
 from gemma_tune.validation.suggest import did_you_mean, format_instead
@@ -122,13 +123,15 @@ def _format_problems(cfg: Config) -> Iterator[str]:
             yield f"export.formats={name} with recipe={cfg.recipe}: a classifier is no file of llama.cpp; leave it out."
         return
     yield from gguf_lora_problems(cfg)
+    yield from adapter_vllm_problems(cfg)
     if quantized:
-        if "gguf_lora" in known:
+        for name in (name for name in known if name in ADAPTERS):
             yield (
-                f"export.formats=gguf_lora with quant.grid={cfg.quant.grid}: what an adapter adds is rounded with its "
-                "base; use gguf, or write the adapter by a command of its own: quant=none export.formats=[gguf_lora]."
+                f"export.formats={name} with quant.grid={cfg.quant.grid}: what an adapter adds is rounded with its "
+                f"base; use {ADAPTERS[name]}, or write the adapter by a command of its own: quant=none "
+                f"export.formats=[{name}]."
             )
-        for name in (name for name in known if name in UNQUANTIZED and name != "gguf_lora"):
+        for name in (name for name in known if name in UNQUANTIZED and name not in ADAPTERS):
             yield (
                 f"export.formats={name} with quant.grid={cfg.quant.grid}: it would round the int4 numbers once more; "
                 "use gguf, which holds their codes, or write the weights as they are by a command of its own: "

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from short_runs import short_run
 from small_models import save
+from transformers import AutoModelForImageTextToText
 
+import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.stages import of_quantization
@@ -27,12 +30,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_adapters_on_experts_are_trained_saved_and_merged(model: Path, tmp_path: Path) -> None:
     """Merged weights are held to the adapter's own logits, and training goes on from the saved one."""
     words = [*SMALL, f"model.model_name_or_path={model}", "adapter.r=4", EXPERTS, "train.learning_rate=1e-2"]
-    words += ["model.dtype=float32", "export.dtype=float32", "export=merged"]
+    words += ["model.dtype=float32", "export.dtype=float32", "export.formats=[merged,adapter_vllm]"]
     result = short_run("lora_sft", tmp_path / "run", *words, steps=3)
     stored = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     of_experts = {n: t for n, t in stored.items() if ".experts." in n}
     assert len(of_experts) == 4 * 4 and all(t.any() for t in of_experts.values())  # A and B of two tensors of 4 blocks
     assert result.metrics["export"]["export_kl"] < 1e-6
+    published = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(published, tmp_path / "run" / "adapter")  # as anyone would
+    found = {n.replace(".default.", "."): p for n, p in loaded.named_parameters() if "lora_" in n}
+    assert found.keys() == stored.keys() and all(torch.equal(found[n], stored[n]) for n in stored)
+    (line,) = result.metrics["verify"]
+    matrices = 4 * 4 * 3 + sum(".experts." not in n and "lora_A" in n for n in stored)
+    assert (line["verdict"], line["found"]) == ("ok", f"{matrices} of {matrices} matrices"), line
+    each = tmp_path / "run" / "export" / "adapter_vllm"
+    assert f"--lora-modules tuned={each}" in (tmp_path / "run" / "report.md").read_text("utf-8").replace("\\", "")
+    assert "library_name: vllm" in (each / "README.md").read_text("utf-8")
+    words_of_export = ["export=adapter_vllm", f"model.model_name_or_path={tmp_path / 'run'}", "tracker=none"]
+    exported = gemma_tune.run("export", [*words_of_export, *SMALL, f"output_dir={tmp_path / 'exported'}"])
+    weights = [folder / "adapter_model.safetensors" for folder in (each, tmp_path / "exported/export/adapter_vllm")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [line["verdict"] for line in exported.metrics["verify"]] == ["ok"]
+    assert any("PEFT has no place for adapters of single experts" in n for n in exported.metrics["exported"]["notes"])
     base, merged = (load_file(f / "model.safetensors") for f in (model, tmp_path / "run" / "export" / "merged"))
     changed = {n for n in base if not torch.equal(base[n].float(), merged[n].float())}
     assert sum("experts" in n for n in changed) == 8

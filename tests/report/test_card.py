@@ -152,8 +152,11 @@ def test_a_licence_is_only_said_where_it_is_known(name: str | None, licence: str
 
 
 def test_relations() -> None:
-    kinds = {name: relation(name, True) for name in ("adapter", "merged", "w4a16", "gguf", "gguf_f16", "gguf_bf16")}
-    assert list(kinds.values()) == ["adapter", "finetune", "quantized", "quantized", "finetune", "finetune"]
+    kinds = {
+        name: relation(name, True)
+        for name in ("adapter", "adapter_vllm", "merged", "w4a16", "gguf", "gguf_f16", "gguf_bf16")
+    }
+    assert list(kinds.values()) == ["adapter", "adapter", "finetune", "quantized", "quantized", "finetune", "finetune"]
     assert relation("merged", False) == "quantized"
 
 
