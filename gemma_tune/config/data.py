@@ -108,7 +108,7 @@ class DataConfig:
     messages_column: str = option(
         "messages",
         "messages: the field with the conversation; rows that lack it may have conversations, conversation, contents, "
-        "dialog, dialogue, turns or chat.",
+        "dialog, dialogue, turns, chat or texts.",
     )
     tools_column: str = option("tools", "The field with the tools; a row may lack it. `functions` is read, too.")
     prompt_column: str | None = option(

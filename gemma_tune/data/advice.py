@@ -14,7 +14,7 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data.file_rows import Row
 from gemma_tune.data.folders import setting
 from gemma_tune.data.formats.chat_log import message_time
-from gemma_tune.data.known_fields import CALL, HISTORY, ROLES, SYSTEM, TOOLS
+from gemma_tune.data.known_fields import CALL, HISTORY, MEDIA, ROLES, SYSTEM, TOOLS
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.row_fields import RowFields, structure_in
 from gemma_tune.data.sources import OpenRows
@@ -27,6 +27,8 @@ _ANSWERS = (
 _INNER_QUESTIONS, _INNER_ANSWERS = _QUESTIONS[:5], _ANSWERS[:7]
 # Names of the text in an object: SQuAD's, TriviaQA's, a message's
 _TEXTS = ("text", "value", "content", "answer", "ground_truth", "solution", "output", "response")
+# Of an image or a sound
+_OF_MEDIA = ("caption", "text", "transcription", "transcript", "sentence", "description", "label")
 _SENDERS = ("sender", "from", "role", "speaker", "author", "user", "from_name", "name")
 _SAID = ("text", "message", "content", "body")
 _LOGS = re.compile(
@@ -52,7 +54,9 @@ def advice(row: Row, data: DataConfig, rows: Sequence[Mapping[str, Any]] = ()) -
         data: How rows are read now.
         rows: The first rows of the file, by which the columns of a chat log are told apart.
     """
-    fields = row[1]
+    # Media are read beside whatever the settings name
+    fields = {name: value for name, value in row[1].items() if name not in MEDIA}
+    has_media, row = len(fields) < len(row[1]), (row[0], fields)
     for what, settings in _candidates(fields, data):
         read = _read(row, replace(data, **settings))
         if isinstance(read, Record):
@@ -63,17 +67,21 @@ def advice(row: Row, data: DataConfig, rows: Sequence[Mapping[str, Any]] = ()) -
     sender, said = (next(iter(_as_written(fields, names)), None) for names in (_SENDERS, _SAID))
     if sender and said and sender != said:
         return _chat_log(row, sender, said, rows or [fields])
-    if "text" in fields:
+    if "text" in fields and not has_media:
         return (
             f"{_said('For running text', {'format': 'text'}, _others(fields, {'text'}))} For a chat log of one message "
             "a row: data=chat_log."
         )
     prompt = next(iter(_paths(fields, _QUESTIONS, _INNER_QUESTIONS)), "…")
-    completion = next((path for path in _paths(fields, _ANSWERS, _INNER_ANSWERS) if path != prompt), "…")
+    answers = [*_paths(fields, _ANSWERS, _INNER_ANSWERS), *(_as_written(fields, _OF_MEDIA) if has_media else ())]
+    completion = next((path for path in answers if path != prompt), "…")
     system = next(iter(_as_written(fields, SYSTEM)), None)
     settings = _columns(prompt, completion, system)
     known = {prompt.split(".")[0], completion.split(".")[0], system, HISTORY, *TOOLS}
-    return _said("For a question and its answer", settings, _others(fields, known))
+    more = " Write a question into each row: what the model is asked about the medium." if has_media else ""
+    return _said("For a question and its answer", settings, _others(fields, known)) + more * (
+        prompt == "…" != completion
+    )
 
 
 def _candidates(fields: Mapping[str, Any], data: DataConfig) -> Iterator[tuple[str, Settings]]:

@@ -12,7 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 # Names of a conversation's field, in the order in which they are looked for where `data.messages_column` isn't set.
-CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "turns", "chat")
+CONVERSATIONS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "contents",
+    "dialog",
+    "dialogue",
+    "turns",
+    "chat",
+    "texts",
+)
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 HISTORY = "history"

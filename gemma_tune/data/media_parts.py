@@ -51,7 +51,11 @@ class Checked:
 
 def kind_of(part: Any) -> str | None:
     """The kind of medium that a part of a message is: image, audio or video; None for other parts."""
-    said = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping):
+        return None
+    said = part.get("type")
+    if said is None:  # Qwen's `{"image": "a.png"}`
+        return next((kind for kind in KINDS if part.get(kind) is not None), None)
     return TYPES.get(said) if isinstance(said, str) else None
 
 

@@ -98,6 +98,8 @@ IMAGE_FORMS: dict[str, Callable[[Path], Row]] = {
     },
     "alpaca": lambda p: {"instruction": f"<image>{ASK}", "output": SAY, "images": ["pics/a.png"]},
     "alpaca, no marker": lambda p: {"instruction": ASK, "output": SAY, "images": ["pics/a.png"]},
+    "the Cauldron": lambda p: {"images": ["pics/a.png"], "texts": [{"user": ASK, "assistant": SAY}]},
+    "parts without a type": lambda p: talk([{"image": "pics/a.png"}, {"text": ASK}]),
     "images as JSON text": lambda p: talk(ASK, images='["pics/a.png"]'),
     "Google's fileData": lambda p: google(
         {"fileData": {"mimeType": "image/png", "fileUri": "pics/a.png"}}, {"text": ASK}
@@ -214,6 +216,11 @@ def test_pairs_and_labels_have_media_in_their_prompt(media: Path) -> None:
         record = row_of(media, row)
         assert found(record) == [path] and record.rejected == [{"role": "assistant", "content": "A dog."}]
         assert record.prompt == [{"role": "user", "content": [{"type": "image", "image": path}, TEXT]}]
+    row = {
+        "conversations": [{"from": "human", "value": f"<image>{ASK}"}], "images": ["pics/a.png"],
+        "chosen": {"from": "gpt", "value": SAY}, "rejected": {"from": "gpt", "value": "A dog."},
+    }  # fmt: skip
+    assert row_of(media, row) == record
     row = {"prompt": ASK, "completion": SAY, "label": True, "images": ["pics/a.png"]}
     assert found(row_of(media, row, format="unpaired_preference")) == [path]
     record = row_of(media, {"prompt": ASK, "image": "pics/a.png", "solution": "4"}, prompts_only=True)
@@ -343,6 +350,22 @@ def test_a_text_model_says_that_it_sees_no_images(media: Path, tiny: Path) -> No
         BadRow, match=r"row\.jsonl:1: there is no place for image.* data\.ignore_fields=\[images\] reads"
     ):
         render_record(record, AutoTokenizer.from_pretrained(tiny))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"image": "pics/a.png", "question": ASK, "answer": SAY},
+            "data.prompt_column=question data.completion_column=answer.",
+        ),
+        ({"audio": "pics/s.wav", "text": SAY}, "data.completion_column=text. Write a question into each row"),
+    ],
+)
+def test_rows_of_no_known_format_are_told_what_reads_them(media: Path, row: Row, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        row_of(media, row)
+    assert says in str(caught.value) and "doesn't use" not in str(caught.value)
 
 
 def test_running_text_has_no_place_for_media(media: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from gemma_tune.config import DataConfig
 from gemma_tune.data.conversation import as_messages, opened, row_tools
+from gemma_tune.data.known_fields import CONVERSATIONS
 from gemma_tune.data.media_fields import row_media, with_media
 from gemma_tune.data.messages import Messages, checked_messages
 from gemma_tune.data.records import BadRow, Record
@@ -123,6 +124,8 @@ def _conversation(fields: RowFields, name: str, prompt: Messages, asked: str, to
             more = fields.optional_text("input") if other == "instruction" else ""
             text = fields.text(other)
             prompt, asked = [{"role": "user", "content": f"{text}\n\n{more}" if more else text}], other
+        elif not prompt and (talk := next((n for n in CONVERSATIONS if fields.has(n)), None)):  # LLaMA-Factory's
+            prompt, asked = as_messages(fields.get(talk), "user", talk, fields), talk
         if not prompt and fields.is_ignored(asked):
             fields.require(asked)  # says so
         if not prompt:
