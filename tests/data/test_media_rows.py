@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from media.test_files import huge, picture, sound
+from media_files import huge, picture, sound
 from PIL import Image
 from pyarrow import parquet
 
