@@ -11,10 +11,10 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
 
-from gemma_tune.chat import Rendered, Unrenderable, render_chat, render_prompt
+from gemma_tune.chat import Rendered, Unrenderable, media_in, render_chat, render_prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import number
 from gemma_tune.data.rendering import Sided, find_records, unrenderable
 from gemma_tune.data.scratch import no_room, scratch_folder
@@ -40,6 +40,8 @@ def render_answers(
     Raises:
         BadRow: The chat template can't render it.
     """
+    if media_in([*record.prompt, *(message for answer in answers for message in answer)]):
+        raise BadRow(f"{record.where}: pairs and labelled answers with images, sound or video aren't trained yet.")
     try:
         prompt = render_prompt(tokenizer, record.prompt, record.tools)
         rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from jinja2 import TemplateError
 
-from gemma_tune.chat import Rendered, Unrenderable, form_of
+from gemma_tune.chat import Rendered, Unrenderable, form_of, media_in
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text
 from gemma_tune.config import DataConfig, TrainConfig
@@ -136,6 +136,8 @@ class Tasks:
         record = self._records[place]
         if record.messages is None:
             raise UserError(f"{record.where} is plain text without a prompt to answer.")
+        if media_in(record.prompt):  # generated from without them, the placeholders would mean nothing
+            raise UserError(f"{record.where}: prompts with images, sound or video aren't trained with rewards yet.")
         try:
             refuse_bad_answer(record)  # rewards compare with it
             return prompt_text(self._tokenizer, record.prompt, record.tools, record.thinking)

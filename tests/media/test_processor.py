@@ -12,7 +12,7 @@ from media_models import processor_folder, tokenizer_at
 from pictures import film, picture, sound
 
 from gemma_tune.chat import Unrenderable, render_chat
-from gemma_tune.data.records import Record
+from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.tokenized import render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.media.families import ALLOWED
@@ -154,3 +154,15 @@ def test_the_names_of_images_kwargs_are_the_processors() -> None:
 
     assert ALLOWED["gemma3"].keys() <= Gemma3ImageProcessorKwargs.__annotations__.keys()
     assert ALLOWED["gemma4"].keys() <= Gemma4ImageProcessorKwargs.__annotations__.keys()
+
+
+def test_methods_without_media_say_so(gemma3: Path, tmp_path: Path) -> None:
+    """Their prompts would hold soft tokens that nothing is put into."""
+    from gemma_tune.data.pairs import render_pair
+    from gemma_tune.rl.tasks import Tasks
+
+    tokenizer, messages = tokenizer_at(gemma3), asked(image(picture(tmp_path, 40, 40)))
+    with pytest.raises(BadRow, match=r"a:1: pairs .* aren't trained yet"):
+        render_pair(Record("a:1", messages, rejected=[{"role": "assistant", "content": "A dog."}]), tokenizer)
+    with pytest.raises(UserError, match=r"a:2: prompts with images, .* aren't trained with rewards yet"):
+        Tasks([Record("a:2", messages)], tokenizer, 1000)
