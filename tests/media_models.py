@@ -76,6 +76,8 @@ def _processor_settings(family: str) -> dict[str, Any]:
 def processor_folder(family: str, folder: Path) -> Path:
     """Tokenizer, config.json and processor without a model: enough to render."""
     class_name, text, parts = MODELS[family]
+    if family == "gemma4_e2b":  # Transformers' input projection takes these widths only
+        parts = {**parts, "audio_config": {**parts["audio_config"], "subsampling_conv_channels": [128, 32]}}
     tokenizer = media_tokenizer(family)
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in _soft(family).items()}
     config_class = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config"))
