@@ -15,6 +15,7 @@ from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.served import check_served_adapter
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
+from gemma_tune.steps.towers import open_media
 from gemma_tune.train.arguments import sft_arguments
 from gemma_tune.train.preflight import preflight
 from gemma_tune.train.sft import sft_trainer
@@ -41,6 +42,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         warning = undertrained_warning(base, setup.tokenizer, data.train, setup.adapter)
         model = attach(base, setup.adapter, setup.source)
+        towers = open_media(cfg, setup, data, model)
     notes, counts = [warning] if warning else [], count(model)
 
     # The trainer, and the known traps checked with this model and these rows
@@ -52,7 +54,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest, weighs_tokens))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, counts, checks, notes=notes) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, notes, towers) as training:
         training.measure("before")
         training.fit(trainer)
         training.measure("after")

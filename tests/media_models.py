@@ -81,7 +81,10 @@ def processor_folder(family: str, folder: Path) -> Path:
     tokenizer = media_tokenizer(family)
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in _soft(family).items()}
     config_class = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config"))
-    config = config_class(text_config={**text, "vocab_size": max(1600, len(tokenizer))}, **parts, **ids)
+    text = {**text, "vocab_size": max(1600, len(tokenizer))}
+    if FAMILIES[family][0].startswith("gemma4_large"):  # as they are published; the tokens of an image see each other
+        text["use_bidirectional_attention"] = "vision"
+    config = config_class(text_config=text, **parts, **ids)
     config.architectures = [class_name]
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

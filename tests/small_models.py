@@ -38,7 +38,7 @@ _SIGLIP: dict[str, Any] = {
 _GEMMA4: dict[str, Any] = {**_TEXT, **_LAYERS, "global_head_dim": 32, "final_logit_softcapping": 30.0}
 _VISION4: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64, "use_clipped_linears": True,
+    "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 256, "use_clipped_linears": True,
 }  # fmt: skip
 _AUDIO4: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "subsampling_conv_channels": [8, 4],

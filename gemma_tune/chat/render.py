@@ -42,6 +42,12 @@ class Rendered:
         return Rendered(self.input_ids[:max_length], self.labels[:max_length], self.media)
 
     @property
+    def without_media(self) -> list[int]:
+        """The token ids but for the soft tokens of media, for engines that are asked about the text alone."""
+        soft = {self.input_ids[medium["at"]] for medium in self.media}
+        return [i for i in self.input_ids if i not in soft] if soft else self.input_ids
+
+    @property
     def trained_tokens(self) -> int:
         """Tokens that the loss counts; the first token has no prediction."""
         return sum(label != -100 for label in self.labels[1:])
@@ -107,14 +113,32 @@ def _placed(tokenizer: Any, form: ChatForm, messages: Messages, text: str, spans
     return place(tokenizer, form, text, spans, parts) if parts else None
 
 
-def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> list[int]:
+class Prompt(list[int]):
+    """Token ids of a prompt, [T].
+
+    Attributes:
+        media: Its images, sounds and videos, as those of `Rendered`.
+    """
+
+    media: Media
+
+    def __init__(self, row: Rendered) -> None:
+        super().__init__(row.input_ids)
+        self.media = row.media
+
+
+def render_prompt(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Prompt:
     """Token ids of the prompt, up to where the model's answer begins, [T]; arguments as for `render_chat`."""
-    return prompt_row(tokenizer, messages, tools, thinking).input_ids
+    return Prompt(prompt_row(tokenizer, messages, tools, thinking))
 
 
 def prompt_row(tokenizer: Any, messages: Messages, tools: Tools = None, thinking: bool = False) -> Rendered:
     """The prompt as `render_prompt` gives it, with its media; nothing in it is trained on."""
-    text = prompt_text(tokenizer, messages, tools, thinking)
+    return row_of_text(tokenizer, messages, prompt_text(tokenizer, messages, tools, thinking))
+
+
+def row_of_text(tokenizer: Any, messages: Messages, text: str) -> Rendered:
+    """A text that the template has rendered as a row with the media of its messages; nothing in it is trained on."""
     placed = _placed(tokenizer, form_of(tokenizer), messages, text, [])
     ids = list(tokenizer(placed.text if placed else text, add_special_tokens=False)["input_ids"])
     row = Rendered(ids, [-100] * len(ids))

@@ -87,6 +87,7 @@ class Method:
         adapter_recipes: Whether full weights, LoRA and QLoRA have recipes of their own (`full_sft`, `lora_sft`, …).
         reference: Whether the model as it was before the first step decides on the loss, and is computed first.
         own_loss: Whether `train.loss` may take the place of the loss.
+        media: Whether rows may have images, sounds and videos.
     """
 
     file: str
@@ -111,6 +112,7 @@ class Method:
     adapter_recipes: bool = False
     reference: bool = False
     own_loss: bool = False
+    media: bool = False
 
     @property
     def trains(self) -> bool:
@@ -185,7 +187,7 @@ def _rl(trainer: str) -> Method:
 METHODS: dict[str, Method] = {
     "sft": Method(
         "sft", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, streams=True, packs=True, adapter_recipes=True,
-        new_tokens=True, own_loss=True,
+        new_tokens=True, own_loss=True, media=True,
     ),
     "dpo": Method(
         "dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3)),
@@ -214,13 +216,14 @@ METHODS: dict[str, Method] = {
         stages=("sft", "qat"), new_tokens=True,
     ),
     "export": Method(
-        "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, takes_over=True
+        "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, takes_over=True,
+        media=True,
     ),
-    "evaluate": Method("evaluate", Kind.MEASURE, Reads.HELD_OUT, gguf=True, takes_over=True),
-    "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare", takes_over=True),
+    "evaluate": Method("evaluate", Kind.MEASURE, Reads.HELD_OUT, gguf=True, takes_over=True, media=True),
+    "compare": Method("compare", Kind.COMPARE, Reads.HELD_OUT, group="compare", takes_over=True, media=True),
     "preview": Method(
         "preview", Kind.PREVIEW, Reads.EXAMPLES, rates=_SFT_RATES, streams=True, packs=True, group="preview",
-        run_folder=False, new_tokens=True,
+        run_folder=False, new_tokens=True, media=True,
     ),
     "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),

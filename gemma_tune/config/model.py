@@ -26,6 +26,9 @@ def is_template_file(name: str | None) -> bool:
     return name is not None and name not in CHAT_FORMS
 
 
+TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_FULL = "none", "projector", "full"
+
+
 @dataclass
 class ModelConfig:
     """Names are those of Transformers' `from_pretrained` and `BitsAndBytesConfig`."""
@@ -83,6 +86,12 @@ class ModelConfig:
         "image where it is long) and pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, "
         "pan_and_scan_min_ratio_to_activate. Gemma 4: max_soft_tokens, the most tokens of an image: 70, 140, 280, 560 "
         "or 1120.",
+    )
+    train_towers: str = option(
+        TRAIN_NOTHING,
+        "What is trained beside the language model where rows have images or sounds: none, the projector between "
+        "towers and language model, or full, the towers, too. What isn't trained is exported to the bit.",
+        choices=(TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_FULL),
     )
     device: str = option("auto", "auto uses the GPU where there is one.", choices=("auto", "cpu", "cuda"))
     load_in_4bit: bool = option(False, "Quantize the linear layers with bitsandbytes while loading (QLoRA).")

@@ -53,6 +53,7 @@ ADDED: dict[str, Any] = {
     "adapter.modules_to_save": [],
     "model.added_tokens": [],
     "model.images_kwargs": {},
+    "model.train_towers": "none",
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

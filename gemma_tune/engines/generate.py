@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.media import media_inputs
 from gemma_tune.models.sharded import is_sharded
 from gemma_tune.models.token_rows import rows_in_place
+from gemma_tune.models.towers import seeing
 from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
 
@@ -85,7 +87,7 @@ def answer_batch(
     Args:
         model: The model; stops at the ids of its generation config.
         tokenizer: For the padding id.
-        prompts: Token ids, one list per prompt; they are padded on the left.
+        prompts: Token ids, one list per prompt, perhaps with media (`Prompt`); they are padded on the left.
         max_new_tokens: Tokens at most.
         sampling: Sampling options of `generate`.
 
@@ -96,14 +98,17 @@ def answer_batch(
     pad = tokenizer.pad_token_id
     stops = set(model.generation_config.eos_token_id)
     width = max(len(p) for p in prompts)
-    out = model.generate(
-        input_ids=torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device),
-        attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        synced_gpus=is_sharded(model),  # none stops before all have: each token gathers the weights of every layer
-        **sampling,
-    )
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    with seeing(model, media_inputs(tokenizer, prompts), ids) as given:
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            synced_gpus=is_sharded(model),  # none stops before all have: each token gathers the weights of every layer
+            **given,
+            **sampling,
+        )
     answers = []
     for row in out[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in stops), None)

@@ -151,7 +151,7 @@ def some_rows(parts: Sequence[TokenizedRows], model: Any) -> list[list[int]]:
     for row in (row for part in parts for row in part.rendered):
         if sum(map(len, found)) >= POSITIONS:
             break
-        found.append(row.input_ids[:longest])
+        found.append(row.without_media[:longest])
     return found
 
 

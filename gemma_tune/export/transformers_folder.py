@@ -20,6 +20,7 @@ from gemma_tune.export.verify import ArtifactDiffers, verify_written
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
+from gemma_tune.models.trained_towers import trained_tensors
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.manifest import write_json
 
@@ -28,7 +29,7 @@ _KEPT = ("preprocessor_config.json", "processor_config.json")
 
 
 def whole_checkpoint(
-    tensors: FileTensors, checkpoint: CheckpointFiles
+    tensors: FileTensors, checkpoint: CheckpointFiles, towers: FileTensors | None = None
 ) -> Iterator[tuple[str, torch.Tensor | FileTensor]]:
     """The merged tensors under the checkpoint's names, and its other tensors, unchanged.
 
@@ -38,17 +39,22 @@ def whole_checkpoint(
     Args:
         tensors: Those of the language part, by their names there.
         checkpoint: What the model was loaded from.
+        towers: Trained tensors of the towers, by their names in the checkpoint.
 
     Raises:
         ArtifactDiffers: The checkpoint has no place for a merged tensor.
     """
     embedding, head = checkpoint.family.tied
-    left = set(tensors)
+    towers = towers or {}
+    left = {*tensors, *towers}
     for name in _unpacked(checkpoint.files):
         own = checkpoint.family.language_name(name)
         left.discard(own)
         if own in tensors:
             yield name, tensors[own]
+        elif name in towers:
+            left.discard(name)
+            yield name, towers[name]
         elif own == head:  # tied, and stored twice
             yield name, tensors[embedding]
         elif name in checkpoint.files:  # else it is packed and idle, and left out
@@ -102,7 +108,9 @@ def write_folder(
     config.get_text_config().vocab_size = base.config.get_text_config().vocab_size  # with rows of added tokens
     placed = dict(tensors)
     if checkpoint.files:
-        placed = dict(whole_checkpoint(tensors, checkpoint))
+        # In float32 they were trained; they get the type that they have in the files, which is the model's own
+        towers = {n: t.to(dtype if t.is_floating_point() else t.dtype) for n, t in trained_tensors(model).items()}
+        placed = dict(whole_checkpoint(tensors, checkpoint, towers))
     elif checkpoint.family.has_towers:  # their weights can't be read, so the language part goes alone
         config = config.get_text_config()
         config.architectures = [checkpoint.family.language_class]

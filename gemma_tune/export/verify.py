@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from gemma_tune.chat.render import Prompt
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import TransformersEngine
@@ -20,6 +21,8 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.plain_transformers import load_exported
+from gemma_tune.models.media import media_of
+from gemma_tune.models.source import Source
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64
@@ -79,7 +82,7 @@ def take_reference(
     """
     rows = held_out if held_out.rendered else train
     dtype = model.get_input_embeddings().weight.dtype
-    ids = [r.input_ids[:_TOKENS] for r in rows.rendered[:_ROWS]]
+    ids = [Prompt(r) if r.media else r.input_ids[:_TOKENS] for r in rows.rendered[:_ROWS]]
     prompts = [prompt_ids(tokenizer, r) for r in rows.records[:_ROWS]]
     prompts = [p for p in prompts if len(p) <= cfg.train.max_length]
     engine = TransformersEngine(model, tokenizer)
@@ -120,6 +123,7 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
     model = load_exported(folder, reference.dtype, place)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.media, _ = media_of(Source(str(folder), None, None, str(folder)), model.config, tokenizer)
     engine = TransformersEngine(model, tokenizer)
     kl, top1 = [], []
     for found, expected in zip(engine.log_probs(reference.rows, "export"), reference.log_probs, strict=True):

@@ -9,8 +9,9 @@ H hidden size, V vocabulary, K tokens of each position whose log-probabilities a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,9 @@ def trained_positions(labels_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return trained, next_BS[trained]
 
 
-def trained_states(base: Any, inputs: dict[str, Any], through: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+def trained_states(
+    base: Any, inputs: dict[str, Any], through: Any = None, media: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden state before each trained token, [N, H], and these tokens, [N]; row by row.
 
     Args:
@@ -64,8 +67,9 @@ def trained_states(base: Any, inputs: dict[str, Any], through: Any = None) -> tu
         inputs: `input_ids` and `labels`, [B, S]; `attention_mask` and `position_ids` where there are some.
         through: What is called instead: the wrapper that averages the gradients of several processes, or gathers
             sharded weights. Past it, gradients would stay apart without an error.
+        media: What `seeing` yields.
     """
-    given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+    given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")} | {**media}
     trained, labels_N = trained_positions(inputs["labels"])
     if through is None:
         hidden_BSH = base.model(**given, use_cache=False).last_hidden_state

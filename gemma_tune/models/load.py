@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import media_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
+from gemma_tune.models.tower_files import load_towers
+from gemma_tune.models.towers import remember_towers
 
 
 @cache
@@ -177,6 +179,8 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
             f"{len(tokenizer)} tokens; put the tokenizer of its training beside it."
         )
     loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
+    if FAMILIES[config.model_type].has_towers:
+        remember_towers(loaded, partial(load_towers, model, source, config))
     grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     set_stop_tokens(loaded, tokenizer)

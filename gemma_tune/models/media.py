@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,17 @@ def _folder_of_hub(name: str, revision: str | None) -> Path:
             f"model.model_name_or_path={name}: it has no {' and no '.join(PROCESSOR_FILES)}: no processor of media."
         )
     return Path(str(found)).parent
+
+
+def media_inputs(tokenizer: Any, rows: Sequence[Any]) -> dict[str, Any]:
+    """What the towers take of the media of some rows, by the model's names; empty where they have none.
+
+    Args:
+        tokenizer: The tokenizer; its `media` is the processor.
+        rows: Rows or prompts, in the order in which they stand in the batch.
+
+    Raises:
+        UnusableMedium: A file can't be used, or isn't what it was when its tokens were counted.
+    """
+    media = [medium for row in rows for medium in getattr(row, "media", ())]
+    return dict(tokenizer.media.pixel_inputs(media)) if media else {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 from gemma_tune.config import ModelConfig
@@ -16,6 +19,8 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import Towers
+
+TOWERS_FILE = "towers.safetensors"  # what is trained of them, beside an adapter
 
 
 def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) -> Towers:
@@ -61,7 +66,30 @@ def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) 
             f"model.model_name_or_path={source.base}: {len(lost)} weights of its towers are missing in the files or "
             f"have another shape (for example {min(lost)}); they would be random. Fetch the checkpoint again."
         )
-    return Towers(loaded.model, config, language.model)
+    towers = Towers(loaded.model, config, language.model)
+    if source.adapter is not None and (file := source.adapter / TOWERS_FILE).is_file():
+        _fill(towers, file, CheckpointFiles.of(source, family))
+    return towers
+
+
+def _fill(towers: Towers, file: Path, checkpoint: CheckpointFiles) -> None:
+    """Puts what was trained beside an adapter into the towers of its base."""
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: it can't be read ({first_line(error)}).") from error
+    towers.published = published_names(towers, checkpoint)
+    places = {own: name for name, own in towers.published.items()}
+    there = towers.stored()
+    wrong = [n for n, t in stored.items() if n not in places or there[places[n]].shape != t.shape]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0]} has no place in the towers of {checkpoint.folder}: it is another base's.")
+    towers.whole.float()  # as they were trained
+    there = towers.stored()
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            there[places[name]].copy_(tensor)
+    towers.names = {places[name]: name for name in stored}
 
 
 def _without_language(config: Any) -> Any:

@@ -62,6 +62,11 @@ class Towers(nn.Module):  # type: ignore[misc]
         whole: The checkpoint's class in Transformers, whose language model is of no use.
         config: Of the whole checkpoint.
         text: The language model that is used in its place, `language_part(model).model`.
+
+    Attributes:
+        names: The names in the checkpoint's files of those tensors that aren't the checkpoint's: they are trained, or
+            were; by their names in memory.
+        published: Those of all tensors, where they were looked up.
     """
 
     def __init__(self, whole: Any, config: Any, text: Any) -> None:
@@ -70,7 +75,8 @@ class Towers(nn.Module):  # type: ignore[misc]
         whole.language_model = _LanguageStand(text)
         self.whole = whole.eval().requires_grad_(False)
         self.batch: Media | None = None
-        self.trained: tuple[str, ...] = ()
+        self.names: dict[str, str] = {}
+        self.published: dict[str, str] | None = None
 
     def place(self, text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """A pre-hook of the language model: its inputs with the media of `batch` in the place of their soft tokens."""
@@ -103,10 +109,11 @@ class Towers(nn.Module):  # type: ignore[misc]
         valid = given.get("attention_mask")
         if isinstance(valid, Mapping):  # as `generate` prepares it; its last row says which tokens are no padding
             valid = None if valid["full_attention"] is None else _valid(valid["full_attention"], ids)
+        dtype = self.whole.language_model.embed_tokens.weight.dtype
         where = documents(ids, given.get("position_ids"), valid)
         blocks = runs(ids, _seen_tokens(self.whole.config))
         masks = image_masks(where, blocks, config.sliding_window, in_full_layers=sees == "all")
-        return {name: _for_kernel(mask, config, self.whole.dtype) for name, mask in masks.items()}
+        return {name: _for_kernel(mask, config, dtype) for name, mask in masks.items()}
 
     def stored(self) -> dict[str, torch.Tensor]:
         """The tensors of towers and projectors by their names in the whole model, buffers of the checkpoint too."""
@@ -180,19 +187,37 @@ def towers_of(model: Any) -> Towers | None:
 
 
 @contextlib.contextmanager
-def seeing(model: Any, media: Media | None) -> Iterator[None]:
+def seeing(model: Any, media: Media | None, ids: torch.Tensor | None = None) -> Iterator[dict[str, torch.Tensor]]:
     """Within it, the model's next forward pass has these media.
 
     Args:
-        model: The model, or a PeftModel around it.
+        model: The language part, or a PeftModel around it, or the checkpoint's whole class.
         media: What the processors made of them, in the order of their soft tokens; empty or None: there are none.
+        ids: The token ids, [B, S], of which the whole class needs to be told which are soft tokens.
+
+    Yields:
+        What the forward pass must be called with besides: of the whole class its own arguments, else nothing.
     """
     if not media:
-        yield
+        yield {}
+        return
+    if hasattr(model, "model") and hasattr(model.model, "language_model"):
+        assert ids is not None
+        yield {name: tensor.to(ids.device) for name, tensor in media.items()} | _types(model.config, ids)
         return
     towers = open_towers(model)
     towers.batch = media
     try:
-        yield
+        yield {}
     finally:
         towers.batch = None
+
+
+def _types(config: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each token is, as the family's processor says it: without it images have causal attention, unsaid."""
+    types = torch.zeros_like(ids)
+    for number, kind in enumerate(("image", "video", "audio"), 1):
+        token = getattr(config, f"{kind}_token_id", None)
+        types = types if token is None else torch.where(ids == token, number, types)
+    gemma3 = config.model_type in ("gemma3", "gemma3n")
+    return {"token_type_ids": (types == 1).long()} if gemma3 else {"mm_token_type_ids": types}

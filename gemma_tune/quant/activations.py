@@ -175,7 +175,7 @@ def _seen(
     try:
         with evaluating(base):
             for row in progress(rows, desc="calibrating activations", unit=" rows"):
-                base.model(input_ids=torch.tensor([row.input_ids[:_LONGEST]], device=device), use_cache=False)
+                base.model(input_ids=torch.tensor([row.without_media[:_LONGEST]], device=device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -47,7 +47,7 @@ def load_float32(
     """
     loaded = load_model(model, source, tokenizer, packed)
     if source.adapter is not None:
-        ids = [row.input_ids for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
+        ids = [row.without_media for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
         loaded = merge(loaded, ids, str(source.adapter))
     for parameter in loaded.parameters():
         parameter.requires_grad_(True)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gemma_tune.chat import media_in
 from gemma_tune.config import Config
 from gemma_tune.config.eval import REFERENCES
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
 from gemma_tune.data.remarks import RowRemarks, remark_lines
 from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import prepare_evaluators
 from gemma_tune.models.load import check_vocabulary
@@ -113,5 +115,17 @@ def with_evaluators(
     Raises:
         UserError: Test rows or settings that an evaluator cannot work with.
     """
+    if not cfg.traits.media:
+        _refuse_media(cfg, [*getattr(train, "records", ()), *getattr(held_out, "records", ())])
     tests = rows_of_tests(cfg)
     return Data(train, held_out, prepare_evaluators(cfg, tokenizer, held_out, tests), tests, longest, streamed)
+
+
+def _refuse_media(cfg: Config, records: Sequence[Record]) -> None:
+    """Raises UserError for the first row with an image, a sound or a video."""
+    for record in records:
+        if record.messages and (media := media_in(record.messages)):
+            raise UserError(
+                f"{record.where}: this row has an {media[0]['type']}, and recipe={cfg.recipe} knows text alone: it "
+                "would be lost. recipe=full_sft, lora_sft and qlora_sft train on it."
+            )

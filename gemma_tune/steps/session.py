@@ -23,6 +23,7 @@ from gemma_tune.models.gathered import trained_weights
 from gemma_tune.models.load import family_of
 from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.sharded import is_sharded
+from gemma_tune.models.trained_towers import in_training
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.nested import leaves
 from gemma_tune.process_failures import check_same, go_on_alone
@@ -133,7 +134,8 @@ class Session:
         else:
             trainer.measure = partial(self._measure_at_step, kernel)
         self.folder.keep_on_error = True
-        with self.folder.timed("train"), training_attention(base, self.cfg.model.attn_implementation):
+        kernel_asked = self.cfg.model.attn_implementation
+        with self.folder.timed("train"), training_attention(base, kernel_asked), in_training(self.model):
             if resumed and resumed.at_the_end:
                 trainer.take_up(resumed.path)
             else:

@@ -8,6 +8,7 @@ import torch
 from trl import SFTConfig
 
 from gemma_tune.config import Config
+from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import UserError
 from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.run.folder import RunFolder
@@ -77,8 +78,9 @@ def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.devic
         "seed": cfg.seed,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type != "cpu",
-        # Adapters on layers that are never computed don't occur; the buffers of our models never change
-        "ddp_find_unused_parameters": False,
+        # Trained towers have no part in a batch without images; adapters on layers that are never computed don't
+        # occur. The buffers of our models never change
+        "ddp_find_unused_parameters": cfg.model.train_towers != TRAIN_NOTHING,
         "ddp_broadcast_buffers": False,
         "ddp_timeout": int(cfg.launch.timeout_minutes * 60),
         "report_to": "none",  # the tracker's callback reports

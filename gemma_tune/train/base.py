@@ -18,7 +18,9 @@ from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
+from gemma_tune.models.towers import seeing
 from gemma_tune.processes import from_main, gathered, highest
+from gemma_tune.train.batches import MEDIA
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
@@ -106,7 +108,8 @@ class GemmaTrainer(CheckpointedTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         self._guard.saw(inputs)
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        with seeing(self.model, inputs.pop(MEDIA, None)):
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not math.isfinite(value := loss.item()):
             self._not_finite.setdefault("loss", value)  # the step goes on to where all processes can stop
         return loss

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers.trainer_callback import TrainerState
 
 from gemma_tune.errors import RunError
+from gemma_tune.models.trained_towers import restore_towers, save_towers
 from gemma_tune.processes import barrier
 from gemma_tune.run.checkpoints import STATE, checkpoints, is_of_shards, seal, to_disk
 from gemma_tune.train.sharded_trainer import ShardedTrainer
@@ -99,6 +100,7 @@ class CheckpointedTrainer(ShardedTrainer):
         elif isinstance(self.model, PeftModel):
             adapter = self.model.active_adapter
             self._issue_warnings_after_load(self.model.load_adapter(resume_from_checkpoint, adapter, is_trainable=True))
+            restore_towers(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -127,6 +129,7 @@ class CheckpointedTrainer(ShardedTrainer):
                 folder, state_dict=state_dict, selected_adapters=own, save_embedding_layers=False
             )
             self.processing_class.save_pretrained(folder)
+            save_towers(self.model, folder)
             return
         self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         self.processing_class.save_pretrained(folder)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gemma_tune.chat import form_of, without_marks
 from gemma_tune.chat.own import OwnForm, own_text
-from gemma_tune.chat.render import prepared
+from gemma_tune.chat.render import prepared, row_of_text
 from gemma_tune.config import Config
 from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.data.tokenized import TokenizedRows
@@ -24,6 +24,7 @@ from gemma_tune.models.memory import in_unit
 from gemma_tune.models.size import ModelSize, empty_model
 from gemma_tune.models.source import find_source
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.train.media_check import media_line
 
 _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
 _SAME_LOSS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative; a cache changes the order of summation
@@ -128,12 +129,10 @@ def _template(x: CheckInputs) -> str:
         messages = prepared(form, record.messages or [], record.tools)
         if isinstance(form, OwnForm):  # in its child process; a program of others doesn't run in this one
             text = own_text(replace(form, source=without_marks(form.source), marked=False), messages, record.tools)[0]
-            served = x.tokenizer(text, add_special_tokens=False)
         else:
-            served = x.tokenizer.apply_chat_template(
-                messages, tools=record.tools, tokenize=True, return_dict=True, as_generated=True
-            )
-        if served["input_ids"][: len(row.input_ids)] != row.input_ids:
+            text = x.tokenizer.apply_chat_template(messages, tools=record.tools, tokenize=False, as_generated=True)
+        served = row_of_text(x.tokenizer, messages, text).input_ids
+        if served[: len(row.input_ids)] != row.input_ids:
             raise CheckFailed(
                 f"{record.where}: the template that will be saved gives other tokens than are trained on."
             )
@@ -204,7 +203,7 @@ def _shared_keys_and_values(x: CheckInputs) -> str | None:
     if not shared:
         return None
     row = next(iter(x.rows.rendered))
-    ids = torch.tensor([row.input_ids[:_KV_TOKENS]], device=x.base.get_input_embeddings().weight.device)
+    ids = torch.tensor([row.without_media[:_KV_TOKENS]], device=x.base.get_input_embeddings().weight.device)
     with evaluating(x.model):
         losses = [x.model(input_ids=ids, labels=ids, use_cache=cache).loss.item() for cache in (True, False)]
     if abs(losses[0] - losses[1]) > _SAME_LOSS[x.base.dtype] * abs(losses[0]):
@@ -213,6 +212,13 @@ def _shared_keys_and_values(x: CheckInputs) -> str | None:
             "without: this version of Transformers loses them in training; take the one of constraints.txt."
         )
     return f"{shared} layers share them; the loss is the same with a cache and without ({losses[1]:.4f})"
+
+
+def _media(x: CheckInputs) -> str | None:
+    try:
+        return media_line(x.model, x.tokenizer, x.rows.rendered[:_LOOKED_AT])
+    except ValueError as error:
+        raise CheckFailed(str(error)) from error
 
 
 def _accumulation(x: CheckInputs) -> str:
@@ -252,6 +258,7 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
     "experts": _experts,
     "in 4 bit": _quantized,
     "shared keys and values": _shared_keys_and_values,
+    "images and sounds": _media,
     "gradient accumulation": _accumulation,
     "types": _dtype,
     "memory": _memory,

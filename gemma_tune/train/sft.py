@@ -14,6 +14,7 @@ from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.batches import MEDIA, WithMedia, has_media, packed
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
@@ -26,6 +27,11 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     - Length-grouped batches come in random order, and in the same order when resumed.
     - On a CPU the head computes the logits of trained tokens only.
     """
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if MEDIA not in self._signature_columns:
+            self._signature_columns.append(MEDIA)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -133,4 +139,11 @@ def sft_trainer(
     if cfg.train.loss is not None:  # refused for trainers that have a loss of their own
         loss = load_function(cfg.train.loss, "train.loss", LOSS)
         kind, more = OwnLossTrainer, {"loss": loss, "named": cfg.train.loss}
-    return build_trainer(kind, cfg, args, model, tokenizer, train.dataset, NonFiniteGuard(find_rows), **more)
+    dataset = train.dataset
+    if has_media(dataset) and args.packing:
+        dataset = packed(dataset, args.max_length, args.packing_strategy)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+    trainer = build_trainer(kind, cfg, args, model, tokenizer, dataset, NonFiniteGuard(find_rows), **more)
+    if has_media(dataset):  # TRL takes no collator of ours where it packs
+        trainer.data_collator = WithMedia(trainer.data_collator, tokenizer.media)
+    return trainer

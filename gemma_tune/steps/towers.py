@@ -1,0 +1,45 @@
+"""The step of rows with images, sounds and videos: the towers beside the loaded model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemma_tune.config import Config
+from gemma_tune.config.model import TRAIN_NOTHING
+from gemma_tune.errors import UserError
+from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.load import family_of
+from gemma_tune.models.sharding import shards
+from gemma_tune.models.trained_towers import train_towers, trained_count
+from gemma_tune.steps.data import Data
+from gemma_tune.steps.setup import Setup
+from gemma_tune.train.batches import has_media
+
+
+def open_media(cfg: Config, setup: Setup, data: Data, model: Any) -> list[str]:
+    """Loads the towers where rows have media, and makes trainable what `model.train_towers` names.
+
+    Args:
+        cfg: The configuration.
+        setup: What `set_up` gave.
+        data: The rows.
+        model: The model, with its adapter.
+
+    Returns:
+        What is trained beside the language model, a line each.
+
+    Raises:
+        UserError: The towers can't be loaded, or not on several processes that share the weights.
+    """
+    parts = cfg.model.train_towers
+    if not has_media(data.train.dataset):
+        said = f"model.train_towers={parts}: no row has an image, so no tower is trained"
+        return [] if parts == TRAIN_NOTHING else [said]
+    if shards(cfg):
+        raise UserError(
+            f"{data.train.records[0].where}: rows with images, and weights that are spread over processes (parallel): "
+            "the towers aren't spread; leave it out."
+        )
+    towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
+    total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)
+    return [f"towers: {total:,} weights, {f'{trained:,} of them trained' if trained else 'frozen'}"]

@@ -1,0 +1,74 @@
+"""Batches of rows with images, sounds and videos, padded or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import pack_dataset
+
+from gemma_tune.data.storage import MEDIUM
+
+MEDIA = "media"  # the column of a data set, and the key of a batch
+_NUMBER = "medium"
+
+
+class WithMedia:
+    """A collator that adds the tensors of the rows' media to the batch of another one; a batch without has no such key.
+
+    Files are opened and decoded here, for this batch alone.
+
+    Args:
+        collate: TRL's collator.
+        processor: `tokenizer.media`.
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], processor: Any) -> None:
+        self._collate, self._processor = collate, processor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch; its media stand in the order of the rows."""
+        media = [medium for row in rows for medium in row.get(MEDIA) or ()]
+        batch = self._collate([{name: value for name, value in row.items() if name != MEDIA} for row in rows])
+        return {**batch, MEDIA: self._processor.pixel_inputs(media)} if media else batch
+
+
+def has_media(dataset: Any) -> bool:
+    """Whether rows of a data set may have media."""
+    return MEDIA in (dataset.column_names or ())
+
+
+def packed(dataset: Dataset, length: int, strategy: str) -> Dataset:
+    """The rows packed as TRL packs text, each with its media.
+
+    TRL packs columns that have an entry for each token. So the number of a medium stands at its first soft token, and
+    the rows are looked up by these numbers afterwards.
+
+    Args:
+        dataset: `input_ids`, `labels` and `media`.
+        length: Tokens of a packed row, at most; no row is longer.
+        strategy: TRL's name of how rows are packed.
+    """
+    media: list[dict[str, Any]] = []
+
+    def numbered(row: dict[str, Any]) -> dict[str, Any]:
+        numbers = [-1] * len(row["input_ids"])
+        for medium in row[MEDIA]:
+            numbers[medium["at"]] = len(media)
+            media.append(medium)
+        return {_NUMBER: numbers}
+
+    # `media` grows by side effect: a cached result would leave it empty
+    found = dataset.map(numbered, remove_columns=[MEDIA], load_from_cache_file=False, desc="media of each row")
+    found = pack_dataset(found, length, strategy, {"desc": "Packing rows with media"})
+
+    def looked_up(row: dict[str, Any]) -> dict[str, Any]:
+        return {MEDIA: [media[number] for number in row[_NUMBER] if number >= 0]}
+
+    features = found.features.copy()
+    del features[_NUMBER]
+    features[MEDIA] = [MEDIUM]
+    return found.map(
+        looked_up, remove_columns=[_NUMBER], features=features, load_from_cache_file=False, desc="their files"
+    )

@@ -1,0 +1,213 @@
+"""Training on rows with images equals the checkpoint's own class with its own processor, packed, padded and resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from media_models import media_folder, processor_of
+from PIL import Image
+from safetensors.torch import load_file
+from short_runs import losses, metrics, short_run
+from slow import slow_after
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gemma_tune.models.family import FAMILIES
+
+ROWS = 6
+FAMILIES_HERE = ("gemma3", "gemma4_e2b", "gemma4_31b")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with one image, two images, two turns and none, of other sizes each."""
+    return _rows(tmp_path_factory.mktemp("rows"), turns=2)
+
+
+@pytest.fixture(scope="module")
+def rows_of_one_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for models that are trained on each answer in a row of its own (Gemma 4 12B and larger)."""
+    return _rows(tmp_path_factory.mktemp("turn"), turns=1)
+
+
+def _rows(folder: Path, turns: int) -> Path:
+    draw = random.Random(0)
+    chats = []
+    for number in range(ROWS):
+        pictures = [_picture(folder / f"{number}-{i}.png", draw) for i in range((1, 2, 1, 0, 1, 1)[number])]
+        content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
+        said = {"type": "text", "text": " ".join(draw.choices(["What", "is", "on", "the", "meter"], k=number + 2))}
+        messages = [
+            {"role": "user", "content": [*content, said]},
+            {"role": "assistant", "content": f"{number * 37} kWh"},
+        ]
+        if turns == 2 and number == 2:
+            more = [*content, {"type": "text", "text": "And now?"}]
+            messages += [{"role": "user", "content": more}, {"role": "assistant", "content": "The same."}]
+        chats.append({"messages": messages})
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
+    return file
+
+
+def _picture(file: Path, draw: random.Random) -> str:
+    size = (draw.randrange(100, 400), draw.randrange(100, 400))
+    Image.effect_noise(size, 90).convert("RGB").save(file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = media_folder(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return of
+
+
+def trained(recipe: str, model: Path, rows: Path, folder: Path, *words: str, steps: int = 1) -> Path:
+    given = [
+        f"model.model_name_or_path={model}",
+        "data=messages",
+        f"data.train_file={rows}",
+        "eval=none",
+        "export=merged",
+    ]
+    every = f"train.per_device_train_batch_size={ROWS}"
+    short_run(recipe, folder, *given, "eval.num_samples=0", every, *words, steps=steps)
+    return folder
+
+
+def plain_gradients(model: Path, rows: Path, towers: bool) -> tuple[float, float]:
+    """Loss and norm of the gradients of all rows, by the checkpoint's own class and processor, one row at a time."""
+    processor, config = processor_of_folder(model)
+    net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    total, count = torch.zeros(()), 0
+    for line in rows.read_text("utf-8").splitlines():
+        inputs, labels = _plain_row(processor, json.loads(line)["messages"])
+        logits = net(**inputs).logits
+        total = total + torch.nn.functional.cross_entropy(logits[0, :-1], labels[1:], reduction="sum")
+        count += int((labels[1:] != -100).sum())
+    (total / count).backward()
+    family = FAMILIES[config.model_type]
+    taken = [p.grad for n, p in net.named_parameters() if p.grad is not None and (towers or not family.is_tower(n))]
+    return (total / count).item(), torch.stack([g.norm() for g in taken]).norm().item()
+
+
+def processor_of_folder(model: Path) -> tuple[Any, Any]:
+    names = {"gemma3": "gemma3", "gemma4": "gemma4_31b"}
+    config = AutoConfig.from_pretrained(model)
+    return processor_of(names[config.model_type], model), config
+
+
+def _plain_row(processor: Any, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:
+    """Inputs of the processor, and the labels: what each answer adds to its prompt, up to the token that ends it."""
+    images = [Image.open(p["image"]).convert("RGB") for m in messages if m["role"] == "user" for p in m["content"][:-1]]
+    texts = [_text(processor, messages[:i], prompt=True) for i, m in enumerate(messages) if m["role"] == "assistant"]
+    # The last prompt may end with an empty thought, which the template leaves out of an answer that is history
+    whole = _processed(processor, f"{texts[-1]}{messages[-1]['content']}{_stop(processor)}", images)
+    ids, labels = whole["input_ids"][0], torch.full_like(whole["input_ids"][0], -100)
+    for text, answer in zip(texts, (m for m in messages if m["role"] == "assistant"), strict=True):
+        seen = images[: sum(text.count(mark) for mark in ("<start_of_image>", "<|image|>"))]
+        begin, end = (
+            _processed(processor, t, seen)["input_ids"].shape[1]
+            for t in (text, f"{text}{answer['content']}{_stop(processor)}")
+        )
+        labels[begin:end] = ids[begin:end]
+    return whole, labels
+
+
+def _stop(processor: Any) -> str:
+    return "<end_of_turn>" if "<end_of_turn>" in processor.tokenizer.chat_template else "<turn|>"
+
+
+def _text(processor: Any, messages: list[dict[str, Any]], prompt: bool) -> str:
+    return str(processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+
+
+def _processed(processor: Any, text: str, images: list[Any]) -> dict[str, Any]:
+    types = {"return_mm_token_type_ids": True}
+    made = processor(text=text.removeprefix("<bos>"), images=images or None, return_tensors="pt", text_kwargs=types)
+    return dict(made)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("family", slow_after(1, FAMILIES_HERE))
+def test_first_loss_and_gradients(
+    family: str,
+    packing: bool,
+    rows: Path,
+    rows_of_one_turn: Path,
+    folder_of: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    rows = rows_of_one_turn if family == "gemma4_31b" else rows
+    model, words = folder_of(family), ["train.packing=true", "train.max_length=2048"] if packing else []
+    trained("full_sft", model, rows, tmp_path / "run", "train.max_grad_norm=1e9", *words)
+    line = next(line for line in metrics(tmp_path / "run") if "loss" in line)
+    loss, norm = plain_gradients(model, rows, towers=False)
+    assert (line["loss"], line["grad_norm"]) == pytest.approx((loss, norm), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_gradients_of_trained_towers(
+    family: str, rows_of_one_turn: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, rows = folder_of(family), rows_of_one_turn
+    trained("full_sft", model, rows, tmp_path / "run", "train.max_grad_norm=1e9", "model.train_towers=full")
+    line = next(line for line in metrics(tmp_path / "run") if "loss" in line)
+    assert (line["loss"], line["grad_norm"]) == pytest.approx(plain_gradients(model, rows, towers=True), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulated_batches_are_one(rows: Path, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    found = []
+    for batch in (1, ROWS):
+        words = [f"train.per_device_train_batch_size={batch}", f"train.gradient_accumulation_steps={ROWS // batch}"]
+        found.append(losses(trained("lora_sft", folder_of("gemma3"), rows, tmp_path / str(batch), *words, steps=2)))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", ["full", pytest.param("projector", marks=pytest.mark.slow)])
+def test_trained_towers_are_stored_and_loaded(
+    parts: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In the merged export for everybody, beside the adapter for us; what isn't trained is exported to the bit."""
+    model = folder_of("gemma3")
+    run = trained(
+        "lora_sft", model, rows, tmp_path / "run", f"model.train_towers={parts}", "export=merged",
+        "export.dtype=float32", steps=3,
+    )  # fmt: skip
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "export" / "merged"))
+    towers = {name for name in before if FAMILIES["gemma3"].is_tower(name)}
+    beside = load_file(run / "adapter" / "towers.safetensors")
+    assert before.keys() == after.keys()
+    assert beside.keys() == {n for n in towers if parts == "full" or "projector" in n}
+    assert all(torch.equal(after[n], beside[n] if n in beside else before[n]) for n in towers)
+    assert sum(not torch.equal(after[n], before[n]) for n in beside) > len(beside) / 2
+    went_on = trained("lora_sft", run, rows, tmp_path / "again", f"model.train_towers={parts}", steps=1)
+    assert losses(went_on)[0] < losses(run)[-1]
+
+
+def test_frozen_towers_are_exported_to_the_bit(rows: Path, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = folder_of("gemma3")
+    run = trained("full_sft", model, rows, tmp_path / "run", "export=merged", steps=2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "export" / "merged"))
+    assert not (run / "adapter").exists()
+    assert all(torch.equal(after[n], before[n]) for n in before if FAMILIES["gemma3"].is_tower(n))
+
+
+def test_other_recipes_refuse_what_they_would_lose(
+    rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match="recipe=qat knows text alone"):
+        trained("qat", folder_of("gemma3"), rows, tmp_path / "run")
