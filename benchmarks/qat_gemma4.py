@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from figures import DOCS, conditions, conditions_line, table
-from qat_quality import command, row, run
+from qat_quality import command, run
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "small_gemma4.py"
 _EXPERTS = "adapter.target_parameters=[experts.gate_up_proj,experts.down_proj]"
-_FEWER = ["eval.max_samples=60", "export=none", "eval.evaluators=[answers]"]
+_FEWER = ["eval.max_samples=60", "export=merged", "eval.evaluators=[answers]"]
 # By the kind of model: the runs by name, each the words beside recipe=qat.
 ARMS: dict[str, dict[str, list[str]]] = {
     "e2b": {
@@ -42,11 +42,22 @@ def tuned(kind: str, scratch: Path) -> Path:
     return scratch / f"{kind}-tuned"
 
 
+def row(found: dict[str, Any]) -> str:
+    """A line of the table."""
+    figures = found["metrics"]
+    quality = figures["quality"]
+    share, low, high = (quality[f"recovered_kl{end}"] for end in ("", "_low", "_high"))
+    right = " / ".join(f"{figures[when]['test_exact_match']:.1%}" for when in ("unquantised", "before", "after"))
+    cells = [found["arm"], f"{quality['plain_kl']:.4f} → {quality['trained_kl']:.4f}"]
+    cells += [f"{share:.0%} ({low:.0%} to {high:.0%})", right]
+    return "| " + " | ".join([*cells, f"{found['seconds']['train']:.0f}", f"{found['wall_seconds']:.0f}"]) + " |"
+
+
 def page(report: dict[str, Any]) -> str:
     """The page, from what was measured."""
     head = [
-        "trained", "seed", "mean KL, plain → trained", "KL recovered", "perplexity recovered",
-        "test rows correct: unquantized / plain / trained", "", "training s", "whole command s",
+        "trained", "mean KL, plain → trained", "KL recovered", "test rows correct: unquantized / plain / trained",
+        "training s", "whole command s",
     ]  # fmt: skip
     lines = [
         "# Quantization-aware training of small Gemma 4 models",
