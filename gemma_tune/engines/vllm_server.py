@@ -14,7 +14,7 @@ from gemma_tune.config import EngineConfig
 from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
-from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, TOWERS_FILE, read_adapter_config
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import resolve
 
@@ -215,6 +215,8 @@ def unservable(source: Source) -> str | None:
         _EXPERTS: "fused experts",
     }
     found = [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]
+    if (adapter / TOWERS_FILE).is_file():
+        found.append(f"towers that were trained beside it ({TOWERS_FILE})")
     if found and stored.get(_EXPERTS) and len(found) == 1:
         model = shlex.quote(f"model.model_name_or_path={adapter}")
         return (

@@ -13,6 +13,7 @@ from gemma_tune.untrusted import MIB, read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOWERS_FILE = "towers.safetensors"  # what is trained of the towers, beside an adapter
 # Weights as torch.save writes them, with pickle
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Formats of `export.formats` that are a folder with a model and its tokenizer

@@ -16,11 +16,10 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import Towers
-
-TOWERS_FILE = "towers.safetensors"  # what is trained of them, beside an adapter
 
 
 def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) -> Towers:

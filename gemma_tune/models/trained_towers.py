@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_NOTHING, TRAIN_PROJECTOR
 from gemma_tune.errors import RunError
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.tower_files import TOWERS_FILE, published_names
+from gemma_tune.models.folders import TOWERS_FILE
+from gemma_tune.models.tower_files import published_names
 from gemma_tune.models.towers import Towers, open_towers, towers_of
 from gemma_tune.models.unwrap import language_part
 

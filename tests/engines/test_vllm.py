@@ -151,6 +151,8 @@ def test_adapters_that_vllm_does_not_serve(tmp_path: Path, key: str, said: str) 
     assert why and said in why and "export/merged" in why
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, key: None}), encoding="utf-8")
     assert unservable(Source("b", None, tmp_path, "b")) is None
+    (tmp_path / "towers.safetensors").touch()  # vLLM would serve the adapter with the base's towers
+    assert "towers that were trained beside it" in str(unservable(Source("b", None, tmp_path, "b")))
 
 
 def test_which_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
