@@ -5,6 +5,7 @@ Their towers' features matter as much as words do, and every bound, scale and bu
 
 from __future__ import annotations
 
+import json
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +125,21 @@ class Seeing:
         name = "token_type_ids" if self.model.config.model_type == "gemma3" else "mm_token_type_ids"
         kinds = torch.tensor([[number if token == soft else 0 for token in ids]])
         messages = [{"role": "user", "content": [{"type": kind, kind: str(file)}, words]}]
-        return Question(messages, ids, {**inputs, name: kinds})
+        return Question(messages, ids, inputs, {name: kinds})
 
     def save(self, folder: Path) -> Path:
         """A checkpoint: config, weights, tokenizer and the processors' settings."""
-        self.model.save_pretrained(folder)
+        stored = self.model.state_dict()
+        stored.pop("lm_head.weight")  # tied
+        tensors = {name: tensor.bfloat16() for name, tensor in stored.items()}
+        self.model.save_pretrained(folder, state_dict=tensors)
         self.tokenizer.save_pretrained(folder)
-        self.images.save_pretrained(folder)
+        settings: dict[str, Any] = {"image_processor": json.loads(self.images.to_json_string())}
+        if self.model.config.model_type == "gemma3":
+            settings["image_seq_length"] = self.model.config.mm_tokens_per_image
+        if self.sounds is not None:
+            settings["feature_extractor"] = json.loads(self.sounds.to_json_string())
+        (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
         return folder
 
 
@@ -202,3 +211,5 @@ def _random(model: Any) -> None:
         elif "norm" in name:
             tensor.add_(0.1 * torch.randn_like(tensor))
     model.tie_weights()
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.bfloat16())  # what a published checkpoint can hold

@@ -20,7 +20,7 @@ _FIRST = ("recipe", "model.model_name_or_path")
 # What says how a run was followed and what was written of it, which changes no figure; what another key says, too.
 _LEFT_OUT = (
     "tracker.", "method", "train.logging_steps", "train.save_steps", "train.save_total_limit", "export.formats",
-    "export.quality_samples", "eval.num_samples",
+    "export.quality_samples", "export.mmproj", "eval.num_samples",
 )  # fmt: skip
 _TEXT = 60  # characters of a value
 

@@ -37,4 +37,9 @@ class ExportConfig:
         at_least=0,
         at_most=ROWS,
     )
+    mmproj: bool = option(
+        True,
+        "Whether the towers for images and sound of Gemma 3 and 4 are written beside each GGUF file, as a second file "
+        "for llama.cpp and Ollama (mmproj).",
+    )
     max_shard_size: str = option("5GB", "Maximum size of one file of the exported weights.")

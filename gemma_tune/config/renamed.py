@@ -61,6 +61,7 @@ ADDED: dict[str, Any] = {
     "eval.vqa_accuracy.normalizer": "textvqa",
     "eval.wer.normalizer": "basic",
     "export.quality_samples": 200,
+    "export.mmproj": True,
     "quant.checkpoint_file": None,
     "quant.int2_modules": [],
     "quant.int8_modules": [],

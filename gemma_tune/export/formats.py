@@ -20,17 +20,18 @@ from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, wri
 from gemma_tune.export.int4_check import OK, UNVERIFIED, WARN, CheckLine, forward_line, raise_failed, stored_lines
 from gemma_tune.export.llama_check import llama_lines
 from gemma_tune.export.mlx_check import folder_lines
+from gemma_tune.export.mmproj_files import ExportedTowers, exported_towers, mmproj_lines
 from gemma_tune.export.model_on_grid import FolderWriter, ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
-from gemma_tune.export.tensors import TrainedTensors, decoded_tensors, trained_tensors
+from gemma_tune.export.tensors import decoded_tensors, trained_tensors
 from gemma_tune.export.transformers_check import TrainedForward, transformers_lines
 from gemma_tune.export.vllm_check import vllm_lines
 from gemma_tune.models.source import Source
 from gemma_tune.progress import phase
 from gemma_tune.quant.plan import Plan
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.paths import atomic_folder
+from gemma_tune.run.paths import atomic_folder, gguf_models
 
 NOT_IN_TRANSFORMERS = CheckLine(
     "w4a16 in Transformers",
@@ -81,6 +82,7 @@ def export_all(
     trained = trained_tensors(model, plan)
     given = ModelOnGrid(model, plan, trained, tokenizer, source)
     forward = TrainedForward(model, some_rows(rows, model))
+    towers = exported_towers(cfg, source, tokenizer)
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         phase(f"writing {name}")
@@ -89,7 +91,7 @@ def export_all(
                 types = ONE_TYPE.get(name, plan)
                 weights = decoded_tensors(trained, plan) if name in ONE_TYPE else trained
                 title = title_of(cfg.model.model_name_or_path)
-                write_gguf(name, title, written, model, tokenizer, weights, types)
+                write_gguf(name, title, written, model, tokenizer, weights, types, towers)
             else:
                 _WRITERS[name](given, written, cfg.export)
         folder.result.artifacts[name] = f"export/{name}"
@@ -97,7 +99,7 @@ def export_all(
     phase(f"checking: the model's own forward pass at {forward.positions} positions")
     with folder.timed("verify"), forward.stored_in(logits):
         places = {name: folder.export(name) for name in formats}
-        lines += _checked(places, logits, forward, tokenizer, trained, plan)
+        lines += _checked(places, logits, forward, given, towers)
         if vllm := find_vllm(cfg.engine):
             served = {name: str(place) for name, place in places.items() if name in ("merged", "w4a16")}
             same = places.get("w4a16_transformers") or places.get("merged") if plan.has_experts else None
@@ -111,11 +113,11 @@ def _checked(
     places: Mapping[str, Path],
     logits: Path,
     forward: TrainedForward,
-    tokenizer: Any,
-    trained: TrainedTensors,
-    plan: Plan,
+    given: ModelOnGrid,
+    towers: ExportedTowers | None,
 ) -> Iterator[CheckLine]:
     """The lines of each format, by the folder that it was written into: read back, then run."""
+    plan, trained, tokenizer = given.plan, given.trained, given.tokenizer
     unread = ("w4a16",) if plan.has_experts else ()
     folders = {n: p for n, p in places.items() if n in _FOLDERS and n not in unread}
     in_transformers = transformers_lines(folders, logits, forward)
@@ -129,12 +131,13 @@ def _checked(
         elif name == "mlx":
             yield from folder_lines(name, place, logits, forward, trained, plan)
         elif name in ONE_TYPE:
-            yield from one_type_lines(name, place, forward, tokenizer, trained, plan)
+            yield from one_type_lines(name, place, forward, tokenizer, trained, plan, towers)
         else:
-            file = next(place.glob("*.gguf"))
+            file = gguf_models(place)[0]
             stored = read_gguf(file, forward.model.config.get_text_config())
             yield from stored_lines(name, stored, trained, plan)
             yield from llama_lines(file, forward, tokenizer, trained, plan)
+            yield from mmproj_lines(name, file, towers, forward, tokenizer)
 
 
 def _engine(name: str) -> str:

@@ -19,6 +19,7 @@ from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tokenizer import GgufVocabulary
 from gemma_tune.export.int4_check import CheckLine, stored_lines
 from gemma_tune.export.llama_check import amplifies, dense_gguf_line, exact_line_of, gross_line_of, other_arithmetic
+from gemma_tune.export.mmproj_files import ExportedTowers, exported_towers, mmproj_lines
 from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors
@@ -27,7 +28,7 @@ from gemma_tune.models.adapter_config import stored_config
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan
-from gemma_tune.run.paths import model_of_run, resolve
+from gemma_tune.run.paths import gguf_models, model_of_run, resolve
 
 # Formats whose files have one type for all tensors but the norms.
 ONE_TYPE = {
@@ -62,6 +63,8 @@ def check_gguf(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None
     check_config(text)
     if tokenizer is not None:
         GgufVocabulary.of(tokenizer, text.vocab_size)
+    if source.folder is not None:
+        exported_towers(cfg, source, tokenizer)
     if "gguf_lora" not in cfg.export.formats:
         return
     if source.adapter is not None:
@@ -81,8 +84,9 @@ def write_gguf(
     tokenizer: Any,
     weights: TrainedTensors,
     types: Plan | GGMLQuantizationType,
+    towers: ExportedTowers | None = None,
 ) -> Path:
-    """Writes the file of a format, and a Modelfile where Ollama can express the chat template.
+    """Writes the file of a format, that of its towers, and a Modelfile where Ollama can express the chat template.
 
     Args:
         name: The format.
@@ -92,23 +96,35 @@ def write_gguf(
         tokenizer: The tokenizer with the chat template that the model is served with.
         weights: Every tensor of the language part.
         types: The plan of the codes, or the type of all tensors but the norms.
+        towers: What its mmproj file is made of; None: it gets none.
+
+    Returns:
+        The file of the language part.
 
     Raises:
-        UserError: As `gguf.export`.
+        UserError: As `gguf.export`, and `mmproj.export`.
     """
     folder.mkdir(parents=True)
     config, generation = model.config.get_text_config(), model.generation_config
     kind = types.name if isinstance(types, Plan) else name.removeprefix("gguf_")
     file = folder / f"{title}-{kind}.gguf"
-    gguf.export(weights, config, tokenizer, generation, types, file, name=title)
+    gguf.export(weights, config, tokenizer, generation, types, file, name=title, media=towers is not None)
+    beside = towers.write(folder, title) if towers else None
     with contextlib.suppress(Unrenderable):  # a chat template of the user's that Ollama's language can't express
-        text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings)
+        mmproj = beside.name if beside else None
+        text = modelfile(file.name, tokenizer, generation, config.max_position_embeddings, mmproj)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     return file
 
 
 def one_type_lines(
-    name: str, folder: Path, forward: TrainedForward, tokenizer: Any, trained: TrainedTensors, plan: Plan
+    name: str,
+    folder: Path,
+    forward: TrainedForward,
+    tokenizer: Any,
+    trained: TrainedTensors,
+    plan: Plan,
+    towers: ExportedTowers | None = None,
 ) -> list[CheckLine]:
     """Reads a file of one type back, and runs it in llama.cpp.
 
@@ -119,8 +135,9 @@ def one_type_lines(
         tokenizer: Its tokenizer.
         trained: Every tensor of its language part.
         plan: Their plan; without a grid the file may cost what rounding to its type does.
+        towers: What the mmproj file beside it was made of.
     """
-    kind, file, config = ONE_TYPE[name], next(folder.glob("*.gguf")), forward.model.config.get_text_config()
+    kind, file, config = ONE_TYPE[name], gguf_models(folder)[0], forward.model.config.get_text_config()
     types = partial(gguf.tensor_type, FAMILIES[config.model_type], types=kind)
     lines = stored_lines(name, read_gguf(file, config), trained, plan, types)
     exact = kind == GGMLQuantizationType.F32
@@ -128,4 +145,4 @@ def one_type_lines(
     rounded = gross_line_of(model) if plan.grids else partial(rounded_line, kind=kind, amplifies=amplifies(model))
     judged = exact_line_of(model) if exact else rounded
     line = dense_gguf_line(f"{name} in llama.cpp", file, forward, tokenizer, exact, judged)
-    return [*lines, line, *other_arithmetic(forward)]
+    return [*lines, line, *other_arithmetic(forward), *mmproj_lines(name, file, towers, forward, tokenizer)]

@@ -15,18 +15,21 @@ from safetensors import safe_open
 from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.export.mmproj_metadata import add_mmproj_metadata, check_towers, has_no_mmproj
+from gemma_tune.export.mmproj_metadata import add_mmproj_metadata, has_no_mmproj, tower_problems
 from gemma_tune.export.mmproj_tensors import F16, F32, TowerTensor, tower_tensors
 from gemma_tune.export.read_gguf import open_gguf, stored_as
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.run.paths import MMPROJ
 
 _FILE_TYPES = {F16: LlamaFileType.MOSTLY_F16, F32: LlamaFileType.ALL_F32}
+# Of an image in Gemma 4, as published
+IMAGE_TOKENS = 280
 _SOUND = ("audio_tower.", "embed_audio.")
 
 
 def file_name(title: str, kind: GGMLQuantizationType = F16) -> str:
     """The file's name; Ollama and llama.cpp's downloads know an mmproj file by how its name begins."""
-    return f"mmproj-{title}-{kind.name.lower()}.gguf"
+    return f"{MMPROJ}{title}-{kind.name.lower()}.gguf"
 
 
 def towers_of(checkpoint: CheckpointFiles) -> dict[str, FileTensor]:
@@ -49,20 +52,29 @@ def check_mmproj(config: Any, towers: FileTensors) -> str | None:
         towers: Its towers' tensors; none: the checkpoint has no files of its own.
 
     Returns:
-        Why there is none of this family; None where there is one.
+        Why there is none; None where there is one.
 
     Raises:
-        UserError: llama.cpp would compute the towers otherwise, or has no place for a tensor.
+        UserError: llama.cpp has no place for a tensor.
     """
-    if (said := has_no_mmproj(config.model_type)) or not towers:
-        return said or "no mmproj file: the checkpoint's files hold no towers, so this GGUF file reads texts alone."
-    check_towers(config)
-    tower_tensors(config.model_type, _shapes(towers))
-    return None
+    said = has_no_mmproj(config.model_type)
+    if said is None and not towers:
+        said = "no mmproj file: the checkpoint's files hold no towers, so the GGUF file reads texts alone."
+    if said is None and (problems := tower_problems(config)):
+        said = f"no mmproj file: llama.cpp can't compute this model's towers ({'; '.join(problems)})."
+    if said is None:
+        tower_tensors(config.model_type, _shapes(towers))
+    return said
 
 
 def export(
-    towers: FileTensors, config: Any, file: Path, *, name: str, kind: GGMLQuantizationType = F16
+    towers: FileTensors,
+    config: Any,
+    file: Path,
+    *,
+    name: str,
+    kind: GGMLQuantizationType = F16,
+    most_tokens: int = IMAGE_TOKENS,
 ) -> list[TowerTensor]:
     """Writes an mmproj file, one tensor at a time.
 
@@ -73,6 +85,7 @@ def export(
         file: Where to write; it has this name once it is whole.
         name: The model's name, for people.
         kind: F16 as llama.cpp's own converter writes, or F32.
+        most_tokens: The most tokens of an image in training (`max_soft_tokens` of Gemma 4's image processor).
 
     Returns:
         What the file holds, in its order.
@@ -80,7 +93,8 @@ def export(
     Raises:
         UserError: llama.cpp can't compute the towers, has no place for a tensor, or a number is too large for the type.
     """
-    check_towers(config)
+    if problems := tower_problems(config):
+        raise UserError(f"llama.cpp can't compute this model's towers: {'; '.join(problems)}.")
     tensors = tower_tensors(config.model_type, _shapes(towers), kind)
     sounds = [tensor for tensor in tensors if _is_sound(tensor.own)]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +103,8 @@ def export(
     try:
         writer.add_name(name)
         writer.add_file_type(_FILE_TYPES[kind])
-        add_mmproj_metadata(writer, config, sees=len(sounds) < len(tensors), hears=bool(sounds))
+        sees, hears = len(sounds) < len(tensors), bool(sounds)
+        add_mmproj_metadata(writer, config, sees, hears, most_tokens)
         for tensor in tensors:
             data = _rounded(tensor, _whole(towers[tensor.own]))
             writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes)

@@ -10,8 +10,6 @@ from typing import Any, TypeAlias
 
 from gguf import GGUFWriter, VisionProjectorType
 
-from gemma_tune.errors import UserError
-
 # Sizes that llama.cpp takes where the file has no key of them
 _MERGED_3, _MERGED_4 = 4, 3
 # What llama.cpp has built in for Gemma 4's towers
@@ -21,7 +19,7 @@ _OTHER_FAMILIES = {
     "gemma4_unified": "Gemma 4 12B",
 }
 LEFT_OUT = (
-    "no mmproj file: that of {}'s towers for images and sound isn't written, so this GGUF file reads texts alone; "
+    "no mmproj file: that of {}'s towers for images and sound isn't written, so the GGUF file reads texts alone; "
     "export=merged holds the towers."
 )
 _Problems: TypeAlias = list[str]
@@ -33,7 +31,7 @@ def has_no_mmproj(model_type: str) -> str | None:
     return LEFT_OUT.format(name) if name else None
 
 
-def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool) -> None:
+def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool, most_tokens: int) -> None:
     """Writes what llama.cpp needs to know of the towers.
 
     Args:
@@ -41,6 +39,7 @@ def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool
         config: The whole model's.
         sees: Whether the file holds an image tower.
         hears: Whether the file holds a sound tower.
+        most_tokens: The most tokens of an image in training, where its size decides.
     """
     writer.add_type("mmproj")
     width = config.get_text_config().hidden_size
@@ -50,10 +49,25 @@ def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool
         writer.add_vision_projection_dim(width)
         # Else llama.cpp takes GELU's approximation by a sigmoid: 3.3 nats apart on random weights of Gemma 4
         writer.add_vision_use_gelu(True)
+        if config.model_type == "gemma4":
+            side = config.vision_config.patch_size * config.vision_config.pooling_kernel_size
+            fewest, most = image_limits(most_tokens)
+            writer.add_vision_min_pixels(fewest * side**2)
+            writer.add_vision_max_pixels(most * side**2)
     if hears:
         _gemma4_audio(writer, config.audio_config)
         writer.add_clip_has_audio_encoder(True)
         writer.add_audio_projection_dim(width)
+
+
+def image_limits(most: int) -> tuple[int, int]:
+    """The fewest and the most tokens of an image with which llama.cpp scales images nearly as Gemma 4's processor does.
+
+    The processor scales each image up or down to as many as fit into the most, rounding its sides down; llama.cpp
+    scales down to the most, up to the fewest, rounding up, and leaves what is between. Of nine sizes (64 × 64 to
+    1500 × 1000) five had the same tokens with nine tenths as the fewest, and the others at most 28 more or fewer.
+    """
+    return most * 9 // 10, most
 
 
 def _add_sizes(writer: GGUFWriter, vision: Any, image_size: int, mean: float, std: float) -> None:
@@ -101,18 +115,13 @@ def _gemma4_audio(writer: GGUFWriter, audio: Any) -> None:
 _VISION: dict[str, Callable[[GGUFWriter, Any, Any], None]] = {"gemma3": _gemma3_vision, "gemma4": _gemma4_vision}
 
 
-def check_towers(config: Any) -> None:
-    """Raises UserError where llama.cpp would compute a tower otherwise than it was trained.
+def tower_problems(config: Any) -> list[str]:
+    """What llama.cpp would compute otherwise than it was trained.
 
     Args:
         config: The whole model's, of a family whose mmproj file is written.
     """
-    problems = _gemma3_problems(config) if config.model_type == "gemma3" else _gemma4_problems(config)
-    if problems:
-        raise UserError(
-            f"llama.cpp can't compute this model's towers: {'; '.join(problems)}. Leave the mmproj file out with "
-            "export.mmproj=false."
-        )
+    return _gemma3_problems(config) if config.model_type == "gemma3" else _gemma4_problems(config)
 
 
 def _gemma3_problems(config: Any) -> _Problems:

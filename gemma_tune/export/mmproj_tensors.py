@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,11 +47,13 @@ class _Rules:
         names: Patterns of the checkpoint's names, and what the map of the gguf package knows them by.
         values: Patterns of the checkpoint's names, and what is stored of those tensors; of others they themselves.
         kinds: Patterns of the checkpoint's names, and the types that llama.cpp needs them in.
+        unused: Patterns of the checkpoint's names that no forward pass reads.
     """
 
     names: Mapping[str, str]
     values: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
     kinds: Mapping[str, GGMLQuantizationType]
+    unused: Mapping[str, bool] = field(default_factory=dict)
 
 
 def _plus_one(weight: torch.Tensor) -> torch.Tensor:
@@ -82,6 +84,7 @@ _RULES = {
         },
         {r"mm_soft_emb_norm\.weight$": _plus_one},
         {r"mm_input_projection_weight$": F16, r"\.embeddings\.": F32},
+        {r"vision_tower\.(?:vision_model\.)?head\.": True},  # SigLIP's own, of configurations that don't leave it out
     ),
     "gemma4": _Rules(
         {
@@ -118,6 +121,8 @@ def tower_tensors(
     rules, known = _RULES[model_type], get_tensor_name_map(MODEL_ARCH.MMPROJ, _blocks(shapes))
     found = []
     for own, shape in shapes.items():
+        if _first(rules.unused, own, False):
+            continue
         name = known.get_name(_replaced(rules.names, own), try_suffixes=_ENDS)
         if name is None:
             raise UserError(

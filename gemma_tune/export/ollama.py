@@ -63,7 +63,7 @@ _BUILT_IN = {"functiongemma": "functiongemma", "gemma4": "gemma4"}
 _OLDER = "Ollama writes tools, calls and thinking as Google's newest template does; this model was trained with {}."
 
 
-def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int) -> str:
+def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int, mmproj: str | None = None) -> str:
     """The text of a Modelfile; `ollama create NAME -f Modelfile` makes a model of it.
 
     Args:
@@ -71,13 +71,15 @@ def modelfile(gguf: str, tokenizer: Any, generation_config: Any, context: int) -
         tokenizer: The tokenizer, with the chat template that the model is served with, or none.
         generation_config: Stop tokens, and how answers are sampled.
         context: Tokens of a conversation that the model can hold.
+        mmproj: The name of the file of its towers, which stands in the same folder; None: it has none.
 
     Raises:
         Unrenderable: Ollama has no way to write a template of the user's own.
         UnknownTemplate: The template is no form that we know.
     """
     stops = generation_config.eos_token_id
-    lines = [f"FROM ./{gguf}", *_template(tokenizer), f"PARAMETER num_ctx {min(context, _MOST_CONTEXT)}"]
+    files = [f"FROM ./{name}" for name in (gguf, mmproj) if name]
+    lines = [*files, *_template(tokenizer), f"PARAMETER num_ctx {min(context, _MOST_CONTEXT)}"]
     for stop in tokenizer.convert_ids_to_tokens(stops if isinstance(stops, Sequence) else [stops]):
         lines.append(f"PARAMETER stop {json.dumps(stop)}")
     sampling = (

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gemma_tune.child import python_module
 from gemma_tune.errors import RunError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.export.llama_arithmetic import as_llama_cpp
+from gemma_tune.export.llama_arithmetic import as_llama_cpp, towers_as_llama_cpp
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
 from gemma_tune.models.logits import float32_layers, logits_of, states_of
+from gemma_tune.models.towers import Media, open_towers, seeing
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.quant.layers import forget_rounded, rounding_anew
@@ -69,6 +71,22 @@ class TrainedForward:
                 del logits  # before the next ones are computed
         forget_rounded(self.model)
 
+    def logits_with_media(self, row: Sequence[int], media: Media, start: int) -> torch.Tensor:
+        """Logits after each token of a row from `start` on, float32 on the CPU, [T - start, V].
+
+        Args:
+            row: Token ids, with soft tokens.
+            media: What the towers take; they compute as llama.cpp does.
+            start: The first place.
+        """
+        towers = open_towers(self.model).whole
+        with self._precise(self.model), _floats(towers), towers_as_llama_cpp(towers), rounding_anew(self.model):
+            with seeing(self.model, media):
+                states = states_of(self.model, [row])[start:]
+            found = torch.cat([logits.cpu() for logits in logits_of(self.model, states)])
+        forget_rounded(self.model)
+        return found
+
     def in_llama_cpp(self) -> TrainedForward:
         """The same model and rows with llama.cpp's arithmetic, in which its files are compared."""
 
@@ -99,15 +117,22 @@ class TrainedForward:
 @contextlib.contextmanager
 def in_float32(model: Any) -> Iterator[None]:
     """Converts every weight to float32, in which exports are compared; afterwards the model is as it was."""
-    kept = [(p, p.data) for p in model.parameters() if p.dtype != torch.float32]
-    with _exact_scale(model) if kept else contextlib.nullcontext():
-        try:
-            for parameter, data in kept:
-                parameter.data = data.float()
-            yield
-        finally:
-            for parameter, data in kept:
-                parameter.data = data
+    kept = any(p.dtype != torch.float32 for p in model.parameters())
+    with _exact_scale(model) if kept else contextlib.nullcontext(), _floats(model):
+        yield
+
+
+@contextlib.contextmanager
+def _floats(module: nn.Module) -> Iterator[None]:
+    """Within it, every parameter is float32."""
+    kept = [(p, p.data) for p in module.parameters() if p.dtype != torch.float32]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 @contextlib.contextmanager

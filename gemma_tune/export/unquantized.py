@@ -16,6 +16,7 @@ from gemma_tune.export.formats import some_rows
 from gemma_tune.export.gguf_files import ONE_TYPE, one_type_lines, title_of, write_gguf
 from gemma_tune.export.int4_check import CheckLine, raise_failed
 from gemma_tune.export.lora_check import LORA, lora_lines
+from gemma_tune.export.mmproj_files import exported_towers
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.export.vllm_check import merged_lines
@@ -125,7 +126,7 @@ def _export_gguf(
     if not formats:
         return []
     weights, title = float_tensors(model), title_of(cfg.model.model_name_or_path)
-    plan = Plan({}, dict.fromkeys(weights, KEPT_32), {})
+    plan, towers = Plan({}, dict.fromkeys(weights, KEPT_32), {}), exported_towers(cfg, source, tokenizer)
     for name in formats:
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as target:
@@ -133,7 +134,7 @@ def _export_gguf(
                 assert adapter is not None
                 gguf_lora.export(adapter, model.config, target / gguf_lora.file_name(title), title)
             else:
-                write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name])
+                write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name], towers)
         folder.result.artifacts[name] = f"export/{name}"
     forward, logits = TrainedForward(model, rows, layers_in_float32), folder.path / "export" / ".logits"
     lines = list[CheckLine]()
@@ -144,7 +145,7 @@ def _export_gguf(
             if name == LORA:
                 lines += lora_lines(folder.export(name) / gguf_lora.file_name(title), forward, tokenizer, source)
             else:
-                lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan)
+                lines += one_type_lines(name, folder.export(name), forward, tokenizer, weights, plan, towers)
     return lines
 
 

@@ -242,6 +242,9 @@ def _run_bytes(cfg: Config, shape: ModelSize, resumed: bool) -> float:
     wide = {"gguf_f32": 4.0, "gguf_f16": 2.0, "gguf_bf16": 2.0, "gguf_q8_0": 8.5 / 8}
     wide["gguf_lora"] = 4.0  # it is checked on a float32 file of its base
     total += trained * BYTES["float32"] if ADAPTER_VLLM in cfg.export.formats and not full else 0.0
+    if cfg.export.mmproj:
+        ggufs = sum(name.startswith("gguf") and name != "gguf_lora" for name in cfg.export.formats)
+        total += ggufs * shape.tower_parameters * BYTES["bfloat16"]
     return total + shape.parameters * sum(wide.get(name, 0.0) for name in cfg.export.formats)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_tune.errors import UserError
+from gemma_tune.run.paths import gguf_models
 from gemma_tune.untrusted import MIB, read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -118,7 +119,7 @@ def _meant_instead(folder: Path) -> str:
     for name, kind in ((ADAPTER_CONFIG, "an adapter"), ("config.json", "a model")):
         if below := sorted(file.parent for file in folder.glob(f"*/{name}")):
             return f"this folder has no config.json; one below it holds {kind}: name {_some(below)}."
-    if ggufs := sorted(folder.glob("*.gguf")):
+    if ggufs := gguf_models(folder):
         return f"this folder has no config.json, but a GGUF file: name {_some(ggufs)}."
     return "this folder has no config.json; name a model's folder."
 

@@ -133,6 +133,25 @@ def read_gguf_header(file: Path) -> GGUFHeader:
     return GGUFHeader(architecture, width, kind == LlamaFileType.ALL_F32)
 
 
+def image_tokens(mmproj: Path) -> tuple[int, int] | None:
+    """The fewest and the most tokens of an image that llama.cpp must be told; None where their number is fixed.
+
+    Training scales each image, also a small one, to nearly the most. llama.cpp's own limits for Gemma 4 are 40 and
+    1120, and it takes them whatever the file says.
+    """
+    try:
+        with mmproj.open("rb") as opened:
+            fields = _Metadata(opened).fields()
+    except (ValueError, LookupError, OSError):
+        return None
+    names = ("patch_size", "image_min_pixels", "image_max_pixels")
+    side, fewest, most = (fields.get(f"clip.vision.{name}") for name in names)
+    if not all(isinstance(number, int) and number > 0 for number in (side, fewest, most)):
+        return None
+    token = (side * fields.get("clip.vision.projector.scale_factor", 3)) ** 2  # pixels that become one
+    return fewest // token, most // token
+
+
 def lacks_chat_template(file: Path) -> bool:
     """Whether a GGUF file has no chat template, without which llama.cpp takes ChatML; False where it can't be told."""
     try:

@@ -21,7 +21,7 @@ from gemma_tune.models.folders import (
 )
 from gemma_tune.models.hub import is_in_cache
 from gemma_tune.run.checkpoints import checkpoints
-from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, looks_local, resolve
+from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, gguf_models, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
 # Where a run keeps a tokenizer
@@ -194,7 +194,7 @@ def _base_that_is_not_here(adapter: Path, merged: Path) -> str | None:
 
 def _what_is_there(run: Path) -> str:
     """What a run folder without a whole model holds, each with the recipes that take it; or how it gets one."""
-    found = [f"recipe=evaluate takes {file}" for file in sorted(run.glob("export/*/*.gguf"))]
+    found = [f"recipe=evaluate takes {file}" for file in gguf_models(run, "export/*/*.gguf")]
     for folder in (run / "export" / name for name in EXPORTED):
         if (folder / "config.json").is_file() and not not_loaded(folder):
             found.append(f"recipe=chat, evaluate and compare take {folder}")

@@ -12,12 +12,12 @@ from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, not_loaded, read_adapter_config
-from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.paths import ON_GRID, PLAN
+from gemma_tune.run.paths import ON_GRID, PLAN, gguf_models, mmproj_beside
 from gemma_tune.untrusted import read_object
 
 # Files of a model in no quantization format.
@@ -67,15 +67,15 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
     if unreadable(name, place):
         return []
     if name == "gguf_lora":
-        adapter = shlex.quote(str(next(place.glob("*.gguf"))))
+        adapter = shlex.quote(str(gguf_models(place)[0]))
         return [("llama.cpp", f"llama-server --jinja -m BASE-f16.gguf --lora {adapter}")]
     if name.startswith("gguf"):
-        file = next(place.glob("*.gguf"))
+        file = gguf_models(place)[0]
         model, modelfile = shlex.quote(file.stem), shlex.quote(str(place / "Modelfile"))
         ollama = ("Ollama", f"ollama create {model} -f {modelfile} && ollama run {model}")
         # Else it asks each Gemma 4 to think, whatever it was tuned with
         quiet = "--reasoning-budget 0 " if read_gguf_header(file).architecture == "gemma4" else ""
-        llama_cpp = ("llama.cpp", f"llama-server --jinja {quiet}-m {shlex.quote(str(file))}")
+        llama_cpp = ("llama.cpp", f"llama-server --jinja {quiet}-m {shlex.quote(str(file))}{_towers(file)}")
         return [ollama, llama_cpp] if (place / "Modelfile").is_file() else [llama_cpp]
     if name == "mlx":
         words = ["mlx_lm.chat", "--model", str(place)]
@@ -100,7 +100,7 @@ def unreadable(name: str, place: Path) -> str | None:
     """
     if not name.startswith("gguf"):
         return None
-    file = next(place.glob("*.gguf"), None)
+    file = next(iter(gguf_models(place)), None)
     if file is None:
         return f"{place}: its GGUF file is not there; export it again."
     if name == "gguf_lora":
@@ -110,6 +110,16 @@ def unreadable(name: str, place: Path) -> str | None:
     except UserError:
         return f"{file} can't be read: it is no GGUF file of a model, or it is cut off; export it again."
     return None
+
+
+def _towers(file: Path) -> str:
+    """What llama-server is told of the towers beside a GGUF file, and of the images that they were trained with."""
+    mmproj = mmproj_beside(file)
+    if mmproj is None:
+        return ""
+    tokens = image_tokens(mmproj)
+    size = f" --image-min-tokens {tokens[0]} --image-max-tokens {tokens[1]}" if tokens else ""
+    return f" --mmproj {shlex.quote(str(mmproj))}{size}"
 
 
 def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
@@ -193,7 +203,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         commands = [command for _, command in use_commands(name, folder.path / artifacts[name])]
         blocks += [Text(said[name]), Code("\n".join(commands), "bash")]
         if name == "gguf_f16":
-            blocks += k_quants(next((folder.path / artifacts[name]).glob("*.gguf")))
+            blocks += k_quants(gguf_models(folder.path / artifacts[name])[0])
     if blocks and (lines := _with_gemma_tune(folder)):
         blocks += [
             Text("Chat with it, serve it, or evaluate it on the same rows or others:"),
@@ -237,7 +247,7 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
         if unreadable(name, folder.path / place):
             continue
         if name.startswith("gguf") and name != "gguf_lora":
-            taken |= {str(file): ("serve", "evaluate") for file in sorted((folder.path / place).glob("*.gguf"))}
+            taken |= {str(file): ("serve", "evaluate") for file in gguf_models(folder.path / place)}
         elif name in EXPORTED and not not_loaded(folder.path / place):
             taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
     return [

@@ -53,6 +53,21 @@ ALL_TYPES = f"{', '.join(FILE_TYPES)} (or one of them {', '.join(COMPRESSED)})"
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
+# How the name of a GGUF file of towers for images and sound begins, by which llama.cpp and Ollama know one, too
+MMPROJ = "mmproj-"
+
+
+def gguf_models(folder: Path, pattern: str = "*.gguf") -> list[Path]:
+    """The GGUF files of a folder by their names, without those of towers, which stand beside them."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith(MMPROJ))
+
+
+def mmproj_beside(file: Path) -> Path | None:
+    """The file of the towers that stands beside a GGUF file; None without one, or with several."""
+    found = sorted(file.parent.glob(f"{MMPROJ}*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
 def file_type(path: Path) -> str | None:
     """Which of `FILE_TYPES` a file is by its name, or None."""
     suffixes = [s.lower() for s in path.suffixes]

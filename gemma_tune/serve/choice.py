@@ -17,7 +17,7 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.gguf_header import lacks_chat_template, read_gguf_header
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of
-from gemma_tune.run.paths import ON_GRID, TUNED, is_bundled, resolve
+from gemma_tune.run.paths import ON_GRID, TUNED, gguf_models, is_bundled, resolve
 from gemma_tune.validation.serving import is_loopback
 
 _NAMED = 3  # of many files
@@ -173,7 +173,7 @@ def _by_transformers(cfg: Config, called: str, source: Source, ggufs: list[Path]
 
 def _ggufs_in(name: str) -> list[Path]:
     """The models among a run's GGUF files; a GGUF LoRA is none."""
-    return [file for file in sorted(resolve(name).glob("export/*/*.gguf")) if _is_model(file)]
+    return [file for file in gguf_models(resolve(name), "export/*/*.gguf") if _is_model(file)]
 
 
 def _is_model(file: Path) -> bool:

@@ -29,7 +29,7 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.report.artifacts import artifact_size, total_size
 from gemma_tune.report.exported import FileFacts, exported_metrics
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.paths import ASSETS, looks_local, resolve
+from gemma_tune.run.paths import ASSETS, gguf_models, looks_local, resolve
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.advice import advice_on
 from gemma_tune.steps.measure_only import Measurement, prepare_measurement
@@ -173,7 +173,7 @@ def _asked_of(cfg: Config, name: str, place: str, source: Source, model: Any) ->
 
 def _place(folder: RunFolder, name: str) -> Path:
     place = folder.export(name)
-    return next(place.glob("*.gguf"), place)
+    return next(iter(gguf_models(place)), place)
 
 
 def _facts(name: str, place: str, speed: TokenRates | None) -> FileFacts:

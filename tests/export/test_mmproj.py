@@ -11,11 +11,14 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from tower_models import Seeing, build
 
+import gemma_tune
 from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, mmproj
-from gemma_tune.export.int4_check import FAIL, OK, WARN
-from gemma_tune.export.media_check import AS_SERVED, EXACT, media_line
+from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN
+from gemma_tune.export.media_check import AS_SERVED, EXACT, WholeModel, media_lines
 from gemma_tune.export.mmproj_tensors import F16, F32
+from gemma_tune.report.use import use_commands
+from gemma_tune.run.paths import gguf_models
 
 SLOW = pytest.mark.slow
 
@@ -95,8 +98,8 @@ def test_gemma4_read_back(tmp_path: Path) -> None:
 
 def test_what_has_no_place_is_named(tmp_path: Path) -> None:
     seeing = build("gemma3")
-    other = {**seeing.towers, "model.vision_tower.head.probe": torch.zeros(1, 1, 4)}
-    with pytest.raises(UserError, match=r"no place for the tower's tensor model\.vision_tower\.head\.probe"):
+    other = {**seeing.towers, "model.vision_tower.embeddings.probe": torch.zeros(1, 1, 4)}
+    with pytest.raises(UserError, match=r"no place for the tower's tensor model\.vision_tower\.embeddings\.probe"):
         mmproj.export(other, seeing.model.config, tmp_path / "x.gguf", name="x")
     large = {**seeing.towers}
     name = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
@@ -105,8 +108,9 @@ def test_what_has_no_place_is_named(tmp_path: Path) -> None:
         mmproj.export(large, seeing.model.config, tmp_path / "x.gguf", name="x")
     assert list(tmp_path.iterdir()) == []
     seeing.model.config.vision_config.hidden_act = "gelu"
+    assert "hidden_act is gelu" in (mmproj.check_mmproj(seeing.model.config, seeing.towers) or "")
     with pytest.raises(UserError, match="hidden_act is gelu"):
-        mmproj.check_mmproj(seeing.model.config, seeing.towers)
+        mmproj.export(seeing.towers, seeing.model.config, tmp_path / "x.gguf", name="x")
 
 
 @SLOW
@@ -123,12 +127,39 @@ def test_llama_cpp_answers_as_the_whole_model(name: str, medium: str, tmp_path: 
     question = getattr(seeing, medium)(tmp_path)
     for kind, bounds, most in ((F32, EXACT, 0.02), (F16, AS_SERVED, 0.3)):
         file = written(seeing, tmp_path, kind)
-        line, *more = media_line(medium, text, file, seeing.model, [question], bounds, threads=1)
+        line, *more = media_lines(medium, text, file, WholeModel(seeing.model), [question], bounds, threads=1)
         assert line.verdict == OK and float(line.found.split()[2].rstrip(",")) < most, line
         assert line.found.endswith("1 of 1 answers the same")
         if name == "gemma4_e2b" and medium == "picture":  # causal in training, and not there
             assert [x.verdict for x in more] == [WARN] and "use_bidirectional_attention" in more[0].problem
         assert name == "gemma4_e2b" or not more
+
+
+@SLOW
+def test_an_export_of_a_checkpoint_with_towers(tmp_path: Path) -> None:
+    """What the recipe writes, checks and says; the report's command has what llama.cpp must be told."""
+    seeing = build("gemma4_e2b")
+    base = seeing.save(tmp_path / "base")
+    words = ["tracker=none", "data.max_train_samples=24", "data.max_eval_samples=8", "export.quality_samples=0"]
+    words += [f"model.model_name_or_path={base}", "export=gguf_f16", f"output_dir={tmp_path / 'run'}"]
+    result = gemma_tune.run("export", words)
+    lines = {line["name"]: line for line in result.metrics["verify"]}
+    assert lines["gguf_f16: towers"]["found"] == "258 of 258 tensors (100%)"
+    assert {line["verdict"] for line in lines.values()} <= {OK, WARN, UNVERIFIED}
+    place = tmp_path / "run/export/gguf_f16"
+    assert (place / "Modelfile").read_text("utf-8").startswith("FROM ./base-f16.gguf\nFROM ./mmproj-base-f16.gguf\n")
+    assert [file.name for file in gguf_models(place)] == ["base-f16.gguf"]
+
+
+def test_the_commands_name_the_towers(tmp_path: Path) -> None:
+    seeing = build("gemma4_26b")
+    config, generation, text = seeing.model.config, seeing.model.generation_config, tmp_path / "x-f16.gguf"
+    gguf.export(seeing.language, config, seeing.tokenizer, generation, torch.float16, text, name="x", media=True)
+    written(seeing, tmp_path)
+    ((engine, command),) = use_commands("gguf_f16", tmp_path)
+    assert engine == "llama.cpp" and command.endswith(
+        f"-m {text} --mmproj {tmp_path / 'mmproj-x-f16.gguf'} --image-min-tokens 252 --image-max-tokens 280"
+    )
 
 
 @SLOW
@@ -138,5 +169,5 @@ def test_missing_line_breaks_are_found(tmp_path: Path) -> None:
     config, generation, text = seeing.model.config, seeing.model.generation_config, tmp_path / "x.gguf"
     gguf.export(seeing.language, config, seeing.tokenizer, generation, torch.float32, text, name="x")
     file, question = written(seeing, tmp_path, F32), seeing.picture(tmp_path)
-    (line,) = media_line("picture", text, file, seeing.model, [question], EXACT, threads=1)
+    (line,) = media_lines("picture", text, file, WholeModel(seeing.model), [question], EXACT, threads=1)
     assert line.verdict == FAIL and "its chat template or its media are others" in line.problem

@@ -1,0 +1,127 @@
+"""The mmproj file beside each GGUF file of an export: what it is made of, and its lines of the check."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_tune.config import Config
+from gemma_tune.errors import UserError
+from gemma_tune.export import mmproj
+from gemma_tune.export.file_tensor import FileTensors
+from gemma_tune.export.int4_check import UNVERIFIED, CheckLine
+from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, TrainedModel, media_lines
+from gemma_tune.export.media_questions import questions
+from gemma_tune.export.media_template import writes_media
+from gemma_tune.export.mmproj_metadata import image_limits
+from gemma_tune.export.mmproj_tensors import F16
+from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.load import family_of, load_config
+from gemma_tune.models.source import Source
+from gemma_tune.models.towers import open_towers
+from gemma_tune.run.paths import MMPROJ
+
+LORA = "gguf_lora"
+_QUANTIZED = ("gguf", "gguf_q8_0")
+
+
+@dataclass(frozen=True)
+class ExportedTowers:
+    """What an mmproj file is made of.
+
+    Attributes:
+        config: The whole model's.
+        tensors: Every tensor of the towers, by its name in the checkpoint.
+        most_tokens: The most tokens of an image in training.
+    """
+
+    config: Any
+    tensors: FileTensors
+    most_tokens: int
+
+    def write(self, folder: Path, title: str) -> Path:
+        """Writes the file of a model of this title, and says so."""
+        file = folder / mmproj.file_name(title)
+        mmproj.export(self.tensors, self.config, file, name=title, most_tokens=self.most_tokens)
+        print(f"{file.name}: the towers for images and sound, for llama.cpp and Ollama.", file=sys.stderr)
+        return file
+
+
+def exported_towers(
+    cfg: Config, source: Source, tokenizer: Any, trained: FileTensors | None = None
+) -> ExportedTowers | None:
+    """What goes into an mmproj file; None where no GGUF file gets one.
+
+    Args:
+        cfg: `export`.
+        source: What the model was loaded from.
+        tokenizer: Its tokenizer.
+        trained: The towers' tensors that were trained, by their names in the checkpoint; the others are the
+            checkpoint's.
+
+    Raises:
+        UserError: llama.cpp has no place for a tensor.
+    """
+    if not wants_mmproj(cfg) or not family_of(source).has_towers:
+        return None
+    config, checkpoint = load_config(source), CheckpointFiles.of(source, family_of(source))
+    tensors = {**mmproj.towers_of(checkpoint), **(trained or {})}
+    if said := mmproj.check_mmproj(config, tensors):
+        print(said, file=sys.stderr)
+        return None
+    if not writes_media(tokenizer):
+        print(
+            "the GGUF file's chat template is your own: llama.cpp puts an image where its marker stands, without what "
+            "the model's processor writes round it.",
+            file=sys.stderr,
+        )
+    media = getattr(tokenizer, "media", None)
+    return ExportedTowers(config, tensors, media.most_image_tokens if media else mmproj.IMAGE_TOKENS)
+
+
+def wants_mmproj(cfg: Config) -> bool:
+    """Whether a GGUF file is written that an mmproj file can stand beside."""
+    return cfg.export.mmproj and any(name.startswith("gguf") and name != LORA for name in cfg.export.formats)
+
+
+def mmproj_lines(
+    name: str, file: Path, towers: ExportedTowers | None, forward: TrainedForward, tokenizer: Any
+) -> Iterator[CheckLine]:
+    """Reads the mmproj file beside a GGUF file back, and asks both of them about a picture and a sound.
+
+    Args:
+        name: The format, for people.
+        file: The GGUF file.
+        towers: What its mmproj file was made of; None: it has none.
+        forward: The trained model.
+        tokenizer: Its tokenizer.
+    """
+    if towers is None:
+        return
+    beside = next(file.parent.glob(f"{MMPROJ}*.gguf"))
+    yield mmproj.stored_mmproj_line(name, beside, towers.tensors, towers.config, F16)
+    media = getattr(tokenizer, "media", None)
+    why = _unseeing(forward.model) if media else getattr(tokenizer, "no_media", None) or "it has no processor"
+    if media is None or why:
+        yield CheckLine(f"{name}: media in llama.cpp", "answers as in training", "not asked", UNVERIFIED, f"{why}.")
+        return
+    limits = None if towers.config.model_type == "gemma3" else image_limits(media.most_image_tokens)
+    reference, bounds = TrainedModel(forward), QUANTIZED if name in _QUANTIZED else AS_SERVED
+    with tempfile.TemporaryDirectory() as folder:
+        for question in questions(tokenizer, towers.config, Path(folder)):
+            what = f"{name}: {question.medium} in llama.cpp"
+            yield from media_lines(what, file, beside, reference, [question], bounds, image_tokens=limits)
+
+
+def _unseeing(model: Any) -> str:
+    """Why the trained model can't be asked; empty where it can."""
+    try:
+        open_towers(model)
+    except (RuntimeError, UserError) as error:
+        return str(error).rstrip(".")
+    return ""
