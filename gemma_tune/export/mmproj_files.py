@@ -24,6 +24,7 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import open_towers
+from gemma_tune.models.trained_towers import trained_tensors
 from gemma_tune.run.paths import MMPROJ
 
 LORA = "gguf_lora"
@@ -52,16 +53,14 @@ class ExportedTowers:
         return file
 
 
-def exported_towers(
-    cfg: Config, source: Source, tokenizer: Any, trained: FileTensors | None = None
-) -> ExportedTowers | None:
+def exported_towers(cfg: Config, source: Source, tokenizer: Any, model: Any = None) -> ExportedTowers | None:
     """What goes into an mmproj file; None where no GGUF file gets one.
 
     Args:
         cfg: `export`.
         source: What the model was loaded from.
         tokenizer: Its tokenizer.
-        trained: The towers' tensors that were trained, by their names in the checkpoint; the others are the
+        model: The trained model, of whose towers those tensors are taken that were trained; the others are the
             checkpoint's.
 
     Raises:
@@ -70,7 +69,9 @@ def exported_towers(
     if not wants_mmproj(cfg) or not family_of(source).has_towers:
         return None
     config, checkpoint = load_config(source), CheckpointFiles.of(source, family_of(source))
-    tensors = {**mmproj.towers_of(checkpoint), **(trained or {})}
+    tensors: FileTensors = mmproj.towers_of(checkpoint)
+    if model is not None:
+        tensors = {**tensors, **trained_tensors(model)}
     if said := mmproj.check_mmproj(config, tensors):
         print(said, file=sys.stderr)
         return None

@@ -126,7 +126,7 @@ def _export_gguf(
     if not formats:
         return []
     weights, title = float_tensors(model), title_of(cfg.model.model_name_or_path)
-    plan, towers = Plan({}, dict.fromkeys(weights, KEPT_32), {}), exported_towers(cfg, source, tokenizer)
+    plan, towers = Plan({}, dict.fromkeys(weights, KEPT_32), {}), exported_towers(cfg, source, tokenizer, model)
     for name in formats:
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as target:

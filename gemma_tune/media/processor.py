@@ -60,7 +60,7 @@ class MediaProcessor:
     def most_image_tokens(self) -> int:
         """The most soft tokens of an image: of Gemma 4 by its size, else the number of each."""
         if self.model_type in ("gemma3", "gemma3n"):
-            return self._fixed("image_seq_length", 256)
+            return self._files.tokens("image_seq_length", 256)
         return int(self._kwargs["max_soft_tokens"])
 
     def marks(self, kind: str) -> Marks:
