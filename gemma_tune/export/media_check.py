@@ -74,7 +74,7 @@ class MediaAgreement:
     longer: tuple[int, int] | None = None
 
 
-class Reference(Protocol):
+class MediaReference(Protocol):
     """What llama.cpp's answers are compared with.
 
     Attributes:
@@ -100,7 +100,7 @@ class WholeModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def log_probs(self, question: Question, answer: Sequence[int]) -> torch.Tensor:
-        """See `Reference`."""
+        """See `MediaReference`."""
         row = torch.tensor([[*question.input_ids, *answer[:-1]]])
         inputs = {**as_llama_hears(question.inputs), **_padded(question.kinds, row.shape[1])}
         with towers_as_llama_cpp(self._whole):
@@ -125,7 +125,7 @@ class TrainedModel:
         self._forward, self.text_config = forward.in_llama_cpp(), language_part(forward.model).config
 
     def log_probs(self, question: Question, answer: Sequence[int]) -> torch.Tensor:
-        """See `Reference`."""
+        """See `MediaReference`."""
         row, start = [*question.input_ids, *answer[:-1]], len(question.input_ids) - 1
         logits = self._forward.logits_with_media(row, as_llama_hears(question.inputs), start)
         return logits.log_softmax(-1)
@@ -135,7 +135,7 @@ def media_lines(
     name: str,
     file: Path,
     mmproj: Path,
-    reference: Reference,
+    reference: MediaReference,
     questions: Sequence[Question],
     bounds: tuple[float, float] = AS_SERVED,
     image_tokens: tuple[int, int] | None = None,
@@ -178,7 +178,9 @@ def media_lines(
     return lines
 
 
-def agreement(reference: Reference, questions: Sequence[Question], answers: Sequence[ChatAnswer]) -> MediaAgreement:
+def agreement(
+    reference: MediaReference, questions: Sequence[Question], answers: Sequence[ChatAnswer]
+) -> MediaAgreement:
     """Compares each answer with what the model says at its places.
 
     One forward pass over prompt and answer is enough: where each token of the answer is the model's best one behind
