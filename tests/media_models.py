@@ -81,6 +81,8 @@ def processor_folder(family: str, folder: Path) -> Path:
     tokenizer = media_tokenizer(family)
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in _soft(family).items()}
     config_class = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config"))
+    if family == "gemma4_12b":  # the published squares of 48 pixels, and a table that has room for real pictures
+        parts = {**parts, "vision_config": {**parts["vision_config"], "patch_size": 16, "mm_posemb_size": 128}}
     text = {**text, "vocab_size": max(1600, len(tokenizer))}
     if FAMILIES[family][0].startswith("gemma4_large"):  # as they are published; the tokens of an image see each other
         text["use_bidirectional_attention"] = "vision"

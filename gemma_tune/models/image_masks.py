@@ -8,6 +8,8 @@ Suffixes of shapes: B rows, S tokens of a row (queries, then keys).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 
@@ -37,8 +39,21 @@ def runs(ids_BS: torch.Tensor, soft_ids: list[int]) -> torch.Tensor:
     return torch.where(soft, begins.cumsum(-1) - 1, -1)
 
 
+class ImageAttention(NamedTuple):
+    """Where the tokens of an image see each other; text is causal everywhere.
+
+    Attributes:
+        in_full_layers: In full layers, too (Gemma 3, and Gemma 4 12B), or only in sliding ones.
+        beyond_window: In sliding layers beyond the window (Gemma 4 12B); the others see an image as far as the window
+            reaches back.
+    """
+
+    in_full_layers: bool
+    beyond_window: bool
+
+
 def image_masks(
-    documents_BS: torch.Tensor, blocks_BS: torch.Tensor, window: int, in_full_layers: bool
+    documents_BS: torch.Tensor, blocks_BS: torch.Tensor, window: int, sees: ImageAttention
 ) -> dict[str, torch.Tensor]:
     """What each token sees, by the type of layer: earlier tokens of its document, and all of its own image.
 
@@ -46,8 +61,7 @@ def image_masks(
         documents_BS: As `documents` gives them.
         blocks_BS: The number of the image that a token belongs to, -1 for others.
         window: How many tokens back sliding layers see, the token itself included.
-        in_full_layers: Whether the tokens of an image see each other in full layers, too (Gemma 3), or only in sliding
-            ones (Gemma 4).
+        sees: Where the tokens of an image see each other.
 
     Returns:
         Booleans, [B, 1, S, S], for `full_attention` and `sliding_attention`.
@@ -57,7 +71,7 @@ def image_masks(
     same = documents_BS[:, :, None] == documents_BS[:, None]
     image = (blocks_BS[:, :, None] == blocks_BS[:, None]) & (blocks_BS >= 0)[:, :, None]
     causal = back_SS >= 0
-    seen = same & (causal | image)
-    full = seen if in_full_layers else same & causal
-    sliding = seen & (back_SS < window)
+    near = back_SS < window
+    full = same & (causal | image if sees.in_full_layers else causal)
+    sliding = same & (causal & near | image if sees.beyond_window else (causal | image) & near)
     return {"full_attention": full[:, None], "sliding_attention": sliding[:, None]}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gemma_tune.errors import UserError
-from gemma_tune.models.image_masks import documents, image_masks, runs
+from gemma_tune.models.image_masks import ImageAttention, documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
@@ -112,7 +112,7 @@ class Towers(nn.Module):  # type: ignore[misc]
         dtype = self.whole.language_model.embed_tokens.weight.dtype
         where = documents(ids, given.get("position_ids"), valid)
         blocks = runs(ids, _seen_tokens(self.whole.config))
-        masks = image_masks(where, blocks, config.sliding_window, in_full_layers=sees == "all")
+        masks = image_masks(where, blocks, config.sliding_window, sees)
         return {name: _for_kernel(mask, config, dtype) for name, mask in masks.items()}
 
     def stored(self) -> dict[str, torch.Tensor]:
@@ -137,15 +137,18 @@ def _for_kernel(mask: torch.Tensor, config: Any, dtype: torch.dtype) -> torch.Te
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def image_attention(config: Any) -> str | None:
-    """In which layers the tokens of an image see each other: `all`, `sliding`, or None: causal everywhere.
+def image_attention(config: Any) -> ImageAttention | None:
+    """Where the tokens of an image see each other, as Transformers' class has it; None: causal everywhere.
 
     Args:
         config: Of the language part.
     """
     if config.model_type.startswith("gemma3_"):
-        return "all"
-    return "sliding" if getattr(config, "use_bidirectional_attention", None) == "vision" else None
+        return ImageAttention(in_full_layers=True, beyond_window=False)
+    if getattr(config, "use_bidirectional_attention", None) != "vision":
+        return None
+    unified = config.model_type.startswith("gemma4_unified")
+    return ImageAttention(in_full_layers=unified, beyond_window=unified)
 
 
 def remember_towers(language: Any, load: Callable[[Any], Towers]) -> None:

@@ -15,6 +15,7 @@ from small_models import original, save
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.image_masks import ImageAttention
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
@@ -23,7 +24,11 @@ from gemma_tune.models.towers import image_attention, open_towers, remember_towe
 
 SOFT = 1500
 TOKENS = 4  # of an image
-ATTENTION = {"gemma3": "all", "gemma4_e2b": None, "gemma4_26b": "sliding", "gemma4_31b": "sliding"}
+IN_SLIDING_LAYERS = ImageAttention(in_full_layers=False, beyond_window=False)
+ATTENTION = {
+    "gemma3": ImageAttention(in_full_layers=True, beyond_window=False), "gemma4_e2b": None,
+    "gemma4_26b": IN_SLIDING_LAYERS, "gemma4_31b": IN_SLIDING_LAYERS,
+}  # fmt: skip
 CLOSE = 1e-5  # of the largest logit
 
 
@@ -33,7 +38,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = save(request.param, tmp_path_factory.mktemp(request.param))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config |= {"image_token_id": SOFT, "audio_token_id": SOFT + 1, "video_token_id": SOFT + 2}
-    if ATTENTION[request.param] == "sliding":
+    if ATTENTION[request.param] is IN_SLIDING_LAYERS:
         config["text_config"]["use_bidirectional_attention"] = "vision"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return request.param, folder, loaded(folder), original(folder)

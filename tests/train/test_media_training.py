@@ -17,7 +17,13 @@ from short_runs import losses, metrics
 from slow import slow_after
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gemma_tune.chat import render_prompt
+from gemma_tune.config import ModelConfig
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.media import media_inputs
+from gemma_tune.models.source import Source
+from gemma_tune.models.towers import seeing
 
 FAMILIES_HERE = ("gemma3", "gemma4_e2b", "gemma4_31b")
 
@@ -171,3 +177,28 @@ def test_other_recipes_refuse_what_they_would_lose(
 ) -> None:
     with pytest.raises(Exception, match="recipe=qat knows text alone"):
         trained("qat", folder_of("gemma3"), rows, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_gemma4_12b_attends_as_its_own_class(
+    rows_of_one_turn: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In all layers and beyond the window; its own processor needs torchvision, ours is held to it elsewhere."""
+    model = folder_of("gemma4_12b")
+    source = Source(str(model), None, None, str(model))
+    tokenizer = load_tokenizer(source)
+    ours = load_base(
+        ModelConfig(model_name_or_path=str(model), dtype="float32", device="cpu"), source, tokenizer
+    ).eval()
+    theirs: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rows = [json.loads(line)["messages"][:1] for line in rows_of_one_turn.read_text("utf-8").splitlines()[:2]]
+    prompts, wanted = [render_prompt(tokenizer, row) for row in rows], []
+    for prompt in prompts:
+        ids, media = torch.tensor([prompt]), media_inputs(tokenizer, [prompt])
+        with torch.no_grad(), seeing(theirs, media, ids) as given:
+            wanted.append(theirs(input_ids=ids, **given).logits[0])
+    places = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None]
+    with torch.no_grad(), seeing(ours, media_inputs(tokenizer, prompts)):
+        packed = torch.tensor([[token for prompt in prompts for token in prompt]])
+        found = ours(input_ids=packed, position_ids=places, use_cache=False).logits[0]
+    assert (found - torch.cat(wanted)).abs().max() <= 1e-5 * found.abs().max()
