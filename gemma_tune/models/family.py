@@ -49,7 +49,7 @@ class Family:
         classifier_class: Transformers' class of the language part under a head for sequence classification, or None.
         has_towers: Whether the checkpoint holds towers for images or audio around the language part. They are not
             loaded for text alone; an export gets them from the checkpoint, to the bit.
-        whole_class: Transformers' class of a checkpoint with towers, or None.
+        whole_class: Transformers' class of a checkpoint with towers, without its head, or None.
         linear_layers: Last names of the linear layers that adapters and 4-bit weights reach. Others are small (router,
             per-layer gates) or read by name in the forward pass (AltUp's coefficients), and stay as they are.
         norm_adds_one: Whether RMSNorm computes `(1 + w)·x` (Gemma 1 to 3) or `w·x` (3n and 4).
@@ -170,7 +170,7 @@ _GEMMA4_UNIFIED = Family(
 
 
 def _with_towers(family: Family) -> Family:
-    whole = family.language_class.replace("ForCausalLM", "ForConditionalGeneration")
+    whole = family.language_class.replace("ForCausalLM", "Model")
     return Family(**{**vars(family), "has_towers": True, "whole_class": whole})
 
 

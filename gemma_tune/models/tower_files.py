@@ -65,7 +65,7 @@ def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) 
             f"model.model_name_or_path={source.base}: {len(lost)} weights of its towers are missing in the files or "
             f"have another shape (for example {min(lost)}); they would be random. Fetch the checkpoint again."
         )
-    towers = Towers(loaded.model, config, language.model)
+    towers = Towers(loaded, config, language.model)
     if source.adapter is not None and (file := source.adapter / TOWERS_FILE).is_file():
         _fill(towers, file, CheckpointFiles.of(source, family))
     return towers
