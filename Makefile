@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 bench-checkpoint soak tiny lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 bench-checkpoint soak tiny tiny-vision lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -123,6 +123,9 @@ soak: .venv/.done ## Kill runs, damage checkpoints and fill disks, and add to do
 
 tiny: .venv/.done ## Build the embedded model from scratch in build/tiny, in about 27 minutes
 	$(BIN)/python -m tools.tiny_model --output build/tiny
+
+tiny-vision: .venv/.done ## Build the embedded model with an image tower in build/tiny_vision, in about 12 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.tiny_vision --output build/tiny_vision
 
 lock: .venv/.done ## Write requirements.lock, the digests of every package in constraints.txt
 	$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install -q --disable-pip-version-check uv

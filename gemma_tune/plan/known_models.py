@@ -14,7 +14,8 @@ from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import CONFIGS
 
-_EMBEDDED = "assets://tiny"
+_SHIPPED = "assets://"
+_EMBEDDED = f"{_SHIPPED}tiny"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def planned_models(model: ModelConfig) -> list[PlannedModel]:
         # The pretrained and the instruction-tuned checkpoint have the same sizes
         every = [_published(option, hub) for option, hub in options().items() if hub != name and option.endswith("_it")]
         return sorted(every, key=lambda model: (model.family.name.split()[1], model.size.parameters))
-    option = next((option for option, hub in options().items() if hub == name), None)
+    published_names = options().items() if not name.startswith(_SHIPPED) else ()
+    option = next((option for option, hub in published_names if hub == name), None)
     if option:
         return [_published(option, name)]
     if published(name):

@@ -111,9 +111,7 @@ def _merged_beside(source: Source) -> Source | None:
     if source.adapter is None:
         return None
     merged = source.adapter.parent / "export" / "merged"
-    if not (merged / "config.json").is_file():
-        return None
-    return Source(str(merged), None, None, str(merged), images_kwargs=source.images_kwargs)
+    return Source(str(merged), None, None, str(merged)) if (merged / "config.json").is_file() else None
 
 
 def _of_adapter(cfg: Config, called: str, source: Source) -> str:
