@@ -36,6 +36,8 @@ def resolve_defaults(cfg: Config) -> None:
         resolve_processes(cfg.launch)
     if method.kind is Kind.COMPARE and all(map(is_run_with_results, cfg.compare.models)):
         return
+    if method.kind is not Kind.COMPARE:  # each of several models has its own
+        cfg.model.images_kwargs = _images_kwargs(cfg.model)
     every_weight = cfg.adapter.peft_type == "none"
     # Narrow models, as the embedded one is, take and need higher rates, and small batches
     narrow = all(_width(model) < NARROW for model in _models(cfg))
@@ -95,6 +97,14 @@ def _measured(name: str) -> str:
     """The model that a run has measured, by its config.yaml (its folder may hold none); any other name as it is."""
     stored = model_of_run(resolve(name)) if has_results(name) else None
     return name if stored is None else stored
+
+
+def _images_kwargs(model: ModelConfig) -> dict[str, Any]:
+    """`model.images_kwargs`, and below it what the run that is named as the model has set."""
+    try:
+        return dict(find_source(model).images_kwargs)
+    except (UserError, OSError, ValueError):  # said where the model is loaded
+        return model.images_kwargs
 
 
 def _width(model: ModelConfig) -> int:

@@ -82,10 +82,10 @@ class ModelConfig:
     )
     images_kwargs: dict[str, Any] = option(
         {},
-        "Settings of the image processor in place of the checkpoint's. Gemma 3: do_pan_and_scan (crops beside the "
-        "image where it is long) and pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, "
-        "pan_and_scan_min_ratio_to_activate. Gemma 4: max_soft_tokens, the most tokens of an image: 70, 140, 280, 560 "
-        "or 1120.",
+        "Settings of the image processor in place of the checkpoint's; a run as the model brings its own, and those "
+        "named here stand above them. Gemma 3: do_pan_and_scan (crops beside the image where it is long) and "
+        "pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, pan_and_scan_min_ratio_to_activate. Gemma 4: "
+        "max_soft_tokens, the most tokens of an image: 70, 140, 280, 560 or 1120.",
     )
     train_towers: str = option(
         TRAIN_NOTHING,

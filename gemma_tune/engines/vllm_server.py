@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shlex
@@ -142,6 +143,7 @@ def vllm_command(vllm: Path, source: Source, name: str, options: VllmOptions, ho
         command += ["--max-model-len", str(options.max_length)]
     if source.adapter is not None:
         command += lora_words(name, source.adapter.absolute())
+    command += image_words(source)
     if options.tool_parser:
         command += tool_words(options.tool_parser)
     return [*command, *options.arguments]
@@ -162,7 +164,13 @@ def serve_words(source: Source, name: str, tool_parser: str | None) -> list[str]
     source = as_vllm_reads(source)
     words = ["vllm", "serve", *_weights(source)] if source.adapter else ["vllm", "serve", source.base]
     words += lora_words(name, source.adapter) if source.adapter else []
+    words += image_words(source)
     return words + (tool_words(tool_parser) if tool_parser else [])
+
+
+def image_words(source: Source) -> list[str]:
+    """The arguments with which images become what they were in training."""
+    return ["--mm-processor-kwargs", json.dumps(dict(source.images_kwargs))] if source.images_kwargs else []
 
 
 def tool_words(parser: str) -> list[str]:

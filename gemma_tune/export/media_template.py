@@ -18,6 +18,7 @@ from gemma_tune.chat.own import OwnForm
 # and a marker between `around` and `around`
 _MACRO = """\
 {%- macro with_media(text, around) -%}
+    {%- if '<__media' not in text or '__>' not in text -%}{{- text | trim -}}{%- else -%}
     {%- for part in text.split('<__media') -%}
         {%- if loop.first -%}{{- part | trim -}}
         {%- elif '__>' in part -%}
@@ -26,6 +27,7 @@ _MACRO = """\
         {%- else -%}{{- '<__media' + part -}}
         {%- endif -%}
     {%- endfor -%}
+    {%- endif -%}
 {%- endmacro -%}
 """
 # Where each template's file writes a text of a user, and with the macro; `revision` 1 is Gemma 4's first template

@@ -17,15 +17,14 @@ from huggingface_hub import save_torch_state_dict
 from gemma_tune.config import ExportConfig
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.verify import ArtifactDiffers, verify_written
+from gemma_tune.media.stored import PROCESSOR_FILES, with_images_kwargs
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.trained_towers import trained_tensors
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.manifest import write_json
-
-# Files of a checkpoint beside its weights and tokenizer: how images and audio are prepared.
-_KEPT = ("preprocessor_config.json", "processor_config.json")
+from gemma_tune.run.read_once import read_json
 
 
 def whole_checkpoint(
@@ -134,10 +133,20 @@ def write_folder(
         del config.quantization_config
     write_weights(stored, config, tokenizer, folder, options)
     base.generation_config.save_pretrained(folder)
-    for name in _KEPT:
+    for name in PROCESSOR_FILES:
         if found := checkpoint.beside(name):
-            shutil.copyfile(found, folder / name)
+            _keep(found, folder / name, dict(source.images_kwargs))
     return sorted(p for p in folder.iterdir() if p.is_file())
+
+
+def _keep(found: Path, file: Path, images_kwargs: Mapping[str, Any]) -> None:
+    """Writes a checkpoint's file of how images and sounds are prepared, with what the run has set."""
+    content = read_json(found) if images_kwargs else None
+    changed = with_images_kwargs(content, images_kwargs) if isinstance(content, dict) else content
+    if changed == content:
+        shutil.copyfile(found, file)
+    else:
+        write_json(file, changed)
 
 
 def write_weights(tensors: FileTensors, config: Any, tokenizer: Any, folder: Path, options: ExportConfig) -> None:

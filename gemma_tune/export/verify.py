@@ -21,6 +21,7 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.plain_transformers import load_exported
+from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.media import media_of
 from gemma_tune.models.source import Source
 
@@ -50,6 +51,7 @@ class Reference:
         dtype: The trained model's own type. The export is loaded in it, so that what differs is the weights and not
             the arithmetic.
         max_kl: Mean KL that rounding to `export.dtype` can explain, nats a position.
+        images_kwargs: What the images of `rows` were prepared with, as far as no file of the export can say it.
     """
 
     rows: list[list[int]]
@@ -60,6 +62,7 @@ class Reference:
     measure: Callable[[Any, Any], Evaluation]
     dtype: torch.dtype
     max_kl: float
+    images_kwargs: dict[str, Any]
 
 
 def take_reference(
@@ -95,6 +98,7 @@ def take_reference(
         measure,
         dtype,
         _MAX_KL_FLOAT32 if dtype == torch.float32 and cfg.export.dtype == "float32" else _MAX_KL_ROUNDED,
+        only_in_calls(tokenizer.media.images_kwargs) if getattr(tokenizer, "media", None) else {},
     )
 
 
@@ -123,7 +127,9 @@ def verify_merged(folder: Path, reference: Reference, device: torch.device) -> d
         print(f"{folder} doesn't fit on the GPU beside the trained model: it is checked on the CPU.", file=sys.stderr)
     model = load_exported(folder, reference.dtype, place)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer.media, _ = media_of(Source(str(folder), None, None, str(folder)), model.config, tokenizer)
+    images = tuple(reference.images_kwargs.items())
+    source = Source(str(folder), None, None, str(folder), images_kwargs=images)
+    tokenizer.media, _ = media_of(source, model.config, tokenizer)
     engine = TransformersEngine(model, tokenizer)
     kl, top1 = [], []
     for found, expected in zip(engine.log_probs(reference.rows, "export"), reference.log_probs, strict=True):

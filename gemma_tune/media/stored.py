@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.untrusted import parse_json, read_bytes
 
+# Of `model.images_kwargs`, what Transformers reads in a processor's file: it takes Pan & Scan from a call alone
+IN_FILES = ("max_soft_tokens",)
 # All in one, and the older form: images and sound side by side
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -63,3 +65,22 @@ class ProcessorFiles:
                 raise UserError(f"{file}: it holds no settings.")
             found.append(content)
         return found
+
+
+def only_in_calls(images_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `model.images_kwargs` that no file beside a model can hold with effect."""
+    return {name: value for name, value in images_kwargs.items() if name not in IN_FILES}
+
+
+def with_images_kwargs(content: Mapping[str, Any], images_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a processor's file with the settings that a model was trained with.
+
+    Args:
+        content: Of one of `PROCESSOR_FILES`: settings of images by themselves, or beside those of sound.
+        images_kwargs: `model.images_kwargs`.
+    """
+    kept = {name: value for name, value in images_kwargs.items() if name in IN_FILES}
+    nested = content.get("image_processor")
+    if isinstance(nested, dict):
+        return {**content, "image_processor": {**nested, **kept}}
+    return {**content, **{name: value for name, value in kept.items() if name in content}}

@@ -9,6 +9,7 @@ from typing import Any
 from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_gguf
 from gemma_tune.errors import UserError
+from gemma_tune.media.stored import PROCESSOR_FILES
 from gemma_tune.models.folders import (
     ADAPTER_CONFIG,
     EXPORTED,
@@ -21,6 +22,7 @@ from gemma_tune.models.folders import (
 )
 from gemma_tune.models.hub import is_in_cache
 from gemma_tune.run.checkpoints import checkpoints
+from gemma_tune.run.existing import images_kwargs_of
 from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, gguf_models, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
@@ -39,7 +41,7 @@ class Source:
         tokenizer: Folder or name of the tokenizer.
         added_tokens: New tokens that a run adds to both.
         remark: Why these weights are used, where they are other ones than a user may expect; to be printed.
-        images_kwargs: `model.images_kwargs` as pairs.
+        images_kwargs: `model.images_kwargs` as pairs; of a run, its own below what is asked for.
     """
 
     base: str
@@ -117,10 +119,16 @@ def find_source(model: ModelConfig, continues: bool = False) -> Source:
     if is_gguf(model.model_name_or_path):
         return _source_of_gguf(model.model_name_or_path, other)
     source = _source_of_weights(model, other is None, continues)
-    source = replace(
-        source, added_tokens=tuple(model.added_tokens), images_kwargs=tuple(sorted(model.images_kwargs.items()))
-    )
+    images = {**_images_kwargs_of_run(model.model_name_or_path, source), **model.images_kwargs}
+    source = replace(source, added_tokens=tuple(model.added_tokens), images_kwargs=tuple(sorted(images.items())))
     return source if other is None else replace(source, tokenizer=other)
+
+
+def _images_kwargs_of_run(name: str, source: Source) -> dict[str, Any]:
+    """What a run has set of its image processor: the model has learned images in that form alone."""
+    if source.folder is not None and not any((source.folder / file).is_file() for file in PROCESSOR_FILES):
+        return {}
+    return images_kwargs_of(name)
 
 
 def _tokenizer_in(folder: Path) -> Path | None:

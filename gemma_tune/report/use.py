@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from gemma_tune.chat import form_of
 from gemma_tune.chat.response import vllm_tool_parser
 from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
+from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
+from gemma_tune.run.existing import images_kwargs_of
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ON_GRID, PLAN, gguf_models, mmproj_beside
 from gemma_tune.untrusted import read_object
@@ -84,7 +87,9 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         chat = '[{"role": "user", "content": "Hello!"}]'
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
         transformers = f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"
-        served = shlex.join(serve_words(Source(str(place), None, None, str(place)), "", _tool_parser(place)))
+        images = tuple(only_in_calls(_images_kwargs(place)).items())
+        source = Source(str(place), None, None, str(place), images_kwargs=images)
+        served = shlex.join(serve_words(source, "", _tool_parser(place)))
         for_vllm = name not in ("w4a16_transformers", "phone")  # the first is like w4a16, but for the experts
         for_transformers = not not_loaded(place)
         return [("vLLM", served)] * for_vllm + [("Transformers", transformers)] * for_transformers
@@ -131,7 +136,16 @@ def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
             return []
     except UserError:  # the report has more to say than that
         return []
-    return [("vLLM", shlex.join(serve_words(Source(base, commit, place, str(place)), "tuned", _tool_parser(place))))]
+    source = Source(base, commit, place, str(place), images_kwargs=tuple(_images_kwargs(place).items()))
+    return [("vLLM", shlex.join(serve_words(source, "tuned", _tool_parser(place))))]
+
+
+def _images_kwargs(place: Path) -> dict[str, Any]:
+    """`model.images_kwargs` of the run that a folder is of."""
+    try:
+        return images_kwargs_of(str(place))
+    except UserError:
+        return {}
 
 
 def _tool_parser(folder: Path) -> str | None:

@@ -85,6 +85,14 @@ def run_of(model: str) -> Path | None:
     return next((folder for folder in (place, *place.parents[:3]) if stored_config(folder)), None)
 
 
+def images_kwargs_of(model: str) -> dict[str, Any]:
+    """`model.images_kwargs` of the run that a model's name means; empty where it has none, or there is no such run."""
+    run = run_of(model)
+    stored = (stored_config(run) or {}).get("model") if run else None
+    kept = stored.get("images_kwargs") if isinstance(stored, dict) else None
+    return dict(kept) if isinstance(kept, dict) else {}
+
+
 def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:
     """What the folder holds of this run.
 

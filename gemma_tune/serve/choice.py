@@ -111,7 +111,9 @@ def _merged_beside(source: Source) -> Source | None:
     if source.adapter is None:
         return None
     merged = source.adapter.parent / "export" / "merged"
-    return Source(str(merged), None, None, str(merged)) if (merged / "config.json").is_file() else None
+    if not (merged / "config.json").is_file():
+        return None
+    return Source(str(merged), None, None, str(merged), images_kwargs=source.images_kwargs)
 
 
 def _of_adapter(cfg: Config, called: str, source: Source) -> str:

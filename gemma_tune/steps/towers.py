@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import UserError
+from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of
 from gemma_tune.models.sharding import shards
@@ -42,4 +44,23 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any) -> list[str]:
         )
     towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
     total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)
-    return [f"towers: {total:,} weights, {f'{trained:,} of them trained' if trained else 'frozen'}"]
+    said = f"towers: {total:,} weights, {f'{trained:,} of them trained' if trained else 'frozen'}"
+    return [said, *_of_images(dict(setup.source.images_kwargs))]
+
+
+def _of_images(images_kwargs: dict[str, Any]) -> list[str]:
+    """Who knows of `model.images_kwargs` when the tuned model is used, and who has to be told."""
+    if not images_kwargs:
+        return []
+    ours = "recipes with this run as their model use it"
+    if in_calls := only_in_calls(images_kwargs):
+        return [
+            f"images: model.images_kwargs={json.dumps(in_calls)} can't be stored in an export: {ours}; vLLM is told by "
+            "--mm-processor-kwargs, Transformers in each call of the processor (images_kwargs=), llama.cpp cuts no "
+            "image into crops"
+        ]
+    most = images_kwargs["max_soft_tokens"]
+    return [
+        f"images: {most} tokens at most, as processor_config.json of exports says: {ours}; vLLM with the adapter is "
+        f"told by --mm-processor-kwargs, llama.cpp by --image-max-tokens {most}"
+    ]

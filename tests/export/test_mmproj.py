@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forms_at_hand import text_of, tokenizer_of
 from gguf import GGMLQuantizationType, GGUFReader
+from slow import slow_after
 from tower_models import Seeing, build
 
 import gemma_tune
@@ -16,6 +18,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, mmproj
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN
 from gemma_tune.export.media_check import AS_SERVED, EXACT, WholeModel, media_lines
+from gemma_tune.export.media_template import template_for_llama_cpp
 from gemma_tune.export.mmproj_tensors import F16, F32
 from gemma_tune.report.use import use_commands
 from gemma_tune.run.paths import gguf_models
@@ -171,3 +174,25 @@ def test_missing_line_breaks_are_found(tmp_path: Path) -> None:
     file, question = written(seeing, tmp_path, F32), seeing.picture(tmp_path)
     (line,) = media_lines("picture", text, file, WholeModel(seeing.model), [question], EXACT, threads=1)
     assert line.verdict == FAIL and "its chat template or its media are others" in line.problem
+
+
+@pytest.mark.parametrize("name", slow_after(2, ["gemma3", "gemma4_v5", "gemma4_v2", "gemma4_large_v4"]))
+def test_the_template_writes_round_a_marker_what_training_writes_round_an_image(name: str) -> None:
+    """Of parts as training has them, with the processor's text in the placeholder's place; text-only as before."""
+    tokenizer = tokenizer_of(name)
+    plain = template_for_llama_cpp(tokenizer, media=False)
+    assert plain == tokenizer.chat_template
+    words, marker = [" Look: ", "  and ", "what is it?\n"], "<__media_x1__>"
+    image = {"type": "image"}
+    parts = [{"type": "text", "text": words[0]}, image, {"type": "text", "text": words[1]}, image]
+    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": words[2]}]}]
+    as_trained = text_of(tokenizer, plain, chat, prompt=True)
+    placeholder = "<start_of_image>" if name == "gemma3" else "<|image|>"
+    between = f"\n\n{marker}\n\n" if name == "gemma3" else marker
+    one = [{"role": "user", "content": marker.join(words)}]
+    served = template_for_llama_cpp(tokenizer, media=True)
+    assert as_trained.count(placeholder) == 2
+    assert text_of(tokenizer, served, one, prompt=True) == as_trained.replace(placeholder, between)
+    for text in ("No image <__media here", "a __> b ", "x"):
+        bare = [{"role": "user", "content": text}]
+        assert text_of(tokenizer, served, bare, prompt=True) == text_of(tokenizer, plain, bare, prompt=True)

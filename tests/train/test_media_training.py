@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from media_models import media_folder, processor_of
+from media_rows import ROWS, media_rows, trained
 from PIL import Image
 from safetensors.torch import load_file
-from short_runs import losses, metrics, short_run
+from short_runs import losses, metrics
 from slow import slow_after
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,46 +25,19 @@ from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import seeing
 
-ROWS = 6
 FAMILIES_HERE = ("gemma3", "gemma4_e2b", "gemma4_31b")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows with one image, two images, two turns and none, of other sizes each."""
-    return _rows(tmp_path_factory.mktemp("rows"), turns=2)
+    return media_rows(tmp_path_factory.mktemp("rows"), turns=2)
 
 
 @pytest.fixture(scope="module")
 def rows_of_one_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for models that are trained on each answer in a row of its own (Gemma 4 12B and larger)."""
-    return _rows(tmp_path_factory.mktemp("turn"), turns=1)
-
-
-def _rows(folder: Path, turns: int) -> Path:
-    draw = random.Random(0)
-    chats = []
-    for number in range(ROWS):
-        pictures = [_picture(folder / f"{number}-{i}.png", draw) for i in range((1, 2, 1, 0, 1, 1)[number])]
-        content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
-        said = {"type": "text", "text": " ".join(draw.choices(["What", "is", "on", "the", "meter"], k=number + 2))}
-        messages = [
-            {"role": "user", "content": [*content, said]},
-            {"role": "assistant", "content": f"{number * 37} kWh"},
-        ]
-        if turns == 2 and number == 2:
-            more = [*content, {"type": "text", "text": "And now?"}]
-            messages += [{"role": "user", "content": more}, {"role": "assistant", "content": "The same."}]
-        chats.append({"messages": messages})
-    file = folder / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
-    return file
-
-
-def _picture(file: Path, draw: random.Random) -> str:
-    size = (draw.randrange(100, 400), draw.randrange(100, 400))
-    Image.effect_noise(size, 90).convert("RGB").save(file)
-    return str(file)
+    return media_rows(tmp_path_factory.mktemp("turn"), turns=1)
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +50,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return made[family]
 
     return of
-
-
-def trained(recipe: str, model: Path, rows: Path, folder: Path, *words: str, steps: int = 1) -> Path:
-    given = [
-        f"model.model_name_or_path={model}",
-        "data=messages",
-        f"data.train_file={rows}",
-        "eval=none",
-        "export=merged",
-    ]
-    every = f"train.per_device_train_batch_size={ROWS}"
-    short_run(recipe, folder, *given, "eval.num_samples=0", every, *words, steps=steps)
-    return folder
 
 
 def plain_gradients(model: Path, rows: Path, towers: bool) -> tuple[float, float]:
