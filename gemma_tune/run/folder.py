@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from gemma_tune.processes import is_main_process
 from gemma_tune.run.checkpoints import checkpoints, has_optimizer
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
-from gemma_tune.run.inputs import REPEAT, digests_of, refuse_changed, stored_inputs
+from gemma_tune.run.inputs import REPEAT, digests_of, media_digest, refuse_changed, stored_inputs
 from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
 from gemma_tune.run.place import REPLACED, check_shared, delete_leftovers, drop_later, put_back, set_aside, stages
@@ -115,15 +115,16 @@ class RunFolder:
         """Path → digest of every input file of the run that this folder holds."""
         return stored_inputs(self.path / "manifest.json")
 
-    def add_inputs(self, *paths: Path | None, hashed: bool = True) -> None:
+    def add_inputs(self, *paths: Path | None, hashed: bool = True, media: Iterable[str] = ()) -> None:
         """Records the digest of each input file, and of every file directly in an input folder.
 
         Args:
             *paths: Files and folders.
             hashed: Whether to record a digest; otherwise size and date, for files that are streamed.
+            media: Images, sounds and videos, of which one digest is recorded.
         """
         if is_main_process():
-            self.note_inputs(digests_of(paths, hashed))
+            self.note_inputs(digests_of(paths, hashed) | media_digest(media, self.path / "manifest.json"))
 
     def note_inputs(self, found: Mapping[str, str]) -> None:
         """Records inputs by their digest, commit or revision; `check_inputs` compares them and writes the manifest."""

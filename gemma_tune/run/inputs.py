@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gemma_tune.errors import UserError
+from gemma_tune.media.content import content_key
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.untrusted import read_object
 
 REPEAT = "repeat the run with overwrite=true."
+MEDIA = "images, sounds and videos of the rows"
 _DIGEST = re.compile("[0-9a-f]{64}")  # SHA-256; a streamed file has size and date
 
 
@@ -29,6 +33,39 @@ def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
                 seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
                 found[str(file)] = file_digest(file) if hashed else seen
     return found
+
+
+def media_digest(paths: Iterable[str], manifest: Path) -> dict[str, str]:
+    """One digest of the media that rows name, in their order; empty without any.
+
+    Files with the sizes and dates that the manifest has seen aren't read again, and of others three slices are
+    (media/content.py). Their places don't count, so that a folder may move.
+
+    Args:
+        paths: The files, which may stand there several times.
+        manifest: The run's manifest.json, if there is one.
+    """
+    files = [*dict.fromkeys(paths)]
+    if not files:
+        return {}
+    versions = (f"{status.st_size} {status.st_mtime_ns}" if (status := _status(file)) else "" for file in files)
+    seen = f"{len(files)} files, sizes and dates {_joined(versions)}"
+    before = stored_inputs(manifest).get(MEDIA, "")
+    if before.startswith(seen):
+        return {MEDIA: before}
+    content = f"content {_joined(map(content_key, files))}"
+    return {MEDIA: before if before.endswith(content) else f"{seen}, {content}"}
+
+
+def _status(file: str) -> os.stat_result | None:
+    try:
+        return os.stat(file)
+    except OSError:
+        return None
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def stored_inputs(manifest: Path) -> dict[str, str]:
@@ -73,7 +110,8 @@ def refuse_changed(before: Mapping[str, str], now: Mapping[str, str], folder: Pa
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     first = changed[0]
     how = "has changed" if first in before and first in now else "is new" if first in now else "is no longer read"
+    which = "one of them" if first == MEDIA else "this file"
     raise UserError(
-        f"{first}{more}: this file {how} since the run in {folder} began, and the rest would be trained with another "
+        f"{first}{more}: {which} {how} since the run in {folder} began, and the rest would be trained with another "
         "content. Put it back as it was; or set train.resume_data_changed=true, or overwrite=true to begin anew."
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from datasets import Dataset
+
 from gemma_tune.chat import media_in
 from gemma_tune.config import Config
 from gemma_tune.config.eval import REFERENCES
@@ -70,6 +72,12 @@ class Data:
         lines = [line for name, part in self.parts.items() for line in part.notes(named[name])]
         return [*lines, *test_notes(self.tests)]
 
+    def media(self) -> list[str]:
+        """The images, sounds and videos of all rows, in order; of a stream none, which isn't read beforehand."""
+        found = [m["path"] for part in (self.train, self.held_out) for media in _media_of(part) for m in media]
+        records = (record for records in self.tests.values() for record in records)
+        return found + [part[part["type"]] for record in records for part in media_in(record.messages or [])]
+
     def left_out(self) -> list[str]:
         """The bad rows that were skipped."""
         return [line for part in self.parts.values() for line in part.left_out()]
@@ -77,6 +85,11 @@ class Data:
     def check_vocabulary(self, model: Any) -> None:
         """Raises UserError where a row has a token id that the model has no row of the embedding for."""
         check_vocabulary(model, [part.highest_id for part in self.parts.values()])
+
+
+def _media_of(part: Any) -> Any:
+    dataset = getattr(part, "dataset", None)
+    return dataset["media"] if isinstance(dataset, Dataset) and "media" in dataset.column_names else ()
 
 
 def rows_of_tests(cfg: Config) -> dict[str, list[Record]]:

@@ -14,7 +14,9 @@ from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import resolve
 
 
-def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Iterable[Path]) -> None:
+def note_inputs(
+    cfg: Config, folder: RunFolder, source: Source | None, data: Iterable[Path], media: Iterable[str] = ()
+) -> None:
     """Notes every input of a run in its manifest.
 
     Args:
@@ -22,6 +24,7 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
         folder: The run folder.
         source: The model; None where the run has none of its own.
         data: The files with rows.
+        media: The images, sounds and videos that they name.
     """
     if source is not None:
         note_source(folder, source)
@@ -31,7 +34,7 @@ def note_inputs(cfg: Config, folder: RunFolder, source: Source | None, data: Ite
     folder.add_inputs(*(beside for file in own for beside in with_neighbours(file)), *files_of(cfg))
     if cfg.quant.checkpoint_file:
         folder.add_inputs(resolve(cfg.quant.checkpoint_file))
-    folder.add_inputs(*data, hashed=not cfg.data.streaming)
+    folder.add_inputs(*data, hashed=not cfg.data.streaming, media=media)
     folder.check_inputs()
 
 

@@ -289,7 +289,7 @@ def session(
         say(*(folder.resumed.lines(cfg.processes) if folder.resumed else ()))
         begun = f"{cfg.recipe}: {setup.source.base} → {folder.path}"
         say(begun, counts.line(), *lines, *data.notes(), *notes, *checks)
-        note_inputs(cfg, folder, setup.source, data_files(cfg.data))
+        note_inputs(cfg, folder, setup.source, data_files(cfg.data), data.media())
         one = Session(
             cfg, folder, setup, data, model, counts, saver, tracker, checks, lines, list(notes), measure_at, evaluator
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from gemma_tune.errors import UserError
-from gemma_tune.run.inputs import digests_of, refuse_outdated
+from gemma_tune.run.inputs import MEDIA, digests_of, media_digest, refuse_changed, refuse_outdated
 
 
 @pytest.fixture(params=[True, False], ids=["digest", "streamed"])
@@ -49,3 +50,25 @@ def test_the_same_content_written_again_does_not(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({"inputs": digests_of([rows], hashed=True)}), encoding="utf-8")
     _written_later(rows, manifest, "one")
     refuse_outdated(manifest)
+
+
+def test_media_are_told_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is written again, or lies elsewhere, is the same; with the same sizes and dates none is opened."""
+    manifest, files = tmp_path / "manifest.json", [tmp_path / name for name in ("a.png", "b.png")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    names = [str(file) for file in (*files, files[0])]
+    before = media_digest(names, manifest)
+    manifest.write_text(json.dumps({"inputs": before}), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sys.modules[media_digest.__module__], "content_key", lambda file: pytest.fail(f"{file} was opened")
+        )
+        assert media_digest(names, manifest) == before
+    os.utime(files[0], ns=(1, 1))
+    moved = files[1].rename(tmp_path / "c.png")
+    assert media_digest([names[0], str(moved)], manifest) == before
+    files[0].write_bytes(b"b.png")
+    with pytest.raises(UserError, match=f"{MEDIA}: one of them has changed since .*resume_data_changed"):
+        refuse_changed(before, media_digest([names[0], str(moved)], manifest), tmp_path)
+    assert media_digest([], manifest) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from media_models import media_folder, processor_of
 from media_rows import ROWS, media_rows, trained
 from pictures import film, picture, sound
 from PIL import Image
+from resumed import lines, stopped_at, weights
 from safetensors.torch import load_file
 from short_runs import losses, metrics
 from slow import slow_after
@@ -20,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.media import media_inputs
@@ -171,6 +174,33 @@ def test_frozen_towers_are_exported_to_the_bit(rows: Path, folder_of: Callable[[
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "export" / "merged"))
     assert not (run / "adapter").exists()
     assert all(torch.equal(after[n], before[n]) for n in before if FAMILIES["gemma3"].is_tower(n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [("lora_sft", ["model.train_towers=full"]), ("full_sft", ["train.packing=true", "train.max_length=2048"])],
+)
+def test_a_resumed_run_is_the_run_that_nobody_stopped(
+    recipe: str, words: list[str], rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """To the bit; and with another image than it began with it isn't resumed."""
+    words = ["train.save_steps=1", "train.save_total_limit=null", "train.per_device_train_batch_size=2", *words]
+    text = rows.read_text("utf-8").replace(str(rows.parent), str(tmp_path))  # images of its own, to change one
+    for file in rows.parent.glob("*.png"):
+        shutil.copy2(file, tmp_path)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    given = (recipe, folder_of("gemma3"), tmp_path / "rows.jsonl")
+    whole = trained(*given, tmp_path / "whole", "export.dtype=float32", *words, steps=4)
+    stopped_at(whole, tmp_path / "once", 2)
+    shutil.copytree(tmp_path / "once", tmp_path / "changed")
+    once = trained(*given, tmp_path / "once", "export.dtype=float32", *words, steps=4)
+    assert lines(once) == lines(whole) and len(losses(once)) == 4
+    assert weights(once) == weights(whole)
+    assert len(weights(whole)) == (3 if recipe == "lora_sft" else 1)
+    shutil.copyfile(tmp_path / "5-0.png", tmp_path / "4-0.png")
+    with pytest.raises(UserError, match="images, sounds and videos of the rows: one of them has changed"):
+        trained(*given, tmp_path / "changed", "export.dtype=float32", *words, steps=4)
 
 
 def test_other_recipes_refuse_what_they_would_lose(
