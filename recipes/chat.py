@@ -53,6 +53,8 @@ def run(cfg: Config) -> RunResult:
         asked = records[0].messages or []
         answers = [Responder(model, tokenizer, chat, limit).answer(asked, records[0].tools, "chat.prompt").row(asked)]
     else:
-        note("/new begins another conversation, /quit ends, /help shows more.")
-        answers = Conversation(Responder(model, tokenizer, chat, limit), opening(chat), read_tools(chat)).run()
+        responder = Responder(model, tokenizer, chat, limit)
+        attached = "".join(f"/{kind} FILE puts one before your message, " for kind in responder.kinds[:1])
+        note(f"{attached}/new begins another conversation, /quit ends, /help shows more.")
+        answers = Conversation(responder, opening(chat), read_tools(chat)).run()
     return RunResult(cfg.recipe, status="finished", metrics={"answers": answers})

@@ -32,8 +32,8 @@ def run(cfg: Config) -> RunResult:
         result.status = "dry_run"
         return result
 
-    # Where rows are cut, the same once more without an end: how long they are, and what is lost
-    whole = load(cfg.data, tokenizer, sys.maxsize, cfg.seed, labels=True)[0] if train.cut else train
+    # Where rows are cut or too long, the same once more without an end: how long they are, and what is lost
+    whole = load(cfg.data, tokenizer, sys.maxsize, cfg.seed, labels=True)[0] if train.cut or train.too_long else train
     seen = preview_data(cfg, tokenizer, train, held_out, whole)
 
     # As a page, and in the terminal: row by row where a person sits there, else the first few

@@ -32,12 +32,13 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.append((tag, found))
-        if tag not in ("meta", "wbr"):
+        if tag not in ("meta", "wbr", "img"):
             self._open.append(tag)
         if tag == "details" and found.get("class") == "row":
             self.rows.append({"summary": "", "ids": [], "trained": [], "text": ""})
         if tag == "span" and "pre" in self._open and "title" in found:
-            ids = [int(i) for i in str(found["title"]).split()]
+            times, _, said = str(found["title"]).rpartition(" × ")
+            ids = [int(i) for i in said.split()] * int(times or 1)
             self.rows[-1]["ids"] += ids
             self.rows[-1]["trained"] += ids if "mark" in self._open else []
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +13,19 @@ from typing import Any
 from gemma_tune.chat.calls import Call
 from gemma_tune.chat.render import Messages, Tools
 from gemma_tune.chat_cli.responder import Responder, note
-from gemma_tune.data.prompts import user_message
+from gemma_tune.data.prompts import medium_part, user_message
 from gemma_tune.data.records import BadRow
 from gemma_tune.errors import UserError
+from gemma_tune.media.kinds import WORDS
 from gemma_tune.validation.suggest import did_you_mean
 
 COMMANDS = {
+    **{f"/{kind} FILE": f"put {what} before your next message (several are allowed)" for kind, what in WORDS.items()},
     "/new": "forget the conversation and begin another one",
     "/help": "show this list",
     "/quit": "end (so does Ctrl-D; Ctrl-C stops an answer)",
 }
+_NAMES = [name.split()[0] for name in COMMANDS]
 
 
 def ask_terminal(prompt: str) -> str:
@@ -60,6 +65,7 @@ class Conversation:
         self._tools = tools
         self._ask = ask
         self._calls: list[Call] = []
+        self._media: list[dict[str, str]] = []  # of the next message
         self._rows: list[dict[str, Any]] = []
         self.messages = [*opening]
 
@@ -69,7 +75,7 @@ class Conversation:
             try:
                 turn = self._turn()
             except _Forget:
-                self.messages, self._calls = [*self._opening], []
+                self.messages, self._calls, self._media = [*self._opening], [], []
                 note("(a new conversation)")
                 continue
             except BadRow as error:
@@ -105,14 +111,20 @@ class Conversation:
         if results:
             return results
         self._calls = []
-        while not (line := self._line("you> ")):
+        while not (line := self._line("you> ")) and not self._media:  # media alone are a message, too
             pass
-        return [user_message(line, "this message")]
+        message = user_message(line, "this message", media=self._media)
+        self._media = []
+        return [message]
 
     def _line(self, prompt: str) -> str:
         """Reads lines until one isn't a command, and returns it."""
         while True:
             line = self._ask(prompt).strip()
+            name, _, file = line.partition(" ")
+            if name[1:] in WORDS and name.startswith("/"):
+                self._attach(name[1:], file.strip())
+                continue
             if not re.fullmatch(r"/\w+", line):  # /usr/bin is not a command
                 return line
             if line == "/quit":
@@ -120,6 +132,31 @@ class Conversation:
             if line == "/new":
                 raise _Forget
             if line != "/help":
-                note(f"(there is no command {line}.{did_you_mean(line, COMMANDS)})")
+                note(f"(there is no command {line}.{did_you_mean(line, _NAMES)})")
             for name, meaning in COMMANDS.items():
-                note(f"  {name}  {meaning}")
+                if name[1:].partition(" ")[0] not in {*WORDS} - {*self._responder.kinds}:
+                    note(f"  {name:11}  {meaning}")
+
+    def _attach(self, kind: str, file: str) -> None:
+        """Puts a medium before the next message, and says how many tokens it has; or why it can't."""
+        try:
+            self._responder.check_kind(kind)
+            if not file:
+                raise UserError(f"name the file: /{kind} FILE")
+            part = medium_part(kind, _unquoted(file))
+            tokens = self._responder.media_tokens(part)
+        except (BadRow, UserError) as error:
+            note(f"({error})")
+            return
+        self._media.append(part)
+        note(f"({kind} {os.path.basename(part[kind])}, {tokens:,} tokens: it stands before your next message)")
+
+
+def _unquoted(name: str) -> str:
+    """The name of a file as a terminal has it that a file is dropped on: in quotes, or its blanks after backslashes."""
+    if os.path.exists(name):
+        return name
+    with contextlib.suppress(ValueError):
+        if len(words := shlex.split(name)) == 1:
+            return words[0]
+    return name

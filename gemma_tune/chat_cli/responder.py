@@ -9,12 +9,15 @@ import torch
 from rich.console import Console
 
 from gemma_tune.chat import Unrenderable
-from gemma_tune.chat.render import Messages, Tools, render_prompt
+from gemma_tune.chat.render import Messages, Prompt, Tools, render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
 from gemma_tune.config import ChatConfig
 from gemma_tune.engines.generate import GREEDY
 from gemma_tune.errors import UserError
+from gemma_tune.media.kinds import UnusableMedium
 from gemma_tune.models.load import check_vocabulary
+from gemma_tune.models.media import media_inputs
+from gemma_tune.models.towers import seeing
 
 
 def note(text: str) -> None:
@@ -29,8 +32,8 @@ def sampling_of(chat: ChatConfig) -> Mapping[str, Any]:
     return {"do_sample": True, "temperature": chat.temperature, "top_k": chat.top_k, "top_p": chat.top_p}
 
 
-def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, where: str) -> list[int]:
-    """Token ids of the prompt, [T].
+def ids_within(tokenizer: Any, messages: Messages, tools: Tools, limit: int, where: str) -> Prompt:
+    """Token ids of the prompt, [T], with its media.
 
     Args:
         tokenizer: The tokenizer.
@@ -67,6 +70,30 @@ class Responder:
         self._chat = chat
         self._limit = limit
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media that the checkpoint takes."""
+        return self._tokenizer.media.kinds if getattr(self._tokenizer, "media", None) else ()
+
+    def check_kind(self, kind: str) -> None:
+        """Raises UserError for a kind of media that the model doesn't take."""
+        if self.kinds and kind not in self.kinds:
+            raise UserError(f"this model takes {' and '.join(self.kinds)}, and no {kind}.")
+        if not self.kinds:
+            why = getattr(self._tokenizer, "no_media", None) or "it reads text only"
+            raise UserError(f"this model takes no {kind}: {why}.")
+
+    def media_tokens(self, part: Mapping[str, Any]) -> int:
+        """The number of tokens of an image, a sound or a video, whose file `part` names.
+
+        Raises:
+            UserError: The file can't be used.
+        """
+        try:
+            return int(self._tokenizer.media.count(part))
+        except UnusableMedium as error:
+            raise UserError(str(error)) from error
+
     def answer(self, messages: Messages, tools: Tools, where: str, stoppable: bool = False) -> Answer:
         """Streams an answer.
 
@@ -77,7 +104,8 @@ class Responder:
             stoppable: Whether Ctrl-C ends only the answer; then the answer so far is returned.
 
         Raises:
-            UserError: The conversation is too long for the model or the memory, or contains unknown tokens.
+            UserError: The conversation is too long for the model or the memory, contains unknown tokens, or a file of a
+                medium can't be used any more.
             KeyboardInterrupt: Ctrl-C, unless `stoppable`; text that was held back is printed first.
         """
         ids = ids_within(self._tokenizer, messages, tools, self._limit, where)
@@ -85,17 +113,23 @@ class Responder:
         room = min(self._chat.max_new_tokens, self._limit - len(ids))
         device = self._model.get_input_embeddings().weight.device
         prompt = torch.tensor([ids], device=device)
+        try:
+            media = media_inputs(self._tokenizer, [ids])
+        except UnusableMedium as error:
+            raise UserError(f"{where}: {error}") from error
         streamer = AnswerStreamer(self._tokenizer)
         interrupted = False
         try:
-            self._model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=room,
-                streamer=streamer,
-                use_cache=True,
-                **sampling_of(self._chat),
-            )
+            with seeing(self._model, media, prompt) as given:
+                self._model.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=room,
+                    streamer=streamer,
+                    use_cache=True,
+                    **given,
+                    **sampling_of(self._chat),
+                )
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{where}: {len(ids):,} tokens and an answer don't fit into the GPU's memory beside the model; "

@@ -80,6 +80,11 @@ class DifferingRow:
         """The `prompt` or `wanted` of the first model that has it."""
         return next((str(row[key]) for row in self.rows if row.get(key) is not None), None)
 
+    @property
+    def media(self) -> Any:
+        """Images, sounds and videos of the prompt, as the first model that has them stored them; else empty."""
+        return next((row["media"] for row in self.rows if row.get("media")), [])
+
 
 @dataclass(frozen=True)
 class ComparedFigure:

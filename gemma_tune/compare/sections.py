@@ -39,6 +39,7 @@ from gemma_tune.page.blocks import (
 from gemma_tune.page.charts import Dot, interval_chart
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
+from gemma_tune.page.media import Gallery
 
 PAGE_MARK = '<meta name="generator" content="gemma_tune compare">'
 
@@ -50,18 +51,22 @@ def write_comparison(comparison: Comparison, markdown_file: Path, more: Sequence
     """Writes the Markdown file, and beside it the page as an .html file; `more` stands at their end."""
     title = f"{len(comparison.models)} models on the same rows"
     for file, lines in (
-        (markdown_file, markdown(title, [*sections(comparison, _MARKDOWN_ROWS), *more])),
-        (markdown_file.with_suffix(".html"), html(title, PAGE_MARK, [*sections(comparison, _HTML_ROWS), *more])),
+        (markdown_file, markdown(title, [*sections(comparison, _MARKDOWN_ROWS, Gallery(0)), *more])),
+        (
+            markdown_file.with_suffix(".html"),
+            html(title, PAGE_MARK, [*sections(comparison, _HTML_ROWS, Gallery()), *more]),
+        ),
     ):
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def sections(comparison: Comparison, most_rows: int) -> list[Section]:
+def sections(comparison: Comparison, most_rows: int, gallery: Gallery) -> list[Section]:
     """All figures in a table, then each figure with the rows where the models differ.
 
     Args:
         comparison: The comparison.
         most_rows: Rows of a figure that are shown, over all its groups.
+        gallery: What shows the media of the rows.
     """
     first, *others = comparison.models
     names = [part for name in others for part in (", ", Strong(name))][1:]
@@ -80,7 +85,7 @@ def sections(comparison: Comparison, most_rows: int) -> list[Section]:
         Section("Figures", table),
         *([Section("Seeds", _seeds(comparison))] if comparison.seeds else []),
         *(
-            Section(figure.name, _figure(figure, comparison.level, most_rows), f"figure-{number}")
+            Section(figure.name, _figure(figure, comparison.level, most_rows, gallery), f"figure-{number}")
             for number, figure in enumerate(comparison.figures)
         ),
         Section("How it was computed", [Text(methods(comparison), "quiet")]),
@@ -97,7 +102,7 @@ def _table_rows(figure: ComparedFigure) -> list[list[Cell]]:
     return [[stats.model, *wording.cells(stats)] for stats in figure.model_stats]
 
 
-def _figure(figure: ComparedFigure, level: float, most_rows: int) -> list[Block]:
+def _figure(figure: ComparedFigure, level: float, most_rows: int, gallery: Gallery) -> list[Block]:
     wording = Wording(figure)
     blocks: list[Block] = [
         Text(wording.sentence(stats, level), f"verdict {_kind(stats.verdict)}".strip())
@@ -109,7 +114,8 @@ def _figure(figure: ComparedFigure, level: float, most_rows: int) -> list[Block]
     else:
         blocks.append(Text(f"All models have the same score on each of the {figure.count:,} rows.", "quiet"))
     for title, some, rows in groups(figure, most_rows):
-        blocks += [Heading(title, some), Samples([_row(row, figure, wording) for row in rows], _OPEN, full=True)]
+        samples = [_row(row, figure, wording, gallery) for row in rows]
+        blocks += [Heading(title, some), Samples(samples, _OPEN, full=True)]
     return blocks
 
 
@@ -139,10 +145,11 @@ def _kind(verdict: str) -> str:
     return verdict if verdict in ("better", "worse") else ""
 
 
-def _row(row: DifferingRow, figure: ComparedFigure, wording: Wording) -> SampleRow:
+def _row(row: DifferingRow, figure: ComparedFigure, wording: Wording, gallery: Gallery) -> SampleRow:
     answers = [
         SampleAnswer(stats.model, shown_text(own.get("answer")), wording.score(score), own.get("stopped") is False)
         for stats, score, own in zip(figure.model_stats, row.scores, row.rows, strict=True)
     ]
     tokens = f", {row.weight:,.0f} tokens" if row.weight != 1 else ""
-    return SampleRow(row.text("prompt"), shown_text(row.text("wanted")), answers, (row.id, tokens))
+    media = gallery.media(row.media)
+    return SampleRow(row.text("prompt"), shown_text(row.text("wanted")), answers, (row.id, tokens), media)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from gemma_tune.data.row_fields import is_empty, structure_in
 from gemma_tune.data.sources import OpenRows
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
+from gemma_tune.media.files import check
+from gemma_tune.media.kinds import UnusableMedium
 from gemma_tune.run.paths import file_type, resolve
 from gemma_tune.untrusted import parse_json, read_bytes
 
@@ -30,8 +33,14 @@ _FORMATS = ("messages", "sharegpt", "prompt_completion", "alpaca", "preference")
 _DATA = DataConfig(prompts_only=True)
 
 
-def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
+def user_message(text: str, where: str, role: str = "user", media: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """A text that the user typed, as a message.
+
+    Args:
+        text: The text; may be empty beside media.
+        where: What it is called in messages to the user.
+        role: Of the message.
+        media: Parts that stand before the text.
 
     Raises:
         BadRow: It contains control tokens of the chat template, or bytes that aren't UTF-8.
@@ -40,9 +49,27 @@ def user_message(text: str, where: str, role: str = "user") -> dict[str, Any]:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadRow(f"{where}: this is not UTF-8 (at character {error.start + 1}).") from error
-    message = {"role": role, "content": text}
+    message = {
+        "role": role,
+        "content": [*media, *([{"type": "text", "text": text}] if text else [])] if media else text,
+    }
     Record(where, messages=[message])  # refuses control tokens
     return message
+
+
+def medium_part(kind: str, name: str) -> dict[str, str]:
+    """An image, a sound or a video that the user named, as a part of a message; its file is checked.
+
+    Raises:
+        BadRow: The file can't be used.
+        UserError: A package is missing that reads it.
+    """
+    path = os.path.abspath(resolve(name))
+    try:
+        check(path, kind)
+    except UnusableMedium as error:
+        raise BadRow(str(error)) from error
+    return {"type": kind, kind: path}
 
 
 def read_tools(chat: ChatConfig) -> list[dict[str, Any]] | None:

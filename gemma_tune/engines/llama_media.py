@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import mimetypes
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +10,7 @@ import torch
 from gemma_tune.engines.llama_cpp import TopTokens
 from gemma_tune.engines.llama_server import LlamaServer
 from gemma_tune.errors import RunError
+from gemma_tune.media.encoded import as_sent
 
 
 class ChatAnswer(NamedTuple):
@@ -60,20 +58,5 @@ def ask_with_media(
 def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message["content"]
     if not isinstance(content, str):
-        content = [_part(part) for part in content]
+        content = [as_sent(part) for part in content]
     return {**message, "content": content}
-
-
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] == "image":
-        file = Path(part["image"])
-        kind = mimetypes.guess_type(file.name)[0] or "image/png"
-        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{_encoded(file)}"}}
-    if part["type"] == "audio":
-        file = Path(part["audio"])
-        return {"type": "input_audio", "input_audio": {"data": _encoded(file), "format": file.suffix.lstrip(".")}}
-    return dict(part)
-
-
-def _encoded(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode("ascii")

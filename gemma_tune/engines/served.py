@@ -16,6 +16,8 @@ from gemma_tune.engines.api_models import client_of, explained, served_model
 from gemma_tune.engines.base import Dialogue
 from gemma_tune.engines.json_client import Refused, Unreachable
 from gemma_tune.errors import RunError
+from gemma_tune.media.encoded import as_sent
+from gemma_tune.media.kinds import UnusableMedium
 from gemma_tune.models.load import stop_token_ids
 from gemma_tune.progress import progress
 
@@ -137,7 +139,11 @@ def _call(function: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def as_openai(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as a client sends them: arguments as JSON text, and each result with the id of its call."""
+    """Messages as a client sends them: arguments as JSON text, each result with the id of its call, media with content.
+
+    Raises:
+        RunError: A file of an image, a sound or a video can't be used.
+    """
     sent: list[dict[str, Any]] = []
     open_calls: list[str] = []
     for number, message in enumerate(messages):
@@ -154,8 +160,17 @@ def as_openai(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             one.setdefault("tool_call_id", first)
             if isinstance(one["content"], dict):
                 one["content"] = json.dumps(one["content"], ensure_ascii=False)
+        if isinstance(one.get("content"), list):
+            one["content"] = _sent_parts(one["content"])
         sent.append(one)
     return sent
+
+
+def _sent_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        return [as_sent(part) for part in parts]
+    except UnusableMedium as error:
+        raise RunError(str(error)) from error
 
 
 def _sent_function(function: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gemma_tune.engines.base import Engine
 from gemma_tune.evals.samples import RowAnswer, row_answers
 
 # One scored test row: `id` (the same for every model), `score`, optionally `weight` (tokens), and for people optionally
-# `prompt`, `wanted`, `answer`, `stopped`.
+# `prompt`, `wanted`, `answer`, `stopped`, `media`.
 ScoredRow = dict[str, Any]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gemma_tune.chat import render_chat, render_prompt, render_text
 from gemma_tune.chat.calls import answer_text, content_text
+from gemma_tune.chat.media import media_in
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest
 from gemma_tune.engines.base import Dialogue, Engine
@@ -80,9 +81,13 @@ class RowAnswer:
         return {**self.row(), "score": float(score)}
 
     def row(self) -> dict[str, Any]:
-        """What is stored of it: `id`, `prompt`, `wanted`, `answer`, `stopped`."""
+        """What is stored of it: `id`, `prompt`, `wanted`, `answer`, `stopped`.
+
+        A prompt with images, sounds or videos has `media`, too: `kind` and `path` of each, for people.
+        """
         texts = {"prompt": self.prompt, "wanted": self.wanted, "answer": self.text}
-        return {"id": self.id, **texts, "stopped": self.stopped}
+        media = [{"kind": part["type"], "path": part[part["type"]]} for part in media_in(self.record.prompt)]
+        return {"id": self.id, **texts, "stopped": self.stopped, **({"media": media} if media else {})}
 
 
 def record_replies(

@@ -81,10 +81,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
-def open_image(path: str | Path) -> Any:
+def open_image(path: str | Path, side: int = 0) -> Any:
     """An image as a `PIL.Image.Image` in RGB, as it is shown; of an animation the first frame.
 
     Transparency is left out, as by the image processors of Transformers.
+
+    Args:
+        path: The file.
+        side: Pixels of both sides that suffice: a larger JPEG is decoded at a part of its size, which is faster.
 
     Raises:
         UnusableMedium: As `check`.
@@ -98,9 +102,22 @@ def open_image(path: str | Path) -> Any:
     }  # fmt: skip
     with _image(path) as image:
         orientation = _orientation(image)  # before its content is read, as `image_size` does
+        if side:
+            image.draft("RGB", (side, side))
         image.load()
         shown = image.convert("RGB")
         return shown.transpose(methods[orientation]) if orientation in methods else shown
+
+
+def is_plain_image(path: str | Path) -> bool:
+    """Whether any reader makes of an image what `open_image` does: a PNG or JPEG, opaque, 8 bits, not to be turned.
+
+    Raises:
+        UnusableMedium: As `check`.
+    """
+    with _image(path) as image:
+        opaque = image.mode in ("RGB", "L") and "transparency" not in image.info
+        return image.format in ("PNG", "JPEG") and opaque and _orientation(image) == 1
 
 
 def audio_seconds(path: str | Path) -> float:

@@ -13,7 +13,7 @@ from gemma_tune.errors import shortened
 KINDS = ("image", "audio", "video")
 MAX_BYTES = 256 << 20  # of an image's file
 _BEGINNING = 32  # bytes that are looked at
-_WORDS = {"image": "an image", "audio": "sound", "video": "a video"}
+WORDS = {"image": "an image", "audio": "sound", "video": "a video"}
 
 
 class UnusableMedium(ValueError):
@@ -94,7 +94,7 @@ def form_of_file(path: str | Path, kind: str) -> Form:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # before it is opened: a pipe would block
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise UnusableMedium(path, f"this is {what}; name {_WORDS[kind]}.")
+            raise UnusableMedium(path, f"this is {what}; name {WORDS[kind]}.")
         with open(path, "rb") as file:
             beginning = file.read(_BEGINNING)
     except UnusableMedium:
@@ -109,9 +109,9 @@ def form_of_file(path: str | Path, kind: str) -> Form:
     form = form_of(beginning)
     if form is None:
         hint = "; this is a pointer of Git LFS: fetch the file (git lfs pull)" if beginning[:7] == b"version" else ""
-        raise UnusableMedium(path, f"this is not {_WORDS[kind]} of a known form (by its first bytes){hint}.")
+        raise UnusableMedium(path, f"this is not {WORDS[kind]} of a known form (by its first bytes){hint}.")
     if form.kind != kind:
-        raise UnusableMedium(path, f"this is {_WORDS[form.kind]} ({form.name}), and {_WORDS[kind]} must stand here.")
+        raise UnusableMedium(path, f"this is {WORDS[form.kind]} ({form.name}), and {WORDS[kind]} must stand here.")
     if kind == "image" and status.st_size > MAX_BYTES:
         raise UnusableMedium(
             path, f"the file has {status.st_size >> 20:,} MiB, and at most {MAX_BYTES >> 20} are read."

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from gemma_tune.page.charts import Panel
+from gemma_tune.page.media import Medium
+from gemma_tune.page.token_rows import TokenRow
 
 
 class Mono(str):
@@ -166,12 +168,14 @@ class SampleRow:
         reference: The reference answer; None where there is none.
         answers: The answers.
         id: The row's id, and facts about it; empty where it isn't shown.
+        media: Of the prompt.
     """
 
     prompt: str | None
     reference: str | None
     answers: Sequence[SampleAnswer]
     id: tuple[str, str] = ("", "")
+    media: Sequence[Medium] = ()
 
 
 @dataclass(frozen=True)
@@ -220,41 +224,6 @@ class Tiles:
     """The numbers to see first. HTML only."""
 
     tiles: Sequence[Tile]
-
-
-class Piece(NamedTuple):
-    """A token, or the tokens that encode a character byte by byte.
-
-    Attributes:
-        text: Its text with invisible characters made visible: ⏎ before a line break, ⇥ before a tab.
-        ids: Its token ids.
-        trained: Whether the loss counts it.
-        special: Whether it is one of the tokenizer's special tokens.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    trained: bool
-    special: bool
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """A row token by token.
-
-    Attributes:
-        where: File and line.
-        facts: Facts about its tokens.
-        badges: What became of it, in a few words each.
-        pieces: Its tokens.
-        cut: A sentence about the tokens that were cut off; empty where none were.
-    """
-
-    where: str
-    facts: Sequence[str]
-    badges: Sequence[str]
-    pieces: Sequence[Piece]
-    cut: str = ""
 
 
 @dataclass(frozen=True)

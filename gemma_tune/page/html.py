@@ -19,23 +19,21 @@ from gemma_tune.page.blocks import (
     Headline,
     Listing,
     Mono,
-    Piece,
     Samples,
     Section,
     Strong,
     Table,
     Text,
     Tiles,
-    TokenRow,
     TokenRows,
 )
 from gemma_tune.page.charts import curve_chart
 from gemma_tune.page.samples import sample
 from gemma_tune.page.text import escaped
+from gemma_tune.page.token_rows import token_row
 
 # The page loads nothing and runs nothing, whatever the texts on it hold
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_PIECES = 4000  # of a longer row the middle is left out: a browser must draw all rows
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 _LEGEND = (
     "<mark>the loss counts it: trained</mark>",
     '<span class="quiet">the model reads it: not trained</span>',
@@ -194,36 +192,4 @@ def _(block: Folded) -> Iterator[str]:
 def _(block: TokenRows) -> Iterator[str]:
     yield f'<ul class="legend">{"".join(f"<li>{item}</li>" for item in _LEGEND)}</ul>'
     for number, row in enumerate(block.rows, start=1):
-        yield _token_row(number, row, number <= block.open)
-
-
-def _token_row(number: int, row: TokenRow, unfolded: bool) -> str:
-    facts = [f"<b>{number:,}</b> <b>{escaped(row.where)}</b>", *(f"<span>{escaped(fact)}</span>" for fact in row.facts)]
-    facts += [f'<span class="badge">{escaped(badge)}</span>' for badge in row.badges]
-    half, pieces = _PIECES // 2, row.pieces
-    if len(pieces) <= _PIECES:
-        body = _marked(pieces)
-    else:
-        hidden = pieces[half:-half]
-        trained = sum(len(piece.ids) for piece in hidden if piece.trained)
-        left = f"{sum(len(piece.ids) for piece in hidden):,} tokens are left out here, {trained:,} of them trained"
-        body = f'{_marked(pieces[:half])}<span class="gap">{left}</span>{_marked(pieces[-half:])}'
-    if row.cut:
-        body += f'<span class="gap">{escaped(row.cut)}</span>'
-    return (
-        f'<details class="row"{" open" if unfolded else ""}><summary>{" ".join(facts)}</summary>'
-        f'<pre class="tokens" dir="auto">{body}</pre></details>'
-    )
-
-
-def _marked(pieces: Sequence[Piece]) -> str:
-    """Tokens with their ids as tooltips; runs of trained ones are marked."""
-    parts = []
-    for trained, run in groupby(pieces, key=lambda piece: piece.trained):
-        text = "".join(
-            f'<span{_class("special" * piece.special)} title="{" ".join(map(str, piece.ids))}">'
-            f"{escaped(piece.text)}</span>"
-            for piece in run
-        )
-        parts.append(f"<mark>{text}</mark>" if trained else text)
-    return "".join(parts)
+        yield token_row(number, row, number <= block.open)

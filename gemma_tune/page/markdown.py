@@ -130,13 +130,21 @@ def _(block: Samples) -> Iterator[str]:
             answer.name: f"{answer.sign} {_beginning(answer.text)}{' (cut off)' if answer.cut_off else ''}"
             for answer in row.answers
         }
-        prompt = (row.prompt or "–")[-_CELL:]
+        end = (row.prompt or "–")[-_CELL:]
+        prompt = " ".join([*_unnamed(row, end), end])
         rows.append([prompt, _beginning(row.reference), *(texts.get(name, "–") for name in names)])
     yield from _table(["prompt", "reference", *names], rows)
 
 
+def _unnamed(row: SampleRow, prompt: str) -> list[str]:
+    """The media that this text doesn't name, as those of earlier messages."""
+    return [name for medium in row.media if (name := f"[{medium.title}]") not in prompt]
+
+
 def _full_sample(number: int, row: SampleRow) -> Iterator[str]:
     yield from (f"**{number:,}.** row {escape_markdown(row.id[0])}", "")
+    if names := _unnamed(row, row.prompt or ""):
+        yield from (f"media: {escape_markdown(' '.join(names))}", "")
     for name, text in (("prompt", row.prompt), ("reference", row.reference)):
         if text is not None:
             yield from (f"{name}:", "", _fenced(text), "")

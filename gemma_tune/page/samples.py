@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_tune.page.blocks import SampleAnswer, SampleRow
+from gemma_tune.page.media import media_figures
 from gemma_tune.page.text import escaped
 
 _LONG, _LINES = 700, 12  # a text of more characters or lines is folded
@@ -21,7 +22,7 @@ def sample(number: int, row: SampleRow, unfolded: bool) -> str:
         if answer.sign
     )
     texts = (("prompt", row.prompt), ("reference", row.reference))
-    above = "".join(_part(name, text) for name, text in texts if text is not None)
+    above = media_figures(row.media) + "".join(_part(name, text) for name, text in texts if text is not None)
     answers = "".join(
         _part(f"{escaped(answer.name)} <small>{escaped(answer.facts)}</small>", answer.text, _kind(answer))
         for answer in row.answers

@@ -23,11 +23,12 @@ from gemma_tune.page.blocks import (
     Text,
     Tile,
     Tiles,
-    TokenRow,
     TokenRows,
 )
 from gemma_tune.page.histogram import length_chart
 from gemma_tune.page.html import html
+from gemma_tune.page.media import Gallery
+from gemma_tune.page.token_rows import TokenRow
 from gemma_tune.preview.figures import histogram, percentiles
 from gemma_tune.preview.rows import PreviewData, PreviewRow
 from gemma_tune.preview.tokens import TokenTexts
@@ -68,7 +69,8 @@ def _sections(cfg: Config, data: PreviewData) -> list[Section]:
     title = f"The first {len(shown):,} of {every:,} rows" if len(shown) < every else f"All {every:,} rows"
     if cfg.data.streaming:
         title = f"The first {len(shown):,} rows"
-    rows = (_token_row(row, data.texts) for row in shown)
+    gallery = Gallery()
+    rows = (_token_row(row, data.texts, gallery) for row in shown)
     return [
         Section("", [Text(_header(cfg, data), "quiet")]),
         Section("Counts", [*_streamed(cfg, every), _tiles(data.train), *_places(data)]),
@@ -107,7 +109,7 @@ def _tiles(rows: TokenizedRows) -> Tiles:
         [
             Tile("rows used", f"{used:,}", f"of {rows.read:,} read"),
             Tile("rows cut", f"{rows.cut:,}", "longer than train.max_length", rows.cut > 0),
-            Tile("rows dropped", f"{len(rows.dropped):,}", "no trained token left", bool(rows.dropped)),
+            Tile("rows dropped", f"{len(rows.dropped):,}", _why_dropped(rows), bool(rows.dropped)),
             Tile("bad rows skipped", f"{len(bad):,}", "data.on_bad_row=skip", bool(bad)),
             Tile("duplicates", repeated, "equal to an earlier row", bool(rows.repeated)),
             Tile("leaked", leaked, "also in the validation or test set", bool(rows.leaked)),
@@ -117,11 +119,23 @@ def _tiles(rows: TokenizedRows) -> Tiles:
     )
 
 
+def _why_dropped(rows: TokenizedRows) -> str:
+    if not rows.too_long:
+        return "no trained token left"
+    some = "" if len(rows.too_long) == len(rows.dropped) else f"{len(rows.too_long):,} of them "
+    return f"{some}with media, too long to be cut"
+
+
 def _places(data: PreviewData) -> Iterator[Block]:
     """File and line of the rows that something became of."""
     for rows, name in ((data.train, "Training rows"), (data.held_out, "Validation rows")):
+        too_long = set(rows.too_long)
         for what, places in (
-            ("that were dropped, as no trained token is left within train.max_length", rows.dropped),
+            (
+                "that were dropped, as no trained token is left within train.max_length",
+                [where for where in rows.dropped if where not in too_long],
+            ),
+            ("with media that were dropped, as they are longer than train.max_length", rows.too_long),
             ("that were skipped as bad", rows.left_out()),
             ("that are equal to an earlier one", rows.repeated),
             ("that are also in the validation or test set, so that metrics there are too good", rows.leaked),
@@ -147,9 +161,10 @@ def _counts(data: PreviewData) -> Table:
 def _lengths(cfg: Config, data: PreviewData) -> list[Block]:
     counted = histogram(data.lengths, cfg.train.max_length)
     chart = length_chart(counted, percentiles(data.lengths), cfg.train.max_length)
+    too_long = ", or dropped where they have media" if data.train.too_long else ""
     text = (
-        "Before cutting; bars beyond train.max_length are rows that are cut. Half of the rows are as long as the "
-        "median or shorter."
+        f"Before cutting; bars beyond train.max_length are rows that are cut{too_long}. Half of the rows are as long "
+        "as the median or shorter."
     )
     return [Charts({"": chart}, wide=True), Text(text, "quiet")]
 
@@ -170,6 +185,7 @@ def _padding(data: PreviewData) -> list[Block]:
     return [Table(["", "batches per epoch", "padding"], rows), Text(text, "quiet")]
 
 
-def _token_row(row: PreviewRow, texts: TokenTexts) -> TokenRow:
+def _token_row(row: PreviewRow, texts: TokenTexts, gallery: Gallery) -> TokenRow:
     facts = [f"{row.tokens:,} tokens", f"{row.row.trained_tokens:,} trained ({row.share:.0%})"]
-    return TokenRow(row.where, facts, row.badges(), texts.pieces(row.row), row.cut_line() if row.is_cut else "")
+    cut = row.cut_line() if row.is_cut else ""
+    return TokenRow(row.where, facts, row.badges(), texts.pieces(row.row), cut, gallery.media(row.row.media))

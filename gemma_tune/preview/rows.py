@@ -24,10 +24,11 @@ class PreviewRow:
 
     Attributes:
         where: File and line.
-        row: Token ids and labels, after cutting: those that are trained on, unless the row is dropped.
+        row: Token ids and labels, after cutting: those that are trained on, unless the row is dropped. One with media
+            that is dropped for its length is whole.
         length: Tokens before cutting.
         lost: Trained tokens that were cut off.
-        dropped: Whether the row is left out, because cutting left no trained token.
+        dropped: Why the row is left out; empty where it isn't.
         equal_to: The earlier row that it equals, or None.
         leaked_to: The held-out or test row that it equals, or None.
     """
@@ -36,7 +37,7 @@ class PreviewRow:
     row: Rendered
     length: int
     lost: int
-    dropped: bool
+    dropped: str
     equal_to: str | None
     leaked_to: str | None
 
@@ -59,7 +60,7 @@ class PreviewRow:
         """What happened to the row, in a few words each."""
         said = {
             f"cut: {self.tokens:,} of {self.length:,} tokens": self.is_cut,
-            "dropped: no trained token left": self.dropped,
+            f"dropped: {self.dropped}": self.dropped,
             f"equal to {self.equal_to}": self.equal_to,
             f"leaked: also {self.leaked_to}": self.leaked_to,
         }
@@ -147,14 +148,16 @@ def shown_rows(data: DataConfig, train: TokenizedRows, whole: TokenizedRows, max
     found = []
     for record, full in zip(whole.records, whole.rendered[:KEPT], strict=True):
         key, is_dropped = digest(record), record.where in dropped
-        row = full.cut(max_length) if is_dropped else next(used)
+        too_long = bool(full.media) and len(full.input_ids) > max_length
+        why = f"longer than {max_length:,} tokens, and media are never cut" if too_long else "no trained token left"
+        row = (full if too_long else full.cut(max_length)) if is_dropped else next(used)
         found.append(
             PreviewRow(
                 record.where,
                 row,
                 len(full.input_ids),
                 full.trained_tokens - row.trained_tokens,
-                is_dropped,
+                why if is_dropped else "",
                 firsts.get(key) if record.where in repeated else None,
                 known.get(key) if record.where in leaked else None,
             )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma_tune.data.tokenized import TokenizedRows, notes_of
+from gemma_tune.page.token_rows import Piece
 from gemma_tune.preview.figures import percentiles
 from gemma_tune.preview.rows import PreviewData, PreviewRow
 from gemma_tune.preview.tokens import TokenTexts, runs
@@ -58,11 +59,15 @@ def body(shown: PreviewRow, texts: TokenTexts, colours: bool) -> Text:
         text.append("⟦" if marked else "")
         for special, pieces in groupby(run, key=lambda piece: piece.special):
             style = f"{_TRAINED if trained else _READ}{' underline' if special else ''}"
-            text.append("".join(piece.text for piece in pieces), style=style)
+            text.append("".join(map(_seen, pieces)), style=style)
         text.append("⟧" if marked else "")
     if shown.is_cut:
         text.append(f"\n✂ {shown.cut_line()}", style="yellow")
     return text
+
+
+def _seen(piece: Piece) -> str:
+    return f"[{piece.medium}, {piece.times:,} tokens]" if piece.medium else piece.text
 
 
 def print_row(out: Console, seen: PreviewData, place: int) -> None:

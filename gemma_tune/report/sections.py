@@ -12,6 +12,7 @@ from gemma_tune.config.eval import ON_ANSWERS
 from gemma_tune.evals.evaluation import Evaluation, as_text
 from gemma_tune.page.blocks import Block, Cell, Code, Curves, Listing, Mono, Samples, Section, Table, Text
 from gemma_tune.page.charts import Panel
+from gemma_tune.page.media import Gallery
 from gemma_tune.report.answers import moved_rows, sample_rows
 from gemma_tune.report.artifacts import sizes
 from gemma_tune.report.change_blocks import change_blocks, headline_block
@@ -65,7 +66,8 @@ def sections(inputs: ReportInputs) -> list[Section]:
     result = inputs.folder.result
     failures = [f"{where}: {reason}" for where, reason in result.failures.items()]
     once = not inputs.before.figures
-    samples = sample_rows(inputs.before, inputs.after)
+    gallery = Gallery()
+    samples = sample_rows(inputs.before, inputs.after, gallery)
     found = [
         Section("", _headline(inputs, figures)),
         Section("What could not be measured", [Listing(failures, "bad")] if failures else []),
@@ -74,7 +76,7 @@ def sections(inputs: ReportInputs) -> list[Section]:
         *files_section(inputs.metrics),
         Section("Answers", [Samples(samples, open=2)] if samples else []),
         Section("Completions during training", _completions(inputs)),
-        Section("Rows that changed", [block for change in figures for block in moved_rows(change)]),
+        Section("Rows that changed", [block for change in figures for block in moved_rows(change, gallery)]),
         Section("Inputs", _inputs(inputs)),
         Section("Rows and tokens", _row_counts(inputs.metrics.get("data", {}))),
         Section("Notes on the rows", [Listing(inputs.notes)] if inputs.notes else []),

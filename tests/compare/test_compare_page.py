@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from media_files import picture
 from page_of import Page
 
 from gemma_tune.compare.comparison import Comparison, compare_models
@@ -146,6 +147,19 @@ def test_many_rows(tmp_path: Path) -> None:
     assert "a right, b wrong (the first 100 of 300)" in seen.text
     text = markdown(compare_models([one, other]), tmp_path)
     assert text.count("prompt:") == 20 and "(the first 10 of 900)" in text
+
+
+def test_pictures_stand_beside_the_answers(tmp_path: Path) -> None:
+    """As one of the models has stored them; rows match by their ids, whatever else they hold."""
+    file = picture(tmp_path / "meter.png", 300, 100)
+    media = [{"kind": "image", "path": str(file)}, {"kind": "image", "path": str(tmp_path / "gone.png")}]
+    comparison = compare_models([BASE, measured("tuned", [0] * 2 + [1] * 18, [1.0] * 12, media=media)])
+    seen = page_of(comparison, tmp_path / "page.html")
+    pictures = [attributes["alt"] for tag, attributes in seen.tags if tag == "img"]
+    assert pictures == ["image meter.png"] * 8 and "They differ on 8 of 20 rows." in seen.text
+    assert seen.text.count("image gone.png the file isn't there any more") == 8
+    text = markdown(comparison, tmp_path)
+    assert text.count("media: \\[image meter.png\\] \\[image gone.png\\]") == 8 and "base64" not in text
 
 
 def test_few_rows(tmp_path: Path) -> None:

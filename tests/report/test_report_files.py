@@ -17,6 +17,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from media_files import picture
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -63,7 +64,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "wbr"):
+        if tag not in ("meta", "wbr", "img"):
             self._open.append(tag)
         if tag in ("h2", "pre"):
             (self.headings if tag == "h2" else self.pres).append("")
@@ -261,6 +262,21 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     cells = ["".join(c.content for c in t.children or ()) for t in tokens if t.type == "inline"]
     assert f"Ask 0 {shown}" in cells and f"✓ say 0 1.0 {shown}" in cells and f"after: {shown}: {shown}" in cells
     assert "✓ stop: <eos> trained" in cells
+
+
+def test_pictures_stand_beside_their_answers(tmp_path: Path) -> None:
+    """Of samples and of rows that changed; Markdown has their names. Rows of before may have been stored without."""
+    file = picture(tmp_path / "meter.png", 300, 100)
+    before, after = measured(BEFORE, 3.0), measured(AFTER, 1.5)
+    for row in after.rows["test_exact_match"]:
+        row["media"] = [{"kind": "image", "path": str(file)}]
+    run = reported(tmp_path, before=before, after=after)
+    page, text = Page(run.report.with_suffix(".html")), run.report.read_text("utf-8")
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 2 + 5 + 1 and {a["alt"] for a in pictures} == {"image meter.png"}
+    assert {(a["width"], a["height"]) for a in pictures} == {("200", "67")}
+    assert "image meter.png 300 × 100 pixels" in page.text
+    assert text.count("\\[image meter.png\\] Ask") == 8 and "base64" not in text
 
 
 def test_failures_stand_at_the_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
