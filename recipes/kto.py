@@ -13,6 +13,7 @@ from gemma_tune.steps.data import Data, with_evaluators
 from gemma_tune.steps.served import check_served_adapter
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
+from gemma_tune.steps.towers import open_media
 from gemma_tune.train.kto import check_answers, kto_arguments, kto_trainer
 from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight
 from gemma_tune.train.undertrained import undertrained_warning
@@ -37,6 +38,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data.check_vocabulary(base)
         warning = undertrained_warning(base, setup.tokenizer, data.train, setup.adapter)
         model = attach(base, setup.adapter, setup.source)
+        towers = open_media(cfg, setup, data, model)
     notes, counts = [warning] if warning else [], count(model)
 
     # The checks come first: making the trainer computes the reference's log-probabilities of all answers, which is slow
@@ -47,7 +49,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             trainer = kto_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, counts, checks, notes=notes) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, notes, towers) as training:
         training.measure("before")
         training.fit(trainer)
         training.measure("after")

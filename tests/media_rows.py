@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from media_plain import picture
 from short_runs import short_run
 
 ROWS = 6
@@ -18,7 +18,7 @@ def media_rows(folder: Path, turns: int) -> Path:
     draw = random.Random(0)
     chats = []
     for number in range(ROWS):
-        pictures = [_picture(folder / f"{number}-{i}.png", draw) for i in range((1, 2, 1, 0, 1, 1)[number])]
+        pictures = [picture(folder / f"{number}-{i}.png", draw) for i in range((1, 2, 1, 0, 1, 1)[number])]
         content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
         said = {"type": "text", "text": " ".join(draw.choices(["What", "is", "on", "the", "meter"], k=number + 2))}
         messages = [
@@ -32,12 +32,6 @@ def media_rows(folder: Path, turns: int) -> Path:
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
     return file
-
-
-def _picture(file: Path, draw: random.Random) -> str:
-    size = (draw.randrange(100, 400), draw.randrange(100, 400))
-    Image.effect_noise(size, 90).convert("RGB").save(file)
-    return str(file)
 
 
 def trained(recipe: str, model: Path, rows: Path, folder: Path, *words: str, steps: int = 1) -> Path:

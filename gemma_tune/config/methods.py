@@ -191,11 +191,11 @@ METHODS: dict[str, Method] = {
     ),
     "dpo": Method(
         "dpo", Kind.TRAIN, Reads.PAIRS, "DPOConfig", Rates(full=(1e-6, 5e-4), adapter=(1e-5, 2e-3)),
-        new_tokens=True, reference=True,
+        new_tokens=True, reference=True, media=True,
     ),
     "kto": Method(
         "kto", Kind.TRAIN, Reads.LABELLED, "KTOConfig", Rates(full=(1e-6, 1.5e-4), adapter=(1e-5, 2e-3)), batch=(8, 8),
-        new_tokens=True, reference=True,
+        new_tokens=True, reference=True, media=True,
     ),
     "reward_model": Method(
         "reward_model", Kind.TRAIN, Reads.PAIRS, "RewardConfig", Rates(full=(1e-5, 3e-4), adapter=(1e-4, 2e-3)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,6 +12,7 @@ from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, media_in, render_chat, render_prompt
+from gemma_tune.chat.render import Prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
@@ -19,29 +20,36 @@ from gemma_tune.data.remarks import number
 from gemma_tune.data.rendering import Sided, find_records, unrenderable
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
+from gemma_tune.data.storage import MEDIUM
 from gemma_tune.data.tokenized import TokenizedRows, note_reading
 from gemma_tune.errors import UserError
 from gemma_tune.processes import from_main
 from gemma_tune.progress import progress
 
 IDS = List(Value("int32"))
+MEDIA_COLUMN = "media"
 
 
-def answer_row(prompt: list[int], answer: list[int]) -> Rendered:
-    """A conversation of which only the answer has labels."""
-    return Rendered([*prompt, *answer], [-100] * len(prompt) + answer)
+def answer_row(prompt: list[int], answer: list[int], media: Sequence[dict[str, Any]] = ()) -> Rendered:
+    """A conversation of which only the answer has labels; the media are the prompt's."""
+    return Rendered([*prompt, *answer], [-100] * len(prompt) + answer, list(media))
+
+
+def stored_answer(row: Mapping[str, Any], answer: list[int]) -> Rendered:
+    """The conversation of a stored row with one of its answers."""
+    return answer_row(row["prompt_ids"], answer, row.get(MEDIA_COLUMN) or ())
 
 
 def render_answers(
     record: Record, answers: Sequence[list[dict[str, Any]]], tokenizer: Any
-) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a record's prompt, and of each answer to it, its stop token last.
+) -> tuple[Prompt, list[list[int]]]:
+    """Token ids of a record's prompt, with its media, and of each answer to it, its stop token last.
 
     Raises:
-        BadRow: The chat template can't render it.
+        BadRow: The chat template can't render it, or an answer has media.
     """
-    if media_in([*record.prompt, *(message for answer in answers for message in answer)]):
-        raise BadRow(f"{record.where}: pairs and labelled answers with images, sound or video aren't trained yet.")
+    if media_in([message for answer in answers for message in answer]):
+        raise BadRow(f"{record.where}: an answer has an image, sound or video; only prompts may have them.")
     try:
         prompt = render_prompt(tokenizer, record.prompt, record.tools)
         rows = [render_chat(tokenizer, [*record.prompt, *answer], record.tools) for answer in answers]
@@ -95,14 +103,23 @@ class AnswerRows(TokenizedRows):
         raise NotImplementedError
 
     def write(self, features: Features, rows: Iterable[dict[str, Any]]) -> None:
-        """Writes `dataset` to a memory-mapped Arrow file, so that memory doesn't grow with the number of rows."""
+        """Writes `dataset` to a memory-mapped Arrow file, so that memory doesn't grow with the number of rows.
+
+        Args:
+            features: The columns; where a row has media, `media` is another one.
+            rows: Their values, and `media`.
+        """
         self._folder = scratch_folder()  # goes with this object
         file = str(Path(self._folder.name) / "answers.arrow")
-        with ArrowWriter(path=file, features=features, writer_batch_size=1000) as writer:
+        media = False
+        columns = Features({**features, MEDIA_COLUMN: List(MEDIUM)})
+        with ArrowWriter(path=file, features=columns, writer_batch_size=1000) as writer:
             for row in rows:
+                media = media or bool(row[MEDIA_COLUMN])
                 writer.write(row)
             writer.finalize()
-        self.dataset = Dataset.from_file(file)
+        stored = Dataset.from_file(file)
+        self.dataset = stored if media else stored.remove_columns(MEDIA_COLUMN)
 
 
 A = TypeVar("A", bound=AnswerRows)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from datasets import Features
 
 from gemma_tune.chat import Rendered
+from gemma_tune.chat.media import Media
 from gemma_tune.config import DataConfig
-from gemma_tune.data.answers import IDS, AnswerRows, StoredRows, answer_row, find_answers, load_answers, render_answers
+from gemma_tune.data.answers import (
+    IDS,
+    MEDIA_COLUMN,
+    AnswerRows,
+    StoredRows,
+    answer_row,
+    find_answers,
+    load_answers,
+    render_answers,
+    stored_answer,
+)
 from gemma_tune.data.records import BadRow, Record
 
 # TRL's columns: DPO joins the prompt to each answer, the reward trainer takes whole conversations and no prompt.
@@ -26,11 +37,13 @@ class Pair:
         prompt: Token ids of the prompt, `<bos>` first, [P].
         chosen: Token ids of the better answer, its stop token last, [C].
         rejected: Token ids of the worse answer, [R].
+        media: The prompt's images, sounds and videos, as those of `Rendered`.
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    media: Media = field(default_factory=list)
 
     @property
     def longest(self) -> int:
@@ -38,14 +51,17 @@ class Pair:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
     def cut(self, max_length: int) -> Pair:
-        """The pair cut to `max_length` tokens: answers lose their end, and the prompt too if it alone is longer."""
+        """The pair cut to `max_length` tokens: answers lose their end, and the prompt too if it alone is longer.
+
+        Then nothing is left to learn from, so no medium is cut.
+        """
         left = max(0, max_length - len(self.prompt))
-        return Pair(self.prompt[:max_length], self.chosen[:left], self.rejected[:left])
+        return Pair(self.prompt[:max_length], self.chosen[:left], self.rejected[:left], self.media)
 
     @property
-    def sides(self) -> tuple[Rendered, Rendered]:
+    def sides(self) -> tuple[Rendered, ...]:
         """Both conversations, the chosen one first; only the answers have labels."""
-        return answer_row(self.prompt, self.chosen), answer_row(self.prompt, self.rejected)
+        return tuple(answer_row(self.prompt, answer, self.media) for answer in (self.chosen, self.rejected))
 
 
 def render_pair(record: Record, tokenizer: Any) -> Pair:
@@ -62,7 +78,7 @@ def render_pair(record: Record, tokenizer: Any) -> Pair:
         raise BadRow(
             f"{record.where}: the chat template renders chosen and rejected alike; there is nothing to prefer."
         )
-    return Pair(prompt, chosen, rejected)
+    return Pair(prompt, chosen, rejected, prompt.media)
 
 
 @dataclass
@@ -91,16 +107,23 @@ class Pairs(AnswerRows):
                 return None, False
             return pair, True
 
-        return self.keep(records, lambda r: render_pair(r, tokenizer), fit)
+        def render(record: Record) -> Pair:
+            pair = render_pair(record, tokenizer)
+            if self.for_reward and pair.media:
+                kind = pair.media[0]["kind"]
+                raise BadRow(f"{record.where}: this row has an {kind}, and recipe=reward_model knows text alone.")
+            return pair
+
+        return self.keep(records, render, fit)
 
     def store(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> None:
         """See `AnswerRows`."""
 
-        def rows() -> Iterator[dict[str, list[int]]]:
+        def rows() -> Iterator[dict[str, Any]]:
             for pair in self.pairs(records, tokenizer, max_length):
                 start = pair.prompt if self.for_reward else []
                 answers = {"chosen_ids": [*start, *pair.chosen], "rejected_ids": [*start, *pair.rejected]}
-                yield {"prompt_ids": pair.prompt, **answers}
+                yield {"prompt_ids": pair.prompt, **answers, MEDIA_COLUMN: pair.media}
 
         self.write(_FEATURES, rows())
         self.rendered = StoredRows(len(self.dataset), partial(_chosen, self.dataset, self.for_reward))
@@ -115,8 +138,8 @@ class Pairs(AnswerRows):
 
 def _chosen(dataset: Any, whole: bool, number: int) -> Rendered:
     """The chosen conversation of a stored pair; `whole` says whether its answer begins with the prompt."""
-    prompt, answer = dataset[number]["prompt_ids"], dataset[number]["chosen_ids"]
-    return answer_row(prompt, answer[len(prompt) :] if whole else answer)
+    row = dataset[number]
+    return stored_answer(row, row["chosen_ids"][len(row["prompt_ids"]) if whole else 0 :])
 
 
 def load_pairs(

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from datasets import Features, Value
 
 from gemma_tune.chat import Rendered
+from gemma_tune.chat.media import Media
 from gemma_tune.config import DataConfig
-from gemma_tune.data.answers import IDS, AnswerRows, StoredRows, answer_row, find_answers, load_answers, render_answers
+from gemma_tune.data.answers import (
+    IDS,
+    MEDIA_COLUMN,
+    AnswerRows,
+    StoredRows,
+    answer_row,
+    find_answers,
+    load_answers,
+    render_answers,
+    stored_answer,
+)
 from gemma_tune.data.pairs import render_pair
 from gemma_tune.data.records import BadRow, Record
 
@@ -28,21 +39,23 @@ class LabelledAnswer:
         prompt: Token ids of the prompt, `<bos>` first, [P].
         completion: Token ids of the answer, its stop token last, [C].
         desirable: Its label.
+        media: The prompt's images, sounds and videos, as those of `Rendered`.
     """
 
     prompt: list[int]
     completion: list[int]
     desirable: bool
+    media: Media = field(default_factory=list)
 
     def cut(self, max_length: int) -> LabelledAnswer:
         """The same cut to `max_length` tokens: the answer loses its end, and the prompt too if it alone is longer."""
         left = max(0, max_length - len(self.prompt))
-        return LabelledAnswer(self.prompt[:max_length], self.completion[:left], self.desirable)
+        return LabelledAnswer(self.prompt[:max_length], self.completion[:left], self.desirable, self.media)
 
     @property
     def row(self) -> Rendered:
         """The conversation; only the answer has labels."""
-        return answer_row(self.prompt, self.completion)
+        return answer_row(self.prompt, self.completion, self.media)
 
 
 @dataclass(frozen=True)
@@ -69,16 +82,15 @@ def render_labelled(record: Record, tokenizer: Any) -> Answers:
     """
     if record.rejected is not None:
         pair = render_pair(record, tokenizer)
-        return Answers(
-            (LabelledAnswer(pair.prompt, pair.chosen, True), LabelledAnswer(pair.prompt, pair.rejected, False))
-        )
+        sides = ((pair.chosen, True), (pair.rejected, False))
+        return Answers(tuple(LabelledAnswer(pair.prompt, answer, good, pair.media) for answer, good in sides))
     if record.messages is None or record.desirable is None:
         raise BadRow(
             f"{record.where}: this row says of no answer whether it is good or bad; read labels with "
             "data=unpaired_preference, or pairs with data=preference."
         )
     prompt, (completion,) = render_answers(record, [record.messages[len(record.prompt) :]], tokenizer)
-    return Answers((LabelledAnswer(prompt, completion, record.desirable),))
+    return Answers((LabelledAnswer(prompt, completion, record.desirable, prompt.media),))
 
 
 @dataclass
@@ -118,7 +130,8 @@ class Labelled(AnswerRows):
                 for answer in answers.all:
                     self.desirable += answer.desirable
                     self.undesirable += not answer.desirable
-                    yield {"prompt_ids": answer.prompt, "completion_ids": answer.completion, "label": answer.desirable}
+                    ids = {"prompt_ids": answer.prompt, "completion_ids": answer.completion}
+                    yield {**ids, "label": answer.desirable, MEDIA_COLUMN: answer.media}
 
         self.write(_FEATURES, rows())
         self.rendered = StoredRows(len(places), partial(_first, self.dataset, places))
@@ -140,7 +153,7 @@ class Labelled(AnswerRows):
 def _first(dataset: Any, places: Sequence[int], number: int) -> Rendered:
     """The first stored answer of a record."""
     row = dataset[places[number]]
-    return answer_row(row["prompt_ids"], row["completion_ids"])
+    return stored_answer(row, row["completion_ids"])
 
 
 def load_labelled(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[Labelled, Labelled]:

@@ -75,6 +75,7 @@ class Towers(nn.Module):  # type: ignore[misc]
         whole.language_model = _LanguageStand(text)
         self.whole = whole.eval().requires_grad_(False)
         self.batch: Media | None = None
+        self.passes = 0  # forward passes that `batch` is still for
         self.names: dict[str, str] = {}
         self.published: dict[str, str] | None = None
 
@@ -83,7 +84,9 @@ class Towers(nn.Module):  # type: ignore[misc]
         batch = self.batch
         if batch is None:
             return None
-        self.batch = None  # what is generated afterwards comes without them
+        self.passes -= 1
+        if self.passes <= 0:
+            self.batch = None  # what is generated afterwards comes without them
         given = {**dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)), **given}
         ids = given.pop("input_ids")
         device = ids.device
@@ -190,13 +193,16 @@ def towers_of(model: Any) -> Towers | None:
 
 
 @contextlib.contextmanager
-def seeing(model: Any, media: Media | None, ids: torch.Tensor | None = None) -> Iterator[dict[str, torch.Tensor]]:
+def seeing(
+    model: Any, media: Media | None, ids: torch.Tensor | None = None, passes: int = 1
+) -> Iterator[dict[str, torch.Tensor]]:
     """Within it, the model's next forward pass has these media.
 
     Args:
         model: The language part, or a PeftModel around it, or the checkpoint's whole class.
         media: What the processors made of them, in the order of their soft tokens; empty or None: there are none.
         ids: The token ids, [B, S], of which the whole class needs to be told which are soft tokens.
+        passes: How many forward passes have them, one after the other.
 
     Yields:
         What the forward pass must be called with besides: of the whole class its own arguments, else nothing.
@@ -209,7 +215,7 @@ def seeing(model: Any, media: Media | None, ids: torch.Tensor | None = None) -> 
         yield {name: tensor.to(ids.device) for name, tensor in media.items()} | _types(model.config, ids)
         return
     towers = open_towers(model)
-    towers.batch = media
+    towers.batch, towers.passes = media, passes
     try:
         yield {}
     finally:

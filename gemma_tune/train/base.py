@@ -48,9 +48,11 @@ class GemmaTrainer(CheckpointedTrainer):
     Attributes:
         measure: Called every `train.eval_steps` steps with the step; returns metrics by name.
         passed_over: Why a step could not become the best one, by step and deciding metric.
+        passes_with_media: How many forward passes of a batch there are, each of which takes its media.
     """
 
     optimizer: Any
+    passes_with_media = 1
 
     def __init__(
         self,
@@ -75,6 +77,11 @@ class GemmaTrainer(CheckpointedTrainer):
         for name, parameter in model.named_parameters():
             if name in before:
                 parameter.data = before[name]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if MEDIA not in self._signature_columns:
+            self._signature_columns.append(MEDIA)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own choice."""
@@ -108,7 +115,8 @@ class GemmaTrainer(CheckpointedTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         self._guard.saw(inputs)
-        with seeing(self.model, inputs.pop(MEDIA, None)):
+        media = inputs.pop(MEDIA, None) if isinstance(inputs, dict) else None  # with rewards it is a list of rows
+        with seeing(self.model, media, passes=self.passes_with_media):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not math.isfinite(value := loss.item()):
             self._not_finite.setdefault("loss", value)  # the step goes on to where all processes can stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import pack_dataset
 
@@ -22,16 +23,22 @@ class WithMedia:
     Args:
         collate: TRL's collator.
         processor: `tokenizer.media`.
+        times: How often the media of all rows stand in the batch: it holds both answers of pairs, one after the other.
     """
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], processor: Any) -> None:
-        self._collate, self._processor = collate, processor
+    def __init__(
+        self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], processor: Any, times: int = 1
+    ) -> None:
+        self._collate, self._processor, self._times = collate, processor, times
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch; its media stand in the order of the rows."""
         media = [medium for row in rows for medium in row.get(MEDIA) or ()]
         batch = self._collate([{name: value for name, value in row.items() if name != MEDIA} for row in rows])
-        return {**batch, MEDIA: self._processor.pixel_inputs(media)} if media else batch
+        if not media:
+            return batch
+        inputs = self._processor.pixel_inputs(media)
+        return {**batch, MEDIA: {name: torch.cat([tensor] * self._times) for name, tensor in inputs.items()}}
 
 
 def has_media(dataset: Any) -> bool:

@@ -19,6 +19,8 @@ from gemma_tune.train.reference import ReferenceTrainer, reference_arguments
 class GemmaDPOTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer with what `ReferenceTrainer` adds."""
 
+    media_in_batch = 2  # of the chosen answers' prompts, then of the rejected ones'
+
 
 def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOConfig:
     """DPOTrainer's arguments; see `arguments`.

@@ -20,6 +20,11 @@ from gemma_tune.train.reference import ReferenceTrainer, reference_arguments
 class GemmaKTOTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
     """KTOTrainer with what `ReferenceTrainer` adds."""
 
+    @property
+    def passes_with_media(self) -> int:  # type: ignore[override]
+        """The answers to other prompts have a forward pass of their own."""
+        return 2 if self.calculate_KL else 1
+
 
 def kto_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> KTOConfig:
     """KTOTrainer's arguments; see `arguments`.

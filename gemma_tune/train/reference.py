@@ -13,7 +13,9 @@ import torch
 from gemma_tune.config import Config
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.towers import seeing
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.train.batches import MEDIA, WithMedia, has_media
 from gemma_tune.train.pairs import A, PairTrainer, pair_arguments
 
 
@@ -35,7 +37,15 @@ class ReferenceTrainer(PairTrainer):
       need not be the one that was loaded.
     - With an adapter, the reference is the base without it. Adapters that don't begin at zero are the exception: one
       that is continued, PiSSA, OLoRA and LoftQ. For them TRL makes a copy of the adapter, which is removed again.
+    - Every forward pass of a batch gets the media of its prompts.
+
+    Attributes:
+        media_in_batch: How often the media of all prompts stand in a batch.
     """
+
+    data_collator: Any
+    processing_class: Any
+    media_in_batch = 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
@@ -45,10 +55,18 @@ class ReferenceTrainer(PairTrainer):
         finally:
             drop_reference(model)
 
-    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if has_media(dataset):  # this comes before the first batch
+            self.data_collator = WithMedia(self.data_collator, self.processing_class.media, self.media_in_batch)
         complete_reference(self.model)
         with evaluating(self.model):  # else dropout of the adapter would change the reference
-            return super()._precompute_ref_logps(*args, **kwargs)  # type: ignore[misc]
+            return super()._precompute_ref_logps(dataset, *args, **kwargs)  # type: ignore[misc]
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's log-probabilities of a batch under the reference, which gets its media, too."""
+        inputs = dict(inputs)
+        with seeing(self.model, inputs.pop(MEDIA, None), passes=self.passes_with_media):
+            return super().compute_ref_log_probs(model, inputs)  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.train.base import GemmaTrainer, build_trainer
-from gemma_tune.train.batches import MEDIA, WithMedia, has_media, packed
+from gemma_tune.train.batches import WithMedia, has_media, packed
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
@@ -27,11 +27,6 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     - Length-grouped batches come in random order, and in the same order when resumed.
     - On a CPU the head computes the logits of trained tokens only.
     """
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if MEDIA not in self._signature_columns:
-            self._signature_columns.append(MEDIA)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -162,7 +162,7 @@ def test_methods_without_media_say_so(gemma3: Path, tmp_path: Path) -> None:
     from gemma_tune.rl.tasks import Tasks
 
     tokenizer, messages = tokenizer_at(gemma3), asked(image(picture(tmp_path, 40, 40)))
-    with pytest.raises(BadRow, match=r"a:1: pairs .* aren't trained yet"):
-        render_pair(Record("a:1", messages, rejected=[{"role": "assistant", "content": "A dog."}]), tokenizer)
+    with pytest.raises(BadRow, match="a:1: an answer has an image"):
+        render_pair(Record("a:1", messages, rejected=asked(image(picture(tmp_path, 40, 40)))), tokenizer)
     with pytest.raises(UserError, match=r"a:2: prompts with images, .* aren't trained with rewards yet"):
         Tasks([Record("a:2", messages)], tokenizer, 1000)

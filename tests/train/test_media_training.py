@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from media_models import media_folder, processor_of
+from media_models import media_folder
+from media_plain import processed, processor_of_folder, stop, text_of
 from media_rows import ROWS, media_rows, trained
 from pictures import film, picture, sound
 from PIL import Image
@@ -18,7 +19,7 @@ from resumed import lines, stopped_at, weights
 from safetensors.torch import load_file
 from short_runs import losses, metrics
 from slow import slow_after
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import ModelConfig
@@ -72,41 +73,21 @@ def plain_gradients(model: Path, rows: Path, towers: bool) -> tuple[float, float
     return (total / count).item(), torch.stack([g.norm() for g in taken]).norm().item()
 
 
-def processor_of_folder(model: Path) -> tuple[Any, Any]:
-    names = {"gemma3": "gemma3", "gemma4": "gemma4_31b"}
-    config = AutoConfig.from_pretrained(model)
-    return processor_of(names[config.model_type], model), config
-
-
 def _plain_row(processor: Any, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:
     """Inputs of the processor, and the labels: what each answer adds to its prompt, up to the token that ends it."""
     images = [Image.open(p["image"]).convert("RGB") for m in messages if m["role"] == "user" for p in m["content"][:-1]]
-    texts = [_text(processor, messages[:i], prompt=True) for i, m in enumerate(messages) if m["role"] == "assistant"]
+    texts = [text_of(processor, messages[:i], prompt=True) for i, m in enumerate(messages) if m["role"] == "assistant"]
     # The last prompt may end with an empty thought, which the template leaves out of an answer that is history
-    whole = _processed(processor, f"{texts[-1]}{messages[-1]['content']}{_stop(processor)}", images)
+    whole = processed(processor, f"{texts[-1]}{messages[-1]['content']}{stop(processor)}", images)
     ids, labels = whole["input_ids"][0], torch.full_like(whole["input_ids"][0], -100)
     for text, answer in zip(texts, (m for m in messages if m["role"] == "assistant"), strict=True):
         seen = images[: sum(text.count(mark) for mark in ("<start_of_image>", "<|image|>"))]
         begin, end = (
-            _processed(processor, t, seen)["input_ids"].shape[1]
-            for t in (text, f"{text}{answer['content']}{_stop(processor)}")
+            processed(processor, t, seen)["input_ids"].shape[1]
+            for t in (text, f"{text}{answer['content']}{stop(processor)}")
         )
         labels[begin:end] = ids[begin:end]
     return whole, labels
-
-
-def _stop(processor: Any) -> str:
-    return "<end_of_turn>" if "<end_of_turn>" in processor.tokenizer.chat_template else "<turn|>"
-
-
-def _text(processor: Any, messages: list[dict[str, Any]], prompt: bool) -> str:
-    return str(processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-
-
-def _processed(processor: Any, text: str, images: list[Any]) -> dict[str, Any]:
-    types = {"return_mm_token_type_ids": True}
-    made = processor(text=text.removeprefix("<bos>"), images=images or None, return_tensors="pt", text_kwargs=types)
-    return dict(made)
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
