@@ -24,6 +24,13 @@ class TrainConfig:
         above=0,
         at_most=1e6,
     )
+    towers_learning_rate: float | None = option(
+        None,
+        "Peak learning rate of the towers and projectors that model.train_towers names; null: 5e-6, and "
+        "1e-4 for models with a hidden size below 512.",
+        above=0,
+        at_most=1e6,
+    )
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, one of Transformers' names.")
     warmup_steps: float = option(
         0.03, "Warm-up in optimizer steps; below 1: as a share of all steps.", at_least=0, at_most=STEPS

@@ -101,3 +101,14 @@ def restore_towers(model: Any, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
+
+
+def with_towers_rate(optimizer: torch.optim.Optimizer, model: Any, rate: float) -> None:
+    """Gives the trained towers groups of their own in an optimizer that hasn't stepped yet, with another rate."""
+    towers = towers_of(model)
+    ours = {id(p) for p in towers.parameters() if p.requires_grad} if towers else set()
+    for group in list(optimizer.param_groups):
+        taken = [p for p in group["params"] if id(p) in ours]
+        if taken:
+            group["params"] = [p for p in group["params"] if id(p) not in ours]
+            optimizer.add_param_group({**group, "params": taken, "lr": rate})

@@ -19,6 +19,7 @@ from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
 from gemma_tune.models.towers import seeing
+from gemma_tune.models.trained_towers import with_towers_rate
 from gemma_tune.processes import from_main, gathered, highest
 from gemma_tune.train.batches import MEDIA
 from gemma_tune.train.best import best_callbacks, why_not_best
@@ -43,6 +44,7 @@ class GemmaTrainer(CheckpointedTrainer):
     Args:
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
         checkpoints_kept: How many checkpoints to keep, or None for all.
+        towers_learning_rate: Learning rate of trained towers, or None for the one of all.
         guard: Remembers the batches of each step, to name its rows.
 
     Attributes:
@@ -59,6 +61,7 @@ class GemmaTrainer(CheckpointedTrainer):
         *args: Any,
         loraplus_lr_ratio: float | None = None,
         checkpoints_kept: int | None = None,
+        towers_learning_rate: float | None = None,
         guard: NonFiniteGuard | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +70,7 @@ class GemmaTrainer(CheckpointedTrainer):
         if isinstance(model, PeftModel):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
+        self._towers_learning_rate = towers_learning_rate
         self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
@@ -84,9 +88,17 @@ class GemmaTrainer(CheckpointedTrainer):
             self._signature_columns.append(MEDIA)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own choice."""
-        if self._loraplus_lr_ratio is None or self.optimizer is not None:
-            return super().create_optimizer(model)
+        """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own; towers have a rate of their own."""
+        if self.optimizer is None:
+            self._create_optimizer(model)
+            if self._towers_learning_rate is not None:
+                with_towers_rate(self.optimizer, self.model, self._towers_learning_rate)
+        return self.optimizer
+
+    def _create_optimizer(self, model: Any = None) -> None:
+        if self._loraplus_lr_ratio is None:
+            super().create_optimizer(model)
+            return
         target = self.model if model is None else model
         optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
         self.optimizer = create_loraplus_optimizer(
@@ -96,7 +108,6 @@ class GemmaTrainer(CheckpointedTrainer):
             loraplus_weight_decay=self.args.weight_decay,
             **kwargs,
         )
-        return self.optimizer
 
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL's switch is read when it is imported, which may have been before us."""
@@ -226,6 +237,7 @@ def build_trainer(
             callbacks=best_callbacks(cfg.train),
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
+            towers_learning_rate=cfg.train.towers_learning_rate,
             guard=guard,
             **more,
         )
