@@ -32,14 +32,14 @@ def _console(cfg: Config) -> Console:
     return console
 
 
-def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str, int]], list[str], int]:
-    """Rows and tokens of each part, notes, and the tokens of the longest sequence of a batch."""
+def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str, int]], list[str], int, Setup]:
+    """Rows and tokens of each part, notes, the tokens of the longest sequence of a batch, and what else rows tell."""
     if setup.missing:
         # A checkpoint that isn't downloaded yet is no reason to leave the rows unread
         training = None if cfg.data.streaming or cfg.data.generator else reading.training(cfg.data)
         parts = {"training": training, "held_out": reading.validation(cfg.data)}
         read = {name: {"rows_read": sum(1 for _ in part or ())} for name, part in parts.items()}
-        return read, [f"Tokens are not counted: {setup.missing}"], longest_possible(cfg)
+        return read, [f"Tokens are not counted: {setup.missing}"], longest_possible(cfg), setup
     if cfg.reward.model.weight:  # would be loaded
         cfg = replace(cfg, reward=replace(cfg.reward, model=ModelReward()))
     data = recipe.read(cfg, setup)
@@ -47,7 +47,7 @@ def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str,
     if data.streamed:
         del counts["training"]
         notes.insert(0, "Training rows are streamed: they are not counted beforehand.")
-    return counts, notes, data.longest
+    return counts, notes, data.longest, setup.with_media(cfg, data.train)
 
 
 def _say_processes(console: Console, cfg: Config, setup: Setup, longest: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
         UserError: The data can't be used, or not by the evaluators.
     """
     setup = getattr(recipe, "look", look_at_model)(cfg)
-    counts, notes, longest = _counts(cfg, recipe, setup)
+    counts, notes, longest, setup = _counts(cfg, recipe, setup)
     console = _console(cfg)
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")

@@ -72,7 +72,7 @@ def check_memory(
     """
     parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
-    names = ("weights", "gradients", *BETWEEN, *_BESIDE, *(() if paged else ("optimizer",)))
+    names = ("weights", "gradients", "towers", *BETWEEN, *_BESIDE, *(() if paged else ("optimizer",)))
     fixed = sum(parts.get(name, 0.0) for name in names)
     if fixed > free:
         raise UserError(

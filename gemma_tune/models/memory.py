@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
+from gemma_tune.config.model import TRAIN_FULL, TRAIN_NOTHING, TRAIN_PROJECTOR
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
+from gemma_tune.models.tower_size import TowerSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantization 8 + 32/256.
@@ -123,9 +125,40 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         parts["reference"] = parts["weights"]
     if has_live_teacher(cfg):
         parts["teacher"] = shape.parameters * size
+    parts |= _towers(cfg, shape, mixed)
     if beside:
         parts["reward model"] = beside * _GIB
     return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
+
+
+def _towers(cfg: Config, shape: ModelSize, mixed: bool) -> dict[str, float]:
+    """Bytes of the towers beside the model, where rows have media or towers are trained, and of the rows' images.
+
+    Trained, all of their weights are float32. Frozen ones keep nothing for the backward pass, and hold one layer's
+    activations at once. Sound is taken for images. Of a checkpoint of which only the number of the towers' weights is
+    known, it is these weights alone.
+    """
+    part = cfg.model.train_towers
+    if not shape.media_tokens and part == TRAIN_NOTHING:
+        return {}
+    towers = shape.towers or TowerSize(shape.tower_parameters, 0, 1, 0, 0, 0.0)
+    trained = {TRAIN_FULL: towers.parameters, TRAIN_PROJECTOR: towers.projector_parameters}.get(part, 0)
+    size = BYTES["float32"] if trained else BYTES[str(cfg.model.dtype)]
+    buckets = 4.0 if sharding_of(cfg).processes > 1 else 0.0
+    act = 2.0 if mixed else size
+    tokens = shape.media_tokens * (cfg.train.per_device_train_batch_size or 1)
+    patches = tokens * towers.patches
+    kept = patches * towers.width / towers.num_hidden_layers
+    if part == TRAIN_FULL:
+        kept = (
+            kept + patches * towers.num_hidden_layers * towers.hidden_size
+            if recomputes(cfg)
+            else patches * towers.width
+        )
+    return {
+        "towers": towers.parameters * size + trained * (4.0 + buckets + optimizer_bytes(cfg.train.optim)),
+        "images": (kept + 2 * tokens * shape.hidden_size) * act,
+    }
 
 
 def base_weights(cfg: Config, shape: ModelSize) -> float:

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.published import published
+from gemma_tune.models.tower_size import TowerSize, tower_size
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class ModelSize:
         attention: The kernel that computes its attention by default.
         layer_width: Activations that an average block keeps for the backward pass, per token.
         computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
-        tower_parameters: Weights of the towers for images and audio, which are not loaded.
+        tower_parameters: Weights of the towers for images and audio, which are not loaded for rows of text.
         layer_parameters: Weights of the largest decoder layer, with all of its experts.
         outer_parameters: Weights outside of the decoder layers: embeddings, per-layer embeddings, final norm, head.
         stream_width: Numbers that a decoder layer is given for each token: Gemma 3n's is four residual streams, and
             some have a row of the per-layer embeddings beside it.
+        towers: Sizes of the towers; None: there are none, or no more is known than `tower_parameters`.
+        media_tokens: Soft tokens of media that a row of a batch has at most, as far as rows were read; with 0 towers
+            aren't loaded.
     """
 
     hidden_size: int
@@ -58,6 +62,8 @@ class ModelSize:
     layer_parameters: int = 0
     outer_parameters: int = 0
     stream_width: int = 0
+    towers: TowerSize | None = None
+    media_tokens: int = 0
 
     def lora_parameters(self, r: int, experts: bool = False) -> int:
         """Weights of rank-r adapters on every linear layer that they reach, and on every expert: r·(in + out) each."""
@@ -90,6 +96,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
     mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
     parameters = sum(p.numel() for p in model.parameters())
+    towers = tower_size(config)
     return ModelSize(
         hidden_size=text.hidden_size,
         num_hidden_layers=text.num_hidden_layers,
@@ -104,11 +111,12 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if family.is_expert(n)),
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
-        tower_parameters=tower_parameters,
+        tower_parameters=towers.parameters if towers else tower_parameters,
         layer_parameters=max(layers),
         outer_parameters=parameters - sum(layers),
         stream_width=text.hidden_size * getattr(text, "altup_num_inputs", 1)
         + (getattr(text, "hidden_size_per_layer_input", 0) or 0),
+        towers=towers,
     )
 
 

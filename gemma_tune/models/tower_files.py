@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.source import Source
+from gemma_tune.models.tower_size import without_language
 from gemma_tune.models.towers import Towers
 
 
@@ -42,7 +42,7 @@ def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) 
     try:
         loaded, info = cls.from_pretrained(
             source.base,
-            config=_without_language(config),
+            config=without_language(config),
             dtype=getattr(torch, str(model.dtype)),
             revision=source.revision,
             output_loading_info=True,
@@ -89,19 +89,6 @@ def _fill(towers: Towers, file: Path, checkpoint: CheckpointFiles) -> None:
         for name, tensor in stored.items():
             there[places[name]].copy_(tensor)
     towers.names = {places[name]: name for name in stored}
-
-
-def _without_language(config: Any) -> Any:
-    """The configuration with a language model of no layer and no vocabulary to speak of."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    text.num_hidden_layers, text.layer_types = 0, []
-    text.vocab_size = (text.pad_token_id or 0) + 1
-    if hasattr(text, "num_kv_shared_layers"):
-        text.num_kv_shared_layers = 0
-    if hasattr(text, "vocab_size_per_layer_input"):
-        text.vocab_size_per_layer_input = text.vocab_size
-    return small
 
 
 def published_names(towers: Towers, checkpoint: CheckpointFiles) -> dict[str, str]:

@@ -19,10 +19,10 @@ from gemma_tune.errors import RunError
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.tower_files import published_names
+from gemma_tune.models.tower_size import PROJECTORS
 from gemma_tune.models.towers import Towers, open_towers, towers_of
 from gemma_tune.models.unwrap import language_part
 
-_PROJECTORS = ("multi_modal_projector.", "embed_vision.", "embed_audio.")
 _SUBMODULE = "towers"
 
 
@@ -43,7 +43,7 @@ def train_towers(model: Any, checkpoint: CheckpointFiles, parts: str) -> Towers:
     names = towers.published or published_names(towers, checkpoint)
     towers.whole.float()
     for name, parameter in towers.whole.named_parameters():
-        if parts == TRAIN_FULL or (parts == TRAIN_PROJECTOR and name.startswith(_PROJECTORS)):
+        if parts == TRAIN_FULL or (parts == TRAIN_PROJECTOR and name.startswith(PROJECTORS)):
             parameter.requires_grad_(True)
             towers.names[name] = names[name]
     return towers

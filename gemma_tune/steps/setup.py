@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from gemma_tune.config import AdapterConfig, Config, ModelConfig
@@ -64,6 +65,22 @@ class Setup:
     def context(self) -> int:
         """Tokens that the model can hold."""
         return self.config.get_text_config().max_position_embeddings if self.config else sys.maxsize
+
+    def with_media(self, cfg: Config, rows: Any) -> Setup:
+        """The same with towers beside the model, where the rows to train on have media.
+
+        Args:
+            cfg: The configuration.
+            rows: Tokenized rows, or pairs or prompts, which have none.
+        """
+        dataset = getattr(rows, "dataset", None)
+        if self.size is None or not isinstance(dataset, Dataset) or "media" not in dataset.column_names:
+            return self
+        counts = [sum(medium["tokens"] for medium in media) for media in dataset["media"]]
+        most = max(counts)
+        if cfg.train.packing:  # of what packed rows have in the mean
+            most = max(most, cfg.train.max_length * sum(counts) // rows.tokens)
+        return replace(self, size=replace(self.size, media_tokens=most))
 
     def memory(self, cfg: Config, longest: int) -> dict[str, float]:
         """GiB that training needs, by part, where sequences have at most `longest` tokens."""

@@ -1,0 +1,91 @@
+"""Sizes of the towers of a checkpoint, taken from instances on the meta device (no memory)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from gemma_tune.models.family import FAMILIES
+
+PROJECTORS = ("multi_modal_projector.", "embed_vision.", "embed_audio.")
+_IN_NO_TOWER = ("language_model.", "audio_tower.", *PROJECTORS)
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """Sizes of the towers beside a language part.
+
+    Attributes:
+        parameters: All of their weights, the projectors' included.
+        projector_parameters: Those of the projectors.
+        num_hidden_layers: Layers of the image tower.
+        hidden_size: What a layer is given for each patch.
+        width: Numbers that all layers together keep for the backward pass for each patch.
+        patches: Patches for each soft token of an image.
+    """
+
+    parameters: int
+    projector_parameters: int
+    num_hidden_layers: int
+    hidden_size: int
+    width: int
+    patches: float
+
+
+def tower_size(config: Any) -> TowerSize | None:
+    """The sizes of the towers that a configuration names; None where there are none, or they can't be built here.
+
+    A linear layer keeps its input and gives its output to the next operation, which keeps it: `width` is the sum over
+    all of the image tower, twice where values are clamped before and after the layer (Gemma 4).
+
+    Args:
+        config: Of the whole checkpoint.
+    """
+    family, vision = FAMILIES.get(config.model_type), getattr(config, "vision_config", None)
+    if family is None or family.whole_class is None or vision is None:
+        return None
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, family.whole_class)(without_language(config))
+    except Exception:  # of Gemma 3n without timm, and sizes that don't go together fail the classes in any way
+        return None
+    named = [(n, p.numel()) for n, p in model.named_parameters() if not n.startswith("language_model.")]
+    width = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(_IN_NO_TOWER):
+            clamped = hasattr(model.get_submodule(name.rpartition(".")[0]), "input_min")
+            width += (module.in_features + module.out_features) * (2 if clamped else 1)
+    return TowerSize(
+        parameters=sum(count for _, count in named),
+        projector_parameters=sum(count for name, count in named if name.startswith(PROJECTORS)),
+        num_hidden_layers=getattr(vision, "num_hidden_layers", None) or 1,
+        hidden_size=getattr(vision, "hidden_size", 0),
+        width=width,
+        patches=_patches(config, vision),
+    )
+
+
+def _patches(config: Any, vision: Any) -> float:
+    if (tokens := getattr(config, "mm_tokens_per_image", None)) is not None:
+        return float((vision.image_size // vision.patch_size) ** 2 / tokens)
+    if config.model_type == "gemma4":
+        return float(vision.pooling_kernel_size**2)
+    return 1.0
+
+
+def without_language(config: Any) -> Any:
+    """The configuration with a language model of no layer and no vocabulary to speak of."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.num_hidden_layers, text.layer_types = 0, []
+    text.vocab_size = (text.pad_token_id or 0) + 1
+    if hasattr(text, "num_kv_shared_layers"):
+        text.num_kv_shared_layers = 0
+    if hasattr(text, "vocab_size_per_layer_input"):
+        text.vocab_size_per_layer_input = text.vocab_size
+    return small
