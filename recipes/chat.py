@@ -9,6 +9,7 @@ from gemma_tune.chat_cli.conversation import Conversation
 from gemma_tune.chat_cli.responder import Responder, ids_within, note
 from gemma_tune.config import Config
 from gemma_tune.data.prompts import opening, prompt_remarks, read_chat_prompts, read_tools
+from gemma_tune.media.kinds import WORDS
 from gemma_tune.models.adapter import check_source
 from gemma_tune.models.hardware import check_model_hardware
 from gemma_tune.models.load import check_vocabulary, load_config, load_model, load_tokenizer
@@ -54,7 +55,9 @@ def run(cfg: Config) -> RunResult:
         answers = [Responder(model, tokenizer, chat, limit).answer(asked, records[0].tools, "chat.prompt").row(asked)]
     else:
         responder = Responder(model, tokenizer, chat, limit)
-        attached = "".join(f"/{kind} FILE puts one before your message, " for kind in responder.kinds[:1])
+        attached = "".join(
+            f"/{kind} FILE puts {WORDS[kind]} before your next message, " for kind in responder.kinds[:1]
+        )
         note(f"{attached}/new begins another conversation, /quit ends, /help shows more.")
         answers = Conversation(responder, opening(chat), read_tools(chat)).run()
     return RunResult(cfg.recipe, status="finished", metrics={"answers": answers})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from gemma_tune.chat.forms import FORMS, ChatForm
 from gemma_tune.chat.native import NoCall, Reader
 from gemma_tune.chat.recognise import form_of
+from gemma_tune.media.kinds import shown_name
 from gemma_tune.same_json import same_json
 
 _BEGIN = re.compile(r"[{\[]")
@@ -63,7 +63,7 @@ def content_text(message: dict[str, Any]) -> str:
 def _part_text(part: dict[str, Any]) -> str:
     """The text of a part; of a medium its kind and the name of its file."""
     kind = part.get("type", "text")
-    return str(part["text"]) if kind == "text" else f"[{kind} {os.path.basename(str(part.get(kind, '')))}]"
+    return str(part["text"]) if kind == "text" else f"[{kind} {shown_name(part.get(kind, ''))}]"
 
 
 def as_message(answer: str, form: ChatForm | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gemma_tune.chat_cli.responder import Responder, note
 from gemma_tune.data.prompts import medium_part, user_message
 from gemma_tune.data.records import BadRow
 from gemma_tune.errors import UserError
-from gemma_tune.media.kinds import WORDS
+from gemma_tune.media.kinds import WORDS, shown_name
 from gemma_tune.validation.suggest import did_you_mean
 
 COMMANDS = {
@@ -149,7 +149,7 @@ class Conversation:
             note(f"({error})")
             return
         self._media.append(part)
-        note(f"({kind} {os.path.basename(part[kind])}, {tokens:,} tokens: it stands before your next message)")
+        note(f"({kind} {shown_name(part[kind])}, {tokens:,} tokens: it stands before your next message)")
 
 
 def _unquoted(name: str) -> str:

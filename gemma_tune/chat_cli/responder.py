@@ -78,7 +78,7 @@ class Responder:
     def check_kind(self, kind: str) -> None:
         """Raises UserError for a kind of media that the model doesn't take."""
         if self.kinds and kind not in self.kinds:
-            raise UserError(f"this model takes {' and '.join(self.kinds)}, and no {kind}.")
+            raise UserError(f"this model takes no {kind}, only {' and '.join(self.kinds)}.")
         if not self.kinds:
             why = getattr(self._tokenizer, "no_media", None) or "it reads text only"
             raise UserError(f"this model takes no {kind}: {why}.")

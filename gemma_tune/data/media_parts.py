@@ -192,8 +192,13 @@ class _Store:
             raise no_room("media of rows", error) from error
         return path
 
+    def holds(self, path: str) -> bool:
+        """Whether a file lies there."""
+        return self._folder is not None and os.path.dirname(path) == self._folder.name
 
-stored = _Store().path
+
+_STORE = _Store()
+stored, is_stored = _STORE.path, _STORE.holds
 
 
 def without_bytes(value: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gemma_tune.engines.base import Engine
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.evals import kl, lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
+from gemma_tune.evals.kept_media import keep_media
 from gemma_tune.evals.samples import Answered, answered_once, sample_answers
 from gemma_tune.neighbours import with_neighbours
 from gemma_tune.process_failures import raise_if_ended, together
@@ -63,7 +65,7 @@ class Evaluation:
         return next(iter([*tests, *self.figures]), None)
 
     def save(self, folder: Path, when: str) -> None:
-        """Writes `eval/<when>.json`.
+        """Writes `eval/<when>.json`; media that rows hold as bytes are kept in `eval/media`, and named there.
 
         Raises:
             RunError: The file can't be written; no partial file is left.
@@ -71,6 +73,7 @@ class Evaluation:
         file = folder / f"{when}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            keep_media(chain(self.answers, *self.rows.values()), folder / "media")
             write_json(file, vars(self))
         except OSError as error:
             raise RunError(f"{file}: the results can't be written ({error.strerror}).") from error

@@ -12,6 +12,7 @@ from gemma_tune.errors import shortened
 
 KINDS = ("image", "audio", "video")
 MAX_BYTES = 256 << 20  # of an image's file
+_DIGEST = re.compile(r"^([0-9a-f]{8})[0-9a-f]{56}(?=\.)")
 _BEGINNING = 32  # bytes that are looked at
 WORDS = {"image": "an image", "audio": "sound", "video": "a video"}
 
@@ -73,6 +74,11 @@ _FORMS = (
     (rb"\0\0\x01\xba", Form("video", "MPEG", "mpeg", ".mpg")),
 )  # fmt: skip
 _PATTERNS = [(re.compile(pattern, re.DOTALL), form) for pattern, form in _FORMS]
+
+
+def shown_name(path: str | Path) -> str:
+    """The name of a medium's file for people; of a SHA-256, by which bytes of rows are named, the beginning."""
+    return _DIGEST.sub(r"\1…", os.path.basename(str(path)))
 
 
 def form_of(beginning: bytes) -> Form | None:

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from gemma_tune.errors import UserError, shortened
 from gemma_tune.media.encoded import data_url, thumbnail
 from gemma_tune.media.files import UnusableMedium, audio_seconds, image_size, video_info
-from gemma_tune.media.kinds import KINDS, form_of_file
+from gemma_tune.media.kinds import KINDS, form_of_file, shown_name
 from gemma_tune.page.text import escaped
 
 _SIDE = 200  # pixels of a picture at most
 _MOST = 48  # media that a page shows; the others are named
 _FORMS = ("WAV", "FLAC", "Ogg", "MP3", "M4A", "MP4 or MOV", "Matroska or WebM")  # that browsers play
 _PLAYED = 512 << 10  # bytes of a file that a page plays
-_NAME = 80  # characters of a name at most; a digest has 64
+_NAME = 80  # characters of a name at most
 _ALL = 6 << 20  # characters of all of them
 
 
@@ -62,7 +62,7 @@ class Gallery:
     def _medium(self, entry: Mapping[str, Any]) -> Medium:
         kind, path = entry["kind"], entry["path"]
         facts = [f"{entry['tokens']:,} tokens"] if isinstance(entry.get("tokens"), int) else []
-        name = shortened(os.path.basename(path), _NAME)
+        name = shortened(shown_name(path), _NAME)
         if not self._shows:
             return Medium(kind, name, facts)
         if (kind, path) not in self._known:

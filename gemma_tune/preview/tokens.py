@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 from gemma_tune.chat import Rendered
+from gemma_tune.media.kinds import shown_name
 from gemma_tune.page.text import VISIBLE
 from gemma_tune.page.token_rows import Piece
 
@@ -66,7 +66,7 @@ def _media_at(row: Rendered) -> dict[int, str]:
     """What each soft token stands for, by its place: `image meter.png`."""
     found: dict[int, str] = {}
     for medium in row.media:
-        name = f"{medium['kind']} {os.path.basename(medium['path'])}".translate(VISIBLE)
+        name = f"{medium['kind']} {shown_name(medium['path'])}".translate(VISIBLE)
         soft, place, left = row.input_ids[medium["at"]], medium["at"], medium["tokens"]
         while left and place < len(row.input_ids):  # a medium of several runs has other tokens between them
             if row.input_ids[place] == soft:

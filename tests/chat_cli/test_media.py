@@ -92,7 +92,7 @@ def test_images_are_put_before_the_next_message(folder: Path, capsys: pytest.Cap
     err = capsys.readouterr().err
     assert err.count(f"(image a.png, {IMAGE_TOKENS} tokens: it stands before your next message)") == 2
     for said in (
-        "gone.png: there is no such file", "text.png: this is not an image", "takes image, and no audio",
+        "gone.png: there is no such file", "text.png: this is not an image", "takes no audio, only image",
         "(name the file: /image FILE)", "/image FILE ", "holds <bos>",
     ):  # fmt: skip
         assert said in err, err

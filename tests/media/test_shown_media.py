@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from media_files import huge, picture, sound
 from pictures import film
 from PIL import Image, ImageOps
 
+from gemma_tune.data.media_parts import stored
 from gemma_tune.data.records import Record
 from gemma_tune.engines.served import as_openai
 from gemma_tune.errors import RunError
+from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.samples import RowAnswer
 from gemma_tune.media.encoded import as_sent, thumbnail
+from gemma_tune.media.kinds import shown_name
 from gemma_tune.page.blocks import SampleAnswer, SampleRow, Samples, Section
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
@@ -109,6 +113,24 @@ def test_rows_are_stored_with_the_paths_of_their_media(tmp_path: Path) -> None:
             "score": 1.0,
             **found,
         }
+
+
+def test_media_that_rows_hold_as_bytes_are_kept(tmp_path: Path) -> None:
+    """What the process wrote for itself stands beside the evaluation; files of the user's stay where they are."""
+    mine = str(picture(tmp_path / "mine.png", 20, 20))
+    path = stored(picture(tmp_path / "a.png").read_bytes())
+    row: dict[str, Any] = {"id": "1", "score": 1.0, "media": [{"kind": "image", "path": p} for p in (path, mine)]}
+    strange: dict[str, Any] = {"id": "2", "score": 1.0, "media": [None, {}]}
+    Evaluation({"x": 1.0}, {"x": [row, strange], "y": [{"id": "1", "score": 0.0}]}, [row]).save(
+        tmp_path / "eval", "after"
+    )
+    read = json.loads((tmp_path / "eval" / "after.json").read_text("utf-8"))
+    for found in (read["rows"]["x"][0], read["answers"][0], row):
+        kept = Path(found["media"][0]["path"])
+        assert kept.parent == tmp_path / "eval" / "media" and kept.read_bytes() == (tmp_path / "a.png").read_bytes()
+        assert found["media"][1]["path"] == mine
+    assert [p.name for p in kept.parent.iterdir()] == [Path(path).name]
+    assert shown_name(path) == f"{Path(path).name[:8]}….png" and shown_name(mine) == "mine.png"
 
 
 def figures(gallery: Gallery, *entries: Any) -> str:
