@@ -23,6 +23,7 @@ from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
@@ -31,7 +32,7 @@ from gemma_tune.models.media import media_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.models.tower_files import load_towers
-from gemma_tune.models.towers import remember_towers
+from gemma_tune.models.towers import open_towers, remember_towers
 
 
 @cache
@@ -181,6 +182,8 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
     loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
     if FAMILIES[config.model_type].has_towers:
         remember_towers(loaded, partial(load_towers, model, source, config))
+        if source.adapter is not None and (source.adapter / TOWERS_FILE).is_file():
+            open_towers(loaded)  # exports take what was trained from them
     grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     set_stop_tokens(loaded, tokenizer)

@@ -21,6 +21,7 @@ from short_runs import losses, metrics
 from slow import slow_after
 from transformers import AutoModelForCausalLM
 
+import gemma_tune
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
@@ -145,6 +146,13 @@ def test_trained_towers_are_stored_and_loaded(
     assert beside.keys() == {n for n in towers if parts == "full" or "projector" in n}
     assert all(torch.equal(after[n], beside[n] if n in beside else before[n]) for n in towers)
     assert sum(not torch.equal(after[n], before[n]) for n in beside) > len(beside) / 2
+    exported = gemma_tune.run(
+        "export",
+        [f"model.model_name_or_path={run}", "export=merged", "export.dtype=float32", "quant=none", "tracker=none",
+         f"output_dir={tmp_path / 'export'}"],
+    )  # fmt: skip
+    again = load_file(exported.folder / "export" / "merged" / "model.safetensors")
+    assert all(torch.equal(again[n], after[n]) for n in towers)
     went_on = trained("lora_sft", run, rows, tmp_path / "again", f"model.train_towers={parts}", steps=1)
     assert losses(went_on)[0] < losses(run)[-1]
 
