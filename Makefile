@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 bench-checkpoint soak tiny tiny-vision lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint soak tiny tiny-vision lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -93,6 +93,9 @@ figures-int4: .venv/.done ## Calculate sizes and memory of the int4 files of eve
 
 figures-qat-gemma4: .venv/.done ## Measure the same on small Gemma 4 models, with per-layer embeddings and with experts, and write docs/benchmarks/qat-gemma4.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/qat_gemma4.py
+
+figures-images: .venv/.done ## Teach the embedded model with an image tower to read a meter, and write docs/benchmarks/images.md
+	PYTHONPATH=tests $(BIN)/python benchmarks/image_figures.py
 
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py
