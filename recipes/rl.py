@@ -20,6 +20,7 @@ from gemma_tune.steps.data import NO_ROWS, Data
 from gemma_tune.steps.served import check_served_adapter
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
+from gemma_tune.steps.towers import open_media
 from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
 
 
@@ -52,6 +53,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         model = attach(base, setup.adapter, setup.source)
+        towers = open_media(cfg, setup, data, model, data.train.has_media)
     completions = CompletionLog(folder.evals / "completions.jsonl")
     counts = count(model)  # before the trainer adds a reference adapter
     with folder.leaving_no_empty_folder():
@@ -62,7 +64,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
 
     # From here on the run folder is written
     weighted = "reward: " + ", ".join(f"{weight:g} × {name}" for name, weight in scorer.weights.items())
-    with session(cfg, folder, setup, data, model, counts, checks, notes=[weighted]) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, [weighted], towers) as training:
         before = training.measure("before")
         monitor = RewardHackingMonitor(before)
         trainer.add_callback(monitor)

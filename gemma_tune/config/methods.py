@@ -181,7 +181,7 @@ _RL_RATES = Rates(full=(1e-6, 2e-4), adapter=(1e-5, 2e-3))
 
 
 def _rl(trainer: str) -> Method:
-    return Method("rl", Kind.TRAIN, Reads.PROMPTS, trainer, _RL_RATES, batch=(8, 256), new_tokens=True)
+    return Method("rl", Kind.TRAIN, Reads.PROMPTS, trainer, _RL_RATES, batch=(8, 256), new_tokens=True, media=True)
 
 
 METHODS: dict[str, Method] = {

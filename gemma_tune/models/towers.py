@@ -218,6 +218,8 @@ def seeing(
     towers.batch, towers.passes = media, passes
     try:
         yield {}
+        if towers.batch is not None:
+            raise RuntimeError(f"{towers.passes} of {passes} forward passes that should have had media weren't made")
     finally:
         towers.batch = None
 

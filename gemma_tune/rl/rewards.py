@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 
+from gemma_tune.chat import media_in
 from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
+from gemma_tune.errors import UserError
 from gemma_tune.rewards.base import Reward, Task
 from gemma_tune.rl import own_rewards
 from gemma_tune.rl.scoring import Scorer, WeightedReward
@@ -55,6 +57,8 @@ def _prepared(name: str, cfg: Config, device: torch.device, tasks: Sequence[Task
         return own_rewards.prepare(cfg.reward.functions[name], f"reward.functions.{name}", tasks)
     options = getattr(cfg.reward, name)
     if name == "model":
+        if seeing := next((task.where for task in tasks or () if media_in(list(task.prompt))), None):
+            raise UserError(f"reward.model: it reads text alone, and the prompt of {seeing} has an image or sound.")
         return _model(options.model_name_or_path, options.batch_size, device)
     reward: Reward = importlib.import_module(f"gemma_tune.rewards.{name}").prepare(options)
     return reward

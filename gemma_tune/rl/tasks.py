@@ -9,9 +9,9 @@ from typing import Any
 from datasets import Dataset
 from jinja2 import TemplateError
 
-from gemma_tune.chat import Rendered, Unrenderable, form_of, media_in
+from gemma_tune.chat import Rendered, Unrenderable, form_of
 from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
-from gemma_tune.chat.render import prompt_text
+from gemma_tune.chat.render import prompt_text, row_of_text
 from gemma_tune.config import DataConfig, TrainConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import gym
@@ -61,6 +61,9 @@ class Tasks:
         longest: Tokens of a prompt at most.
         refused: Collects the messages about unusable rows, which are left out; None: such a row is an error.
 
+    Attributes:
+        has_media: Whether any prompt has images, sounds or videos.
+
     Raises:
         UserError: A row isn't a conversation, can't be rendered by the model's chat template, or is too long.
     """
@@ -78,17 +81,20 @@ class Tasks:
         self._made = not isinstance(records, list)
         self.looked_at = min(len(records), _MADE) if self._made else len(records)
         self.longest_prompt = self.highest_id = 0
+        self.has_media = False
         used = []
         for i in progress(range(self.looked_at), desc="prompts", unit=" rows"):
             try:
-                ids = self._ids(i)
+                row = self.rendered(i)
             except UserError as error:
                 if refused is None:
                     raise
                 refused[str(error)] = None
                 continue
             used.append(records[i])
+            ids = row.input_ids
             self.longest_prompt, self.highest_id = max(self.longest_prompt, len(ids)), max(self.highest_id, *ids)
+            self.has_media = self.has_media or bool(row.media)
         if not used:
             raise UserError(f"data.train_file: no row can be used. The first: {next(iter(refused or {}), '')}")
         if not self._made:
@@ -128,7 +134,7 @@ class Tasks:
         return self._records[place].where
 
     def prompt(self, place: int) -> str:
-        """The prompt as the model's input text, including `<bos>`.
+        """The prompt as text, including `<bos>`; the template's placeholder stands for each medium.
 
         Raises:
             UserError: The model's chat template can't render it.
@@ -136,8 +142,6 @@ class Tasks:
         record = self._records[place]
         if record.messages is None:
             raise UserError(f"{record.where} is plain text without a prompt to answer.")
-        if media_in(record.prompt):  # generated from without them, the placeholders would mean nothing
-            raise UserError(f"{record.where}: prompts with images, sound or video aren't trained with rewards yet.")
         try:
             refuse_bad_answer(record)  # rewards compare with it
             return prompt_text(self._tokenizer, record.prompt, record.tools, record.thinking)
@@ -149,17 +153,26 @@ class Tasks:
     def rows(self, count: int) -> TokenizedRows:
         """The first prompts as rows, for checks of the model and its exports."""
         places = range(min(count, self.looked_at))
-        rendered = [Rendered(ids, ids) for ids in map(self._ids, places)]
+        rendered = list(map(_all_trained, map(self.rendered, places)))
         return TokenizedRows(records=[self._records[i] for i in places], rendered=rendered, read=len(rendered))
 
-    def _ids(self, place: int) -> list[int]:
-        ids: list[int] = self._tokenizer(self.prompt(place), add_special_tokens=False)["input_ids"]
-        if len(ids) > self._longest:
+    def rendered(self, place: int) -> Rendered:
+        """The prompt as token ids, with its media.
+
+        Raises:
+            UserError: The model's chat template can't render it, a medium can't be used, or it is too long.
+        """
+        record, text = self._records[place], self.prompt(place)
+        try:
+            row = row_of_text(self._tokenizer, record.prompt, text)
+        except Unrenderable as error:
+            raise UserError(f"{record.where}: {error}") from error
+        if len(row.input_ids) > self._longest:
             raise UserError(
-                f"{self.where(place)}: the prompt has {len(ids):,} tokens, and {self._longest:,} fit into the model's "
-                "context beside a completion; shorten it, or lower train.max_completion_length."
+                f"{record.where}: the prompt has {len(row.input_ids):,} tokens, and {self._longest:,} fit into the "
+                "model's context beside a completion; shorten it, or lower train.max_completion_length."
             )
-        return ids
+        return row
 
     @property
     def dataset(self) -> Dataset:
@@ -167,10 +180,16 @@ class Tasks:
 
         def rendered(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
             for i in batch["row"] if self._made else ():
-                self._ids(i)  # those of a list have been checked
+                self.rendered(i)  # those of a list have been checked
             return {"prompt": [self.prompt(i) for i in batch["row"]], "row": batch["row"]}
 
         return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(rendered)
+
+
+def _all_trained(row: Rendered) -> Rendered:
+    """A row with labels on all its tokens but those that stand for media."""
+    soft = {row.input_ids[medium["at"]] for medium in row.media}
+    return Rendered(row.input_ids, [-100 if i in soft else i for i in row.input_ids], row.media)
 
 
 def read_training_prompts(

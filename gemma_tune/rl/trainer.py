@@ -19,11 +19,13 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
+from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.processes import gathered
+from gemma_tune.rl.prompts import PromptTrainer
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
-from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.base import build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
 # The parts of a step: generating completions, their log-probabilities, their rewards, and the update.
@@ -80,11 +82,10 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
             self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class RewardedTrainer(GemmaTrainer):
+class RewardedTrainer(PromptTrainer):
     """Stands before GRPOTrainer or RLOOTrainer, and:
 
-    - what `GemmaTrainer` adds.
-    - prompts are tokenized as they were rendered: TRL would prepend a second `<bos>`.
+    - what `PromptTrainer` and `GemmaTrainer` add.
     - rewards receive the parsed completion and the row; a completion that a reward failed on is left out of its group,
       where TRL would count the failed reward as 0.
     - every step logs, beside TRL's own metrics, `rewards/<name>/failed` (a share), the seconds of each part
@@ -156,9 +157,6 @@ class RewardedTrainer(GemmaTrainer):
         self.ref_model = None
         drop_reference(self.model)
         super().release()
-
-    def _tokenize_prompts(self, prompts: list[str]) -> Any:
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with self._timed("generate"):
@@ -249,8 +247,13 @@ def rl_trainer(
         keep: Receives the completions of one generation.
 
     Raises:
-        UserError: As `build_trainer`.
+        UserError: As `build_trainer`; or TRL would generate without the prompts' media.
     """
+    if tasks.has_media and getattr(args, "use_transformers_continuous_batching", False):
+        raise UserError(
+            "train.extra.use_transformers_continuous_batching=true: it takes no images, sounds and videos, and the "
+            "prompts have some; leave it out."
+        )
     kind = GemmaGRPOTrainer if isinstance(args, GRPOConfig) else GemmaRLOOTrainer
     guard = TaskGuard(tasks)
     return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)

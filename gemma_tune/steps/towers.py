@@ -18,7 +18,7 @@ from gemma_tune.steps.setup import Setup
 from gemma_tune.train.batches import has_media
 
 
-def open_media(cfg: Config, setup: Setup, data: Data, model: Any) -> list[str]:
+def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | None = None) -> list[str]:
     """Loads the towers where rows have media, and makes trainable what `model.train_towers` names.
 
     Args:
@@ -26,21 +26,28 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any) -> list[str]:
         setup: What `set_up` gave.
         data: The rows.
         model: The model, with its adapter.
+        media: Whether rows have media; None: their data set says so.
 
     Returns:
         What is trained beside the language model, a line each.
 
     Raises:
-        UserError: The towers can't be loaded, or not on several processes that share the weights.
+        UserError: The towers can't be loaded, not on several processes that share the weights, or not be trained by
+            this recipe.
     """
     parts = cfg.model.train_towers
-    if not has_media(data.train.dataset):
+    if not (has_media(data.train.dataset) if media is None else media):
         said = f"model.train_towers={parts}: no row has an image, so no tower is trained"
         return [] if parts == TRAIN_NOTHING else [said]
     if shards(cfg):
         raise UserError(
-            f"{data.train.records[0].where}: rows with images, and weights that are spread over processes (parallel): "
-            "the towers aren't spread; leave it out."
+            "data.train_file: rows with images, and weights that are spread over processes (parallel): the towers "
+            "aren't spread; leave it out."
+        )
+    if cfg.traits.rewarded and parts != TRAIN_NOTHING:
+        raise UserError(
+            f"model.train_towers={parts}: with rewards the towers stay as they are, for the reference has the same "
+            "ones; leave it out."
         )
     towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
     total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)

@@ -268,7 +268,7 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
 CHECKS_FOR_PAIRS = tuple(name for name in CHECKS if name != "gradient accumulation")
 CHECKS_FOR_REWARD_MODEL = ("<bos>", "template", "experts", "types", "memory")
 # Prompts have no answer to learn from.
-CHECKS_FOR_PROMPTS = ("<bos>", "adapters", "experts", "in 4 bit", "types", "memory")
+CHECKS_FOR_PROMPTS = ("<bos>", "adapters", "experts", "in 4 bit", "images and sounds", "types", "memory")
 
 
 def preflight(inputs: CheckInputs, names: Collection[str] = tuple(CHECKS)) -> list[str]:

@@ -156,13 +156,9 @@ def test_the_names_of_images_kwargs_are_the_processors() -> None:
     assert ALLOWED["gemma4"].keys() <= Gemma4ImageProcessorKwargs.__annotations__.keys()
 
 
-def test_methods_without_media_say_so(gemma3: Path, tmp_path: Path) -> None:
-    """Their prompts would hold soft tokens that nothing is put into."""
+def test_answers_with_media_are_refused(gemma3: Path, tmp_path: Path) -> None:
     from gemma_tune.data.pairs import render_pair
-    from gemma_tune.rl.tasks import Tasks
 
     tokenizer, messages = tokenizer_at(gemma3), asked(image(picture(tmp_path, 40, 40)))
     with pytest.raises(BadRow, match="a:1: an answer has an image"):
         render_pair(Record("a:1", messages, rejected=asked(image(picture(tmp_path, 40, 40)))), tokenizer)
-    with pytest.raises(UserError, match=r"a:2: prompts with images, .* aren't trained with rewards yet"):
-        Tasks([Record("a:2", messages)], tokenizer, 1000)
