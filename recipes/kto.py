@@ -31,6 +31,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     setup = set_up(cfg, folder)
     with folder.timed("data"):
         data = read(cfg, setup)
+    setup = setup.with_media(cfg, data.train)
 
     # The base, in 4 bit where asked for, and its adapter
     with loading(cfg, folder, setup):

@@ -49,11 +49,12 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         data = read(cfg, setup)
         scorer = scorer_of(cfg, setup.device, data.train.shown())
 
+    setup = setup.with_media(cfg, data.train)
     with loading(cfg, folder, setup):
         base = load_base(cfg.model, setup.source, setup.tokenizer)
         data.check_vocabulary(base)
         model = attach(base, setup.adapter, setup.source)
-        towers = open_media(cfg, setup, data, model, data.train.has_media)
+        towers = open_media(cfg, setup, data, model, data.train.most_media > 0)
     completions = CompletionLog(folder.evals / "completions.jsonl")
     counts = count(model)  # before the trainer adds a reference adapter
     with folder.leaving_no_empty_folder():

@@ -62,7 +62,7 @@ class Tasks:
         refused: Collects the messages about unusable rows, which are left out; None: such a row is an error.
 
     Attributes:
-        has_media: Whether any prompt has images, sounds or videos.
+        most_media: Tokens of a prompt that stand for images, sounds and videos, at most.
 
     Raises:
         UserError: A row isn't a conversation, can't be rendered by the model's chat template, or is too long.
@@ -80,8 +80,7 @@ class Tasks:
         self._records, self._tokenizer, self._longest = records, tokenizer, longest
         self._made = not isinstance(records, list)
         self.looked_at = min(len(records), _MADE) if self._made else len(records)
-        self.longest_prompt = self.highest_id = 0
-        self.has_media = False
+        self.longest_prompt = self.highest_id = self.most_media = 0
         used = []
         for i in progress(range(self.looked_at), desc="prompts", unit=" rows"):
             try:
@@ -94,7 +93,7 @@ class Tasks:
             used.append(records[i])
             ids = row.input_ids
             self.longest_prompt, self.highest_id = max(self.longest_prompt, len(ids)), max(self.highest_id, *ids)
-            self.has_media = self.has_media or bool(row.media)
+            self.most_media = max(self.most_media, sum(medium["tokens"] for medium in row.media))
         if not used:
             raise UserError(f"data.train_file: no row can be used. The first: {next(iter(refused or {}), '')}")
         if not self._made:

@@ -249,7 +249,7 @@ def rl_trainer(
     Raises:
         UserError: As `build_trainer`; or TRL would generate without the prompts' media.
     """
-    if tasks.has_media and getattr(args, "use_transformers_continuous_batching", False):
+    if tasks.most_media and getattr(args, "use_transformers_continuous_batching", False):
         raise UserError(
             "train.extra.use_transformers_continuous_batching=true: it takes no images, sounds and videos, and the "
             "prompts have some; leave it out."

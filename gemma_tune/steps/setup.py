@@ -71,16 +71,15 @@ class Setup:
 
         Args:
             cfg: The configuration.
-            rows: Tokenized rows, or pairs or prompts, which have none.
+            rows: Tokenized rows, pairs, labelled answers, or prompts.
         """
-        dataset = getattr(rows, "dataset", None)
-        if self.size is None or not isinstance(dataset, Dataset) or "media" not in dataset.column_names:
-            return self
-        counts = [sum(medium["tokens"] for medium in media) for media in dataset["media"]]
-        most = max(counts)
-        if cfg.train.packing:  # of what packed rows have in the mean
-            most = max(most, cfg.train.max_length * sum(counts) // rows.tokens)
-        return replace(self, size=replace(self.size, media_tokens=most))
+        dataset, most = getattr(rows, "dataset", None), getattr(rows, "most_media", 0)
+        if isinstance(dataset, Dataset) and "media" in dataset.column_names:
+            counts = [sum(medium["tokens"] for medium in media) for media in dataset["media"]]
+            most = max(counts) * cfg.traits.sequences
+            if cfg.train.packing:  # of what packed rows have in the mean
+                most = max(most, cfg.train.max_length * sum(counts) // rows.tokens)
+        return replace(self, size=replace(self.size, media_tokens=most)) if self.size and most else self
 
     def memory(self, cfg: Config, longest: int) -> dict[str, float]:
         """GiB that training needs, by part, where sequences have at most `longest` tokens."""

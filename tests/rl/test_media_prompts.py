@@ -137,7 +137,7 @@ def test_completions_and_what_a_reward_sees(recipe: str, model: Path, tmp_path: 
     [
         ("grpo", ["adapter=lora", "train.beta=0.1"]),
         ("grpo", ["train.beta=0.1", "train.num_iterations=2"]),
-        ("dapo", ["adapter=lora"]),
+        ("dapo", ["adapter=lora", "train.mask_truncated_completions=false"]),
         ("rloo", ["adapter=lora", "train.beta=0.1"]),
     ],
 )
@@ -173,3 +173,11 @@ def test_what_would_lose_images(model: Path, tmp_path: Path) -> None:
     cfg = compose_config("grpo", ["reward=model", "reward.model.model_name_or_path=a/b", "eval=none"])
     with pytest.raises(UserError, match=r"reward.model: it reads text alone, and the prompt of a:1 has an image"):
         scorer_of(cfg, torch.device("cpu"), [Task("a:1", messages)])
+
+
+@pytest.mark.slow
+def test_towers_are_not_trained_with_rewards(model: Path, tmp_path: Path) -> None:
+    _, given = asked(tmp_path, model)
+    words = ["reward=math", "model.train_towers=full", "train.max_completion_length=4"]
+    with pytest.raises(UserError, match=r"model.train_towers=full: with rewards the towers stay as they are"):
+        short_run("grpo", tmp_path / "run", *given, *SIZES, *words)
