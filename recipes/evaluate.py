@@ -29,7 +29,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     asked = read(cfg, folder)[0]
     source, result = asked.source, folder.result
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
-        notes = [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
+        notes = [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests), *asked.left_out]
         say(asked.rows, f"{cfg.recipe}: {asked.subject} → {folder.path}", *notes)
         note_inputs(cfg, folder, source, measured_files(cfg.data))
         found = asked.measure("evaluate", folder)

@@ -22,11 +22,11 @@ from gemma_tune.processes import from_main
 from gemma_tune.recipes import qat, sft
 from gemma_tune.report.exported import files_section
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.paths import ON_GRID, TUNED
+from gemma_tune.run.paths import ON_GRID, TUNED, gguf_models
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.terminal import say, say_files
 from gemma_tune.steps.inputs import note_inputs
-from gemma_tune.steps.measure_only import prepare_measurement
+from gemma_tune.steps.measure_only import measure_where_read
 from gemma_tune.steps.setup import set_up
 
 read = sft.read
@@ -69,14 +69,14 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         folder.stops.end_in_time(cfg.train.max_seconds)
         go_on_alone()
         say("", "3 of 3: the GGUF in llama.cpp")
-        gguf_file = next((quantized / "export" / "gguf").glob("*.gguf"))
+        gguf_file = gguf_models(quantized / "export" / "gguf")[0]
         served = of_measuring(cfg, str(gguf_file), tokenizer=str(tuned / "export" / "merged"))
-        found = prepare_measurement(served).measure("GGUF", folder)
+        found = measure_where_read(served, "GGUF", folder)
         found.save(folder.evals, "after")
         base, after = stored_results("base", str(tuned), "before"), stored_results("tuned", str(tuned))
         int4 = stored_results("int4, trained", str(quantized))
         gguf = results_of("GGUF in llama.cpp", found)
-        comparison = compare_models([after, base, int4, gguf])  # the first is the baseline
+        comparison = compare_models([after, base, int4, *([gguf] if found.figures else [])])  # after is the baseline
         write_comparison(comparison, folder.report, files_section(result.metrics[ON_GRID]))
         result.artifacts |= {"report": "report.md", "page": "report.html"}
         if name := found.headline:

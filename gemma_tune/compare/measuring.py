@@ -19,6 +19,7 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import is_run_with_results, resolve
+from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_source
 from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 
@@ -81,6 +82,7 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     """
     name, source = model.name, model.asked.source
     note_source(folder, source)
+    say(*model.asked.left_out)
     try:
         found = model.asked.measure(name, folder)
     except (UserError, torch.OutOfMemoryError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_tune.chat import Rendered
+from gemma_tune.errors import RunError
 
 if TYPE_CHECKING:
     import torch
@@ -51,3 +52,18 @@ class Engine(Protocol):
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
         """Greedy continuations as token ids, in the prompts' order, including the stop token if there is one."""
         ...
+
+
+def refuse_media(engine: str, rows: Sequence[Any], what: str = "probabilities of a row's own tokens") -> None:
+    """Raises RunError where rows or prompts have images, sound or video that an engine would leave out.
+
+    Args:
+        engine: Its name.
+        rows: `Rendered` rows, or token ids, perhaps with `media` (`Prompt`).
+        what: What is asked for.
+    """
+    if medium := next((medium for row in rows for medium in getattr(row, "media", ())), None):
+        raise RunError(
+            f"{medium['path']}: {engine} isn't asked for {what} behind media; measure the merged weights "
+            "(export/merged) in Transformers, or leave this evaluator out."
+        )

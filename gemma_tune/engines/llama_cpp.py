@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.engines.base import refuse_media
 from gemma_tune.engines.in_order import in_order
+from gemma_tune.engines.llama_prompt import media_prompt
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError
 
@@ -60,6 +62,8 @@ class LlamaCppEngine:
         threads: CPU threads; by default as many as torch uses.
         timeout: Seconds for loading the file, and for one request.
         adapter: A GGUF LoRA file that is put onto it.
+        mmproj: The file of the towers, with which prompts may have images and sound.
+        image_tokens: The fewest and the most tokens of an image, where its size decides.
 
     Raises:
         EngineUnavailable: llama.cpp isn't installed, or doesn't load the file.
@@ -77,15 +81,21 @@ class LlamaCppEngine:
         threads: int | None = None,
         timeout: float = 600.0,
         adapter: Path | None = None,
+        mmproj: Path | None = None,
+        image_tokens: tuple[int, int] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset(stops)
-        self._slots = slots
-        threads = threads or torch.get_num_threads()
-        self._server = LlamaServer(file, max_length + 1, slots, threads, exact, timeout, adapter)
+        self._slots, self._sized = slots, image_tokens is not None
+        self._server = LlamaServer(
+            file, max_length + 1, slots, threads or torch.get_num_threads(), exact, timeout, adapter,
+            mmproj=mmproj, image_tokens=image_tokens,
+        )  # fmt: skip
+        properties = self._server.get("/props")
         # The server needs room for a token behind the prompt, and caps what the model wasn't made for
-        room = self._server.get("/props")["default_generation_settings"]["n_ctx"]
-        self.max_length: int = min(max_length, room - 1)
+        self.max_length: int = min(max_length, properties["default_generation_settings"]["n_ctx"] - 1)
+        # What stands for an image or a sound in a text; another one in each server, so no text has it
+        self._marker: str | None = properties.get("media_marker", "<__media__>") if mmproj else None
         self.vocabulary: int = self._server.get("/v1/models")["data"][0]["meta"]["n_vocab"]
 
     def __enter__(self) -> LlamaCppEngine:
@@ -101,7 +111,12 @@ class LlamaCppEngine:
         self._server.close()
 
     def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
-        """See `Engine`."""
+        """See `Engine`.
+
+        Raises:
+            RunError: A row has media.
+        """
+        refuse_media("llama.cpp", rows)
 
         def work(slot: int, row: Rendered) -> float:
             places = [t for t in range(1, len(row.labels)) if row.labels[t] != -100]
@@ -129,7 +144,7 @@ class LlamaCppEngine:
         """See `Engine`. They are scaled to the sum of 1, from which llama.cpp's own differ by some 1e-6.
 
         Raises:
-            RunError: The vocabulary is too large for it; ask for `top_log_probs` or `likelihoods`.
+            RunError: The vocabulary is too large for it; ask for `top_log_probs` or `likelihoods`. Or a row has media.
         """
         if self.vocabulary > WHOLE_VOCABULARY:
             raise RunError(
@@ -142,6 +157,7 @@ class LlamaCppEngine:
 
     def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[TopTokens]:
         """The k best tokens after each token of each row, a row at a time; each slot takes a piece of the text."""
+        refuse_media("llama.cpp", rows)
 
         def work(slot: int, piece: tuple[Sequence[int], range]) -> TopTokens:
             row, places = piece
@@ -163,15 +179,45 @@ class LlamaCppEngine:
             yield TopTokens(torch.cat([part.ids for part in parts]), torch.cat([part.log_probs for part in parts]))
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
-        """See `Engine`."""
+        """See `Engine`. Prompts may have images and sound (`Prompt.media`).
+
+        Raises:
+            UnusableMedium: A file can't be used.
+            RunError: There are no towers, or llama.cpp makes other tokens of a prompt with media than training.
+        """
+        if self._marker is None:
+            refuse_media("llama.cpp without a file of towers (mmproj-*.gguf)", prompts, "answers")
 
         def work(slot: int, prompt: Sequence[int]) -> list[int]:
-            asked = {"prompt": list(prompt), "n_predict": max_new_tokens, "return_tokens": True}
-            ids: list[int] = self._complete(slot, asked)["tokens"]
+            asked = {"n_predict": max_new_tokens, "return_tokens": True}
+            answer = self._complete(slot, {"prompt": self._prompt(prompt), **asked})
+            self._check_length(prompt, answer["tokens_evaluated"])
+            ids: list[int] = answer["tokens"]
             end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
             return ids[: end + 1]
 
         return list(self._each(prompts, work, name))
+
+    def _prompt(self, ids: Sequence[int]) -> Any:
+        """A prompt as `/completion` takes it; with media as text, of which llama.cpp must make the same ids."""
+        media = getattr(ids, "media", ())
+        if not media or self._marker is None:
+            return list(ids)
+        prompt = media_prompt(self.tokenizer, ids, media)
+        for text, piece in zip(prompt.texts, prompt.pieces, strict=True):
+            if text and self._server.post("/tokenize", content=text, parse_special=True)["tokens"] != piece:
+                raise RunError(f"llama.cpp makes other tokens of {text!r} than the tokenizer; name that of this file.")
+        return prompt.asked(self._marker)
+
+    def _check_length(self, ids: Sequence[int], read: int) -> None:
+        """Whether llama.cpp has read as many tokens as training; of Gemma 4 it may scale an image otherwise."""
+        media = getattr(ids, "media", ())
+        fixed = not self._sized and all(medium["kind"] == "image" for medium in media)
+        if media and fixed and read != len(ids):
+            raise RunError(
+                f"{media[0]['path']}: llama.cpp's prompt has {read} tokens and training's has {len(ids)}: the file of "
+                "the towers is another model's."
+            )
 
     def speed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Tokens a second of a prompt that is read anew and of an answer of so many tokens, by llama.cpp's clock."""
@@ -205,7 +251,7 @@ class LlamaCppEngine:
         yield from in_order(items, one, self._slots, name)
 
     def _complete(self, slot: int, asked: dict[str, Any]) -> dict[str, Any]:
-        fields = ["tokens", "completion_probabilities"]
+        fields = ["tokens", "tokens_evaluated", "completion_probabilities"]
         greedy = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": True}
         answer: dict[str, Any] = self._server.post(
             "/completion", **greedy | asked, id_slot=slot, response_fields=fields

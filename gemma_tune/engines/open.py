@@ -16,9 +16,11 @@ from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.engines.vllm_server import IN_16_BIT, PLAIN, VllmOptions, VllmServer, find_vllm, unservable
 from gemma_tune.errors import UserError
+from gemma_tune.media.families import llama_image_tokens
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
 from gemma_tune.models.source import Source
+from gemma_tune.run.paths import mmproj_beside
 
 # Default context length of llama.cpp, in tokens; it allocates memory for all of them at the start.
 _LENGTH = 4096
@@ -31,7 +33,9 @@ def transformers_engine(cfg: Config, model: Any, tokenizer: Any) -> Transformers
 
 
 @contextlib.contextmanager
-def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0) -> Iterator[Engine]:
+def open_engine(
+    cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0, media: bool = False
+) -> Iterator[Engine]:
     """Loads the weights, and frees them on exit; of a model that is served (`model.base_url`) none are loaded.
 
     A GGUF file of float32 weights is computed in float32, any other with llama.cpp's defaults.
@@ -41,6 +45,7 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
         source: Where the weights are.
         tokenizer: Their tokenizer.
         highest_id: The highest token id that will be used.
+        media: Whether prompts have images or sound: llama.cpp gets the file of the towers beside a GGUF file.
 
     Raises:
         UserError: The weights can't be loaded, or the tokenizer belongs to another model.
@@ -59,9 +64,12 @@ def open_engine(cfg: Config, source: Source, tokenizer: Any, highest_id: int = 0
         yield transformers_engine(cfg, model, tokenizer)
         return
     exact, stops = read_gguf_header(source.gguf).float32, stop_token_ids(tokenizer)
+    mmproj = mmproj_beside(source.gguf) if media else None
+    sizes = llama_image_tokens(tokenizer.media) if mmproj and tokenizer.media else None
     with LlamaCppEngine(
-        source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact, adapter=source.adapter
-    ) as engine:
+        source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact, adapter=source.adapter,
+        mmproj=mmproj, image_tokens=sizes,
+    ) as engine:  # fmt: skip
         check_rows(engine.vocabulary, [highest_id, *stops])
         if engine.token_ids(_PROBE) != tokenizer(_PROBE).input_ids:
             raise UserError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.engines.base import refuse_media
 from gemma_tune.engines.in_order import in_order
 from gemma_tune.engines.llama_cpp import WHOLE_VOCABULARY, TopTokens
 from gemma_tune.engines.vllm_server import VllmServer
@@ -49,7 +50,12 @@ class VllmEngine:
         self.server.close()
 
     def losses(self, rows: Sequence[Rendered], name: str) -> list[float]:
-        """See `Engine`."""
+        """See `Engine`.
+
+        Raises:
+            RunError: A row has media.
+        """
+        refuse_media("vLLM", rows)
 
         def work(row: Rendered) -> float:
             found = self._of_prompt(row.input_ids, 0)
@@ -62,7 +68,7 @@ class VllmEngine:
         """See `Engine`.
 
         Raises:
-            RunError: The vocabulary is too large for it; ask for `top_log_probs`.
+            RunError: The vocabulary is too large for it; ask for `top_log_probs`. Or a row has media.
         """
         if (size := len(self.tokenizer)) > WHOLE_VOCABULARY:
             raise RunError(
@@ -75,6 +81,7 @@ class VllmEngine:
 
     def top_log_probs(self, rows: Sequence[Sequence[int]], k: int, name: str) -> Iterator[TopTokens]:
         """The k best tokens after each token of each row, a row at a time; -1: all of the vocabulary."""
+        refuse_media("vLLM", rows)
 
         def work(row: Sequence[int]) -> TopTokens:
             # The probabilities after the last token stand at a token behind it, whichever
@@ -89,7 +96,12 @@ class VllmEngine:
         yield from in_order(rows, work, self._slots, name)
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, name: str) -> list[list[int]]:
-        """See `Engine`."""
+        """See `Engine`.
+
+        Raises:
+            RunError: A prompt has media, of which a request of token ids holds the places alone.
+        """
+        refuse_media("vLLM", prompts, "answers")
 
         def work(prompt: Sequence[int]) -> list[int]:
             room = min(max_new_tokens, self.max_length + 1 - len(prompt))

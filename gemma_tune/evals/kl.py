@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.chat.render import Prompt
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.transformers import TransformersEngine
@@ -99,7 +100,7 @@ def prepare(inputs: Inputs) -> Evaluator:
         reference = TransformersEngine(_loaded(other, source, tokenizer), tokenizer)
 
         def of_share(share: list[Rendered]) -> Iterator[tuple[int, float, float]]:
-            asked = [row.input_ids for row in share]
+            asked = [Prompt(row) for row in share]
             pairs = zip(reference.log_probs(asked, "reference"), engine.log_probs(asked, "kl"), strict=True)
             for (theirs, ours), row in zip(pairs, share, strict=True):
                 counts = torch.tensor(row.labels[1:]) != -100

@@ -13,13 +13,13 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.export import mmproj
 from gemma_tune.export.file_tensor import FileTensors
-from gemma_tune.export.int4_check import UNVERIFIED, CheckLine
+from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, TrainedModel, media_lines
 from gemma_tune.export.media_questions import questions
 from gemma_tune.export.media_template import writes_media
-from gemma_tune.export.mmproj_metadata import image_limits
 from gemma_tune.export.mmproj_tensors import F16
 from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.media.families import llama_image_tokens
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
@@ -28,6 +28,10 @@ from gemma_tune.models.trained_towers import trained_tensors
 from gemma_tune.run.paths import MMPROJ
 
 LORA = "gguf_lora"
+_NO_CROPS = (
+    "The model was trained with crops of large images beside them (model.images_kwargs.do_pan_and_scan), and llama.cpp "
+    "makes none: it sees large images otherwise than in training. Serve export/merged, or train without."
+)
 _QUANTIZED = ("gguf", "gguf_q8_0")
 
 
@@ -111,7 +115,9 @@ def mmproj_lines(
     if media is None or why:
         yield CheckLine(f"{name}: media in llama.cpp", "answers as in training", "not asked", UNVERIFIED, f"{why}.")
         return
-    limits = None if towers.config.model_type == "gemma3" else image_limits(media.most_image_tokens)
+    if media.images_kwargs.get("do_pan_and_scan"):
+        yield CheckLine(f"{name}: Pan & Scan", "crops as in training", "none in llama.cpp", WARN, _NO_CROPS)
+    limits = llama_image_tokens(media)
     reference, bounds = TrainedModel(forward), QUANTIZED if name in _QUANTIZED else AS_SERVED
     with tempfile.TemporaryDirectory() as folder:
         for question in questions(tokenizer, towers.config, Path(folder)):

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 from gguf import GGUFWriter, VisionProjectorType
 
+from gemma_tune.media.families import image_limits
+
 # Sizes that llama.cpp takes where the file has no key of them
 _MERGED_3, _MERGED_4 = 4, 3
 # What llama.cpp has built in for Gemma 4's towers
@@ -58,16 +60,6 @@ def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool
         _gemma4_audio(writer, config.audio_config)
         writer.add_clip_has_audio_encoder(True)
         writer.add_audio_projection_dim(width)
-
-
-def image_limits(most: int) -> tuple[int, int]:
-    """The fewest and the most tokens of an image with which llama.cpp scales images nearly as Gemma 4's processor does.
-
-    The processor scales each image up or down to as many as fit into the most, rounding its sides down; llama.cpp
-    scales down to the most, up to the fewest, rounding up, and leaves what is between. Of nine sizes (64 × 64 to
-    1500 × 1000) five had the same tokens with nine tenths as the fewest, and the others at most 28 more or fewer.
-    """
-    return most * 9 // 10, most
 
 
 def _add_sizes(writer: GGUFWriter, vision: Any, image_size: int, mean: float, std: float) -> None:

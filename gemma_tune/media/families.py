@@ -103,3 +103,22 @@ def check_images_kwargs(model_type: str, given: Mapping[str, Any]) -> None:
             raise UserError(f"model.images_kwargs.{name}: {takes}.")
         if not allowed[name].fits(value) or isinstance(value, bool) != (name == "do_pan_and_scan"):
             raise UserError(f"model.images_kwargs.{name}={quoted(value)}: it must be {allowed[name].said}.")
+
+
+def image_limits(most: int) -> tuple[int, int]:
+    """The fewest and the most tokens of an image with which llama.cpp scales images nearly as Gemma 4's processor does.
+
+    The processor scales each image up or down to as many as fit into the most, rounding its sides down; llama.cpp
+    scales down to the most, up to the fewest, rounding up, and leaves what is between. Of nine sizes (64 × 64 to
+    1500 × 1000) five had the same tokens with nine tenths as the fewest, and the others at most 28 more or fewer.
+    """
+    return most * 9 // 10, most
+
+
+def llama_image_tokens(media: Any) -> tuple[int, int] | None:
+    """The fewest and the most tokens of an image that llama.cpp must be told; None where all images have as many.
+
+    Args:
+        media: The `MediaProcessor` of training.
+    """
+    return None if media.model_type in ("gemma3", "gemma3n") else image_limits(media.most_image_tokens)

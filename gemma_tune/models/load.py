@@ -28,7 +28,7 @@ from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_conf
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.language_part import load_language_part, not_loadable
-from gemma_tune.models.media import media_of
+from gemma_tune.models.media import checkpoint_of, media_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.models.tower_files import load_towers
@@ -151,8 +151,18 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
         )
     tokenizer.pad_token = "<pad>"
     tokenizer.padding_side = "right"
-    tokenizer.media, tokenizer.no_media = media_of(source, None if source.gguf else load_config(source), tokenizer)
+    config = load_config(source) if source.gguf is None else _config_of_gguf(source)
+    tokenizer.media, tokenizer.no_media = media_of(source, config, tokenizer)
     return tokenizer
+
+
+def _config_of_gguf(source: Source) -> Any:
+    """That of the checkpoint that a GGUF file was made from, for its media; None where it isn't here."""
+    try:
+        checkpoint = checkpoint_of(source)
+        return checkpoint and load_config(checkpoint)
+    except UserError:  # text needs none of it
+        return None
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:

@@ -13,7 +13,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.media.families import MARKS, check_images_kwargs
 from gemma_tune.media.processor import MediaProcessor
 from gemma_tune.media.stored import PROCESSOR_FILES
-from gemma_tune.models.hub import only_local
+from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
+from gemma_tune.models.hub import is_in_cache, only_local
 from gemma_tune.models.source import Source
 
 # Where config.json says that there is a tower, and which token its features replace
@@ -25,19 +26,27 @@ def media_of(source: Source, config: Any, tokenizer: Any) -> tuple[MediaProcesso
 
     Args:
         source: The model.
-        config: Its configuration; None of a GGUF file.
+        config: Its configuration; of a GGUF file that of `checkpoint_of`, or None.
         tokenizer: Its tokenizer.
 
     Raises:
         UserError: `model.images_kwargs` doesn't fit the family.
     """
     given = dict(source.images_kwargs)
-    if config is None or config.model_type not in MARKS:
+    if config is None:
+        return None, (
+            f"{source.base} is a GGUF file, and {source.tokenizer}, where its tokenizer is, has no processor of media "
+            f"({PROCESSOR_FILES[0]}); name the folder of the checkpoint that it was made from: "
+            "model.tokenizer_name_or_path=FOLDER"
+        )
+    if config.model_type not in MARKS:
         why = f"this checkpoint has no towers: {source.base} reads text only"
-        if given:
+        if given and source.gguf is None:
             raise UserError(f"model.images_kwargs: {why}.")
         return None, why
     check_images_kwargs(config.model_type, given)
+    if source.gguf is not None:
+        source = checkpoint_of(source) or source
     folder = source.folder
     if folder is not None and not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return (
@@ -49,6 +58,24 @@ def media_of(source: Source, config: Any, tokenizer: Any) -> tuple[MediaProcesso
         return None, why
     where = partial(_folder_here, folder) if folder else partial(_folder_of_hub, source.base, source.revision)
     return MediaProcessor(config.model_type, ids, where, given), ""
+
+
+def checkpoint_of(source: Source) -> Source | None:
+    """The checkpoint whose tokenizer a GGUF file has, and with it the processor of media; None where it isn't here.
+
+    Beside an adapter, as in the folder of a run, it is the adapter's base.
+    """
+    name, revision = source.tokenizer, None
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        stored = read_adapter_config(Path(name))
+        name, revision = str(stored.get("base_model_name_or_path")), stored.get("revision")
+    if Path(name).is_dir():
+        there = (Path(name) / "config.json").is_file() and any(
+            (Path(name) / file).is_file() for file in PROCESSOR_FILES
+        )
+    else:
+        there = not Path(name).is_absolute() and is_in_cache(name, revision)
+    return Source(name, revision, None, name) if there else None
 
 
 def _soft_ids(config: Any, tokenizer: Any) -> tuple[dict[str, int], str]:

@@ -116,11 +116,15 @@ def find_source(model: ModelConfig, continues: bool = False) -> Source:
                 f"model.tokenizer_name_or_path={other}: this folder has no tokenizer (tokenizer.json); name another."
             )
         other = str(found)
-    if is_gguf(model.model_name_or_path):
-        return _source_of_gguf(model.model_name_or_path, other)
-    source = _source_of_weights(model, other is None, continues)
+    if in_gguf := is_gguf(model.model_name_or_path):
+        source = _source_of_gguf(model.model_name_or_path, other)
+    else:
+        source = _source_of_weights(model, other is None, continues)
     images = {**_images_kwargs_of_run(model.model_name_or_path, source), **model.images_kwargs}
-    source = replace(source, added_tokens=tuple(model.added_tokens), images_kwargs=tuple(sorted(images.items())))
+    source = replace(source, images_kwargs=tuple(sorted(images.items())))
+    if in_gguf:
+        return source
+    source = replace(source, added_tokens=tuple(model.added_tokens))
     return source if other is None else replace(source, tokenizer=other)
 
 

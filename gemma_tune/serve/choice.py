@@ -6,18 +6,20 @@ import importlib.util
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from gemma_tune.chat import without_marks
 from gemma_tune.config import Config
-from gemma_tune.config.model import is_gguf
+from gemma_tune.config.model import is_gguf, is_template_file
 from gemma_tune.engines.vllm_server import IN_16_BIT, as_vllm_reads, find_vllm, unservable
 from gemma_tune.errors import UserError
+from gemma_tune.export.media_template import template_for_llama_cpp
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.gguf_header import lacks_chat_template, read_gguf_header
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of
-from gemma_tune.run.paths import ON_GRID, TUNED, gguf_models, is_bundled, resolve
+from gemma_tune.run.paths import MMPROJ, ON_GRID, TUNED, gguf_models, is_bundled, mmproj_beside, resolve
 from gemma_tune.validation.serving import is_loopback
 
 _NAMED = 3  # of many files
@@ -35,6 +37,7 @@ class Served:
         name: The model's id for clients.
         source: Where the weights are; of a GGUF file None.
         gguf: The GGUF file, or None.
+        mmproj: The file of its towers for images and sound, or None.
         template: The chat template in place of that of the GGUF file; None: the file's own.
         vllm: The `vllm` command, where that is the engine.
         note: What may not be expected of this choice; "" where there is nothing.
@@ -44,6 +47,7 @@ class Served:
     name: str
     source: Source | None = None
     gguf: Path | None = None
+    mmproj: Path | None = None
     template: str | None = None
     vllm: Path | None = None
     note: str = ""
@@ -57,7 +61,7 @@ class Served:
     def weights(self) -> str:
         """The weights for people: a file, a base, or a base with its adapter."""
         if self.source is None:
-            return str(self.gguf)
+            return str(self.gguf) + (f" with the towers {self.mmproj.name}" if self.mmproj else "")
         return self.source.base + (f" with the adapter {self.source.adapter}" if self.source.adapter else "")
 
 
@@ -143,9 +147,15 @@ def _by_llama_cpp(cfg: Config, called: str, ggufs: list[Path]) -> Served:
             "'gemma_tune[gguf]' brings it."
         )
     architecture, template = read_gguf_header(ggufs[0]).architecture, cfg.model.chat_template
+    mmproj = mmproj_beside(ggufs[0])
+    several = mmproj is None and any(ggufs[0].parent.glob(f"{MMPROJ}*.gguf"))
+    note = f"Texts alone are served: several files of towers ({MMPROJ}*.gguf) stand beside it." if several else ""
+    served = Served("llama_cpp", called, gguf=ggufs[0], mmproj=mmproj, note=note)
     if template is not None:
-        text = without_marks(template_of(None, template, ""))
-        return Served("llama_cpp", called, gguf=ggufs[0], template=text)
+        text = template_of(None, template, "")
+        if not is_template_file(template):  # with what training writes round an image
+            text = template_for_llama_cpp(SimpleNamespace(chat_template=text), mmproj is not None)
+        return replace(served, template=without_marks(text))
     if lacks_chat_template(ggufs[0]):
         forms = [family.form for family in FAMILIES.values() if family.gguf == architecture] or ["gemma3"]
         raise UserError(
@@ -153,7 +163,7 @@ def _by_llama_cpp(cfg: Config, called: str, ggufs: list[Path]) -> Served:
             f"as ChatML, which is not how Gemma was trained; name the template: model.chat_template={forms[0]}, or "
             "the file of the one that it was tuned with."
         )
-    return Served("llama_cpp", called, gguf=ggufs[0])
+    return served
 
 
 def _by_transformers(cfg: Config, called: str, source: Source, ggufs: list[Path]) -> Served:

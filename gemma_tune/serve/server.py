@@ -17,7 +17,7 @@ from gemma_tune.engines.listening import Listening, bound
 from gemma_tune.engines.llama_server import LlamaServer
 from gemma_tune.engines.vllm_server import PLAIN, VllmOptions, VllmServer
 from gemma_tune.errors import UserError
-from gemma_tune.models.gguf_header import read_gguf_header
+from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
 from gemma_tune.serve.choice import Served
 
 # Tokens of a conversation in llama.cpp, which allocates memory for all of them at the start
@@ -84,6 +84,8 @@ def started(served: Served, cfg: Config) -> Iterator[Server]:
             timeout=_LOADING,
             public=public,
             template=served.template,
+            mmproj=served.mmproj,
+            image_tokens=image_tokens(served.mmproj) if served.mmproj else None,
         )
     elif served.vllm is not None:
         with _vllm(served, cfg, public) as running:

@@ -27,7 +27,9 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
+from gemma_tune.run.terminal import say
 from gemma_tune.steps.data import rows_of_tests
+from gemma_tune.steps.media_rows import UnreadMedia, media_kinds, with_what_is_measured
 from gemma_tune.steps.rows_used import rows_line
 from gemma_tune.steps.served_answers import served_answers
 
@@ -43,6 +45,8 @@ class Measurement:
         held_out: The validation rows, as the tokenizer cuts them.
         tests: The test rows, by name.
         evaluators: What measures the model, by name.
+        media: Whether rows have images, sound or video.
+        left_out: What to say of evaluators that are left out, since the engine can't serve them on these rows.
     """
 
     cfg: Config
@@ -51,6 +55,8 @@ class Measurement:
     held_out: TokenizedRows
     tests: Mapping[str, Sequence[Record]]
     evaluators: dict[str, Evaluator]
+    media: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def rows(self) -> str:
@@ -98,7 +104,7 @@ class Measurement:
         reset_peak(device)
         with contextlib.ExitStack() as stack:
             with folder.timed("load"):
-                opened = open_engine(cfg, self.source, self.tokenizer, self.held_out.highest_id)
+                opened = open_engine(cfg, self.source, self.tokenizer, self.held_out.highest_id, self.media)
                 engine = stack.enter_context(opened)
             yield engine
         if self.source.gguf is None:  # llama.cpp is a process of its own
@@ -142,5 +148,29 @@ def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: b
         check_evaluators(cfg, source, tokenizer)
     held_out = once_per_node(lambda: load_held_out(cfg.data, tokenizer, cfg.train.max_length, cfg.seed))
     tests = rows_of_tests(cfg) if evaluators else {}
-    prepared = prepare_evaluators(cfg, tokenizer, held_out, tests) if evaluators else {}
-    return Measurement(cfg, source, tokenizer, held_out, tests, prepared)
+    if not evaluators:
+        return Measurement(cfg, source, tokenizer, held_out, tests, {})
+    held, tested = media_kinds(held_out, tests)
+    cfg, left_out = with_what_is_measured(cfg, source, tokenizer, held, tested)
+    prepared = prepare_evaluators(cfg, tokenizer, held_out, tests)
+    return Measurement(cfg, source, tokenizer, held_out, tests, prepared, bool(held | tested), tuple(left_out))
+
+
+def measure_where_read(cfg: Config, when: str, folder: RunFolder) -> Evaluation:
+    """Measures a file; where its engine can't be asked about the media of the rows, this is noted as a failure.
+
+    Args:
+        cfg: The configuration, with the file as its model.
+        when: What is measured, for messages.
+        folder: The run folder, whose result takes seconds and failures.
+
+    Returns:
+        What was measured; empty where the engine can't be asked.
+    """
+    try:
+        asked = prepare_measurement(cfg)
+    except UnreadMedia as error:
+        folder.result.failures[when] = str(error)
+        return Evaluation()
+    say(*asked.left_out)
+    return asked.measure(when, folder)

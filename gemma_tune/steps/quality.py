@@ -33,6 +33,7 @@ from gemma_tune.run.paths import ASSETS, gguf_models, looks_local, resolve
 from gemma_tune.run.terminal import say
 from gemma_tune.steps.advice import advice_on
 from gemma_tune.steps.measure_only import Measurement, prepare_measurement
+from gemma_tune.steps.media_rows import UnreadMedia
 from gemma_tune.validation.measuring import holds_out
 
 SOURCE = "source"
@@ -135,7 +136,7 @@ def measure_files(
                     found[name] = asked.ask(name, engine, folder)
                     found[name].save(folder.evals, f"export-{name}")
                     speeds[name] = speed_of(engine)
-            except EngineUnavailable as error:
+            except (EngineUnavailable, UnreadMedia) as error:
                 notes.append(f"{name} was not measured: {error}")
             except (RunError, UserError, OSError, torch.OutOfMemoryError) as error:
                 folder.result.failures[f"quality of {name}"] = str(error)

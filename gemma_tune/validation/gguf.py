@@ -11,7 +11,9 @@ from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import missing_path
 
 # Every other key of `model` is about loading weights with Transformers.
-_WITH_LLAMA_CPP = ("model_name_or_path", "base_url", "served_name", "tokenizer_name_or_path", "chat_template")
+_WITH_LLAMA_CPP = (
+    "model_name_or_path", "base_url", "served_name", "tokenizer_name_or_path", "chat_template", "images_kwargs",
+)  # fmt: skip
 
 
 def gguf_problems(cfg: Config) -> Iterator[str]:
