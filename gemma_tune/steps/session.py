@@ -141,8 +141,8 @@ class Session:
             else:
                 with stops.waiting():
                     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-        if not stop.ends:
-            trainer.keep_the_end()
+            if not stop.ends:
+                trainer.keep_the_end()
         stops.agree()
         if stops.asked is not None:
             raise Stopped(stops.asked)

@@ -135,6 +135,10 @@ def sft_trainer(
         loss = load_function(cfg.train.loss, "train.loss", LOSS)
         kind, more = OwnLossTrainer, {"loss": loss, "named": cfg.train.loss}
     dataset = train.dataset
+    if has_media(dataset) and args.packing and cfg.data.streaming:
+        raise UserError(
+            "train.packing=true with data.streaming=true: rows with images are packed all at once; set one."
+        )
     if has_media(dataset) and args.packing:
         dataset = packed(dataset, args.max_length, args.packing_strategy)
         args.dataset_kwargs = {"skip_prepare_dataset": True}

@@ -30,6 +30,7 @@ from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import seeing
+from gemma_tune.steps.session import Session
 
 FAMILIES_HERE = ("gemma3", "gemma4_e2b", "gemma4_31b")
 
@@ -233,3 +234,23 @@ def test_packed_media_are_what_the_models_own_class_makes_of_each(
         packed = torch.tensor([[token for prompt in prompts for token in prompt]])
         found = ours(input_ids=packed, position_ids=places, use_cache=False).logits[0]
     assert (found - torch.cat(wanted)).abs().max() <= 2e-5 * found.abs().max()
+
+
+@pytest.mark.slow
+def test_the_end_of_full_training_is_kept_with_its_towers(
+    rows: Path, folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends between training and export goes on from the kept weights, those of the towers among them."""
+    model, words = folder_of("gemma3"), ["model.train_towers=full", "export.dtype=float32"]
+    whole = trained("full_sft", model, rows, tmp_path / "whole", *words, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "export", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained("full_sft", model, rows, tmp_path / "run", *words, steps=2)
+    run = trained("full_sft", model, rows, tmp_path / "run", *words, steps=2)
+    found, wanted = (load_file(folder / "export" / "merged" / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
