@@ -89,8 +89,8 @@ ALLOWED: Mapping[str, Mapping[str, _Allowed]] = MappingProxyType(
 )
 
 
-def check_images_kwargs(model_type: str, given: Mapping[str, Any]) -> None:
-    """Whether `model.images_kwargs` fits the family.
+def checked_images_kwargs(model_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`model.images_kwargs` as the family's image processor takes it, which refuses a whole number as a ratio.
 
     Raises:
         UserError: A name or a value that the family's image processor doesn't take; it names those that it takes.
@@ -103,6 +103,7 @@ def check_images_kwargs(model_type: str, given: Mapping[str, Any]) -> None:
             raise UserError(f"model.images_kwargs.{name}: {takes}.")
         if not allowed[name].fits(value) or isinstance(value, bool) != (name == "do_pan_and_scan"):
             raise UserError(f"model.images_kwargs.{name}={quoted(value)}: it must be {allowed[name].said}.")
+    return {name: float(value) if name.endswith("_ratio_to_activate") else value for name, value in given.items()}
 
 
 def image_limits(most: int) -> tuple[int, int]:

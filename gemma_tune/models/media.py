@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from gemma_tune.errors import UserError
-from gemma_tune.media.families import MARKS, check_images_kwargs
+from gemma_tune.media.families import MARKS, checked_images_kwargs
 from gemma_tune.media.processor import MediaProcessor
 from gemma_tune.media.stored import PROCESSOR_FILES
 from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
@@ -44,7 +44,7 @@ def media_of(source: Source, config: Any, tokenizer: Any) -> tuple[MediaProcesso
         if given and source.gguf is None:
             raise UserError(f"model.images_kwargs: {why}.")
         return None, why
-    check_images_kwargs(config.model_type, given)
+    given = checked_images_kwargs(config.model_type, given)
     if source.gguf is not None:
         source = checkpoint_of(source) or source
     folder = source.folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from media_models import processor_folder, tokenizer_at
+from media_models import IMAGE_TOKENS, processor_folder, tokenizer_at
 from pictures import film, picture, sound
 
 from gemma_tune.chat import Unrenderable, render_chat
@@ -146,6 +146,15 @@ def test_media_where_there_is_no_place(gemma3: Path, tmp_path: Path, tiny: Path)
 def test_images_kwargs(family: str, kwargs: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         tokenizer_at(processor_folder(family, tmp_path), **kwargs)
+
+
+def test_a_whole_number_is_a_ratio_too(gemma3: Path, tmp_path: Path) -> None:
+    """Transformers takes only a float there."""
+    given = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 4}
+    part = image(picture(tmp_path, 40, 20))
+    whole, real = (tokenizer_at(gemma3, **given, pan_and_scan_min_ratio_to_activate=n).media for n in (1, 1.0))
+    assert whole.count(part) == real.count(part) > IMAGE_TOKENS
+    assert whole.pixel_inputs([part])["pixel_values"].equal(real.pixel_inputs([part])["pixel_values"])
 
 
 def test_the_names_of_images_kwargs_are_the_processors() -> None:
