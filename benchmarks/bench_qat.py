@@ -93,7 +93,7 @@ def trainer_of(model: Any, rows: list[Rendered], cache: TeacherCache, scratch: P
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     trainer = GridTrainer(
         model=model, args=arguments, processing_class=AutoTokenizer.from_pretrained(ASSETS / "tiny"),
-        train_dataset=data, teacher=lambda row: cache.get(row.input_ids),
+        train_dataset=data, teacher=cache.get,
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
     trainer.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -236,13 +236,13 @@ def teacher(options: argparse.Namespace, shape: Path, scratch: Path) -> dict[str
             cache.fill(rows, lambda some, base=base: top_k_of_rows(base, some, TOP_K))
         with timed() as read:
             for row in rows:
-                cache.get(row.input_ids)
+                cache.get(row)
         tokens = sum(row.trained_tokens for row in rows)
         found[name] = {
             "rows": len(rows), "tokens": sum(len(row.input_ids) for row in rows), "trained_tokens": tokens,
             "live": live[0] / len(rows), "fill": filled[0] / len(rows), "read": read[0] / len(rows),
             "bytes": sum(f.stat().st_size for f in (scratch / name).iterdir()) / tokens,
-            "difference": max(off_by(a, cache.get(row.input_ids)) for a, row in zip(alone, rows, strict=True)),
+            "difference": max(off_by(a, cache.get(row)) for a, row in zip(alone, rows, strict=True)),
         }  # fmt: skip
     return found
 

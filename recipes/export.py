@@ -59,7 +59,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         else:
             model = load_float32(cfg.model, source, tokenizer, asked.held_out.rendered, cfg.quant.continues).eval()
             plan = grid_plan(model, cfg.quant, source)
-            quantize(model, plan, cfg.quant, rows_to_check(asked).rendered)
+            quantize(model, plan, cfg.quant, rows_to_check(asked).rendered, tokenizer)
     result, notes = folder.result, [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]
     with folder.recording():
         of_plan = plan.lines() if plan else ["in no quantization format (quant=none)"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
@@ -26,8 +25,9 @@ from gemma_tune.steps.grid_plan import grid_plan
 from gemma_tune.steps.quality import measure_files
 from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
+from gemma_tune.steps.towers import open_media
 from gemma_tune.train.arguments import sft_arguments
-from gemma_tune.train.distill import Teacher
+from gemma_tune.train.distill import open_teacher
 from gemma_tune.train.preflight import preflight
 from gemma_tune.train.sft import sft_trainer
 
@@ -50,12 +50,12 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with loading(cfg, folder, setup):
         base = load_float32(cfg.model, setup.source, setup.tokenizer, data.train.rendered, q.continues)
         data.check_vocabulary(base)
+        towers = open_media(cfg, setup, data, base)
         plan = grid_plan(base, q, setup.source)
-        cache = Path(q.teacher_folder or folder.path / "teacher").expanduser() if q.keeps_targets else None
         # Before an adapter is attached: the teacher's digest is that of the bare weights
-        teacher = Teacher(base, setup.tokenizer, q.teacher_top_k, live=q.teacher == "live", cache=cache)
+        teacher = open_teacher(q, base, setup.tokenizer, folder.path)
         model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers={nn.Linear: GridLora})
-        quantize(model, plan, q, data.train.rendered)
+        quantize(model, plan, q, data.train.rendered, setup.tokenizer)
     counts = count(model)
     with folder.leaving_no_empty_folder():
         arguments = sft_arguments(cfg, folder, setup.device)
@@ -66,17 +66,17 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest, weighs_tokens, plan.frozen))
 
     # From here on the run folder is written
-    with session(cfg, folder, setup, data, model, counts, checks, lines=plan.lines()) as training:
+    with session(cfg, folder, setup, data, model, counts, checks, lines=[*plan.lines(), *towers]) as training:
         plan.save(folder.path)
         rows = list(data.held_out.rendered[: q.max_kl_samples])
         with off_grid(model):
             with folder.timed("teacher"), evaluating(model):
-                targets = held_out_targets(base, rows)
+                targets = held_out_targets(base, rows, setup.tokenizer)
                 teacher.prepare(data.train.rendered)
             full = training.measure("unquantised")
-        before, quantized = training.measure("before"), row_kl(base, rows, targets)  # base: quantized from here on
+        before, quantized = training.measure("before"), row_kl(base, rows, targets, setup.tokenizer)  # on the grid now
         training.fit(trainer)
-        after, trained = training.measure("after"), row_kl(base, rows, targets)
+        after, trained = training.measure("after"), row_kl(base, rows, targets, setup.tokenizer)
         training.save_adapter()
         training.go_on_alone()
         lines = export_all(cfg, folder, model, setup.tokenizer, setup.source, plan, [data.held_out, data.train])

@@ -8,7 +8,7 @@ from pathlib import Path
 from gemma_tune.cli.defaults import resolve_defaults
 from gemma_tune.cli.run_settings import as_evaluated
 from gemma_tune.config import AdapterConfig, Config, ExportConfig, ModelConfig, QuantConfig, TrackerConfig
-from gemma_tune.config.model import is_gguf
+from gemma_tune.config.model import TRAIN_NOTHING, is_gguf
 from gemma_tune.run.paths import ON_GRID, TUNED
 
 
@@ -66,7 +66,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
         output_dir=str(folder / ON_GRID),
         overwrite=False,
         tracker=_tracker(cfg, folder, ON_GRID),
-        model=replace(cfg.model, load_in_4bit=False, dtype=None, added_tokens=[]),
+        model=replace(cfg.model, load_in_4bit=False, dtype=None, added_tokens=[], train_towers=TRAIN_NOTHING),
         adapter=adapter,
         train=train,
         quant=replace(cfg.quant, stage2=QuantConfig().stage2),
@@ -90,6 +90,8 @@ def of_measuring(cfg: Config, name: str, tokenizer: str | None = None) -> Config
     """
     device = "auto" if is_gguf(name) else cfg.model.device
     model = ModelConfig(name, tokenizer_name_or_path=tokenizer, chat_template=cfg.model.chat_template, device=device)
+    if not is_gguf(name):  # it has no images
+        model.images_kwargs = cfg.model.images_kwargs
     if name == cfg.model.model_name_or_path:
         model.revision = cfg.model.revision
     return as_evaluated(replace(cfg, recipe="evaluate", method="evaluate", model=model, adapter=AdapterConfig()))

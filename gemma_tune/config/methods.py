@@ -209,11 +209,11 @@ METHODS: dict[str, Method] = {
     # The gradient is noisier in a quantization format: batches of 4 recovered half as much of the loss as batches of 8
     "qat": Method(
         "qat", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", Rates(full=(1e-5, 1e-4), adapter=(1e-4, 1e-3)), batch=(8, 8),
-        float32=True, four_bit=False, packs=True, quantizes=True, takes_over=True,
+        float32=True, four_bit=False, packs=True, quantizes=True, takes_over=True, media=True,
     ),
     "tune_to_int4": Method(
         "tune_to_int4", Kind.TRAIN, Reads.EXAMPLES, "SFTConfig", _SFT_RATES, packs=True, quantizes=True,
-        stages=("sft", "qat"), new_tokens=True,
+        stages=("sft", "qat"), new_tokens=True, media=True,
     ),
     "export": Method(
         "export", Kind.EXPORT, Reads.HELD_OUT, float32=True, four_bit=False, quantizes=True, takes_over=True,

@@ -1,8 +1,7 @@
 """A checkpoint's processor of images, sounds and videos: their text, their number of tokens, and their tensors.
 
-The classes are those of Transformers, loaded when they are first needed and only those that are: images need no audio
-extractor. Numbers of tokens come from the headers of the files alone. Images always go through Pillow, so that a run
-computes the same with and without torchvision.
+The classes are those of Transformers, each loaded when it is first needed. Numbers of tokens come from the headers of
+the files alone. Images always go through Pillow, so that a run computes the same with and without torchvision.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class MediaProcessor:
         model_type: The checkpoint's model type.
         soft_ids: Id of the soft token of each kind of medium that the checkpoint takes.
         images_kwargs: `model.images_kwargs`.
+        files: The settings of the checkpoint's processors.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MediaProcessor:
         images_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model_type, self.soft_ids, self.images_kwargs = model_type, dict(soft_ids), dict(images_kwargs or {})
-        self._files = ProcessorFiles(folder)
+        self.files = ProcessorFiles(folder)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class MediaProcessor:
     def most_image_tokens(self) -> int:
         """The most soft tokens of an image: of Gemma 4 by its size, else the number of each."""
         if self.model_type in ("gemma3", "gemma3n"):
-            return self._files.tokens("image_seq_length", 256)
+            return self.files.tokens("image_seq_length", 256)
         return int(self._kwargs["max_soft_tokens"])
 
     def marks(self, kind: str) -> Marks:
@@ -127,13 +127,13 @@ class MediaProcessor:
     def _image_text(self, run: str, path: str) -> tuple[str, tuple[int, ...]]:
         width, height = image_size(path)
         if self.model_type == "gemma3":
-            tokens, crops = self._files.tokens("image_seq_length", 256), self._crops(width, height)
+            tokens, crops = self.files.tokens("image_seq_length", 256), self._crops(width, height)
             if not crops:
                 return run, (tokens,)
             text = f"Here is the original image {run} and here are some crops to help you see better "
             return text + " ".join([run] * crops), (tokens,) * (crops + 1)
         if self.model_type == "gemma3n":
-            return run, (self._files.tokens("image_seq_length", 256),)
+            return run, (self.files.tokens("image_seq_length", 256),)
         return run, (self._patched(path, width, height, self._kwargs["max_soft_tokens"]),)
 
     def _crops(self, width: int, height: int) -> int:
@@ -163,7 +163,7 @@ class MediaProcessor:
     @property
     def _token_side(self) -> int:
         """Pixels of a side of the square that becomes one token of Gemma 4."""
-        stored = self._files.of("image_processor")
+        stored = self.files.of("image_processor")
         return int(stored.get("patch_size") or 16) * int(stored.get("pooling_kernel_size") or 3)
 
     @cached_property
@@ -175,7 +175,7 @@ class MediaProcessor:
             return {**Gemma3Processor.images_kwargs, **self.images_kwargs}
         if self.model_type == "gemma3n":
             return {}
-        stored = self._files.of("image_processor").get("max_soft_tokens")
+        stored = self.files.of("image_processor").get("max_soft_tokens")
         return {"max_soft_tokens": int(stored or 280), **self.images_kwargs}
 
     @cached_property
@@ -188,18 +188,18 @@ class MediaProcessor:
             return Gemma4ImageProcessorPil(patch_size=self._token_side, pooling_kernel_size=1)
         try:
             return AutoImageProcessor.from_pretrained(
-                str(self._files.folder), backend="pil", trust_remote_code=False, local_files_only=True
+                str(self.files.folder), backend="pil", trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # foreign files fail the classes of Transformers in any way
-            raise UserError(f"{self._files.folder}: no image processor can be loaded ({first_line(error)}).") from error
+            raise UserError(f"{self.files.folder}: no image processor can be loaded ({first_line(error)}).") from error
 
     def _image_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         images = [open_image(kind_and_path(entry)[1]) for entry in media]
         made = dict(self._image_processor(images, return_tensors="pt", **self._kwargs))
         if self.model_type == "gemma3n":
-            counts = [self._files.tokens("image_seq_length", 256)] * len(media)
+            counts = [self.files.tokens("image_seq_length", 256)] * len(media)
         elif self.model_type == "gemma3":
-            tokens = self._files.tokens("image_seq_length", 256)
+            tokens = self.files.tokens("image_seq_length", 256)
             counts = [tokens * (1 + int(crops)) for crops in made.pop("num_crops")]
         else:
             counts = [int(n) for n in made.pop("num_soft_tokens_per_image")]
@@ -216,8 +216,8 @@ class MediaProcessor:
                 f"it is {audio_seconds(path):.1f} seconds long, and the model hears {_SECONDS}: split it into parts.",
             )
         if self.model_type == "gemma3n":  # each sound is padded to 30 seconds
-            return self._files.tokens("audio_seq_length", 188)
-        stored = self._files.of("feature_extractor")
+            return self.files.tokens("audio_seq_length", 188)
+        stored = self.files.of("feature_extractor")
         if self.model_type == "gemma4_unified":
             return -(-samples // int(stored.get("audio_samples_per_token") or 640))
         frame = round(_RATE * float(stored.get("frame_length_ms") or 20.0) / 1000)
@@ -233,10 +233,10 @@ class MediaProcessor:
 
         try:
             return AutoFeatureExtractor.from_pretrained(
-                str(self._files.folder), trust_remote_code=False, local_files_only=True
+                str(self.files.folder), trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # as for images
-            raise UserError(f"{self._files.folder}: no audio extractor can be loaded ({first_line(error)}).") from error
+            raise UserError(f"{self.files.folder}: no audio extractor can be loaded ({first_line(error)}).") from error
 
     def _audio_inputs(self, media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         paths = [kind_and_path(entry)[1] for entry in media]
@@ -259,7 +259,7 @@ class MediaProcessor:
 
     @cached_property
     def _video(self) -> dict[str, int]:
-        stored = self._files.of("video_processor")
+        stored = self.files.of("video_processor")
         return {
             "max_soft_tokens": int(stored.get("max_soft_tokens") or 70),
             "num_frames": stored.get("num_frames") or 32,

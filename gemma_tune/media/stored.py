@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +53,15 @@ class ProcessorFiles:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 16:
             raise UserError(f"{self.folder / PROCESSOR_FILES[0]}: {name} is no number of tokens.")
         return value
+
+    def digest(self, *more: Any) -> str:
+        """A digest of all settings, 32 hex digits.
+
+        Args:
+            more: What else is to be in it.
+        """
+        said = json.dumps([*more, self._contents], sort_keys=True, default=str)
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
     @cached_property
     def _contents(self) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from torch import nn
 from gemma_tune.chat import Rendered
 from gemma_tune.config import QuantConfig
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.media import media_inputs
+from gemma_tune.models.towers import seeing
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main
 from gemma_tune.progress import progress
@@ -69,7 +71,9 @@ def round_activation(x: torch.Tensor, scale: float) -> torch.Tensor:
     return x if scale == 0 else _Rounded.apply(x, scale)
 
 
-def round_activations(model: nn.Module, plan: Plan, rows: Sequence[Rendered], count: int) -> None:
+def round_activations(
+    model: nn.Module, plan: Plan, rows: Sequence[Rendered], count: int, tokenizer: Any = None
+) -> None:
     """Calibrates the scales of every linear layer on a channel grid, and rounds its activations from now on.
 
     The head stays without: its product is the logits. Off the grid (`off_grid`) nothing is rounded.
@@ -79,15 +83,16 @@ def round_activations(model: nn.Module, plan: Plan, rows: Sequence[Rendered], co
         plan: The plan of its grids.
         rows: What it is trained on.
         count: Of how many rows the scales are calibrated; 0: activations are not rounded.
+        tokenizer: Its tokenizer, whose processor prepares the media of rows that have some.
     """
     layers = _layers(model, plan)
     if count and layers:
-        scales = from_main(lambda: _calibrated(language_part(model), layers, rows[:count]))
+        scales = from_main(lambda: _calibrated(language_part(model), layers, rows[:count], tokenizer))
         for name, layer in layers.items():
             _round(layer, scales[name])
 
 
-def quantize(model: nn.Module, plan: Plan, quant: QuantConfig, rows: Sequence[Rendered]) -> None:
+def quantize(model: nn.Module, plan: Plan, quant: QuantConfig, rows: Sequence[Rendered], tokenizer: Any = None) -> None:
     """Puts a model on its grid, in place, and rounds its activations where the format does.
 
     Args:
@@ -95,10 +100,11 @@ def quantize(model: nn.Module, plan: Plan, quant: QuantConfig, rows: Sequence[Re
         plan: Which weight is on which grid.
         quant: `calibration_samples`.
         rows: What the activations' scales are calibrated on.
+        tokenizer: As for `round_activations`.
     """
     put_on_grid(model, plan)
     if quant.by_channel:
-        round_activations(model, plan, rows, quant.calibration_samples)
+        round_activations(model, plan, rows, quant.calibration_samples, tokenizer)
 
 
 def activation_scales(model: nn.Module) -> dict[str, ActivationScales]:
@@ -132,7 +138,9 @@ def _round(layer: Any, scales: ActivationScales) -> None:
     layer.register_forward_hook(after)
 
 
-def _calibrated(base: Any, layers: Mapping[str, nn.Module], rows: Sequence[Rendered]) -> dict[str, ActivationScales]:
+def _calibrated(
+    base: Any, layers: Mapping[str, nn.Module], rows: Sequence[Rendered], tokenizer: Any
+) -> dict[str, ActivationScales]:
     """The scales that give the smallest squared error over the rows, of those that clip more or less."""
     largest = {name: torch.zeros(2) for name in layers}
     errors = {name: torch.zeros(2, len(_SHARES), dtype=torch.float64) for name in layers}
@@ -147,7 +155,7 @@ def _calibrated(base: Any, layers: Mapping[str, nn.Module], rows: Sequence[Rende
             errors[name][side, n] += apart.square().sum(dtype=torch.float64).cpu()
 
     for see in (magnitudes, lost):
-        _seen(base, layers, rows, see)
+        _seen(base, layers, rows, tokenizer, see)
     return {
         name: ActivationScales(
             *(_scale(float(largest[name][side]) * _SHARES[int(errors[name][side].argmin())]) for side in (0, 1))
@@ -160,6 +168,7 @@ def _seen(
     base: Any,
     layers: Mapping[str, nn.Module],
     rows: Sequence[Rendered],
+    tokenizer: Any,
     see: Callable[[str, int, torch.Tensor], None],
 ) -> None:
     """Shows the inputs (0) and outputs (1) of layers in forward passes of the rows."""
@@ -175,7 +184,9 @@ def _seen(
     try:
         with evaluating(base):
             for row in progress(rows, desc="calibrating activations", unit=" rows"):
-                base.model(input_ids=torch.tensor([row.without_media[:_LONGEST]], device=device), use_cache=False)
+                ids = row.input_ids if row.media else row.input_ids[:_LONGEST]  # a medium is never cut
+                with seeing(base, media_inputs(tokenizer, [row])):
+                    base.model(input_ids=torch.tensor([ids], device=device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,9 @@ import numpy as np
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
+from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows
+from gemma_tune.models.towers import seeing
 from gemma_tune.processes import in_shares, share
 from gemma_tune.progress import progress
 from gemma_tune.train.distill import top_k_of_rows
@@ -21,7 +23,7 @@ WHOLE, LARGEST = 4096, 256
 _NOTHING = 1e-6
 
 
-def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
+def held_out_targets(base: Any, rows: Sequence[Rendered], tokenizer: Any) -> list[TopK]:
     """The unquantized model's log-probabilities before each trained token of held-out rows.
 
     Of several processes each has those of its share, as `row_kl` takes them.
@@ -29,26 +31,30 @@ def held_out_targets(base: Any, rows: Sequence[Rendered]) -> list[TopK]:
     Args:
         base: The model, off its grid.
         rows: Rendered rows.
+        tokenizer: Its tokenizer, whose processor prepares their media.
     """
     vocabulary = base.config.get_text_config().vocab_size
     k = vocabulary if vocabulary <= WHOLE else LARGEST
     with evaluating(base):
         shown = progress(share(rows, equal=True), desc="KL: the unquantized model", unit=" rows")
-        return [top_k_of_rows(base, [row], k)[0] for row in shown]
+        return [top_k_of_rows(base, [row], k, tokenizer)[0] for row in shown]
 
 
-def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK]) -> list[float]:
+def row_kl(base: Any, rows: Sequence[Rendered], targets: Sequence[TopK], tokenizer: Any) -> list[float]:
     """KL(unquantized ‖ model) of each row, summed over its trained tokens, in nats.
 
     Args:
         base: The model on its grid.
         rows: Rendered rows.
         targets: The unquantized model's log-probabilities, from `held_out_targets`.
+        tokenizer: As there.
     """
 
     def of_share(share: list[Rendered]) -> Iterator[float]:
         for row, wanted in zip(progress(share, desc="KL", unit=" rows"), targets, strict=True):
-            hidden, _ = trained_states(base, pad_rows(base, [row]))
+            inputs = pad_rows(base, [row])
+            with seeing(base, media_inputs(tokenizer, [row]), inputs["input_ids"]) as given:
+                hidden, _ = trained_states(base, inputs, media=given)
             here = TopK(*(tensor.to(hidden.device) for tensor in wanted))
             yield kl_from_top_k(hidden, head_of(base), here).item()
 

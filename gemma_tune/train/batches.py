@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from trl import pack_dataset
 
+from gemma_tune.chat import Rendered
 from gemma_tune.data.storage import MEDIUM
 
 MEDIA = "media"  # the column of a data set, and the key of a batch
+FILES = "media_files"  # the key of a batch with what the rows say of their media
 _NUMBER = "medium"
 
 
@@ -24,12 +27,17 @@ class WithMedia:
         collate: TRL's collator.
         processor: `tokenizer.media`.
         times: How often the media of all rows stand in the batch: it holds both answers of pairs, one after the other.
+        named: Whether the batch says of which files they are, too (`FILES`).
     """
 
     def __init__(
-        self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], processor: Any, times: int = 1
+        self,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        processor: Any,
+        times: int = 1,
+        named: bool = False,
     ) -> None:
-        self._collate, self._processor, self._times = collate, processor, times
+        self._collate, self._processor, self._times, self._named = collate, processor, times, named
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch; its media stand in the order of the rows."""
@@ -38,7 +46,35 @@ class WithMedia:
         if not media:
             return batch
         inputs = self._processor.pixel_inputs(media)
-        return {**batch, MEDIA: {name: torch.cat([tensor] * self._times) for name, tensor in inputs.items()}}
+        files = {FILES: media * self._times} if self._named else {}
+        return {**batch, **files, MEDIA: {name: torch.cat([tensor] * self._times) for name, tensor in inputs.items()}}
+
+
+def rows_with_media(
+    rows: Sequence[Rendered], media: Sequence[dict[str, Any]], soft_ids: Collection[int]
+) -> list[Rendered]:
+    """The rows of a batch, each with those of the batch's media whose soft tokens it has.
+
+    Args:
+        rows: Token ids and labels.
+        media: Of all rows, in the order of their soft tokens.
+        soft_ids: The ids of soft tokens.
+
+    Raises:
+        RuntimeError: There are soft tokens without a medium, or media without their tokens.
+    """
+    left, found = iter(media), []
+    for row in rows:
+        soft, own = sum(i in soft_ids for i in row.input_ids), list[dict[str, Any]]()
+        while soft > 0 and (medium := next(left, None)):
+            own.append(medium)
+            soft -= medium["tokens"]
+        if soft:
+            raise RuntimeError("the soft tokens of a batch aren't those of its media")
+        found.append(replace(row, media=own))
+    if next(left, None):
+        raise RuntimeError("the soft tokens of a batch aren't those of its media")
+    return found
 
 
 def has_media(dataset: Any) -> bool:

@@ -7,30 +7,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gemma_tune.chat import Rendered
+from gemma_tune.config import QuantConfig
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, trained_states
+from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows, unpad_rows
+from gemma_tune.models.towers import seeing, towers_of
 from gemma_tune.models.unwrap import language_part
+from gemma_tune.train.batches import FILES, rows_with_media
 from gemma_tune.train.sft import GemmaSFTTrainer
-from gemma_tune.train.teacher_cache import TeacherCache, vocabulary_digest, weights_digest
+from gemma_tune.train.teacher_cache import TeacherCache, sight_digest, vocabulary_digest, weights_digest
 
 
-def top_k_of_rows(base: Any, rows: Sequence[Rendered], k: int) -> list[TopK]:
+def top_k_of_rows(base: Any, rows: Sequence[Rendered], k: int, tokenizer: Any = None) -> list[TopK]:
     """What a model predicts before each trained token of each row, on the CPU; similar lengths need less padding.
 
     Args:
         base: The model, without a PeftModel around it.
         rows: Rendered rows, which go through the model as one batch.
         k: Log-probabilities of each position, the largest ones.
+        tokenizer: Its tokenizer, whose processor prepares the media of rows that have some.
     """
-    with torch.no_grad():
-        hidden_NH, _ = trained_states(base, pad_rows(base, rows))
+    inputs = pad_rows(base, rows)
+    with torch.no_grad(), seeing(base, media_inputs(tokenizer, rows), inputs["input_ids"]) as given:
+        hidden_NH, _ = trained_states(base, inputs, media=given)
         found = top_k(hidden_NH, head_of(base), k)
     of_each = [tensor.cpu().split([row.trained_tokens for row in rows]) for tensor in found]
     return [TopK(*tensors) for tensors in zip(*of_each, strict=True)]
@@ -50,7 +57,8 @@ class Teacher:
 
     def __init__(self, base: Any, tokenizer: Any, top_k: int, live: bool = False, cache: Path | None = None) -> None:
         self._base, self._k, self._folder = base, top_k, None if live else cache
-        self._live = copy.deepcopy(base).eval().requires_grad_(False) if live else None
+        self._tokenizer = tokenizer
+        self._live = _frozen_copy(base) if live else None
         self._cache: TeacherCache | None = None
         # Of the weights as they are before training changes them
         self._digests = (weights_digest(base), vocabulary_digest(tokenizer)) if self._folder else ("", "")
@@ -65,9 +73,10 @@ class Teacher:
             UserError: As `TeacherCache`.
         """
         if self._folder is not None:
-            self._cache = TeacherCache(self._folder, self._k, *self._digests)
+            sight = partial(sight_digest, self._base, self._tokenizer)
+            self._cache = TeacherCache(self._folder, self._k, *self._digests, sight)
             with evaluating(self._base):
-                self._cache.fill(rows, lambda batch: top_k_of_rows(self._base, batch, self._k))
+                self._cache.fill(rows, lambda batch: top_k_of_rows(self._base, batch, self._k, self._tokenizer))
 
     def __call__(self, row: Rendered) -> TopK:
         """The targets of a training row.
@@ -76,8 +85,28 @@ class Teacher:
             KeyError: `prepare` didn't see the row.
         """
         if self._cache is not None:
-            return self._cache.get(row.input_ids)
-        return top_k_of_rows(self._live, [row], self._k)[0]
+            return self._cache.get(row)
+        return top_k_of_rows(self._live, [row], self._k, self._tokenizer)[0]
+
+
+def open_teacher(quant: QuantConfig, base: Any, tokenizer: Any, folder: Path) -> Teacher:
+    """The teacher that `quant` asks for.
+
+    Args:
+        quant: `teacher`, `teacher_top_k`, `teacher_folder`.
+        base: The teacher as it is now.
+        tokenizer: Its tokenizer.
+        folder: The run folder, which holds its targets where no other folder is named.
+    """
+    cache = Path(quant.teacher_folder or folder / "teacher").expanduser() if quant.keeps_targets else None
+    return Teacher(base, tokenizer, quant.teacher_top_k, live=quant.teacher == "live", cache=cache)
+
+
+def _frozen_copy(base: Any) -> Any:
+    """A copy that is never trained; the weights of the towers beside it, which aren't trained either, are shared."""
+    towers = towers_of(base)
+    shared = {id(tensor): tensor for tensor in towers.stored().values()} if towers else {}
+    return copy.deepcopy(base, shared).eval().requires_grad_(False)
 
 
 class DistillationTrainer(GemmaSFTTrainer):
@@ -87,6 +116,8 @@ class DistillationTrainer(GemmaSFTTrainer):
         teacher: Gives the targets of a row, as `Teacher` does.
         cross_entropy: c, from 0 to 1.
     """
+
+    names_media = True
 
     def __init__(
         self, *args: Any, teacher: Callable[[Rendered], TopK], cross_entropy: float = 0.0, **kwargs: Any
@@ -104,7 +135,9 @@ class DistillationTrainer(GemmaSFTTrainer):
         head = head_of(base)
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         if self._cross_entropy < 1:
-            rows = map(Rendered, unpad_rows(inputs, "input_ids"), unpad_rows(inputs, "labels"))
+            rows = list(map(Rendered, unpad_rows(inputs, "input_ids"), unpad_rows(inputs, "labels")))
+            if media := inputs.get(FILES):
+                rows = rows_with_media(rows, media, self.processing_class.media.soft_ids.values())
             of_rows = [self._teacher(row) for row in rows if row.trained_tokens]
             targets = TopK(*(torch.cat(tensors).to(hidden_NH.device) for tensors in zip(*of_rows, strict=True)))
             total = total + (1 - self._cross_entropy) * kl_from_top_k(hidden_NH, head, targets)

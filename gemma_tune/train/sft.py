@@ -26,7 +26,12 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
 
     - Length-grouped batches come in random order, and in the same order when resumed.
     - On a CPU the head computes the logits of trained tokens only.
+
+    Attributes:
+        names_media: Whether its batches say of which files their media are.
     """
+
+    names_media = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -144,5 +149,5 @@ def sft_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     trainer = build_trainer(kind, cfg, args, model, tokenizer, dataset, NonFiniteGuard(find_rows), **more)
     if has_media(dataset):  # TRL takes no collator of ours where it packs
-        trainer.data_collator = WithMedia(trainer.data_collator, tokenizer.media)
+        trainer.data_collator = WithMedia(trainer.data_collator, tokenizer.media, named=kind.names_media)
     return trainer

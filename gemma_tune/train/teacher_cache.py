@@ -9,6 +9,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pyarrow as pa
 import torch
 
 from gemma_tune.chat import Rendered
-from gemma_tune.errors import UserError
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.media.content import content_digest
 from gemma_tune.models.head import TopK
+from gemma_tune.models.towers import open_towers
 from gemma_tune.processes import barrier, from_main, share
 from gemma_tune.progress import phase, progress
 
@@ -39,13 +42,25 @@ _OF_ANOTHER = {
 }
 
 
-def row_key(ids: Sequence[int]) -> bytes:
-    """The digest of a row's token ids, 16 bytes: the row's name in the cache."""
-    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
+def row_key(row: Rendered, sight: Callable[[], str]) -> bytes:
+    """A row's name in the cache, 16 bytes: a digest of its token ids, and of what is seen where it has media.
+
+    Args:
+        row: The row.
+        sight: Gives the digest of what the teacher sees media with.
+    """
+    ids = np.asarray(row.input_ids, dtype=np.int32).tobytes()
+    if not row.media:
+        return hashlib.blake2b(ids, digest_size=16).digest()
+    found = hashlib.blake2b(ids, digest_size=16, person=b"media")
+    found.update(sight().encode())
+    for medium in row.media:
+        found.update(content_digest(medium["path"]))
+    return found.digest()
 
 
 class TeacherCache:
-    """The top-k log-probabilities before each trained token of rows, by the rows' token ids.
+    """The top-k log-probabilities before each trained token of rows, by the rows' token ids and their media.
 
     `targets-00000.arrow`, `targets-00001.arrow`, … are Arrow IPC files with one entry for each row: 4 bytes for an id
     and 2 for its log-probability. Their schema names the teacher, its tokenizer and K. A file is written under another
@@ -57,14 +72,18 @@ class TeacherCache:
         top_k: Log-probabilities for each trained token.
         model: A digest of the teacher's weights.
         tokenizer: A digest of its vocabulary.
+        sight: Gives a digest of what it sees media with; asked for where a row has some.
 
     Raises:
         UserError: The folder holds the targets of another model, another tokenizer or another K, is of an earlier
             version, or a file in it is damaged.
     """
 
-    def __init__(self, folder: Path, top_k: int, model: str, tokenizer: str) -> None:
+    def __init__(
+        self, folder: Path, top_k: int, model: str, tokenizer: str, sight: Callable[[], str] = lambda: ""
+    ) -> None:
         self.folder, self._k = folder, top_k
+        self._key = partial(row_key, sight=cache(sight))
         self._schema = pa.schema(_FIELDS, {"top_k": str(top_k), "model": model, "tokenizer": tokenizer})
         self._places: dict[bytes, tuple[pa.RecordBatch, int]] = {}
         if (folder / "index.jsonl").is_file():
@@ -97,7 +116,7 @@ class TeacherCache:
             self._places |= {key: (batch, i) for i, key in enumerate(batch.column("row").to_pylist())}
 
     def __contains__(self, row: Rendered) -> bool:
-        return row_key(row.input_ids) in self._places
+        return self._key(row) in self._places
 
     def fill(self, rows: Iterable[Rendered], targets: Callable[[Sequence[Rendered]], Sequence[TopK]]) -> int:
         """Computes and writes what the cache lacks, the longest rows first.
@@ -110,7 +129,7 @@ class TeacherCache:
             How many rows were computed.
         """
         from_main(self._clean)  # before any process writes, and all have the same files from here on
-        lacking = {row_key(row.input_ids): row for row in rows if row not in self}
+        lacking = {self._key(row): row for row in rows if row not in self}
         missing = share(sorted(lacking.values(), key=lambda row: -len(row.input_ids)))
         done = 0
         if missing:
@@ -161,22 +180,31 @@ class TeacherCache:
         ids = torch.cat([found.ids.flatten() for found in targets]).to(torch.int32).cpu().numpy()
         log_probs = torch.cat([found.log_probs.flatten() for found in targets]).to(torch.float16).cpu().numpy()
         columns = [
-            pa.array([row_key(row.input_ids) for row in rows], pa.binary(16)),
+            pa.array([self._key(row) for row in rows], pa.binary(16)),
             pa.ListArray.from_arrays(offsets, ids),
             pa.ListArray.from_arrays(offsets, log_probs),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def get(self, ids: Sequence[int]) -> TopK:
+    def get(self, row: Rendered) -> TopK:
         """The targets of a row.
 
         Args:
-            ids: The row's token ids.
+            row: The row; of its labels none is looked at.
 
         Raises:
             KeyError: The cache lacks the row.
+            RunError: The same of a row with media, whose files were others when the cache was filled.
         """
-        batch, place = self._places[row_key(ids)]
+        try:
+            batch, place = self._places[self._key(row)]
+        except KeyError:
+            if row.media:
+                raise RunError(
+                    f"{row.media[0]['path']}: the teacher hasn't seen this row: a file of it has changed since the run "
+                    "began; begin the run anew."
+                ) from None
+            raise
         found, log_probs = (
             batch.column(name)[place].values.to_numpy().reshape(-1, self._k) for name in ("ids", "log_probs")
         )
@@ -185,10 +213,21 @@ class TeacherCache:
 
 def weights_digest(model: torch.nn.Module) -> str:
     """A digest of every weight, 32 hex digits."""
+    return _tensors_digest(model.named_parameters())
+
+
+def sight_digest(model: Any, tokenizer: Any) -> str:
+    """A digest of the towers beside a model and of its processor's settings, 64 hex digits."""
+    media = tokenizer.media
+    settings = str(media.files.digest(media.model_type, media.images_kwargs))
+    return _tensors_digest(open_towers(model).stored().items()) + settings
+
+
+def _tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     found = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
         found.update(name.encode())
-        found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from gemma_tune.config import Config, QuantConfig
 from gemma_tune.config.export import ADAPTERS, CODED, FORMATS, UNQUANTIZED
+from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.config.quant import CHANNEL, STORED, Stage2Config
 from gemma_tune.validation.adapter_vllm import adapter_vllm_problems
 from gemma_tune.validation.gguf_lora import gguf_lora_problems
@@ -76,6 +77,12 @@ def grid_problems(cfg: Config) -> Iterator[str]:
             yield f"adapter.{key}={value} with recipe=qat: the adapter is inside the quantizer; set it to {wanted}."
     if a.peft_type != "none" and str(a.init_lora_weights).startswith(("pissa", "olora", "loftq")):
         yield f"adapter.init_lora_weights={a.init_lora_weights} with recipe=qat changes the weights; use adapter=lora."
+    if cfg.model.train_towers != TRAIN_NOTHING:
+        yield (
+            f"model.train_towers={cfg.model.train_towers} with recipe=qat: towers are as they are in what the weights "
+            "learn from, the unquantized model's probabilities; train them before, with recipe=full_sft or lora_sft, "
+            "or in the first training of recipe=tune_to_int4."
+        )
     if not cfg.eval.before:
         yield "eval.before=false has no effect with recipe=qat: the cost of rounding is measured then; leave it out."
 

@@ -95,6 +95,7 @@ def test_a_model_as_it_is(tmp_path: Path) -> None:
     [
         ("qat", ["quant=none"], "quant=none with recipe=qat: choose a quantization format"),
         ("qat", ["quant=q4_0_fp16", "model.dtype=bfloat16"], "can't hold its values"),
+        ("qat", ["model.train_towers=full"], "train them before, with recipe=full_sft or lora_sft"),
         ("qat", ["quant=phone", "export=w4a16"], "export.formats=w4a16 with quant.grid=int4_channel: it rounds no act"),
         ("qat", ["quant=phone", "export.formats=[mlx]"], "export.formats=mlx with quant.grid=int4_channel"),
         ("qat", ["quant=q3_0", "export.formats=[mlx]"], "q3_0 has no file format but merged"),

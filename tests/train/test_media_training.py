@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM
 import gemma_tune
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import ModelConfig
+from gemma_tune.config.methods import METHODS
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import load_base, load_tokenizer
@@ -194,10 +196,11 @@ def test_a_resumed_run_is_the_run_that_nobody_stopped(
 
 
 def test_other_recipes_refuse_what_they_would_lose(
-    rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+    rows: Path, folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Exception, match="recipe=qat knows text alone"):
-        trained("qat", folder_of("gemma3"), rows, tmp_path / "run")
+    monkeypatch.setitem(METHODS, "sft", replace(METHODS["sft"], media=False))  # as one that is new may be
+    with pytest.raises(UserError, match=r"rows.jsonl:1: this row has an image, and recipe=full_sft knows text alone"):
+        trained("full_sft", folder_of("gemma3"), rows, tmp_path / "run")
 
 
 @pytest.mark.slow
