@@ -90,8 +90,6 @@ def of_measuring(cfg: Config, name: str, tokenizer: str | None = None) -> Config
     """
     device = "auto" if is_gguf(name) else cfg.model.device
     model = ModelConfig(name, tokenizer_name_or_path=tokenizer, chat_template=cfg.model.chat_template, device=device)
-    if not is_gguf(name):  # it has no images
-        model.images_kwargs = cfg.model.images_kwargs
     if name == cfg.model.model_name_or_path:
-        model.revision = cfg.model.revision
+        model.revision, model.images_kwargs = cfg.model.revision, cfg.model.images_kwargs
     return as_evaluated(replace(cfg, recipe="evaluate", method="evaluate", model=model, adapter=AdapterConfig()))

@@ -140,5 +140,5 @@ def _refuse_media(cfg: Config, records: Sequence[Record]) -> None:
         if record.messages and (media := media_in(record.messages)):
             raise UserError(
                 f"{record.where}: this row has an {media[0]['type']}, and recipe={cfg.recipe} knows text alone: it "
-                "would be lost. recipe=full_sft, lora_sft, qlora_sft, dpo, kto, grpo, … train on it."
+                "would be lost. recipe=full_sft, lora_sft, qlora_sft, qat, dpo, kto, grpo, … train on it."
             )
