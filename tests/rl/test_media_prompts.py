@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
+from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.towers import Towers
 from gemma_tune.rewards.base import Task
 from gemma_tune.rl.rewards import scorer_of
@@ -69,13 +70,8 @@ def rows_of(batch: dict[str, Any], name: str) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in kept]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "family"), [("grpo", "gemma3"), ("rloo", "gemma3"), ("grpo", "gemma4_31b")])
-def test_log_probabilities(recipe: str, family: str, tmp_path: Path) -> None:
-    """Of sampled completions, under the policy before and in the update, and under the reference: a copy."""
-    model = media_folder(family, tmp_path / "model")
-    rows, words = asked(tmp_path, model)
-    trainer = made(recipe, tmp_path / "run", *SIZES, *words, "train.beta=0.1", "train.max_completion_length=6")
+def watched_log_probs(trainer: Any) -> list[torch.Tensor]:
+    """What the trainer will compute of log-probabilities, in order."""
     found: list[torch.Tensor] = []
     compute = trainer._get_per_token_logps_and_entropies
 
@@ -85,29 +81,56 @@ def test_log_probabilities(recipe: str, family: str, tmp_path: Path) -> None:
         return result
 
     trainer._get_per_token_logps_and_entropies = watched
+    return found
+
+
+def hold(logps: torch.Tensor, batch: dict[str, Any], plain: Plain) -> None:
+    rows = zip(rows_of(batch, "prompt"), rows_of(batch, "completion"), strict=True)
+    for row, kept, (prompt, completion) in zip(logps, batch["completion_mask"].bool(), rows, strict=True):
+        assert row[kept].tolist() == pytest.approx(plain.log_probs(prompt, completion), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "family"), [("grpo", "gemma3"), ("rloo", "gemma3"), ("grpo", "gemma4_31b")])
+def test_log_probabilities(recipe: str, family: str, tmp_path: Path) -> None:
+    """Of sampled completions, under the policy before and in the update, and the reference: the model as it was."""
+    model = media_folder(family, tmp_path / "model")
+    rows, words = asked(tmp_path, model)
+    trainer = made(recipe, tmp_path / "run", *SIZES, *words, "train.beta=0.1", "train.max_completion_length=6")
+    found, plain, reference = watched_log_probs(trainer), Plain(model, rows), Plain(model, rows)
+    is_tower = FAMILIES[plain.net.config.model_type].is_tower
+    with torch.no_grad():
+        for parameter in [
+            *trainer.model.parameters(),
+            *(p for n, p in plain.net.named_parameters() if not is_tower(n)),
+        ]:
+            parameter.mul_(1.05)
     batch = next(iter(trainer.get_train_dataloader()))
     every = trainer._generate_and_score_completions(batch)
-    plain = Plain(model, rows)
-    wanted = [
-        plain.log_probs(p, c) for p, c in zip(rows_of(every, "prompt"), rows_of(every, "completion"), strict=True)
-    ]
-
-    def hold(logps: torch.Tensor, mask: torch.Tensor, wanted: list[list[float]]) -> None:
-        for row, kept, its in zip(logps, mask.bool(), wanted, strict=True):
-            assert row[kept].tolist() == pytest.approx(its, abs=1e-4)
-
-    assert len(found) == 2, "the policy's before the update, and the reference's"
-    for logps in found:
-        hold(logps, every["completion_mask"], wanted)
-    found.clear()
+    before, its = found
+    hold(before, every, plain)
+    hold(its, every, reference)
+    assert (before - its).abs().max() > 0.01
     inputs = trainer._prepare_inputs(batch)  # another generation, shuffled and split
     loss = trainer._compute_loss(trainer.model, inputs)
-    wanted = [
-        plain.log_probs(p, c) for p, c in zip(rows_of(inputs, "prompt"), rows_of(inputs, "completion"), strict=True)
-    ]
-    hold(found[-1], inputs["completion_mask"], wanted)
+    hold(found[-1], inputs, plain)
     loss.backward()
     assert sum(float(p.grad.norm()) for p in trainer.model.parameters() if p.grad is not None) > 0
+
+
+@pytest.mark.slow
+def test_the_reference_of_an_adapter(model: Path, tmp_path: Path) -> None:
+    """It is the base, with the images."""
+    rows, words = asked(tmp_path, model)
+    more = ["train.beta=0.1", "train.max_completion_length=6", "adapter=lora"]
+    trainer = made("grpo", tmp_path / "run", *SIZES, *words, *more)
+    found = watched_log_probs(trainer)
+    for parameter in (p for p in trainer.model.parameters() if p.requires_grad):
+        parameter.data += 0.1
+    every = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    before, its = found
+    hold(its, every, Plain(model, rows))
+    assert (before - its).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("recipe", slow_after(0, ["grpo", "rloo"]))
@@ -126,6 +149,7 @@ def test_completions_and_what_a_reward_sees(recipe: str, model: Path, tmp_path: 
     every = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     plain, prompts = Plain(model, rows), rows_of(every, "prompt")
     assert rows_of(every, "completion") == [plain.greedy(prompt, 8) for prompt in prompts]
+    assert trainer.generation_config.suppress_tokens == [plain.net.config.image_token_id]
     numbers = [task.row["number"] for task in seen]
     assert sorted(numbers) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [list(task.prompt) for task in seen] == [rows[i]["messages"] for i in numbers]
