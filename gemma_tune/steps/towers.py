@@ -47,7 +47,7 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | 
     if cfg.traits.rewarded and parts != TRAIN_NOTHING:
         raise UserError(
             f"model.train_towers={parts}: with rewards the towers stay as they are, for the reference has the same "
-            "ones; leave it out."
+            f"ones; set model.train_towers={TRAIN_NOTHING}."
         )
     towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
     total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)
