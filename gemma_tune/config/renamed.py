@@ -54,6 +54,7 @@ ADDED: dict[str, Any] = {
     "model.added_tokens": [],
     "model.images_kwargs": {},
     "model.train_towers": "none",
+    "model.cache_image_features": None,
     "train.towers_learning_rate": None,
     "compare.baseline": "first",
     "tracker.group": None,

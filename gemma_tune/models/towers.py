@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gemma_tune.errors import UserError
+from gemma_tune.models.image_cache import IMAGES, ImageCache, features_of
 from gemma_tune.models.image_masks import ImageAttention, documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part, stored_tensors
 
@@ -24,7 +25,7 @@ _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's i
 _MASKED = ("sdpa", "eager")  # kernels that take a mask of any form
 
 
-Media = Mapping[str, torch.Tensor]  # what the processors made, by the model's names: `pixel_values`, …
+Media = Mapping[str, Any]  # what the processors made, by the model's names: `pixel_values`, …
 
 
 class _LanguageStand(nn.Module):  # type: ignore[misc]
@@ -67,6 +68,7 @@ class Towers(nn.Module):  # type: ignore[misc]
         names: The names in the checkpoint's files of those tensors that aren't the checkpoint's: they are trained, or
             were; by their names in memory.
         published: Those of all tensors, where they were looked up.
+        cache: What they have made of images already, where they are frozen and images come several times.
     """
 
     def __init__(self, whole: Any, config: Any, text: Any) -> None:
@@ -78,6 +80,7 @@ class Towers(nn.Module):  # type: ignore[misc]
         self.passes = 0  # forward passes that `batch` is still for
         self.names: dict[str, str] = {}
         self.published: dict[str, str] | None = None
+        self.cache: ImageCache | None = None
 
     def place(self, text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """A pre-hook of the language model: its inputs with the media of `batch` in the place of their soft tokens."""
@@ -91,7 +94,11 @@ class Towers(nn.Module):  # type: ignore[misc]
         ids = given.pop("input_ids")
         device = ids.device
         mask = self._mask(text.config, given, ids)
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != IMAGES}
+        if IMAGES in batch:
+            assert self.cache is not None
+            features = features_of(self.whole, batch[IMAGES], self.cache, device)
+            inputs["mm_encoder_outputs"] = {"image": SimpleNamespace(pooler_output=features)}
         self.whole(
             input_ids=ids, attention_mask=mask, position_ids=given.get("position_ids"), use_cache=False, **inputs
         )
@@ -190,6 +197,12 @@ def towers_of(model: Any) -> Towers | None:
     """The towers beside a model, or None where none were loaded yet."""
     found: Towers | None = getattr(language_part(model), _NAME, None)
     return found
+
+
+def cache_of(model: Any) -> ImageCache | None:
+    """The cache of features of images beside a model, or None where there is none."""
+    towers = towers_of(model)
+    return towers.cache if towers else None
 
 
 @contextlib.contextmanager

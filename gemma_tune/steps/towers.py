@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.config.methods import Reads
 from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import UserError
 from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.image_cache import ImageCache
 from gemma_tune.models.load import family_of
-from gemma_tune.models.sharding import shards
+from gemma_tune.models.sharding import sharding_of, shards
 from gemma_tune.models.trained_towers import train_towers, trained_count
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.setup import Setup
@@ -52,7 +54,22 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | 
     towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
     total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)
     said = f"towers: {total:,} weights, {f'{trained:,} of them trained' if trained else 'frozen'}"
+    if parts == TRAIN_NOTHING and _keeps_features(cfg, data):
+        towers.cache = ImageCache(processes=sharding_of(cfg).per_machine)
+        said += "; what they make of an image is computed once"
     return [said, *_of_images(dict(setup.source.images_kwargs))]
+
+
+def _keeps_features(cfg: Config, data: Data) -> bool:
+    """Whether features of images are kept: as `model.cache_image_features` says, or where rows come several times."""
+    if cfg.traits.reads is not Reads.EXAMPLES or cfg.traits.quantizes:  # a teacher would have towers of its own
+        return False
+    if cfg.model.cache_image_features is not None:
+        return cfg.model.cache_image_features
+    train, rows = cfg.train, data.counts()["training"]["rows"]
+    if data.streamed or train.max_steps < 0:
+        return not data.streamed and train.num_train_epochs > 1
+    return train.max_steps * train.gradient_accumulation_steps * (train.per_device_train_batch_size or 1) > rows
 
 
 def _of_images(images_kwargs: dict[str, Any]) -> list[str]:

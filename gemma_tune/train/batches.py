@@ -12,6 +12,7 @@ from trl import pack_dataset
 
 from gemma_tune.chat import Rendered
 from gemma_tune.data.storage import MEDIUM
+from gemma_tune.models.image_cache import IMAGES, ImageCache
 
 MEDIA = "media"  # the column of a data set, and the key of a batch
 FILES = "media_files"  # the key of a batch with what the rows say of their media
@@ -28,6 +29,7 @@ class WithMedia:
         processor: `tokenizer.media`.
         times: How often the media of all rows stand in the batch: it holds both answers of pairs, one after the other.
         named: Whether the batch says of which files they are, too (`FILES`).
+        cache: Of features of images, where the towers are frozen; an image whose features are there isn't opened.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class WithMedia:
         processor: Any,
         times: int = 1,
         named: bool = False,
+        cache: ImageCache | None = None,
     ) -> None:
         self._collate, self._processor, self._times, self._named = collate, processor, times, named
+        self._cache = cache
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch; its media stand in the order of the rows."""
@@ -45,9 +49,19 @@ class WithMedia:
         batch = self._collate([{name: value for name, value in row.items() if name != MEDIA} for row in rows])
         if not media:
             return batch
+        files, images = ({FILES: media * self._times} if self._named else {}), []
+        # Beside a video Transformers takes no features of images
+        if self._cache is not None and not any(medium["kind"] == "video" for medium in media):
+            images = [self._image(medium, self._cache) for medium in media if medium["kind"] == "image"]
+            media = [medium for medium in media if medium["kind"] != "image"]
         inputs = self._processor.pixel_inputs(media)
-        files = {FILES: media * self._times} if self._named else {}
-        return {**batch, **files, MEDIA: {name: torch.cat([tensor] * self._times) for name, tensor in inputs.items()}}
+        made = {name: torch.cat([tensor] * self._times) for name, tensor in inputs.items()}
+        return {**batch, **files, MEDIA: made | ({IMAGES: images * self._times} if images else {})}
+
+    def _image(self, medium: dict[str, Any], cache: ImageCache) -> tuple[str, dict[str, Any] | None]:
+        """The file of an image's features, and the image where they aren't there yet."""
+        place = cache.place(medium["path"])
+        return str(place), None if place.is_file() else self._processor.pixel_inputs([medium])
 
 
 def rows_with_media(

@@ -13,6 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
+from gemma_tune.models.towers import cache_of
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
 from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
@@ -149,5 +150,6 @@ def sft_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     trainer = build_trainer(kind, cfg, args, model, tokenizer, dataset, NonFiniteGuard(find_rows), **more)
     if has_media(dataset):  # TRL takes no collator of ours where it packs
-        trainer.data_collator = WithMedia(trainer.data_collator, tokenizer.media, named=kind.names_media)
+        named, cache = kind.names_media, cache_of(model)
+        trainer.data_collator = WithMedia(trainer.data_collator, tokenizer.media, named=named, cache=cache)
     return trainer
