@@ -223,7 +223,7 @@ def unservable(source: Source) -> str | None:
         _EXPERTS: "fused experts",
     }
     found = [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]
-    if (adapter / TOWERS_FILE).is_file():
+    if source.adapter is not None and (source.adapter / TOWERS_FILE).is_file():
         found.append(f"towers that were trained beside it ({TOWERS_FILE})")
     if found and stored.get(_EXPERTS) and len(found) == 1:
         model = shlex.quote(f"model.model_name_or_path={adapter}")

@@ -25,7 +25,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.models.adapter_config import stored_config
 from gemma_tune.models.family import language_name
-from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, TOWERS_FILE, read_adapter_config
 from gemma_tune.models.merging import ADAPTER, expert_factors
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
@@ -50,16 +50,19 @@ class _Factors(NamedTuple):
     alpha: float
 
 
-def check_adapter(said: str, config: LoraConfig) -> None:
+def check_adapter(folder: Path, config: LoraConfig) -> None:
     """Raises UserError for an adapter that vLLM serves as it is, or in no form.
 
     Args:
-        said: What the message names it as.
+        folder: Where it is.
         config: PEFT's configuration.
     """
-    given = (config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters)
+    given = (
+        config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters,
+        (folder / TOWERS_FILE).is_file(),
+    )  # fmt: skip
     if why := not_in_adapter_vllm(*map(bool, given)):
-        raise UserError(f"{said}: {why}")
+        raise UserError(f"{folder}: {why}")
 
 
 def export(adapter: Path, model: Any, tokenizer: Any, folder: Path) -> list[Path]:
@@ -79,7 +82,7 @@ def export(adapter: Path, model: Any, tokenizer: Any, folder: Path) -> list[Path
     """
     plain = empty_model(model.config.get_text_config())
     stored = read_adapter(adapter, plain)
-    check_adapter(str(adapter), stored.config)
+    check_adapter(adapter, stored.config)
     layers = _layers(adapter, stored, {name: tuple(tensor.shape) for name, tensor in stored_tensors(plain)})
     weights = {f"{_PREFIX}{name}.lora_A.weight": part.a for name, part in layers.items()}
     weights |= {f"{_PREFIX}{name}.lora_B.weight": part.b for name, part in layers.items()}

@@ -68,7 +68,7 @@ def check_gguf(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None
     if "gguf_lora" not in cfg.export.formats:
         return
     if source.adapter is not None:
-        check_adapter(str(source.adapter), stored_config(source.adapter))
+        check_adapter(source.adapter, stored_config(source.adapter))
     elif not cfg.traits.trains:
         raise UserError(
             f"export.formats=gguf_lora: {cfg.model.model_name_or_path} is no adapter on a base that is on this "

@@ -23,6 +23,7 @@ from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tensors import GgufNames
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.merging import ADAPTER
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
@@ -36,16 +37,19 @@ _ADDED = "gguf_lora: what it adds to each layer"
 _MUST = f"what PEFT's adapter adds, within {_MOST:g} of the largest number"
 
 
-def check_adapter(said: str, config: LoraConfig) -> None:
+def check_adapter(folder: Path, config: LoraConfig) -> None:
     """Raises UserError for an adapter that changes more than `s·B·A` of linear layers.
 
     Args:
-        said: What the message names it as.
+        folder: Where it is.
         config: PEFT's configuration.
     """
-    given = (config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters)
+    given = (
+        config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters,
+        (folder / TOWERS_FILE).is_file(),
+    )  # fmt: skip
     if why := not_in_gguf_lora(*map(bool, given)):
-        raise UserError(f"{said}: {why}")
+        raise UserError(f"{folder}: {why}")
 
 
 def file_name(title: str) -> str:
@@ -71,7 +75,7 @@ def export(folder: Path, config: Any, file: Path, name: str) -> Path:
     config = config.get_text_config()
     check_config(config)
     stored = read_adapter(folder, empty_model(config))
-    check_adapter(str(folder), stored.config)
+    check_adapter(folder, stored.config)
     architecture = str(FAMILIES[config.model_type].gguf)
     names = GgufNames(config)
     strengths = _strengths(stored)

@@ -35,7 +35,7 @@ def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> 
 
 def _check_adapter_vllm(cfg: Config, source: Source) -> None:
     if source.adapter is not None:
-        adapter_vllm.check_adapter(str(source.adapter), stored_config(source.adapter))
+        adapter_vllm.check_adapter(source.adapter, stored_config(source.adapter))
     elif not cfg.traits.trains:
         raise UserError(
             f"export.formats={ADAPTER_VLLM}: {cfg.model.model_name_or_path} is no adapter on a base that is on this "

@@ -75,7 +75,7 @@ def in_training(model: Any) -> Iterator[None]:
         yield
     finally:
         del language._modules[_SUBMODULE]
-        vars(language)[_SUBMODULE] = towers
+        vars(language)[_SUBMODULE] = towers.eval()  # the trainer has put them into training mode
 
 
 def save_towers(model: Any, folder: Path) -> None:

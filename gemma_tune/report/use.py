@@ -13,7 +13,7 @@ from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, not_loaded, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, TOWERS_FILE, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
@@ -44,6 +44,9 @@ from transformers import AutoTokenizer
 folder = {folder!r}
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")  # the base, with the adapter on it
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
+_WITHOUT_TOWERS = """\
+# Text only: PEFT doesn't load the towers that were trained beside it ({towers}). For images load the merged model.
+"""
 
 _PROMPTS = "data=auto data.prompts_only=true data.train_file=PROMPTS data.test_files.test=HELD_OUT_PROMPTS"
 _REWARD_MODEL = """\
@@ -159,9 +162,11 @@ def _tool_parser(folder: Path) -> str | None:
         return None
 
 
-def python_code(name: str, folder: str) -> str | None:
+def python_code(name: str, folder: str, towers: bool = False) -> str | None:
     """Code that loads an artifact from a folder with Transformers or PEFT; None for what is served in another way."""
     code = {"merged": _MERGED, "adapter": _ADAPTER, "reward_model": _REWARD_MODEL}.get(name)
+    if code and towers:
+        return _WITHOUT_TOWERS.format(towers=TOWERS_FILE) + code.format(folder=folder)
     return code.format(folder=folder) if code else None
 
 
@@ -183,9 +188,10 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Code(_MERGED.format(folder=str(folder.path / artifacts["merged"])), "python"),
         ]
     if "adapter" in artifacts:
+        adapter = folder.path / artifacts["adapter"]
         blocks += [
             Text("The adapter, on its base model, with PEFT:"),
-            Code(_ADAPTER.format(folder=str(folder.path / artifacts["adapter"])), "python"),
+            Code(str(python_code("adapter", str(adapter), (adapter / TOWERS_FILE).is_file())), "python"),
         ]
         if served := use_commands("adapter", folder.path / artifacts["adapter"]):
             name = "The adapter, in vLLM, under the name `tuned` (the base answers under its own name):"

@@ -145,6 +145,11 @@ def sft_trainer(
         raise UserError(
             "train.packing=true with data.streaming=true: rows with images are packed all at once; set one."
         )
+    if has_media(dataset) and args.packing and args.packing_strategy == "wrapped":
+        raise UserError(
+            "train.extra.packing_strategy=wrapped cuts rows anywhere, and an image is never cut: leave it out for bfd, "
+            "which keeps rows whole."
+        )
     if has_media(dataset) and args.packing:
         dataset = packed(dataset, args.max_length, args.packing_strategy)
         args.dataset_kwargs = {"skip_prepare_dataset": True}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_tune.config import Config
+from gemma_tune.config.model import TRAIN_NOTHING
 
 _INSTEAD = "use merged, which holds the whole model"
 
 
-def not_in_adapter_vllm(dora: bool, modules_to_save: bool, token_rows: bool, experts: bool = True) -> str | None:
+def not_in_adapter_vllm(
+    dora: bool, modules_to_save: bool, token_rows: bool, experts: bool = True, towers: bool = False
+) -> str | None:
     """Why an adapter is not written for vLLM, with what to do; None where it is.
 
     Args:
@@ -17,10 +20,12 @@ def not_in_adapter_vllm(dora: bool, modules_to_save: bool, token_rows: bool, exp
         modules_to_save: Whether it holds whole layers.
         token_rows: Whether it trains rows of the embedding: those of added tokens, too.
         experts: Whether it adapts fused experts.
+        towers: Whether towers for images or sound are trained beside it.
     """
     why = {
         "DoRA": dora,
         "whole layers (modules_to_save)": modules_to_save,
+        "towers that were trained beside it (model.train_towers)": towers,
         "rows of the embedding (added tokens, trainable_token_indices)": token_rows,
     }
     if found := [reason for reason, so in why.items() if so]:
@@ -42,5 +47,7 @@ def adapter_vllm_problems(cfg: Config) -> Iterator[str]:
         yield f"export.formats=adapter_vllm with adapter=none: there is no adapter; {_INSTEAD}."
         return
     rows = bool(a.trainable_token_indices or cfg.model.added_tokens)
-    if why := not_in_adapter_vllm(a.use_dora, bool(a.modules_to_save), rows):
+    if why := not_in_adapter_vllm(
+        a.use_dora, bool(a.modules_to_save), rows, towers=cfg.model.train_towers != TRAIN_NOTHING
+    ):
         yield f"export.formats=adapter_vllm: {why}"

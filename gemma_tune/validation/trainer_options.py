@@ -11,6 +11,7 @@ from typing import Any
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.methods import TRAINERS
+from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import quoted
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
@@ -75,7 +76,10 @@ LOSSES = {
 }  # fmt: skip
 
 # Keys in `train` that are not options of TRL.
-_OURS = ("extra", "loss", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed")
+_OURS = (
+    "extra", "loss", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed",
+    "towers_learning_rate",
+)  # fmt: skip
 
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -135,6 +139,8 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
     for key, value in vars(cfg.train).items():
         if value != getattr(default, key) and key not in _OURS and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
+    if cfg.train.towers_learning_rate is not None and cfg.model.train_towers == TRAIN_NOTHING:
+        yield "train.towers_learning_rate with model.train_towers=none: no tower is trained; set projector or full."
     yield from _scheduler_problems(cfg.train)
     known, asked = LOSSES.get(name, ()), cfg.train.loss_type
     losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]

@@ -257,3 +257,31 @@ def test_the_end_of_full_training_is_kept_with_its_towers(
 
 def _killed(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.packing=true", "train.extra.packing_strategy=wrapped"], "an image is never cut"),
+        (["model.train_towers=full", "export.formats=[gguf_lora]"], "towers for images and sound are trained"),
+        (["train.towers_learning_rate=1e-3"], "no tower is trained; set projector or full"),
+    ],
+    ids=["wrapped", "gguf_lora", "rate"],
+)
+def test_what_would_lose_media_or_towers_is_refused(
+    words: list[str], said: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        trained("lora_sft", folder_of("gemma3"), rows, tmp_path / "run", *words)
+
+
+@pytest.mark.slow
+def test_towers_have_a_rate_of_their_own(rows: Path, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """With a rate of next to nothing they stay where they are, while the adapter learns."""
+    words = ["model.train_towers=full", "train.towers_learning_rate=1e-12"]
+    run = trained("lora_sft", folder_of("gemma3"), rows, tmp_path / "run", *words, steps=3)
+    stored = load_file(run / "adapter" / "towers.safetensors")
+    before = load_file(folder_of("gemma3") / "model.safetensors")
+    assert all((stored[name] - before[name]).abs().max() < 1e-9 for name in stored)
+    assert losses(run)[-1] < losses(run)[0]
+    assert "Text only: PEFT doesn't load the towers" in (run / "adapter" / "README.md").read_text("utf-8")
