@@ -50,9 +50,9 @@ def main() -> None:
         "",
         f"Made by `make figures-images` on {conditions_line(report)} `recipe=qlora_sft model=tiny_vision "
         "data=sample_images` with its defaults: tower, projector and adapter are trained on 2,400 pictures of meters "
-        "with four digits, each seen once, and asked about 200 others. Before training no answer is exact, but half of them "
-        "repeat the right number without an end: the tower knows single digits, and training teaches the rest and "
-        "the form of the answer ([data/README.md](../../data/README.md#the-embedded-model-with-an-image-tower)).",
+        "with four digits, each seen once, and asked about 200 others. Before training no answer is exact, but half "
+        "of them repeat the right number without an end: the tower knows single digits, and training teaches the rest "
+        "and the form of the answer ([data/README.md](../../data/README.md#the-embedded-model-with-an-image-tower)).",
         "",
         table(head, [*map(row, runs)]),
         "",
