@@ -12,6 +12,7 @@ import torch
 from grid_models import ROWS, on_grid
 from transformers import AutoModelForCausalLM
 
+from gemma_tune.chat import Rendered
 from gemma_tune.config import ExportConfig
 from gemma_tune.errors import RunError
 from gemma_tune.export import file_tensor, gguf, merged_from_grid, w4a16
@@ -107,5 +108,5 @@ def test_rows_of_the_check_are_as_long_as_they_are(lengths: list[int], context: 
     """But for what an engine has no room for, which needs a few tokens more."""
     text = SimpleNamespace(max_position_embeddings=context)
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
-    rows: Any = SimpleNamespace(rendered=[SimpleNamespace(input_ids=list(range(n))) for n in lengths])
+    rows: Any = SimpleNamespace(rendered=[Rendered(list(range(n)), []) for n in lengths])
     assert [len(row) for row in some_rows([rows], model)] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes
@@ -19,6 +20,7 @@ from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 
 TINY = ASSETS / "tiny"
+PADS = SimpleNamespace(pad_token_id=0, media=None)  # all of a tokenizer that losses of text need
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -86,7 +88,7 @@ def test_evaluation_leaves_the_gradients_of_four_bit_layers() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     row = Rendered(list(range(2, 40)), list(range(2, 40)))
-    row_losses(model, [row], 0, 1, "")
+    row_losses(model, [row], PADS, 1, "")
 
     plain = attached("lora_sft", "adapter.r=4")
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_evaluation_leaves_the_gradients_of_four_bit_layers() -> None:
 def test_evaluation_leaves_mode_and_random_state() -> None:
     model = attached("full_sft").train()
     state = torch.get_rng_state()
-    row_losses(model, [Rendered([2, 5, 6], [-100, 5, 6])], 0, 1, "")
+    row_losses(model, [Rendered([2, 5, 6], [-100, 5, 6])], PADS, 1, "")
     assert model.training and torch.equal(state, torch.get_rng_state())
 
 
@@ -124,7 +126,7 @@ def test_held_out_loss_against_transformers() -> None:
         with torch.no_grad():
             out = plain(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]))
         wanted.append(out.loss.item() * row.trained_tokens)
-    assert row_losses(model, rows, 0, 2, "") == pytest.approx(wanted, rel=1e-6)
+    assert row_losses(model, rows, PADS, 2, "") == pytest.approx(wanted, rel=1e-6)
 
 
 def test_loftq_starts_nearer_to_the_checkpoint() -> None:
