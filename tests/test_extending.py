@@ -289,6 +289,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_after(2, IMPORTS))
 def test_imports_that_are_not_there_without_torch(name: str, folder: Path) -> None:
     """Each by a kind of own code; the files are not run."""

@@ -76,6 +76,7 @@ def test_it_is_the_trained_adapter(kind: str, tmp_path: Path) -> None:
     assert [f.name for f in sorted(tmp_path.iterdir())] == ["adapter", "tiny-lora.gguf"]
 
 
+@pytest.mark.slow
 def test_another_adapter_fails_by_name(tmp_path: Path) -> None:
     """One of another training; one with another alpha; one of another architecture, which llama.cpp refuses."""
     model, tokenizer = adapted(**KINDS["plain"]), AutoTokenizer.from_pretrained(TINY)
@@ -121,6 +122,7 @@ def test_it_is_measured_on_a_file_of_its_base(tmp_path: Path) -> None:
     assert [f.name for f in sorted(tmp_path.iterdir())] == ["adapter", "tiny-lora.gguf"]
 
 
+@pytest.mark.slow
 def test_a_check_that_cannot_be_made_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No such file; no published weights; no room for the base; an engine that does not start, or dies on the way."""
     model, tokenizer = adapted(**KINDS["plain"]), AutoTokenizer.from_pretrained(TINY)

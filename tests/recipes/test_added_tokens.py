@@ -133,6 +133,7 @@ def test_a_resumed_run_and_a_continued_one(tmp_path: Path) -> None:
                   "model.added_tokens=['<third>']", steps=1)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
     gemma4 = small_models.save("gemma4_e2b", tmp_path / "gemma4")
     many = ",".join(f"<n{i}>" for i in range(99))

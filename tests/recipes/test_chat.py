@@ -79,6 +79,7 @@ def test_one_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_gives_what_its_prompts_give_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """JSONL and text, in the file's order; only the output file is written."""
     texts = ["How much are 3 bananas?", "Hello!", "What is 4 plus 3, and who says that, please?"]
@@ -98,6 +99,7 @@ def test_a_file_gives_what_its_prompts_give_alone(folder: Path, capsys: pytest.C
     assert sorted(p.name for p in folder.iterdir()) == ["out.jsonl", "p.TXT", "p.jsonl"]
 
 
+@pytest.mark.slow
 def test_sampling_hangs_on_the_seed(folder: Path) -> None:
     write("p.txt", "Hello!\nWho is it?\nTell me about the weather.\nSay something long, please.\n")
     words = ["chat=sampled", "chat.prompts_file=p.txt", "chat.temperature=2", "chat.top_p=1", "chat.batch_size=2"]
@@ -397,6 +399,7 @@ def test_mistake(files: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(files.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_fit(trained: Path, folder: Path) -> None:
     """Another kind, one that took its start out of the base, one of another base, and files that are broken."""
     adapter = folder / "adapter"

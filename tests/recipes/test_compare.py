@@ -141,6 +141,7 @@ def test_settings_of_measuring_have_no_effect_on_what_was_measured(measured: Pat
     assert len(error.value.problems) == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_figure_of_other_rows_is_left_out(measured: Path, other: Path, tmp_path: Path) -> None:
     """The loss is of the same rows, and compared."""
     result = compare(tmp_path / "run", measured, other, words=("eval.max_samples=3",))
@@ -149,6 +150,7 @@ def test_a_figure_of_other_rows_is_left_out(measured: Path, other: Path, tmp_pat
     assert "exact_match is left out: the rows aren't the same. measured has 5, 2 of them not of other" in text
 
 
+@pytest.mark.slow
 def test_nothing_in_common_keeps_what_was_measured(measured: Path, other: Path, tmp_path: Path) -> None:
     """Said before anything is measured where the runs' own results say it; else the folder stays."""
     words = ("eval.max_samples=3", "data.max_eval_samples=3")
@@ -182,6 +184,7 @@ def test_what_is_wrong_with_the_second_model_is_said_before_the_first_is_measure
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_keeps_the_others(other: Path, tmp_path: Path) -> None:
     """Its numbers are looked at when they are loaded."""
     broken = tmp_path / "x" / "broken"
@@ -233,6 +236,7 @@ def test_a_run_that_failed_is_not_taken(measured: Path, tmp_path: Path) -> None:
         compare(tmp_path / "run", measured, failed)
 
 
+@pytest.mark.slow
 def test_runs_that_have_changed_are_not_passed_over(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +254,7 @@ def test_runs_that_have_changed_are_not_passed_over(
     assert means[1] == pytest.approx(means[0] + 1)
 
 
+@pytest.mark.slow
 def test_a_model_inside_the_folder_is_not_deleted(measured: Path, other: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     compare(run, measured, other)

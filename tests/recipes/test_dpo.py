@@ -66,6 +66,7 @@ def test_run_folder(run: Any) -> None:
         assert all(t.dtype == torch.float32 for t in names.values())
 
 
+@pytest.mark.slow
 def test_the_run_can_be_gone_on_from(run: Any, pairs: list[str], tmp_path: Path) -> None:
     """A continued adapter is its own reference: the first loss is that of no difference again."""
     mode, folder, _ = run

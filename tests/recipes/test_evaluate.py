@@ -102,6 +102,7 @@ def test_answers_in_batches_and_one_by_one() -> None:
     assert one == many
 
 
+@pytest.mark.slow
 def test_losses_in_batches_and_one_by_one() -> None:
     cfg = compose_config("evaluate", [*MEASURED, "data.max_eval_samples=30"])
     source = find_source(cfg.model)

@@ -23,6 +23,7 @@ def export(formats: list[str], folder: Path) -> gemma_tune.RunResult:
     return result
 
 
+@pytest.mark.slow
 def test_the_same_numbers_in_float32(tmp_path: Path) -> None:
     export(["gguf_f32"], tmp_path / "run")
     assert (tmp_path / "run/export/gguf_f32/tiny-f32.gguf").is_file()

@@ -298,6 +298,7 @@ def test_mistake(folder: Path, name: str) -> None:
     assert len(caught.value.problems) == 1 and expected in str(caught.value), str(caught.value)
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line(folder: Path) -> None:
     """All at once, and a bad row before torch is imported."""
     message = refused("recipe=preview", "train.optim=adamw_bnb_8bit", "preview.output_file=x.txt", "chat=sampled")

@@ -193,6 +193,7 @@ def test_a_reward_that_fails_ends_the_run(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text("utf-8"))["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_in_ten_lines(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def short(completions, records):\n"
@@ -264,6 +265,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"rows +│ +32 ", capsys.readouterr().out) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_prompts_without_answers(tmp_path: Path) -> None:
     asked = [[{"type": "text", "text": f"What is {n} plus 5?"}] for n in range(20, 28)]
     rows = [{"messages": [{"role": "user", "content": parts}]} for parts in asked]

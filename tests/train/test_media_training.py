@@ -132,6 +132,7 @@ def test_accumulated_batches_are_one(rows: Path, folder_of: Callable[[str], Path
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["full", pytest.param("projector", marks=pytest.mark.slow)])
 def test_trained_towers_are_stored_and_loaded(
     parts: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
