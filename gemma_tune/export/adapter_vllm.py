@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.errors import UserError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.adapter_config import beside_matrices, stored_config
 from gemma_tune.models.family import language_name
-from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, TOWERS_FILE, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, read_adapter_config
 from gemma_tune.models.merging import ADAPTER, expert_factors
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
@@ -57,11 +57,7 @@ def check_adapter(folder: Path, config: LoraConfig) -> None:
         folder: Where it is.
         config: PEFT's configuration.
     """
-    given = (
-        config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters,
-        (folder / TOWERS_FILE).is_file(),
-    )  # fmt: skip
-    if why := not_in_adapter_vllm(*map(bool, given)):
+    if why := not_in_adapter_vllm(*beside_matrices(folder, config)):
         raise UserError(f"{folder}: {why}")
 
 

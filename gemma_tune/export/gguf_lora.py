@@ -22,8 +22,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tensors import GgufNames
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
+from gemma_tune.models.adapter_config import beside_matrices
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.merging import ADAPTER
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
@@ -44,11 +44,7 @@ def check_adapter(folder: Path, config: LoraConfig) -> None:
         folder: Where it is.
         config: PEFT's configuration.
     """
-    given = (
-        config.use_dora, config.modules_to_save, config.trainable_token_indices, config.target_parameters,
-        (folder / TOWERS_FILE).is_file(),
-    )  # fmt: skip
-    if why := not_in_gguf_lora(*map(bool, given)):
+    if why := not_in_gguf_lora(*beside_matrices(folder, config)):
         raise UserError(f"{folder}: {why}")
 
 

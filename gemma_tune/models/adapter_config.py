@@ -10,7 +10,7 @@ from typing import Any
 from peft import LoraConfig, PeftType
 
 from gemma_tune.errors import UserError, first_line, listed, quoted, shortened
-from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, TOWERS_FILE, read_adapter_config
 
 MERGE = (
     "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
@@ -136,3 +136,22 @@ def stored_rows(folder: Path) -> list[int]:
     """
     asked = stored_config(folder).trainable_token_indices or []
     return [int(i) for rows in (asked.values() if isinstance(asked, dict) else [asked]) for i in rows]
+
+
+def beside_matrices(folder: Path, config: LoraConfig) -> tuple[bool, bool, bool, bool, bool]:
+    """What an adapter has beside the two matrices of linear layers.
+
+    Args:
+        folder: Where it is.
+        config: PEFT's configuration.
+
+    Returns:
+        Whether it has DoRA, whole layers, rows of the embedding, experts, and towers that were trained beside it.
+    """
+    return (
+        bool(config.use_dora),
+        bool(config.modules_to_save),
+        bool(config.trainable_token_indices),
+        bool(config.target_parameters),
+        (folder / TOWERS_FILE).is_file(),
+    )
