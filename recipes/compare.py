@@ -48,7 +48,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
             one if isinstance(one, ModelResults) else measure(one, number, folder)
             for number, one in enumerate(found, start=1)
         ]
-        comparison = compare_measured(measured, cfg.compare, folder)
+        left_out = dict.fromkeys(said for one in found if isinstance(one, NamedModel) for said in one.asked.left_out)
+        comparison = compare_measured(measured, cfg.compare, folder, [*left_out])
         write_comparison(comparison, folder.path / "comparison.md")
         result.artifacts |= {"comparison": "comparison.html", "markdown": "comparison.md"}
         result.metrics |= comparison.summary()

@@ -71,16 +71,16 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         say("", "3 of 3: the GGUF in llama.cpp")
         gguf_file = gguf_models(quantized / "export" / "gguf")[0]
         served = of_measuring(cfg, str(gguf_file), tokenizer=str(tuned / "export" / "merged"))
-        found = measure_where_read(served, "GGUF", folder)
-        found.save(folder.evals, "after")
+        found, left_out = measure_where_read(served, "GGUF in llama.cpp", folder)
         base, after = stored_results("base", str(tuned), "before"), stored_results("tuned", str(tuned))
         int4 = stored_results("int4, trained", str(quantized))
-        gguf = results_of("GGUF in llama.cpp", found)
-        comparison = compare_models([after, base, int4, *([gguf] if found.figures else [])])  # after is the baseline
+        gguf = [results_of("GGUF in llama.cpp", found)] if found.figures else []
+        last = [int4, *gguf][-1]
+        comparison = compare_models([after, base, int4, *gguf], left_out=left_out)  # after is the baseline
         write_comparison(comparison, folder.report, files_section(result.metrics[ON_GRID]))
         result.artifacts |= {"report": "report.md", "page": "report.html"}
-        if name := found.headline:
-            result.headline = {"name": name, "before": base.figures.get(name), "after": found.figures[name]}
+        if name := last.headline:
+            result.headline = {"name": name, "before": base.figures.get(name), "after": last.figures[name]}
         result.metrics |= {"after": found.figures, "comparison": comparison.summary()}
     say("")
     show(comparison, Console(highlight=False))

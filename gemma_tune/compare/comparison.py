@@ -160,7 +160,9 @@ class Comparison:
         return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def compare_models(models: Sequence[ModelResults], level: float = LEVEL, baseline: str = "first") -> Comparison:
+def compare_models(
+    models: Sequence[ModelResults], level: float = LEVEL, baseline: str = "first", left_out: Sequence[str] = ()
+) -> Comparison:
     """Compares each model with the baseline, on the same rows.
 
     The best model is chosen by the rows that it is then tested on. So that this makes no verdict too easy, Holm's
@@ -170,6 +172,7 @@ def compare_models(models: Sequence[ModelResults], level: float = LEVEL, baselin
         models: Two or more, with different names.
         level: The level of the intervals.
         baseline: `first`; or `best`: in the first figure with rows that is no held-out loss, else in the loss.
+        left_out: Notes on what was not measured, a sentence each.
 
     Raises:
         UserError: No figure that all models have on the same rows, with numbers as scores.
@@ -181,7 +184,7 @@ def compare_models(models: Sequence[ModelResults], level: float = LEVEL, baselin
         raise UserError(f"{len(models)} models, and more than one is called {twice[0]}: give each its own name.")
     shared = [f for f in models[0].scores if all(m.scores.get(f) for m in models)]
     comparable = [f for f in shared if not not_comparable(f, models)]
-    notes = [*differing_conditions(models), *row_notes(models, shared, comparable)]
+    notes = [*left_out, *differing_conditions(models), *row_notes(models, shared, comparable)]
     if not comparable:
         raise UserError(
             f"{listed(names)} have no figure in common that could be compared row by row"

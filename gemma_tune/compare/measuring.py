@@ -19,7 +19,6 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import is_run_with_results, resolve
-from gemma_tune.run.terminal import say
 from gemma_tune.steps.inputs import note_source
 from gemma_tune.steps.measure_only import Measurement, prepare_measurement
 
@@ -82,7 +81,6 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     """
     name, source = model.name, model.asked.source
     note_source(folder, source)
-    say(*model.asked.left_out)
     try:
         found = model.asked.measure(name, folder)
     except (UserError, torch.OutOfMemoryError) as error:
@@ -93,13 +91,15 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     return results_of(name, found)
 
 
-def compare_measured(measured: Sequence[ModelResults], compare: CompareConfig, folder: RunFolder) -> Comparison:
-    """The comparison.
+def compare_measured(
+    measured: Sequence[ModelResults], compare: CompareConfig, folder: RunFolder, left_out: Sequence[str]
+) -> Comparison:
+    """The comparison; `left_out` says what was not measured.
 
     Raises:
         RunError: Nothing can be compared; what was measured for it is kept.
     """
     try:
-        return compare_models(measured, compare.level, compare.baseline)
+        return compare_models(measured, compare.level, compare.baseline, left_out)
     except UserError as error:
         raise RunError(f"{error} What was measured is kept in {folder.evals}.") from error

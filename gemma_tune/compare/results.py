@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemma_tune.evals.base import ScoredRow
-from gemma_tune.evals.evaluation import Evaluation
+from gemma_tune.evals.evaluation import Evaluation, main_metric
 from gemma_tune.evals.statistics import interval
 
 
@@ -33,6 +33,11 @@ class ModelResults:
     lower_is_better: Collection[str] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
     setting: str | None = None
+
+    @property
+    def headline(self) -> str | None:
+        """The name of the main metric, see `main_metric`."""
+        return main_metric(self.figures, self.scores)
 
 
 def results_of(name: str, found: Evaluation) -> ModelResults:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -60,9 +60,8 @@ class Evaluation:
 
     @property
     def headline(self) -> str | None:
-        """The name of the main metric: that of the first test, else the held-out loss, else any."""
-        tests = [name for name in self.rows if name != "held_out_loss"]
-        return next(iter([*tests, *self.figures]), None)
+        """The name of the main metric, see `main_metric`."""
+        return main_metric(self.figures, self.rows)
 
     def save(self, folder: Path, when: str) -> None:
         """Writes `eval/<when>.json`; media that rows hold as bytes are kept in `eval/media`, and named there.
@@ -77,6 +76,17 @@ class Evaluation:
             write_json(file, vars(self))
         except OSError as error:
             raise RunError(f"{file}: the results can't be written ({error.strerror}).") from error
+
+
+def main_metric(figures: Iterable[str], rows: Iterable[str]) -> str | None:
+    """The name of the main metric: that of the first test, else the held-out loss, else any.
+
+    Args:
+        figures: The names of all metrics.
+        rows: The names of those with rows.
+    """
+    tests = [name for name in rows if name != "held_out_loss"]
+    return next(iter([*tests, *figures]), None)
 
 
 def as_text(name: str, value: float | None) -> str:

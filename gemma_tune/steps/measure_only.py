@@ -156,8 +156,8 @@ def prepare_measurement(cfg: Config, source: Source | None = None, evaluators: b
     return Measurement(cfg, source, tokenizer, held_out, tests, prepared, bool(held | tested), tuple(left_out))
 
 
-def measure_where_read(cfg: Config, when: str, folder: RunFolder) -> Evaluation:
-    """Measures a file; where its engine can't be asked about the media of the rows, this is noted as a failure.
+def measure_where_read(cfg: Config, when: str, folder: RunFolder) -> tuple[Evaluation, list[str]]:
+    """Measures a file as `measure`, and writes eval/after.json; that its engine can't see a row's media is no failure.
 
     Args:
         cfg: The configuration, with the file as its model.
@@ -165,12 +165,12 @@ def measure_where_read(cfg: Config, when: str, folder: RunFolder) -> Evaluation:
         folder: The run folder, whose result takes seconds and failures.
 
     Returns:
-        What was measured; empty where the engine can't be asked.
+        What was measured, empty where the engine can't be asked; and what to say of what was left out.
     """
     try:
         asked = prepare_measurement(cfg)
     except UnreadMedia as error:
-        folder.result.failures[when] = str(error)
-        return Evaluation()
-    say(*asked.left_out)
-    return asked.measure(when, folder)
+        return Evaluation(), [f"{when} was not measured: {error}"]
+    found = asked.measure(when, folder)
+    found.save(folder.evals, "after")
+    return found, [*asked.left_out]

@@ -35,6 +35,7 @@ from gemma_tune.models.media import checkpoint_of
 from gemma_tune.models.source import Source
 from gemma_tune.serve.choice import chosen
 from gemma_tune.serve.server import started
+from gemma_tune.steps import measure_only
 from gemma_tune.steps.media_rows import UnreadMedia, with_what_is_measured
 
 
@@ -124,6 +125,17 @@ def test_serve_sees(tmp_path: Path) -> None:
             body = {"messages": as_openai(chat), "max_tokens": 8, "temperature": 0}
             said = JsonClient(server.url, 60.0).post("/v1/chat/completions", **body)["choices"][0]["message"]["content"]
         assert said == seeing.tokenizer.decode(seen), words
+
+
+def test_what_a_file_is_not_asked_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread(_: Any) -> None:
+        raise UnreadMedia("it has no towers")
+
+    monkeypatch.setattr(measure_only, "prepare_measurement", unread)
+    folder: Any = SimpleNamespace(evals=tmp_path, result=SimpleNamespace(failures={}))
+    found, left_out = measure_only.measure_where_read(Config(), "GGUF", folder)
+    assert not found.figures and not folder.result.failures and not [*tmp_path.iterdir()]
+    assert left_out == ["GGUF was not measured: it has no towers"]
 
 
 def test_pan_and_scan_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,6 +265,19 @@ def test_tuned_with_its_towers_then_trained_for_int4(rows: Path, folder_of: Fold
 
 
 @pytest.mark.slow
+def test_a_gguf_file_that_nothing_is_asked_of_is_no_failure(rows: Path, folder_of: FolderOf, tmp_path: Path) -> None:
+    """Losses behind images alone: the other models are compared, and why this one isn't is said on the page."""
+    words = ["export.formats=[gguf]", "eval.evaluators=[held_out_loss]", "quant=q4_0", "adapter=lora"]
+    result = run("tune_to_int4", folder_of("gemma3"), rows, tmp_path, *words, "quant.stage2.max_steps=1")
+    assert result.status == "finished" and not result.failures
+    assert result.headline["name"] == "held_out_loss"
+    assert result.headline["after"] == result.metrics[ON_GRID]["after"]["held_out_loss"]
+    said = (tmp_path / "report.md").read_text("utf-8")
+    assert "GGUF in llama.cpp was not measured" in said and "int4, trained" in said
+    assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.slow
 def test_an_export_has_the_trained_towers_of_an_adapter(rows: Path, folder_of: FolderOf, tmp_path: Path) -> None:
     """Rounded or not, and where no row that is measured has an image, too."""
     model, text = folder_of("gemma3"), tmp_path / "text.jsonl"
