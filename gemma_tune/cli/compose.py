@@ -25,7 +25,7 @@ from gemma_tune.config.renamed import names_a_method, translated
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import CONFIGS
 from gemma_tune.untrusted import read_yaml
-from gemma_tune.validation.schema import GROUPS
+from gemma_tune.validation.schema import DEFAULTS, GROUPS
 
 ConfigStore.instance().store("schema", node=Config)
 
@@ -85,7 +85,7 @@ def checked(tree: Any, recipe: str, where: str, named: UserOverrides | None = No
         if problems := validation.problems_of_tree(plain, "config.yaml of the run behind the model"):
             raise UserError(*problems)
     # Everything is resolved by now: what still looks like an interpolation is a text, a prompt for example.
-    merged = OmegaConf.merge(OmegaConf.structured(Config), validation.literal(plain))
+    merged = OmegaConf.merge(DEFAULTS, validation.literal(plain))
     cfg = cast(Config, OmegaConf.to_object(merged))
     cfg.recipe = cfg.recipe or recipe
     problems = validation.cross_problems(cfg, {*named.groups, *named.keys} if named else ())

@@ -48,7 +48,7 @@ def _walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[
 
 
 FIELDS = {key: (f, kind) for key, f, kind in _walk(Config)}
-_DEFAULTS = OmegaConf.structured(Config)
+DEFAULTS = OmegaConf.structured(Config)  # merges copy it; nobody sets anything in it
 OPEN = tuple(key for key, (_, kind) in FIELDS.items() if typing.get_origin(kind) is dict)
 
 
@@ -210,6 +210,10 @@ def _fits(key: str, value: Any) -> bool:
 def _converted(key: str, value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return _converted_once(key, type(value).__name__, value)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return _converted_texts(key, list, tuple(value))
+    if isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair):
+        return _converted_texts(key, dict, tuple(value.items()))
     return _merged(key, value)
 
 
@@ -219,9 +223,15 @@ def _converted_once(key: str, kind: str, value: Any) -> Any:
     return _merged(key, value)
 
 
+@functools.cache
+def _converted_texts(key: str, kind: type, parts: tuple[Any, ...]) -> Any:
+    """As `_merged`, of a list or a mapping of texts, or an empty one."""
+    return _merged(key, kind(parts))
+
+
 def _merged(key: str, value: Any) -> Any:
     group, _, name = key.rpartition(".")
-    defaults = OmegaConf.select(_DEFAULTS, group) if group else _DEFAULTS
+    defaults = OmegaConf.select(DEFAULTS, group) if group else DEFAULTS
     found = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
     return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
