@@ -208,32 +208,37 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _converted(key: str, value: Any) -> Any:
+    kind = FIELDS[key][1]
     if value is None or isinstance(value, str | int | float):
-        return _converted_once(key, type(value).__name__, value)
+        return _converted_once(kind, type(value), value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return _converted_texts(key, list, tuple(value))
+        return _converted_texts(kind, list, tuple(value))
     if isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair):
-        return _converted_texts(key, dict, tuple(value.items()))
-    return _merged(key, value)
+        return _converted_texts(kind, dict, tuple(value.items()))
+    return _merged(kind, value)
 
 
-@functools.cache  # a merge copies the whole group, and most values are the same in every composition of a process
-def _converted_once(key: str, kind: str, value: Any) -> Any:
-    """As `_merged`; `kind` tells True from 1."""
-    return _merged(key, value)
+@functools.cache  # most values are the same in every key of a kind and in every composition of a process
+def _converted_once(kind: Any, given: type, value: Any) -> Any:
+    """As `_merged`; `given` tells True from 1."""
+    return _merged(kind, value)
 
 
 @functools.cache
-def _converted_texts(key: str, kind: type, parts: tuple[Any, ...]) -> Any:
+def _converted_texts(kind: Any, given: type, parts: tuple[Any, ...]) -> Any:
     """As `_merged`, of a list or a mapping of texts, or an empty one."""
-    return _merged(key, kind(parts))
+    return _merged(kind, given(parts))
 
 
-def _merged(key: str, value: Any) -> Any:
-    group, _, name = key.rpartition(".")
-    defaults = OmegaConf.select(DEFAULTS, group) if group else DEFAULTS
-    found = OmegaConf.select(OmegaConf.merge(defaults, {name: value}), name)
+def _merged(kind: Any, value: Any) -> Any:
+    found = OmegaConf.select(OmegaConf.merge(_schema_of(kind), {"value": value}), "value")
     return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+@functools.cache
+def _schema_of(kind: Any) -> Any:
+    """A schema of one field: a merge copies all of its schema, and a group has up to a hundred."""
+    return OmegaConf.structured(dataclasses.make_dataclass("One", [("value", kind)]))
 
 
 def _beyond(key: str, value: Any, where: str) -> str | None:
