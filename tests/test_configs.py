@@ -114,24 +114,24 @@ def test_every_file_is_an_option_of_a_group() -> None:
     assert all(f.parent.parent == CONFIGS for f in OPTIONS)
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_begins_with_a_comment(file: Path) -> None:
+def test_each_begins_with_a_comment() -> None:
     """The first line says what the option is; in a recipe, where Hydra wants its own line first, the second one."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    if file.parent.name == "recipe":
-        assert lines.pop(0) == "# @package _global_"
-        assert any(line.startswith(f"#   python -m gemma_tune recipe={file.stem}") for line in lines), "the command"
-    assert lines[0].startswith("# ") and len(lines[0].split()) > 2, lines[0]
+    for file in FILES:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        if file.parent.name == "recipe":
+            assert lines.pop(0) == "# @package _global_", file
+            command = f"#   python -m gemma_tune recipe={file.stem}"
+            assert any(line.startswith(command) for line in lines), f"{file}: the command"
+        assert lines[0].startswith("# ") and len(lines[0].split()) > 2, f"{file}: {lines[0]}"
 
 
-@pytest.mark.parametrize("key", FIELDS)
-def test_field(key: str) -> None:
+def test_each_field() -> None:
     """Each key has a help text, at most two dots, and a default within its own limits."""
-    field, _ = FIELDS[key]
-    assert field.metadata["help"].endswith("."), "one or two sentences"
-    assert key.count(".") <= 2
-    default = value_in(Config(), key)
-    assert key in OPEN or wrong_value(key, default, "schema") is None
+    cfg = Config()
+    for key, (field, _) in FIELDS.items():
+        assert field.metadata["help"].endswith("."), f"{key}: one or two sentences"
+        assert key.count(".") <= 2, key
+        assert key in OPEN or wrong_value(key, value_in(cfg, key), "schema") is None, key
 
 
 def test_schema_alone_is_no_run() -> None:

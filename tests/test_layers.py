@@ -131,9 +131,15 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 
 
-def ours(file: Path) -> set[str]:
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Every file by its name, parsed once."""
+    return {name_of(file): parsed(file) for file in FILES}
+
+
+def ours(tree: ast.Module) -> set[str]:
     """The modules of gemma_tune that a file imports, by their names below it."""
-    found = {m for _, m in imports(parsed(file)) if m.split(".")[0] == "gemma_tune"}
+    found = {m for _, m in imports(tree) if m.split(".")[0] == "gemma_tune"}
     return {m.removeprefix("gemma_tune").lstrip(".") for m in found}
 
 
@@ -164,12 +170,12 @@ def may_import(importer: str, target: str) -> bool:
     return belongs(target, ORDER) and (belongs(target, PURE) or place(target) <= place(importer))
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_imports_go_one_way(file: Path) -> None:
-    name = name_of(file)
-    assert belongs(name, (*BASE, *ORDER, *TOP, "recipes")), f"{name} has no place in the order: give it one"
-    wrong = sorted(target for target in ours(file) if not may_import(name, target))
-    assert not wrong, f"{name} may not import {wrong}"
+def test_imports_go_one_way(trees: dict[str, ast.Module]) -> None:
+    wrong = {}
+    for name, tree in trees.items():
+        assert belongs(name, (*BASE, *ORDER, *TOP, "recipes")), f"{name} has no place in the order: give it one"
+        wrong[name] = sorted(target for target in ours(tree) if not may_import(name, target))
+    assert {name: targets for name, targets in wrong.items() if targets} == {}, "none may import these"
 
 
 def test_the_rule_refuses() -> None:
@@ -184,29 +190,33 @@ def test_the_rule_refuses() -> None:
         assert not may_import(importer, target), (importer, target)
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_heavy_imports(file: Path) -> None:
+def test_heavy_imports(trees: dict[str, ast.Module]) -> None:
     """Pure modules import no heavy library at all; those that run before the checks have passed, not at the top."""
-    name, tree = name_of(file), parsed(file)
-    heavy = [(node, module) for node, module in imports(tree) if module.split(".")[0] in HEAVY]
     over_torch = ("quant.grid", "processes", "process_failures")  # the latter import it where there are several
-    if belongs(name, (*PURE, *BASE, "config", "validation")) and name not in over_torch:
-        assert not heavy, heavy
-    if belongs(name, (*LIGHT, "processes", "process_failures")):
-        inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-        assert [module for node, module in heavy if node not in inside] == []
     trackers = {"wandb", "tensorboard", "mlflow", "trackio"}
-    assert name == "run.trackers" or not trackers & {module.split(".")[0] for _, module in imports(tree)}
+    wrong = {}
+    for name, tree in trees.items():
+        found = [(node, module.split(".")[0]) for node, module in imports(tree)]
+        heavy = [(node, module) for node, module in found if module in HEAVY]
+        if belongs(name, (*PURE, *BASE, "config", "validation")) and name not in over_torch:
+            wrong[name] = [module for _, module in heavy]
+        elif belongs(name, (*LIGHT, "processes", "process_failures")):
+            inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+            wrong[name] = [module for node, module in heavy if node not in inside]
+        if name != "run.trackers":
+            wrong[f"{name}, trackers"] = [module for _, module in found if module in trackers]
+    assert {name: modules for name, modules in wrong.items() if modules} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_recipes_are_imported_by_name_in_one_place(file: Path) -> None:
-    calls = [
-        ast.unparse(node)
-        for node in ast.walk(parsed(file))
+def test_recipes_are_imported_by_name_in_one_place(trees: dict[str, ast.Module]) -> None:
+    names = [
+        name
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        if "recipes" in ast.unparse(node)
     ]
-    assert any("recipes" in c for c in calls) == (name_of(file) == "cli.runner"), calls
+    assert set(names) == {"cli.runner"}
 
 
 def root(node: ast.expr) -> str | None:
@@ -249,11 +259,10 @@ def text_as_code(tree: ast.AST) -> list[str]:
     return [c for c in calls if c in ("exec", "eval", "compile") or c.endswith(("getsource", "getsourcelines"))]
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_other_packages_are_left_as_they_are(file: Path) -> None:
+def test_other_packages_are_left_as_they_are(trees: dict[str, ast.Module]) -> None:
     """Nothing is patched into Transformers, TRL or PEFT, and no text is run as code."""
-    assert patches(parsed(file)) == []
-    assert text_as_code(parsed(file)) == []
+    found = {name: patches(tree) + text_as_code(tree) for name, tree in trees.items()}
+    assert {name: code for name, code in found.items() if code} == {}
 
 
 @pytest.mark.parametrize(
