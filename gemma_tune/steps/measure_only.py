@@ -27,7 +27,6 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.run.terminal import say
 from gemma_tune.steps.data import rows_of_tests
 from gemma_tune.steps.media_rows import UnreadMedia, media_kinds, with_what_is_measured
 from gemma_tune.steps.rows_used import rows_line

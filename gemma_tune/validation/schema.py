@@ -210,7 +210,7 @@ def _fits(key: str, value: Any) -> bool:
 def _converted(key: str, value: Any) -> Any:
     kind = FIELDS[key][1]
     if value is None or isinstance(value, str | int | float):
-        return _converted_once(kind, type(value), value)
+        return _converted_once(kind, type(value).__name__, value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return _converted_texts(kind, list, tuple(value))
     if isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair):
@@ -219,7 +219,7 @@ def _converted(key: str, value: Any) -> Any:
 
 
 @functools.cache  # most values are the same in every key of a kind and in every composition of a process
-def _converted_once(kind: Any, given: type, value: Any) -> Any:
+def _converted_once(kind: Any, given: str, value: Any) -> Any:
     """As `_merged`; `given` tells True from 1."""
     return _merged(kind, value)
 
