@@ -21,7 +21,7 @@ from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeat
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from gemma_tune.chat import FORMS, served_template
-from gemma_tune.export.media_check import Question
+from gemma_tune.export.media_reference import Question
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _VOCABULARY = 1600

@@ -11,11 +11,11 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
+from gemma_tune.chat.render import Prompt
 from gemma_tune.chat_cli.answer import Answer
-from gemma_tune.chat_cli.responder import note, sampling_of
+from gemma_tune.chat_cli.responder import Responder, note
 from gemma_tune.config import ChatConfig
 from gemma_tune.data.records import Record
-from gemma_tune.engines.generate import answer_batch
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import resolve
 
@@ -23,18 +23,13 @@ from gemma_tune.run.paths import resolve
 _BATCHES = 16
 
 
-def answer_file(
-    model: Any, tokenizer: Any, records: Sequence[Record], prompts: Sequence[list[int]], chat: ChatConfig, limit: int
-) -> list[dict[str, Any]]:
+def answer_file(responder: Responder, records: Sequence[Record], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Answers the prompts, and writes the answers in the order of the prompts as soon as they are ready.
 
     Args:
-        model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
+        responder: Writes the answers; its `chat` has the output file.
         records: The conversations.
         prompts: Their token ids.
-        chat: Sampling and the output file.
-        limit: Number of positions that the model has.
 
     Returns:
         The rows written: `prompt`, `answer`, `calls` and `stopped`.
@@ -42,10 +37,10 @@ def answer_file(
     Raises:
         UserError: `chat.output_file` can't be written, or a batch doesn't fit into the memory.
     """
-    rows: list[dict[str, Any]] = []
+    chat, rows = responder.chat, list[dict[str, Any]]()
     with _output(chat) as out, tqdm(total=len(prompts), desc="answers", unit=" prompts", disable=None) as bar:
         try:
-            for place, answer in _answers(model, tokenizer, prompts, chat, limit, bar):
+            for place, answer in _answers(responder, prompts, bar):
                 rows.append(answer.row(records[place].messages or []))
                 # tqdm.write keeps the progress bar intact, which may be on the same terminal
                 tqdm.write(json.dumps(rows[-1], ensure_ascii=False), file=out)
@@ -57,10 +52,9 @@ def answer_file(
     return rows
 
 
-def _answers(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], chat: ChatConfig, limit: int, bar: tqdm[Any]
-) -> Iterator[tuple[int, Answer]]:
+def _answers(responder: Responder, prompts: Sequence[Prompt], bar: tqdm[Any]) -> Iterator[tuple[int, Answer]]:
     """The index of each prompt and its answer, in the order of the prompts."""
+    chat, limit = responder.chat, responder.limit
     window = chat.batch_size * _BATCHES
     for start in range(0, len(prompts), window):
         places = range(start, min(start + window, len(prompts)))
@@ -69,13 +63,13 @@ def _answers(
             lengths = [len(prompts[i]) for i in batch]
             room = min(chat.max_new_tokens, limit - max(lengths))
             try:
-                new = answer_batch(model, tokenizer, [prompts[i] for i in batch], room, sampling_of(chat))
+                new = responder.write_batch([prompts[i] for i in batch], room)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"chat.batch_size={chat.batch_size}: {len(batch)} prompts of up to {max(lengths):,} tokens don't "
                     "fit into the GPU's memory; set a smaller one, or model.load_in_4bit=true."
                 ) from error
-            answers |= {i: Answer.of(tokenizer, ids) for i, ids in zip(batch, new, strict=True)}
+            answers |= {i: Answer.of(responder.tokenizer, ids) for i, ids in zip(batch, new, strict=True)}
             bar.update(len(batch))
         yield from ((i, answers[i]) for i in places)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from gemma_tune.chat import Unrenderable
 from gemma_tune.chat.render import Messages, Prompt, Tools, render_prompt
 from gemma_tune.chat_cli.answer import Answer, AnswerStreamer
 from gemma_tune.config import ChatConfig
-from gemma_tune.engines.generate import GREEDY
+from gemma_tune.engines.generate import GREEDY, answer_batch
 from gemma_tune.errors import UserError
 from gemma_tune.media.kinds import UnusableMedium
 from gemma_tune.models.load import check_vocabulary
@@ -66,22 +66,49 @@ class Responder:
 
     def __init__(self, model: Any, tokenizer: Any, chat: ChatConfig, limit: int) -> None:
         self._model = model
-        self._tokenizer = tokenizer
-        self._chat = chat
-        self._limit = limit
+        self.tokenizer, self.chat, self.limit = tokenizer, chat, limit
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of media that the checkpoint takes."""
-        return self._tokenizer.media.kinds if getattr(self._tokenizer, "media", None) else ()
+        """The kinds of media that can be put before a message."""
+        return self.tokenizer.media.kinds if getattr(self.tokenizer, "media", None) else ()
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises UserError where the model has no row for a token id."""
+        check_vocabulary(self._model, ids)
+
+    def write(self, ids: Prompt, room: int, streamer: AnswerStreamer) -> None:
+        """Gives the streamer the prompt, and each token of an answer of at most `room` as soon as it is there.
+
+        Raises:
+            UnusableMedium: A file of a medium can't be used any more.
+        """
+        prompt = torch.tensor([ids], device=self._model.get_input_embeddings().weight.device)
+        with seeing(self._model, media_inputs(self.tokenizer, [ids]), prompt) as given:
+            self._model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=room,
+                streamer=streamer,
+                use_cache=True,
+                **given,
+                **sampling_of(self.chat),
+            )
+
+    def write_batch(self, prompts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+        """The answers of one batch as token ids."""
+        return answer_batch(self._model, self.tokenizer, prompts, room, sampling_of(self.chat))
+
+    def why_no(self, kind: str) -> str | None:
+        """Why a kind of media can't be put before a message; None where there is no more to say."""
+        return getattr(self.tokenizer, "no_media", None)
 
     def check_kind(self, kind: str) -> None:
         """Raises UserError for a kind of media that the model doesn't take."""
         if self.kinds and kind not in self.kinds:
             raise UserError(f"this model takes no {kind}, only {' and '.join(self.kinds)}.")
         if not self.kinds:
-            why = getattr(self._tokenizer, "no_media", None) or "it reads text only"
-            raise UserError(f"this model takes no {kind}: {why}.")
+            raise UserError(f"this model takes no {kind}: {self.why_no(kind) or 'it reads text only'}.")
 
     def media_tokens(self, part: Mapping[str, Any]) -> int:
         """The number of tokens of an image, a sound or a video, whose file `part` names.
@@ -90,7 +117,7 @@ class Responder:
             UserError: The file can't be used.
         """
         try:
-            return int(self._tokenizer.media.count(part))
+            return int(self.tokenizer.media.count(part))
         except UnusableMedium as error:
             raise UserError(str(error)) from error
 
@@ -108,28 +135,15 @@ class Responder:
                 medium can't be used any more.
             KeyboardInterrupt: Ctrl-C, unless `stoppable`; text that was held back is printed first.
         """
-        ids = ids_within(self._tokenizer, messages, tools, self._limit, where)
-        check_vocabulary(self._model, ids)
-        room = min(self._chat.max_new_tokens, self._limit - len(ids))
-        device = self._model.get_input_embeddings().weight.device
-        prompt = torch.tensor([ids], device=device)
-        try:
-            media = media_inputs(self._tokenizer, [ids])
-        except UnusableMedium as error:
-            raise UserError(f"{where}: {error}") from error
-        streamer = AnswerStreamer(self._tokenizer)
+        ids = ids_within(self.tokenizer, messages, tools, self.limit, where)
+        self.check(ids)
+        room = min(self.chat.max_new_tokens, self.limit - len(ids))
+        streamer = AnswerStreamer(self.tokenizer)
         interrupted = False
         try:
-            with seeing(self._model, media, prompt) as given:
-                self._model.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=room,
-                    streamer=streamer,
-                    use_cache=True,
-                    **given,
-                    **sampling_of(self._chat),
-                )
+            self.write(ids, room, streamer)
+        except UnusableMedium as error:
+            raise UserError(f"{where}: {error}") from error
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{where}: {len(ids):,} tokens and an answer don't fit into the GPU's memory beside the model; "
@@ -141,11 +155,11 @@ class Responder:
             interrupted = True
         finally:
             streamer.end()
-        answer = Answer.of(self._tokenizer, streamer.ids)
+        answer = Answer.of(self.tokenizer, streamer.ids)
         if interrupted:
             note("(stopped)")
-        elif not answer.stopped and room < self._chat.max_new_tokens:
-            note(f"(cut: the conversation fills the model's {self._limit:,} tokens)")
+        elif not answer.stopped and room < self.chat.max_new_tokens:
+            note(f"(cut: the conversation fills the model's {self.limit:,} tokens)")
         elif not answer.stopped:
             note(f"(cut at chat.max_new_tokens={room})")
         return answer

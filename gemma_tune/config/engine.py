@@ -23,7 +23,8 @@ class EngineConfig:
     )
     max_length: int | None = option(
         None,
-        "Tokens of a prompt and its answer that vLLM makes room for, at most; null: 4,096, or what the run asks for.",
+        "Tokens of a prompt and its answer that vLLM makes room for, at most, and llama.cpp for a GGUF file; null: "
+        "4,096, or what the run asks for.",
         at_least=16,
         at_most=TOKENS,
     )

@@ -225,7 +225,7 @@ METHODS: dict[str, Method] = {
         "preview", Kind.PREVIEW, Reads.EXAMPLES, rates=_SFT_RATES, streams=True, packs=True, group="preview",
         run_folder=False, new_tokens=True, media=True,
     ),
-    "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False),
+    "chat": Method("chat", Kind.CHAT, Reads.QUESTIONS, group="chat", run_folder=False, gguf=True),
     "doctor": Method("doctor", Kind.DOCTOR, Reads.NOTHING, group="doctor", run_folder=False),
     "copy": Method("copy", Kind.COPY, Reads.NOTHING, group="copy", run_folder=False),
     "plan": Method(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,8 +71,43 @@ class JsonClient:
         """
         return self._answer("POST", path, json.dumps(body).encode())
 
+    def stream(self, path: str, **body: Any) -> Iterator[Any]:
+        """The events of an answer that is written while it is asked for, from JSON; whoever stops early ends it.
+
+        It has a connection of its own, which is closed with the iterator: that is how a server learns of the end.
+
+        Args:
+            path: For example `/completion`.
+            **body: What is asked; `stream` is set.
+
+        Raises:
+            Unreachable: There is no server, it has died, or it gives no event in time.
+            Refused: It refuses the request, or ends with an error.
+        """
+        connection = self._kind(self._host, timeout=self._timeout)
+        try:
+            connection.request("POST", self._begin + path, json.dumps({**body, "stream": True}).encode(), self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                self._decoded(path, response.status, response.read())
+            for line in response:
+                name, _, text = line.decode("utf-8").strip().partition(": ")
+                if name == "error":
+                    raise Refused(f"{self._name} ended {path}: {_reason(json.loads(text))}", 500)
+                if name == "data" and text != "[DONE]":
+                    yield json.loads(text)
+        except TimeoutError:
+            raise Unreachable(f"no answer within {self._timeout:g} seconds", timed_out=True) from None
+        except (OSError, HTTPException) as error:
+            raise Unreachable(str(error) or type(error).__name__, timed_out=False) from None
+        finally:
+            connection.close()
+
     def _answer(self, method: str, path: str, body: bytes | None) -> Any:
-        status, text = self._send(method, self._begin + path, body)
+        return self._decoded(path, *self._send(method, self._begin + path, body))
+
+    def _decoded(self, path: str, status: int, text: bytes) -> Any:
+        """What an answer says, from JSON; raises Refused where that is an error."""
         try:
             answer = json.loads(text)
         except ValueError:  # also bytes that are no UTF-8

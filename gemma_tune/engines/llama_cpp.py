@@ -8,10 +8,10 @@ So a loss costs one small request a token, whatever the size of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from gemma_tune.chat import Rendered
 from gemma_tune.engines.base import refuse_media
 from gemma_tune.engines.in_order import in_order
-from gemma_tune.engines.llama_prompt import media_prompt
+from gemma_tune.engines.llama_prompt import asked_prompt, check_length, ids_of
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError
 
@@ -35,6 +35,8 @@ _MANY = 1024
 # llama.cpp gives the smallest float where float32 can't hold a probability
 _LOWEST = -104.0
 _FORCED = 1e5
+# llama.cpp's options for the best token at each place
+GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0.0, "samplers": ["temperature"]})
 
 
 class TopTokens(NamedTuple):
@@ -191,33 +193,37 @@ class LlamaCppEngine:
         def work(slot: int, prompt: Sequence[int]) -> list[int]:
             asked = {"n_predict": max_new_tokens, "return_tokens": True}
             answer = self._complete(slot, {"prompt": self._prompt(prompt), **asked})
-            self._check_length(prompt, answer["tokens_evaluated"])
+            check_length(prompt, answer["tokens_evaluated"], self._sized)
             ids: list[int] = answer["tokens"]
             end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
             return ids[: end + 1]
 
         return list(self._each(prompts, work, name))
 
-    def _prompt(self, ids: Sequence[int]) -> Any:
-        """A prompt as `/completion` takes it; with media as text, of which llama.cpp must make the same ids."""
-        media = getattr(ids, "media", ())
-        if not media or self._marker is None:
-            return list(ids)
-        prompt = media_prompt(self.tokenizer, ids, media)
-        for text, piece in zip(prompt.texts, prompt.pieces, strict=True):
-            if text and self._server.post("/tokenize", content=text, parse_special=True)["tokens"] != piece:
-                raise RunError(f"llama.cpp makes other tokens of {text!r} than the tokenizer; name that of this file.")
-        return prompt.asked(self._marker)
+    def written(
+        self, prompt: Sequence[int], max_new_tokens: int, sampling: Mapping[str, Any]
+    ) -> Generator[int, None, None]:
+        """A continuation as token ids while it is written, its end included; whoever stops early ends it.
 
-    def _check_length(self, ids: Sequence[int], read: int) -> None:
-        """Whether llama.cpp has read as many tokens as training; of Gemma 4 it may scale an image otherwise."""
-        media = getattr(ids, "media", ())
-        fixed = not self._sized and all(medium["kind"] == "image" for medium in media)
-        if media and fixed and read != len(ids):
-            raise RunError(
-                f"{media[0]['path']}: llama.cpp's prompt has {read} tokens and training's has {len(ids)}: the file of "
-                "the towers is another model's."
-            )
+        Args:
+            prompt: Token ids, perhaps with media (`Prompt`).
+            max_new_tokens: Tokens at most.
+            sampling: llama.cpp's options; greedy ones are `GREEDY`.
+
+        Raises:
+            RunError: As `answers`.
+        """
+        asked = {"prompt": self._prompt(prompt), "n_predict": max_new_tokens, "return_tokens": True, **sampling}
+        for number, event in enumerate(self._server.stream("/completion", **asked, cache_prompt=True, id_slot=0)):
+            if not number:
+                check_length(prompt, event["tokens_evaluated"], self._sized)
+            for token in ids_of(self.tokenizer, event):
+                yield token
+                if token in self.stops:
+                    return
+
+    def _prompt(self, ids: Sequence[int]) -> Any:
+        return asked_prompt(self._server.post, self.tokenizer, ids, self._marker)
 
     def speed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Tokens a second of a prompt that is read anew and of an answer of so many tokens, by llama.cpp's clock."""
@@ -252,9 +258,8 @@ class LlamaCppEngine:
 
     def _complete(self, slot: int, asked: dict[str, Any]) -> dict[str, Any]:
         fields = ["tokens", "tokens_evaluated", "completion_probabilities"]
-        greedy = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": True}
         answer: dict[str, Any] = self._server.post(
-            "/completion", **greedy | asked, id_slot=slot, response_fields=fields
+            "/completion", **{**GREEDY, "cache_prompt": True, **asked}, id_slot=slot, response_fields=fields
         )
         return answer
 

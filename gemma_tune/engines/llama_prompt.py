@@ -6,7 +6,8 @@ Here a prompt and its answer are the same token ids as for every other engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.media.encoded import as_sent
 
 TAKEN = ("image", "audio")  # the kinds of media that llama.cpp is sent
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,55 @@ def media_prompt(tokenizer: Any, ids: Sequence[int], media: Sequence[dict[str, A
     pieces.append([*ids[start:]])
     texts = [tokenizer.decode(piece, clean_up_tokenization_spaces=False) for piece in pieces]
     return MediaPrompt(pieces, texts, [_content(medium["kind"], medium["path"]) for medium in media])
+
+
+def asked_prompt(post: Callable[..., Any], tokenizer: Any, ids: Sequence[int], marker: str | None) -> Any:
+    """A prompt as `/completion` takes it; with media as text, of which llama.cpp must make the same ids.
+
+    Args:
+        post: Asks llama.cpp.
+        tokenizer: Its `media` knows what begins and ends a medium.
+        ids: Token ids, perhaps with media (`Prompt`).
+        marker: What stands for a medium in this server; None where it has no towers.
+
+    Raises:
+        UnusableMedium: A file can't be used.
+        RunError: llama.cpp makes other tokens of a text than training, or doesn't take a medium.
+    """
+    media = getattr(ids, "media", ())
+    if not media or marker is None:
+        return list(ids)
+    prompt = media_prompt(tokenizer, ids, media)
+    for text, piece in zip(prompt.texts, prompt.pieces, strict=True):
+        if text and post("/tokenize", content=text, parse_special=True)["tokens"] != piece:
+            raise RunError(f"llama.cpp makes other tokens of {text!r} than the tokenizer; name that of this file.")
+    return prompt.asked(marker)
+
+
+def check_length(ids: Sequence[int], read: int, sized: bool) -> None:
+    """Raises RunError where llama.cpp has read another number of tokens than training, though images have as many.
+
+    Args:
+        ids: A prompt, perhaps with media.
+        read: The tokens that llama.cpp has read.
+        sized: Whether the size of an image decides on its tokens: llama.cpp may scale it otherwise then.
+    """
+    media = getattr(ids, "media", ())
+    fixed = not sized and all(medium["kind"] == "image" for medium in media)
+    if media and fixed and read != len(ids):
+        raise RunError(
+            f"{media[0]['path']}: llama.cpp's prompt has {read} tokens and training's has {len(ids)}: the file of "
+            "the towers is another model's."
+        )
+
+
+def ids_of(tokenizer: Any, event: Mapping[str, Any]) -> list[int]:
+    """The token ids of an event of a stream; of a character of several tokens llama.cpp names the last one alone."""
+    ids: list[int] = event["tokens"]
+    written: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    if written and _BYTE.fullmatch(written[-1]):
+        ids = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in event["content"].encode()])
+    return ids
 
 
 def _content(kind: str, path: str) -> str:

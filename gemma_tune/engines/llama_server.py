@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,18 @@ class LlamaServer(ChildServer):
         """See `post`."""
         return self._asked(lambda client: client.get(path))
 
+    def stream(self, path: str, **body: Any) -> Iterator[Any]:
+        """See `JsonClient.stream`, and `post` for what is raised."""
+        try:
+            yield from self._client.stream(path, **body)
+        except Unreachable as error:
+            raise self._gone(error) from None
+
     def _asked(self, ask: Callable[[JsonClient], Any]) -> Any:
         try:
             return ask(self._client)
         except Unreachable as error:
-            raise self.died(f"gave {error}" if error.timed_out else "has died") from None
+            raise self._gone(error) from None
+
+    def _gone(self, error: Unreachable) -> EngineUnavailable:
+        return self.died(f"gave {error}" if error.timed_out else "has died")

@@ -67,7 +67,7 @@ def open_engine(
     mmproj = mmproj_beside(source.gguf) if media else None
     sizes = llama_image_tokens(tokenizer.media) if mmproj and tokenizer.media else None
     with LlamaCppEngine(
-        source.gguf, tokenizer, stops, max_length=_longest(cfg), exact=exact, adapter=source.adapter,
+        source.gguf, tokenizer, stops, max_length=context_length(cfg), exact=exact, adapter=source.adapter,
         mmproj=mmproj, image_tokens=sizes,
     ) as engine:  # fmt: skip
         check_rows(engine.vocabulary, [highest_id, *stops])
@@ -84,7 +84,7 @@ def _vllm_engine(cfg: Config, vllm: Path, source: Source, tokenizer: Any) -> Vll
         raise UserError(f"engine.vllm: {why}")
     options = VllmOptions(
         dtype=cfg.model.dtype or "auto",
-        max_length=cfg.engine.max_length or _longest(cfg),
+        max_length=context_length(cfg),
         most_log_probs=-1 if len(tokenizer) <= WHOLE_VOCABULARY else 20,
         arguments=(*PLAIN, *cfg.engine.vllm_args),
     )
@@ -104,7 +104,9 @@ def check_evaluators(cfg: Config, source: Source, tokenizer: Any) -> None:
         )
 
 
-def _longest(cfg: Config) -> int:
-    """The context length that llama.cpp needs, in tokens."""
+def context_length(cfg: Config) -> int:
+    """Tokens of a prompt and its answer that llama.cpp and vLLM make room for."""
+    if cfg.engine.max_length is not None:
+        return cfg.engine.max_length
     asked = cfg.eval.long_context.lengths if "long_context" in cfg.evaluator_names else []
     return max(_LENGTH, cfg.train.max_length, *asked)

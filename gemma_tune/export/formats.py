@@ -82,7 +82,7 @@ def export_all(
     trained = trained_tensors(model, plan)
     given = ModelOnGrid(model, plan, trained, tokenizer, source)
     forward = TrainedForward(model, some_rows(rows, model))
-    towers = exported_towers(cfg, source, tokenizer, model)
+    towers = exported_towers(cfg, source, tokenizer, model, rows)
     lines = [forward_line(model, trained, plan)]
     for name in formats:
         phase(f"writing {name}")

@@ -1,18 +1,24 @@
-"""Questions with a picture and a sound of our own making, for the check of an mmproj file."""
+"""Questions for the check of an mmproj file: with a picture and a sound of our own making, and those of rows."""
 
 from __future__ import annotations
 
 import wave
+from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gemma_tune.chat.media import media_in
 from gemma_tune.chat.render import prompt_row
-from gemma_tune.export.media_check import Question
+from gemma_tune.data.records import Record
+from gemma_tune.engines.llama_prompt import TAKEN
+from gemma_tune.export.media_reference import Question
 
 _RATE, _SECONDS = 16_000, 2
+_PLAIN = ("role", "content", "weight")  # the keys of a message that is neither a call nor its result
+_LONGEST = 4096  # tokens of a prompt
 _WORDS = {"image": " What is in this picture? ", "audio": " What is to be heard? "}
 
 
@@ -31,9 +37,29 @@ def questions(tokenizer: Any, config: Any, folder: Path) -> list[Question]:
         file = _picture(tokenizer, config, folder) if kind == "image" else _sound(folder)
         content = [{"type": kind, kind: str(file)}, {"type": "text", "text": _WORDS[kind]}]
         messages = [{"role": "user", "content": content}]
-        row = prompt_row(tokenizer, messages)
-        found.append(Question(messages, row.input_ids, tokenizer.media.pixel_inputs(row.media)))
+        found.append(_question(tokenizer, messages))
     return found
+
+
+def conversations_with_media(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
+    """The prompts of rows with images or sound that a client asks by messages alone: no tools, no thinking."""
+    for record in records:
+        prompt = record.prompt
+        kinds = {part["type"] for part in media_in(prompt)}
+        plain = not record.tools and not record.thinking and all(m.keys() <= {*_PLAIN} for m in prompt)
+        if kinds and kinds <= {*TAKEN} and plain:
+            yield prompt
+
+
+def questions_of(tokenizer: Any, conversations: Sequence[list[dict[str, Any]]]) -> list[Question]:
+    """A question for each conversation that isn't longer than `_LONGEST` tokens."""
+    found = (_question(tokenizer, messages) for messages in conversations)
+    return [question for question in found if len(question.input_ids) <= _LONGEST]
+
+
+def _question(tokenizer: Any, messages: list[dict[str, Any]]) -> Question:
+    row = prompt_row(tokenizer, messages)
+    return Question(messages, row.input_ids, tokenizer.media.pixel_inputs(row.media))
 
 
 def _picture(tokenizer: Any, config: Any, folder: Path) -> Path:

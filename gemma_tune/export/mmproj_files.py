@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gemma_tune.config import Config
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.export import mmproj
 from gemma_tune.export.file_tensor import FileTensors
 from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine
-from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, TrainedModel, media_lines
-from gemma_tune.export.media_questions import questions
+from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, media_lines, rows_line
+from gemma_tune.export.media_questions import conversations_with_media, questions, questions_of
+from gemma_tune.export.media_reference import TrainedModel
 from gemma_tune.export.media_template import writes_media
 from gemma_tune.export.mmproj_tensors import F16
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.media.families import llama_image_tokens
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.family import NARROW
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import open_towers
@@ -33,6 +37,9 @@ _NO_CROPS = (
     "makes none: it sees large images otherwise than in training. Serve export/merged, or train without."
 )
 _QUANTIZED = ("gguf", "gguf_q8_0")
+# Rows that are asked in each file, of models narrower than `NARROW` and of others: a picture of Gemma 3 4B takes half a
+# minute on a CPU
+_ROWS = (32, 4)
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class ExportedTowers:
         config: The whole model's.
         tensors: Every tensor of the towers, by its name in the checkpoint.
         most_tokens: The most tokens of an image in training.
+        shown: Conversations of rows with images and sound, which llama.cpp is asked.
     """
 
     config: Any
     tensors: FileTensors
     most_tokens: int
+    shown: Sequence[list[dict[str, Any]]] = ()
 
     def write(self, folder: Path, title: str) -> Path:
         """Writes the file of a model of this title, and says so."""
@@ -57,7 +66,9 @@ class ExportedTowers:
         return file
 
 
-def exported_towers(cfg: Config, source: Source, tokenizer: Any, model: Any = None) -> ExportedTowers | None:
+def exported_towers(
+    cfg: Config, source: Source, tokenizer: Any, model: Any = None, rows: Sequence[TokenizedRows] = ()
+) -> ExportedTowers | None:
     """What goes into an mmproj file; None where no GGUF file gets one.
 
     Args:
@@ -66,6 +77,7 @@ def exported_towers(cfg: Config, source: Source, tokenizer: Any, model: Any = No
         tokenizer: Its tokenizer.
         model: The trained model, of whose towers those tensors are taken that were trained; the others are the
             checkpoint's.
+        rows: Rows to ask llama.cpp about, the held-out ones first.
 
     Raises:
         UserError: llama.cpp has no place for a tensor.
@@ -86,7 +98,10 @@ def exported_towers(cfg: Config, source: Source, tokenizer: Any, model: Any = No
             file=sys.stderr,
         )
     media = getattr(tokenizer, "media", None)
-    return ExportedTowers(config, tensors, media.most_image_tokens if media else mmproj.IMAGE_TOKENS)
+    most = _ROWS[0] if config.get_text_config().hidden_size < NARROW else _ROWS[1]
+    shown = conversations_with_media(record for part in rows for record in part.records)
+    tokens = media.most_image_tokens if media else mmproj.IMAGE_TOKENS
+    return ExportedTowers(config, tensors, tokens, [*islice(shown, most)])
 
 
 def wants_mmproj(cfg: Config) -> bool:
@@ -97,7 +112,7 @@ def wants_mmproj(cfg: Config) -> bool:
 def mmproj_lines(
     name: str, file: Path, towers: ExportedTowers | None, forward: TrainedForward, tokenizer: Any
 ) -> Iterator[CheckLine]:
-    """Reads the mmproj file beside a GGUF file back, and asks both of them about a picture and a sound.
+    """Reads the mmproj file beside a GGUF file back, and asks both of them about a picture, a sound, and rows' media.
 
     Args:
         name: The format, for people.
@@ -123,6 +138,8 @@ def mmproj_lines(
         for question in questions(tokenizer, towers.config, Path(folder)):
             what = f"{name}: {question.medium} in llama.cpp"
             yield from media_lines(what, file, beside, reference, [question], bounds, image_tokens=limits)
+    if asked := questions_of(tokenizer, towers.shown):
+        yield rows_line(f"{name}: rows in llama.cpp's chat", file, beside, reference, asked, limits)
 
 
 def _unseeing(model: Any) -> str:

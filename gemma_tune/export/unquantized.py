@@ -74,7 +74,7 @@ def export_unquantized(
     if "merged" in cfg.export.formats:
         reference = verify.take_reference(cfg, model, tokenizer, train, held_out, measure)
         _export_merged(cfg, folder, model, tokenizer, source, reference, difference)
-    lines = _export_gguf(cfg, folder, model, tokenizer, source, ids, adapter)
+    lines = _export_gguf(cfg, folder, model, tokenizer, source, ids, [held_out, train], adapter)
     if ADAPTER_VLLM in cfg.export.formats:
         lines.append(_export_for_vllm(folder, model, tokenizer, adapter))
     if "merged" in cfg.export.formats and (vllm := find_vllm(cfg.engine)):
@@ -118,7 +118,8 @@ def _export_gguf(
     model: Any,
     tokenizer: Any,
     source: Source,
-    rows: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int]],
+    rows: Sequence[TokenizedRows],
     adapter: Path | None,
 ) -> list[CheckLine]:
     """Writes the GGUF files, then reads each back and runs it in llama.cpp."""
@@ -126,7 +127,8 @@ def _export_gguf(
     if not formats:
         return []
     weights, title = float_tensors(model), title_of(cfg.model.model_name_or_path)
-    plan, towers = Plan({}, dict.fromkeys(weights, KEPT_32), {}), exported_towers(cfg, source, tokenizer, model)
+    plan = Plan({}, dict.fromkeys(weights, KEPT_32), {})
+    towers = exported_towers(cfg, source, tokenizer, model, rows)
     for name in formats:
         phase(f"writing {name}")
         with folder.timed("export"), atomic_folder(folder.export(name)) as target:
@@ -136,7 +138,7 @@ def _export_gguf(
             else:
                 write_gguf(name, title, target, model, tokenizer, weights, ONE_TYPE[name], towers)
         folder.result.artifacts[name] = f"export/{name}"
-    forward, logits = TrainedForward(model, rows, layers_in_float32), folder.path / "export" / ".logits"
+    forward, logits = TrainedForward(model, ids, layers_in_float32), folder.path / "export" / ".logits"
     lines = list[CheckLine]()
     phase(f"checking: the model's own forward pass at {forward.positions} positions")
     with folder.timed("verify"), forward.stored_in(logits):

@@ -33,11 +33,13 @@ class GGUFHeader:
         architecture: llama.cpp's name of the architecture, for example `gemma3`.
         width: `hidden_size`.
         float32: Whether every weight is float32.
+        context: Number of positions that the model has.
     """
 
     architecture: str
     width: int
     float32: bool
+    context: int
 
 
 class _Metadata:
@@ -123,14 +125,15 @@ def read_gguf_header(file: Path) -> GGUFHeader:
             )
         architecture = fields["general.architecture"]
         width, kind = fields[f"{architecture}.embedding_length"], fields.get("general.file_type")
-        if not isinstance(architecture, str) or not isinstance(width, int):
-            raise ValueError("its architecture is no text, or its width no number")
+        context = fields[f"{architecture}.context_length"]
+        if not isinstance(architecture, str) or not isinstance(width, int) or not isinstance(context, int):
+            raise ValueError("its architecture is no text, or its width or context length no number")
     except (ValueError, LookupError, OSError) as error:
         raise UserError(
             f"model.model_name_or_path={file}: this is no GGUF file of a language model, or it is cut off; export it, "
             "or fetch it, again."
         ) from error
-    return GGUFHeader(architecture, width, kind == LlamaFileType.ALL_F32)
+    return GGUFHeader(architecture, width, kind == LlamaFileType.ALL_F32, context)
 
 
 def image_tokens(mmproj: Path) -> tuple[int, int] | None:

@@ -59,8 +59,7 @@ def with_what_is_measured(
                 "hold none; leave engine.vllm out: Transformers measures them."
             )
         return cfg, []
-    if why := _unread(source, tokenizer, kinds):
-        raise UnreadMedia(f"model.model_name_or_path={source.gguf}: {why}")
+    refuse_unread(source, tokenizer, kinds)
     lost = [name for name in cfg.eval.evaluators if name in _OF_HELD_OUT] if held else []
     rest = [name for name in cfg.eval.evaluators if name not in lost]
     if not lost:
@@ -72,23 +71,29 @@ def with_what_is_measured(
     return replace(cfg, eval=replace(cfg.eval, evaluators=rest)), [note]
 
 
-def _unread(source: Source, tokenizer: Any, kinds: set[str]) -> str | None:
+def refuse_unread(source: Source, tokenizer: Any, kinds: set[str]) -> None:
+    """Raises UnreadMedia where a GGUF file is to read rows with kinds of media that llama.cpp can't be asked about."""
+    if kinds and (why := unread_media(source, tokenizer, kinds)):
+        has = f"rows have media ({', '.join(sorted(kinds))})"
+        raise UnreadMedia(f"model.model_name_or_path={source.gguf}: {has}, and {why}.")
+
+
+def unread_media(source: Source, tokenizer: Any, kinds: set[str]) -> str | None:
     """Why llama.cpp can't be asked about these kinds of media, with the way out; None where it can."""
     assert source.gguf
-    rows = f"rows have media ({', '.join(sorted(kinds))})"
     if mmproj_beside(source.gguf) is None:
         several = any(source.gguf.parent.glob(f"{MMPROJ}*.gguf"))
         lacking = f"no file of towers ({MMPROJ}*.gguf) stands beside it, which export.mmproj=true writes"
         if several:
             lacking = f"several files of towers ({MMPROJ}*.gguf) stand beside it: leave one of them there"
-        return f"{rows}, and {lacking}, or {_MERGED}."
+        return f"{lacking}, or {_MERGED}"
     if tokenizer.media is None:
-        return f"{rows}, and {tokenizer.no_media}."
+        return str(tokenizer.no_media)
     if other := sorted(kinds - {*TAKEN}):
-        return f"{rows}, and llama.cpp is asked about images and sound alone, not {', '.join(other)}; {_MERGED}."
+        return f"llama.cpp is asked about images and sound alone, not {', '.join(other)}; {_MERGED}"
     if tokenizer.media.images_kwargs.get("do_pan_and_scan"):
         return (
-            f"{rows}, and the model was trained with Pan & Scan, which llama.cpp hasn't; {_MERGED}, or measure it "
-            "without crops: model.images_kwargs.do_pan_and_scan=false."
+            f"the model was trained with Pan & Scan, which llama.cpp hasn't; {_MERGED}, or measure it without crops: "
+            "model.images_kwargs.do_pan_and_scan=false"
         )
     return None

@@ -1,11 +1,12 @@
-"""Checks of a GGUF file as the model: `recipe=evaluate` and `recipe=serve` take one; llama.cpp runs it as it is."""
+"""Checks of a GGUF file as the model: evaluate, chat and serve take one; llama.cpp runs it as it is."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 
-from gemma_tune.config import Config, ModelConfig
+from gemma_tune.config import ChatConfig, Config, ModelConfig
+from gemma_tune.config.methods import Kind
 from gemma_tune.config.quant import STORED
 from gemma_tune.run.paths import resolve
 from gemma_tune.validation.suggest import missing_path
@@ -26,7 +27,7 @@ def gguf_problems(cfg: Config) -> Iterator[str]:
         )
         yield (
             f"model.model_name_or_path={name}: recipe={cfg.recipe} needs a checkpoint, and this is a GGUF file, which "
-            "recipe=evaluate and recipe=serve take; name the checkpoint or the run that it was made from."
+            "recipe=evaluate, recipe=chat and recipe=serve take; name the checkpoint or the run that it was made from."
             f"{more if cfg.traits.quantizes and cfg.traits.trains else ''}"
         )
         return
@@ -38,7 +39,10 @@ def gguf_problems(cfg: Config) -> Iterator[str]:
             f"model.model_name_or_path={name}: llama.cpp, which runs GGUF files, isn't installed: "
             "pip install 'gemma_tune[gguf]' brings it."
         )
-    if "kl" in cfg.eval.evaluators:  # its reference is loaded by Transformers, with these
+    chats = cfg.traits.kind is Kind.CHAT
+    if chats and cfg.chat.batch_size != ChatConfig().batch_size:
+        yield "chat.batch_size has no effect on a GGUF file, which answers one prompt after the other; leave it out."
+    if not chats and "kl" in cfg.eval.evaluators:  # its reference is loaded by Transformers, with these
         return
     for key, default in vars(ModelConfig()).items():
         value = getattr(cfg.model, key)

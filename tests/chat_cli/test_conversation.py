@@ -154,7 +154,7 @@ def test_out_of_memory_is_said(model: Any, tokenizer: Any, monkeypatch: pytest.M
     monkeypatch.setattr(model, "generate", full)
     chat, prompt = ChatConfig(batch_size=2), render_prompt(tokenizer, user("Hi"))
     with pytest.raises(UserError, match=rf"batch_size=2: 1 prompts of up to {len(prompt)} tokens don't fit"):
-        answer_file(model, tokenizer, [Record("p:1", messages=user("Hi"))], [prompt], chat, LIMIT)
+        answer_file(Responder(model, tokenizer, chat, LIMIT), [Record("p:1", messages=user("Hi"))], [prompt])
     voice = Responder(model, tokenizer, chat, LIMIT)
     with pytest.raises(UserError, match=r"^here: .*load_in_4bit"):
         voice.answer(user("Hi"), None, "here")
@@ -319,7 +319,7 @@ def test_a_batch_gives_what_single_prompts_give(
     """In the file's order, to the file or to standard output."""
     records, prompts = asked
     chat = ChatConfig(batch_size=2, max_new_tokens=24, output_file="out.jsonl")
-    rows = answer_file(model, tokenizer, records, prompts, chat, LIMIT)
+    rows = answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts)
     for row, record, prompt in zip(rows, records, prompts, strict=True):
         (ids,) = greedy_answers(model, tokenizer, [prompt], 24)
         assert row == Answer.of(tokenizer, ids).row(record.messages or [])
@@ -328,7 +328,7 @@ def test_a_batch_gives_what_single_prompts_give(
     assert [row["prompt"] for row in rows] == [r.messages[0]["content"] for r in records if r.messages]
     assert capsys.readouterr().out == ""
     chat.output_file = None
-    assert answer_file(model, tokenizer, records, prompts, chat, LIMIT) == rows
+    assert answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts) == rows
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
 
 
@@ -338,9 +338,9 @@ def test_windows_change_no_answer(
     """Long files are answered a part at a time."""
     records, prompts = asked
     chat = ChatConfig(batch_size=1, max_new_tokens=8)
-    whole = answer_file(model, tokenizer, records, prompts, chat, LIMIT)
+    whole = answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts)
     monkeypatch.setattr("gemma_tune.chat_cli.batches._BATCHES", 2)
-    assert answer_file(model, tokenizer, records, prompts, chat, LIMIT) == whole
+    assert answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts) == whole
     assert "answers were cut at chat.max_new_tokens=8" in capsys.readouterr().err
 
 
@@ -359,6 +359,6 @@ def test_an_interrupted_file_keeps_what_was_answered(
     monkeypatch.setattr(model, "generate", twice)
     chat = ChatConfig(batch_size=2, max_new_tokens=4, output_file="out.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        answer_file(model, tokenizer, records, prompts, chat, LIMIT)
+        answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts)
     assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert "4 of 5 answers were written to out.jsonl" in capsys.readouterr().err

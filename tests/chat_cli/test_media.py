@@ -137,7 +137,8 @@ def test_prompts_with_images(seeing: tuple[Path, Any, Any], folder: Path, capsys
     chat = ChatConfig(prompts_file="rows/p.jsonl", max_new_tokens=TOKENS, batch_size=3)
     records = read_chat_prompts(chat)
     prompts = [ids_within(tokenizer, r.messages or [], None, LIMIT, r.where) for r in records]
-    for record, found in zip(records, answer_file(model, tokenizer, records, prompts, chat, LIMIT), strict=True):
+    rows = answer_file(Responder(model, tokenizer, chat, LIMIT), records, prompts)
+    for record, found in zip(records, rows, strict=True):
         messages = record.messages or []
         if isinstance(messages[-1]["content"], list):
             assert found["answer"] == plain_answer(at, tokenizer, messages)

@@ -18,8 +18,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from gemma_tune.chat import render_chat
-from gemma_tune.engines.llama_cpp import EngineUnavailable, LlamaCppEngine
+from gemma_tune.chat import render_chat, render_prompt
+from gemma_tune.engines.llama_cpp import GREEDY, EngineUnavailable, LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError
 from gemma_tune.evals.kl import kl_and_agreement
@@ -95,6 +95,24 @@ def test_top_tokens_of_pieces(file: Path, llama: LlamaCppEngine, ours: Transform
         assert pieces.ids.shape == (len(row), 4) and torch.equal(pieces.ids[:, 0], whole.ids[:, 0])
         # llama.cpp itself is off by up to 4e-3 here: it looks GELU up in a table of float16
         torch.testing.assert_close(pieces.log_probs, whole.log_probs, atol=2e-3, rtol=0)
+
+
+def test_an_answer_while_it_is_written(llama: LlamaCppEngine, ours: TransformersEngine, tokenizer: Any) -> None:
+    """The ids of the whole answer, its end included; characters of several tokens; whoever stops early frees it."""
+    chat = [{"role": "user", "content": "What is 12 plus 5?"}]
+    prompt = render_prompt(tokenizer, chat)
+    whole = ours.answers([prompt], 24, "")[0]
+    assert list(llama.written(prompt, 24, GREEDY)) == whole and whole[-1] in llama.stops
+    said = "é😀 日本!"
+    ids = list(llama.written(prompt, 64, {**GREEDY, "grammar": f'root ::= "{said}"'}))
+    assert tokenizer.decode(ids, skip_special_tokens=True) == said and len(ids) > len(said) + 4
+    asked = {"temperature": 100.0, "top_k": 3, "samplers": ["temperature", "top_k"]}
+    drawn = [list(llama.written(prompt, 6, {**asked, "seed": seed})) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len({tuple(ids) for ids in drawn}) > 1
+    early = llama.written(prompt, 1000, {**GREEDY, "ignore_eos": True})
+    assert next(early) == whole[0]
+    early.close()
+    assert llama.answers([prompt], 24, "") == [whole]
 
 
 def random_model(**values: Any) -> Any:

@@ -14,11 +14,14 @@ import pytest
 import torch
 from media_models import processor_folder, tokenizer_at
 from PIL import Image
+from scripted_chat import Person
 from tower_models import Seeing, build
 
 import gemma_tune
 from gemma_tune.chat import Rendered, render_prompt
 from gemma_tune.chat.render import Prompt
+from gemma_tune.chat_cli.conversation import Conversation
+from gemma_tune.chat_cli.weights import opened, positions_of
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.engines.json_client import JsonClient
@@ -31,8 +34,9 @@ from gemma_tune.export import gguf, mmproj, mmproj_files
 from gemma_tune.export.int4_check import WARN
 from gemma_tune.export.mmproj_files import mmproj_lines
 from gemma_tune.export.mmproj_tensors import F32
+from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.media import checkpoint_of
-from gemma_tune.models.source import Source
+from gemma_tune.models.source import Source, find_source
 from gemma_tune.serve.choice import chosen
 from gemma_tune.serve.server import started
 from gemma_tune.steps import measure_only
@@ -136,6 +140,28 @@ def test_what_a_file_is_not_asked_is_no_failure(tmp_path: Path, monkeypatch: pyt
     found, left_out = measure_only.measure_where_read(Config(), "GGUF", folder)
     assert not found.figures and not folder.result.failures and not [*tmp_path.iterdir()]
     assert left_out == ["GGUF was not measured: it has no towers"]
+
+
+@pytest.mark.slow
+def test_chat_sees(tmp_path: Path) -> None:
+    """A file of prompts, and a conversation in which a picture is put before a message: as with the checkpoint."""
+    pytest.importorskip("xllamacpp")
+    model = tmp_path / "model"
+    files_of("gemma3", model)
+    shown = [picture(tmp_path / f"{seed}.png", seed) for seed in (1, 7)]
+    file = tmp_path / "prompts.jsonl"
+    chats = [asked(shown[0], "Read it."), asked(*shown, "Read it."), asked("Read it.")]
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    words = ["chat.max_new_tokens=12", f"chat.prompts_file={file}"]
+    theirs = gemma_tune.run("chat", [f"model.model_name_or_path={model / 'x.gguf'}", *words]).metrics["answers"]
+    ours = gemma_tune.run("chat", [f"model.model_name_or_path={model}", "model.dtype=float32", *words])
+    assert theirs == ours.metrics["answers"] and len({row["answer"] for row in theirs}) == 3
+    cfg = compose_config("chat", [f"model.model_name_or_path={model / 'x.gguf'}", words[0]])
+    source = find_source(cfg.model)
+    tokenizer = load_tokenizer(source)
+    with opened(cfg, source, tokenizer, [], positions_of(cfg, source)) as responder:
+        talk = Conversation(responder, [], None, Person(f"/image {shown[0]}", "Read it."))
+        assert [row["answer"] for row in talk.run()] == [theirs[0]["answer"]]
 
 
 def test_pan_and_scan_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ def test_a_checkpoint_with_another_tokenizer(tmp_path: Path) -> None:
     assert gemma_tune.run("evaluate", [*words, f"model.tokenizer_name_or_path={TINY}"]).status == "dry_run"
 
 
-@pytest.mark.parametrize("recipe", ["chat", "preview", "full_sft", "lora_sft", "qlora_sft", "qat", "export"])
+@pytest.mark.parametrize("recipe", ["preview", "full_sft", "lora_sft", "qlora_sft", "qat", "export"])
 def test_other_recipes_refuse_a_gguf(file: Path, recipe: str) -> None:
     with pytest.raises(UserError, match=rf"recipe={recipe} needs a checkpoint.*GGUF file, which recipe=evaluate"):
         compose_config(recipe, [f"model.model_name_or_path={file}", "tracker=none"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ import pytest
 import torch
 from forms_at_hand import text_of, tokenizer_of
 from gguf import GGMLQuantizationType, GGUFReader
+from media_models import tokenizer_at
+from PIL import Image
 from slow import slow_after
 from tower_models import Seeing, build
 
 import gemma_tune
+from gemma_tune.data.records import Record
+from gemma_tune.engines.llama_cpp import TopTokens
+from gemma_tune.engines.llama_media import ChatAnswer
 from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, mmproj
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN
-from gemma_tune.export.media_check import AS_SERVED, EXACT, WholeModel, media_lines
+from gemma_tune.export.media_check import AS_SERVED, EXACT, agreement, media_lines, rows_line
+from gemma_tune.export.media_questions import conversations_with_media, questions_of
+from gemma_tune.export.media_reference import Question, WholeModel
 from gemma_tune.export.media_template import template_for_llama_cpp
 from gemma_tune.export.mmproj_tensors import F16, F32
 from gemma_tune.report.use import use_commands
@@ -136,6 +145,67 @@ def test_llama_cpp_answers_as_the_whole_model(name: str, medium: str, tmp_path: 
         if name == "gemma4_e2b" and medium == "picture":  # causal in training, and not there
             assert [x.verdict for x in more] == [WARN] and "use_bidirectional_attention" in more[0].problem
         assert name == "gemma4_e2b" or not more
+
+
+class Says:
+    """A reference that always writes 5, 6, 7 and the end."""
+
+    text_config, stops = None, frozenset({1, 3})
+
+    def log_probs(self, question: Question, answer: Sequence[int]) -> torch.Tensor:
+        logits = torch.zeros(len(answer), 10)
+        logits[range(len(answer)), [5, 6, 7, 3][: len(answer)]] = 1.0
+        return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "stopped", "same"), [([5, 6, 7], True, 1), ([5, 6], False, 1), ([5, 6], True, 0), ([5, 8], False, 0)]
+)
+def test_an_answer_that_ends_elsewhere_is_another_one(ids: list[int], stopped: bool, same: int) -> None:
+    """With any of the tokens that end one; what the limit cut off is no other answer, and an empty one can be right."""
+    reference = Says()
+    tops = reference.log_probs(None, ids)[:, :4]  # type: ignore[arg-type]
+    answer = ChatAnswer(ids, TopTokens(torch.arange(4).expand(len(ids), 4), tops), 2, stopped)
+    asked = Question([], [2, 4], {})
+    found = agreement(reference, [asked, asked], [answer, answer._replace(prompt_tokens=3)])
+    assert (found.questions, found.same, found.longer) == (2, same, (3, 2)) and found.worst == 0.0
+
+
+@SLOW
+def test_rows_with_pictures_in_the_chat(tmp_path: Path) -> None:
+    """Each is asked with its own pictures and its other messages; towers of other weights are found."""
+    seeing = build("gemma3")
+    with torch.no_grad():  # else a tied head says again what it has read last
+        for name, weight in seeing.model.named_parameters():
+            if "language_model" in name and "post_" in name and "norm" in name:
+                weight.add_(4.0).copy_(weight.bfloat16())
+    config, generation, text = seeing.model.config, seeing.model.generation_config, tmp_path / "x.gguf"
+    gguf.export(seeing.language, config, seeing.tokenizer, generation, torch.float32, text, name="x", media=True)
+    seeing.save(tmp_path)
+    tokenizer = tokenizer_at(tmp_path)
+    image = {"type": "image", "image": seeing.picture(tmp_path).messages[0]["content"][0]["image"]}
+    other = {"type": "image", "image": str(tmp_path / "other.png")}
+    Image.effect_noise((64, 64), 90).convert("RGB").save(other["image"])
+    words = {"type": "text", "text": " Read it. "}
+    one, two = {"role": "user", "content": [image, words]}, {"role": "user", "content": [words, other, words, image]}
+    said = {"role": "assistant", "content": "12", "weight": 0}
+    system = {"role": "system", "content": "Be brief."}
+    chats = [[one, said], [system, two, said, one, said], [{"role": "user", "content": "Hi"}, said]]
+    records = [Record("r:1", messages=chat) for chat in chats]
+    with_tools = Record("r:2", messages=chats[0], tools=[{}])
+    asked = [
+        replace(q, kinds={"token_type_ids": (torch.tensor([q.input_ids]) == config.image_token_id).long()})
+        for q in questions_of(tokenizer, [*conversations_with_media([*records, with_tools])])
+    ]
+    assert [len(question.messages) for question in asked] == [1, 4]
+    line = rows_line("rows", text, written(seeing, tmp_path, F32), WholeModel(seeing.model), asked)
+    assert (line.verdict, line.found) == (OK, "2 of 2")
+    with torch.no_grad():
+        for name, weight in seeing.model.named_parameters():
+            if "vision_tower" in name:
+                weight.add_(0.3 * torch.randn_like(weight))
+    line = rows_line("rows", text, tmp_path / "mmproj-x-f32.gguf", WholeModel(seeing.model), asked)
+    assert line.verdict == WARN and line.found != "2 of 2" and "recipe=evaluate" in line.problem
 
 
 @SLOW
