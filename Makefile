@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint soak tiny tiny-vision lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-3n test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint soak tiny tiny-vision lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -57,6 +57,14 @@ test-vllm: .venv/.done ## Run the tests that need vLLM (make setup-vllm), about 
 test-slurm: .venv/.done ## Install Slurm (Debian, as root), and run the tests that start a cluster of two nodes on this machine
 	command -v slurmctld > /dev/null || { apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; }
 	$(PYTEST) -m slurm -rs tests
+
+# Beside .venv, since this torchvision is built for a GPU: the tests define two operators that it doesn't find.
+build/timm/.done:
+	$(PIP) install --no-deps --target build/timm timm==1.0.31 torchvision==0.28.0
+	@touch $@
+
+test-3n: .venv/.done build/timm/.done ## Run the tests of Gemma 3n's image tower, with timm and torchvision beside .venv, about 2 minutes
+	PYTHONPATH=build/timm $(PYTEST) -k '3n' tests/train/test_media_training.py tests/models/test_tower_size.py tests/media
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
 	$(PYTEST) -m gpu tests

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from image_tower_3n import complete_torchvision
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # libraries read it when they are imported
 
 from gemma_tune.run.paths import ASSETS
+
+complete_torchvision()
 
 if TYPE_CHECKING:
     from gemma_tune import RunResult

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from forms_at_hand import tokenizer_of
+from image_tower_3n import import_timm
 from small_models import MODELS
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -38,6 +39,8 @@ FAMILIES: Mapping[str, tuple[str, dict[str, str], str]] = {
     "gemma4_26b": ("gemma4_large_v5", _NAMES4, "Gemma4Processor"),
     "gemma4_12b": ("gemma4_large_v5", _NAMES4, "Gemma4UnifiedProcessor"),
 }
+_VOCABULARY = 1600
+_SIDE_3N = 64  # pixels of an image of Gemma 3n's small model; 768 as published
 IMAGE_TOKENS = 4  # of Gemma 3's small model: 16 × 16 pixels in patches of 4, pooled by 2 × 2
 
 
@@ -58,7 +61,7 @@ def _processor_settings(family: str) -> dict[str, Any]:
         image = {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 16, "width": 16}}
         return {"image_processor": image, "image_seq_length": IMAGE_TOKENS}
     if family == "gemma3n":
-        size = {"height": 768, "width": 768}
+        size = {"height": _SIDE_3N, "width": _SIDE_3N}
         return {
             "image_processor": {"image_processor_type": "SiglipImageProcessor", "size": size, "do_normalize": False},
             "feature_extractor": {"feature_extractor_type": "Gemma3nAudioFeatureExtractor"},
@@ -81,9 +84,12 @@ def processor_folder(family: str, folder: Path) -> Path:
     tokenizer = media_tokenizer(family)
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in _soft(family).items()}
     config_class = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config"))
+    if family == "gemma3n":
+        text, parts = {**text, "vocab_size_per_layer_input": _id(tokenizer, "eoi_token")}, _parts_of_3n(tokenizer)
     if family == "gemma4_12b":  # the published squares of 48 pixels, and a table that has room for real pictures
         parts = {**parts, "vision_config": {**parts["vision_config"], "patch_size": 16, "mm_posemb_size": 128}}
-    text = {**text, "vocab_size": max(1600, len(tokenizer))}
+    assert len(tokenizer) <= _VOCABULARY
+    text = {**text, "vocab_size": _VOCABULARY}
     if FAMILIES[family][0].startswith("gemma4_large"):  # as they are published; the tokens of an image see each other
         text["use_bidirectional_attention"] = "vision"
     config = config_class(text_config=text, **parts, **ids)
@@ -94,8 +100,35 @@ def processor_folder(family: str, folder: Path) -> Path:
     return folder
 
 
+def _id(tokenizer: Any, name: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(_NAMES3N[name]))
+
+
+def _parts_of_3n(tokenizer: Any) -> dict[str, Any]:
+    """The towers of a small Gemma 3n: the published image tower of all 84 blocks, 0.03 times as wide.
+
+    As published, the ends of media and the soft tokens stand behind the vocabulary of the per-layer embeddings: they
+    are embedded by the projectors, those of images first.
+    """
+    first, audio = _id(tokenizer, "eoi_token"), _id(tokenizer, "boa_token")
+    made = {"channel_multiplier": 0.03, "pretrained_cfg_overlay": {"input_size": [3, *[_SIDE_3N] * 2]}}
+    vision = {"hidden_size": 2048, "model_args": made}
+    _, _, parts = MODELS["gemma3n"]
+    return {
+        "vision_config": {**vision, "vocab_offset": first, "vocab_size": audio - first},
+        "audio_config": {
+            **parts["audio_config"],
+            "vocab_offset": audio,
+            "vocab_size": _VOCABULARY - audio,
+            "input_feat_size": 128,
+        },
+    }
+
+
 def media_folder(family: str, folder: Path) -> Path:
-    """The same with a small model of the real class, with random weights; not for `gemma3n`, whose tower needs timm."""
+    """The same with a small model of the real class, with random weights; skips for `gemma3n` where timm is missing."""
+    if family == "gemma3n":
+        import_timm()
     processor_folder(family, folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     torch.manual_seed(0)
@@ -106,6 +139,8 @@ def media_folder(family: str, folder: Path) -> Path:
                 weight.normal_(0.0, 0.08)
             elif "norm" in name:
                 weight.add_(0.1 * torch.randn_like(weight))
+            elif "layer_scale." in name:  # of timm's blocks, which would be next to nothing
+                weight.fill_(0.1)
     model.save_pretrained(folder)
     return folder
 
@@ -131,14 +166,16 @@ def tokenizer_at(folder: Path, **images_kwargs: Any) -> Any:
     return load_tokenizer(source)
 
 
-def processor_of(family: str, folder: Path) -> Any:
-    """The family's real processor, of the folder's files.
+def processor_of(family: str, folder: Path, **images: Any) -> Any:
+    """The family's real processor, of the folder's files; `backend="pil"` resizes as without torchvision.
 
     Gemma 4's wants a video processor, which needs torchvision; for images and sounds none is asked for anything.
     """
     name = FAMILIES[family][2]
     whole = getattr(transformers, name)
-    parts: dict[str, Any] = {"image_processor": AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)}
+    parts: dict[str, Any] = {
+        "image_processor": AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, **images)
+    }
     settings = json.loads((folder / "processor_config.json").read_text("utf-8"))
     if "feature_extractor" in settings:
         parts["feature_extractor"] = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)

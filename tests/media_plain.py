@@ -21,9 +21,9 @@ def picture(file: Path, draw: random.Random) -> str:
 
 def processor_of_folder(model: Path) -> tuple[Any, Any]:
     """The real processor of a folder of `media_folder`, and its config."""
-    names = {"gemma3": "gemma3", "gemma4": "gemma4_31b"}
+    names = {"gemma3": "gemma3", "gemma3n": "gemma3n", "gemma4": "gemma4_31b"}
     config = AutoConfig.from_pretrained(model)
-    return processor_of(names[config.model_type], model), config
+    return processor_of(names[config.model_type], model, backend="pil"), config
 
 
 def stop(processor: Any) -> str:

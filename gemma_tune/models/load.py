@@ -27,6 +27,7 @@ from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
+from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import checkpoint_of, media_of
 from gemma_tune.models.source import Source
@@ -48,6 +49,10 @@ def _config_of_folder(source: Source, folder: Path) -> Any:
     _check_family(source, stored["model_type"])  # AutoConfig answers an unknown one with a list of all that it knows
     try:
         return AutoConfig.for_model(**stored | {"name_or_path": source.base})
+    except ModuleNotFoundError as error:  # Transformers imports timm with Gemma 3n's classes where it is installed
+        raise UserError(
+            f"model.model_name_or_path={source.base}: Transformers can't import its classes; {no_timm() or error}"
+        ) from error
     except Exception as error:  # values of any type fail the classes of Transformers in any way
         raise ValueError(f"config.json: {first_line(error)}") from error
 

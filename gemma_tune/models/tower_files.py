@@ -17,6 +17,7 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.hub import only_local
+from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.source import Source
 from gemma_tune.models.tower_size import without_language
 from gemma_tune.models.towers import Towers
@@ -34,6 +35,8 @@ def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) 
     Raises:
         UserError: They can't be loaded, or their weights are missing in the files or have another shape.
     """
+    if config.model_type == "gemma3n" and (why := no_timm()):
+        raise UserError(f"model.model_name_or_path={source.base}: its image tower needs timm, and {why}")
     family = FAMILIES[config.model_type]
     cls: Any = getattr(transformers, str(family.whole_class))
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -41,7 +41,8 @@ def tower_size(config: Any) -> TowerSize | None:
     """The sizes of the towers that a configuration names; None where there are none, or they can't be built here.
 
     A linear layer keeps its input and gives its output to the next operation, which keeps it: `width` is the sum over
-    all of the image tower, twice where values are clamped before and after the layer (Gemma 4).
+    all of the image tower, twice where values are clamped before and after the layer (Gemma 4). Of Gemma 3n's, which
+    convolves images of one size, the same sum over its convolutions stands for the patches of a soft token.
 
     Args:
         config: Of the whole checkpoint.
@@ -52,6 +53,7 @@ def tower_size(config: Any) -> TowerSize | None:
     try:
         with torch.device("meta"):
             model = getattr(transformers, family.whole_class)(without_language(config))
+        convolutions = _convolutions(model)
     except Exception:  # of Gemma 3n without timm, and sizes that don't go together fail the classes in any way
         return None
     named = [(n, p.numel()) for n, p in model.named_parameters() if not n.startswith("language_model.")]
@@ -60,14 +62,37 @@ def tower_size(config: Any) -> TowerSize | None:
         if isinstance(module, nn.Linear) and not name.startswith(_IN_NO_TOWER):
             clamped = hasattr(model.get_submodule(name.rpartition(".")[0]), "input_min")
             width += (module.in_features + module.out_features) * (2 if clamped else 1)
+    layers = getattr(vision, "num_hidden_layers", None) or 1
+    if convolutions:  # the first ones are by far the largest: taken for one layer of several alike
+        width = sum(convolutions) // config.vision_soft_tokens_per_image
+        layers = max(1, sum(convolutions) // max(convolutions))
     return TowerSize(
         parameters=sum(count for _, count in named),
         projector_parameters=sum(count for name, count in named if name.startswith(PROJECTORS)),
-        num_hidden_layers=getattr(vision, "num_hidden_layers", None) or 1,
+        num_hidden_layers=layers,
         hidden_size=getattr(vision, "hidden_size", 0),
         width=width,
         patches=_patches(config, vision),
     )
+
+
+def _convolutions(model: Any) -> list[int]:
+    """Numbers that each convolution of Gemma 3n's image tower keeps for one image; none of other families.
+
+    It keeps what it reads and what it writes, and the norm behind it both what it rescales and what it gives on.
+
+    Args:
+        model: On the meta device.
+    """
+    tower = getattr(getattr(model, "vision_tower", None), "timm_model", None)
+    if tower is None:
+        return []
+    found: list[int] = []
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, given, made: found.append(given[0].numel() + 3 * made.numel()))
+    tower(torch.empty((1, *tower.pretrained_cfg["input_size"]), device="meta"))
+    return found
 
 
 def _patches(config: Any, vision: Any) -> float:

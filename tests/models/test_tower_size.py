@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from image_tower_3n import import_timm
 from media_models import media_folder
 from slow import slow_after
 from test_memory import composed
-from transformers import Gemma3Config, SiglipVisionConfig
+from transformers import Gemma3Config, Gemma3nConfig, SiglipVisionConfig
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.memory import estimate
+from gemma_tune.models.published import published
 from gemma_tune.models.size import size_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.tower_files import load_towers
@@ -30,7 +32,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     return load_towers(cfg, source, config, language), config
 
 
-@pytest.mark.parametrize("family", slow_after(1, ("gemma3", "gemma4_e2b", "gemma4_31b")))
+@pytest.mark.parametrize("family", slow_after(1, ("gemma3", "gemma3n", "gemma4_e2b", "gemma4_31b")))
 def test_towers_as_they_are_loaded(family: str, tmp_path: Path) -> None:
     """What a trained tower keeps for the backward pass is counted within a factor of 1.5."""
     towers, config = loaded(media_folder(family, tmp_path))
@@ -60,10 +62,20 @@ def _image(family: str, config: Any) -> tuple[dict[str, torch.Tensor], int]:
     if family == "gemma3":
         side = config.vision_config.image_size
         return {"pixel_values": torch.randn(16, 3, side, side)}, 16 * config.mm_tokens_per_image
+    if family == "gemma3n":
+        sides = config.vision_config.model_args["pretrained_cfg_overlay"]["input_size"]
+        return {"pixel_values": torch.rand(2, *sides)}, 2 * config.vision_soft_tokens_per_image
     vision, side = config.vision_config, 12
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(1, -1, 2)
     pixels = torch.rand(1, side * side, 3 * vision.patch_size**2)
     return {"pixel_values": pixels, "pixel_position_ids": places}, side * side // vision.pooling_kernel_size**2
+
+
+@pytest.mark.slow
+def test_gemma_3ns_towers_have_their_published_size() -> None:
+    import_timm()
+    towers, known = size_of(Gemma3nConfig()).towers, published("gemma-3n-E4B")
+    assert towers is not None and known is not None and towers.parameters == known.tower_parameters
 
 
 def test_the_estimate_with_towers() -> None:

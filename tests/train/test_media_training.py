@@ -34,7 +34,7 @@ from gemma_tune.models.source import Source
 from gemma_tune.models.towers import seeing
 from gemma_tune.steps.session import Session
 
-FAMILIES_HERE = ("gemma3", "gemma4_e2b", "gemma4_31b")
+FAMILIES_HERE = ("gemma3", "gemma3n", "gemma4_e2b", "gemma4_31b")  # 3n where timm is installed
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def _plain_row(processor: Any, messages: list[dict[str, Any]]) -> tuple[dict[str
     whole = processed(processor, f"{texts[-1]}{messages[-1]['content']}{stop(processor)}", images)
     ids, labels = whole["input_ids"][0], torch.full_like(whole["input_ids"][0], -100)
     for text, answer in zip(texts, (m for m in messages if m["role"] == "assistant"), strict=True):
-        seen = images[: sum(text.count(mark) for mark in ("<start_of_image>", "<|image|>"))]
+        seen = images[: sum(text.count(mark) for mark in ("<start_of_image>", "<image_soft_token>", "<|image|>"))]
         begin, end = (
             processed(processor, t, seen)["input_ids"].shape[1]
             for t in (text, f"{text}{answer['content']}{stop(processor)}")
@@ -161,12 +161,15 @@ def test_trained_towers_are_stored_and_loaded(
     assert losses(went_on)[0] < losses(run)[-1]
 
 
-def test_frozen_towers_are_exported_to_the_bit(rows: Path, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    model = folder_of("gemma3")
+@pytest.mark.parametrize("family", slow_after(1, ("gemma3", "gemma3n")))
+def test_frozen_towers_are_exported_to_the_bit(
+    family: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = folder_of(family)
     run = trained("full_sft", model, rows, tmp_path / "run", "export=merged", steps=2)
     before, after = (load_file(folder / "model.safetensors") for folder in (model, run / "export" / "merged"))
     assert not (run / "adapter").exists()
-    assert all(torch.equal(after[n], before[n]) for n in before if FAMILIES["gemma3"].is_tower(n))
+    assert all(torch.equal(after[n], before[n]) for n in before if FAMILIES[family].is_tower(n))
 
 
 @pytest.mark.slow
