@@ -53,7 +53,9 @@ def test_missing_and_broken_packages(packages: Path, tmp_path: Path, monkeypatch
         raise ModuleNotFoundError("Could not import module 'Gemma3nConfig'.")
 
     monkeypatch.setattr(AutoConfig, "for_model", fails)
-    with pytest.raises(UserError, match=r"can't import its classes; timm can't be imported .operator .* uninstall timm"):
+    with pytest.raises(
+        UserError, match=r"can't import its classes; timm can't be imported .operator .* uninstall timm"
+    ):
         load_config(source)
     (packages / "torchvision" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'torchvision'\", name='torchvision')", encoding="utf-8"
