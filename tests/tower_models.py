@@ -143,8 +143,8 @@ class Seeing:
         return folder
 
 
-def build(name: str) -> Seeing:
-    """One of `NAMES`, with the same weights each time."""
+def build(name: str, width: int = 256) -> Seeing:
+    """One of `NAMES`, with the same weights each time; llama.cpp goes by the width of Gemma 4 in what attends how."""
     form = "gemma3" if name == "gemma3" else "gemma4"
     tokenizer = tokenizer_of(FORMS[form].name)
     tokenizer.add_tokens(list(_MEDIA[form].values()), special_tokens=True)
@@ -166,7 +166,8 @@ def build(name: str) -> Seeing:
         images: Any = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
     else:
         small = name == "gemma4_e2b"
-        text = {**_TEXT4, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}
+        text = {**_TEXT4, "hidden_size": width, "hidden_size_per_layer_input": 0}
+        text["use_bidirectional_attention"] = "vision"
         if small:
             text |= {
                 "num_hidden_layers": 6, "layer_types": [_SLIDING, _SLIDING, _FULL] * 2, "num_kv_shared_layers": 3,

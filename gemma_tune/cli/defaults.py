@@ -39,7 +39,7 @@ def resolve_defaults(cfg: Config) -> None:
     if method.kind is Kind.COMPARE and all(map(is_run_with_results, cfg.compare.models)):
         return
     if method.kind is not Kind.COMPARE:  # each of several models has its own
-        cfg.model.images_kwargs = _images_kwargs(cfg.model)
+        _take_sight(cfg.model)
     every_weight = cfg.adapter.peft_type == "none"
     # Narrow models, as the embedded one is, take and need higher rates, and small batches
     narrow = all(_width(model) < NARROW for model in _models(cfg))
@@ -103,12 +103,14 @@ def _measured(name: str) -> str:
     return name if stored is None else stored
 
 
-def _images_kwargs(model: ModelConfig) -> dict[str, Any]:
-    """`model.images_kwargs`, and below it what the run that is named as the model has set."""
+def _take_sight(model: ModelConfig) -> None:
+    """Sets how images are prepared and attended to: below what is asked for, as in the run that is the model."""
     try:
-        return dict(find_source(model).images_kwargs)
+        source = find_source(model)
     except (UserError, OSError, ValueError):  # said where the model is loaded
-        return model.images_kwargs
+        return
+    model.images_kwargs = dict(source.images_kwargs)
+    model.image_attention = model.image_attention or source.image_attention
 
 
 def _width(model: ModelConfig) -> int:

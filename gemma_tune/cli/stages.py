@@ -92,4 +92,5 @@ def of_measuring(cfg: Config, name: str, tokenizer: str | None = None) -> Config
     model = ModelConfig(name, tokenizer_name_or_path=tokenizer, chat_template=cfg.model.chat_template, device=device)
     if name == cfg.model.model_name_or_path:
         model.revision, model.images_kwargs = cfg.model.revision, cfg.model.images_kwargs
+        model.image_attention = cfg.model.image_attention
     return as_evaluated(replace(cfg, recipe="evaluate", method="evaluate", model=model, adapter=AdapterConfig()))

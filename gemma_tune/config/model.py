@@ -27,6 +27,7 @@ def is_template_file(name: str | None) -> bool:
 
 
 TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_FULL = "none", "projector", "full"
+CAUSAL, BIDIRECTIONAL = "causal", "bidirectional"
 
 
 @dataclass
@@ -86,6 +87,13 @@ class ModelConfig:
         "named here stand above them. Gemma 3: do_pan_and_scan (crops beside the image where it is long) and "
         "pan_and_scan_min_crop_size, pan_and_scan_max_num_crops, pan_and_scan_min_ratio_to_activate. Gemma 4: "
         "max_soft_tokens, the most tokens of an image: 70, 140, 280, 560 or 1120.",
+    )
+    image_attention: str | None = option(
+        None,
+        "Gemma 4: whether the tokens of an image see each other (bidirectional, where the published 12B, 26B-A4B and "
+        "31B have it) or are causal, as text (E2B, E4B). null: as config.json of the checkpoint says, or as the run "
+        "that is the model was trained. It stands in config.json of exports.",
+        choices=(CAUSAL, BIDIRECTIONAL),
     )
     train_towers: str = option(
         TRAIN_NOTHING,

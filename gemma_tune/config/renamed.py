@@ -53,6 +53,7 @@ ADDED: dict[str, Any] = {
     "adapter.modules_to_save": [],
     "model.added_tokens": [],
     "model.images_kwargs": {},
+    "model.image_attention": None,
     "model.train_towers": "none",
     "model.cache_image_features": None,
     "train.towers_learning_rate": None,

@@ -16,6 +16,7 @@ from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
 from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, TOWERS_FILE, read_adapter_config
+from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import resolve
 
@@ -170,7 +171,11 @@ def serve_words(source: Source, name: str, tool_parser: str | None) -> list[str]
 
 def image_words(source: Source) -> list[str]:
     """The arguments with which images become what they were in training."""
-    return ["--mm-processor-kwargs", json.dumps(dict(source.images_kwargs))] if source.images_kwargs else []
+    words = ["--mm-processor-kwargs", json.dumps(dict(source.images_kwargs))] if source.images_kwargs else []
+    if source.image_attention is None:
+        return words
+    stored = {"text_config": {"use_bidirectional_attention": STORED[source.image_attention]}}
+    return [*words, "--hf-overrides", json.dumps(stored)]
 
 
 def tool_words(parser: str) -> list[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from gemma_tune.config.model import BIDIRECTIONAL, CAUSAL
 from gemma_tune.engines.llama_media import ChatAnswer, ask_with_media
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_reference import MediaReference, Question
+from gemma_tune.models.image_attention import attending, attention_is_open, named_attention
 
 # Of the log-probabilities of llama.cpp's best tokens, nats: above the first the line warns, above the second it fails.
 # Line breaks round an image that are missing, or another GELU in the tower, are 1 to 3 on random weights.
@@ -26,10 +26,10 @@ _APART = (
     "llama.cpp answers to these rows otherwise than the trained model: it scales media otherwise, or its numbers are "
     "rounded. recipe=evaluate of the file measures what that costs."
 )
+_TELLING = 2.0  # how many times nearer another attention must come to be llama.cpp's
 _SERVED_OTHERWISE = (
-    "llama.cpp lets the tokens of an image see each other, and this model was trained with causal attention alone "
-    "(text_config.use_bidirectional_attention is null): it answers to images otherwise than in training. Measure the "
-    'file, or train with "vision" in its place in config.json.'
+    "This llama.cpp attends to images otherwise than the model was trained: {there} there, {here} in training. Measure "
+    "the file, or train with model.image_attention={there}."
 )
 
 
@@ -75,22 +75,52 @@ def media_lines(
         threads: CPU threads; all that this process may use by default.
 
     Returns:
-        The line; and one that warns where llama.cpp attends otherwise than the model was trained.
+        The line; and one that warns where llama.cpp attends otherwise than the model was trained. Which attention it
+        has for Gemma 4 differs from version to version and from size to size, so it is told from its answers.
     """
     try:
         answers = asked_in_chat(file, mmproj, questions, image_tokens, threads)
     except EngineUnavailable as error:
         return [_not_run(name, error)]
-    sees = any("pixel_values" in question.inputs for question in questions)
-    with _attention_as_served(reference.text_config, sees) as otherwise:
-        found = agreement(reference, questions, answers)
-    lines = [judged(name, found, bounds)]
-    if otherwise:
-        trained = agreement(reference, questions, answers)
-        apart = trained.worst > bounds[0]
-        verdict, problem = (WARN, _SERVED_OTHERWISE) if apart else (OK, "")
-        lines.append(CheckLine(f"{name}: its attention", "as in training", figures_of(trained), verdict, problem))
-    return lines
+    return compared(name, reference, questions, answers, bounds)
+
+
+def compared(
+    name: str,
+    reference: MediaReference,
+    questions: Sequence[Question],
+    answers: Sequence[ChatAnswer],
+    bounds: tuple[float, float],
+) -> list[CheckLine]:
+    """The lines of `media_lines` for answers that are there."""
+    trained = agreement(reference, questions, answers)
+    served = _otherwise(reference, questions, answers, trained)
+    if served is None:
+        return [judged(name, trained, bounds)]
+    here, there = _attentions(reference)
+    problem = _SERVED_OTHERWISE.format(here=here, there=there)
+    line = CheckLine(f"{name}: its attention", f"{here}, as in training", figures_of(trained), WARN, problem)
+    return [judged(name, served, bounds), line]
+
+
+def _attentions(reference: MediaReference) -> tuple[str, str]:
+    """The attention that a Gemma 4 was trained with, and the other one."""
+    here = named_attention(reference.text_config)
+    return here, CAUSAL if here == BIDIRECTIONAL else BIDIRECTIONAL
+
+
+def _otherwise(
+    reference: MediaReference,
+    questions: Sequence[Question],
+    answers: Sequence[ChatAnswer],
+    trained: MediaAgreement,
+) -> MediaAgreement | None:
+    """The agreement with the other attention to images, where it tells that llama.cpp has that one."""
+    if not attention_is_open(reference.text_config) or all(question.medium != "image" for question in questions):
+        return None
+    with attending(reference.text_config, _attentions(reference)[1]):
+        served = agreement(reference, questions, answers)
+    return served if trained.mean > _TELLING * served.mean else None
 
 
 def rows_line(
@@ -110,8 +140,9 @@ def rows_line(
         answers = asked_in_chat(file, mmproj, questions, image_tokens)
     except EngineUnavailable as error:
         return _not_run(name, error)
-    with _attention_as_served(reference.text_config, any(question.medium == "image" for question in questions)):
-        found = agreement(reference, questions, answers)
+    found = agreement(reference, questions, answers)
+    if found.same < found.questions:
+        found = _otherwise(reference, questions, answers, found) or found
     if found.longer is not None and image_tokens is None:
         return judged(name, found, AS_SERVED)
     apart = found.same < found.questions
@@ -199,17 +230,3 @@ def judged(name: str, found: MediaAgreement, bounds: tuple[float, float]) -> Che
 def figures_of(found: MediaAgreement) -> str:
     """What was found, for the table."""
     return f"at most {found.worst:.2g}, {found.same} of {found.questions} answers the same"
-
-
-@contextlib.contextmanager
-def _attention_as_served(text_config: Any, sees: bool) -> Iterator[bool]:
-    """Within it, the model attends as llama.cpp does; whether that is otherwise than it was trained."""
-    otherwise = sees and getattr(text_config, "use_bidirectional_attention", "vision") is None
-    if not otherwise:
-        yield False
-        return
-    text_config.use_bidirectional_attention = "vision"
-    try:
-        yield True
-    finally:
-        text_config.use_bidirectional_attention = None

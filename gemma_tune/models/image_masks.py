@@ -8,9 +8,9 @@ Suffixes of shapes: B rows, S tokens of a row (queries, then keys).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+
+from gemma_tune.models.image_attention import ImageAttention
 
 
 def documents(
@@ -37,19 +37,6 @@ def runs(ids_BS: torch.Tensor, soft_ids: list[int]) -> torch.Tensor:
     soft = torch.isin(ids_BS, torch.tensor(soft_ids, device=ids_BS.device))
     begins = soft & ~torch.nn.functional.pad(soft, (1, 0))[:, :-1]
     return torch.where(soft, begins.cumsum(-1) - 1, -1)
-
-
-class ImageAttention(NamedTuple):
-    """Where the tokens of an image see each other; text is causal everywhere.
-
-    Attributes:
-        in_full_layers: In full layers, too (Gemma 3, and Gemma 4 12B), or only in sliding ones.
-        beyond_window: In sliding layers beyond the window (Gemma 4 12B); the others see an image as far as the window
-            reaches back.
-    """
-
-    in_full_layers: bool
-    beyond_window: bool
 
 
 def image_masks(

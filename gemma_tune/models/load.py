@@ -27,6 +27,7 @@ from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
+from gemma_tune.models.image_attention import set_image_attention
 from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import checkpoint_of, media_of
@@ -83,12 +84,14 @@ def load_config(source: Source) -> Any:
     The file is opened once in a process, however often it is asked for (`read_once`), unless it changes.
 
     Raises:
-        UserError: Not found, no access, or no Gemma that we know.
+        UserError: Not found, no access, no Gemma that we know, or one that `model.image_attention` is no choice of.
     """
     try:
-        return _config_of_folder(source, source.folder or _hub_folder(source.base, source.revision))
+        config = _config_of_folder(source, source.folder or _hub_folder(source.base, source.revision))
     except (OSError, ValueError) as error:
         raise not_loadable(source, error) from error
+    set_image_attention(config, source.image_attention, source.base)
+    return config
 
 
 def family_of(source: Source) -> Family:

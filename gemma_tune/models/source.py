@@ -22,7 +22,7 @@ from gemma_tune.models.folders import (
 )
 from gemma_tune.models.hub import is_in_cache
 from gemma_tune.run.checkpoints import checkpoints
-from gemma_tune.run.existing import images_kwargs_of
+from gemma_tune.run.existing import image_attention_of, images_kwargs_of
 from gemma_tune.run.paths import ON_GRID, PLAN, folder_status, gguf_models, looks_local, resolve
 from gemma_tune.validation.suggest import missing_path
 
@@ -42,6 +42,7 @@ class Source:
         added_tokens: New tokens that a run adds to both.
         remark: Why these weights are used, where they are other ones than a user may expect; to be printed.
         images_kwargs: `model.images_kwargs` as pairs; of a run, its own below what is asked for.
+        image_attention: `model.image_attention`, or that of the run; None: as config.json says.
     """
 
     base: str
@@ -51,6 +52,7 @@ class Source:
     added_tokens: tuple[str, ...] = ()
     remark: str | None = None
     images_kwargs: tuple[tuple[str, Any], ...] = ()
+    image_attention: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -120,19 +122,19 @@ def find_source(model: ModelConfig, continues: bool = False) -> Source:
         source = _source_of_gguf(model.model_name_or_path, other)
     else:
         source = _source_of_weights(model, other is None, continues)
-    images = {**_images_kwargs_of_run(model.model_name_or_path, source), **model.images_kwargs}
+    name = model.model_name_or_path if _may_see(source) else ""  # of a run: it sees as it has learned
+    images = {**(images_kwargs_of(name) if name else {}), **model.images_kwargs}
     source = replace(source, images_kwargs=tuple(sorted(images.items())))
     if in_gguf:
         return source
-    source = replace(source, added_tokens=tuple(model.added_tokens))
+    attention = model.image_attention or (image_attention_of(name) if name else None)
+    source = replace(source, added_tokens=tuple(model.added_tokens), image_attention=attention)
     return source if other is None else replace(source, tokenizer=other)
 
 
-def _images_kwargs_of_run(name: str, source: Source) -> dict[str, Any]:
-    """What a run has set of its image processor: the model has learned images in that form alone."""
-    if source.folder is not None and not any((source.folder / file).is_file() for file in PROCESSOR_FILES):
-        return {}
-    return images_kwargs_of(name)
+def _may_see(source: Source) -> bool:
+    """Whether a source has a processor of images, as far as its folder says."""
+    return source.folder is None or any((source.folder / file).is_file() for file in PROCESSOR_FILES)
 
 
 def _tokenizer_in(folder: Path) -> Path | None:

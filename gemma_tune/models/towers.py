@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from gemma_tune.errors import UserError
+from gemma_tune.models.image_attention import image_attention
 from gemma_tune.models.image_cache import IMAGES, ImageCache, features_of
-from gemma_tune.models.image_masks import ImageAttention, documents, image_masks, runs
+from gemma_tune.models.image_masks import documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
@@ -145,20 +146,6 @@ def _for_kernel(mask: torch.Tensor, config: Any, dtype: torch.dtype) -> torch.Te
     if config._attn_implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def image_attention(config: Any) -> ImageAttention | None:
-    """Where the tokens of an image see each other, as Transformers' class has it; None: causal everywhere.
-
-    Args:
-        config: Of the language part.
-    """
-    if config.model_type.startswith("gemma3_"):
-        return ImageAttention(in_full_layers=True, beyond_window=False)
-    if getattr(config, "use_bidirectional_attention", None) != "vision":
-        return None
-    unified = config.model_type.startswith("gemma4_unified")
-    return ImageAttention(in_full_layers=unified, beyond_window=unified)
 
 
 def remember_towers(language: Any, load: Callable[[Any], Towers]) -> None:

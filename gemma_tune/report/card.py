@@ -19,7 +19,7 @@ from huggingface_hub import ModelCardData
 from gemma_tune.config import Config
 from gemma_tune.config.data import DataConfig
 from gemma_tune.export.engine_lines import same_each_time
-from gemma_tune.models.folders import ADAPTER_VLLM, TOWERS_FILE
+from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.nested import leaves
 from gemma_tune.page.blocks import Block, Cell, Code, Mono, Section, Table, Text
 from gemma_tune.page.markdown import markdown
@@ -133,7 +133,7 @@ def _opening(inputs: ReportInputs, made_from: Lineage) -> str:
 def _use(name: str, place: Path) -> Iterator[Block]:
     """Code and commands, as they are given within the folder."""
     yield Text(("In this folder (", Mono("hf download OWNER/NAME --local-dir ."), " fetches it from the Hub):"))
-    if code := python_code(name, ".", (place / TOWERS_FILE).is_file()):
+    if code := python_code(name, ".", place):
         yield Code(code, "python")
     if why := unreadable(name, place):
         yield Text(_within(why, place))

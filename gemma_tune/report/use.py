@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, TOWERS_FILE, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
+from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.source import Source
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
-from gemma_tune.run.existing import images_kwargs_of
+from gemma_tune.run.existing import image_attention_of, images_kwargs_of
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ON_GRID, PLAN, gguf_models, mmproj_beside
 from gemma_tune.untrusted import read_object
@@ -47,6 +49,10 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 _WITHOUT_TOWERS = """\
 # Text only: PEFT doesn't load the towers that were trained beside it ({towers}). For images load the merged model.
 """
+
+_ATTENTION = """
+# The base attends to images otherwise than this adapter was trained (model.image_attention={attention})
+model.config.get_text_config().use_bidirectional_attention = {stored!r}"""
 
 _PROMPTS = "data=auto data.prompts_only=true data.train_file=PROMPTS data.test_files.test=HELD_OUT_PROMPTS"
 _REWARD_MODEL = """\
@@ -140,6 +146,7 @@ def _vllm_adapter(place: Path) -> list[tuple[str, str]]:
     except UserError:  # the report has more to say than that
         return []
     source = Source(base, commit, place, str(place), images_kwargs=tuple(_images_kwargs(place).items()))
+    source = replace(source, image_attention=image_attention_of(str(place)))
     return [("vLLM", shlex.join(serve_words(source, "tuned", _tool_parser(place))))]
 
 
@@ -162,12 +169,23 @@ def _tool_parser(folder: Path) -> str | None:
         return None
 
 
-def python_code(name: str, folder: str, towers: bool = False) -> str | None:
-    """Code that loads an artifact from a folder with Transformers or PEFT; None for what is served in another way."""
+def python_code(name: str, folder: str, place: Path) -> str | None:
+    """Code that loads an artifact with Transformers or PEFT; None for what is served in another way.
+
+    Args:
+        name: The artifact.
+        folder: Its folder, as it stands in the code.
+        place: The same, where it is.
+    """
     code = {"merged": _MERGED, "adapter": _ADAPTER, "reward_model": _REWARD_MODEL}.get(name)
-    if code and towers:
-        return _WITHOUT_TOWERS.format(towers=TOWERS_FILE) + code.format(folder=folder)
-    return code.format(folder=folder) if code else None
+    if code is None:
+        return None
+    code = code.format(folder=folder)
+    if (place / TOWERS_FILE).is_file():
+        code = _WITHOUT_TOWERS.format(towers=TOWERS_FILE) + code
+    if name == "adapter" and (attention := image_attention_of(str(place))):
+        code += _ATTENTION.format(attention=attention, stored=STORED[attention])
+    return code
 
 
 def how_to_use(folder: RunFolder) -> list[Block]:
@@ -191,7 +209,7 @@ def how_to_use(folder: RunFolder) -> list[Block]:
         adapter = folder.path / artifacts["adapter"]
         blocks += [
             Text("The adapter, on its base model, with PEFT:"),
-            Code(str(python_code("adapter", str(adapter), (adapter / TOWERS_FILE).is_file())), "python"),
+            Code(str(python_code("adapter", str(adapter), adapter)), "python"),
         ]
         if served := use_commands("adapter", folder.path / artifacts["adapter"]):
             name = "The adapter, in vLLM, under the name `tuned` (the base answers under its own name):"

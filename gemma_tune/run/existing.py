@@ -87,10 +87,20 @@ def run_of(model: str) -> Path | None:
 
 def images_kwargs_of(model: str) -> dict[str, Any]:
     """`model.images_kwargs` of the run that a model's name means; empty where it has none, or there is no such run."""
+    kept = _model_of_run(model).get("images_kwargs")
+    return dict(kept) if isinstance(kept, dict) else {}
+
+
+def image_attention_of(model: str) -> str | None:
+    """`model.image_attention` of the run that a model's name means; None where it has none, or there is no such run."""
+    kept = _model_of_run(model).get("image_attention")
+    return kept if isinstance(kept, str) else None
+
+
+def _model_of_run(model: str) -> dict[str, Any]:
     run = run_of(model)
     stored = (stored_config(run) or {}).get("model") if run else None
-    kept = stored.get("images_kwargs") if isinstance(stored, dict) else None
-    return dict(kept) if isinstance(kept, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def check_existing(cfg: Config, path: Path, locked: bool = False) -> Found:

@@ -11,6 +11,7 @@ from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import UserError
 from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.image_cache import ImageCache
 from gemma_tune.models.load import family_of
 from gemma_tune.models.sharding import sharding_of, shards
@@ -57,7 +58,7 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | 
     if parts == TRAIN_NOTHING and _keeps_features(cfg, data):
         towers.cache = ImageCache(processes=sharding_of(cfg).per_machine)
         said += "; what they make of an image is computed once"
-    return [said, *_of_images(dict(setup.source.images_kwargs))]
+    return [said, *_of_images(dict(setup.source.images_kwargs)), *_of_attention(setup.source.image_attention)]
 
 
 def _keeps_features(cfg: Config, data: Data) -> bool:
@@ -87,4 +88,15 @@ def _of_images(images_kwargs: dict[str, Any]) -> list[str]:
     return [
         f"images: {most} tokens at most, as processor_config.json of exports says: {ours}; vLLM with the adapter is "
         f"told by --mm-processor-kwargs, llama.cpp by --image-max-tokens {most}"
+    ]
+
+
+def _of_attention(attention: str | None) -> list[str]:
+    """Who knows of `model.image_attention`, and who has to be told."""
+    if attention is None:
+        return []
+    return [
+        f"images: model.image_attention={attention}, as config.json of exports says: recipes with this run as their "
+        "model use it; who puts the adapter onto its base must set text_config.use_bidirectional_attention to "
+        f"{json.dumps(STORED[attention])}; llama.cpp knows no such setting, and its check says what it does"
     ]

@@ -22,7 +22,9 @@ from gemma_tune.chat import Rendered
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.media.content import content_digest
 from gemma_tune.models.head import TopK
+from gemma_tune.models.image_attention import image_attention
 from gemma_tune.models.towers import open_towers
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import barrier, from_main, share
 from gemma_tune.progress import phase, progress
 
@@ -217,9 +219,9 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def sight_digest(model: Any, tokenizer: Any) -> str:
-    """A digest of the towers beside a model and of its processor's settings, 64 hex digits."""
-    media = tokenizer.media
-    settings = str(media.files.digest(media.model_type, media.images_kwargs))
+    """A digest of the towers beside a model, its attention and its processor's settings, 64 hex digits."""
+    media, attention = tokenizer.media, image_attention(language_part(model).config)
+    settings = str(media.files.digest(media.model_type, media.images_kwargs, attention))
     return _tensors_digest(open_towers(model).stored().items()) + settings
 
 

@@ -14,16 +14,18 @@ from slow import slow_after
 from small_models import original, save
 
 from gemma_tune.config import ModelConfig
+from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.image_masks import ImageAttention
+from gemma_tune.models.image_attention import ImageAttention, image_attention
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.tower_files import load_towers, published_names
-from gemma_tune.models.towers import image_attention, open_towers, remember_towers, seeing, towers_of
+from gemma_tune.models.towers import open_towers, remember_towers, seeing, towers_of
 
 SOFT = 1500
+IDS = {"image_token_id": SOFT, "audio_token_id": SOFT + 1, "video_token_id": SOFT + 2}
 TOKENS = 4  # of an image
 IN_SLIDING_LAYERS = ImageAttention(in_full_layers=False, beyond_window=False)
 ATTENTION = {
@@ -38,15 +40,15 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Its name and folder, the language part with towers, and the checkpoint's own class."""
     folder = save(request.param, tmp_path_factory.mktemp(request.param))
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config |= {"image_token_id": SOFT, "audio_token_id": SOFT + 1, "video_token_id": SOFT + 2}
+    config |= IDS
     if ATTENTION[request.param] is IN_SLIDING_LAYERS:
         config["text_config"]["use_bidirectional_attention"] = "vision"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return request.param, folder, loaded(folder), original(folder)
 
 
-def loaded(folder: Path) -> Any:
-    source = Source(str(folder), None, None, str(folder))
+def loaded(folder: Path, attention: str | None = None) -> Any:
+    source = Source(str(folder), None, None, str(folder), image_attention=attention)
     cfg, config = ModelConfig(model_name_or_path=str(folder), dtype="float32", device="cpu"), load_config(source)
     language = load_language_part(cfg, source, config, FAMILIES[config.model_type].language_class).eval()
     remember_towers(language, partial(load_towers, cfg, source, config))
@@ -105,6 +107,46 @@ def test_packed_rows_are_what_each_is_alone(family: Any) -> None:
     places = torch.cat([torch.arange(r.shape[1]) for r in rows])[None]
     both = {key: torch.cat([m[key] for m in media]) for key in media[0]}
     assert_close(with_media(ours, both, input_ids=torch.cat(rows, 1), position_ids=places), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "stored"),
+    slow_after(1, [("gemma4_e2b", "bidirectional", "vision"), ("gemma4_31b", "causal", None)]),
+)
+def test_the_attention_that_is_asked_for(name: str, attention: str, stored: str | None, tmp_path: Path) -> None:
+    """That of Transformers' class with it in config.json: one row, two packed ones, and what is generated."""
+    folder = save(name, tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8")) | IDS
+    other = None if stored else "vision"
+
+    def said(value: str | None) -> None:
+        config["text_config"]["use_bidirectional_attention"] = value
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    said(stored)
+    theirs = original(folder)
+    said(other)
+    ours = loaded(folder, attention)
+    assert ours.config.use_bidirectional_attention == stored
+    rows, media = (row(3, 30, 1), row(1, 12, 2)), [picture(name, seed, theirs) for seed in (1, 2)]
+    wanted = [expected(name, theirs, r, m) for r, m in zip(rows, media, strict=True)]
+    assert torch.equal(with_media(ours, media[0], input_ids=rows[0]), wanted[0])
+    places = torch.cat([torch.arange(r.shape[1]) for r in rows])[None]
+    both = {key: torch.cat([m[key] for m in media]) for key in media[0]}
+    packed = with_media(ours, both, input_ids=torch.cat(rows, 1), position_ids=places)
+    assert_close(packed, torch.cat(wanted, 1))
+    asked = {"input_ids": rows[0], "attention_mask": torch.ones_like(rows[0]), "max_new_tokens": 4, "do_sample": False}
+    with seeing(ours, media[0]):
+        found = ours.generate(**asked)
+    assert torch.equal(found, theirs.generate(**asked, **media[0], mm_token_type_ids=(rows[0] == SOFT).long()))
+    theirs.config.get_text_config().use_bidirectional_attention = other
+    assert (expected(name, theirs, rows[0], media[0]) - wanted[0]).abs().max() > 0.01
+
+
+def test_where_there_is_no_such_choice(tmp_path: Path) -> None:
+    folder = save("gemma3", tmp_path)
+    with pytest.raises(UserError, match=r"model\.image_attention=causal: it is a choice of Gemma 4"):
+        load_config(Source(str(folder), None, None, str(folder), image_attention="causal"))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
