@@ -1,4 +1,4 @@
-"""Whether the tokens of an image see each other: what config.json says, and `model.image_attention` in its place. No torch."""
+"""Whether the tokens of an image see each other: by config.json, or by `model.image_attention`. No torch."""
 
 from __future__ import annotations
 
