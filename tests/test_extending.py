@@ -99,8 +99,12 @@ def test_the_plain_loss_written_by_hand(shape: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("returned", "said"),
-    [("3.0", "it gave float"), ("outputs.logits", "it gave a tensor of shape"), ("None", "it gave NoneType"),
-     ("outputs.logits.detach().sum()", "it gave a tensor of one number from which no gradient leads back")],
+    slow_after(
+        2,
+        [("3.0", "it gave float"),
+         ("outputs.logits.detach().sum()", "it gave a tensor of one number from which no gradient leads back"),
+         ("outputs.logits", "it gave a tensor of shape"), ("None", "it gave NoneType")],
+    ),
 )  # fmt: skip
 def test_a_loss_that_is_none(returned: str, said: str, folder: Path) -> None:
     write("mine.py", f"def loss(outputs, labels, num_items_in_batch): return {returned}\n")

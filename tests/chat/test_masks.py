@@ -100,7 +100,7 @@ def test_mask_is_the_answers_and_nothing_else(name: str) -> None:
         assert rendered.trained_tokens == len(trained)
 
 
-@each_form
+@some_forms
 def test_what_is_trained_is_what_the_assistant_said(name: str) -> None:
     """Read back from the trained tokens alone: words, thinking, and calls with their types."""
     tokenizer, form = tokenizer_of(name), FORMS[name]
@@ -120,7 +120,7 @@ def test_what_is_trained_is_what_the_assistant_said(name: str) -> None:
                 assert said == words_of(message, form)
 
 
-@each_form
+@some_forms
 def test_results_are_never_trained(name: str) -> None:
     tokenizer, form = tokenizer_of(name), FORMS[name]
     seen = 0
@@ -147,7 +147,7 @@ def test_one_bos_and_the_served_text(name: str) -> None:
             assert (ids[0], ids.count(tokenizer.bos_token_id)) == (tokenizer.bos_token_id, 1)
 
 
-@each_form
+@some_forms
 def test_an_answer_of_weight_0_counts_nothing(name: str) -> None:
     """Each answer in turn: its tokens are gone, every other one's stay."""
     tokenizer = tokenizer_of(name)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from asking import refused, write
 from short_runs import hold_to_golden, losses, short_run
+from slow import slow_after
 from test_configs import NEEDS
 
 import gemma_tune
@@ -160,7 +161,9 @@ def test_shipped_files_are_no_recipes_of_ones_own(folder: Path) -> None:
         compose_config(str(RECIPES / "sft.py"))
 
 
-@pytest.mark.parametrize("name", ["mine", "a b/c=1, (é)/mein rezept #2", "it's/{x: [y]}/'q'", "${seed}/$x"])
+@pytest.mark.parametrize(
+    "name", slow_after(2, ["a b/c=1, (é)/mein rezept #2", "${seed}/$x", "it's/{x: [y]}/'q'", "mine"])
+)
 def test_any_path(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative, absolute, by the home folder, and from elsewhere: the same file, under a name that Hydra can read."""
     file = own(name).absolute()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from asking import refused, write
+from slow import slow_after
 
 from gemma_tune.chat import ForeignTemplate
 from gemma_tune.cli.compose import compose_config
@@ -73,7 +74,9 @@ def test_a_run_in_a_crowded_folder(crowded: Path) -> None:
     assert Path("run/report.md").is_file()
 
 
-@pytest.mark.parametrize("words", [["-m", "gemma_tune"], ["-um", "gemma_tune"], ["-mgemma_tune"], ["gemma_tune"]])
+@pytest.mark.parametrize(
+    "words", slow_after(2, [["-m", "gemma_tune"], ["gemma_tune"], ["-um", "gemma_tune"], ["-mgemma_tune"]])
+)
 def test_a_checkout_that_is_not_installed(folder: Path, words: list[str]) -> None:
     """Its own recipes and configurations are taken, and not those of the checkout that is installed."""
     for name in ("gemma_tune", "recipes", "configs"):

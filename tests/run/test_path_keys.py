@@ -5,6 +5,9 @@ The cases come from the schema, so a new key has them by itself.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import json
 import re
 import typing
@@ -66,9 +69,15 @@ def with_path(key: str, name: str, cfg: Config | None = None) -> Config:
     return cfg
 
 
+@functools.cache
+def composed() -> Config:
+    """The configuration of `recipe=lora_sft`, to be copied."""
+    return compose_config("lora_sft")
+
+
 def run_in(folder: str) -> Config:
     """The configuration of a finished run in a folder, to be replaced."""
-    cfg = compose_config("lora_sft", [f"output_dir={folder}"])
+    cfg = dataclasses.replace(copy.deepcopy(composed()), output_dir=str(Path(folder).absolute()))
     with RunFolder.open(cfg).recording():
         pass
     cfg.overwrite = True

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from slow import slow_after
 
 import gemma_tune
 from gemma_tune.chat.calls import answer_text
@@ -217,7 +218,7 @@ def test_what_cannot_be_asked(api: Api, words: list[str], found: str) -> None:
         compose_config("evaluate", [f"model.base_url={api.url}", *words])
 
 
-@pytest.mark.parametrize("named", [["model=tiny"], []])
+@pytest.mark.parametrize("named", slow_after(1, [[], ["model=tiny"]]))
 @pytest.mark.parametrize(
     ("url", "fix"),
     [
@@ -246,6 +247,12 @@ def test_addresses(url: str, fix: str, named: list[str]) -> None:
         compose_config("evaluate", [f"model.base_url='{url}'", "data=sample", *named])
     assert str(caught.value).startswith("model.base_url=") and fix in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_an_address_beside_a_model() -> None:
+    """One of those above, for `make test`."""
+    with pytest.raises(UserError, match=r"write model.base_url=http://127.0.0.1:8000/v1\."):
+        compose_config("evaluate", ["model.base_url=8000", "data=sample", "model=tiny"])
 
 
 def test_only_an_evaluation_asks() -> None:

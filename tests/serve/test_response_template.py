@@ -37,7 +37,7 @@ def test_calls_are_found(name: str) -> None:
     template = response_template(form)
     turns = [
         (chat.messages[: place + 1], chat.tools)
-        for chat in chats_of(name)[:120]
+        for chat in chats_of(name)[:60]
         for place, message in enumerate(chat.messages)
         if message["role"] == "assistant"
     ]
