@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import FORMS
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.config import Config
 from gemma_tune.config.eval import AnswersConfig
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows
@@ -128,9 +130,13 @@ class Said:
         return [i + [1] * stopped for i, (_, stopped) in zip(ids, self._said, strict=True)][: len(prompts)]
 
 
+@functools.cache
+def composed(*words: str) -> Config:
+    return compose_config("lora_sft", ["eval.evaluators=[answers]", *words])
+
+
 def outcome(engine: Said, records: list[Record], *words: str) -> Outcome:
-    cfg = compose_config("lora_sft", ["eval.evaluators=[answers]", *words])
-    return prepare(Inputs(cfg, engine.tokenizer, TokenizedRows(), {"mine": records}))(engine)
+    return prepare(Inputs(composed(*words), engine.tokenizer, TokenizedRows(), {"mine": records}))(engine)
 
 
 def test_counts() -> None:
