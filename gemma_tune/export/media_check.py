@@ -11,6 +11,7 @@ import torch
 from gemma_tune.config.model import BIDIRECTIONAL, CAUSAL
 from gemma_tune.engines.llama_media import ChatAnswer, ask_with_media
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
+from gemma_tune.errors import listed
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_reference import MediaReference, Question
 from gemma_tune.models.image_attention import attending, attention_is_open, named_attention
@@ -27,6 +28,10 @@ _APART = (
     "rounded. recipe=evaluate of the file measures what that costs."
 )
 _TELLING = 2.0  # how many times nearer another attention must come to be llama.cpp's
+_LARGER = (
+    "Pictures of more pixels than training keeps (280 tokens: 645,120) have as many in both: enlarge smaller ones "
+    "before they are sent."
+)
 _SERVED_OTHERWISE = (
     "This llama.cpp attends to images otherwise than the model was trained: {there} there, {here} in training. Measure "
     "the file, or train with model.image_attention={there}."
@@ -146,8 +151,22 @@ def rows_line(
     if found.longer is not None and image_tokens is None:
         return judged(name, found, AS_SERVED)
     apart = found.same < found.questions
-    return CheckLine(
-        name, "the same answers", f"{found.same} of {found.questions}", WARN if apart else OK, _APART if apart else ""
+    problem = f"{_APART}{scaled_otherwise(questions, answers)}" if apart else ""
+    return CheckLine(name, "the same answers", f"{found.same} of {found.questions}", WARN if apart else OK, problem)
+
+
+def scaled_otherwise(questions: Sequence[Question], answers: Sequence[ChatAnswer]) -> str:
+    """Which rows llama.cpp gave another number of tokens than training, as the end of a text; empty: none."""
+    both = zip(questions, answers, strict=True)
+    found = [(asked, served.prompt_tokens) for asked, served in both if served.prompt_tokens != len(asked.input_ids)]
+    if not found:
+        return ""
+    question, served = found[0]
+    parts = [part for message in question.messages for part in message["content"] if isinstance(part, dict)]
+    names = listed([Path(part[part["type"]]).name for part in parts if part["type"] != "text"])
+    return (
+        f" {len(found)} of {len(questions)} rows have another number of tokens there, for example that with {names}: "
+        f"{served} in all, {len(question.input_ids)} in training. {_LARGER}"
     )
 
 

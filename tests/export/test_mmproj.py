@@ -25,7 +25,15 @@ from gemma_tune.engines.llama_media import ChatAnswer
 from gemma_tune.errors import UserError
 from gemma_tune.export import gguf, mmproj
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN
-from gemma_tune.export.media_check import AS_SERVED, EXACT, agreement, compared, media_lines, rows_line
+from gemma_tune.export.media_check import (
+    AS_SERVED,
+    EXACT,
+    agreement,
+    compared,
+    media_lines,
+    rows_line,
+    scaled_otherwise,
+)
 from gemma_tune.export.media_questions import conversations_with_media, questions_of
 from gemma_tune.export.media_reference import Question, WholeModel
 from gemma_tune.export.media_template import template_for_llama_cpp
@@ -211,6 +219,17 @@ def test_an_answer_that_ends_elsewhere_is_another_one(ids: list[int], stopped: b
     asked = Question([], [2, 4], {})
     found = agreement(reference, [asked, asked], [answer, answer._replace(prompt_tokens=3)])
     assert (found.questions, found.same, found.longer) == (2, same, (3, 2)) and found.worst == 0.0
+
+
+def test_pictures_that_llama_cpp_scales_otherwise_are_named() -> None:
+    parts = [{"type": "image", "image": "here/a.png"}, {"type": "text", "text": "Read."}]
+    rows = [Question([{"role": "user", "content": parts}], [2] * length, {}) for length in (10, 20)]
+    served = [ChatAnswer([], TopTokens(torch.zeros(0, 4), torch.zeros(0, 4)), 20)] * 2
+    said = scaled_otherwise(rows, served)
+    assert said.startswith(
+        " 1 of 2 rows have another number of tokens there, for example that with a.png: 20 in all, 10"
+    )
+    assert scaled_otherwise(rows[1:], served[1:]) == ""
 
 
 @SLOW
