@@ -56,7 +56,9 @@ def with_what_is_measured(
         if find_vllm(cfg.engine):
             raise UnreadMedia(
                 f"engine.vllm: rows have media ({', '.join(sorted(kinds))}), and vLLM is asked with token ids, which "
-                "hold none; leave engine.vllm out: Transformers measures them."
+                "hold none. Leave engine.vllm out: Transformers measures them. A vLLM on a GPU is asked about media as "
+                "a server (recipe=serve, then model.base_url=…); on a CPU it hides the tokens of an image from each "
+                "other, otherwise than in training."
             )
         return cfg, []
     refuse_unread(source, tokenizer, kinds)
