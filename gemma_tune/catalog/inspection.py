@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from gemma_tune.chat import form_of
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import read_adapter_config
+from gemma_tune.models.foreign import safetensors_header
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of, load_config, load_tokenizer
@@ -112,7 +110,7 @@ def _files(source: Source) -> Iterator[tuple[str, str]]:
     types: Counter[str] = Counter()
     towers = 0
     for file in files:
-        for name, tensor in _header(file).items():
+        for name, tensor in safetensors_header(file)[0].items():
             if name != "__metadata__":
                 number = 1
                 for length in tensor["shape"]:
@@ -122,17 +120,6 @@ def _files(source: Source) -> Iterator[tuple[str, str]]:
     yield "on disk", f"{in_unit(sum(f.stat().st_size for f in files) / 2**30)} in {len(files)} file(s)"
     yield "types", ", ".join(f"{kind} {parameters(number)}" for kind, number in types.most_common())
     yield "towers", f"{parameters(towers)} for images or audio, which are not trained" if towers else "none"
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """A safetensors file's header; its length was bounded when the configuration was read."""
-    with file.open("rb") as opened:
-        try:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            found: dict[str, Any] = json.loads(opened.read(length))
-        except (ValueError, struct.error) as error:
-            raise UserError(f"{file}: this is no whole safetensors file; fetch it again.") from error
-    return found
 
 
 def _adapter(source: Source) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from gemma_tune.cli.user_overrides import UserOverrides
 from gemma_tune.config import Config, ModelConfig, QuantConfig
 from gemma_tune.config.export import ADAPTERS, CODED
 from gemma_tune.config.methods import METHODS, Kind, named_method
-from gemma_tune.config.model import TRAIN_NOTHING, is_gguf
+from gemma_tune.config.model import TRAIN_LORA, TRAIN_NOTHING, is_gguf
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.source import find_source
@@ -58,7 +58,7 @@ def resolve_defaults(cfg: Config) -> None:
     if t.learning_rate is None:
         t.learning_rate = (method.rates.full if every_weight else method.rates.adapter)[narrow]
     if t.towers_learning_rate is None and cfg.model.train_towers != TRAIN_NOTHING and method.media:
-        t.towers_learning_rate = _TOWERS[narrow]
+        t.towers_learning_rate = t.learning_rate if cfg.model.train_towers == TRAIN_LORA else _TOWERS[narrow]
     if t.packing is None and method.packs:
         t.packing = not narrow and t.train_sampling_strategy != "group_by_length"
     batch = _BATCH_PACKED if t.packing and not narrow else method.batch[narrow]

@@ -26,7 +26,7 @@ def is_template_file(name: str | None) -> bool:
     return name is not None and name not in CHAT_FORMS
 
 
-TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_FULL = "none", "projector", "full"
+TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_LORA, TRAIN_FULL = "none", "projector", "lora", "full"
 CAUSAL, BIDIRECTIONAL = "causal", "bidirectional"
 
 
@@ -98,8 +98,9 @@ class ModelConfig:
     train_towers: str = option(
         TRAIN_NOTHING,
         "What is trained beside the language model where rows have images or sounds: none, the projector between "
-        "towers and language model, or full, the towers, too. What isn't trained is exported to the bit.",
-        choices=(TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_FULL),
+        "towers and language model, lora, adapters on the linear layers of both, or full, the towers, too. What isn't "
+        "trained is exported to the bit.",
+        choices=(TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_LORA, TRAIN_FULL),
     )
     cache_image_features: bool | None = option(
         None,

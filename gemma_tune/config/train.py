@@ -26,8 +26,8 @@ class TrainConfig:
     )
     towers_learning_rate: float | None = option(
         None,
-        "Peak learning rate of the towers and projectors that model.train_towers names; null: 5e-6, and "
-        "1e-4 for models with a hidden size below 512.",
+        "Peak learning rate of the towers and projectors that model.train_towers names; null: 5e-6, and 1e-4 for "
+        "models with a hidden size below 512; of adapters (model.train_towers=lora) train.learning_rate.",
         above=0,
         at_most=1e6,
     )

@@ -15,9 +15,10 @@ from gemma_tune.config import EngineConfig
 from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
-from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, TOWERS_FILE, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, read_adapter_config
 from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.source import Source
+from gemma_tune.models.tower_names import trains_towers
 from gemma_tune.run.paths import resolve
 
 # `make setup-vllm` makes it, in the folder of the project
@@ -228,8 +229,8 @@ def unservable(source: Source) -> str | None:
         _EXPERTS: "fused experts",
     }
     found = [f"{kinds[key]} ({key})" for key in kinds if stored.get(key)]
-    if source.adapter is not None and (source.adapter / TOWERS_FILE).is_file():
-        found.append(f"towers that were trained beside it ({TOWERS_FILE})")
+    if source.adapter is not None and trains_towers(source.adapter):
+        found.append("towers that were trained with it (model.train_towers)")
     if found and stored.get(_EXPERTS) and len(found) == 1:
         model = shlex.quote(f"model.model_name_or_path={adapter}")
         return (

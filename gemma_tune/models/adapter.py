@@ -27,6 +27,7 @@ from gemma_tune.models.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.models.stored_adapter import read_adapter
+from gemma_tune.models.stored_towers import check_stored_towers
 from gemma_tune.models.token_rows import fill_reference, grown, tell_head
 from gemma_tune.models.unwrap import plain_name
 
@@ -215,6 +216,8 @@ def check_source(
         return
     rows = [*adapter.trainable_token_indices, *(stored_rows(source.adapter) if source.adapter else ())]
     empty = empty_model(grown(config.get_text_config(), rows))
+    if source.adapter is not None:
+        check_stored_towers(source.adapter, config)
     if source.adapter is not None and (merges or not trains):
         stored = read_adapter(source.adapter, empty)
         if merges:

@@ -10,7 +10,8 @@ from typing import Any
 from peft import LoraConfig, PeftType
 
 from gemma_tune.errors import UserError, first_line, listed, quoted, shortened
-from gemma_tune.models.folders import ADAPTER_CONFIG, TOWERS_FILE, read_adapter_config
+from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
+from gemma_tune.models.tower_names import trains_towers
 
 MERGE = (
     "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
@@ -146,12 +147,12 @@ def beside_matrices(folder: Path, config: LoraConfig) -> tuple[bool, bool, bool,
         config: PEFT's configuration.
 
     Returns:
-        Whether it has DoRA, whole layers, rows of the embedding, experts, and towers that were trained beside it.
+        Whether it has DoRA, whole layers, rows of the embedding, experts, and towers that were trained with it.
     """
     return (
         bool(config.use_dora),
         bool(config.modules_to_save),
         bool(config.trainable_token_indices),
         bool(config.target_parameters),
-        (folder / TOWERS_FILE).is_file(),
+        trains_towers(folder),
     )

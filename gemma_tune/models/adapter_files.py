@@ -16,7 +16,7 @@ from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.lora import FUSED_LAYERS
 from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
-from gemma_tune.models.trained_towers import save_towers
+from gemma_tune.models.trained_towers import save_with_adapter
 from gemma_tune.models.unwrap import plain_name
 
 # Values that a stored adapter sets, and that the configuration must not contradict.
@@ -185,7 +185,7 @@ class AdapterSaver:
         model.save_pretrained(folder, **own, **kwargs)
         if self._with_towers:
             _use_published_names(folder)
-        save_towers(model, folder)
+        save_with_adapter(model, folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes one
         tokenizer.save_pretrained(folder)
         if generation := getattr(model.get_base_model(), "generation_config", None):  # a classifier has none

@@ -71,6 +71,20 @@ def _check_header(said: str, file: Path, size: int) -> None:
         )
 
 
+def safetensors_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, whose length `check_bounds` has looked at, and where its tensors begin.
+
+    Raises:
+        UserError: It has none.
+    """
+    with file.open("rb") as opened:
+        try:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            return dict(json.loads(opened.read(min(length, _HEADER)))), 8 + length
+        except (ValueError, TypeError, struct.error) as error:
+            raise UserError(f"{file}: this is no whole safetensors file; fetch it again.") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model, without what would load code.
 

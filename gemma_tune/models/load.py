@@ -23,7 +23,6 @@ from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
-from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
@@ -32,8 +31,10 @@ from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import checkpoint_of, media_of
 from gemma_tune.models.source import Source
+from gemma_tune.models.stored_towers import check_stored_towers
 from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
 from gemma_tune.models.tower_files import load_towers
+from gemma_tune.models.tower_names import trains_towers
 from gemma_tune.models.towers import open_towers, remember_towers
 
 
@@ -200,8 +201,10 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
     loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
     if FAMILIES[config.model_type].has_towers:
         remember_towers(loaded, partial(load_towers, model, source, config))
-        if source.adapter is not None and (source.adapter / TOWERS_FILE).is_file():
+        if source.adapter is not None and trains_towers(source.adapter):
             open_towers(loaded)  # exports take what was trained from them
+    elif source.adapter is not None:
+        check_stored_towers(source.adapter, config)
     grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     set_stop_tokens(loaded, tokenizer)

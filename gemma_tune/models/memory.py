@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.config.model import TRAIN_FULL, TRAIN_NOTHING, TRAIN_PROJECTOR
+from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 from gemma_tune.models.tower_size import TowerSize
@@ -141,22 +141,28 @@ def _towers(cfg: Config, shape: ModelSize, mixed: bool) -> dict[str, float]:
     part = cfg.model.train_towers
     if not shape.media_tokens and part == TRAIN_NOTHING:
         return {}
-    towers = shape.towers or TowerSize(shape.tower_parameters, 0, 1, 0, 0, 0.0)
-    trained = {TRAIN_FULL: towers.parameters, TRAIN_PROJECTOR: towers.projector_parameters}.get(part, 0)
-    size = BYTES["float32"] if trained else BYTES[str(cfg.model.dtype)]
+    towers = shape.towers or TowerSize(shape.tower_parameters, 0, 0, 0, 1, 0, 0, 0.0)
+    adapters = cfg.adapter.r * towers.adapted_widths if part == TRAIN_LORA else 0
+    whole = {
+        TRAIN_FULL: towers.parameters,
+        TRAIN_PROJECTOR: towers.projector_parameters,
+        TRAIN_LORA: towers.saved_parameters,
+    }
+    trained = adapters + whole.get(part, 0)
+    size = BYTES["float32"] if part != TRAIN_NOTHING else BYTES[str(cfg.model.dtype)]
     buckets = 4.0 if sharding_of(cfg).processes > 1 else 0.0
     act = 2.0 if mixed else size
     tokens = shape.media_tokens * (cfg.train.per_device_train_batch_size or 1)
     patches = tokens * towers.patches
     kept = patches * towers.width / towers.num_hidden_layers
-    if part == TRAIN_FULL:
+    if part in (TRAIN_FULL, TRAIN_LORA):  # gradients go through all layers
         kept = (
             kept + patches * towers.num_hidden_layers * towers.hidden_size
             if recomputes(cfg)
             else patches * towers.width
         )
     return {
-        "towers": towers.parameters * size + trained * (4.0 + buckets + optimizer_bytes(cfg.train.optim)),
+        "towers": (towers.parameters + adapters) * size + trained * (4.0 + buckets + optimizer_bytes(cfg.train.optim)),
         "images": (kept + 2 * tokens * shape.hidden_size) * act,
     }
 

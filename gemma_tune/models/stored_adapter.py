@@ -26,16 +26,16 @@ from gemma_tune.models.family import FAMILIES, language_name
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.folders import ADAPTER_WEIGHTS
 from gemma_tune.models.foreign import check_bounds
+from gemma_tune.models.tower_names import OF_TOWERS
 from gemma_tune.models.unwrap import plain_name
 from gemma_tune.untrusted import time_limit
 
 TIED = ("model.embed_tokens", "lm_head")
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
-_PATTERNS = 3.0  # seconds for all of its regular expressions on all layers
-_OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
+PATTERNS = 3.0  # seconds for all of its regular expressions on all layers
+OF_LORA = re.compile(r"^(.+?)\.(lora_(?:A|B)\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)$")
 _OF_TOKENS = ".token_adapter.trainable_tokens_delta"
-_OF_TOWERS = re.compile(r"(^|\.)(vision|audio|multi_modal|embed_vision|embed_audio)")
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ def read_adapter(folder: Path, plain: nn.Module) -> StoredAdapter:
             f"{folder}: {ADAPTER_WEIGHTS} can't be used ({str(error).splitlines()[0]}): it is cut off, or no "
             "safetensors file; fetch it again, or take an earlier checkpoint."
         ) from error
-    if found := [name.removeprefix(_PREFIX) for name in not_finite(stored.items())]:
+    if found := [name.removeprefix(PEFT_PREFIX) for name in not_finite(stored.items())]:
         raise UserError(
             f"{folder}: {say_not_finite(found)}, and all that a model computes with this adapter would be; fetch it "
             "again, or, where training made it, take an earlier checkpoint."
         )
     reader = _Reader(folder, plain, config)
     for key, weight in stored.items():
-        reader.add(key.removeprefix(_PREFIX), weight)
+        reader.add(key.removeprefix(PEFT_PREFIX), weight)
     try:
-        with time_limit(_PATTERNS):
+        with time_limit(PATTERNS):
             return reader.finish()
     except (re.error, TimeoutError) as error:
         raise UserError(
@@ -108,7 +108,6 @@ class _Reader:
         self._weights: dict[str, torch.Tensor] = {}
         self._adapted: dict[str, str] = {}  # the name in the file, by that in the language part
         self._saved: set[str] = set()
-        self._towers: list[str] = []
         self._foreign: list[str] = []
         self._experts: set[str] = set()
         if strange := [n for n in config.target_parameters or () if not self._family.is_expert(f".{n}")]:
@@ -118,8 +117,10 @@ class _Reader:
             )
 
     def add(self, key: str, weight: torch.Tensor) -> None:
-        """One weight of the file, by its name there without PEFT's prefix."""
-        found = _OF_LORA.match(key)
+        """One weight of the file, by its name there without PEFT's prefix; those of towers are read where they are."""
+        if OF_TOWERS.search(key):
+            return
+        found = OF_LORA.match(key)
         if found is None and not key.endswith(_OF_TOKENS):
             self._add_whole(key, weight)
             return
@@ -127,17 +128,14 @@ class _Reader:
         own = language_name(name)
         if found and self._is_of_experts(own):
             self._experts.add(plain_name(own))
-            self._weights[f"{_PREFIX}{own}.{part}"] = weight
+            self._weights[f"{PEFT_PREFIX}{own}.{part}"] = weight
             return
         if own not in self._layers:
-            if not _OF_TOWERS.search(own):
-                self._foreign.append(name)
-            elif "lora_B" in part and weight.any():
-                self._towers.append(name)
+            self._foreign.append(name)
             return
         if found:
             self._adapted[own] = name
-        self._weights[f"{_PREFIX}{own}.{part}"] = weight
+        self._weights[f"{PEFT_PREFIX}{own}.{part}"] = weight
 
     def _is_of_experts(self, own: str) -> bool:
         """Whether a layer is PEFT's wrapper around fused experts, one for each tensor, the one inside the other."""
@@ -159,7 +157,7 @@ class _Reader:
                 )
         elif name in self._layers and name.endswith(tuple(map(language_name, self._config.modules_to_save or ()))):
             self._saved.add(name)
-            self._weights[f"{_PREFIX}{name}.{own}"] = weight
+            self._weights[f"{PEFT_PREFIX}{name}.{own}"] = weight
         else:
             self._foreign.append(key)
 
@@ -196,11 +194,6 @@ class _Reader:
         return StoredAdapter(config, self._weights, targets, reached)
 
     def _refuse_foreign(self) -> None:
-        if self._towers:
-            raise UserError(
-                f"{self._folder}: it adapts {len(self._towers)} layers of the towers for images or audio, too (for "
-                f"example {self._towers[0]}), which are not loaded here; {MERGE}."
-            )
         if any(_OF_ONE_EXPERT.search(name) for name in self._foreign):
             raise UserError(
                 f"{self._folder}: it holds the adapter of each expert by itself, as vLLM serves it, and PEFT has no "
@@ -222,7 +215,7 @@ class _Reader:
         if isinstance(layer, nn.Embedding):
             expected = {"lora_embedding_A": (rank, out), "lora_embedding_B": (into, rank)}
         for part, shape in expected.items():
-            weight = self._weights.get(f"{_PREFIX}{own}.{part}")
+            weight = self._weights.get(f"{PEFT_PREFIX}{own}.{part}")
             if weight is None or tuple(weight.shape) != shape:
                 has = "is missing" if weight is None else f"is {tuple(weight.shape)}"
                 raise UserError(
@@ -242,7 +235,7 @@ class _Reader:
                 f"and head are one matrix; {MERGE}."
             )
         indices = [int(i) for i in next(iter(places.values()))]
-        key, embedding = f"{_PREFIX}{TIED[0]}{_OF_TOKENS}", self._layers[TIED[0]].weight
+        key, embedding = f"{PEFT_PREFIX}{TIED[0]}{_OF_TOKENS}", self._layers[TIED[0]].weight
         weight = self._weights.get(key)
         if (
             weight is None

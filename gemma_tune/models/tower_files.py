@@ -19,6 +19,9 @@ from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.source import Source
+from gemma_tune.models.stored_towers import read_towers
+from gemma_tune.models.tower_adapter import place_stored
+from gemma_tune.models.tower_names import trains_towers
 from gemma_tune.models.tower_size import without_language
 from gemma_tune.models.towers import Towers
 
@@ -69,25 +72,40 @@ def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) 
             f"have another shape (for example {min(lost)}); they would be random. Fetch the checkpoint again."
         )
     towers = Towers(loaded, config, language.model)
-    if source.adapter is not None and (file := source.adapter / TOWERS_FILE).is_file():
-        _fill(towers, file, CheckpointFiles.of(source, family))
+    if source.adapter is not None and trains_towers(source.adapter):
+        _fill(towers, source.adapter, CheckpointFiles.of(source, family))
     return towers
 
 
-def _fill(towers: Towers, file: Path, checkpoint: CheckpointFiles) -> None:
-    """Puts what was trained beside an adapter into the towers of its base."""
+def _fill(towers: Towers, adapter: Path, checkpoint: CheckpointFiles) -> None:
+    """Puts what was trained with an adapter into the towers of its base, and its adapters on them."""
+    stored = read_towers(adapter, towers.whole)
+    towers.published = published_names(towers, checkpoint)
+    towers.whole.float()  # as they were trained
+    if (adapter / TOWERS_FILE).is_file():
+        _fill_whole(towers, adapter / TOWERS_FILE, checkpoint)
+    if stored is None:
+        return
+    there = towers.stored()
+    with torch.no_grad():
+        for name, tensor in stored.saved.items():
+            there[name].copy_(tensor)
+            towers.names[name] = towers.published[name]
+    if stored.weights:
+        place_stored(towers.whole, stored)
+
+
+def _fill_whole(towers: Towers, file: Path, checkpoint: CheckpointFiles) -> None:
+    assert towers.published is not None
     try:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: it can't be read ({first_line(error)}).") from error
-    towers.published = published_names(towers, checkpoint)
     places = {own: name for name, own in towers.published.items()}
     there = towers.stored()
     wrong = [n for n, t in stored.items() if n not in places or there[places[n]].shape != t.shape]
     if wrong:
         raise UserError(f"{file}: {wrong[0]} has no place in the towers of {checkpoint.folder}: it is another base's.")
-    towers.whole.float()  # as they were trained
-    there = towers.stored()
     with torch.no_grad():
         for name, tensor in stored.items():
             there[places[name]].copy_(tensor)

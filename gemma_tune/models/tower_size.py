@@ -11,9 +11,12 @@ import transformers
 from torch import nn
 
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.unwrap import plain_name
 
 PROJECTORS = ("multi_modal_projector.", "embed_vision.", "embed_audio.")
 _IN_NO_TOWER = ("language_model.", "audio_tower.", *PROJECTORS)
+# What no adapter reaches: the language model, and a head of SigLIP's whose output nothing reads
+_NOT_ADAPTED = ("language_model.", "vision_tower.head.")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class TowerSize:
     Attributes:
         parameters: All of their weights, the projectors' included.
         projector_parameters: Those of the projectors.
+        adapted_widths: Sum of in + out over the layers that adapters reach; one of rank r has r times as many weights.
+        saved_parameters: Weights that are trained whole beside adapters.
         num_hidden_layers: Layers of the image tower.
         hidden_size: What a layer is given for each patch.
         width: Numbers that all layers together keep for the backward pass for each patch.
@@ -31,6 +36,8 @@ class TowerSize:
 
     parameters: int
     projector_parameters: int
+    adapted_widths: int
+    saved_parameters: int
     num_hidden_layers: int
     hidden_size: int
     width: int
@@ -47,14 +54,12 @@ def tower_size(config: Any) -> TowerSize | None:
     Args:
         config: Of the whole checkpoint.
     """
-    family, vision = FAMILIES.get(config.model_type), getattr(config, "vision_config", None)
-    if family is None or family.whole_class is None or vision is None:
+    model, vision = empty_towers(config), getattr(config, "vision_config", None)
+    if model is None or vision is None:
         return None
     try:
-        with torch.device("meta"):
-            model = getattr(transformers, family.whole_class)(without_language(config))
         convolutions = _convolutions(model)
-    except Exception:  # of Gemma 3n without timm, and sizes that don't go together fail the classes in any way
+    except Exception:  # sizes that don't go together fail the classes in any way
         return None
     named = [(n, p.numel()) for n, p in model.named_parameters() if not n.startswith("language_model.")]
     width = 0
@@ -69,6 +74,8 @@ def tower_size(config: Any) -> TowerSize | None:
     return TowerSize(
         parameters=sum(count for _, count in named),
         projector_parameters=sum(count for name, count in named if name.startswith(PROJECTORS)),
+        adapted_widths=sum(m.in_features + m.out_features for m in adapted_layers(model).values()),
+        saved_parameters=sum(p.numel() for p in saved_parameters(model).values()),
         num_hidden_layers=layers,
         hidden_size=getattr(vision, "hidden_size", 0),
         width=width,
@@ -93,6 +100,41 @@ def _convolutions(model: Any) -> list[int]:
             module.register_forward_hook(lambda _, given, made: found.append(given[0].numel() + 3 * made.numel()))
     tower(torch.empty((1, *tower.pretrained_cfg["input_size"]), device="meta"))
     return found
+
+
+def empty_towers(config: Any) -> Any:
+    """The checkpoint's class without its language model on the meta device; None where it can't be built here.
+
+    Args:
+        config: Of the whole checkpoint.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.whole_class is None or getattr(config, "vision_config", None) is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, family.whole_class)(without_language(config))
+    except Exception:  # of Gemma 3n without timm, and sizes that don't go together fail the classes in any way
+        return None
+
+
+def adapted_layers(whole: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that `model.train_towers=lora` adapts: every linear one of towers and projectors, by name.
+
+    In Gemma 4 they stand inside of what clamps their inputs and outputs.
+
+    Args:
+        whole: The checkpoint's class, with adapters or without.
+    """
+    linear = {plain_name(name): m for name, m in whole.named_modules() if type(m) is nn.Linear and ".lora_" not in name}
+    return {name: m for name, m in linear.items() if not name.startswith(_NOT_ADAPTED)}
+
+
+def saved_parameters(whole: nn.Module) -> dict[str, nn.Parameter]:
+    """What `model.train_towers=lora` trains whole: a projector without a linear layer, as Gemma 3's, by name."""
+    adapted = tuple(p for p in PROJECTORS if any(name.startswith(p) for name in adapted_layers(whole)))
+    named = {n: p for n, p in whole.named_parameters() if n.startswith(PROJECTORS)}
+    return {n: p for n, p in named.items() if not n.startswith(adapted)}
 
 
 def _patches(config: Any, vision: Any) -> float:

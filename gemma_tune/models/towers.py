@@ -20,7 +20,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.image_attention import image_attention
 from gemma_tune.models.image_cache import IMAGES, ImageCache, features_of
 from gemma_tune.models.image_masks import documents, image_masks, runs
-from gemma_tune.models.unwrap import language_part, stored_tensors
+from gemma_tune.models.unwrap import language_part, plain_name, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
 _MASKED = ("sdpa", "eager")  # kernels that take a mask of any form
@@ -67,7 +67,7 @@ class Towers(nn.Module):  # type: ignore[misc]
 
     Attributes:
         names: The names in the checkpoint's files of those tensors that aren't the checkpoint's: they are trained, or
-            were; by their names in memory.
+            were; by their names in memory. Layers with adapters are not among them.
         published: Those of all tensors, where they were looked up.
         cache: What they have made of images already, where they are frozen and images come several times.
     """
@@ -127,8 +127,11 @@ class Towers(nn.Module):  # type: ignore[misc]
         return {name: _for_kernel(mask, config, dtype) for name, mask in masks.items()}
 
     def stored(self) -> dict[str, torch.Tensor]:
-        """The tensors of towers and projectors by their names in the whole model, buffers of the checkpoint too."""
-        return dict(stored_tensors(self.whole))
+        """The tensors of towers and projectors by their names in the whole model, buffers of the checkpoint too.
+
+        Those of adapters aren't among them; the tensors of the layers that these are on have their plain names.
+        """
+        return {plain_name(name): t for name, t in stored_tensors(self.whole) if ".lora_" not in name}
 
 
 def _valid(mask: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.image_cache import ImageCache
 from gemma_tune.models.load import family_of
 from gemma_tune.models.sharding import sharding_of, shards
+from gemma_tune.models.tower_adapter import placed_layers
 from gemma_tune.models.trained_towers import train_towers, trained_count
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.setup import Setup
@@ -52,9 +53,13 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | 
             f"model.train_towers={parts}: with rewards the towers stay as they are, for the reference has the same "
             f"ones; set model.train_towers={TRAIN_NOTHING}."
         )
-    towers = train_towers(model, CheckpointFiles.of(setup.source, family_of(setup.source)), parts)
+    checkpoint = CheckpointFiles.of(setup.source, family_of(setup.source))
+    towers = train_towers(model, checkpoint, parts, setup.adapter)
     total, trained = sum(t.numel() for t in towers.stored().values()), trained_count(model)
-    said = f"towers: {total:,} weights, {f'{trained:,} of them trained' if trained else 'frozen'}"
+    how = f"{trained:,} of them trained" if trained else "frozen"
+    if layers := len(placed_layers(towers.whole)):
+        how = f"adapters on {layers} layers, " + (f"{trained:,} weights trained" if trained else "frozen")
+    said = f"towers: {total:,} weights, {how}"
     if parts == TRAIN_NOTHING and _keeps_features(cfg, data):
         towers.cache = ImageCache(processes=sharding_of(cfg).per_machine)
         said += "; what they make of an image is computed once"

@@ -92,7 +92,7 @@ class GemmaTrainer(CheckpointedTrainer):
         if self.optimizer is None:
             self._create_optimizer(model)
             if self._towers_learning_rate is not None:
-                with_towers_rate(self.optimizer, self.model, self._towers_learning_rate)
+                with_towers_rate(self.optimizer, self.model, self._towers_learning_rate, self.args.learning_rate)
         return self.optimizer
 
     def _create_optimizer(self, model: Any = None) -> None:

@@ -20,7 +20,7 @@ from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, tra
 from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows, unpad_rows
 from gemma_tune.models.towers import seeing, towers_of
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.models.unwrap import language_part, stored_tensors
 from gemma_tune.train.batches import FILES, rows_with_media
 from gemma_tune.train.sft import GemmaSFTTrainer
 from gemma_tune.train.teacher_cache import TeacherCache, sight_digest, vocabulary_digest, weights_digest
@@ -105,7 +105,7 @@ def open_teacher(quant: QuantConfig, base: Any, tokenizer: Any, folder: Path) ->
 def _frozen_copy(base: Any) -> Any:
     """A copy that is never trained; the weights of the towers beside it, which aren't trained either, are shared."""
     towers = towers_of(base)
-    shared = {id(tensor): tensor for tensor in towers.stored().values()} if towers else {}
+    shared = {id(tensor): tensor for _, tensor in stored_tensors(towers.whole)} if towers else {}
     return copy.deepcopy(base, shared).eval().requires_grad_(False)
 
 

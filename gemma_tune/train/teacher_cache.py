@@ -24,7 +24,7 @@ from gemma_tune.media.content import content_digest
 from gemma_tune.models.head import TopK
 from gemma_tune.models.image_attention import image_attention
 from gemma_tune.models.towers import open_towers
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.models.unwrap import language_part, stored_tensors
 from gemma_tune.processes import barrier, from_main, share
 from gemma_tune.progress import phase, progress
 
@@ -222,7 +222,7 @@ def sight_digest(model: Any, tokenizer: Any) -> str:
     """A digest of the towers beside a model, its attention and its processor's settings, 64 hex digits."""
     media, attention = tokenizer.media, image_attention(language_part(model).config)
     settings = str(media.files.digest(media.model_type, media.images_kwargs, attention))
-    return _tensors_digest(open_towers(model).stored().items()) + settings
+    return _tensors_digest(stored_tensors(open_towers(model).whole)) + settings
 
 
 def _tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

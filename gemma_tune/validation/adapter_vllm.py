@@ -20,12 +20,12 @@ def not_in_adapter_vllm(
         modules_to_save: Whether it holds whole layers.
         token_rows: Whether it trains rows of the embedding: those of added tokens, too.
         experts: Whether it adapts fused experts.
-        towers: Whether towers for images or sound are trained beside it.
+        towers: Whether towers for images or sound are trained with it.
     """
     why = {
         "DoRA": dora,
         "whole layers (modules_to_save)": modules_to_save,
-        "towers that were trained beside it (model.train_towers)": towers,
+        "towers that were trained with it (model.train_towers)": towers,
         "rows of the embedding (added tokens, trainable_token_indices)": token_rows,
     }
     if found := [reason for reason, so in why.items() if so]:

@@ -20,13 +20,13 @@ def not_in_gguf_lora(
         modules_to_save: Whether it holds whole layers.
         token_rows: Whether it trains rows of the embedding: those of added tokens, too.
         experts: Whether it adapts fused experts.
-        towers: Whether towers for images or sound are trained beside it.
+        towers: Whether towers for images or sound are trained with it.
     """
     why = {
         "DoRA rescales the rows of the weights": dora,
         "modules_to_save are whole layers": modules_to_save,
         "fused experts are adapted (target_parameters)": experts,
-        "towers for images and sound are trained beside the adapter (model.train_towers)": towers,
+        "towers for images and sound are trained with the adapter (model.train_towers)": towers,
         "rows of the embedding are trained (added tokens, trainable_token_indices)": token_rows,
     }
     if found := [reason for reason, so in why.items() if so]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.methods import TRAINERS
-from gemma_tune.config.model import TRAIN_NOTHING
+from gemma_tune.config.model import TRAIN_LORA, TRAIN_NOTHING
 from gemma_tune.errors import quoted
 from gemma_tune.validation.suggest import INSTEAD, OTHER_TOOLS, did_you_mean
 
@@ -140,7 +140,14 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
         if value != getattr(default, key) and key not in _OURS and key not in options:
             yield f"train.{key} has no effect with recipe={cfg.recipe}: TRL's {name} has no such option; leave it out."
     if cfg.train.towers_learning_rate is not None and cfg.model.train_towers == TRAIN_NOTHING:
-        yield "train.towers_learning_rate with model.train_towers=none: no tower is trained; set projector or full."
+        yield (
+            "train.towers_learning_rate with model.train_towers=none: no tower is trained; set projector, lora or full."
+        )
+    if cfg.model.train_towers == TRAIN_LORA and cfg.adapter.peft_type == "none" and cfg.traits.trains:
+        yield (
+            "model.train_towers=lora with adapter=none: adapters of towers are of the kind and rank that the language "
+            "model's have; use an adapter (recipe=lora_sft), or set model.train_towers=full."
+        )
     yield from _scheduler_problems(cfg.train)
     known, asked = LOSSES.get(name, ()), cfg.train.loss_type
     losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]

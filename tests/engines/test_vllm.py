@@ -152,7 +152,7 @@ def test_adapters_that_vllm_does_not_serve(tmp_path: Path, key: str, said: str) 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, key: None}), encoding="utf-8")
     assert unservable(Source("b", None, tmp_path, "b")) is None
     (tmp_path / "towers.safetensors").touch()  # vLLM would serve the adapter with the base's towers
-    assert "towers that were trained beside it" in str(unservable(Source("b", None, tmp_path, "b")))
+    assert "towers that were trained with it" in str(unservable(Source("b", None, tmp_path, "b")))
 
 
 def test_which_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,13 @@ def test_the_estimate_with_towers() -> None:
     size = replace(size, towers=towers, media_tokens=256)
     frozen = estimate(cfg, size, True, 1024)
     assert frozen["towers"] == pytest.approx(size.tower_parameters * 4 / 2**30)
+    cfg, full = composed("lora_sft", "gemma3_4b_it", "train.per_device_train_batch_size=2", "adapter.r=16")[0], cfg
+    cfg.model.train_towers = "lora"
+    adapters = 16 * 27 * (4 * (1152 + 1152) + 2 * (1152 + 4304))
+    projector = 1152 * 2560 + 1152  # trained whole
+    by_hand = 4 * size.tower_parameters + 16 * adapters + 12 * projector
+    assert estimate(cfg, size, True, 1024)["towers"] == pytest.approx(by_hand / 2**30)
+    cfg = full
     cfg.model.train_towers = "full"
     trained = estimate(cfg, size, True, 1024)
     assert trained["towers"] == pytest.approx(size.tower_parameters * 16 / 2**30)  # weight, gradient, two of Adam

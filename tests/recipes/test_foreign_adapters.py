@@ -66,6 +66,12 @@ def _renamed(folder: Path) -> None:
     save_file(found, file, metadata={"format": "pt"})
 
 
+def _of_other_towers(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    found = {k.replace("vision_tower.encoder.layers.0", "vision_tower.blocks.0"): v for k, v in load_file(file).items()}
+    save_file(found, file, metadata={"format": "pt"})
+
+
 def _says(**fields: Any) -> Change:
     def change(folder: Path) -> None:
         file = folder / "adapter_config.json"
@@ -101,7 +107,11 @@ MADE = {
     "towers' class": Made({"target_modules": ".*language_model.*(q|v|down)_proj"}, towers=True),
     "older names": Made({"target_modules": ".*language_model.*(q|v)_proj"}, towers=True, change=_renamed),
     "towers untrained": Made({"target_modules": ["q_proj", "v_proj"]}, towers=True),
-    "towers trained": Made({"target_modules": ["q_proj", "v_proj"]}, "towers for images", towers=True, zero=False),
+    "towers trained": Made({"target_modules": ["q_proj", "v_proj"]}, towers=True, zero=False),
+    "other towers": Made(
+        {"target_modules": ["q_proj", "v_proj"]}, "has no place in the towers", towers=True, zero=False,
+        change=_of_other_towers,
+    ),
     "repeated layers": Made({}, "layer_replication can't be used", change=_says(layer_replication=[[0, 2], [1, 3]])),
     "a newer PEFT": Made({}, "use_wonder, which this version", change=_says(use_wonder=True)),
     "pissa": Made({}, "a pissa adapter fits only", change=_says(init_lora_weights="pissa")),
@@ -170,6 +180,7 @@ def test_an_adapter_of_peft(name: str, tmp_path: Path) -> None:
         words = [f"model.model_name_or_path={folder}", "model.device=cpu", "dry_run=true"]
         words += ["chat.prompt=Hello"] if recipe == "chat" else [f"output_dir={tmp_path / recipe}"]
         words += ["data=sample"] if recipe == "evaluate" else []
+        words += ["export.formats=[merged]"] if made.towers and merges else []  # its sizes are none of llama.cpp's
         words += ["adapter.r=8", "adapter.lora_alpha=16", *made.words] if recipe == "lora_sft" else []
         if made.refused and (merges or made.merges):
             with pytest.raises(UserError, match=made.refused):

@@ -175,7 +175,12 @@ def test_frozen_towers_are_exported_to_the_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [("lora_sft", ["model.train_towers=full"]), ("full_sft", ["train.packing=true", "train.max_length=2048"])],
+    [
+        ("lora_sft", ["model.train_towers=full"]),
+        ("lora_sft", ["model.train_towers=lora", "adapter.lora_dropout=0.1"]),
+        ("full_sft", ["train.packing=true", "train.max_length=2048"]),
+    ],
+    ids=["towers", "their adapters", "packed"],
 )
 def test_a_resumed_run_is_the_run_that_nobody_stopped(
     recipe: str, words: list[str], rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
@@ -193,7 +198,7 @@ def test_a_resumed_run_is_the_run_that_nobody_stopped(
     once = trained(*given, tmp_path / "once", "export.dtype=float32", *words, steps=4)
     assert lines(once) == lines(whole) and len(losses(once)) == 4
     assert weights(once) == weights(whole)
-    assert len(weights(whole)) == (3 if recipe == "lora_sft" else 1)
+    assert len(weights(whole)) == (1 if recipe == "full_sft" else 3 if "model.train_towers=full" in words else 2)
     shutil.copyfile(tmp_path / "5-0.png", tmp_path / "4-0.png")
     with pytest.raises(UserError, match="images, sounds and videos of the rows: one of them has changed"):
         trained(*given, tmp_path / "changed", "export.dtype=float32", *words, steps=4)
@@ -268,9 +273,10 @@ def _killed(*_: Any, **__: Any) -> None:
     [
         (["train.packing=true", "train.extra.packing_strategy=wrapped"], "an image is never cut"),
         (["model.train_towers=full", "export.formats=[gguf_lora]"], "towers for images and sound are trained"),
-        (["train.towers_learning_rate=1e-3"], "no tower is trained; set projector or full"),
+        (["train.towers_learning_rate=1e-3"], "no tower is trained; set projector, lora or full"),
+        (["model.train_towers=lora", "adapter=none"], "adapters of towers are of the kind and rank"),
     ],
-    ids=["wrapped", "gguf_lora", "rate"],
+    ids=["wrapped", "gguf_lora", "rate", "no adapter"],
 )
 def test_what_would_lose_media_or_towers_is_refused(
     words: list[str], said: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path
