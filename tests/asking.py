@@ -28,9 +28,9 @@ def write(name: str, text: str) -> Path:
     return path
 
 
-# A process that has imported the command line once; each command runs in a copy of it, which spares the import.
+# A process that has composed once; each command runs in a copy of it, which spares the imports and what is read once.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["gemma_tune.cli.compose", "hydra"])
+_SERVER.set_forkserver_preload(["composed_once"])
 
 
 def _command_line(words: tuple[str, ...], folder: str, env: dict[str, str], out: str, err: str) -> None:
