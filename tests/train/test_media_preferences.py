@@ -143,7 +143,13 @@ def test_kto(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [("dpo", ["adapter=lora"]), ("dpo", ["model.train_towers=full", "adapter=lora"]), ("kto", ["adapter=lora"])],
+    [
+        ("dpo", ["adapter=lora"]),
+        ("dpo", ["model.train_towers=full", "adapter=lora"]),
+        ("dpo", ["model.train_towers=lora", "adapter=lora"]),
+        ("kto", ["adapter=lora"]),
+    ],
+    ids=["dpo", "dpo with towers", "dpo with their adapters", "kto"],
 )
 def test_runs_lose_no_image(recipe: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all forward passes over image tokens one has none: that of the check that images change the loss."""

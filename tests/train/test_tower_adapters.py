@@ -23,6 +23,8 @@ from gemma_tune.chat import render_chat
 from gemma_tune.config import ModelConfig
 from gemma_tune.engines.vllm_server import unservable
 from gemma_tune.errors import UserError
+from gemma_tune.export.gguf_lora import check_adapter
+from gemma_tune.models.adapter_config import stored_config
 from gemma_tune.models.load import load_model, load_tokenizer
 from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source, find_source
@@ -169,6 +171,8 @@ def test_a_step_is_that_of_peft_on_the_own_class(
     wanted = logits_of(again.double(), base, rows)
     assert (wanted - logits_of(own_class(base), base, rows)).abs().max() > 0.01 * wanted.abs().max()
     assert_close(ours(run / "adapter", rows)[:, : wanted.shape[1]], wanted)  # but for the line break behind the answer
+    with pytest.raises(UserError, match="towers for images and sound are trained with the adapter"):
+        check_adapter(run / "adapter", stored_config(run / "adapter"))
     assert trains_towers(run / "adapter") and "towers" in str(unservable(Source(str(base), None, run / "adapter", "")))
 
 
