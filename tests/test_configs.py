@@ -27,7 +27,10 @@ NEEDS = {
     "export/phone": ["quant=phone"],
     "adapter/loftq": ["model.load_in_4bit=true"],
     "data/columns": [ROWS, "data.prompt_column=question", "data.completion_column=answer"],
-    **{f"data/{name}": [ROWS] for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion")},
+    **{
+        f"data/{name}": [ROWS]
+        for name in ("auto", "messages", "alpaca", "sharegpt", "prompt_completion", "translation")
+    },
     "data/text": [ROWS],
     "data/chat_log": [ROWS],
     "eval/kl": ["eval.kl.reference=assets://tiny"],

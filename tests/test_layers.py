@@ -66,6 +66,7 @@ PURE = (
     "data.formats.alpaca",
     "data.formats.sharegpt",
     "data.formats.prompt_completion",
+    "data.formats.translation",
     "data.formats.preference",
     "rewards",
     "quant.grid",

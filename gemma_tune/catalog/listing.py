@@ -10,7 +10,7 @@ from rich.text import Text
 from transformers import AutoConfig
 
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.published import published
+from gemma_tune.models.published import licence_of, published
 from gemma_tune.models.size import published_size
 from gemma_tune.plan.fits import Planner
 from gemma_tune.plan.known_models import PlannedModel, options
@@ -29,7 +29,7 @@ def known_models() -> list[dict[str, Any]]:
         context = AutoConfig.for_model(entry.model_type, **entry.text).max_position_embeddings
         found.append(
             {"model": option, "hub": hub, "family": family.name, "parameters": size.parameters}
-            | {"context": context, "licence": family.licence, "qlora_gb": smallest and smallest[0]}
+            | {"context": context, "licence": licence_of(hub, family.licence), "qlora_gb": smallest and smallest[0]}
         )
     return found
 
@@ -45,3 +45,4 @@ def show_list(out: Console, models: list[dict[str, Any]]) -> None:
         table.add_row(*map(Text, (*cells, f"{one['context'] // 1024}K", one["licence"], gb)))
     out.print(table)
     out.print("Gemma's licence is accepted once, on the model's page. QLoRA: the least of 8, 16, 24, 32 and 80 GB.")
+    out.print("HAI-DEF: Google's terms for Health AI Developer Foundations, accepted there likewise.")

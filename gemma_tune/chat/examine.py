@@ -17,6 +17,7 @@ from gemma_tune.chat.foreign import LONGEST
 from gemma_tune.chat.forms import UnknownTemplate, Unrenderable
 from gemma_tune.chat.marks import Messages, Span, Tools
 from gemma_tune.chat.own import OwnForm, is_marked, own_text, rendered, without_marks
+from gemma_tune.chat.translation import translated_part, translates
 from gemma_tune.chat.vocabulary import Vocabulary
 
 _SYSTEM: Messages = [{"role": "system", "content": "Answer briefly."}]
@@ -26,6 +27,9 @@ _TALK: Messages = [
     {"role": "assistant", "content": _ANSWERS[0]},
     {"role": "user", "content": "Danke"},
     {"role": "assistant", "content": _ANSWERS[1]},
+]
+_TRANSLATED: Messages = [
+    {**m, "content": translated_part(m["content"], "de", "en")} if m["role"] == "user" else m for m in _TALK
 ]
 _RESULT = "14:07 Uhr"
 _CALLED: Messages = [
@@ -68,10 +72,11 @@ def own_form(source: str, vocabulary: Vocabulary) -> OwnForm:
     if problems := list(syntax_problems(source)):
         raise UnknownTemplate(" ".join(problems))
     given = tuple(sorted(vocabulary.named.items()))
+    talk = _TRANSLATED if translates(source) else _TALK
     try:
-        text, spans = rendered(source, given, _TALK)
-        prompt, _ = rendered(source, given, _TALK[:3], prompt=True)
-        asked, _ = rendered(source, given, _TALK[:1], prompt=True)
+        text, spans = rendered(source, given, talk)
+        prompt, _ = rendered(source, given, talk[:3], prompt=True)
+        asked, _ = rendered(source, given, talk[:1], prompt=True)
     except (TemplateError, Unrenderable) as error:
         raise UnknownTemplate(f"it fails on a conversation of two questions and answers: {error}") from error
     bos = vocabulary.named.get("bos_token", "<bos>")
@@ -95,9 +100,12 @@ def own_form(source: str, vocabulary: Vocabulary) -> OwnForm:
         source=source,
         given=given,
         marked=is_marked(source),
+        translates=translates(source),
         bos_token=bos,
         file="",
     )
+    if form.translates:
+        return replace(form, name="translategemma", families="TranslateGemma", system=False, weighed=not form.marked)
     return _with_abilities(form, text)
 
 

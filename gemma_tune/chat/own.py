@@ -31,12 +31,14 @@ class OwnForm(ChatForm):
         given: What it is given by name: `bos_token`, `eos_token`, …
         marked: Whether it marks what the model generates.
         weighed: Whether an answer with `"weight": 0` can be left out of the loss.
+        translates: Whether it is TranslateGemma's, which is given each part of the user's as it is.
     """
 
     source: str = ""
     given: tuple[tuple[str, str], ...] = ()
     marked: bool = False
     weighed: bool = True
+    translates: bool = False
 
     @property
     def with_tools(self) -> str:
@@ -117,6 +119,8 @@ def own_text(form: OwnForm, messages: Messages, tools: Tools = None, prompt: boo
 def _said(message: dict[str, Any]) -> Iterator[str]:
     yield from (call["function"]["name"] for call in message.get("tool_calls") or ())
     content = message.get("content")
+    if isinstance(content, list):  # TranslateGemma's: one part
+        content = content[0].get("text")
     if isinstance(content, str) and (said := content.strip()):
         yield json.dumps(said, ensure_ascii=False)[1:-1] if message["role"] == "tool" and "\n" in said else said
 

@@ -16,6 +16,7 @@ from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
 from gemma_tune.chat.marks import Messages, Tools
 from gemma_tune.chat.own import OwnForm, is_saved
 from gemma_tune.chat.template import served_template
+from gemma_tune.chat.translation import translates
 from gemma_tune.chat.vocabulary import vocabulary_of
 
 # SHA-256 of the published templates, stripped of surrounding blanks.
@@ -94,14 +95,20 @@ _TELLING = {
 }
 
 # What a template must contain to write the format at all
-_NEEDED = {"gemma3n": ("<start_of_turn>",), "functiongemma": ("<start_function_call>",)}
+_NEEDED = {
+    "gemma3": ("<start_of_turn>", "<start_of_image>"),
+    "gemma3n": ("<start_of_turn>",),
+    "functiongemma": ("<start_function_call>",),
+}
 
 Probe = tuple[Messages, Tools, bool]
+_TALKS: list[Probe] = [
+    *((talk, None, prompt) for talk in ([*_SYSTEM, *_TALK], _TALK, _TALK[:4], _MEDIA) for prompt in (True, False)),
+    (_TALK, _TOOLS, True),
+]
 _PROBES: dict[str, list[Probe]] = {
-    "gemma3n": [
-        *((talk, None, prompt) for talk in ([*_SYSTEM, *_TALK], _TALK, _TALK[:4], _MEDIA) for prompt in (True, False)),
-        (_TALK, _TOOLS, True),
-    ],
+    "gemma3": _TALKS,
+    "gemma3n": _TALKS,
     "functiongemma": [
         *((talk, None, prompt) for talk in ([*_SYSTEM, *_TALK], _TALK[:2]) for prompt in (True, False)),
         *((talk, _TOOLS, False) for talk in (_ASKED, _CALLED, _ANSWERED, _TALK)),
@@ -133,7 +140,7 @@ def _own_text(form: str, probe: Probe) -> str | None:
 def _expected(form: str, probe: Probe) -> Iterator[str | None]:
     messages, tools, prompt = probe
     yield _own_text(form, (_plain(messages), tools, prompt))
-    if form == "gemma3n":  # the published template silently drops tools
+    if form in ("gemma3", "gemma3n"):  # the published templates silently drop tools
         yield _own_text(form, (messages, None, prompt))
 
 
@@ -164,8 +171,9 @@ def _known(template: str) -> ChatForm | None:
 def recognise_template(template: str | dict[str, str] | None, default: str) -> ChatForm:
     """The chat format of a checkpoint's own template.
 
-    Published templates are recognised by digest, ours by text. No copy of Gemma 3n's and FunctionGemma's is available:
-    a template counts as theirs if it renders a set of conversations exactly as ours does.
+    Published templates are recognised by digest, ours by text. No copy of Gemma 3n's, FunctionGemma's and MedGemma's is
+    available: a template counts as that of 3n, of FunctionGemma or of Gemma 3 if it renders a set of conversations
+    exactly as ours does.
 
     Args:
         template: The checkpoint's chat template, or several by name; None without one, as in pretrained checkpoints.
@@ -200,7 +208,8 @@ def form_of(tokenizer: Any) -> ChatForm:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise UnknownTemplate("the tokenizer has no chat template; set one with served_template(form).")
-    return _own(template, tokenizer) if is_saved(template) else recognise_template(template, "gemma3")
+    own = is_saved(template) or translates(template)
+    return _own(template, tokenizer) if own else recognise_template(template, "gemma3")
 
 
 @functools.lru_cache(maxsize=8)

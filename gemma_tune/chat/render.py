@@ -12,6 +12,8 @@ from gemma_tune.chat.marks import Messages, Span, Tools
 from gemma_tune.chat.media import Media, Placed, expand, media_in, place
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.recognise import form_of
+from gemma_tune.chat.translation import check_parts, names_languages
+from gemma_tune.config.data import LANGUAGES
 from gemma_tune.same_json import one_value_a_name
 
 __all__ = [
@@ -224,7 +226,11 @@ def prepared(form: ChatForm, messages: Messages, tools: Tools = None) -> Message
                 entry |= {"name": call["function"]["name"], "tool_call_id": call["id"]}
         if entry["role"] == "tool" and isinstance(entry.get("content"), dict) and not form.result_mappings:
             entry["content"] = json.dumps(entry["content"], ensure_ascii=False)
-        if isinstance(form, OwnForm) and isinstance(entry.get("content"), list):
+        if isinstance(form, OwnForm) and form.translates and entry["role"] == "user":
+            check_parts(entry.get("content"))
+        elif names_languages(entry):
+            raise Unrenderable(f"there is no place for {' and '.join(LANGUAGES)} in {form.families}: take them out.")
+        elif isinstance(form, OwnForm) and isinstance(entry.get("content"), list):
             entry["content"] = _joined(entry["content"])
         ready.append(entry)
     return ready

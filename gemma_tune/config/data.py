@@ -8,7 +8,11 @@ from typing import Any
 from gemma_tune.config.option import ROWS, SEED, STEPS, option
 
 # The formats of rows; `auto` takes the first of them whose fields a row has.
-FORMATS = ("columns", "preference", "messages", "sharegpt", "prompt_completion", "alpaca", "text", "chat_log")
+FORMATS = (
+    "columns", "preference", "messages", "sharegpt", "translation", "prompt_completion", "alpaca", "text", "chat_log",
+)  # fmt: skip
+# What TranslateGemma's chat template reads of the one part of a user's message: from which language into which
+LANGUAGES = ("source_lang_code", "target_lang_code")
 # Rows of good and bad answers; never recognised, since what trains on answers must not take them for good ones.
 LABELLED = "unpaired_preference"
 # The training, the validation and the test sets: the keys that say where rows come from, and the keys beside those.
@@ -31,7 +35,8 @@ class DataConfig:
 
     format: str = option(
         "auto",
-        "messages, columns, text, alpaca, sharegpt, prompt_completion, preference, unpaired_preference or chat_log; "
+        "messages, columns, text, alpaca, sharegpt, translation, prompt_completion, preference, unpaired_preference or "
+        "chat_log; "
         "auto: recognised for each file by the fields of its first row; or your own reader: "
         "`path/to/file.py:function`.",
         path="function",

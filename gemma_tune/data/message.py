@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from gemma_tune.config.data import LANGUAGES
 from gemma_tune.data import anthropic, google
 from gemma_tune.data.known_fields import CALL, MEDIA, ROLE_NAMES, ROLES, SWITCHES, THINKING, is_thinking, switch_of
 from gemma_tune.data.media_fields import message_media, placed
@@ -122,8 +123,11 @@ class ReadMessage:
         parts = []
         for part in content:
             kept = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+            said = {name: kept.pop(name) for name in LANGUAGES if role == "user" and name in kept}
+            if wrong := next((name for name, code in said.items() if not isinstance(code, str)), None):
+                raise BadRow(f"{self.where}: message {self.number}: {wrong} is a language's code, such as 'de_DE'.")
             if (kind := kind_of(kept)) and role in ("user", "tool"):
-                parts.append(read_part(kept, self._fields, f"message {self.number}", self._note))
+                parts.append({**read_part(kept, self._fields, f"message {self.number}", self._note), **said})
                 continue
             if kind:
                 raise BadRow(
@@ -138,7 +142,7 @@ class ReadMessage:
                 )
             for key in kept.keys() - {"type", "text"}:
                 self._note(f"content.{key}", kept[key])
-            parts.append({"type": "text", "text": kept["text"]})
+            parts.append({"type": "text", "text": kept["text"], **said})
         if role == "system" and len(parts) != 1:
             raise BadRow(
                 f"{self.where}: the system text has {len(parts)} parts, and the template reads one; join them."

@@ -29,7 +29,7 @@ from gemma_tune.run.paths import file_type, resolve
 from gemma_tune.untrusted import parse_json, read_bytes
 
 # The formats that rows of prompts may have, and how they are read: an answer at the end may be missing
-_FORMATS = ("messages", "sharegpt", "prompt_completion", "alpaca", "preference")
+_FORMATS = ("messages", "sharegpt", "translation", "prompt_completion", "alpaca", "preference")
 _DATA = DataConfig(prompts_only=True)
 
 

@@ -10,6 +10,7 @@ from gemma_tune.chat import (
     saved,
     served_template,
     syntax_problems,
+    translates,
     vocabulary_in,
 )
 from gemma_tune.config import ModelConfig
@@ -35,7 +36,7 @@ def template_of(stored: str | dict[str, str] | None, named: str | None, family: 
         return saved(_read(named))
     if named is not None:
         return served_template(named)
-    if isinstance(stored, str) and is_saved(stored):
+    if isinstance(stored, str) and (is_saved(stored) or translates(stored)):
         return stored
     return served_template(recognise_template(stored, family))
 

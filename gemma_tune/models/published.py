@@ -9,6 +9,8 @@
 - The towers: counted on Transformers' classes with the vision and audio configurations of the same scripts. Gemma 3n's
   image tower is timm's; its weights are what remains of the Hub's count after all other parts.
 
+Models tuned from one of these have its sizes (`_TUNED_FROM`), as their model cards say of MedGemma and TranslateGemma.
+
 tests/models/test_published.py adds the language part, the towers and what is stored beside them up to the Hub's own
 count.
 """
@@ -18,11 +20,21 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+# MedGemma's text-only checkpoint has no image tower.
+_TUNED_FROM = {
+    "medgemma-4b": "gemma-3-4b",
+    "medgemma-1.5-4b": "gemma-3-4b",
+    "medgemma-27b": "gemma-3-27b",
+    "medgemma-27b-text": "gemma-3-27b",
+    "translategemma-4b": "gemma-3-4b",
+    "translategemma-12b": "gemma-3-12b",
+    "translategemma-27b": "gemma-3-27b",
+}
 # Google's checkpoints that were trained for 4 bits are stored in bfloat16 with the same sizes.
 _SUFFIX = re.compile(r"(-it|-pt)?(-qat-q4_0-unquantized)?$")
 
@@ -63,5 +75,27 @@ def published(name: str) -> Published | None:
     Returns:
         A copy, since Transformers' configurations write into what they are given.
     """
-    wanted = _SUFFIX.sub("", name.rsplit("/", 1)[-1].lower())
-    return next((deepcopy(entry) for known, entry in all_published().items() if known.lower() == wanted), None)
+    wanted, base = _plain_name(name), base_of(name)
+    found = next(
+        (deepcopy(entry) for known, entry in all_published().items() if known.lower() == (base or wanted)), None
+    )
+    return replace(found, tower_parameters=0) if found and wanted.endswith("-text") else found
+
+
+def _plain_name(name: str) -> str:
+    return _SUFFIX.sub("", name.rsplit("/", 1)[-1].lower())
+
+
+def base_of(name: str) -> str | None:
+    """The entry whose sizes a model has that was tuned from another, by its Hub name; None for all others."""
+    return _TUNED_FROM.get(_plain_name(name))
+
+
+def licence_of(name: str, family: str) -> str:
+    """Under which terms Google publishes a checkpoint.
+
+    Args:
+        name: On the Hub.
+        family: The terms of its family.
+    """
+    return "HAI-DEF" if name.rsplit("/", 1)[-1].lower().startswith("medgemma") else family

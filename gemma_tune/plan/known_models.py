@@ -9,7 +9,7 @@ from functools import cache
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.load import family_of, load_config
-from gemma_tune.models.published import published
+from gemma_tune.models.published import base_of, published
 from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import CONFIGS
@@ -54,8 +54,12 @@ def planned_models(model: ModelConfig) -> list[PlannedModel]:
     """
     name = model.model_name_or_path
     if name == _EMBEDDED:
-        # The pretrained and the instruction-tuned checkpoint have the same sizes
-        every = [_published(option, hub) for option, hub in options().items() if hub != name and option.endswith("_it")]
+        # The pretrained and the instruction-tuned checkpoint have the same sizes, as have those tuned from these
+        every = [
+            _published(option, hub)
+            for option, hub in options().items()
+            if hub != name and option.endswith("_it") and base_of(hub) is None
+        ]
         return sorted(every, key=lambda model: (model.family.name.split()[1], model.size.parameters))
     published_names = options().items() if not name.startswith(_SHIPPED) else ()
     option = next((option for option, hub in published_names if hub == name), None)

@@ -47,6 +47,6 @@ def refuse_rows(rows: Iterable[Row | BadRow], data: DataConfig) -> Iterator[BadR
         where, fields = row
         yield BadRow(
             f"{where}: the fields {', '.join(fields) or '(none)'} are those of no known format (messages; "
-            "conversations; prompt and completion; chosen and rejected; instruction and output; text alone). "
-            + advice(row, data, sample)
+            "conversations; prompt and completion; chosen and rejected; instruction and output; source_lang_code, "
+            "target_lang_code, text and translation; text alone). " + advice(row, data, sample)
         )
