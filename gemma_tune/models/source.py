@@ -208,7 +208,7 @@ def _base_that_is_not_here(adapter: Path, merged: Path) -> str | None:
 
 def _what_is_there(run: Path) -> str:
     """What a run folder without a whole model holds, each with the recipes that take it; or how it gets one."""
-    found = [f"recipe=evaluate takes {file}" for file in gguf_models(run, "export/*/*.gguf")]
+    found = [f"recipe=chat, serve and evaluate take {file}" for file in gguf_models(run, "export/*/*.gguf")]
     for folder in (run / "export" / name for name in EXPORTED):
         if (folder / "config.json").is_file() and not not_loaded(folder):
             found.append(f"recipe=chat, evaluate and compare take {folder}")

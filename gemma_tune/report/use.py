@@ -280,16 +280,16 @@ def _with_gemma_tune(folder: RunFolder) -> list[str]:
     artifacts = folder.result.artifacts
     on_grid = any((folder.path / part / PLAN).is_file() for part in ("", ON_GRID))  # the adapter alone isn't the model
     whole = "merged" in artifacts or ("adapter" in artifacts and not on_grid)
-    taken: dict[str, tuple[str, ...]] = {str(folder.path): ("chat", "serve", "evaluate")} if whole else {}
+    taken = [folder.path] if whole else []
     for name, place in artifacts.items() if not whole else ():
         if unreadable(name, folder.path / place):
             continue
         if name.startswith("gguf") and name != "gguf_lora":
-            taken |= {str(file): ("serve", "evaluate") for file in gguf_models(folder.path / place)}
+            taken += gguf_models(folder.path / place)
         elif name in EXPORTED and not not_loaded(folder.path / place):
-            taken[str(folder.path / place)] = ("chat", "serve", "evaluate")
+            taken.append(folder.path / place)
     return [
         f"python -m gemma_tune recipe={recipe} {shlex.quote(f'model.model_name_or_path={place}')}"
-        for place, recipes in taken.items()
-        for recipe in recipes
+        for place in taken
+        for recipe in ("chat", "serve", "evaluate")
     ]

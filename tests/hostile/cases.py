@@ -276,8 +276,9 @@ for _name, _content in {
     "an unknown type": _GGUF + struct.pack("<Q", 1) + _text("a") + struct.pack("<I", 99),
     "no UTF-8": _GGUF + struct.pack("<Q", 1) + struct.pack("<Q", 2) + b"\xff\xff" + struct.pack("<I", 0) + b"\0",
     "another file": b"PK\x03\x04" * 100,
-    "a width that is a text": _GGUF + struct.pack("<Q", 2) + _text("general.architecture") + struct.pack("<I", 8)
-    + _text("gemma3") + _text("gemma3.embedding_length") + struct.pack("<I", 8) + _text("640"),
+    "a width that is a text": _GGUF + struct.pack("<Q", 3) + _text("general.architecture") + struct.pack("<I", 8)
+    + _text("gemma3") + _text("gemma3.context_length") + struct.pack("<II", 4, 512)
+    + _text("gemma3.embedding_length") + struct.pack("<I", 8) + _text("640"),
 }.items():  # fmt: skip
     CASES[f"GGUF: {_name}"] = lambda folder, content=_content: _gguf(folder, content)
 

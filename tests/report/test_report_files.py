@@ -342,6 +342,7 @@ def gguf_header(file: Path, tensor: np.ndarray | None = None) -> None:
     """A GGUF file of one tensor or none; the command for llama.cpp depends on its architecture."""
     writer = GGUFWriter(file, "gemma3")
     writer.add_embedding_length(64)
+    writer.add_context_length(64)
     if tensor is not None:
         writer.add_tensor("output.weight", tensor)
     writer.write_header_to_file()
@@ -359,7 +360,8 @@ def test_int4_files_alone_are_named_themselves(tmp_path: Path) -> None:
         run.result.artifacts[name] = f"export/{name}"
     gguf_header(run.path / "export" / "gguf" / "x.gguf")
     commands = str(how_to_use(run)[-1])
-    assert f"recipe=evaluate model.model_name_or_path={run.path}/export/gguf/x.gguf" in commands
+    for recipe in ("chat", "serve", "evaluate"):
+        assert f"recipe={recipe} model.model_name_or_path={run.path}/export/gguf/x.gguf" in commands
     assert f"recipe=chat model.model_name_or_path={run.path}/export/w4a16" in commands
     assert f"{run.path}/export/gguf" not in commands.replace("gguf/x.gguf", "") and "chat" in commands
     assert not re.search(rf"={run.path}(?!/)", commands)

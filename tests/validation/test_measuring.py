@@ -149,7 +149,7 @@ def test_a_run_without_weights(folder: Path, status: str, said: str) -> None:
     (run / "export" / "gguf").mkdir(parents=True)
     file = run / "export" / "gguf" / "x.gguf"
     file.write_bytes(b"")
-    with pytest.raises(UserError, match=f"recipe=evaluate takes {file}"):
+    with pytest.raises(UserError, match=f"recipe=chat, serve and evaluate take {file}"):
         find_source(ModelConfig(str(run)))
 
 
