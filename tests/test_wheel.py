@@ -23,7 +23,8 @@ from gemma_tune.run import paths
 
 PACKAGE = Path(paths.__file__).resolve().parent.parent
 CHECKOUT = PACKAGE.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# Without PYTHONPATH, which may lead to the checkout
+ENV = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "outputs", "wandb")
 
 
@@ -135,7 +136,6 @@ def test_extending_from_the_wheel(python: Path, tmp_path: Path) -> None:
 def test_the_tutorial_from_an_installed_wheel(python: Path, tmp_path: Path) -> None:
     """Each block as it stands, in an empty folder: from the CSV to an answer of the served model."""
     env = {**ENV, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-    env.pop("PYTHONPATH", None)
     said = []
     for block in (b for b in blocks_of("tutorial.md") if b.kind != "console"):  # those are for other programs
         words = ["python", "-"] if block.kind == "python" else ["bash", "-e"]
