@@ -37,7 +37,7 @@ class ModelConfig:
     model_name_or_path: str = option(
         "",
         "A name on the Hugging Face Hub, a model folder, a PEFT adapter folder, or a run folder of ours (training "
-        "continues from the last two). recipe=evaluate takes a GGUF file, too.",
+        "continues from the last two). recipe=chat, serve and evaluate take a GGUF file, too.",
         path="model",
     )
     base_url: str | None = option(
