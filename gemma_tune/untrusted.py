@@ -113,7 +113,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 value = parse_json(line) if len(line) <= _LINE else None
                 if not isinstance(value, dict):
-                    raise ValueError("it is no object of names and values" if value else f"more than {_LINE:,} bytes")
+                    long = len(line) > _LINE
+                    raise ValueError(f"more than {_LINE:,} bytes" if long else "it is no object of names and values")
             except ValueError as error:
                 raise UserError(f"{path}:{number}: this line can't be read ({error}); take it out.") from error
             yield value

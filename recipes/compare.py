@@ -42,7 +42,8 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     found, result = read(cfg, folder), folder.result
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
         if needs_rows(cfg):
-            note_inputs(cfg, folder, None, measured_files(cfg.data))
+            media = [file for one in found if isinstance(one, NamedModel) for file in one.asked.media_files]
+            note_inputs(cfg, folder, None, measured_files(cfg.data), media)
         folder.add_inputs(*(results_file(model) for model in cfg.compare.models if is_run_with_results(model)))
         measured = [
             one if isinstance(one, ModelResults) else measure(one, number, folder)

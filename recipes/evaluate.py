@@ -31,7 +31,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with folder.recording(), Tracker.open(cfg, folder) as tracker:
         notes = [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests), *asked.left_out]
         say(asked.rows, f"{cfg.recipe}: {asked.subject} → {folder.path}", *notes)
-        note_inputs(cfg, folder, source, measured_files(cfg.data))
+        note_inputs(cfg, folder, source, measured_files(cfg.data), asked.media_files)
         found = asked.measure("evaluate", folder)
         go_on_alone()  # the others have answered their share
         found.save(folder.evals, "after")

@@ -64,7 +64,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with folder.recording():
         of_plan = plan.lines() if plan else ["in no quantization format (quant=none)"]
         say(asked.rows, f"{cfg.recipe}: {source.base} → {folder.path}", *of_plan, *notes)
-        note_inputs(cfg, folder, source, measured_files(cfg.data))
+        note_inputs(cfg, folder, source, measured_files(cfg.data), asked.media_files)
         rows = rows_to_check(asked)
         if plan:
             lines = export_all(cfg, folder, model, tokenizer, source, plan, [rows])

@@ -38,7 +38,7 @@ def _stage(recipe: Any, cfg: Config, whole: RunFolder) -> RunResult:
     folder = from_main(lambda: RunFolder.open(cfg, whole.stops))
     folder.stops = whole.stops
     if folder.finished:
-        return folder.stored_result()
+        return folder.stored_result(of_now=not cfg.train.resume_data_changed)
     whole.stops.end_in_time(cfg.train.max_seconds)
     with waiting_for_main():  # which exports alone
         recipe.run(cfg, folder)

@@ -32,7 +32,6 @@ from gemma_tune.nested import leaves
 from gemma_tune.process_failures import Left, check_same, quiet, watch
 from gemma_tune.processes import from_main, is_main_process, join, was_started
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.inputs import refuse_outdated
 from gemma_tune.run.result import RunResult
 from gemma_tune.run.stopping import Stopped
 from gemma_tune.validation.measuring import needs_rows
@@ -182,10 +181,10 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
                 raise
             print(f"gemma_tune: the time is up (train.max_time). {stopped}", file=sys.stderr)
             return folder.result
-    refuse_outdated(folder.path / "manifest.json")
+    result = folder.stored_result(of_now=True)
     seen = folder.report if folder.report.is_file() else folder.path
     print(f"This run is done already: see {seen}, or repeat it with overwrite=true.")
-    return folder.stored_result()
+    return result
 
 
 def failures_of(result: RunResult) -> list[str]:

@@ -63,6 +63,7 @@ class Tasks:
 
     Attributes:
         most_media: Tokens of a prompt that stand for images, sounds and videos, at most.
+        media_files: Their files, in order.
 
     Raises:
         UserError: A row isn't a conversation, can't be rendered by the model's chat template, or is too long.
@@ -81,6 +82,7 @@ class Tasks:
         self._made = not isinstance(records, list)
         self.looked_at = min(len(records), _MADE) if self._made else len(records)
         self.longest_prompt = self.highest_id = self.most_media = 0
+        self.media_files: list[str] = []
         used = []
         for i in progress(range(self.looked_at), desc="prompts", unit=" rows"):
             try:
@@ -94,6 +96,7 @@ class Tasks:
             ids = row.input_ids
             self.longest_prompt, self.highest_id = max(self.longest_prompt, len(ids)), max(self.highest_id, *ids)
             self.most_media = max(self.most_media, sum(medium["tokens"] for medium in row.media))
+            self.media_files += [medium["path"] for medium in row.media]
         if not used:
             raise UserError(f"data.train_file: no row can be used. The first: {next(iter(refused or {}), '')}")
         if not self._made:

@@ -19,9 +19,10 @@ from gemma_tune.processes import is_main_process
 from gemma_tune.run.checkpoints import checkpoints, has_optimizer
 from gemma_tune.run.existing import Found, check_existing, has_files
 from gemma_tune.run.identity import as_one_run, folder_of
-from gemma_tune.run.inputs import REPEAT, digests_of, media_digest, refuse_changed, stored_inputs
+from gemma_tune.run.inputs import REPEAT, digests_of, refuse_changed, refuse_outdated, stored_inputs
 from gemma_tune.run.lock import locked
 from gemma_tune.run.manifest import atomic_write, disk_is_full, write_json, write_manifest
+from gemma_tune.run.media_used import UsedFile, media_digest, media_used, write_list
 from gemma_tune.run.place import REPLACED, check_shared, delete_leftovers, drop_later, put_back, set_aside, stages
 from gemma_tune.run.result import RunResult, failures_until
 from gemma_tune.run.resume import ResumePoint, asks_for_checkpoint, find_checkpoint, way_on
@@ -37,11 +38,11 @@ class RunFolder:
     ) -> None:
         self.path, self.cfg = path, cfg
         self._found, self._seen = found, checkpoints(path / "checkpoints")
-        self.finished = found is Found.FINISHED
-        self.resumed = resumed
+        self.finished, self.resumed = found is Found.FINISHED, resumed
         self.result = RunResult(cfg.recipe, folder=path)
         self.stops = stops or Stops()
         self.inputs: dict[str, str] = {}
+        self._media: dict[str, UsedFile] = {}
         self.keep_on_error = False
         # A resumed run goes on with the files that are there, and so do stages, each for itself
         self._keeps = found is Found.BEGUN and bool(resumed or cfg.traits.stages)
@@ -104,16 +105,15 @@ class RunFolder:
             resumed = find_checkpoint(cfg, path / "checkpoints")
         return cls(path, cfg, found, resumed, stops)
 
-    def stored_result(self) -> RunResult:
-        """The result of the finished run that this folder holds."""
+    def stored_result(self, of_now: bool = False) -> RunResult:
+        """The result of the finished run that this folder holds; `of_now` refuses one whose inputs have changed."""
+        if of_now:
+            refuse_outdated(self.path)
+        file = self.path / "result.json"
         try:
-            return RunResult(**read_object(self.path / "result.json"), folder=self.path)
+            return RunResult(**read_object(file), folder=self.path)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path / 'result.json'} can't be read ({error}); {REPEAT}") from error
-
-    def stored_inputs(self) -> dict[str, str]:
-        """Path → digest of every input file of the run that this folder holds."""
-        return stored_inputs(self.path / "manifest.json")
+            raise UserError(f"{file} can't be read ({error}); {REPEAT}") from error
 
     def add_inputs(self, *paths: Path | None, hashed: bool = True, media: Iterable[str] = ()) -> None:
         """Records the digest of each input file, and of every file directly in an input folder.
@@ -124,7 +124,8 @@ class RunFolder:
             media: Images, sounds and videos, of which one digest is recorded.
         """
         if is_main_process():
-            self.note_inputs(digests_of(paths, hashed) | media_digest(media, self.path / "manifest.json"))
+            self._media |= media_used(media, self.path)
+            self.note_inputs(digests_of(paths, hashed) | media_digest(self._media))
 
     def note_inputs(self, found: Mapping[str, str]) -> None:
         """Records inputs by their digest, commit or revision; `check_inputs` compares them and writes the manifest."""
@@ -138,7 +139,8 @@ class RunFolder:
         """
         if is_main_process():
             if self._keeps and not self.cfg.train.resume_data_changed:
-                refuse_changed(self.stored_inputs(), self.inputs, self.path)
+                refuse_changed(stored_inputs(self.path / "manifest.json"), self.inputs, self.path)
+            write_list(self._media, self.path)
             self._write_manifest()
 
     def keep_failures(self, found: Mapping[str, str]) -> None:
@@ -152,8 +154,7 @@ class RunFolder:
         """Adds the wall seconds of a step to the result."""
         start = time.perf_counter()
         yield
-        seconds = self.result.seconds.get(step, 0.0) + time.perf_counter() - start
-        self.result.seconds[step] = round(seconds, 3)
+        self.result.seconds[step] = round(self.result.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
 
     @contextlib.contextmanager
     def leaving_no_empty_folder(self) -> Iterator[None]:
@@ -265,11 +266,9 @@ class RunFolder:
 
     def _undo(self) -> None:
         """Restores the state before `_make`; a resumed run keeps its files."""
-        if not self._writes:
-            pass
-        elif not self._keeps:
+        if self._writes and not self._keeps:
             put_back(self.path)
-        elif self._before is not None:
+        elif self._writes and self._before is not None:
             with contextlib.suppress(OSError):
                 (self.path / "result.json").write_bytes(self._before)
         if self._is_new and not has_files(self.path):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gemma_tune.errors import UserError
-from gemma_tune.media.content import content_key
 from gemma_tune.run.manifest import file_digest
+from gemma_tune.run.media_used import MEDIA, changed_media
+from gemma_tune.run.place import stages
 from gemma_tune.untrusted import read_object
 
 REPEAT = "repeat the run with overwrite=true."
-MEDIA = "images, sounds and videos of the rows"
+_OUTDATED = (
+    "{}: this file has changed since the run in {} was done, so its result is that of the earlier content. Repeat the "
+    "run with overwrite=true, or name another output_dir."
+)
 _DIGEST = re.compile("[0-9a-f]{64}")  # SHA-256; a streamed file has size and date
 
 
@@ -33,39 +35,6 @@ def digests_of(paths: Iterable[Path | None], hashed: bool) -> dict[str, str]:
                 seen = f"{stat.st_size} bytes, changed {stat.st_mtime_ns} ns after 1970; not read whole"
                 found[str(file)] = file_digest(file) if hashed else seen
     return found
-
-
-def media_digest(paths: Iterable[str], manifest: Path) -> dict[str, str]:
-    """One digest of the media that rows name, in their order; empty without any.
-
-    Files with the sizes and dates that the manifest has seen aren't read again, and of others three slices are
-    (media/content.py). Their places don't count, so that a folder may move.
-
-    Args:
-        paths: The files, which may stand there several times.
-        manifest: The run's manifest.json, if there is one.
-    """
-    files = [*dict.fromkeys(paths)]
-    if not files:
-        return {}
-    versions = (f"{status.st_size} {status.st_mtime_ns}" if (status := _status(file)) else "" for file in files)
-    seen = f"{len(files)} files, sizes and dates {_joined(versions)}"
-    before = stored_inputs(manifest).get(MEDIA, "")
-    if before.startswith(seen):
-        return {MEDIA: before}
-    content = f"content {_joined(map(content_key, files))}"
-    return {MEDIA: before if before.endswith(content) else f"{seen}, {content}"}
-
-
-def _status(file: str) -> os.stat_result | None:
-    try:
-        return os.stat(file)
-    except OSError:
-        return None
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def stored_inputs(manifest: Path) -> dict[str, str]:
@@ -87,19 +56,21 @@ def is_digest(said: str) -> bool:
     return _DIGEST.fullmatch(said) is not None
 
 
-def refuse_outdated(manifest: Path) -> None:
-    """Raises UserError where an input of a finished run has been written since with another content.
+def refuse_outdated(folder: Path) -> None:
+    """Raises UserError where an input of a finished run has another content since, a medium of its rows included.
 
-    Only files that are newer than the manifest are read again; those that are gone are not asked for.
+    Only files that are newer than the manifest are read again, and media whose size or time of change is another one;
+    those that are gone are not asked for.
     """
+    manifest = folder / "manifest.json"
     for name, digest in stored_inputs(manifest).items():
         file = Path(name)
         newer = file.is_file() and file.stat().st_mtime_ns > manifest.stat().st_mtime_ns
         if newer and digests_of([file], hashed=is_digest(digest))[name] != digest:
-            raise UserError(
-                f"{file}: this file has changed since the run in {manifest.parent} was done, so its result is that of "
-                "the earlier content. Repeat the run with overwrite=true, or name another output_dir."
-            )
+            raise UserError(_OUTDATED.format(file, folder))
+    for place in (folder, *stages(folder)):
+        if changed := changed_media(place):
+            raise UserError(_OUTDATED.format(changed, place))
 
 
 def refuse_changed(before: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:

@@ -16,6 +16,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.processes import gathered
 from gemma_tune.run.checkpoints import CHECKPOINT, DIGESTS, STATE, checkpoints, step_of
 from gemma_tune.run.lock import LOCK
+from gemma_tune.run.media_used import LISTED
 from gemma_tune.run.paths import ON_GRID, PLAN, TRACKER_FOLDER, TRACKERS, TUNED, folder_status, is_of_a_cluster
 from gemma_tune.untrusted import read_object
 
@@ -24,12 +25,12 @@ _SHARED_SECONDS = 10.0  # that a shared disk may take to show a file to another 
 # At the top of the folder; written under `NAME.partial` first
 _FILES = (
     "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "report.md", "report.html", "loss.png",
-    "comparison.md", "comparison.html", PLAN, TRACKERS,
+    "comparison.md", "comparison.html", LISTED, PLAN, TRACKERS,
 )  # fmt: skip
 _PARTS = {
     "adapter": re.compile(r".*"),
     "export": re.compile(r".*"),
-    "eval": re.compile(r"[^/]+\.json(\.partial)?|completions\.jsonl(\.partial)?"),
+    "eval": re.compile(r"[^/]+\.json(\.partial)?|completions\.jsonl(\.partial)?|media/[^/]+"),
     "teacher": re.compile(r"targets-\d+(\.\d+)?\.(arrow|part)"),
     "wandb": re.compile(r".*"),
     TRACKER_FOLDER: re.compile(r"events\.out\.tfevents\.[^/]+"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,9 +74,7 @@ class Data:
 
     def media(self) -> list[str]:
         """The images, sounds and videos of all rows, in order; of a stream none, which isn't read beforehand."""
-        found = [m["path"] for part in (self.train, self.held_out) for media in _media_of(part) for m in media]
-        records = (record for records in self.tests.values() for record in records)
-        return found + [part[part["type"]] for record in records for part in media_in(record.messages or [])]
+        return media_files((self.train, self.held_out), self.tests)
 
     def left_out(self) -> list[str]:
         """The bad rows that were skipped."""
@@ -87,9 +85,23 @@ class Data:
         check_vocabulary(model, [part.highest_id for part in self.parts.values()])
 
 
-def _media_of(part: Any) -> Any:
+def media_files(parts: Iterable[Any], tests: Mapping[str, Sequence[Record]]) -> list[str]:
+    """The files of images, sounds and videos that rows name, in order.
+
+    Args:
+        parts: Tokenized rows, pairs, or prompts; a stream has none, which isn't read beforehand.
+        tests: The test rows by name.
+    """
+    records = (record for records in tests.values() for record in records)
+    of_tests = (part[part["type"]] for record in records for part in media_in(record.messages or []))
+    return [*(path for part in parts for path in _files_of(part)), *of_tests]
+
+
+def _files_of(part: Any) -> Iterable[str]:
     dataset = getattr(part, "dataset", None)
-    return dataset["media"] if isinstance(dataset, Dataset) and "media" in dataset.column_names else ()
+    if isinstance(dataset, Dataset) and "media" in dataset.column_names:
+        return (medium["path"] for media in dataset["media"] for medium in media)
+    return getattr(part, "media_files", ())  # of prompts
 
 
 def rows_of_tests(cfg: Config) -> dict[str, list[Record]]:

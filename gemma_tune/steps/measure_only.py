@@ -27,7 +27,7 @@ from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.steps.data import rows_of_tests
+from gemma_tune.steps.data import media_files, rows_of_tests
 from gemma_tune.steps.media_rows import UnreadMedia, media_kinds, with_what_is_measured
 from gemma_tune.steps.rows_used import rows_line
 from gemma_tune.steps.served_answers import served_answers
@@ -61,6 +61,11 @@ class Measurement:
     def rows(self) -> str:
         """Which rows it is measured on, in one line."""
         return rows_line(self.cfg, self.tests, self.held_out.counts()["rows"])
+
+    @property
+    def media_files(self) -> list[str]:
+        """The images, sounds and videos of the rows."""
+        return media_files([self.held_out], self.tests)
 
     @property
     def subject(self) -> str:

@@ -413,10 +413,12 @@ def _(folder: Path) -> object:
 def _run_folder(folder: Path, name: str, content: str) -> object:
     from gemma_tune.config import Config
     from gemma_tune.run.folder import Found, RunFolder
+    from gemma_tune.run.inputs import stored_inputs
 
     (folder / name).write_text(content, encoding="utf-8")
-    run = RunFolder(folder, Config(), Found.FINISHED, None)
-    return run.stored_result() if name == "result.json" else run.stored_inputs()
+    if name == "manifest.json":
+        return stored_inputs(folder / name)
+    return RunFolder(folder, Config(), Found.FINISHED, None).stored_result()
 
 
 for _name in ("result.json", "manifest.json"):

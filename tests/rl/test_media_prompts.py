@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from media_models import media_folder
+from media_models import media_folder, tokenizer_at
 from media_plain import conversations, log_probs, processor_of_folder, prompt_inputs
 from rl_models import made, spelled
 from short_runs import metrics, short_run
@@ -22,6 +22,8 @@ from gemma_tune.models.towers import Towers
 from gemma_tune.rewards.base import Task
 from gemma_tune.rl.rewards import scorer_of
 from gemma_tune.rl.scoring import WeightedReward
+from gemma_tune.rl.tasks import read_tasks
+from gemma_tune.steps.data import media_files
 
 # Four prompts of two completions, in two batches
 SIZES = ["train.per_device_train_batch_size=4", "train.num_generations=2", "train.steps_per_generation=2"]
@@ -190,6 +192,13 @@ def test_runs_lose_no_image(
     lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
     assert len(lines) == 4 and max(line["grad_norm"] for line in lines) > 0
     assert without == [1]
+
+
+def test_their_files_are_noted_as_inputs(model: Path, tmp_path: Path) -> None:
+    _, words = asked(tmp_path, model)
+    tasks = read_tasks(compose_config("grpo", words).data, {}, tokenizer_at(model), 512)
+    noted = [Path(file).name for file in media_files([tasks], {})]
+    assert noted == ["0-0.png", "1-0.png", "1-1.png", "3-0.png"]
 
 
 def test_what_would_lose_images(model: Path, tmp_path: Path) -> None:

@@ -366,8 +366,9 @@ def test_no_file_of_the_users_goes_with_a_run_that_begins_anew(cfg: Config) -> N
 def test_an_overwrite_that_cannot_begin_leaves_the_old_run(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = replace(cfg, output_dir="out")
     folder = finish(cfg)
-    (folder.path / "eval").mkdir()
-    write_json(folder.path / "eval" / "after.json", {})
+    (folder.path / "eval" / "media").mkdir(parents=True)
+    for name in ("eval/after.json", "eval/media/0a1b.png", "media.jsonl"):
+        write_json(folder.path / name, {})
 
     def no_locks(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
