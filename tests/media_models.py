@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from forms_at_hand import tokenizer_of
 from image_tower_3n import import_timm
-from small_models import MODELS
+from small_models import MODELS, of_config
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from gemma_tune.models.load import load_tokenizer
@@ -131,17 +130,7 @@ def media_folder(family: str, folder: Path) -> Path:
         import_timm()
     processor_folder(family, folder)
     config = transformers.AutoConfig.from_pretrained(folder)
-    torch.manual_seed(0)
-    model = getattr(transformers, config.architectures[0])(config).float().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0.0, 0.08)
-            elif "norm" in name:
-                weight.add_(0.1 * torch.randn_like(weight))
-            elif "layer_scale." in name:  # of timm's blocks, which would be next to nothing
-                weight.fill_(0.1)
-    model.save_pretrained(folder)
+    of_config(getattr(transformers, config.architectures[0]), config).save_pretrained(folder)
     return folder
 
 

@@ -6,10 +6,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from media_models import processor_of
 from PIL import Image
 from transformers import AutoConfig
+
+from gemma_tune.models.towers import Towers
 
 
 def picture(file: Path, draw: random.Random) -> str:
@@ -78,3 +81,18 @@ def log_probs(net: Any, inputs: dict[str, Any], answer: list[int]) -> torch.Tens
     whole = {**inputs, **{n: torch.cat([inputs[n], t], 1) for n, t in (filled | types).items()}}
     logits = net(**whole).logits[0, -len(answer) - 1 : -1].float()
     return logits.log_softmax(-1).gather(1, more[0][:, None])[:, 0]
+
+
+def passes_without_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each forward pass over image tokens that will be made from now on without their images."""
+    without: list[int] = []
+    place = Towers.place
+
+    def watched(self: Towers, text: Any, args: Any, given: dict[str, Any]) -> Any:
+        ids = given["input_ids"] if "input_ids" in given else args[0]
+        if self.batch is None and bool((ids == self.whole.config.image_token_id).any()):
+            without.append(ids.shape[0])
+        return place(self, text, args, given)
+
+    monkeypatch.setattr(Towers, "place", watched)
+    return without

@@ -114,15 +114,21 @@ def build(name: str) -> PreTrainedModel:
     class_name, text, parts = MODELS[name]
     cls = getattr(transformers, class_name.replace("3nForConditionalGeneration", "3nForCausalLM"))
     whole = "ForConditional" in cls.__name__
-    config = cls.config_class(text_config=text, **parts) if whole else cls.config_class(**text)
+    return of_config(cls, cls.config_class(text_config=text, **parts) if whole else cls.config_class(**text))
+
+
+def of_config(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """A model of a configuration with the weights that `build` gives."""
     torch.manual_seed(0)
-    model: PreTrainedModel = cls(config).float().eval()
+    model: PreTrainedModel = model_class(config).float().eval()
     with torch.no_grad():
         for tensor_name, p in model.named_parameters():
             if p.ndim > 1:
                 p.normal_(0.0, 0.08)
             elif "norm" in tensor_name:
                 p.add_(0.1 * torch.randn_like(p))
+            elif "layer_scale." in tensor_name:  # of timm's blocks, which would be next to nothing
+                p.fill_(0.1)
     return model
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.errors import UserError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.models.adapter_config import beside_matrices, stored_config
+from gemma_tune.models.adapter_config import parts_of, stored_config
 from gemma_tune.models.family import language_name
 from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, read_adapter_config
 from gemma_tune.models.merging import ADAPTER, expert_factors
@@ -57,7 +57,7 @@ def check_adapter(folder: Path, config: LoraConfig) -> None:
         folder: Where it is.
         config: PEFT's configuration.
     """
-    if why := not_in_adapter_vllm(*beside_matrices(folder, config)):
+    if why := not_in_adapter_vllm(parts_of(folder, config)):
         raise UserError(f"{folder}: {why}")
 
 

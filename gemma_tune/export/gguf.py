@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -23,6 +22,7 @@ from gemma_tune.export.file_tensor import row_blocks
 from gemma_tune.export.gguf_metadata import add_metadata, check_config
 from gemma_tune.export.gguf_tensors import GgufTensor, gguf_tensors, tensor_shapes
 from gemma_tune.export.gguf_tokenizer import add_tokenizer
+from gemma_tune.export.gguf_writer import gguf_writer, write_head
 from gemma_tune.export.tensors import TrainedTensors, by_rows
 from gemma_tune.models.family import FAMILIES, FLOAT32, Family
 from gemma_tune.quant.grid import Encoded, Grid
@@ -88,10 +88,7 @@ def export(
     kinds = {t.name: tensor_type(family, t.of, t.shape, types, sixteen) for t in tensors}
     if strange := sorted({*shapes} - {*weights} | {*weights} - {*shapes, *family.tied}):
         raise ValueError(f"not the tensors of this model: {strange[:5]}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    writer = GGUFWriter(part, family.gguf)
-    try:
+    with gguf_writer(file, family.gguf) as writer:
         _describe(writer, family, tensors, kinds, name, license)
         add_metadata(writer, config, generation_config)
         stops = generation_config.eos_token_id
@@ -100,19 +97,11 @@ def export(
         for t in tensors:
             kind = kinds[t.name]
             writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), _size(t.shape, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        write_head(writer)
         for t in tensors:
             bits = _tensor_bits(t, kinds[t.name], weights, shapes, family, types)
             data = _Data(t.shape, kinds[t.name], bits)
             writer.write_tensor_data(cast("np.ndarray[Any, Any]", data))
-        writer.close()
-        os.replace(part, file)
-    except BaseException:  # Ctrl-C, too
-        writer.close()
-        part.unlink(missing_ok=True)
-        raise
     return file
 
 

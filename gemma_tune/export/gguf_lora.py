@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, GGUFWriter, Keys
+from gguf import GGUFReader, Keys
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tensors import GgufNames
+from gemma_tune.export.gguf_writer import gguf_writer
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
-from gemma_tune.models.adapter_config import beside_matrices
+from gemma_tune.models.adapter_config import parts_of
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.merging import ADAPTER
 from gemma_tune.models.size import empty_model
@@ -44,7 +45,7 @@ def check_adapter(folder: Path, config: LoraConfig) -> None:
         folder: Where it is.
         config: PEFT's configuration.
     """
-    if why := not_in_gguf_lora(*beside_matrices(folder, config)):
+    if why := not_in_gguf_lora(parts_of(folder, config)):
         raise UserError(f"{folder}: {why}")
 
 
@@ -76,23 +77,21 @@ def export(folder: Path, config: Any, file: Path, name: str) -> Path:
     names = GgufNames(config)
     strengths = _strengths(stored)
     alpha = Counter(strengths.values()).most_common(1)[0][0] or 1.0  # llama.cpp takes 0 as no scale at all
-    file.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(file, architecture)
-    writer.add_type("adapter")
-    writer.add_name(name)
-    writer.add_string(Keys.Adapter.TYPE, "lora")
-    writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
-    for own, strength in strengths.items():
-        its = names.of(f"{own}.weight")
-        if its is None:
-            raise UserError(f"{folder}: it adapts {own}, and llama.cpp has no such matrix in {architecture}.")
-        a, b = (stored.weights[f"{_PREFIX}{own}.lora_{part}.weight"].float() for part in "AB")
-        writer.add_tensor(f"{its}.lora_a", a.contiguous().numpy())
-        writer.add_tensor(f"{its}.lora_b", (b * (strength / alpha)).contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with gguf_writer(file, architecture) as writer:
+        writer.add_type("adapter")
+        writer.add_name(name)
+        writer.add_string(Keys.Adapter.TYPE, "lora")
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
+        for own, strength in strengths.items():
+            its = names.of(f"{own}.weight")
+            if its is None:
+                raise UserError(f"{folder}: it adapts {own}, and llama.cpp has no such matrix in {architecture}.")
+            a, b = (stored.weights[f"{_PREFIX}{own}.lora_{part}.weight"].float() for part in "AB")
+            writer.add_tensor(f"{its}.lora_a", a.contiguous().numpy())
+            writer.add_tensor(f"{its}.lora_b", (b * (strength / alpha)).contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     return file
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, LlamaFileType
 from safetensors import safe_open
 
 from gemma_tune.errors import UserError
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
+from gemma_tune.export.gguf_writer import gguf_writer, write_head
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.mmproj_metadata import add_mmproj_metadata, has_no_mmproj, tower_problems
 from gemma_tune.export.mmproj_tensors import F16, F32, TowerTensor, tower_tensors
@@ -97,10 +97,7 @@ def export(
         raise UserError(f"llama.cpp can't compute this model's towers: {'; '.join(problems)}.")
     tensors = tower_tensors(config.model_type, _shapes(towers), kind)
     sounds = [tensor for tensor in tensors if _is_sound(tensor.own)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    writer = GGUFWriter(part, "clip")
-    try:
+    with gguf_writer(file, "clip") as writer:
         writer.add_name(name)
         writer.add_file_type(_FILE_TYPES[kind])
         sees, hears = len(sounds) < len(tensors), bool(sounds)
@@ -108,17 +105,9 @@ def export(
         for tensor in tensors:
             data = _rounded(tensor, _whole(towers[tensor.own]))
             writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        write_head(writer)
         for tensor in tensors:
             writer.write_tensor_data(_rounded(tensor, _whole(towers[tensor.own])))
-        writer.close()
-        os.replace(part, file)
-    except BaseException:  # Ctrl-C, too
-        writer.close()
-        part.unlink(missing_ok=True)
-        raise
     return tensors
 
 

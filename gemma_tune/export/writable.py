@@ -12,6 +12,7 @@ from gemma_tune.export.gguf_files import check_gguf
 from gemma_tune.models.adapter_config import stored_config
 from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.source import Source
+from gemma_tune.validation.adapter_parts import AdapterParts
 from gemma_tune.validation.adapter_vllm import not_in_adapter_vllm
 
 
@@ -42,4 +43,4 @@ def _check_adapter_vllm(cfg: Config, source: Source) -> None:
             "machine; use merged, which holds the whole model."
         )
     elif not cfg.adapter.target_parameters:
-        raise UserError(not_in_adapter_vllm(False, False, False, experts=False) or "")
+        raise UserError(not_in_adapter_vllm(AdapterParts()) or "")

@@ -47,11 +47,11 @@ class ProcessorFiles:
         """A number of tokens of the whole processor.
 
         Raises:
-            UserError: It is none.
+            UserError: It is not one.
         """
         value = self._contents[0].get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 16:
-            raise UserError(f"{self.folder / PROCESSOR_FILES[0]}: {name} is no number of tokens.")
+            raise UserError(f"{self.folder / PROCESSOR_FILES[0]}: {name} is not a number of tokens.")
         return value
 
     def digest(self, *more: Any) -> str:

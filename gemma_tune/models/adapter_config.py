@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftType
 from gemma_tune.errors import UserError, first_line, listed, quoted, shortened
 from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
 from gemma_tune.models.tower_names import trains_towers
+from gemma_tune.validation.adapter_parts import AdapterParts
 
 MERGE = (
     "merge it with PEFT (AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)) and name "
@@ -139,20 +140,17 @@ def stored_rows(folder: Path) -> list[int]:
     return [int(i) for rows in (asked.values() if isinstance(asked, dict) else [asked]) for i in rows]
 
 
-def beside_matrices(folder: Path, config: LoraConfig) -> tuple[bool, bool, bool, bool, bool]:
-    """What an adapter has beside the two matrices of linear layers.
+def parts_of(folder: Path, config: LoraConfig) -> AdapterParts:
+    """What a stored adapter has beside the two matrices of linear layers.
 
     Args:
         folder: Where it is.
         config: PEFT's configuration.
-
-    Returns:
-        Whether it has DoRA, whole layers, rows of the embedding, experts, and towers that were trained with it.
     """
-    return (
-        bool(config.use_dora),
-        bool(config.modules_to_save),
-        bool(config.trainable_token_indices),
-        bool(config.target_parameters),
-        trains_towers(folder),
+    return AdapterParts(
+        dora=bool(config.use_dora),
+        modules_to_save=bool(config.modules_to_save),
+        token_rows=bool(config.trainable_token_indices),
+        experts=bool(config.target_parameters),
+        towers=trains_towers(folder),
     )

@@ -5,37 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_tune.config import Config
-from gemma_tune.config.model import TRAIN_NOTHING
+from gemma_tune.validation.adapter_parts import AdapterParts, planned_parts
 
 _INSTEAD = "use gguf_f16, gguf_q8_0 or merged, which hold the whole model"
 
 
-def not_in_gguf_lora(
-    dora: bool, modules_to_save: bool, token_rows: bool, experts: bool = False, towers: bool = False
-) -> str | None:
-    """Why llama.cpp can't add an adapter to its base, with what to do; None where it can.
+_WHY = {
+    "dora": "DoRA rescales the rows of the weights",
+    "modules_to_save": "modules_to_save are whole layers",
+    "experts": "fused experts are adapted (target_parameters)",
+    "towers": "towers for images and sound are trained with the adapter (model.train_towers)",
+    "token_rows": "rows of the embedding are trained (added tokens, trainable_token_indices)",
+}
 
-    Args:
-        dora: Whether it rescales the rows of the weights.
-        modules_to_save: Whether it holds whole layers.
-        token_rows: Whether it trains rows of the embedding: those of added tokens, too.
-        experts: Whether it adapts fused experts.
-        towers: Whether towers for images or sound are trained with it.
-    """
-    why = {
-        "DoRA rescales the rows of the weights": dora,
-        "modules_to_save are whole layers": modules_to_save,
-        "fused experts are adapted (target_parameters)": experts,
-        "towers for images and sound are trained with the adapter (model.train_towers)": towers,
-        "rows of the embedding are trained (added tokens, trainable_token_indices)": token_rows,
-    }
-    if found := [reason for reason, so in why.items() if so]:
+
+def not_in_gguf_lora(parts: AdapterParts) -> str | None:
+    """Why llama.cpp can't add an adapter with these parts to its base, with what to do; None where it can."""
+    if found := parts.among(_WHY):
         return f"a GGUF LoRA file holds products of two matrices alone, and {', '.join(found)}; {_INSTEAD}."
     return None
-
-
-def _towers(cfg: Config) -> bool:
-    return cfg.model.train_towers != TRAIN_NOTHING
 
 
 def gguf_lora_problems(cfg: Config) -> Iterator[str]:
@@ -46,8 +34,7 @@ def gguf_lora_problems(cfg: Config) -> Iterator[str]:
     if a.peft_type == "none":
         yield f"export.formats=gguf_lora with adapter=none: there is no adapter; {_INSTEAD}."
         return
-    rows = bool(a.trainable_token_indices or cfg.model.added_tokens)
-    if why := not_in_gguf_lora(a.use_dora, bool(a.modules_to_save), rows, bool(a.target_parameters), _towers(cfg)):
+    if why := not_in_gguf_lora(planned_parts(cfg)):
         yield f"export.formats=gguf_lora: {why}"
     init = str(a.init_lora_weights).lower()
     if init.startswith("loftq"):

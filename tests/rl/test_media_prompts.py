@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from media_models import media_folder, tokenizer_at
-from media_plain import conversations, log_probs, processor_of_folder, prompt_inputs
+from media_plain import conversations, log_probs, passes_without_images, processor_of_folder, prompt_inputs
 from rl_models import made, spelled
 from short_runs import metrics, short_run
 from slow import slow_after
@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.towers import Towers
 from gemma_tune.rewards.base import Task
 from gemma_tune.rl.rewards import scorer_of
 from gemma_tune.rl.scoring import WeightedReward
@@ -172,16 +171,7 @@ def test_runs_lose_no_image(
 ) -> None:
     """Of all forward passes over image tokens one has none: that of the check that images change the loss."""
     _, given = asked(tmp_path, model)
-    without: list[int] = []
-    place = Towers.place
-
-    def watched(self: Towers, text: Any, args: Any, given: dict[str, Any]) -> Any:
-        ids = given["input_ids"] if "input_ids" in given else args[0]
-        if self.batch is None and bool((ids == self.whole.config.image_token_id).any()):
-            without.append(ids.shape[0])
-        return place(self, text, args, given)
-
-    monkeypatch.setattr(Towers, "place", watched)
+    without = passes_without_images(monkeypatch)
     own = tmp_path / "own.py"
     own.write_text("def long(completions, records):\n    return [sum(map(ord, c)) % 7 / 7 for c in completions]\n")
     reward = ["reward=none", f"reward.functions.long={own}:long", "reward.weights.long=1"]

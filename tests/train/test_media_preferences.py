@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from media_models import media_folder, processor_folder, tokenizer_at
-from media_plain import answer_ids, conversations, log_probs, processor_of_folder, prompt_inputs
+from media_plain import answer_ids, conversations, log_probs, passes_without_images, processor_of_folder, prompt_inputs
 from short_runs import losses, metrics, short_run
 from slow import slow_after
 from torch.nn.functional import logsigmoid
@@ -22,7 +22,6 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.models.towers import Towers
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.dpo import dpo_arguments, dpo_trainer
 from gemma_tune.train.kto import kto_arguments, kto_trainer
@@ -155,16 +154,7 @@ def test_runs_lose_no_image(recipe: str, words: list[str], tmp_path: Path, monke
     """Of all forward passes over image tokens one has none: that of the check that images change the loss."""
     model = media_folder("gemma3", tmp_path / "model")
     _, file = pairs_of(tmp_path)
-    without: list[int] = []
-    place = Towers.place
-
-    def watched(self: Towers, text: Any, args: Any, given: dict[str, Any]) -> Any:
-        ids = given["input_ids"] if "input_ids" in given else args[0]
-        if self.batch is None and bool((ids == self.whole.config.image_token_id).any()):
-            without.append(ids.shape[0])
-        return place(self, text, args, given)
-
-    monkeypatch.setattr(Towers, "place", watched)
+    without = passes_without_images(monkeypatch)
     given = [f"model.model_name_or_path={model}", "data=preference", f"data.train_file={file}", "export=none"]
     held = [f"data.validation_file={file}", "eval.evaluators=[preference]", "train.learning_rate=1e-2"]
     short_run(
