@@ -15,6 +15,7 @@ from typing import Any
 
 from gemma_tune.chat.forms import ChatForm, Unrenderable
 from gemma_tune.chat.marks import Messages, Span
+from gemma_tune.media.kinds import SEVERAL, WORDS
 
 KINDS = ("image", "audio", "video")
 Media = list[dict[str, Any]]
@@ -64,17 +65,18 @@ def place(tokenizer: Any, form: ChatForm, text: str, spans: list[Span], parts: M
     processor = getattr(tokenizer, "media", None)
     if processor is None:
         why = getattr(tokenizer, "no_media", None) or "this checkpoint reads text only"
-        raise Unrenderable(f"there is no place for {parts[0]['type']} here: {why}.")
+        raise Unrenderable(f"there is no place for {WORDS[parts[0]['type']]} here: {why}.")
     if other := next((part["type"] for part in parts if part["type"] not in processor.kinds), None):
         raise Unrenderable(
-            f"there is no place for {other}: this checkpoint takes {' and '.join(processor.kinds)} only."
+            f"there is no place for {WORDS[other]}: this checkpoint takes "
+            f"{' and '.join(SEVERAL[kind] for kind in processor.kinds)} only."
         )
     placeholders = {processor.marks(part["type"]).placeholder: part["type"] for part in parts}
     found = list(re.finditer("|".join(map(re.escape, placeholders)), text))
     if [placeholders[match[0]] for match in found] != [part["type"] for part in parts]:
         raise Unrenderable(
-            f"the chat format of {form.families} has no place for one of {', '.join(p['type'] for p in parts)} where "
-            "it stands: media belong into the messages of the user."
+            f"the chat format of {form.families} has no place for one of its media "
+            f"({', '.join(p['type'] for p in parts)}) where it stands: media belong into the messages of the user."
         )
     pieces, media, runs, grown, last = [], [], [], [], 0
     for number, (match, part) in enumerate(zip(found, parts, strict=True)):

@@ -284,7 +284,7 @@ def reading(path: str | Path) -> Iterator[None]:
         if type(error).__name__ == "DecompressionBombError":  # Pillow's, of twice as many pixels
             raise UnusableMedium(path, f"it has more than {MAX_PIXELS:,} pixels; make it smaller.") from error
         said = (getattr(error, "strerror", None) or first_line(error)).replace(f" {str(path)!r}", "").rstrip(".")
-        raise UnusableMedium(path, f"it is broken or cut off ({said}).") from error
+        raise UnusableMedium(path, f"it is broken or cut off ({said}); copy it again.") from error
 
 
 def import_reader(name: str, extra: str, what: str) -> Any:

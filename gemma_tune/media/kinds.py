@@ -15,6 +15,8 @@ MAX_BYTES = 256 << 20  # of an image's file
 _DIGEST = re.compile(r"^([0-9a-f]{8})[0-9a-f]{56}(?=\.)")
 _BEGINNING = 32  # bytes that are looked at
 WORDS = {"image": "an image", "audio": "sound", "video": "a video"}
+SEVERAL = {"image": "images", "audio": "sound", "video": "videos"}
+_COMMON = {"image": "PNG or JPEG", "audio": "WAV, FLAC or MP3", "video": "MP4"}
 
 
 class UnusableMedium(ValueError):
@@ -111,11 +113,12 @@ def form_of_file(path: str | Path, kind: str) -> Form:
         reason = getattr(error, "strerror", None) or error
         raise UnusableMedium(path, f"the file can't be read ({reason}).") from error
     if not beginning:
-        raise UnusableMedium(path, "the file is empty.")
+        raise UnusableMedium(path, "the file is empty; copy it again.")
     form = form_of(beginning)
     if form is None:
-        hint = "; this is a pointer of Git LFS: fetch the file (git lfs pull)" if beginning[:7] == b"version" else ""
-        raise UnusableMedium(path, f"this is not {WORDS[kind]} of a known form (by its first bytes){hint}.")
+        pointer = "this is a pointer of Git LFS: fetch the file (git lfs pull)"
+        way = pointer if beginning[:7] == b"version" else f"save it as {_COMMON[kind]}"
+        raise UnusableMedium(path, f"this is not {WORDS[kind]} of a known form (by its first bytes); {way}.")
     if form.kind != kind:
         raise UnusableMedium(path, f"this is {WORDS[form.kind]} ({form.name}), and {WORDS[kind]} must stand here.")
     if kind == "image" and status.st_size > MAX_BYTES:

@@ -347,7 +347,7 @@ def test_a_text_model_says_that_it_sees_no_images(media: Path, tiny: Path) -> No
 
     record = row_of(media, talk(ASK, images=["pics/a.png"]))
     with pytest.raises(
-        BadRow, match=r"row\.jsonl:1: there is no place for image.* data\.ignore_fields=\[images\] reads"
+        BadRow, match=r"row\.jsonl:1: there is no place for an image.* data\.ignore_fields=\[images\] reads"
     ):
         render_record(record, AutoTokenizer.from_pretrained(tiny))
 

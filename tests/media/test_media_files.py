@@ -66,7 +66,10 @@ def test_what_cannot_be_an_image_says_why(tmp_path: Path) -> None:
         "cut.jpg": (good[: len(good) // 2], "broken or cut off"),
         "cut.png": (png[: len(png) // 2], "broken or cut off"),
         "head.jpg": (good[:30], "broken or cut off"),
-        "text.png": (b"not an image at all, but words", "not an image of a known form"),
+        "text.png": (
+            b"not an image at all, but words",
+            "not an image of a known form (by its first bytes); save it as PNG or JPEG",
+        ),
         "lfs.png": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "page.jpg": (b"<html><body>404 Not Found</body></html>", "not an image of a known form"),
         "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a known form"),  # would start Ghostscript

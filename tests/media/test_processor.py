@@ -108,7 +108,7 @@ def test_short_videos_are_taken_whole(tmp_path: Path) -> None:
     assert made["num_frames_per_video"].tolist() == [3] and len(made["pixel_values_videos"]) == 3
     text = tokenizer.decode(row.input_ids).replace("<|video|>", "")
     assert "00:00 <|image><image|> 00:00 <|image><image|> 00:01 <|image><image|>" in text
-    with pytest.raises(Unrenderable, match="takes image only"):
+    with pytest.raises(Unrenderable, match="takes images only"):
         render_chat(
             tokenizer_at(processor_folder("gemma3", tmp_path / "other")), asked({"type": "video", "video": "x"})
         )
@@ -117,17 +117,20 @@ def test_short_videos_are_taken_whole(tmp_path: Path) -> None:
 def test_media_where_there_is_no_place(gemma3: Path, tmp_path: Path, tiny: Path) -> None:
     tokenizer, one = tokenizer_at(gemma3), image(picture(tmp_path, 40, 40))
     for messages, said in (
-        ([{"role": "user", "content": "?"}, {"role": "assistant", "content": [one]}], "no place for one of image"),
+        (
+            [{"role": "user", "content": "?"}, {"role": "assistant", "content": [one]}],
+            r"no place for one of its media \(image",
+        ),
         (
             [{"role": "system", "content": [{"type": "text", "text": "x"}, one]}, *asked("?")],
-            "no place for one of image",
+            r"no place for one of its media \(image",
         ),
-        (asked({"type": "audio", "audio": "a.wav"}), "no place for audio: this checkpoint takes image only"),
+        (asked({"type": "audio", "audio": "a.wav"}), "no place for sound: this checkpoint takes images only"),
         (asked(image(str(tmp_path / "none.png"))), "none.png: there is no such file"),
     ):
         with pytest.raises(Unrenderable, match=said):
             render_chat(tokenizer, messages)
-    with pytest.raises(Unrenderable, match="no place for image here: this checkpoint has no towers"):
+    with pytest.raises(Unrenderable, match="no place for an image here: this checkpoint has no towers"):
         render_chat(tokenizer_at(tiny), asked(one))
     (gemma3 / "processor_config.json").unlink()
     with pytest.raises(Unrenderable, match=r"processor_config.json is missing beside .*config.json"):
