@@ -83,6 +83,7 @@ class JsonClient:
         Raises:
             Unreachable: There is no server, it has died, or it gives no event in time.
             Refused: It refuses the request, or ends with an error.
+            RunError: An event is no JSON.
         """
         connection = self._kind(self._host, timeout=self._timeout)
         try:
@@ -92,16 +93,23 @@ class JsonClient:
                 self._decoded(path, response.status, response.read())
             for line in response:
                 name, _, text = line.decode("utf-8").strip().partition(": ")
-                if name == "error":
-                    raise Refused(f"{self._name} ended {path}: {_reason(json.loads(text))}", 500)
-                if name == "data" and text != "[DONE]":
-                    yield json.loads(text)
+                if name in ("data", "error") and text != "[DONE]":
+                    yield self._event(path, name, text)
         except TimeoutError:
             raise Unreachable(f"no answer within {self._timeout:g} seconds", timed_out=True) from None
         except (OSError, HTTPException) as error:
             raise Unreachable(str(error) or type(error).__name__, timed_out=False) from None
         finally:
             connection.close()
+
+    def _event(self, path: str, name: str, text: str) -> Any:
+        """What an event of a stream says, from JSON; servers name an error in its line, or in its data."""
+        event = self._decoded(path, 200, text.encode())
+        error = event.get("error") if isinstance(event, dict) else None
+        if name == "error" or error:
+            code = error.get("code") if isinstance(error, dict) else None
+            raise Refused(f"{self._name} ended {path}: {_reason(event)}", code if isinstance(code, int) else 500)
+        return event
 
     def _answer(self, method: str, path: str, body: bytes | None) -> Any:
         return self._decoded(path, *self._send(method, self._begin + path, body))
