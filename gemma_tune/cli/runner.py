@@ -26,6 +26,7 @@ from gemma_tune.launching.place import too_few_gpus
 from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
+from gemma_tune.models.image_tower import check_torchvision
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
 from gemma_tune.nested import leaves
@@ -50,6 +51,7 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
+_WITHOUT_TRANSFORMERS = (Kind.COPY, Kind.DOCTOR, Kind.PUSH)
 _OF_ACCELERATE = ("ACCELERATE_", "FSDP_")  # its variables begin so
 # Warnings of libraries at what is meant so here, or refused in a message of our own.
 _OURS_TO_SAY = (
@@ -114,6 +116,8 @@ def _join(cfg: Config) -> None:
 def _run_method(cfg: Config) -> RunResult:
     if cfg.dry_run and not is_main_process():
         return RunResult(cfg.recipe, status="dry_run")
+    if cfg.traits.kind not in _WITHOUT_TRANSFORMERS:
+        check_torchvision()
     if was_started() and not cfg.dry_run:
         _join(cfg)
     folder = from_main(lambda: RunFolder.open(cfg)) if cfg.traits.run_folder else None

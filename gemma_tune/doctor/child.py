@@ -64,8 +64,13 @@ def _four_bit(torch: Any, device: str) -> float:
 
 
 def trainers() -> Iterator[dict[str, Any]]:
-    """The libraries behind every training recipe can be imported together."""
+    """The libraries behind every training recipe can be imported together, with torchvision where it is installed."""
+    from gemma_tune.models.image_tower import broken_torchvision, torchvision_way
+
     start = time.monotonic()
+    if said := broken_torchvision():
+        yield {"name": "torchvision", "problem": said, "way": torchvision_way()}
+        return
     import peft  # noqa: F401
     import transformers  # noqa: F401
     import trl

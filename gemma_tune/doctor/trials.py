@@ -141,7 +141,9 @@ def _four_bit(trial: Trial) -> Finding:
 
 
 def of_trainers(trial: Trial) -> Finding:
-    """TRL with Transformers and PEFT."""
+    """TRL with Transformers and PEFT, or the torchvision that keeps them from being imported."""
+    if found := trial.answers.get("torchvision"):
+        return broken("torchvision", found["problem"], found["way"])
     if found := trial.answers.get("trainers"):
         return works("trainers", f"TRL {found['version']}, imported in {found['seconds']:.1f} s")
     if trial.slow:

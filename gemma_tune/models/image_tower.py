@@ -1,12 +1,37 @@
-"""Whether the packages are there that build Gemma 3n's image tower: timm, and torchvision, which timm imports."""
+"""Whether torchvision can be imported where it is installed, and timm, which builds Gemma 3n's image tower with it.
+
+Transformers imports an installed torchvision with any model's classes. Imports no torch where there is none.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 
-import torch
+from gemma_tune.errors import UserError, first_line
 
-from gemma_tune.errors import first_line
+
+def broken_torchvision() -> str | None:
+    """What is said of an installed torchvision that can't be imported; None where it can, or isn't installed."""
+    if find_spec("torchvision") is None:
+        return None
+    import_module("torch")  # whose own errors aren't torchvision's
+    try:
+        import_module("torchvision")
+        return None
+    except Exception as error:  # one that was built for another torch fails in any way
+        return f"torchvision is installed and can't be imported ({first_line(error)})"
+
+
+def torchvision_way() -> str:
+    """What to do about it, as a sentence."""
+    return f"Install the torchvision that belongs to {_torch()}, or uninstall torchvision."
+
+
+def check_torchvision() -> None:
+    """Raises UserError for a torchvision that Transformers couldn't import; called before Transformers is."""
+    if said := broken_torchvision():
+        raise UserError(f"{said}, so Transformers can't be imported, either. {torchvision_way()}")
 
 
 def no_timm() -> str | None:
@@ -27,4 +52,4 @@ def no_timm() -> str | None:
 
 
 def _torch() -> str:
-    return f"torch {torch.__version__}"
+    return f"torch {metadata.version('torch')}"
