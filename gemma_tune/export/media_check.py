@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from gemma_tune.chat.media import media_in
 from gemma_tune.config.model import BIDIRECTIONAL, CAUSAL
 from gemma_tune.engines.llama_media import ChatAnswer, ask_with_media
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
-from gemma_tune.errors import listed
+from gemma_tune.errors import RunError, listed
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_reference import MediaReference, Question
 from gemma_tune.models.image_attention import attending, attention_is_open, named_attention
@@ -23,15 +24,7 @@ QUANTIZED = (1.0, 3.0)  # of a language part whose kernels round activations to 
 _NEW_TOKENS, _BEST = 8, 20
 _MARGIN = 1e-3  # among best tokens that are so close any may be taken
 _SPARE, _TIMEOUT = 64, 600.0  # tokens of the context; seconds
-_APART = (
-    "llama.cpp answers to these rows otherwise than the trained model: it scales media otherwise, or its numbers are "
-    "rounded. recipe=evaluate of the file measures what that costs."
-)
 _TELLING = 2.0  # how many times nearer another attention must come to be llama.cpp's
-_LARGER = (
-    "Pictures of more pixels than training keeps (280 tokens: 645,120) have as many in both: enlarge smaller ones "
-    "before they are sent."
-)
 _SERVED_OTHERWISE = (
     "This llama.cpp attends to images otherwise than the model was trained: {there} there, {here} in training. Measure "
     "the file, or train with model.image_attention={there}."
@@ -86,8 +79,11 @@ def media_lines(
     try:
         answers = asked_in_chat(file, mmproj, questions, image_tokens, threads)
     except EngineUnavailable as error:
-        return [_not_run(name, error)]
-    return compared(name, reference, questions, answers, bounds)
+        return [not_run(name, str(error))]
+    answered, refused = sorted_out(questions, answers)
+    if refused:
+        return [not_run(name, refused)]
+    return compared(name, reference, *answered, bounds)
 
 
 def compared(
@@ -99,7 +95,7 @@ def compared(
 ) -> list[CheckLine]:
     """The lines of `media_lines` for answers that are there."""
     trained = agreement(reference, questions, answers)
-    served = _otherwise(reference, questions, answers, trained)
+    served = nearer_attention(reference, questions, answers, trained)
     if served is None:
         return [judged(name, trained, bounds)]
     here, there = _attentions(reference)
@@ -114,7 +110,7 @@ def _attentions(reference: MediaReference) -> tuple[str, str]:
     return here, CAUSAL if here == BIDIRECTIONAL else BIDIRECTIONAL
 
 
-def _otherwise(
+def nearer_attention(
     reference: MediaReference,
     questions: Sequence[Question],
     answers: Sequence[ChatAnswer],
@@ -128,46 +124,25 @@ def _otherwise(
     return served if trained.mean > _TELLING * served.mean else None
 
 
-def rows_line(
-    name: str,
-    file: Path,
-    mmproj: Path,
-    reference: MediaReference,
-    questions: Sequence[Question],
-    image_tokens: tuple[int, int] | None = None,
-) -> CheckLine:
-    """Asks llama.cpp about the media of rows as `media_lines` does, and judges the answers alone.
-
-    Media of rows have any size, and llama.cpp scales them otherwise than Transformers: this warns and fails nothing,
-    but where a prompt is longer or shorter though every image has as many tokens.
-    """
-    try:
-        answers = asked_in_chat(file, mmproj, questions, image_tokens)
-    except EngineUnavailable as error:
-        return _not_run(name, error)
-    found = agreement(reference, questions, answers)
-    if found.same < found.questions:
-        found = _otherwise(reference, questions, answers, found) or found
-    if found.longer is not None and image_tokens is None:
-        return judged(name, found, AS_SERVED)
-    apart = found.same < found.questions
-    problem = f"{_APART}{scaled_otherwise(questions, answers)}" if apart else ""
-    return CheckLine(name, "the same answers", f"{found.same} of {found.questions}", WARN if apart else OK, problem)
+def sorted_out(
+    questions: Sequence[Question], answers: Sequence[ChatAnswer | RunError]
+) -> tuple[tuple[list[Question], list[ChatAnswer]], str]:
+    """The questions that were answered with their answers; and what was refused, as a sentence."""
+    both = list(zip(questions, answers, strict=True))
+    answered = [(asked, answer) for asked, answer in both if isinstance(answer, ChatAnswer)]
+    refused = [(asked, answer) for asked, answer in both if isinstance(answer, RunError)]
+    said = ""
+    if refused:
+        said = (
+            f"{len(refused)} of {len(both)} were not answered, for example that with {names_of(refused[0][0])}: "
+            f"{refused[0][1]}"
+        )
+    return ([asked for asked, _ in answered], [answer for _, answer in answered]), said
 
 
-def scaled_otherwise(questions: Sequence[Question], answers: Sequence[ChatAnswer]) -> str:
-    """Which rows llama.cpp gave another number of tokens than training, as the end of a text; empty: none."""
-    both = zip(questions, answers, strict=True)
-    found = [(asked, served.prompt_tokens) for asked, served in both if served.prompt_tokens != len(asked.input_ids)]
-    if not found:
-        return ""
-    question, served = found[0]
-    parts = [part for message in question.messages for part in message["content"] if isinstance(part, dict)]
-    names = listed([Path(part[part["type"]]).name for part in parts if part["type"] != "text"])
-    return (
-        f" {len(found)} of {len(questions)} rows have another number of tokens there, for example that with {names}: "
-        f"{served} in all, {len(question.input_ids)} in training. {_LARGER}"
-    )
+def names_of(question: Question) -> str:
+    """The names of its files."""
+    return listed(Path(part[part["type"]]).name for part in media_in(list(question.messages)))
 
 
 def asked_in_chat(
@@ -177,24 +152,46 @@ def asked_in_chat(
     image_tokens: tuple[int, int] | None = None,
     threads: int | None = None,
     max_new_tokens: int = _NEW_TOKENS,
-) -> list[ChatAnswer]:
+) -> list[ChatAnswer | RunError]:
     """llama.cpp's answers through its chat endpoint, with the template of the file; see `media_lines`.
+
+    Where it refuses a request, the error stands in the answer's place.
 
     Raises:
         EngineUnavailable: llama.cpp isn't installed, doesn't load the files, or has died.
-        RunError: It refuses a request.
     """
-    room = max(len(question.input_ids) for question in questions) + max_new_tokens + _SPARE
+    room = max(len(question.input_ids) + spare_tokens(question, image_tokens) for question in questions)
+    room += max_new_tokens + _SPARE
     threads = threads or torch.get_num_threads()
     server = LlamaServer(file, room, 1, threads, True, _TIMEOUT, mmproj=mmproj, image_tokens=image_tokens)
     try:
-        return [ask_with_media(server, question.messages, max_new_tokens, _BEST) for question in questions]
+        return [_answer(server, question, max_new_tokens) for question in questions]
     finally:
         server.close()
 
 
-def _not_run(name: str, error: EngineUnavailable) -> CheckLine:
-    return CheckLine(name, "run in llama.cpp", "not run", UNVERIFIED, str(error))
+def spare_tokens(question: Question, image_tokens: tuple[int, int] | None) -> int:
+    """Tokens that llama.cpp may make of the question's media beyond those of training (`image_limits`).
+
+    Rounding both sides of an image up and not down makes 62 more of usual shapes, and not quite as many again of a
+    strip 100 times as wide as high.
+    """
+    kinds = [part["type"] for part in media_in(list(question.messages))]
+    return sum(image_tokens[1] if kind == "image" and image_tokens else _SPARE for kind in kinds)
+
+
+def _answer(server: LlamaServer, question: Question, max_new_tokens: int) -> ChatAnswer | RunError:
+    try:
+        return ask_with_media(server, question.messages, max_new_tokens, _BEST)
+    except EngineUnavailable:
+        raise
+    except RunError as error:
+        return error
+
+
+def not_run(name: str, why: str) -> CheckLine:
+    """The line of a comparison that couldn't be made."""
+    return CheckLine(name, "run in llama.cpp", "not run", UNVERIFIED, why)
 
 
 def agreement(

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from gemma_tune.chat import form_of
 from gemma_tune.chat.media import media_in
+from gemma_tune.chat.own import OwnForm
 from gemma_tune.chat.render import prompt_row
+from gemma_tune.config.data import LANGUAGES
 from gemma_tune.data.records import Record
 from gemma_tune.engines.llama_prompt import TAKEN
 from gemma_tune.export.media_reference import Question
@@ -31,13 +34,19 @@ def questions(tokenizer: Any, config: Any, folder: Path) -> list[Question]:
         tokenizer: Its `media` is the checkpoint's processor.
         config: The whole model's.
         folder: Where the files are written.
+
+    Raises:
+        Unrenderable: The chat template has no place for media, as one of the user's own.
     """
+    form = form_of(tokenizer)
+    translates = isinstance(form, OwnForm) and form.translates
     found = []
     for kind in (kind for kind in _WORDS if kind in tokenizer.media.kinds):
         file = _picture(tokenizer, config, folder) if kind == "image" else _sound(folder)
         content = [{"type": kind, kind: str(file)}, {"type": "text", "text": _WORDS[kind]}]
-        messages = [{"role": "user", "content": content}]
-        found.append(_question(tokenizer, messages))
+        if translates:  # one part with its languages is all that it takes
+            content = [content[0] | dict(zip(LANGUAGES, ("de", "en"), strict=True))]
+        found.append(_question(tokenizer, [{"role": "user", "content": content}]))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,19 +11,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
+from gemma_tune.chat import Unrenderable
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.export import mmproj
 from gemma_tune.export.file_tensor import FileTensors
 from gemma_tune.export.int4_check import UNVERIFIED, WARN, CheckLine
-from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, media_lines, rows_line
+from gemma_tune.export.media_check import AS_SERVED, QUANTIZED, media_lines
 from gemma_tune.export.media_questions import conversations_with_media, questions, questions_of
 from gemma_tune.export.media_reference import TrainedModel
+from gemma_tune.export.media_rows_check import rows_line
 from gemma_tune.export.media_template import writes_media
 from gemma_tune.export.mmproj_tensors import F16
 from gemma_tune.export.transformers_check import TrainedForward
 from gemma_tune.media.families import llama_image_tokens
+from gemma_tune.media.processor import MediaProcessor
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.load import family_of, load_config
@@ -34,7 +40,8 @@ from gemma_tune.run.paths import MMPROJ
 LORA = "gguf_lora"
 _NO_CROPS = (
     "The model was trained with crops of large images beside them (model.images_kwargs.do_pan_and_scan), and llama.cpp "
-    "makes none: it sees large images otherwise than in training. Serve export/merged, or train without."
+    "makes none: it sees large images otherwise than in training, and the lines on images compare without them. Serve "
+    "export/merged, or train without."
 )
 _QUANTIZED = ("gguf", "gguf_q8_0")
 # Rows that are asked in each file, of models narrower than `NARROW` and of others: a picture of Gemma 3 4B takes half a
@@ -128,18 +135,36 @@ def mmproj_lines(
     media = getattr(tokenizer, "media", None)
     why = _unseeing(forward.model) if media else getattr(tokenizer, "no_media", None) or "it has no processor"
     if media is None or why:
-        yield CheckLine(f"{name}: media in llama.cpp", "answers as in training", "not asked", UNVERIFIED, f"{why}.")
+        yield _not_asked(name, f"{why}.")
         return
     if media.images_kwargs.get("do_pan_and_scan"):
         yield CheckLine(f"{name}: Pan & Scan", "crops as in training", "none in llama.cpp", WARN, _NO_CROPS)
+        tokenizer = _without_crops(tokenizer)
     limits = llama_image_tokens(media)
     reference, bounds = TrainedModel(forward), QUANTIZED if name in _QUANTIZED else AS_SERVED
     with tempfile.TemporaryDirectory() as folder:
-        for question in questions(tokenizer, towers.config, Path(folder)):
+        try:
+            ours = questions(tokenizer, towers.config, Path(folder))
+        except (Unrenderable, TemplateError) as error:  # a chat template of the user's own: no row has media, either
+            yield _not_asked(name, str(error))
+            return
+        for question in ours:
             what = f"{name}: {question.medium} in llama.cpp"
             yield from media_lines(what, file, beside, reference, [question], bounds, image_tokens=limits)
     if asked := questions_of(tokenizer, towers.shown):
         yield rows_line(f"{name}: rows in llama.cpp's chat", file, beside, reference, asked, limits)
+
+
+def _without_crops(tokenizer: Any) -> Any:
+    """The tokenizer with media as llama.cpp sees them: without Pan & Scan."""
+    made, media = copy.copy(tokenizer), tokenizer.media
+    kwargs = {**media.images_kwargs, "do_pan_and_scan": False}
+    made.media = MediaProcessor(media.model_type, media.soft_ids, lambda: media.files.folder, kwargs)
+    return made
+
+
+def _not_asked(name: str, why: str) -> CheckLine:
+    return CheckLine(f"{name}: media in llama.cpp", "answers as in training", "not asked", UNVERIFIED, why)
 
 
 def _unseeing(model: Any) -> str:

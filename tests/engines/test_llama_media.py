@@ -16,6 +16,8 @@ from media_models import processor_folder, tokenizer_at
 from PIL import Image
 from scripted_chat import Person
 from tower_models import Seeing, build
+from transformers import AutoConfig
+from translation_template import TEMPLATE as TRANSLATION
 
 import gemma_tune
 from gemma_tune.chat import Rendered, render_prompt
@@ -25,13 +27,14 @@ from gemma_tune.chat_cli.weights import opened, positions_of
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.engines.json_client import JsonClient
-from gemma_tune.engines.llama_cpp import LlamaCppEngine
+from gemma_tune.engines.llama_cpp import LlamaCppEngine, TopTokens
+from gemma_tune.engines.llama_media import ChatAnswer
 from gemma_tune.engines.llama_prompt import media_prompt
 from gemma_tune.engines.served import as_openai
 from gemma_tune.engines.vllm import VllmEngine
 from gemma_tune.errors import RunError
-from gemma_tune.export import gguf, mmproj, mmproj_files
-from gemma_tune.export.int4_check import WARN
+from gemma_tune.export import gguf, media_check, media_rows_check, mmproj, mmproj_files
+from gemma_tune.export.int4_check import OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.mmproj_files import mmproj_lines
 from gemma_tune.export.mmproj_tensors import F32
 from gemma_tune.models.load import load_tokenizer
@@ -164,17 +167,53 @@ def test_chat_sees(tmp_path: Path) -> None:
         assert [row["answer"] for row in talk.run()] == [theirs[0]["answer"]]
 
 
-def test_pan_and_scan_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the other lines of an export's check."""
-    tokenizer = tokenizer_at(processor_folder("gemma3", tmp_path), do_pan_and_scan=True)
-    (tmp_path / "mmproj-x.gguf").touch()
-    monkeypatch.setattr(mmproj, "stored_mmproj_line", lambda *_: None)
+def checked(tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *shown: Any) -> list[CheckLine]:
+    """The lines of an export's check in a llama.cpp that makes of every prompt what training makes without crops."""
+    (folder / "mmproj-x.gguf").touch()
+    monkeypatch.setattr(mmproj, "stored_mmproj_line", lambda *_: CheckLine("towers", "", "", OK))
     monkeypatch.setattr(mmproj_files, "_unseeing", lambda _: "")
-    towers: Any = SimpleNamespace(config=None, tensors={})
-    lines = mmproj_lines("gguf", tmp_path / "x.gguf", towers, SimpleNamespace(model=None), tokenizer)
-    next(lines)
-    line = next(lines)
+    trained = SimpleNamespace(stops={1}, text_config=None, log_probs=lambda *_: torch.zeros(1, 4))
+    monkeypatch.setattr(mmproj_files, "TrainedModel", lambda _: trained)
+    plain = tokenizer_at(folder)
+
+    def answers(file: Path, mmproj: Path, questions: Any, *_: Any) -> list[ChatAnswer]:
+        none = TopTokens(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+        return [ChatAnswer([], none, len(render_prompt(plain, q.messages)), True) for q in questions]
+
+    for module in (media_check, media_rows_check):
+        monkeypatch.setattr(module, "asked_in_chat", answers)
+    towers: Any = SimpleNamespace(config=AutoConfig.from_pretrained(folder), tensors={}, shown=shown)
+    return [*mmproj_lines("gguf", folder / "x.gguf", towers, SimpleNamespace(model=None), tokenizer)]
+
+
+def test_pan_and_scan_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other lines compare without crops, and don't fail: neither a wide row nor a square that has crops, too."""
+    always = {"pan_and_scan_min_crop_size": 4, "pan_and_scan_min_ratio_to_activate": 1}
+    tokenizer = tokenizer_at(processor_folder("gemma3", tmp_path), do_pan_and_scan=True, **always)
+    Image.new("RGB", (120, 40)).save(tmp_path / "wide.png")
+    row = asked(tmp_path / "wide.png", "Read it.")
+    assert len(render_prompt(tokenizer, row)) > len(render_prompt(tokenizer_at(tmp_path), row))
+    _, line, *others = checked(tokenizer, tmp_path, monkeypatch, row)
     assert (line.name, line.verdict) == ("gguf: Pan & Scan", WARN) and "do_pan_and_scan" in line.problem
+    assert [(one.name, one.verdict) for one in others] == [
+        ("gguf: image in llama.cpp", OK), ("gguf: rows in llama.cpp's chat", OK)
+    ]  # fmt: skip
+
+
+def test_templates_that_take_no_picture_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the user's own has no place for it, which is no failure; TranslateGemma's gets it with its languages."""
+    folder = processor_folder("gemma3", tmp_path)
+    own = tmp_path / "mine.jinja"
+    own.write_text(
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    tokenizer = load_tokenizer(Source(str(folder), None, None, str(folder)), str(own))
+    _, line = checked(tokenizer, folder, monkeypatch)
+    assert line.verdict == UNVERIFIED and "no place for image in your chat template" in line.problem
+    (folder / "chat_template.jinja").write_text(TRANSLATION, encoding="utf-8")
+    _, line = checked(tokenizer_at(folder), folder, monkeypatch)
+    assert (line.name, line.verdict) == ("gguf: image in llama.cpp", OK)
 
 
 def test_a_prompt_in_parts(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ import gemma_tune
 from gemma_tune.data.records import Record
 from gemma_tune.engines.llama_cpp import TopTokens
 from gemma_tune.engines.llama_media import ChatAnswer
-from gemma_tune.errors import UserError
-from gemma_tune.export import gguf, mmproj
+from gemma_tune.errors import RunError, UserError
+from gemma_tune.export import gguf, media_check, mmproj
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN
 from gemma_tune.export.media_check import (
     AS_SERVED,
@@ -31,11 +31,10 @@ from gemma_tune.export.media_check import (
     agreement,
     compared,
     media_lines,
-    rows_line,
-    scaled_otherwise,
 )
 from gemma_tune.export.media_questions import conversations_with_media, questions_of
 from gemma_tune.export.media_reference import Question, WholeModel
+from gemma_tune.export.media_rows_check import rows_line, scaled_otherwise
 from gemma_tune.export.media_template import template_for_llama_cpp
 from gemma_tune.export.mmproj_tensors import F16, F32
 from gemma_tune.models.image_attention import STORED, named_attention
@@ -225,11 +224,48 @@ def test_pictures_that_llama_cpp_scales_otherwise_are_named() -> None:
     parts = [{"type": "image", "image": "here/a.png"}, {"type": "text", "text": "Read."}]
     rows = [Question([{"role": "user", "content": parts}], [2] * length, {}) for length in (10, 20)]
     served = [ChatAnswer([], TopTokens(torch.zeros(0, 4), torch.zeros(0, 4)), 20)] * 2
-    said = scaled_otherwise(rows, served)
+    said = scaled_otherwise(rows, served, (1008, 1120))
     assert said.startswith(
         " 1 of 2 rows have another number of tokens there, for example that with a.png: 20 in all, 10"
     )
-    assert scaled_otherwise(rows[1:], served[1:]) == ""
+    assert "(1120 tokens: 2,580,480)" in said  # squares of 48 × 48 pixels
+    assert scaled_otherwise(rows[1:], served[1:], (252, 280)) == ""
+    for limits, kind in ((None, "image"), ((252, 280), "audio")):
+        parts[0] = {"type": kind, kind: "here/a"}
+        assert "rows have another number" in (said := scaled_otherwise(rows, served, limits)) and "ixels" not in said
+
+
+def test_a_row_that_llama_cpp_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are compared; the room is for what llama.cpp makes of each image beyond training."""
+    rooms: list[int] = []
+
+    class Server:
+        def __init__(self, file: Path, room: int, *_: Any, **__: Any) -> None:
+            rooms.append(room)
+
+        def close(self) -> None:
+            pass
+
+    def answer(server: Server, messages: Any, *_: Any) -> ChatAnswer:
+        if len(messages[0]["content"]) > 1:
+            raise RunError("llama.cpp refused /v1/chat/completions: too long")
+        return ChatAnswer([5], TopTokens(torch.tensor([[5]]), Says().log_probs(row, [5])[:, 5:6]), 100)
+
+    monkeypatch.setattr(media_check, "LlamaServer", Server)
+    monkeypatch.setattr(media_check, "ask_with_media", answer)
+    image = {"type": "image", "image": "here/a.png"}
+    row, several = (Question([{"role": "user", "content": [image] * n}], [2] * n * 100, {}) for n in (1, 4))
+    files = (Path("x.gguf"), Path("mmproj-x.gguf"))
+    line = rows_line("rows", *files, Says(), [several, row], (252, 280))
+    assert (line.verdict, line.found) == (WARN, "1 of 2")
+    assert line.problem.startswith("1 of 2 were not answered, for example that with a.png, a.png") and (
+        "too long" in line.problem
+    )
+    assert rooms[0] > 400 + 4 * 62 + 8
+    line = rows_line("rows", *files, Says(), [several], (252, 280))
+    assert line.verdict == UNVERIFIED and "too long" in line.problem
+    (line,) = media_lines("image", *files, Says(), [several])
+    assert line.verdict == UNVERIFIED and "too long" in line.problem
 
 
 @SLOW
