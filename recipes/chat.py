@@ -7,7 +7,7 @@ from transformers import set_seed
 from gemma_tune.chat_cli.batches import answer_file
 from gemma_tune.chat_cli.conversation import Conversation
 from gemma_tune.chat_cli.responder import ids_within, note
-from gemma_tune.chat_cli.weights import check_media, opened, positions_of
+from gemma_tune.chat_cli.weights import check_media, check_talk, opened, positions_of
 from gemma_tune.config import Config
 from gemma_tune.data.prompts import opening, prompt_remarks, read_chat_prompts, read_tools
 from gemma_tune.media.kinds import WORDS
@@ -26,6 +26,7 @@ def run(cfg: Config) -> RunResult:
     # What is asked, as token ids; nothing of it waits for the weights
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source, cfg.model.chat_template)
+    check_talk(chat, tokenizer)
     limit = positions_of(cfg, source)
     records = read_chat_prompts(chat)
     check_media(source, tokenizer, records)

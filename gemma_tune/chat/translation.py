@@ -28,6 +28,11 @@ def translated_part(part: str, source: str, target: str) -> list[dict[str, str]]
     return [{"type": "text", LANGUAGES[0]: source, LANGUAGES[1]: target, "text": part}]
 
 
+def greeting(translating: bool) -> str | list[dict[str, str]]:
+    """The content of a message that stands in commands to copy."""
+    return translated_part("Hello!", "en", "de") if translating else "Hello!"
+
+
 def check_parts(content: Any) -> None:
     """Raises Unrenderable if a user's message isn't one part that says its languages."""
     if not isinstance(content, list) or len(content) != 1 or any(not content[0].get(name) for name in LANGUAGES):

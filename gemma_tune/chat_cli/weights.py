@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from gemma_tune.chat import form_of
 from gemma_tune.chat.media import media_in
+from gemma_tune.chat.own import OwnForm
 from gemma_tune.chat.render import Prompt
 from gemma_tune.chat_cli.answer import AnswerStreamer
 from gemma_tune.chat_cli.responder import Responder, note
@@ -18,6 +20,7 @@ from gemma_tune.data.records import Record
 from gemma_tune.engines.llama_cpp import GREEDY, LlamaCppEngine
 from gemma_tune.engines.llama_prompt import TAKEN
 from gemma_tune.engines.open import context_length, open_engine
+from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import check_source
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.load import check_rows, check_vocabulary, load_config, load_model
@@ -43,6 +46,17 @@ def check_media(source: Source, tokenizer: Any, records: Sequence[Record]) -> No
     """Raises UserError where a GGUF file is to answer rows with media that llama.cpp can't be asked about."""
     if source.gguf is not None:
         refuse_unread(source, tokenizer, {part["type"] for r in records for part in media_in(r.messages or [])})
+
+
+def check_talk(chat: ChatConfig, tokenizer: Any) -> None:
+    """Raises UserError where a text is to be typed for a model that is told the languages of each message."""
+    form = form_of(tokenizer)
+    if chat.prompts_file is None and isinstance(form, OwnForm) and form.translates:
+        raise UserError(
+            "recipe=chat: this model translates, and what is typed names no languages; put the texts into a file, "
+            'a line each, {"source_lang_code": "en", "target_lang_code": "de", "text": "…"}, and set '
+            "chat.prompts_file=rows.jsonl."
+        )
 
 
 @contextlib.contextmanager

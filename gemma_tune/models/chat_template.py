@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gemma_tune.chat import (
     UnknownTemplate,
     is_saved,
@@ -60,6 +62,12 @@ def check_template(model: ModelConfig) -> None:
             problems = [str(error)]
     if problems:
         raise UserError(f"model.chat_template={name}: {' '.join(problems)}")
+
+
+def translates_in(folder: Path | None) -> bool:
+    """Whether the chat template beside a tokenizer reads the two languages of a message, as TranslateGemma's does."""
+    files = [folder / name for name in ("chat_template.jinja", "tokenizer_config.json")] if folder else []
+    return any(translates(read_bytes(f, 64 * MIB).decode("utf-8", "replace")) for f in files if f.is_file())
 
 
 def _read(name: str) -> str:

@@ -155,10 +155,16 @@ def image_tokens(mmproj: Path) -> tuple[int, int] | None:
     return fewest // token, most // token
 
 
-def lacks_chat_template(file: Path) -> bool:
-    """Whether a GGUF file has no chat template, without which llama.cpp takes ChatML; False where it can't be told."""
+def gguf_chat_template(file: Path) -> str | None:
+    """The chat template of a GGUF file, empty where it has none; None where it can't be told."""
     try:
         with file.open("rb") as opened:
-            return not _Metadata(opened).chat_template().strip()
+            return _Metadata(opened).chat_template()
     except (ValueError, LookupError, OSError):
-        return False
+        return None
+
+
+def lacks_chat_template(file: Path) -> bool:
+    """Whether a GGUF file has no chat template, without which llama.cpp takes ChatML; False where it can't be told."""
+    template = gguf_chat_template(file)
+    return template is not None and not template.strip()

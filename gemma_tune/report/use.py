@@ -10,9 +10,11 @@ from typing import Any
 
 from gemma_tune.chat import form_of
 from gemma_tune.chat.response import vllm_tool_parser
+from gemma_tune.chat.translation import greeting
 from gemma_tune.engines.vllm_server import serve_words, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.media.stored import only_in_calls
+from gemma_tune.models.chat_template import translates_in
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, TOWERS_FILE, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
@@ -35,7 +37,7 @@ folder = {folder!r}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "Hello!"}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    [{{"role": "user", "content": {content}}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
 
@@ -93,7 +95,7 @@ def use_commands(name: str, place: Path) -> list[tuple[str, str]]:
         words = ["mlx_lm.chat", "--model", str(place)]
         return [("mlx-lm", shlex.join(words))]
     if name in ("w4a16", "w4a16_transformers", "merged", "phone"):
-        chat = '[{"role": "user", "content": "Hello!"}]'
+        chat = json.dumps([{"role": "user", "content": greeting(translates_in(place))}])
         run = f'print(pipeline("text-generation", {json.dumps(str(place))})({chat}))'
         transformers = f"python -c {shlex.quote(f'from transformers import pipeline; {run}')}"
         images = tuple(only_in_calls(_images_kwargs(place)).items())
@@ -180,7 +182,7 @@ def python_code(name: str, folder: str, place: Path) -> str | None:
     code = {"merged": _MERGED, "adapter": _ADAPTER, "reward_model": _REWARD_MODEL}.get(name)
     if code is None:
         return None
-    code = code.format(folder=folder)
+    code = code.format(folder=folder, content=json.dumps(greeting(translates_in(place))))
     if (place / TOWERS_FILE).is_file():
         code = _WITHOUT_TOWERS.format(towers=TOWERS_FILE) + code
     if name == "adapter" and (attention := image_attention_of(str(place))):
@@ -201,9 +203,10 @@ def how_to_use(folder: RunFolder) -> list[Block]:
             Code(f"python -m gemma_tune recipe=grpo reward=model {named} {_PROMPTS}", "bash"),
         ]
     if "merged" in artifacts:
+        merged = folder.path / artifacts["merged"]
         blocks += [
             Text("The merged model, with Transformers; this run loaded it this way:"),
-            Code(_MERGED.format(folder=str(folder.path / artifacts["merged"])), "python"),
+            Code(str(python_code("merged", str(merged), merged)), "python"),
         ]
     if "adapter" in artifacts:
         adapter = folder.path / artifacts["adapter"]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from gemma_tune.chat import without_marks
+from gemma_tune.chat import translates, without_marks
 from gemma_tune.config import Config
 from gemma_tune.config.model import is_gguf, is_template_file
 from gemma_tune.engines.vllm_server import IN_16_BIT, as_vllm_reads, find_vllm, unservable
 from gemma_tune.errors import UserError
 from gemma_tune.export.media_template import template_for_llama_cpp
-from gemma_tune.models.chat_template import template_of
+from gemma_tune.models.chat_template import template_of, translates_in
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.gguf_header import lacks_chat_template, read_gguf_header
+from gemma_tune.models.gguf_header import gguf_chat_template, lacks_chat_template, read_gguf_header
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.existing import run_of
 from gemma_tune.run.paths import MMPROJ, ON_GRID, TUNED, gguf_models, is_bundled, mmproj_beside, resolve
@@ -56,6 +56,13 @@ class Served:
     def engine_title(self) -> str:
         """The engine's name for people."""
         return _ENGINES[self.engine]
+
+    @property
+    def translates(self) -> bool:
+        """Whether a message has to name its languages, as TranslateGemma's."""
+        if self.gguf is not None:
+            return translates(self.template or gguf_chat_template(self.gguf) or "")
+        return self.source is not None and translates_in(self.source.tokenizer_folder)
 
     @property
     def weights(self) -> str:

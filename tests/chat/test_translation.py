@@ -12,12 +12,18 @@ from pictures import picture
 from PIL import Image
 from translation_template import TEMPLATE
 
+import gemma_tune
 from gemma_tune.chat import Unrenderable, form_of, render_chat, render_prompt
-from gemma_tune.config import DataConfig
+from gemma_tune.config import DataConfig, ServeConfig
 from gemma_tune.data.formats.auto import recognise_format
 from gemma_tune.data.formats.translation import read
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.sources import OpenRows
+from gemma_tune.errors import UserError
+from gemma_tune.models.source import Source
+from gemma_tune.report.use import python_code, use_commands
+from gemma_tune.serve.choice import Served
+from gemma_tune.serve.words import how_to_ask
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +122,28 @@ def test_other_models_have_no_place_for_languages(tmp_path: Path) -> None:
     tokenizer = tokenizer_at(processor_folder("gemma3", tmp_path / "model"))
     with pytest.raises(Unrenderable, match="no place for source_lang_code and target_lang_code in Gemma 3"):
         render_chat(tokenizer, asked([part("Danke")], "Thanks"))
+
+
+@pytest.mark.parametrize("said", ["chat.prompt=Danke", "dry_run=true"])
+def test_nobody_types_to_it(said: str, model: Path) -> None:
+    """Refused before weights are loaded: the file of them is empty."""
+    (model / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"what is typed names no languages.*chat\.prompts_file=rows\.jsonl"):
+        gemma_tune.run("chat", [f"model.model_name_or_path={model}", said])
+
+
+def test_commands_to_copy_name_languages(model: Path, tmp_path: Path) -> None:
+    served = Served("vllm", "x", Source(str(model), None, None, str(model)))
+    curl, client = how_to_ask(served, ServeConfig(), "http://a/v1")
+    for line in (curl, client, python_code("merged", ".", model), *(c for _, c in use_commands("merged", model)[1:])):
+        assert line is not None and '"text": "Hello!"' in line and '"source_lang_code": "en"' in line
+    for line in how_to_ask(Served("llama_cpp", "x", gguf=tmp_path, template=TEMPLATE), ServeConfig(), "http://a/v1"):
+        assert '"chat_template_kwargs": {"source_lang_code": "en", "target_lang_code": "de"}' in line
+    plain = processor_folder("gemma3", tmp_path / "plain")
+    assert '"content": "Hello!"' in str(python_code("merged", ".", plain))
+    assert (
+        "lang_code"
+        not in how_to_ask(
+            Served("vllm", "x", Source(str(plain), None, None, str(plain))), ServeConfig(), "http://a/v1"
+        )[0]
+    )
