@@ -24,7 +24,7 @@ from gemma_tune.data.sources import OpenRows
 from gemma_tune.data.tools import checked_tools
 from gemma_tune.errors import UserError
 from gemma_tune.media.files import check
-from gemma_tune.media.kinds import UnusableMedium
+from gemma_tune.media.kinds import WORDS, UnusableMedium
 from gemma_tune.run.paths import file_type, resolve
 from gemma_tune.untrusted import parse_json, read_bytes
 
@@ -55,6 +55,21 @@ def user_message(text: str, where: str, role: str = "user", media: Sequence[Mapp
     }
     Record(where, messages=[message])  # refuses control tokens
     return message
+
+
+def _typed(text: str, where: str) -> dict[str, Any]:
+    """A prompt of text alone as a message.
+
+    Raises:
+        BadRow: As `user_message`; or it begins with a command of the conversation in the terminal that names a medium.
+    """
+    command = text.split(maxsplit=1)[0] if text.strip() else ""
+    if command.startswith("/") and command[1:] in WORDS:
+        raise BadRow(
+            f"{where}: {command} puts {WORDS[command[1:]]} before a message in the terminal, and would be sent as text "
+            "here: leave the prompt out to talk there, or name rows with media, chat.prompts_file=rows.jsonl."
+        )
+    return user_message(text, where)
 
 
 def medium_part(kind: str, name: str) -> dict[str, str]:
@@ -169,7 +184,7 @@ def _rows(path: Path) -> Iterator[Record]:
         if isinstance(row, BadRow):
             raise row
         if lines:
-            yield Record(row[0], messages=[user_message(row[1]["text"].strip(), row[0])])
+            yield Record(row[0], messages=[_typed(row[1]["text"].strip(), row[0])])
         else:
             yield _asked(*row, path.parent)
 
@@ -210,7 +225,7 @@ def read_chat_prompts(chat: ChatConfig) -> list[Record]:
         if chat.prompts_file is not None:
             found = _file(chat)
         elif chat.prompt is not None:
-            found = [Record("chat.prompt", messages=[user_message(chat.prompt, "chat.prompt")])]
+            found = [Record("chat.prompt", messages=[_typed(chat.prompt, "chat.prompt")])]
         else:
             found = []
     except BadRow as error:

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from gemma_tune.chat import media_in
 from gemma_tune.config import Config
-from gemma_tune.config.eval import REFERENCES
+from gemma_tune.config.eval import ON_ANSWERS, REFERENCES
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.records import Record
 from gemma_tune.data.remarks import RowRemarks, remark_lines
@@ -70,7 +70,17 @@ class Data:
         """What a person should know of the rows, a line each."""
         named = {"training": "training rows", "held_out": "held-out rows"}
         lines = [line for name, part in self.parts.items() for line in part.notes(named[name])]
-        return [*lines, *test_notes(self.tests)]
+        return [*lines, *test_notes(self.tests), *self._unmeasured()]
+
+    def _unmeasured(self) -> list[str]:
+        """Evaluators of answers that somebody has named, and that have no test rows; the default ones may have none."""
+        names = [name for name in self.evaluators if name in ON_ANSWERS]
+        if any(self.tests.values()) or (names in ([], ["answers"]) and len(names) < len(self.evaluators)):
+            return []
+        return [
+            f"nothing is measured by {name}: there are no test rows; set data.test_files.mine to a file of them."
+            for name in names
+        ]
 
     def media(self) -> list[str]:
         """The images, sounds and videos of all rows, in order; of a stream none, which isn't read beforehand."""

@@ -28,7 +28,7 @@ from gemma_tune.evals.references import references_of
 from gemma_tune.evals.statistics import interval
 from gemma_tune.evals.vqa_accuracy import normalized, vqa_accuracy
 from gemma_tune.evals.wer import normalizer_of, word_errors
-from gemma_tune.steps.data import rows_of_tests
+from gemma_tune.steps.data import NO_ROWS, Data, rows_of_tests
 from gemma_tune.validation.best import best_problems
 
 # The contractions of the VQA evaluation that a word in small letters can have
@@ -296,3 +296,20 @@ def test_any_evaluator_that_gives_the_metric_of_the_best_step_will_do() -> None:
     cfg = replace(cfg, train=train, data=replace(cfg.data, test_files=test_files), method="lora_sft")
     for during, problems in ((["anls"], 0), (["wer"], 0), (["held_out_loss"], 1)):
         assert len(list(best_problems(replace(cfg, eval=replace(cfg.eval, during_training=during))))) == problems
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        (["anls"], ["anls"]),
+        (["held_out_loss", "answers", "wer"], ["answers", "wer"]),
+        (["answers"], ["answers"]),
+        (["held_out_loss", "answers"], []),  # the default
+        ([], []),
+    ],
+)
+def test_a_training_run_says_what_measures_nothing(names: list[str], lacking: list[str]) -> None:
+    """For want of test rows; it goes on, since it trains."""
+    data = Data(TokenizedRows(), NO_ROWS, dict.fromkeys(names), {}, 0)  # type: ignore[arg-type]
+    assert [note.split(": ")[0].removeprefix("nothing is measured by ") for note in data.notes()] == lacking
+    assert not replace(data, tests={"mine": [Record("a:1", text="x")]}).notes()

@@ -316,6 +316,8 @@ MISTAKES = {
         ["chat.prompt=a", "chat.prompts_file=p.jsonl"],
         ["chat.prompt and chat.prompts_file are both set; choose one"],
     ),
+    "a command of the terminal": (["chat.prompt=/image a.png"], ["chat.prompt: /image puts an image", "rows with med"]),
+    "such a command in a file": (["chat.prompts_file=command.txt"], ["command.txt:2: /audio puts sound before a mess"]),
     "nothing to answer": (["chat.prompt=  "], ["chat.prompt is empty"]),
     "no such file": (["chat.prompts_file=q.jsonl"], ["q.jsonl: there is no such file", "Did you mean p.jsonl?"]),
     "no such folder": (["chat.prompts_file=nix/q.jsonl"], ["there is no such file (nor its folder nix)"]),
@@ -377,6 +379,7 @@ def files(folder: Path) -> Path:
     write_rows("list.jsonl", {"prompt": ["a"]})
     write("empty.txt", "\n  \n")
     Path("latin.txt").write_bytes("Grüße\n".encode("latin-1"))
+    write("command.txt", "Hello!\n/audio a.wav\n")
     write("control.txt", "Hello!\nHello <bos>!\n")
     write("long.txt", "Hello!\n" + "many words here " * 2000)
     write("tool.json", json.dumps(TOOLS[0]))
