@@ -64,7 +64,7 @@ build/timm/.done:
 	@touch $@
 
 test-3n: .venv/.done build/timm/.done ## Run the tests of Gemma 3n's image tower, with timm and torchvision beside .venv, about 2 minutes
-	PYTHONPATH=build/timm $(PYTEST) -k '3n' tests/train/test_media_training.py tests/models/test_tower_size.py tests/media
+	PYTHONPATH=build/timm $(PYTEST) -k '3n' tests/train/test_media_training.py tests/train/test_tower_adapters_3n.py tests/models/test_tower_size.py tests/media
 
 test-gpu: .venv/.done ## Run the tests that need a GPU
 	$(PYTEST) -m gpu tests

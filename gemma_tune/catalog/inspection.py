@@ -17,6 +17,7 @@ from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of, load_config, load_tokenizer
 from gemma_tune.models.memory import in_unit
+from gemma_tune.models.published import licence_of
 from gemma_tune.models.size import size_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.plan.tables import parameters
@@ -78,7 +79,7 @@ def _gguf(file: Path) -> Iterator[tuple[str, str]]:
 def _family(source: Source) -> Iterator[tuple[str, str]]:
     family = family_of(source)
     yield "family", family.name
-    yield "licence", f"{family.licence}, as Google publishes this family"
+    yield "licence", f"{licence_of(source.base, family.licence)}, as Google publishes it"
 
 
 def _tokenizer(source: Source, model: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -119,7 +120,8 @@ def _files(source: Source) -> Iterator[tuple[str, str]]:
                 towers += number if family.is_tower(name) else 0
     yield "on disk", f"{in_unit(sum(f.stat().st_size for f in files) / 2**30)} in {len(files)} file(s)"
     yield "types", ", ".join(f"{kind} {parameters(number)}" for kind, number in types.most_common())
-    yield "towers", f"{parameters(towers)} for images or audio, which are not trained" if towers else "none"
+    used = "for images or audio, loaded for rows with media (model.train_towers trains them)"
+    yield "towers", f"{parameters(towers)} {used}" if towers else "none"
 
 
 def _adapter(source: Source) -> Iterator[tuple[str, str]]:

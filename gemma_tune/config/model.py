@@ -98,8 +98,8 @@ class ModelConfig:
     train_towers: str = option(
         TRAIN_NOTHING,
         "What is trained beside the language model where rows have images or sounds: none, the projector between "
-        "towers and language model, lora, adapters on the linear layers of both, or full, the towers, too. What isn't "
-        "trained is exported to the bit.",
+        "towers and language model, lora, adapters on the linear layers of both (Gemma 3n's image tower has none), "
+        "or full, the towers, too. What isn't trained is exported to the bit.",
         choices=(TRAIN_NOTHING, TRAIN_PROJECTOR, TRAIN_LORA, TRAIN_FULL),
     )
     cache_image_features: bool | None = option(

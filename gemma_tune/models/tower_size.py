@@ -130,6 +130,11 @@ def adapted_layers(whole: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in linear.items() if not name.startswith(_NOT_ADAPTED)}
 
 
+def unadapted_tower(whole: nn.Module) -> bool:
+    """Whether the image tower has no layer that adapters reach: Gemma 3n's consists of convolutions."""
+    return hasattr(whole, "vision_tower") and not any(n.startswith("vision_tower.") for n in adapted_layers(whole))
+
+
 def saved_parameters(whole: nn.Module) -> dict[str, nn.Parameter]:
     """What `model.train_towers=lora` trains whole: a projector without a linear layer, as Gemma 3's, by name."""
     adapted = tuple(p for p in PROJECTORS if any(name.startswith(p) for name in adapted_layers(whole)))

@@ -16,6 +16,7 @@ from gemma_tune.models.image_cache import ImageCache
 from gemma_tune.models.load import family_of
 from gemma_tune.models.sharding import sharding_of, shards
 from gemma_tune.models.tower_adapter import placed_layers
+from gemma_tune.models.tower_size import unadapted_tower
 from gemma_tune.models.trained_towers import train_towers, trained_count
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.setup import Setup
@@ -59,6 +60,8 @@ def open_media(cfg: Config, setup: Setup, data: Data, model: Any, media: bool | 
     how = f"{trained:,} of them trained" if trained else "frozen"
     if layers := len(placed_layers(towers.whole)):
         how = f"adapters on {layers} layers, " + (f"{trained:,} weights trained" if trained else "frozen")
+        if unadapted_tower(towers.whole):
+            how += ", none of them in the image tower, which has no linear layer (model.train_towers=full trains it)"
     said = f"towers: {total:,} weights, {how}"
     if parts == TRAIN_NOTHING and _keeps_features(cfg, data):
         towers.cache = ImageCache(processes=sharding_of(cfg).per_machine)

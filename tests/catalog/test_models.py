@@ -41,8 +41,9 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     facts = inspected("assets://tiny")
     assert facts["family"] == "Gemma 3" and facts["template"].startswith("gemma3 ") and facts["towers"] == "none"
     assert facts["kind"] == "a checkpoint, no adapter" and "tokens" in facts["context"]
-    with_towers = small_models.save("gemma3", tmp_path / "m")
-    assert "for images or audio" in inspected(str(with_towers))["towers"]
+    with_towers = inspected(str(small_models.save("gemma3", tmp_path / "medgemma-4b-it")))
+    assert "for images or audio, loaded for rows with media" in with_towers["towers"]
+    assert facts["licence"].startswith("Gemma,") and with_towers["licence"].startswith("HAI-DEF,")
 
 
 def inspected(name: str) -> dict[str, str]:

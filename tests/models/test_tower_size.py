@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from image_tower_3n import import_timm
-from media_models import media_folder
+from media_models import media_folder, processor_folder
 from slow import slow_after
 from test_memory import composed
 from transformers import Gemma3Config, Gemma3nConfig, SiglipVisionConfig
@@ -22,6 +22,7 @@ from gemma_tune.models.published import published
 from gemma_tune.models.size import size_of
 from gemma_tune.models.source import Source
 from gemma_tune.models.tower_files import load_towers
+from gemma_tune.models.tower_size import adapted_layers, empty_towers, unadapted_tower
 
 
 def loaded(folder: Path) -> tuple[Any, Any]:
@@ -69,6 +70,18 @@ def _image(family: str, config: Any) -> tuple[dict[str, torch.Tensor], int]:
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(1, -1, 2)
     pixels = torch.rand(1, side * side, 3 * vision.patch_size**2)
     return {"pixel_values": pixels, "pixel_position_ids": places}, side * side // vision.pooling_kernel_size**2
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma3n", "gemma4_e2b"])
+def test_what_adapters_reach_of_the_image_tower(family: str, tmp_path: Path) -> None:
+    """Of Gemma 3n's, all convolutions, nothing; of its projector for images and its tower for sound, something."""
+    if family == "gemma3n":
+        import_timm()
+    whole = empty_towers(load_config(Source(str(processor_folder(family, tmp_path)), None, None, str(tmp_path))))
+    reached = {name.split(".")[0] for name in adapted_layers(whole)}
+    assert unadapted_tower(whole) == (family == "gemma3n")
+    assert ("vision_tower" in reached) == (family != "gemma3n")
+    assert family == "gemma3" or reached >= {"embed_vision", "audio_tower", "embed_audio"}
 
 
 @pytest.mark.slow
