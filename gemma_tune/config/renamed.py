@@ -57,6 +57,7 @@ ADDED: dict[str, Any] = {
     "model.train_towers": "none",
     "model.cache_image_features": None,
     "train.towers_learning_rate": None,
+    "train.tiled_head": None,
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

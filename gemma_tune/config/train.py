@@ -68,6 +68,11 @@ class TrainConfig:
         "random order: less padding without packing).",
         choices=("random", "sequential", "group_by_length"),
     )
+    tiled_head: bool | None = option(
+        None,
+        "Compute the logits of trained positions alone, 256 at a time, and their gradients in the forward pass; false: "
+        "TRL's head, whose losses differ by rounding. null: on a CPU.",
+    )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."
     )

@@ -20,12 +20,14 @@ from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
 from gemma_tune.models.towers import seeing
 from gemma_tune.models.trained_towers import with_towers_rate
+from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main, gathered, highest
 from gemma_tune.train.batches import MEDIA
 from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
 from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
+from gemma_tune.train.tiled_head import use_tiled_head
 
 
 class GemmaTrainer(CheckpointedTrainer):
@@ -35,6 +37,7 @@ class GemmaTrainer(CheckpointedTrainer):
       loses updates below 2⁻⁸ of a weight.
     - LoRA+ (`loraplus_lr_ratio`) uses PEFT's optimizer.
     - What `CheckpointedTrainer` adds.
+    - The head is ours (`tiled_head`), where that is faster or asked for.
     - A NaN or infinite loss or gradient stops the run before the weights are updated; the error names the rows, and a
       checkpoint is kept.
     - Evaluations during training call `measure`, so their metrics are those from before and after training. They
@@ -45,15 +48,18 @@ class GemmaTrainer(CheckpointedTrainer):
         loraplus_lr_ratio: Learning rate of B as a multiple of A's, or None.
         checkpoints_kept: How many checkpoints to keep, or None for all.
         towers_learning_rate: Learning rate of trained towers, or None for the one of all.
+        tiled_head: Whether the head is ours; None: on a CPU, where TRL's has no kernel.
         guard: Remembers the batches of each step, to name its rows.
 
     Attributes:
         measure: Called every `train.eval_steps` steps with the step; returns metrics by name.
         passed_over: Why a step could not become the best one, by step and deciding metric.
+        head_outputs: What TRL's trainer reads of the head beside log-probabilities.
         passes_with_media: How many forward passes of a batch there are, each of which takes its media.
     """
 
     optimizer: Any
+    head_outputs: tuple[str, ...] = ("entropy",)
     passes_with_media = 1
 
     def __init__(
@@ -62,6 +68,7 @@ class GemmaTrainer(CheckpointedTrainer):
         loraplus_lr_ratio: float | None = None,
         checkpoints_kept: int | None = None,
         towers_learning_rate: float | None = None,
+        tiled_head: bool | None = None,
         guard: NonFiniteGuard | None = None,
         **kwargs: Any,
     ) -> None:
@@ -71,16 +78,31 @@ class GemmaTrainer(CheckpointedTrainer):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._towers_learning_rate = towers_learning_rate
+        self._tiled_head = tiled_head
         self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
         self._guard = guard or NonFiniteGuard(lambda rows: [])
         self._not_finite: dict[str, float] = {}
         super().__init__(*args, **kwargs)
+        self.tile_head(self.model)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
             if name in before:
                 parameter.data = before[name]
+
+    def tile_head(self, model: Any) -> None:
+        """Gives a model, or the one inside a PeftModel, our head."""
+        asked = self._tiled_head
+        if asked or (asked is None and self.accelerator.device.type == "cpu"):
+            bonus = getattr(self.args, "entropy_coef", 0.0) != 0 or getattr(self.args, "use_adaptive_entropy", False)
+            use_tiled_head(
+                language_part(model),
+                self.head_outputs,
+                temperature=getattr(self, "temperature", 1.0),
+                wide=getattr(self.args, "cast_lm_head_to_fp32", False),
+                entropy_gradient=bonus,
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -238,6 +260,7 @@ def build_trainer(
             loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
             checkpoints_kept=cfg.train.save_total_limit,
             towers_learning_rate=cfg.train.towers_learning_rate,
+            tiled_head=cfg.train.tiled_head,
             guard=guard,
             **more,
         )

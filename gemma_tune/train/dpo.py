@@ -21,6 +21,11 @@ class GemmaDPOTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
 
     media_in_batch = 2  # of the chosen answers' prompts, then of the rejected ones'
 
+    @property
+    def head_outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What TRL reads for its metrics, and for WPO's weights."""
+        return ("entropy", "mean_logits", "is_top1", *(("log_sum_sq_probs",) if self.use_weighting else ()))
+
 
 def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOConfig:
     """DPOTrainer's arguments; see `arguments`.

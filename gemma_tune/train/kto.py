@@ -20,6 +20,8 @@ from gemma_tune.train.reference import ReferenceTrainer, reference_arguments
 class GemmaKTOTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
     """KTOTrainer with what `ReferenceTrainer` adds."""
 
+    head_outputs = ("entropy", "mean_logits")
+
     @property
     def passes_with_media(self) -> int:  # type: ignore[override]
         """The answers to other prompts have a forward pass of their own."""

@@ -16,7 +16,6 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.towers import cache_of
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
-from gemma_tune.train.head_on_trained_tokens import head_on_trained_tokens
 from gemma_tune.train.length_grouped_sampler import LengthGroups
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 from gemma_tune.user_code import in_user_code, load_function, split
@@ -26,13 +25,13 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with what `GemmaTrainer` adds; besides:
 
     - Length-grouped batches come in random order, and in the same order when resumed.
-    - On a CPU the head computes the logits of trained tokens only.
 
     Attributes:
         names_media: Whether its batches say of which files their media are.
     """
 
     names_media = False
+    head_outputs = ("entropy", "is_top1")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -42,16 +41,6 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroups(lengths, rows, seed)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's loss, with logits of trained tokens only, where TRL would compute those of all tokens."""
-        plain = self.compute_loss_func is None and self.label_smoother is None and not return_outputs
-        if not plain or self.accelerator.device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with head_on_trained_tokens(self.model, inputs) as trained:
-            return super().compute_loss(model, trained, False, num_items_in_batch)
 
 
 class OwnLossTrainer(GemmaSFTTrainer):

@@ -1,0 +1,117 @@
+"""TRL's trainers get the same numbers from our head as from TRL's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from gemma_tune.models.token_rows import tell_head
+from gemma_tune.run.paths import ASSETS
+from gemma_tune.train.tiled_head import use_tiled_head
+
+OUTPUTS = ("entropy", "is_top1", "mean_logits")
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"target_modules": ["q_proj"]},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [7, 11]},
+}
+
+
+@pytest.fixture(scope="module", params=ADAPTERS)
+def model(request: pytest.FixtureRequest) -> Any:
+    found = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
+    found.config.final_logit_softcapping = 8.0
+    torch.manual_seed(0)
+    if options := ADAPTERS[request.param]:
+        found = get_peft_model(found, LoraConfig(init_lora_weights=False, **options))
+        tell_head(found)
+    add_fused_lm_head(base_of(found), outputs=OUTPUTS, temperature=0.8)
+    return found
+
+
+def base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def batch(trained: list[range]) -> dict[str, Any]:
+    ids = torch.randint(10, 1500, (len(trained), 40), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, -100)
+    for row, places in enumerate(trained):
+        labels[row, list(places)] = ids[row, list(places)]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def outcome(model: Any, inputs: dict[str, Any], **more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    found = model(**inputs, **more, fused_lm_head=True)
+    (found.loss + (found.log_probs.exp() ** 2).sum()).backward()  # as losses of ratios, no sum of log-probabilities
+    return found, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def both(model: Any, inputs: dict[str, Any], **more: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    base, theirs = base_of(model), base_of(model).forward
+    expected = outcome(model, inputs, **more)
+    use_tiled_head(base, OUTPUTS, temperature=0.8)
+    try:
+        assert base.forward is not theirs
+        return outcome(model, inputs, **more), expected
+    finally:
+        base.forward = theirs
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        [range(30, 40), range(12, 19)],
+        [range(0, 40), range(0)],  # one row whole (its first token has nothing before it), one without a trained token
+    ],
+)
+def test_outputs_and_gradients(model: Any, trained: list[range]) -> None:
+    (ours, mine), (theirs, gradients) = both(model, batch(trained), num_items_in_batch=17)
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        torch.testing.assert_close(ours[name], values, rtol=1e-5, atol=1e-5)
+    assert mine.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_shifted_labels_and_nothing_trained(model: Any) -> None:
+    inputs = batch([range(30, 40)])
+    shifted = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
+    (ours, _), (theirs, _) = both(model, {**inputs, "labels": None, "shift_labels": shifted})
+    torch.testing.assert_close(ours.log_probs, theirs.log_probs)
+    (ours, mine), (theirs, _) = both(model, batch([range(0), range(0)]))
+    assert ours.loss == theirs.loss == 0
+    assert mine and not any(gradient.any() for gradient in mine.values())
+
+
+def test_other_calls_stay_the_model_s_own() -> None:
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
+    ids = batch([range(5)])["input_ids"]
+    logits, written = model(ids).logits, model.generate(ids, max_new_tokens=3, do_sample=False)
+    add_fused_lm_head(model)
+    use_tiled_head(model)
+    once = model.forward
+    use_tiled_head(model)
+    assert model.forward is once
+    assert torch.equal(model(ids).logits, logits)
+    assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), written)
+
+
+def test_a_head_with_a_product_of_its_own_stays_trl_s() -> None:
+    class Rounded(nn.Linear):  # type: ignore[misc]
+        pass
+
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
+    model.lm_head = Rounded(4, 4)
+    add_fused_lm_head(model)
+    theirs = model.forward
+    use_tiled_head(model)
+    assert model.forward is theirs
