@@ -1,0 +1,122 @@
+"""Attention by documents against plain SDPA on rows by themselves: outputs and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_models import MODELS
+
+from gemma_tune.models import document_attention
+from gemma_tune.models.document_attention import by_document, documents_of
+
+LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
+CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_attention, "QUERIES", 16)
+    monkeypatch.setattr(document_attention, "PRODUCTS", 48)  # the longest document is beyond it, the next is not
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    family = CLASSES[request.param]
+    config = getattr(transformers, f"{family}TextConfig")(**MODELS[request.param][1], attn_implementation="sdpa")
+    return getattr(transformers, f"{family}ForCausalLM")(config).float().train()
+
+
+def rows(lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 1500, (1, n), generator=draw) for n in lengths]
+
+
+def packed(some: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.cat(some, 1),
+        "position_ids": torch.cat([torch.arange(row.shape[1]) for row in some])[None],
+    }
+
+
+def padded(some: list[torch.Tensor], left: bool) -> dict[str, torch.Tensor]:
+    width = max(row.shape[1] for row in some)
+
+    def filled(row: torch.Tensor, by: int) -> torch.Tensor:
+        missing = width - row.shape[1]
+        return torch.nn.functional.pad(row, (missing, 0) if left else (0, missing), value=by)
+
+    return {
+        "input_ids": torch.cat([filled(row, 0) for row in some]),
+        "attention_mask": torch.cat([filled(torch.ones_like(row), 0) for row in some]),
+        "position_ids": torch.cat([filled(torch.arange(row.shape[1])[None], 0) for row in some]),
+    }
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def one_by_one(model: Any, some: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    logits = torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in some])
+    logits.logsumexp(-1).sum().backward()
+    return logits.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("form", ["packed", "right", "left"])
+def test_rows_by_themselves(model: Any, form: str) -> None:
+    some = rows()
+    expected, theirs = one_by_one(model, some)
+    inputs = packed(some) if form == "packed" else padded(some, left=form == "left")
+    with by_document(model):
+        logits = model(**inputs, use_cache=False).logits
+        logits = logits[inputs["attention_mask"].bool()] if "attention_mask" in inputs else logits[0]
+        logits.logsumexp(-1).sum().backward()
+    ours = gradients(model)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=2e-5)
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6, name
+
+
+def test_no_tensor_of_all_pairs(model: Any) -> None:
+    """The largest tensor that the backward pass keeps has fewer entries than the pairs of tokens."""
+    some = rows((300, 300, 300, 300))
+    largest = 0
+
+    def saw(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with by_document(model), torch.autograd.graph.saved_tensors_hooks(saw, lambda tensor: tensor):
+        model.base_model(**packed(some), use_cache=False)
+    assert largest < 1200**2 / 4
+
+
+def test_generation_and_given_masks_are_plain(model: Any) -> None:
+    row = rows()[2]
+    expected = model.eval().generate(row, max_new_tokens=4, do_sample=False)
+    mask = torch.ones(1, 1, row.shape[1], row.shape[1], dtype=torch.bool)  # everybody sees everybody
+    given = {"full_attention": mask, "sliding_attention": mask}
+    whole = model(input_ids=row, attention_mask=given, use_cache=False).logits
+    with by_document(model):
+        assert torch.equal(model.generate(row, max_new_tokens=4, do_sample=False), expected)
+        torch.testing.assert_close(model(input_ids=row, attention_mask=given, use_cache=False).logits, whole)
+    model.train()
+    assert model.config._attn_implementation == "sdpa"
+    assert not model.base_model._forward_pre_hooks
+
+
+def test_short_documents_go_together() -> None:
+    positions = torch.cat([torch.arange(n) for n in (5, 9, 70, 2, 41)])[None]
+    found = documents_of(positions, None, (1, 127), "cpu")
+    assert [(p.start, p.end, p.several) for p in found.pieces] == [
+        (0, 14, True), (14, 84, False), (84, 86, False), (86, 127, False),
+    ]  # fmt: skip
+    some = found.at(torch.tensor([[3, 13, 14, 90]]))
+    assert [(p.first, p.last) for p in some.pieces] == [(0, 2), (2, 3), (3, 3), (3, 4)]
