@@ -175,9 +175,8 @@ def _piece(
 ) -> torch.Tensor:
     """[k, g, queries, D] of one piece."""
     queries, tokens = q.shape[-2], k.shape[-2]
-    if (
-        piece.padding or not queries
-    ):  # what it gives is read by nobody; zeros would make gradients of Gemma 3n's norms NaN
+    # What padding gives is read by nobody; zeros would make gradients of Gemma 3n's norms NaN
+    if piece.padding or not queries:
         return q.new_ones(*q.shape[:-1], v.shape[-1])
     if window is not None and tokens <= window:
         window = None  # all of it is near

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from gemma_tune.models.label_positions import at_labels
 from gemma_tune.models.sharded import is_sharded, whole_weight
 
 CHUNK = 256
@@ -71,11 +72,12 @@ def trained_states(
     """
     given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")} | {**media}
     trained, labels_N = trained_positions(inputs["labels"])
-    if through is None:
-        hidden_BSH = base.model(**given, use_cache=False).last_hidden_state
-    else:
-        hidden_BSH = _states_through(through, base, given)
-    return hidden_BSH[:, :-1][trained], labels_N
+    with at_labels(base, functional.pad(trained, (0, 1))) as places:
+        if through is None:
+            hidden_BSH = base.model(**given, use_cache=False).last_hidden_state
+        else:
+            hidden_BSH = _states_through(through, base, given)
+    return hidden_BSH[:, :-1][trained] if places is None else hidden_BSH[places.read], labels_N
 
 
 def _states_through(wrapper: Any, base: Any, given: dict[str, Any]) -> torch.Tensor:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
+from torch.nn import functional
 from trl.trainer.utils import FusedCausalLMOutput
 
+from gemma_tune.models.label_positions import at_labels
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
 
@@ -59,13 +61,13 @@ def use_tiled_head(
 
 def _scored(model: Any, args: tuple[Any, ...], given: dict[str, Any], options: HeadOptions, wide: bool) -> Any:
     labels, shifted, items = (given.pop(name, None) for name in ("labels", "shift_labels", "num_items_in_batch"))
-    hidden = model.base_model(*args, **given | {"use_cache": False}).last_hidden_state
-    if shifted is None:
-        hidden, shifted = hidden[:, :-1], labels[:, 1:]
-    weight = whole_weight(model.get_output_embeddings().weight)
-    shifted = shifted.to(hidden.device)
+    own = shifted is None
+    shifted = labels[:, 1:] if own else shifted
     mask = shifted != -100
-    states = hidden[mask]
+    with at_labels(model, functional.pad(mask, (0, 1)) if own else mask) as places:
+        hidden = model.base_model(*args, **given | {"use_cache": False}).last_hidden_state
+    states = hidden[:, : mask.shape[1]][mask] if places is None else hidden[places.read]
+    weight = whole_weight(model.get_output_embeddings().weight)
     kind = states.device.type
     enabled = torch.is_autocast_enabled(kind) and not wide
     with torch.autocast(kind, enabled=enabled, dtype=torch.get_autocast_dtype(kind)):

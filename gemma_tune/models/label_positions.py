@@ -1,0 +1,115 @@
+"""Layers that share keys and values (Gemma 4 E2B and E4B, Gemma 3n), computed where a label is read.
+
+Their keys and values come from layers below, so what they give at a position whose next token isn't trained is read by
+nobody: no later layer, and no head. Hooks of these layers narrow, once, the hidden states, and for each of them the
+per-layer inputs, the rotary embeddings and the queries of the mask to the positions that are read; keys stay all of
+them. Loss and gradients are those of all positions, up to the order of sums. Transformers does the same for the last
+positions of a row where it generates (`logits_to_keep`), in Gemma 4.
+
+Suffixes of shapes: B rows, S tokens of a row, Q positions that are computed, of each row as many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from gemma_tune.models.document_attention import NAME, Documents
+
+_OFF = "all_positions"  # name of an attribute of a language part
+_KERNELS = ("sdpa", "eager", NAME)  # those that take single rows of a mask
+
+
+class Positions(NamedTuple):
+    """The positions that are computed.
+
+    Attributes:
+        index: Ascending in each row, [B, Q].
+        read: Which of them are read, bool [B, Q]; others fill rows that have fewer.
+    """
+
+    index: torch.Tensor
+    read: torch.Tensor
+
+
+def compute_all_positions(language: Any) -> None:
+    """Turns `at_labels` off for a language part (`model.shared_layers_at_labels=false`)."""
+    vars(language)[_OFF] = True
+
+
+def positions_of(read_BS: torch.Tensor) -> Positions:
+    """The positions that are read; a row with fewer than another has some of its others, too."""
+    width = int(read_BS.sum(1).max())
+    first = read_BS.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+    index = first.sort(1).values
+    return Positions(index, read_BS.gather(1, index))
+
+
+@contextlib.contextmanager
+def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None]:
+    """Within it, layers that share keys and values compute the positions that are read, and the model's output has
+    those alone, [B, Q, H]; yields them, or None where all are computed.
+
+    Nothing is narrowed where a model has no such layers, where a kernel takes no rows of a mask (flash, flex), where
+    it is turned off, and where (nearly) all positions are read anyway.
+
+    Args:
+        language: The language part.
+        read_BS: Which positions of the last layer are read, bool.
+    """
+    text = language.base_model
+    shared = [layer for layer in getattr(text, "layers", ()) if getattr(layer.self_attn, "is_kv_shared_layer", False)]
+    most = int(read_BS.sum(1).max())
+    fits = language.config._attn_implementation in _KERNELS and 0 < most < 0.95 * read_BS.shape[1]
+    if not shared or not fits or vars(language).get(_OFF, False):
+        yield None
+        return
+    positions = positions_of(read_BS)
+    narrow = _Narrow(shared[0], positions.index)
+    hooks = [layer.register_forward_pre_hook(narrow, with_kwargs=True) for layer in shared]
+    try:
+        yield positions
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Narrow:
+    """A pre-hook of the layers: their inputs at the positions alone."""
+
+    def __init__(self, first: Any, index_BQ: torch.Tensor) -> None:
+        self._first, self._index = first, index_BQ
+        self._tokens = 0
+        self._of_kind: dict[str, tuple[Any, Any]] = {}  # rotary embeddings and mask, once for each kind of layer
+
+    def __call__(self, layer: Any, args: Any, kwargs: Any) -> Any:
+        bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+        given, kind = bound.arguments, layer.self_attn.layer_type
+        if layer is self._first:
+            self._tokens = given["hidden_states"].shape[-2]
+            given["hidden_states"] = _narrowed(given["hidden_states"], self._index)
+        if kind not in self._of_kind:
+            rotary = tuple(_narrowed(x, self._index) for x in given["position_embeddings"])
+            self._of_kind[kind] = rotary, self._queries_of(given["attention_mask"])
+        given["position_embeddings"], given["attention_mask"] = self._of_kind[kind]
+        if given.get("per_layer_input") is not None:
+            given["per_layer_input"] = _narrowed(given["per_layer_input"], self._index)
+        return bound.args, bound.kwargs
+
+    def _queries_of(self, mask: torch.Tensor | Documents | None) -> torch.Tensor | Documents:
+        if isinstance(mask, Documents):
+            return mask.at(self._index)
+        if mask is None:  # plain causal
+            keys = torch.arange(self._tokens, device=self._index.device)
+            return (self._index[..., None] >= keys)[:, None]
+        return _narrowed(mask[:, 0], self._index)[:, None]
+
+
+def _narrowed(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Of [..., B or 1, S, D] the positions of each row, [..., B, Q, D]."""
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    return x.expand(*x.shape[:-3], len(index), -1, -1)[..., rows, index, :]
