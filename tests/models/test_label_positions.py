@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from small_models import MODELS
 from torch.nn import functional
 
+from gemma_tune.models.contexts import attention
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.head import head_of, nll, trained_states
 from gemma_tune.models.label_positions import at_labels, compute_all_positions, positions_of
@@ -67,26 +69,21 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kernel", ["sdpa", "by_document"])
 @pytest.mark.parametrize("form", ["plain", "right", "left", "packed"])
 def test_loss_and_gradients(model: Any, form: str, kernel: str) -> None:
+    """By document the scores are summed as in eager attention, which is 1e-5 from SDPA in Gemma 4's small model."""
     base, inputs = language_part(model), batch(form)
-    expected = plain_loss(base, inputs)
-    theirs = gradients(model, expected)
+    with attention(base, "eager" if kernel == "by_document" else "sdpa"):
+        expected = plain_loss(base, inputs)
+        theirs = gradients(model, expected)
     places = inputs["labels"][:, 1:] != -100
     with at_labels(base, functional.pad(places, (0, 1))) as found:
         assert found is not None and found.index.shape[1] == places.sum(1).max()
-    if kernel == "by_document":
-        with by_document(base):
-            loss = narrowed_loss(base, inputs)
-            ours = gradients(model, loss)
-    else:
+    with by_document(base) if kernel == "by_document" else nullcontext():
         loss = narrowed_loss(base, inputs)
         ours = gradients(model, loss)
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
     assert ours.keys() == theirs.keys()
-    apart = {name: (ours[name] - gradient).norm() for name, gradient in theirs.items()}
-    whole = sum(gradient.norm() ** 2 for gradient in theirs.values()) ** 0.5
-    assert sum(x**2 for x in apart.values()) ** 0.5 <= 1e-5 * whole
-    # Gemma 4's scores aren't scaled, so other sums in them show in single tensors
-    assert all(x <= 5e-5 * theirs[name].norm() + 1e-7 for name, x in apart.items()), apart
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
 
 
 def test_recomputed_layers(model: Any) -> None:
