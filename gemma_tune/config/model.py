@@ -65,9 +65,11 @@ class ModelConfig:
     )
     attn_implementation: str | None = option(
         None,
-        "Attention kernel of Transformers; the flash ones need a GPU and their package. null: sdpa, but eager to "
-        "train models with a hidden size below 512: it is faster there on short sequences.",
-        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
+        "Attention kernel of Transformers, or by_document, ours: it trains packed and padded rows without a mask of "
+        "all pairs of tokens, windows cost what they see, and elsewhere it is sdpa. The flash ones need a GPU and "
+        "their package. null: sdpa, but to train on a CPU by_document, or eager with a hidden size below 512, which "
+        "is faster there on short sequences.",
+        choices=("sdpa", "by_document", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
     chat_template: str | None = option(
         None,

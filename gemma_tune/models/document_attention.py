@@ -26,13 +26,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "by_document"
+from gemma_tune.models.family import BY_DOCUMENT
+
+NAME = BY_DOCUMENT
 QUERIES = 256  # of a block
 PRODUCTS = 1024  # tokens up to which a document of a full layer is computed by plain products
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentGroup:
     """Documents that lie side by side in a row, computed together; or padding.
 
     Attributes:
@@ -63,17 +65,19 @@ class Documents:
     """
 
     of: torch.Tensor
-    pieces: list[Piece]
+    pieces: list[DocumentGroup]
     queries: torch.Tensor | None = None
     _biases: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
-    def places(self, piece: Piece) -> torch.Tensor:
+    def places(self, piece: DocumentGroup) -> torch.Tensor:
         """The places of a piece's queries in its row."""
         if self.queries is None:
             return torch.arange(piece.start, piece.end, device=self.of.device)
         return self.queries[piece.row, piece.first : piece.last]
 
-    def bias(self, piece: Piece, at: slice, keys: slice, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    def bias(
+        self, piece: DocumentGroup, at: slice, keys: slice, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
         """What is added to the scores of a block, [Q, K]: 0 where a query sees a key; the same in all layers of a kind.
 
         Args:
@@ -107,7 +111,7 @@ class Documents:
         for piece in self.pieces:
             row = places_BQ[piece.row].contiguous()
             first, last = torch.searchsorted(row, torch.tensor([piece.start, piece.end], device=row.device)).tolist()
-            found.append(Piece(piece.row, piece.start, piece.end, first, last, piece.several, piece.padding))
+            found.append(DocumentGroup(piece.row, piece.start, piece.end, first, last, piece.several, piece.padding))
         return Documents(self.of, found, places_BQ)
 
 
@@ -128,7 +132,7 @@ def documents_of(
         of = (position_ids.expand(shape) == 0).cumsum(-1)
     else:
         of = torch.zeros(shape, dtype=torch.long, device=device)
-    pieces: list[Piece] = []
+    pieces: list[DocumentGroup] = []
     for row, numbers in enumerate(of):
         values, lengths = torch.unique_consecutive(numbers, return_counts=True)
         start = 0
@@ -136,9 +140,9 @@ def documents_of(
             end = start + length
             last = pieces[-1] if pieces and pieces[-1].row == row else None
             if last and not last.padding and value >= 0 and end - last.start <= QUERIES:
-                pieces[-1] = Piece(row, last.start, end, last.start, end, several=True)
+                pieces[-1] = DocumentGroup(row, last.start, end, last.start, end, several=True)
             else:
-                pieces.append(Piece(row, start, end, start, end, padding=value < 0))
+                pieces.append(DocumentGroup(row, start, end, start, end, padding=value < 0))
             start = end
     return Documents(of, pieces)
 
@@ -171,7 +175,13 @@ def attention_by_document(
 
 
 def _piece(
-    docs: Documents, piece: Piece, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    docs: Documents,
+    piece: DocumentGroup,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None,
 ) -> torch.Tensor:
     """[k, g, queries, D] of one piece."""
     queries, tokens = q.shape[-2], k.shape[-2]
@@ -206,12 +216,18 @@ def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias
     return found.view(heads, group, queries, -1)
 
 
+def has_documents(model: Any) -> bool:
+    """Whether a language part's layers take a mask by their kind, and SDPA can compute their attention."""
+    config = model.config
+    return config._attn_implementation in ("sdpa", NAME) and bool(getattr(config, "layer_types", None))
+
+
 @contextlib.contextmanager
 def by_document(model: Any) -> Iterator[None]:
     """Within it, forward passes of a language part without a cache attend document by document.
 
     Args:
-        model: The language part. Its attention must be one that SDPA can compute.
+        model: The language part; see `has_documents`.
     """
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
@@ -226,6 +242,8 @@ def by_document(model: Any) -> Iterator[None]:
 def _with_documents(text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
     given = {**dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)), **given}
     mask = given.get("attention_mask")
+    if text.config._attn_implementation != NAME:  # an evaluation during training
+        return None
     if given.get("use_cache") or given.get("past_key_values") is not None:
         return None
     if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):

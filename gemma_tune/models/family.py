@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 # The published checkpoints are 640 wide and more; narrower models are trained in other ways by default.
 NARROW = 512
+# Our attention without masks of whole rows (models/document_attention.py); where it isn't trained, SDPA
+BY_DOCUMENT = "by_document"
+_KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -73,7 +76,14 @@ class Family:
     linear_layers: tuple[str, ...] = _ATTENTION_AND_MLP
     norm_adds_one: bool = True
     tied: tuple[str, str] = ("model.embed_tokens.weight", "lm_head.weight")
-    attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+    attention: tuple[str, ...] = (
+        "sdpa",
+        BY_DOCUMENT,
+        "eager",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flex_attention",
+    )
     gguf: str = "gemma3"
     gguf_tokenizer: str = "llama"
     experts: str | None = None
@@ -182,6 +192,7 @@ FAMILIES = {
         "GemmaForCausalLM",
         "GemmaDecoderLayer",
         "GemmaForSequenceClassification",
+        attention=_KERNELS,
         gguf="gemma",
     ),
     "gemma2": Family(

@@ -15,7 +15,7 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models import four_bit
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.family import BY_DOCUMENT, FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.hub import model_not_here, no_network, only_local
@@ -120,7 +120,7 @@ def _attention(model: ModelConfig, family: Family) -> str:
             f"model.attn_implementation={asked} can't compute {family.name}'s attention; leave it out for "
             f"{family.attention[0]}, or choose one of {', '.join(family.attention)}."
         )
-    return asked
+    return "sdpa" if asked == BY_DOCUMENT else asked
 
 
 def _built(

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from gemma_tune.errors import UserError
+from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.image_attention import image_attention
 from gemma_tune.models.image_cache import IMAGES, ImageCache, features_of
 from gemma_tune.models.image_masks import documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part, plain_name, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
-_MASKED = ("sdpa", "eager")  # kernels that take a mask of any form
+_MASKED = ("sdpa", BY_DOCUMENT, "eager")  # kernels that take a mask of any form
 
 
 Media = Mapping[str, Any]  # what the processors made, by the model's names: `pixel_values`, …
@@ -146,7 +147,7 @@ def _seen_tokens(config: Any) -> list[int]:
 
 def _for_kernel(mask: torch.Tensor, config: Any, dtype: torch.dtype) -> torch.Tensor:
     """A mask as the kernel takes it: what is seen for SDPA, and for eager attention what is added to the scores."""
-    if config._attn_implementation == "sdpa":
+    if config._attn_implementation != "eager":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 

@@ -10,6 +10,7 @@ import transformers
 from small_models import MODELS
 
 from gemma_tune.models import document_attention
+from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.document_attention import by_document, documents_of
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
@@ -120,3 +121,21 @@ def test_short_documents_go_together() -> None:
     ]  # fmt: skip
     some = found.at(torch.tensor([[3, 13, 14, 90]]))
     assert [(p.first, p.last) for p in some.pieces] == [(0, 2), (2, 3), (3, 3), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("width", "asked", "kernel"),
+    [(64, None, "eager"), (512, None, "by_document"), (512, "sdpa", "sdpa"), (64, "by_document", "by_document")],
+)
+def test_which_attention_trains(width: int, asked: str | None, kernel: str) -> None:
+    name, options, _ = MODELS["gemma3_text"]
+    config = transformers.Gemma3TextConfig(
+        **options | {"hidden_size": width, "num_hidden_layers": 1, "layer_types": ["full_attention"]},
+        attn_implementation="sdpa",
+    )
+    base = getattr(transformers, name)(config)
+    with training_attention(base, asked):
+        assert base.config._attn_implementation == kernel
+        with attention(base, "sdpa"):  # an evaluation during training
+            base(input_ids=torch.ones(1, 4, dtype=torch.long))
+    assert base.config._attn_implementation == "sdpa"
