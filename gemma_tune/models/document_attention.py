@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,125 +25,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from gemma_tune.models.documents import QUERIES, DocumentGroup, Documents, documents_of
 from gemma_tune.models.family import BY_DOCUMENT
 
 NAME = BY_DOCUMENT
-QUERIES = 256  # of a block
 PRODUCTS = 1024  # tokens up to which a document of a full layer is computed by plain products
-
-
-@dataclass(frozen=True)
-class DocumentGroup:
-    """Documents that lie side by side in a row, computed together; or padding.
-
-    Attributes:
-        row: Its row in the batch.
-        start: Its first token, and `end` the one after its last.
-        first: Its first query among the queries of its row, and `last` the one after its last.
-        several: Whether there is more than one document in it.
-        padding: Whether it is padding, which nobody sees.
-    """
-
-    row: int
-    start: int
-    end: int
-    first: int
-    last: int
-    several: bool = False
-    padding: bool = False
-
-
-@dataclass
-class Documents:
-    """Where the documents of a batch lie; it takes the place of a mask.
-
-    Attributes:
-        of: The number of each token's document, [B, S].
-        pieces: All tokens of all rows, in order.
-        queries: The places that are queries, ascending in each row, [B, Q]; None: all.
-    """
-
-    of: torch.Tensor
-    pieces: list[DocumentGroup]
-    queries: torch.Tensor | None = None
-    _biases: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
-
-    def places(self, piece: DocumentGroup) -> torch.Tensor:
-        """The places of a piece's queries in its row."""
-        if self.queries is None:
-            return torch.arange(piece.start, piece.end, device=self.of.device)
-        return self.queries[piece.row, piece.first : piece.last]
-
-    def bias(
-        self, piece: DocumentGroup, at: slice, keys: slice, window: int | None, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """What is added to the scores of a block, [Q, K]: 0 where a query sees a key; the same in all layers of a kind.
-
-        Args:
-            piece: The piece.
-            at: The block's queries, among those of the piece.
-            keys: The keys, as places in the row.
-            window: How many tokens back a query sees, itself included.
-            dtype: Of the scores.
-        """
-        name = (piece.row, piece.first + at.start, keys.start, keys.stop, window, dtype)
-        if name not in self._biases:
-            q, k = self.places(piece)[at, None], torch.arange(keys.start, keys.stop, device=self.of.device)
-            seen = q >= k
-            if window is not None:
-                seen &= q - k < window
-            if piece.several:
-                own = self.of[piece.row]
-                seen &= own[q[:, 0], None] == own[keys]
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._biases[name] = bias.masked_fill_(~seen, -torch.inf)
-        return self._biases[name]
-
-    def __getitem__(self, index: tuple[Any, ...]) -> Documents:
-        """Some queries of all rows, as Transformers takes them of a mask: `mask[:, :, queries, :]`."""
-        places = torch.arange(self.of.shape[1], device=self.of.device)[index[2]]
-        return self if len(places) == self.of.shape[1] else self.at(places.expand(len(self.of), -1))
-
-    def at(self, places_BQ: torch.Tensor) -> Documents:
-        """The same documents with these queries alone, ascending in each row."""
-        found = []
-        for piece in self.pieces:
-            row = places_BQ[piece.row].contiguous()
-            first, last = torch.searchsorted(row, torch.tensor([piece.start, piece.end], device=row.device)).tolist()
-            found.append(DocumentGroup(piece.row, piece.start, piece.end, first, last, piece.several, piece.padding))
-        return Documents(self.of, found, places_BQ)
-
-
-def documents_of(
-    position_ids: torch.Tensor | None, valid_BS: torch.Tensor | None, shape: tuple[int, int], device: Any
-) -> Documents:
-    """The documents of a batch.
-
-    Args:
-        position_ids: Positions, which begin at 0 with each document of a packed row, [B, S]; not used beside a mask.
-        valid_BS: 1 for tokens, 0 for padding; None: no padding.
-        shape: B and S.
-        device: Where the batch is.
-    """
-    if valid_BS is not None:
-        of = torch.where(valid_BS.bool(), 0, -1)
-    elif position_ids is not None:
-        of = (position_ids.expand(shape) == 0).cumsum(-1)
-    else:
-        of = torch.zeros(shape, dtype=torch.long, device=device)
-    pieces: list[DocumentGroup] = []
-    for row, numbers in enumerate(of):
-        values, lengths = torch.unique_consecutive(numbers, return_counts=True)
-        start = 0
-        for value, length in zip(values.tolist(), lengths.tolist(), strict=True):
-            end = start + length
-            last = pieces[-1] if pieces and pieces[-1].row == row else None
-            if last and not last.padding and value >= 0 and end - last.start <= QUERIES:
-                pieces[-1] = DocumentGroup(row, last.start, end, last.start, end, several=True)
-            else:
-                pieces.append(DocumentGroup(row, start, end, start, end, padding=value < 0))
-            start = end
-    return Documents(of, pieces)
 
 
 def attention_by_document(
@@ -165,47 +50,63 @@ def attention_by_document(
     docs = attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = []
-    for row in range(len(query)):
-        pieces = [piece for piece in docs.pieces if piece.row == row]
-        q = query[row].unflatten(0, (key.shape[1], -1)).split([piece.last - piece.first for piece in pieces], -2)
-        k, v = (x[row].split([piece.end - piece.start for piece in pieces], -2) for x in (key, value))
-        parts = [_piece(docs, *given, scale, sliding_window) for given in zip(pieces, q, k, v, strict=True)]
+    for row, groups in enumerate(docs.groups):
+        q = query[row].unflatten(0, (key.shape[1], -1)).split([group.last - group.first for group in groups], -2)
+        k, v = (x[row].split([group.end - group.start for group in groups], -2) for x in (key, value))
+        parts = []
+        for n, group in enumerate(groups):
+            prompt = None if group.prompt is None else (k[group.prompt], v[group.prompt])
+            parts.append(_of_group(docs, group, q[n], (k[n], v[n]), prompt, scale, sliding_window))
         rows.append(torch.cat(parts, -2).flatten(0, 1).transpose(0, 1))
     return torch.stack(rows), None
 
 
-def _piece(
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]  # [k, tokens, D] each
+
+
+def _of_group(
     docs: Documents,
-    piece: DocumentGroup,
+    group: DocumentGroup,
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    own: KeysAndValues,
+    prompt: KeysAndValues | None,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """[k, g, queries, D] of one piece."""
-    queries, tokens = q.shape[-2], k.shape[-2]
+    """[k, g, queries, D] of one group."""
+    queries, tokens = q.shape[-2], own[0].shape[-2]
     # What padding gives is read by nobody; zeros would make gradients of Gemma 3n's norms NaN
-    if piece.padding or not queries:
-        return q.new_ones(*q.shape[:-1], v.shape[-1])
-    if window is not None and tokens <= window:
+    if group.padding or not queries:
+        return q.new_ones(*q.shape[:-1], own[1].shape[-1])
+    before = 0 if prompt is None else prompt[0].shape[-2]
+    if window is not None and before + tokens <= window:
         window = None  # all of it is near
-    if window is None and tokens > PRODUCTS and queries == tokens and not piece.several:
+    if window is None and not before and tokens > PRODUCTS and queries == tokens and not group.several:
         flat = q.flatten(0, 1)[None]
-        found = functional.scaled_dot_product_attention(
-            flat, k[None], v[None], is_causal=True, scale=scale, enable_gqa=True
-        )
+        k, v = (x[None] for x in own)
+        found = functional.scaled_dot_product_attention(flat, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return found[0].unflatten(0, q.shape[:2])
-    places = docs.places(piece) - piece.start if docs.queries is not None else range(tokens)
+    # Positions of queries, counted from the first of all keys: of several documents all own keys are met
+    at = docs.query_positions(group) - (0 if before else docs.positions[group.row, group.start])
     parts = []
     for start in range(0, queries, QUERIES):
         end = min(start + QUERIES, queries)
-        begin = 0 if window is None else max(0, int(places[start]) - window + 1)
-        most = int(places[end - 1]) + 1
-        keys = slice(piece.start + begin, piece.start + most)
-        bias = docs.bias(piece, slice(start, end), keys, window, q.dtype)
-        parts.append(_block(q[..., start:end, :], k[:, begin:most], v[:, begin:most], scale, bias))
+        begin = 0 if window is None else max(0, int(at[start:end].min()) - window + 1)
+        most = int(at[end - 1]) + 1
+        if group.several:
+            begin, most = min(begin, before), before + tokens
+        bias = docs.bias(group, slice(start, end), slice(begin, most), window, q.dtype)
+        k, v = (_of_keys(n, prompt, own, before, begin, most) for n in range(2))
+        parts.append(_block(q[..., start:end, :], k, v, scale, bias))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def _of_keys(
+    n: int, prompt: KeysAndValues | None, own: KeysAndValues, before: int, begin: int, end: int
+) -> torch.Tensor:
+    """From a prompt's keys and then one's own those from `begin` to `end`, or values."""
+    mine = own[n][:, max(0, begin - before) : end - before]
+    return mine if prompt is None or begin >= before else torch.cat([prompt[n][:, begin:], mine], 1)
 
 
 def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias_QK: torch.Tensor) -> torch.Tensor:

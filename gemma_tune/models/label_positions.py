@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gemma_tune.models.document_attention import NAME, Documents
+from gemma_tune.models.document_attention import NAME
+from gemma_tune.models.documents import Documents
 
 _OFF = "all_positions"  # name of an attribute of a language part
 _KERNELS = ("sdpa", "eager", NAME)  # those that take single rows of a mask

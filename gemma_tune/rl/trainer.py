@@ -124,7 +124,7 @@ class RewardedTrainer(PromptTrainer):
         if reference is not None:
             wide = getattr(settings, "cast_lm_head_to_fp32", False)  # RLOO lacks this option
             add_fused_lm_head(reference.eval().requires_grad_(False), self.temperature, wide)
-            self.tile_head(reference)
+            self.use_our_forward(reference)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
             self.args.beta = self.beta = beta
         self.add_callback(OptimizerTimer(self._seconds))

@@ -18,6 +18,7 @@ from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.models.gathered import blank_copy
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
+from gemma_tune.models.tiled_head import HeadOptions
 from gemma_tune.models.towers import seeing
 from gemma_tune.models.trained_towers import with_towers_rate
 from gemma_tune.models.unwrap import language_part
@@ -27,7 +28,7 @@ from gemma_tune.train.best import best_callbacks, why_not_best
 from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
 from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
-from gemma_tune.train.tiled_head import use_tiled_head
+from gemma_tune.train.scored_forward import Scoring, use_scored_forward
 
 
 class GemmaTrainer(CheckpointedTrainer):
@@ -37,7 +38,7 @@ class GemmaTrainer(CheckpointedTrainer):
       loses updates below 2⁻⁸ of a weight.
     - LoRA+ (`loraplus_lr_ratio`) uses PEFT's optimizer.
     - What `CheckpointedTrainer` adds.
-    - The head is ours (`tiled_head`), where that is faster or asked for.
+    - Log-probabilities of tokens come from our forward pass (`scored_forward`), where that is faster or asked for.
     - A NaN or infinite loss or gradient stops the run before the weights are updated; the error names the rows, and a
       checkpoint is kept.
     - Evaluations during training call `measure`, so their metrics are those from before and after training. They
@@ -49,6 +50,7 @@ class GemmaTrainer(CheckpointedTrainer):
         checkpoints_kept: How many checkpoints to keep, or None for all.
         towers_learning_rate: Learning rate of trained towers, or None for the one of all.
         tiled_head: Whether the head is ours; None: on a CPU, where TRL's has no kernel.
+        shared_prompts: Whether rows of a batch share their prompts.
         guard: Remembers the batches of each step, to name its rows.
 
     Attributes:
@@ -69,6 +71,7 @@ class GemmaTrainer(CheckpointedTrainer):
         checkpoints_kept: int | None = None,
         towers_learning_rate: float | None = None,
         tiled_head: bool | None = None,
+        shared_prompts: bool = False,
         guard: NonFiniteGuard | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,31 +81,31 @@ class GemmaTrainer(CheckpointedTrainer):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._towers_learning_rate = towers_learning_rate
-        self._tiled_head = tiled_head
+        self._tiled_head, self._shared_prompts = tiled_head, shared_prompts
         self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
         self._guard = guard or NonFiniteGuard(lambda rows: [])
         self._not_finite: dict[str, float] = {}
         super().__init__(*args, **kwargs)
-        self.tile_head(self.model)
+        self.use_our_forward(self.model)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
         for name, parameter in model.named_parameters():
             if name in before:
                 parameter.data = before[name]
 
-    def tile_head(self, model: Any) -> None:
-        """Gives a model, or the one inside a PeftModel, our head."""
-        asked = self._tiled_head
-        if asked or (asked is None and self.accelerator.device.type == "cpu"):
-            bonus = getattr(self.args, "entropy_coef", 0.0) != 0 or getattr(self.args, "use_adaptive_entropy", False)
-            use_tiled_head(
-                language_part(model),
-                self.head_outputs,
-                temperature=getattr(self, "temperature", 1.0),
-                wide=getattr(self.args, "cast_lm_head_to_fp32", False),
-                entropy_gradient=bonus,
-            )
+    def use_our_forward(self, model: Any) -> None:
+        """Gives a model, or the one inside a PeftModel, our forward pass for log-probabilities of tokens."""
+        args, tiled = self.args, self._tiled_head
+        head = HeadOptions(
+            temperature=getattr(self, "temperature", 1.0),
+            outputs=self.head_outputs,
+            entropy_gradient=getattr(args, "entropy_coef", 0.0) != 0 or getattr(args, "use_adaptive_entropy", False),
+        )
+        tiled = self.accelerator.device.type == "cpu" if tiled is None else tiled
+        wide = getattr(args, "cast_lm_head_to_fp32", False)
+        if tiled or self._shared_prompts:
+            use_scored_forward(language_part(model), Scoring(tiled, self._shared_prompts, head, wide))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -261,6 +264,7 @@ def build_trainer(
             checkpoints_kept=cfg.train.save_total_limit,
             towers_learning_rate=cfg.train.towers_learning_rate,
             tiled_head=cfg.train.tiled_head,
+            shared_prompts=cfg.train.shared_prompts,
             guard=guard,
             **more,
         )

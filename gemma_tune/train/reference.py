@@ -59,7 +59,7 @@ class ReferenceTrainer(PairTrainer):
         if has_media(dataset):  # this comes before the first batch
             self.data_collator = WithMedia(self.data_collator, self.processing_class.media, self.media_in_batch)
         complete_reference(self.model)
-        self.tile_head(self.model)  # TRL asks for the reference before its __init__ ends
+        self.use_our_forward(self.model)  # TRL asks for the reference before its __init__ ends
         with evaluating(self.model):  # else dropout of the adapter would change the reference
             return super()._precompute_ref_logps(dataset, *args, **kwargs)  # type: ignore[misc]
 

@@ -9,9 +9,10 @@ import torch
 import transformers
 from small_models import MODELS
 
-from gemma_tune.models import document_attention
+from gemma_tune.models import document_attention, documents
 from gemma_tune.models.contexts import attention, training_attention
-from gemma_tune.models.document_attention import by_document, documents_of
+from gemma_tune.models.document_attention import by_document
+from gemma_tune.models.documents import documents_of
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
 CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
@@ -19,6 +20,7 @@ CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "QUERIES", 16)
     monkeypatch.setattr(document_attention, "QUERIES", 16)
     monkeypatch.setattr(document_attention, "PRODUCTS", 48)  # the longest document is beyond it, the next is not
 
@@ -116,11 +118,11 @@ def test_generation_and_given_masks_are_plain(model: Any) -> None:
 def test_short_documents_go_together() -> None:
     positions = torch.cat([torch.arange(n) for n in (5, 9, 70, 2, 41)])[None]
     found = documents_of(positions, None, (1, 127), "cpu")
-    assert [(p.start, p.end, p.several) for p in found.pieces] == [
+    assert [(p.start, p.end, p.several) for p in found.groups[0]] == [
         (0, 14, True), (14, 84, False), (84, 86, False), (86, 127, False),
     ]  # fmt: skip
     some = found.at(torch.tensor([[3, 13, 14, 90]]))
-    assert [(p.first, p.last) for p in some.pieces] == [(0, 2), (2, 3), (3, 3), (3, 4)]
+    assert [(p.first, p.last) for p in some.groups[0]] == [(0, 2), (2, 3), (3, 3), (3, 4)]
 
 
 @pytest.mark.parametrize(

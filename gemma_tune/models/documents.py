@@ -1,0 +1,170 @@
+"""Where the documents of packed and padded rows lie, and which keys their queries meet.
+
+`Documents` takes the place of a mask in `document_attention.py`. A document may have a prompt, another document of its
+row that all its tokens see: so several completions of one prompt stand beside it once.
+
+Suffixes of shapes: B rows, S tokens of a row, Q queries, K keys that they meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+QUERIES = 256  # of a block of attention, and tokens of short documents that are computed together
+
+
+@dataclass(frozen=True)
+class DocumentGroup:
+    """A document, or short ones that lie side by side and are computed together; or padding.
+
+    Attributes:
+        row: Its row in the batch.
+        start: Its first token, and `end` the one after its last.
+        first: Its first query among the queries of its row, and `last` the one after its last.
+        prompt: The group, by its number in the row, that all its tokens see besides.
+        several: Whether there is more than one document in it.
+        padding: Whether it is padding, which nobody sees.
+    """
+
+    row: int
+    start: int
+    end: int
+    first: int
+    last: int
+    prompt: int | None = None
+    several: bool = False
+    padding: bool = False
+
+
+@dataclass
+class Documents:
+    """Where the documents of a batch lie; it takes the place of a mask.
+
+    Attributes:
+        of: The number of each token's document, [B, S].
+        positions: Of each token in its document, after that one's prompt, [B, S].
+        groups: Of each row, all tokens in order.
+        queries: The places that are queries, ascending in each row, [B, Q]; None: all.
+    """
+
+    of: torch.Tensor
+    positions: torch.Tensor
+    groups: list[list[DocumentGroup]]
+    queries: torch.Tensor | None = None
+    _biases: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+
+    def places(self, group: DocumentGroup) -> torch.Tensor:
+        """The places of a group's queries in its row."""
+        if self.queries is None:
+            return torch.arange(group.start, group.end, device=self.of.device)
+        return self.queries[group.row, group.first : group.last]
+
+    def query_positions(self, group: DocumentGroup) -> torch.Tensor:
+        """The positions of a group's queries."""
+        return self.positions[group.row, self.places(group)]
+
+    def bias(self, group: DocumentGroup, at: slice, keys: slice, window: int | None, dtype: torch.dtype) -> Any:
+        """What is added to the scores of a block, [Q, K]: 0 where a query sees a key; the same in all layers of a kind.
+
+        Args:
+            group: The group.
+            at: The block's queries, among those of the group.
+            keys: The keys, among those of the group's prompt and then its own.
+            window: How many tokens back a query sees, itself included.
+            dtype: Of the scores.
+        """
+        name = (group.row, group.first + at.start, keys.start, keys.stop, window, dtype)
+        if name not in self._biases:
+            places, positions, own = self.places(group)[at], self.positions[group.row], self.of[group.row]
+            there = [slice(group.start, group.end)]
+            if group.prompt is not None:
+                prompt = self.groups[group.row][group.prompt]
+                there.insert(0, slice(prompt.start, prompt.end))
+            q, k = positions[places, None], torch.cat([positions[part] for part in there])[keys]
+            seen = q >= k
+            if window is not None:
+                seen &= q - k < window
+            if group.several:
+                ids = torch.cat([own[part] for part in there])
+                same = own[places, None] == ids
+                same[:, : len(ids) - (group.end - group.start)] = True  # of the prompt
+                seen &= same[:, keys]
+            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._biases[name] = bias.masked_fill_(~seen, -torch.inf)
+        return self._biases[name]
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Documents:
+        """Some queries of all rows, as Transformers takes them of a mask: `mask[:, :, queries, :]`."""
+        places = torch.arange(self.of.shape[1], device=self.of.device)[index[2]]
+        return self if len(places) == self.of.shape[1] else self.at(places.expand(len(self.of), -1))
+
+    def at(self, places_BQ: torch.Tensor) -> Documents:
+        """The same documents with these queries alone, ascending in each row."""
+        found = []
+        for groups, places in zip(self.groups, places_BQ, strict=True):
+            ends = torch.tensor([0, *(group.end for group in groups)], device=places.device)
+            bounds = torch.searchsorted(places.contiguous(), ends).tolist()
+            found.append(
+                [
+                    replace(group, first=first, last=last)
+                    for group, first, last in zip(groups, bounds, bounds[1:], strict=False)
+                ]
+            )
+        return Documents(self.of, self.positions, found, places_BQ)
+
+
+def grouped(row: int, lengths: Sequence[int], kinds: Sequence[int], prompts: Sequence[int] = ()) -> list[DocumentGroup]:
+    """The groups of one row: short documents that lie side by side, and have the same prompt, are computed together.
+
+    Args:
+        row: The number of the row.
+        lengths: Of its documents, and of padding, in order.
+        kinds: Of each, -1 for padding, and any other number for a document.
+        prompts: Of each, the number of the document that is its prompt, or -1; prompts are never joined to others.
+            Empty: none has one.
+    """
+    found: list[DocumentGroup] = []
+    numbers: dict[int, int] = {}  # of the groups that are prompts
+    before, start = None, 0
+    asked = {*prompts} - {-1}
+    for i, (length, kind) in enumerate(zip(lengths, kinds, strict=True)):
+        end, padding = start + length, kind < 0
+        what = (prompts[i] if prompts else -1, padding, i if i in asked else -1)
+        last = found[-1] if found else None
+        if last and what == before and not padding and i not in asked and end - last.start <= QUERIES:
+            found[-1] = replace(last, end=end, last=end, several=True)
+        else:
+            found.append(DocumentGroup(row, start, end, start, end, numbers.get(what[0]), padding=padding))
+        if i in asked:
+            numbers[i] = len(found) - 1
+        before, start = what, end
+    return found
+
+
+def documents_of(
+    position_ids: torch.Tensor | None, valid_BS: torch.Tensor | None, shape: tuple[int, int], device: Any
+) -> Documents:
+    """The documents of a batch.
+
+    Args:
+        position_ids: Positions, which begin at 0 with each document of a packed row, [B, S]; not used beside a mask.
+        valid_BS: 1 for tokens, 0 for padding; None: no padding.
+        shape: B and S.
+        device: Where the batch is.
+    """
+    if valid_BS is not None:
+        of = torch.where(valid_BS.bool(), 0, -1)
+    elif position_ids is not None:
+        of = (position_ids.expand(shape) == 0).cumsum(-1)
+    else:
+        of = torch.zeros(shape, dtype=torch.long, device=device)
+    places = torch.arange(shape[1], device=device).expand(shape)
+    groups = []
+    for row, numbers in enumerate(of):
+        values, lengths = torch.unique_consecutive(numbers, return_counts=True)
+        groups.append(grouped(row, lengths.tolist(), values.tolist()))
+    return Documents(of, places, groups)

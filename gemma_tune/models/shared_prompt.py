@@ -1,0 +1,114 @@
+"""Rows that begin with one prompt, laid out so that it is computed once: completions of a group, chosen and rejected.
+
+A batch of G completions of one prompt has G·(P + C) tokens, its layout P + G·C: one row with each prompt but for its
+last token, followed by its completions, each with that last token before it, since it predicts the completion's first.
+A completion sees its prompt and itself (`Documents`), at positions that go on from the prompt's; so log-probabilities
+and gradients are those of the batch, as far as rows of a batch equal single rows. What predicts nothing is left out:
+the last token of each row, and rows without labels.
+
+Suffixes of shapes: B rows of the batch, S tokens of a row, T tokens of the layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from gemma_tune.models.documents import Documents, grouped
+
+_WORTH = 0.9  # share of a batch's tokens above which the layout isn't worth its parts
+
+
+class SharedPrompts(NamedTuple):
+    """A batch in the layout.
+
+    Attributes:
+        input_ids: [1, T].
+        position_ids: Of each token in its row of the batch, without padding, [1, T].
+        shift_labels: The token that each position predicts, or -100, [1, T].
+        documents: Takes the place of the mask.
+        sources: Where each label of the layout stands in the batch, as a place in the flattened [B, S - 1], [T].
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    shift_labels: torch.Tensor
+    documents: Documents
+    sources: torch.Tensor
+
+    def inputs(self) -> dict[str, Any]:
+        """A forward pass's arguments."""
+        masks = dict.fromkeys(("full_attention", "sliding_attention"), self.documents)
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "attention_mask": masks}
+
+    def in_batch(self, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Values of the layout's positions, [1, T], as those of the batch, [B, S - 1]; 0 where there is no label."""
+        there = self.shift_labels[0] != -100
+        flat = values.new_zeros(shape.numel())
+        return flat.scatter(0, self.sources[there], values[0, there]).view(shape)
+
+
+def shared_prompts(
+    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor
+) -> SharedPrompts | None:
+    """The layout of a batch; None where it would save less than a tenth of the tokens.
+
+    Args:
+        ids_BS: Token ids.
+        valid_BS: 1 for tokens, 0 for padding on either side.
+        labels_BS: The ids of tokens that are predicted, else -100.
+    """
+    groups = _groups(ids_BS, valid_BS, labels_BS)
+    tokens = sum(max(0, len(prompt) - 1) + sum(len(row) for _, row in rows) for prompt, rows in groups)
+    if not groups or tokens > _WORTH * (ids_BS.numel() if valid_BS is None else int(valid_BS.sum())):
+        return None
+    ids: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    sources: list[int] = []
+    lengths: list[int] = []
+    prompts: list[int] = []
+    width = ids_BS.shape[1] - 1
+    for prompt, rows in groups:
+        mine = -1
+        if len(prompt) > 1:
+            mine = len(lengths)
+            ids += prompt[:-1]
+            positions += range(len(prompt) - 1)
+            labels += [-100] * (len(prompt) - 1)
+            sources += [0] * (len(prompt) - 1)
+            lengths.append(len(prompt) - 1)
+            prompts.append(-1)
+        for row, tokens_of in rows:
+            ids += [prompt[-1], *(token for _, token, _ in tokens_of[:-1])]
+            positions += range(len(prompt) - 1, len(prompt) - 1 + len(tokens_of))
+            labels += [label for _, _, label in tokens_of]
+            sources += [row * width + place - 1 for place, _, _ in tokens_of]
+            lengths.append(len(tokens_of))
+            prompts.append(mine)
+    made = [torch.tensor(values, device=ids_BS.device) for values in (ids, positions, labels, sources)]
+    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(ids_BS.device)
+    # Without a prompt of its own a document has none; -1 in `kinds` would be padding
+    documents = Documents(number[None], made[1][None], [grouped(0, lengths, range(len(lengths)), prompts)])
+    return SharedPrompts(made[0][None], made[1][None], made[2][None], documents, made[3])
+
+
+Token = tuple[int, int, int]  # its place in the row of the batch, its id, its label
+
+
+def _groups(
+    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor
+) -> list[tuple[list[int], list[tuple[int, list[Token]]]]]:
+    """Of each prompt its tokens and the rows that begin with it, each with its tokens from the first label on."""
+    found: dict[tuple[int, ...], list[tuple[int, list[Token]]]] = {}
+    valid = [[1] * ids_BS.shape[1]] * len(ids_BS) if valid_BS is None else valid_BS.tolist()
+    for row, (ids, here, labels) in enumerate(zip(ids_BS.tolist(), valid, labels_BS.tolist(), strict=True)):
+        tokens = [(place, ids[place], labels[place]) for place in range(len(ids)) if here[place]]
+        labelled = [n for n, (_, _, label) in enumerate(tokens) if n and label != -100]
+        if not labelled:
+            continue
+        first, last = labelled[0], labelled[-1]
+        prompt = tuple(token for _, token, _ in tokens[:first])
+        found.setdefault(prompt, []).append((row, tokens[first : last + 1]))
+    return [(list(prompt), rows) for prompt, rows in found.items()]

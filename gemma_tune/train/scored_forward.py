@@ -1,0 +1,125 @@
+"""The forward pass that TRL's trainers score tokens with, where ours is faster.
+
+TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GRPO, RLOO, DPO and KTO call with
+`fused_lm_head=True` for log-probabilities of labels. Ours takes its place, and gives the same numbers:
+
+- The head is ours (`models/tiled_head.py`). Where Triton is missing, as on a CPU, TRL's computes the logits of all
+  positions, three times, with float32 products; on a GPU it skips the others itself.
+- Layers that share keys and values compute the positions of labels alone (`models/label_positions.py`).
+- Rows of a batch that begin with the same prompt share it (`models/shared_prompt.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from peft.utils.other import TrainableTokensWrapper
+from torch import nn
+from torch.nn import functional
+from trl.trainer.utils import FusedCausalLMOutput
+
+from gemma_tune.models.document_attention import NAME
+from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.sharded import whole_weight
+from gemma_tune.models.shared_prompt import SharedPrompts, shared_prompts
+from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
+from gemma_tune.models.towers import towers_of
+
+_PLAIN = (nn.Linear, TrainableTokensWrapper)  # heads whose product is that with their `weight`
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What of a forward pass is ours.
+
+    Attributes:
+        tiled_head: Whether the head is ours.
+        shared_prompts: Whether rows share their prompts; it needs attention by document.
+        head: How logits become log-probabilities, and what is computed besides; its softcap is the model's.
+        wide: Whether the head computes in float32 (`cast_lm_head_to_fp32`).
+    """
+
+    tiled_head: bool = True
+    shared_prompts: bool = True
+    head: HeadOptions = field(default_factory=HeadOptions)
+    wide: bool = False
+
+
+def use_scored_forward(model: Any, scoring: Scoring) -> None:
+    """Gives a language part that TRL's trainer has prepared (`add_fused_lm_head`) our forward pass, once.
+
+    A call with `output_router_logits` stays TRL's, and so does a head that is no plain layer.
+
+    Args:
+        model: The language part, without a PeftModel around it.
+        scoring: What of it is ours.
+    """
+    theirs = model.forward
+    if getattr(theirs, "is_ours", False):
+        return
+
+    @functools.wraps(theirs)
+    def forward(*args: Any, **given: Any) -> Any:
+        if not given.get("fused_lm_head") or given.get("output_router_logits") or args:
+            return theirs(*args, **given)
+        score = theirs
+        if scoring.tiled_head and type(model.get_output_embeddings()) in _PLAIN:
+            score = functools.partial(_scored, model, scoring)
+        layout = _layout(model, given) if scoring.shared_prompts else None
+        return score(**given) if layout is None else _in_layout(score, layout, given)
+
+    forward.is_ours = True  # type: ignore[attr-defined]
+    model.forward = forward
+
+
+def _layout(model: Any, given: dict[str, Any]) -> SharedPrompts | None:
+    """The layout of a batch whose rows share prompts, where attention can have it."""
+    ids, labels, mask = (given.get(name) for name in ("input_ids", "labels", "attention_mask"))
+    towers = towers_of(model)
+    if model.config._attn_implementation != NAME or (towers is not None and towers.batch is not None):
+        return None
+    if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
+        return None
+    return shared_prompts(ids, mask, labels)
+
+
+def _in_layout(score: Any, layout: SharedPrompts, given: dict[str, Any]) -> Any:
+    mask = given["labels"][:, 1:] != -100
+    items = given.get("num_items_in_batch")
+    given = {n: x for n, x in given.items() if n not in ("labels", "num_items_in_batch")}
+    found = score(**given | layout.inputs() | {"shift_labels": layout.shift_labels})
+    rows = {
+        name: layout.in_batch(values, mask.shape)
+        for name, values in found.items()
+        if name not in ("loss", "label_mask", "aux_loss")
+    }
+    return _output(rows, mask, items)
+
+
+def _output(rows: dict[str, torch.Tensor], mask: torch.Tensor, items: Any) -> FusedCausalLMOutput:
+    count = mask.sum().clamp(min=1) if items is None else items
+    return FusedCausalLMOutput(loss=-rows["log_probs"].sum() / count, label_mask=mask, **rows)
+
+
+def _scored(model: Any, scoring: Scoring, fused_lm_head: bool = True, **given: Any) -> FusedCausalLMOutput:
+    """TRL's forward pass with our head."""
+    labels, shifted, items = (given.pop(name, None) for name in ("labels", "shift_labels", "num_items_in_batch"))
+    own = shifted is None
+    shifted = labels[:, 1:] if own else shifted
+    mask = shifted != -100
+    with at_labels(model, functional.pad(mask, (0, 1)) if own else mask) as places:
+        hidden = model.base_model(**given | {"use_cache": False}).last_hidden_state
+    states = hidden[:, : mask.shape[1]][mask] if places is None else hidden[places.read]
+    weight = whole_weight(model.get_output_embeddings().weight)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    kind = states.device.type
+    enabled = torch.is_autocast_enabled(kind) and not scoring.wide
+    with torch.autocast(kind, enabled=enabled, dtype=torch.get_autocast_dtype(kind)):
+        states = states.float() if scoring.wide else states
+        found = token_log_probs(states, weight, shifted[mask], replace(scoring.head, softcap=cap))
+    # `masked_scatter` leaves a way for gradients where no position is trained, too
+    rows = {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
+    return _output(rows, mask, items)

@@ -1,0 +1,122 @@
+"""Rows that share a prompt, laid out once, against the same rows one by one: log-probabilities and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_models import MODELS
+
+from gemma_tune.models import document_attention, documents
+from gemma_tune.models.document_attention import by_document
+from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.shared_prompt import shared_prompts
+
+CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
+# Prompts, and the lengths of each one's completions: beyond the window of 16 and the blocks, within, and of one token
+GROUPS = ((40, (3, 25, 1, 7, 18)), (9, (4, 30)), (1, (6, 2)))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "QUERIES", 16)
+    monkeypatch.setattr(document_attention, "QUERIES", 16)
+    monkeypatch.setattr(document_attention, "PRODUCTS", 32)
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    family = CLASSES[request.param]
+    config = getattr(transformers, f"{family}TextConfig")(**MODELS[request.param][1], attn_implementation="eager")
+    return getattr(transformers, f"{family}ForCausalLM")(config).float().train()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(4)
+    rows = []
+    for prompt_length, lengths in GROUPS:
+        prompt = torch.randint(3, 1500, (prompt_length,), generator=draw).tolist()
+        rows += [(prompt, torch.randint(3, 1500, (n,), generator=draw).tolist()) for n in lengths]
+    rows = rows[::2] + rows[1::2]  # groups don't lie side by side
+    before, after = (max(len(row[n]) for row in rows) for n in range(2))
+    ids, labels, mask = [], [], []
+    for prompt, completion in rows:
+        left, right = before - len(prompt), after - len(completion)
+        ids.append([0] * left + prompt + completion + [0] * right)
+        labels.append([-100] * before + completion + [-100] * right)
+        mask.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+    found = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    return {name: torch.tensor(rows) for name, rows in found.items()}
+
+
+def scores(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model.lm_head(hidden).float()
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+
+
+def one_by_one(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of each row without padding, one after the other."""
+    found = []
+    for ids, labels, mask in zip(inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool(), strict=True):
+        row, wanted = ids[mask][None], labels[mask][1:]
+        hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, :-1]
+        found.append(scores(model, hidden[wanted != -100], wanted[wanted != -100]))
+    return torch.cat(found)
+
+
+def laid_out(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    layout = shared_prompts(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+    assert layout is not None
+    read = layout.shift_labels != -100
+    with by_document(model), at_labels(model, read) as places:
+        hidden = model.base_model(**layout.inputs(), use_cache=False).last_hidden_state
+    found = scores(model, hidden[read if places is None else places.read], layout.shift_labels[read])
+    values = torch.zeros(read.shape).masked_scatter(read, found)
+    labels = inputs["labels"][:, 1:]
+    return layout.in_batch(values, labels.shape)[labels != -100]
+
+
+def gradients(model: Any, log_probs: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (log_probs * torch.linspace(-1, 1, len(log_probs))).sum().backward()  # of either sign, as advantages
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_log_probs_and_gradients(model: Any) -> None:
+    inputs = batch()
+    expected = one_by_one(model, inputs)
+    theirs = gradients(model, expected)
+    found = laid_out(model, inputs)
+    ours = gradients(model, found)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
+    whole = sum(gradient.norm() ** 2 for gradient in theirs.values()) ** 0.5
+    apart = {name: (ours[name] - gradient).norm() for name, gradient in theirs.items()}
+    assert sum(x**2 for x in apart.values()) ** 0.5 <= 2e-5 * whole
+    assert all(x <= 1e-4 * theirs[name].norm() + 1e-5 for name, x in apart.items())
+
+
+def test_layout() -> None:
+    ids = torch.tensor([[0, 7, 8, 9, 4, 5], [7, 8, 9, 6, 0, 0], [7, 3, 2, 2, 0, 0]])
+    labels = torch.tensor([[-100] * 4 + [4, 5], [-100] * 3 + [6, -100, -100], [-100] * 6])
+    found = shared_prompts(ids, (ids > 0).long(), labels)
+    assert found is not None
+    assert found.input_ids.tolist() == [[7, 8, 9, 4, 9]]  # the last token of a row predicts nothing
+    assert found.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert found.shift_labels.tolist() == [[-100, -100, 4, 5, 6]]
+    values = found.in_batch(torch.tensor([[1.0, 2, 3, 4, 5]]), torch.Size((3, 5)))
+    assert values.tolist() == [[0, 0, 0, 3, 4], [0, 0, 5, 0, 0], [0] * 5]
+
+
+def test_no_layout_that_saves_nothing() -> None:
+    ids = torch.arange(3, 63).view(2, 30)
+    labels = ids.clone()
+    labels[:, :5] = -100
+    assert shared_prompts(ids, None, labels) is None  # nothing in common
+    assert shared_prompts(ids, None, torch.full_like(ids, -100)) is None
+    labels[:, :29] = -100
+    assert shared_prompts(ids[:1].expand(2, -1), None, labels[:1].expand(2, -1)) is not None
