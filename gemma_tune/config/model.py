@@ -71,6 +71,11 @@ class ModelConfig:
         "is faster there on short sequences.",
         choices=("sdpa", "by_document", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
+    shared_layers_at_labels: bool = option(
+        True,
+        "Gemma 3n, Gemma 4 E2B and E4B: compute the layers that share keys and values only where a token is trained or "
+        "measured, which is all that anybody reads of them; with sdpa, by_document and eager. false: everywhere.",
+    )
     chat_template: str | None = option(
         None,
         f"Chat template: {', '.join(CHAT_FORMS)} (gemma4 and gemma4_large, 12B and larger, are the newest ones of "

@@ -55,6 +55,7 @@ ADDED: dict[str, Any] = {
     "model.images_kwargs": {},
     "model.image_attention": None,
     "model.train_towers": "none",
+    "model.shared_layers_at_labels": True,
     "model.cache_image_features": None,
     "train.towers_learning_rate": None,
     "train.tiled_head": None,

@@ -28,6 +28,7 @@ from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.image_attention import set_image_attention
 from gemma_tune.models.image_tower import no_timm
+from gemma_tune.models.label_positions import compute_all_positions
 from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import checkpoint_of, media_of
 from gemma_tune.models.source import Source
@@ -205,6 +206,8 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
             open_towers(loaded)  # exports take what was trained from them
     elif source.adapter is not None:
         check_stored_towers(source.adapter, config)
+    if not model.shared_layers_at_labels:
+        compute_all_positions(loaded)
     grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
     set_stop_tokens(loaded, tokenizer)
