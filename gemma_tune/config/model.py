@@ -67,8 +67,7 @@ class ModelConfig:
         None,
         "Attention kernel of Transformers, or by_document, ours: it trains packed and padded rows without a mask of "
         "all pairs of tokens, windows cost what they see, and elsewhere it is sdpa. The flash ones need a GPU and "
-        "their package. null: sdpa, but to train on a CPU by_document, or eager with a hidden size below 512, which "
-        "is faster there on short sequences.",
+        "their package. null: sdpa, but by_document to train on a CPU.",
         choices=("sdpa", "by_document", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
     shared_layers_at_labels: bool = option(

@@ -59,7 +59,7 @@ ADDED: dict[str, Any] = {
     "model.cache_image_features": None,
     "train.towers_learning_rate": None,
     "train.tiled_head": None,
-    "train.shared_prompts": True,
+    "train.compact_batches": True,
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

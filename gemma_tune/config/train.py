@@ -73,10 +73,11 @@ class TrainConfig:
         "Compute the logits of trained positions alone, 256 at a time, and their gradients in the forward pass; false: "
         "TRL's head, whose losses differ by rounding. null: on a CPU.",
     )
-    shared_prompts: bool = option(
+    compact_batches: bool = option(
         True,
-        "Rewards and preferences, where attention is by_document (on a CPU by default): completions of a prompt, and "
-        "chosen and rejected answers, share it, so that it is computed once; false: once for each of them.",
+        "Compute a batch as one row without padding, in which completions of a prompt, and chosen and rejected "
+        "answers, share it, so that it is computed once. It needs attention by_document (the default on a CPU), and changes "
+        "losses by rounding.",
     )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."

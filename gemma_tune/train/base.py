@@ -50,7 +50,7 @@ class GemmaTrainer(CheckpointedTrainer):
         checkpoints_kept: How many checkpoints to keep, or None for all.
         towers_learning_rate: Learning rate of trained towers, or None for the one of all.
         tiled_head: Whether the head is ours; None: on a CPU, where TRL's has no kernel.
-        shared_prompts: Whether rows of a batch share their prompts.
+        compact_batches: Whether batches are computed without padding, and shared prompts once.
         guard: Remembers the batches of each step, to name its rows.
 
     Attributes:
@@ -71,7 +71,7 @@ class GemmaTrainer(CheckpointedTrainer):
         checkpoints_kept: int | None = None,
         towers_learning_rate: float | None = None,
         tiled_head: bool | None = None,
-        shared_prompts: bool = False,
+        compact_batches: bool = False,
         guard: NonFiniteGuard | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,7 +81,7 @@ class GemmaTrainer(CheckpointedTrainer):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._towers_learning_rate = towers_learning_rate
-        self._tiled_head, self._shared_prompts = tiled_head, shared_prompts
+        self._tiled_head, self._shared_prompts = tiled_head, compact_batches
         self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
@@ -264,7 +264,7 @@ def build_trainer(
             checkpoints_kept=cfg.train.save_total_limit,
             towers_learning_rate=cfg.train.towers_learning_rate,
             tiled_head=cfg.train.tiled_head,
-            shared_prompts=cfg.train.shared_prompts,
+            compact_batches=cfg.train.compact_batches,
             guard=guard,
             **more,
         )

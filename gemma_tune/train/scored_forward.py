@@ -6,7 +6,7 @@ TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GR
 - The head is ours (`models/tiled_head.py`). Where Triton is missing, as on a CPU, TRL's computes the logits of all
   positions, three times, with float32 products; on a GPU it skips the others itself.
 - Layers that share keys and values compute the positions of labels alone (`models/label_positions.py`).
-- Rows of a batch that begin with the same prompt share it (`models/shared_prompt.py`).
+- Batches are computed without padding, and prompts that rows share once (`models/compact_batch.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import nn
 from torch.nn import functional
 from trl.trainer.utils import FusedCausalLMOutput
 
+from gemma_tune.models.compact_batch import CompactBatch, compact
 from gemma_tune.models.document_attention import NAME
 from gemma_tune.models.label_positions import at_labels
 from gemma_tune.models.sharded import whole_weight
-from gemma_tune.models.shared_prompt import SharedPrompts, shared_prompts
 from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
 from gemma_tune.models.towers import towers_of
 
@@ -37,13 +37,13 @@ class Scoring:
 
     Attributes:
         tiled_head: Whether the head is ours.
-        shared_prompts: Whether rows share their prompts; it needs attention by document.
+        compact_batches: Whether batches have no padding, and rows share prompts; it needs attention by document.
         head: How logits become log-probabilities, and what is computed besides; its softcap is the model's.
         wide: Whether the head computes in float32 (`cast_lm_head_to_fp32`).
     """
 
     tiled_head: bool = True
-    shared_prompts: bool = True
+    compact_batches: bool = True
     head: HeadOptions = field(default_factory=HeadOptions)
     wide: bool = False
 
@@ -68,31 +68,31 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
         score = theirs
         if scoring.tiled_head and type(model.get_output_embeddings()) in _PLAIN:
             score = functools.partial(_scored, model, scoring)
-        layout = _layout(model, given) if scoring.shared_prompts else None
-        return score(**given) if layout is None else _in_layout(score, layout, given)
+        short = _compact(model, given) if scoring.compact_batches else None
+        return score(**given) if short is None else _in_compact(score, short, given)
 
     forward.is_ours = True  # type: ignore[attr-defined]
     model.forward = forward
 
 
-def _layout(model: Any, given: dict[str, Any]) -> SharedPrompts | None:
-    """The layout of a batch whose rows share prompts, where attention can have it."""
+def _compact(model: Any, given: dict[str, Any]) -> CompactBatch | None:
+    """The compact form of a batch, where attention can have it."""
     ids, labels, mask = (given.get(name) for name in ("input_ids", "labels", "attention_mask"))
     towers = towers_of(model)
     if model.config._attn_implementation != NAME or (towers is not None and towers.batch is not None):
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None
-    return shared_prompts(ids, mask, labels)
+    return compact(ids, mask, labels)
 
 
-def _in_layout(score: Any, layout: SharedPrompts, given: dict[str, Any]) -> Any:
+def _in_compact(score: Any, short: CompactBatch, given: dict[str, Any]) -> Any:
     mask = given["labels"][:, 1:] != -100
     items = given.get("num_items_in_batch")
     given = {n: x for n, x in given.items() if n not in ("labels", "num_items_in_batch")}
-    found = score(**given | layout.inputs() | {"shift_labels": layout.shift_labels})
+    found = score(**given | short.inputs() | {"shift_labels": short.shift_labels})
     rows = {
-        name: layout.in_batch(values, mask.shape)
+        name: short.in_batch(values, mask.shape)
         for name, values in found.items()
         if name not in ("loss", "label_mask", "aux_loss")
     }

@@ -145,7 +145,7 @@ def grouped_batch() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tiled", [True, False])
 def test_rows_share_their_prompts(model: Any, tiled: bool) -> None:
-    """Gemma 3; the window of 512 is never reached, other families and windows are in test_shared_prompt.py."""
+    """Gemma 3; the window of 512 is never reached, other families and windows are in test_compact_batch.py."""
     inputs, base = grouped_batch(), base_of(model)
     expected, gradients = outcome(model, inputs)
     theirs, widths = base.forward, []

@@ -1,4 +1,4 @@
-"""Rows that share a prompt, laid out once, against the same rows one by one: log-probabilities and gradients."""
+"""A batch without padding, shared prompts once, against the rows one by one: log-probabilities and gradients."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import transformers
 from small_models import MODELS
 
 from gemma_tune.models import document_attention, documents
+from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.label_positions import at_labels
-from gemma_tune.models.shared_prompt import shared_prompts
 
 CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
 # Prompts, and the lengths of each one's completions: beyond the window of 16 and the blocks, within, and of one token
@@ -69,16 +69,16 @@ def one_by_one(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def laid_out(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    layout = shared_prompts(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
-    assert layout is not None
-    read = layout.shift_labels != -100
+def in_short(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    short = compact(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+    assert short is not None
+    read = short.shift_labels != -100
     with by_document(model), at_labels(model, read) as places:
-        hidden = model.base_model(**layout.inputs(), use_cache=False).last_hidden_state
-    found = scores(model, hidden[read if places is None else places.read], layout.shift_labels[read])
+        hidden = model.base_model(**short.inputs(), use_cache=False).last_hidden_state
+    found = scores(model, hidden[read if places is None else places.read], short.shift_labels[read])
     values = torch.zeros(read.shape).masked_scatter(read, found)
     labels = inputs["labels"][:, 1:]
-    return layout.in_batch(values, labels.shape)[labels != -100]
+    return short.in_batch(values, labels.shape)[labels != -100]
 
 
 def gradients(model: Any, log_probs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -91,7 +91,7 @@ def test_log_probs_and_gradients(model: Any) -> None:
     inputs = batch()
     expected = one_by_one(model, inputs)
     theirs = gradients(model, expected)
-    found = laid_out(model, inputs)
+    found = in_short(model, inputs)
     ours = gradients(model, found)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
     whole = sum(gradient.norm() ** 2 for gradient in theirs.values()) ** 0.5
@@ -100,10 +100,10 @@ def test_log_probs_and_gradients(model: Any) -> None:
     assert all(x <= 1e-4 * theirs[name].norm() + 1e-5 for name, x in apart.items())
 
 
-def test_layout() -> None:
+def test_compact_form() -> None:
     ids = torch.tensor([[0, 7, 8, 9, 4, 5], [7, 8, 9, 6, 0, 0], [7, 3, 2, 2, 0, 0]])
     labels = torch.tensor([[-100] * 4 + [4, 5], [-100] * 3 + [6, -100, -100], [-100] * 6])
-    found = shared_prompts(ids, (ids > 0).long(), labels)
+    found = compact(ids, (ids > 0).long(), labels)
     assert found is not None
     assert found.input_ids.tolist() == [[7, 8, 9, 4, 9]]  # the last token of a row predicts nothing
     assert found.position_ids.tolist() == [[0, 1, 2, 3, 2]]
@@ -112,11 +112,12 @@ def test_layout() -> None:
     assert values.tolist() == [[0, 0, 0, 3, 4], [0, 0, 5, 0, 0], [0] * 5]
 
 
-def test_no_layout_that_saves_nothing() -> None:
+def test_nothing_that_saves_nothing() -> None:
     ids = torch.arange(3, 63).view(2, 30)
     labels = ids.clone()
     labels[:, :5] = -100
-    assert shared_prompts(ids, None, labels) is None  # nothing in common
-    assert shared_prompts(ids, None, torch.full_like(ids, -100)) is None
-    labels[:, :29] = -100
-    assert shared_prompts(ids[:1].expand(2, -1), None, labels[:1].expand(2, -1)) is not None
+    assert compact(ids, None, labels) is None  # nothing in common
+    assert compact(ids, None, torch.full_like(ids, -100)) is None
+    labels[:, :20] = -100
+    assert compact(ids, (torch.arange(30) < torch.tensor([[30], [9]])).long(), labels) is not None  # padding
+    assert compact(ids[:1].expand(2, -1), None, labels[:1].expand(2, -1)) is not None

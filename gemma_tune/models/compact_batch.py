@@ -1,12 +1,12 @@
-"""Rows that begin with one prompt, laid out so that it is computed once: completions of a group, chosen and rejected.
+"""A batch as one row without padding, in which rows that begin with the same prompt share it.
 
-A batch of G completions of one prompt has G·(P + C) tokens, its layout P + G·C: one row with each prompt but for its
-last token, followed by its completions, each with that last token before it, since it predicts the completion's first.
-A completion sees its prompt and itself (`Documents`), at positions that go on from the prompt's; so log-probabilities
-and gradients are those of the batch, as far as rows of a batch equal single rows. What predicts nothing is left out:
-the last token of each row, and rows without labels.
+A batch of G completions of one prompt has G·(P + C) tokens, its compact form P + G·C: each prompt but for its last
+token, followed by its completions, each with that last token before it, since it predicts the completion's first. A
+completion sees its prompt and itself (`Documents`), at positions that go on from the prompt's; so log-probabilities
+and gradients are those of the batch, as far as rows of a batch equal single rows. The same holds for chosen and
+rejected answers. What predicts nothing is left out: padding, what follows a row's last label, rows without labels.
 
-Suffixes of shapes: B rows of the batch, S tokens of a row, T tokens of the layout.
+Suffixes of shapes: B rows of the batch, S tokens of a row, T tokens of the compact form.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 
 from gemma_tune.models.documents import Documents, grouped
 
-_WORTH = 0.9  # share of a batch's tokens above which the layout isn't worth its parts
+_WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact form isn't worth its parts
 
 
-class SharedPrompts(NamedTuple):
-    """A batch in the layout.
+class CompactBatch(NamedTuple):
+    """A batch in its compact form.
 
     Attributes:
         input_ids: [1, T].
         position_ids: Of each token in its row of the batch, without padding, [1, T].
         shift_labels: The token that each position predicts, or -100, [1, T].
         documents: Takes the place of the mask.
-        sources: Where each label of the layout stands in the batch, as a place in the flattened [B, S - 1], [T].
+        sources: Where each label stands in the batch, as a place in the flattened [B, S - 1], [T].
     """
 
     input_ids: torch.Tensor
@@ -43,16 +43,14 @@ class SharedPrompts(NamedTuple):
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "attention_mask": masks}
 
     def in_batch(self, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Values of the layout's positions, [1, T], as those of the batch, [B, S - 1]; 0 where there is no label."""
+        """Values of its positions, [1, T], as those of the batch, [B, S - 1]; 0 where there is no label."""
         there = self.shift_labels[0] != -100
         flat = values.new_zeros(shape.numel())
         return flat.scatter(0, self.sources[there], values[0, there]).view(shape)
 
 
-def shared_prompts(
-    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor
-) -> SharedPrompts | None:
-    """The layout of a batch; None where it would save less than a tenth of the tokens.
+def compact(ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor) -> CompactBatch | None:
+    """The compact form of a batch; None where it would save less than a tenth of the tokens.
 
     Args:
         ids_BS: Token ids.
@@ -61,7 +59,7 @@ def shared_prompts(
     """
     groups = _groups(ids_BS, valid_BS, labels_BS)
     tokens = sum(max(0, len(prompt) - 1) + sum(len(row) for _, row in rows) for prompt, rows in groups)
-    if not groups or tokens > _WORTH * (ids_BS.numel() if valid_BS is None else int(valid_BS.sum())):
+    if not groups or tokens > _WORTH * ids_BS.numel():
         return None
     ids: list[int] = []
     positions: list[int] = []
@@ -91,7 +89,7 @@ def shared_prompts(
     number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(ids_BS.device)
     # Without a prompt of its own a document has none; -1 in `kinds` would be padding
     documents = Documents(number[None], made[1][None], [grouped(0, lengths, range(len(lengths)), prompts)])
-    return SharedPrompts(made[0][None], made[1][None], made[2][None], documents, made[3])
+    return CompactBatch(made[0][None], made[1][None], made[2][None], documents, made[3])
 
 
 Token = tuple[int, int, int]  # its place in the row of the batch, its id, its label
