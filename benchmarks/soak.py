@@ -35,7 +35,7 @@ from gemma_tune.run.resume import find_checkpoint
 FILE = DOCS / "soak.json"
 RUNS = {"sft": "lora_sft", "full": "full_sft", "qat": "qat, lora", "grpo": "grpo, lora", "dpo": "dpo, lora",
         "kto": "kto, lora", "tune_to_int4": "tune_to_int4"}  # fmt: skip
-_TIMED = ("time", "second", "flos", "runtime")
+_TIMED = ("time", "second", "flos", "mfu")
 
 
 def words_of(name: str, folder: Path) -> tuple[str, list[str]]:

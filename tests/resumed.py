@@ -16,7 +16,7 @@ import pytest
 import torch
 from short_runs import short_run
 
-_TIMED = ("time", "second", "flos")  # parts of the names of figures that no two runs share
+_TIMED = ("time", "second", "flos", "mfu")  # parts of the names of figures that no two runs share
 
 
 def lines(folder: Path) -> dict[str, list[dict[str, Any]]]:

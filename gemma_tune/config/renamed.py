@@ -60,6 +60,7 @@ ADDED: dict[str, Any] = {
     "train.towers_learning_rate": None,
     "train.tiled_head": None,
     "train.compact_batches": True,
+    "train.profile": False,
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

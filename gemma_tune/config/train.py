@@ -148,6 +148,11 @@ class TrainConfig:
         "Compute in bfloat16 with float32 weights (mixed precision); null: where the weights are float32 and the "
         "GPU supports it or, with rewards, the CPU.",
     )
+    profile: bool = option(
+        False,
+        "Profile ten steps after the first three with torch.profiler, or those that there are: profile/trace.json.gz, "
+        "for https://ui.perfetto.dev, and a table of the 30 operations that take longest, profile/operations.txt.",
+    )
     logging_steps: int = option(
         1, "Optimizer steps between two lines of metrics.jsonl; checkpoints have one, too.", at_least=1, at_most=STEPS
     )

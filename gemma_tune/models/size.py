@@ -35,6 +35,7 @@ class ModelSize:
         attention: The kernel that computes its attention by default.
         layer_width: Activations that an average block keeps for the backward pass, per token.
         computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
+        shared_layer_parameters: Those among them in layers that share keys and values with a layer below.
         tower_parameters: Weights of the towers for images and audio, which are not loaded for rows of text.
         layer_parameters: Weights of the largest decoder layer, with all of its experts.
         outer_parameters: Weights outside of the decoder layers: embeddings, per-layer embeddings, final norm, head.
@@ -58,6 +59,7 @@ class ModelSize:
     expert_widths: int = 0
     expert_parameters: int = 0
     computed_parameters: int = 0
+    shared_layer_parameters: int = 0
     tower_parameters: int = 0
     layer_parameters: int = 0
     outer_parameters: int = 0
@@ -111,6 +113,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if family.is_expert(n)),
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
+        shared_layer_parameters=sum(_computed(family, text, layer) for layer in model.model.layers if _shares(layer)),
         tower_parameters=towers.parameters if towers else tower_parameters,
         layer_parameters=max(layers),
         outer_parameters=parameters - sum(layers),
@@ -124,6 +127,10 @@ def _computed(family: Family, text: Any, model: nn.Module) -> int:
     linear: int = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))  # the head is one of them
     experts: int = sum(p.numel() for name, p in model.named_parameters() if family.is_expert(name))
     return linear + (experts * int(text.top_k_experts) // int(text.num_experts) if experts else 0)
+
+
+def _shares(layer: Any) -> bool:
+    return bool(getattr(layer.self_attn, "is_kv_shared_layer", False))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config import Config, PlanConfig
+from gemma_tune.models.operations import per_weight
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 
@@ -42,7 +43,7 @@ def operations(cfg: Config, size: ModelSize) -> float | None:
     """
     if cfg.traits.rewarded:
         return None
-    passes = 2.0 + 2.0 + (2.0 if cfg.adapter.peft_type == "none" else 0.0)
+    passes = per_weight(cfg)
     passes += 2.0 if recomputes(cfg) else 0.0
     has_reference = cfg.traits.compares_answers and not cfg.traits.classifies
     passes += 2.0 if has_reference or cfg.traits.quantizes else 0.0

@@ -153,6 +153,7 @@ class Session:
             add_counts(self.data.train)
         say(*self.end.lines)
         trainer.release()
+        self.warn(*(trainer.profile.lines if trainer.profile else ()))
         if is_sharded(self.model):
             self.gather = partial(gathered_model, self.model, trainer.blank, self.setup.device)
         return self.end

@@ -29,6 +29,7 @@ from gemma_tune.train.callbacks import ProgressBar
 from gemma_tune.train.checkpointing import CheckpointedTrainer
 from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
 from gemma_tune.train.scored_forward import Scoring, use_scored_forward
+from gemma_tune.train.watching import watch
 
 
 class GemmaTrainer(CheckpointedTrainer):
@@ -146,11 +147,13 @@ class GemmaTrainer(CheckpointedTrainer):
         """Adds to each line with a loss the digest of the batches since the line before: `batch`, 8 hex digits."""
         if "loss" in logs:
             logs["batch"] = self._guard.batches()
+            logs |= self.throughput.figures()
         super().log(logs, start_time)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         self._guard.saw(inputs)
+        self.throughput.saw(inputs)
         media = inputs.pop(MEDIA, None) if isinstance(inputs, dict) else None  # with rewards it is a list of rows
         with seeing(self.model, media, passes=self.passes_with_media):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
@@ -205,7 +208,8 @@ class GemmaTrainer(CheckpointedTrainer):
             RunError: No evaluation has given the metric that decides on the best step.
         """
         step, decides = self.state.global_step, self.args.metric_for_best_model
-        with evaluating(self.model), own_forward(self.model):  # a user's evaluator may set a seed, or a mode
+        # A user's evaluator may set a seed, or a mode
+        with evaluating(self.model), own_forward(self.model), self.throughput.paused():
             measured = self.measure(step)
         figures = from_main(lambda: measured)  # the same decisions on all, whatever an evaluator of the user's gives
         named = {f"eval_{name}": value for name, value in figures.items()}
@@ -269,6 +273,7 @@ def build_trainer(
             **more,
         )
         trainer.add_callback(ProgressBar(trainer.counted_tokens))
+        watch(trainer, cfg)
         trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
     except (ValueError, ImportError) as error:
         raise UserError(f"train: {str(error).splitlines()[0]}") from error

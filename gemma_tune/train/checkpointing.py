@@ -14,7 +14,9 @@ from gemma_tune.errors import RunError
 from gemma_tune.models.trained_towers import restore_towers, save_towers
 from gemma_tune.processes import barrier
 from gemma_tune.run.checkpoints import STATE, checkpoints, is_of_shards, seal, to_disk
+from gemma_tune.train.profiling import Profile
 from gemma_tune.train.sharded_trainer import ShardedTrainer
+from gemma_tune.train.throughput import NoThroughput
 
 _COUNTED = "counted.json"  # what TRL counts beside the trainer's state
 
@@ -30,10 +32,14 @@ class CheckpointedTrainer(ShardedTrainer):
 
     Attributes:
         checkpoints_kept: How many checkpoints to keep, or None for all.
+        throughput: Gives each line its tokens per second; with rewards, which say their own, it gives nothing.
+        profile: What `train.profile` asks for.
     """
 
     control: Any
     checkpoints_kept: int | None = None
+    throughput = NoThroughput()
+    profile: Profile | None = None
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """A resumed run logs, evaluates and saves by the current options, and finds its best checkpoint by step."""
@@ -135,6 +141,10 @@ class CheckpointedTrainer(ShardedTrainer):
         self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.throughput.paused():
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         written = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
