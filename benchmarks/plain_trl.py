@@ -1,4 +1,4 @@
-"""A plain TRL script, as its documentation would have one write it, on the model and the rows of `make bench-sft`.
+"""A plain TRL script, as its documentation has it, on the rows of `make bench-sft` and `make bench-speed`.
 
 python benchmarks/plain_trl.py '{"model": …, "rows": …, "four_bit": …, "training": {…}}'
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
+from step_lines import StepLines
 from transformers import AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -26,12 +27,12 @@ def main(asked: dict[str, Any]) -> None:
     )  # fmt: skip
     training = SFTConfig(
         output_dir=asked["output_dir"],
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
         logging_steps=1,
         assistant_only_loss=True,
-        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": "sdpa"}
+        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": asked.get("attn_implementation", "sdpa")}
         | ({"quantization_config": four_bit} if asked["four_bit"] else {}),
         **asked["training"],
     )
@@ -40,6 +41,7 @@ def main(asked: dict[str, Any]) -> None:
         args=training,
         train_dataset=load_dataset("json", data_files=asked["rows"], split="train"),
         processing_class=tokenizer,
+        callbacks=[StepLines()],
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     seconds = trainer.train().metrics["train_runtime"]
