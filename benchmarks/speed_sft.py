@@ -32,7 +32,7 @@ COMMON: dict[str, Any] = {
 PACKED = {"packing": True, "gradient_checkpointing": False}
 # What TRL is tried with; the fastest is its best
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "sdpa": {}, "eager": {"attn_implementation": "eager"}, "sdpa, fused AdamW": {"optim": "adamw_torch_fused"},
+    "sdpa": {}, "eager": {"attn_implementation": "eager"},
 }  # fmt: skip
 SWITCHES = {
     "head": "train.tiled_head=false",
@@ -66,9 +66,9 @@ class Arm:
         at = {line["step"]: line["at"] for line in lines if "at" in line}
         tokens = {line["step"]: line["num_tokens"] for line in lines if "num_tokens" in line}
         first = min(FIRST, self.steps - 1)
-        marks = [*range(first, self.steps, BLOCK), self.steps]
-        blocks = [[self.run.own(at[a], at[b]), tokens[b] - tokens[a]] for a, b in itertools.pairwise(marks)]
-        seconds, seen = (sum(block[i] for block in blocks) for i in range(2))
+        marks = range(first, self.steps + 1)
+        each = [[self.run.own(at[a], at[b]), tokens[b] - tokens[a]] for a, b in itertools.pairwise(marks)]
+        seconds, seen = (sum(step[i] for step in each) for i in range(2))
         counted = next(line["flops"] for line in lines if "flops" in line)
         gpu = [line["gpu_memory"] for line in lines if "gpu_memory" in line]
         rate = [
@@ -77,7 +77,7 @@ class Arm:
             if "trained_tokens_per_second" in line and first < line["step"]
         ]
         return {
-            "rows": self.rows, "steps": self.steps, "from_step": first, "blocks": blocks,
+            "rows": self.rows, "steps": self.steps, "from_step": first, "each": each,
             "tokens_per_second": seen / seconds, "trained_tokens": round(sum(rate)) if rate else None, "tokens": seen,
             "seconds_per_step": seconds / (self.steps - first),
             "flops_per_token": counted / _of_step(tokens, COUNTED),
@@ -173,9 +173,11 @@ def ratios(arms: dict[str, Any]) -> dict[str, Any]:
         for ours, mine in arms.items():
             if not name.startswith("TRL") or not ours.startswith("ours") or other["rows"] != mine["rows"]:
                 continue
-            pairs = list(zip(other["blocks"], mine["blocks"], strict=False))  # of different lengths: the common steps
-            each = [theirs[0] / own[0] for theirs, own in pairs if theirs[1] == own[1]]
-            agree = same_losses(mine["losses"], other["losses"])
+            pairs = list(zip(other["each"], mine["each"], strict=False))  # of different lengths: the common steps
+            size = BLOCK if len(pairs) >= 4 * BLOCK else 1
+            blocks = [pairs[i : i + size] for i in range(0, len(pairs) - size + 1, size)]
+            each = [sum(theirs[0] for theirs, _ in block) / sum(own[0] for _, own in block) for block in blocks]
+            agree = same_losses(mine["losses"], other["losses"]) and all(a[1] == b[1] for a, b in pairs)
             found[f"{ours} / {name}"] = {
                 "losses_agree": agree, "ratio": list(interval(each)) if agree and len(each) > 1 else None,
                 "each": each,

@@ -60,7 +60,8 @@ class Profile(TrainerCallback):  # type: ignore[misc]
             found.export_chrome_trace(str(target / _TRACE))
             table = found.key_averages().table(sort_by=by, row_limit=_MOST, max_name_column_width=60)
             (target / _TABLE).write_text(table + "\n", encoding="utf-8")
+        first, last = self._begin + 1, self._begin + self._done
         self.lines = [
-            f"profile: {self._done} steps from step {self._begin + 1} on are in {self._folder / _TRACE} (open it at "
+            f"profile: step {first}{f' to {last}' * (last > first)} in {self._folder / _TRACE} (open it at "
             f"https://ui.perfetto.dev), and the {_MOST} operations that take longest in {self._folder / _TABLE}"
         ]

@@ -88,4 +88,7 @@ def test_profile(first: int, last: int, begin: int, steps: int, tmp_path: Path) 
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
     assert names.count("aten::mm") == steps
     assert "aten::mm" in (tmp_path / "profile" / "operations.txt").read_text("utf-8")
-    assert f"{steps} steps from step {begin + 1} on" in profile.lines[0] and "ui.perfetto.dev" in profile.lines[0]
+    assert (
+        f"step {begin + 1}{f' to {begin + steps}' * (steps > 1)} in" in profile.lines[0]
+        and "ui.perfetto.dev" in profile.lines[0]
+    )
