@@ -15,6 +15,7 @@ from typing import Any
 import shape_270m
 import torch
 from bench_sft import interval, write_rows
+from ceiling import rates
 from in_turn import Turns, in_turn
 from step_lines import COUNTED, lines_of
 
@@ -154,15 +155,16 @@ def measure(steps: int, tried: int, switches: list[str], scratch: Path, quick: b
         of_ours("ours, its defaults", own, *given, scratch / "d", steps),
         *(of_ours(f"ours, {SWITCHES[s]}", [SWITCHES[s], *own], *given, scratch / s, tried) for s in switches),
     ]
-    asked = {"shapes": SHAPES[-1:] if quick else SHAPES, "rounds": 3 if quick else 60, "device": DEVICE}
+    asked = {"shapes": SHAPES[-1:] if quick else SHAPES, "rounds": 3 if quick else 30, "device": DEVICE}
     command = [sys.executable, str(HERE / "ceiling.py"), json.dumps(asked)]
     ceiling = Turns(command, lambda said: next((0.0 for _ in lines_of(said)), None), turn_seconds=0.25)
     in_turn([ceiling, *(arm.run for arm in arms)])
+    reached = rates(lines_of(ceiling.said)[0]["products"], asked["shapes"], ceiling.own)
     figures = {arm.name: arm.figures() for arm in arms}
     return {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu", "best": best,
         "search": {name: one["tokens_per_second"] for name, one in found.items()},
-        "ceiling": lines_of(ceiling.said)[0]["rates"], "arms": figures, "ratios": ratios(figures),
+        "ceiling": reached, "arms": figures, "ratios": ratios(figures),
     }  # fmt: skip
 
 
