@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ LEAST = {
     "dpo": "at least 1.5 times by the clock",
     "window": "time grows linearly from 2k to 8k tokens, and no tensor has an entry for each pair of tokens",
 }
+SAME_LOSS = 1e-4  # relative difference of losses on and off that counts as rounding, in bfloat16
 Lines = list[str]
 
 
@@ -106,11 +108,13 @@ def _sft(found: dict[str, Any]) -> Lines:
     rows = []
     for name, arm in found["arms"].items():
         reached = arm["tokens_per_second"] * arm["flops_per_token"]
+        low, high = (arm["tokens_per_second_95"] or [0, arm["tokens_per_second"], arm["tokens_per_second"]])[1:]
+        share = f"{low * arm['flops_per_token'] / top:.0%}–{high * arm['flops_per_token'] / top:.0%}"
         trained = arm["trained_tokens"] and arm["trained_tokens"] / arm["tokens"] * arm["tokens_per_second"]
         rows.append(
             f"| {name} | {arm['steps']} | {arm['tokens_per_second']:.1f} | {f'{trained:.1f}' if trained else '–'} "
-            f"| {arm['flops_per_token'] / 1e9:.2f} | {reached / 1e9:.0f} | {reached / top:.0%} | {arm['memory']:,.0f} "
-            f"| {arm['whole_run_seconds']:.0f} | {arm['losses'][-1]:.4f} |"
+            f"| {arm['flops_per_token'] / 1e9:.2f} | {reached / 1e9:.0f} | {reached / top:.0%} ({share}) "
+            f"| {arm['memory']:,.0f} | {arm['whole_run_seconds']:.0f} | {arm['losses'][-1]:.4f} |"
         )
     said = []
     for name, one in found["ratios"].items():
@@ -122,7 +126,7 @@ def _sft(found: dict[str, Any]) -> Lines:
             said.append(f"- {name}: no ratio, {reason}")
     tried = ", ".join(f"{name} {rate:.1f}" for name, rate in found["search"].items())
     ceilings = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
-    head = ["", "steps", "tokens/s", "trained tokens/s", "GFLOP per token", "GFLOP/s", "of the ceiling",
+    head = ["", "steps", "tokens/s", "trained tokens/s", "GFLOP per token", "GFLOP/s", "of the ceiling (95 %)",
             "peak memory, MiB", "whole run, s", "last loss"]  # fmt: skip
     return [
         f"Random weights (`tests/shape_270m.py`) in bfloat16, rows of GSM8K, {speed_sft.ROWS} × {speed_sft.LENGTH} "
@@ -152,9 +156,11 @@ def _compared(found: dict[str, Any]) -> Lines:
     for name, one in found.items():
         seconds = [sum(one[side]["seconds"]) / len(one[side]["seconds"]) for side in ("plain", "fast")]
         mean, low, high = one["ratio"]
+        agree = math.isclose(one["plain"]["loss"], one["fast"]["loss"], rel_tol=SAME_LOSS)
+        ratio = f"{mean:.2f} ({low:.2f}–{high:.2f})" if agree else "none: the losses differ"
         rows.append(
             f"| {name} | {one['plain']['body_flops'] / 1e9:,.0f} | {one['fast']['body_flops'] / 1e9:,.0f} "
-            f"| {one['flops_ratio']:.2f} | {seconds[0]:.2f} | {seconds[1]:.2f} | {mean:.2f} ({low:.2f}–{high:.2f}) "
+            f"| {one['flops_ratio']:.2f} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio} "
             f"| {one['plain']['loss']:.6f} / {one['fast']['loss']:.6f} |"
         )
     head = ["", "GFLOP off", "on", "ratio", "seconds off", "on", "ratio (95 %)", "loss off / on"]

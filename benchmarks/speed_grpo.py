@@ -16,7 +16,7 @@ import shape_270m
 from bench_sft import logged
 from transformers import AutoTokenizer
 
-REWARD = "def length(completions, records):\n    return [float(len(c) % 7) for c in completions]\n"
+REWARD = "def own(completions, records):\n    return [float(len(c) % 7) for c in completions]\n"
 
 
 def long_prompts(source: Path, target: Path, tokens: int, count: int, model: Path) -> None:
@@ -45,7 +45,7 @@ def measure(scratch: Path, prompt: int, answers: int, tokens: int) -> dict[str, 
         words = [
             "recipe=grpo", "adapter=lora", f"model.model_name_or_path={scratch}/model", "data=columns",
             f"data.train_file={rows}", "data.prompt_column=question", "data.completion_column=answer", "reward=none",
-            f"reward.functions.length={scratch}/mine.py:length", "tracker=none", "eval=none", "export=none",
+            f"reward.functions.own={scratch}/mine.py:own", "reward.weights.own=1", "tracker=none", "eval=none", "export=none",
             "train.max_steps=1", f"train.per_device_train_batch_size={answers}", f"train.num_generations={answers}",
             f"train.max_completion_length={tokens}", f"train.compact_batches={shared}", f"output_dir={folder}",
             "train.extra.generation_kwargs={min_new_tokens: " + str(tokens) + "}",

@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class Arm:
     run: Turns
     rows: str
     steps: int
-    lines: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         """What is written down of it."""
@@ -77,7 +76,9 @@ class Arm:
             for line in lines
             if "trained_tokens_per_second" in line and first < line["step"]
         ]
+        rates_of_blocks = [sum(n for _, n in block) / sum(s for s, _ in block) for block in in_blocks(each)]
         return {
+            "tokens_per_second_95": list(interval(rates_of_blocks)) if len(each) > 1 else None,
             "rows": self.rows, "steps": self.steps, "from_step": first, "each": each,
             "tokens_per_second": seen / seconds, "trained_tokens": round(sum(rate)) if rate else None, "tokens": seen,
             "seconds_per_step": seconds / (self.steps - first),
@@ -161,11 +162,23 @@ def measure(steps: int, tried: int, switches: list[str], scratch: Path, quick: b
     in_turn([ceiling, *(arm.run for arm in arms)])
     reached = rates(lines_of(ceiling.said)[0]["products"], asked["shapes"], ceiling.own)
     figures = {arm.name: arm.figures() for arm in arms}
+    for theirs in figures.values():  # TRL doesn't count them; its rows are ours
+        equal = [
+            ours for ours in figures.values() if ours["trained_tokens"] and ours["each"][0][1] == theirs["each"][0][1]
+        ]
+        if theirs["trained_tokens"] is None and equal:
+            theirs["trained_tokens"] = round(theirs["tokens"] * equal[0]["trained_tokens"] / equal[0]["tokens"])
     return {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu", "best": best,
         "search": {name: one["tokens_per_second"] for name, one in found.items()},
         "ceiling": reached, "arms": figures, "ratios": ratios(figures),
     }  # fmt: skip
+
+
+def in_blocks(steps: list[Any]) -> list[list[Any]]:
+    """Steps in blocks of five, of which intervals are made; of few steps each is one."""
+    size = BLOCK if len(steps) >= 4 * BLOCK else 1
+    return [steps[i : i + size] for i in range(0, len(steps) - size + 1, size)]
 
 
 def ratios(arms: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +189,7 @@ def ratios(arms: dict[str, Any]) -> dict[str, Any]:
             if not name.startswith("TRL") or not ours.startswith("ours") or other["rows"] != mine["rows"]:
                 continue
             pairs = list(zip(other["each"], mine["each"], strict=False))  # of different lengths: the common steps
-            size = BLOCK if len(pairs) >= 4 * BLOCK else 1
-            blocks = [pairs[i : i + size] for i in range(0, len(pairs) - size + 1, size)]
+            blocks = in_blocks(pairs)
             each = [sum(theirs[0] for theirs, _ in block) / sum(own[0] for _, own in block) for block in blocks]
             agree = same_losses(mine["losses"], other["losses"]) and all(a[1] == b[1] for a, b in pairs)
             found[f"{ours} / {name}"] = {
