@@ -16,6 +16,7 @@ from gemma_tune.chat.forms import FORMS, ChatForm, UnknownTemplate
 from gemma_tune.chat.marks import Messages, Tools
 from gemma_tune.chat.own import OwnForm, is_saved
 from gemma_tune.chat.template import served_template
+from gemma_tune.chat.text_tokenizer import TextTokenizer, is_plain
 from gemma_tune.chat.translation import translates
 from gemma_tune.chat.vocabulary import vocabulary_of
 
@@ -205,6 +206,8 @@ def form_of(tokenizer: Any) -> ChatForm:
     Raises:
         UnknownTemplate: It has no template, or an unknown one.
     """
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer.form
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise UnknownTemplate("the tokenizer has no chat template; set one with served_template(form).")
@@ -215,3 +218,22 @@ def form_of(tokenizer: Any) -> ChatForm:
 @functools.lru_cache(maxsize=8)
 def _own(template: str, tokenizer: Any) -> OwnForm:
     return own_form(template, vocabulary_of(tokenizer))
+
+
+def reduced(tokenizer: Any) -> Any:
+    """A tokenizer as rendering needs it, without Transformers' part; itself where its class does more than that."""
+    if not is_plain(tokenizer):
+        return tokenizer
+    try:
+        form = form_of(tokenizer)
+    except UnknownTemplate:  # running text needs none
+        return tokenizer
+    return TextTokenizer(
+        tokenizer.backend_tokenizer,
+        form,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.split_special_tokens,
+        getattr(tokenizer, "media", None),
+        getattr(tokenizer, "no_media", None),
+    )

@@ -12,6 +12,7 @@ from gemma_tune.chat.marks import Messages, Span, Tools
 from gemma_tune.chat.media import Media, Placed, expand, media_in, place
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.recognise import form_of
+from gemma_tune.chat.text_tokenizer import encoding_of
 from gemma_tune.chat.translation import check_parts, names_languages
 from gemma_tune.config.data import LANGUAGES
 from gemma_tune.same_json import one_value_a_name
@@ -41,6 +42,8 @@ class Rendered:
         """The first `max_length` tokens. Of a longer row with media none: a medium is never cut."""
         if self.media and len(self.input_ids) > max_length:
             return Rendered([], [])
+        if len(self.input_ids) <= max_length:
+            return self
         return Rendered(self.input_ids[:max_length], self.labels[:max_length], self.media)
 
     @property
@@ -52,7 +55,7 @@ class Rendered:
     @property
     def trained_tokens(self) -> int:
         """Tokens that the loss counts; the first token has no prediction."""
-        return sum(label != -100 for label in self.labels[1:])
+        return max(len(self.labels) - 1, 0) - self.labels[1:].count(-100)
 
     @property
     def sides(self) -> tuple[Rendered]:
@@ -93,13 +96,13 @@ def render_chat(tokenizer: Any, messages: Messages, tools: Tools = None, thinkin
     placed = _placed(tokenizer, form, messages, text, spans)
     if placed:
         text, spans = placed.text, placed.spans
-    out = tokenizer(text, add_special_tokens=False)
-    ids = list(out["input_ids"])
+    out = encoding_of(tokenizer, text)
+    ids = out.ids
     labels = [-100] * len(ids)
     for begin, end in spans:
         # A part begins after a special token or a line break that nothing merges with, and ends with a special token
         first = out.char_to_token(begin)
-        if isinstance(form, OwnForm) and out.token_to_chars(first).start != begin:
+        if isinstance(form, OwnForm) and out.token_to_chars(first)[0] != begin:
             raise Unrenderable(
                 f"the end of a prompt and the begin of its answer ({text[begin - 4 : begin + 4]!r}) become one token, "
                 "which is no part of a prompt: let the chat template end prompts with a special token."
@@ -142,7 +145,7 @@ def prompt_row(tokenizer: Any, messages: Messages, tools: Tools = None, thinking
 def row_of_text(tokenizer: Any, messages: Messages, text: str) -> Rendered:
     """A text that the template has rendered as a row with the media of its messages; nothing in it is trained on."""
     placed = _placed(tokenizer, form_of(tokenizer), messages, text, [])
-    ids = list(tokenizer(placed.text if placed else text, add_special_tokens=False)["input_ids"])
+    ids = encoding_of(tokenizer, placed.text if placed else text).ids
     row = Rendered(ids, [-100] * len(ids))
     return Rendered(*expand(tokenizer.media, placed, ids, row.labels)) if placed else row
 
@@ -192,7 +195,7 @@ def answers_apart(tokenizer: Any, messages: Messages) -> list[Messages]:
 
 def render_text(tokenizer: Any, text: str) -> Rendered:
     """Renders running text: `<bos>`, the text, `<eos>`; every token is trained on."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = encoding_of(tokenizer, text).ids
     ids = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return Rendered(ids, ids.copy())
 

@@ -1,0 +1,61 @@
+"""A tokenizer reduced to what rendering needs: without Transformers around it, and for other processes, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_tune.chat.forms import ChatForm
+
+# Whose methods only prepare what `tokenizers` then does; those of another class may change the text
+_BASE, _FAST = "transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """What rendering needs of a tokenizer of Transformers, whose own call takes as long again as the tokens themselves.
+
+    Attributes:
+        backend: The `tokenizers.Tokenizer`.
+        form: The chat format.
+        bos_token_id: Begins running text.
+        eos_token_id: Ends it.
+        split_special_tokens: As Transformers' tokenizers have it.
+        media: The processor of images, sounds and videos, or None.
+        no_media: Why there is none.
+    """
+
+    backend: Any
+    form: ChatForm
+    bos_token_id: int
+    eos_token_id: int
+    split_special_tokens: bool = False
+    media: Any = None
+    no_media: Any = None
+
+    def encode(self, text: str) -> Any:
+        """The `tokenizers.Encoding` of a text, without special tokens around it."""
+        # The backend is shared with the tokenizer, whose callers may have left padding switched on
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = self.split_special_tokens
+        return self.backend.encode(text, add_special_tokens=False)
+
+
+def is_plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer gives what its backend gives: its class doesn't do it in another way."""
+    kind = type(tokenizer)
+    calls = [getattr(getattr(kind, name, None), "__module__", "") for name in ("__call__", "_encode_plus")]
+    return calls == [_BASE, _FAST]
+
+
+def encoding_of(tokenizer: Any, text: str) -> Any:
+    """The `tokenizers.Encoding` of a text, without special tokens around it.
+
+    Args:
+        tokenizer: A fast tokenizer of Transformers, or a `TextTokenizer`.
+        text: The text, its special tokens included.
+    """
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer.encode(text)
+    return tokenizer(text, add_special_tokens=False).encodings[0]
