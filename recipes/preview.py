@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from gemma_tune.config import Config
+from gemma_tune.data.loading import load_rows
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import load_rows
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.preview import terminal

@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from gemma_tune.config import Config
-from gemma_tune.data.tokenized import find_rows, load_rows
+from gemma_tune.data.loading import find_rows, load_rows
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import evaluating

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from gemma_tune.config import Config
+from gemma_tune.data.loading import find_rows, load_rows
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import find_rows, load_rows
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.load import load_base
 from gemma_tune.run.folder import RunFolder

@@ -85,6 +85,13 @@ class DataConfig:
     shuffle_buffer_size: int = option(
         1000, "Rows in the shuffle buffer of a streamed training set.", at_least=1, at_most=STEPS
     )
+    dataset_num_proc: int | None = option(
+        None,
+        "Processes that render and tokenize conversations and texts before training; the rows are the same with any "
+        "number. 1: the run's own process alone. Without it, as many as there are cores, for a large training set.",
+        at_least=1,
+        at_most=1024,
+    )
     validation_file: str | None = option(None, "Validation set: a file, a folder or a glob.", path="rows")
     test_files: dict[str, str | None] = option(
         {},

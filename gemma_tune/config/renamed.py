@@ -77,6 +77,7 @@ ADDED: dict[str, Any] = {
     "engine.vllm": None,
     "engine.vllm_args": [],
     "engine.max_length": None,
+    "data.dataset_num_proc": None,
     "launch.by": "local",
     "launch.num_processes": None,
     "launch.num_nodes": None,

@@ -12,16 +12,18 @@ from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, media_in, render_chat, render_prompt
+from gemma_tune.chat.recognise import reduced
 from gemma_tune.chat.render import Prompt
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
+from gemma_tune.data.loading import note_reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import number
 from gemma_tune.data.rendering import Sided, find_records, unrenderable
 from gemma_tune.data.scratch import no_room, scratch_folder
 from gemma_tune.data.split import split_rows
 from gemma_tune.data.storage import MEDIUM
-from gemma_tune.data.tokenized import TokenizedRows, note_reading
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.processes import from_main
 from gemma_tune.progress import progress
@@ -147,7 +149,7 @@ def load_answers(
 
 
 def _load(make: Callable[[bool], A], data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[A, A]:
-    split = split_rows(data, seed)
+    split, tokenizer = split_rows(data, seed), reduced(tokenizer)
 
     def load(records: Iterator[Record], name: str) -> A:
         rows = make(data.on_bad_row == "skip")

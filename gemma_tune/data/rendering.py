@@ -38,6 +38,19 @@ def render_record(record: Record, tokenizer: Any) -> Rendered:
         raise unrenderable(record, error) from error
 
 
+def render_row(record: Record, tokenizer: Any, labels: bool) -> Rendered:
+    """As `render_record`; `labels` says whether the row may hold a bad answer, since it is shown and not trained."""
+    if not labels:
+        refuse_bad_answer(record)
+    return render_record(record, tokenizer)
+
+
+def fit_row(row: Rendered, max_length: int) -> tuple[Rendered | None, bool]:
+    """The first `max_length` tokens, or None where none of them is trained; and whether the row was cut."""
+    cut = row.cut(max_length)
+    return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length and not row.media
+
+
 def unrenderable(record: Record, error: Exception) -> BadRow:
     """What the chat template can't render of a record, with the names that read the row without its thinking."""
     names = dict.fromkeys(_thinking("", record.row)) if any(map(thinking_of, record.messages or ())) else {}

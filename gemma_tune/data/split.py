@@ -23,6 +23,7 @@ from gemma_tune.media.kinds import KINDS
 from gemma_tune.progress import progress
 
 Mask = NDArray[np.bool_]
+Watch = Callable[[Iterable[Record]], Iterator[Record]]
 
 
 def digest(record: Record, seed: int = 0) -> int:
@@ -54,9 +55,9 @@ def _medium_of(part: Any) -> str | None:
     return kind if kind in KINDS and isinstance(part.get(kind), str) else None
 
 
-def _digests(part: SplitReader, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _digests(part: SplitReader, seed: int, watch: Watch = iter) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The digest of every row, and a hash of its file and line, [N] each."""
-    bar = progress(part, desc=f"read {part}"[:40], unit=" rows")
+    bar = progress(watch(part), desc=f"read {part}"[:40], unit=" rows")
     found = np.fromiter(((digest(r, seed), hash(r.where)) for r in bar), dtype=[("row", "u8"), ("where", "i8")])
     return found["row"], found["where"]
 
@@ -106,10 +107,17 @@ class TrainHeldOut:
             if not drawn:
                 yield record
 
+    @property
+    def drawn_once(self) -> Mask:
+        """Which rows of `part` are held out, each once and as many as may be, [N]."""
+        drawn = self.drawn & ~self.reread
+        return drawn if self.limit is None else drawn & (np.cumsum(drawn) <= self.limit)
+
     def held_out(self) -> Iterator[Record]:
         """The rows held out, in the files' order."""
-        drawn = compress(self.part, self.drawn & ~self.reread)
-        return islice(drawn if self.others is None else self.others, self.limit)
+        if self.others is not None:
+            return islice(self.others, self.limit)
+        return compress(self.part, self.drawn_once) if self.drawn.any() else iter(())
 
 
 def in_share(data: DataConfig, seed: int) -> Callable[[Record], bool]:
@@ -127,14 +135,19 @@ def once(records: Iterable[Record]) -> Iterator[Record]:
             yield record
 
 
-def split_rows(data: DataConfig, seed: int) -> TrainHeldOut:
+def split_rows(data: DataConfig, seed: int, watch: Watch = iter) -> TrainHeldOut:
     """Reads every row once.
+
+    Args:
+        data: Names the files.
+        seed: Seed of the held-out share.
+        watch: Is given the records of the training set, which it gives again.
 
     Raises:
         UserError: A bad row (file and line), a file without rows, or none left to train on.
     """
     part, others = reading.training(data), reading.validation(data)
-    found, where = _digests(part, seed)
+    found, where = _digests(part, seed, watch)
     elsewhere = [_digests(p, seed)[0] for p in (*([others] if others else []), *reading.tests(data).values())]
 
     drawn = np.zeros(len(found), dtype=np.bool_)

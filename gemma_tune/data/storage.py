@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
@@ -43,6 +44,17 @@ class ArrowRows(Sequence[Rendered]):
             writer.finalize()
         stored = Dataset.from_file(file)
         self.dataset = stored if media else stored.remove_columns("media")
+
+    @classmethod
+    def of_tables(cls, tables: Iterable[pa.Table]) -> ArrowRows:
+        """Rows without media, as tables with the columns `input_ids` and `labels`."""
+        folder = scratch_folder()
+        file = str(Path(folder.name) / "rows.arrow")
+        with ArrowWriter(path=file, features=FEATURES) as writer:
+            for table in tables:
+                writer.write_table(table)
+            writer.finalize()
+        return _mapped(folder, Dataset.from_file(file))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process of the run: the same file, mapped there, too."""

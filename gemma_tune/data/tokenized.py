@@ -9,16 +9,14 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from gemma_tune.chat import Rendered
-from gemma_tune.config import DataConfig
+from gemma_tune.chat.recognise import reduced
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks, number, remark_lines
-from gemma_tune.data.rendering import Sided, find_records, refuse_bad_answer, render_record, split_answers
+from gemma_tune.data.rendering import Sided, fit_row, render_row, split_answers
 from gemma_tune.data.scratch import no_room
-from gemma_tune.data.split import TrainHeldOut, drawn_rows, split_rows
 from gemma_tune.data.storage import ArrowRows
 from gemma_tune.errors import UserError
-from gemma_tune.processes import once_per_node
 from gemma_tune.progress import progress
 
 KEPT = 1000  # records that are kept as they were read: for samples, and to verify an export
@@ -105,17 +103,12 @@ class TokenizedRows:
     def use(self, records: Iterable[Record], tokenizer: Any, max_length: int) -> Iterator[Rendered]:
         """Renders rows, cuts those longer than `max_length`, drops those left without a trained token; counts."""
 
-        def fit(row: Rendered) -> tuple[Rendered | None, bool]:
-            cut = row.cut(max_length)
-            return (cut if cut.trained_tokens else None), len(row.input_ids) > max_length and not row.media
-
         def render(record: Record) -> Rendered:
             self.worse += record.rejected is not None
-            if not self.labels:
-                refuse_bad_answer(record)
-            return render_record(record, tokenizer)
+            return render_row(record, tokenizer, self.labels)
 
-        return self.keep(split_answers(records, tokenizer), render, fit)
+        tokenizer = reduced(tokenizer)
+        return self.keep(split_answers(records, tokenizer), render, lambda row: fit_row(row, max_length))
 
     def keep(
         self, records: Iterable[Record], render: Callable[[Record], T], fit: Callable[[T], tuple[T | None, bool]]
@@ -158,7 +151,8 @@ class TokenizedRows:
             self.trained_tokens += row.trained_tokens
             self.longest = max(self.longest, len(row.input_ids))
             self.ids.update(row.input_ids)
-            self.trained_ids.update(i for i in row.labels if i >= 0)
+            self.trained_ids.update(row.labels)
+        self.trained_ids.discard(-100)
 
     def counts(self) -> dict[str, int]:
         """Numbers of rows and tokens for the report; tokens are counted after cutting."""
@@ -225,8 +219,17 @@ def render_rows(
     """
     rows = TokenizedRows(skip_refused=skip_refused, labels=labels)
     bar = progress(records, desc=f"render {name}", unit=" rows")
+    return store_rows(rows, lambda: ArrowRows(rows.use(bar, tokenizer, max_length)), max_length, name)
+
+
+def store_rows(rows: R, store: Callable[[], ArrowRows], max_length: int, name: str) -> R:
+    """Rows with what was stored of them; `store` counts them, too.
+
+    Raises:
+        UserError: No row is left, or the disk has no room.
+    """
     try:
-        stored = ArrowRows(rows.use(bar, tokenizer, max_length))
+        stored = store()
     except OSError as error:
         raise no_room(f"{name}: rendered rows", error) from error
     rows.rendered, rows.dataset = stored, stored.dataset
@@ -236,64 +239,3 @@ def render_rows(
         those = number(rows.read, "rows")
         raise UserError(f"{name}: none of {those} has a trained token within train.max_length={max_length}; raise it.")
     return rows
-
-
-def load_rows(
-    data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool = False
-) -> tuple[TokenizedRows, TokenizedRows]:
-    """The rendered rows to train on and those held out (perhaps none); `labels` as for `TokenizedRows`.
-
-    Raises:
-        UserError: A bad row (file and line), no rows at all, or no row left.
-    """
-    return once_per_node(lambda: _load(data, tokenizer, max_length, seed, labels))
-
-
-def _load(
-    data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool
-) -> tuple[TokenizedRows, TokenizedRows]:
-    split = split_rows(data, seed)
-    skip = data.on_bad_row == "skip"
-    train = render_rows(split.train(), tokenizer, max_length, "training rows", skip, labels)
-    held_out = render_rows(split.held_out(), tokenizer, max_length, "held-out rows", skip, labels)
-    return note_reading(split, train, held_out)
-
-
-def note_reading(split: TrainHeldOut, train: R, held_out: R) -> tuple[R, R]:
-    """Adds to both what the split has found: formats, bad rows, duplicates and leaked rows."""
-    held_out.worse = 0
-    train.read_by(split.part)
-    held_out.read_by(split.others)
-    train.repeated, train.leaked = split.repeated_at, split.leaked_at
-    return train, held_out
-
-
-def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> TokenizedRows:
-    """The rendered held-out rows, perhaps none; training rows are read only where a share of them is held out.
-
-    Raises:
-        UserError: As `load_rows`.
-    """
-    part = reading.validation(data)
-    share = data.validation_split_percentage
-    records = drawn_rows(data, seed) if share else islice(part or (), data.max_eval_samples)
-    rows = render_rows(records, tokenizer, max_length, "held-out rows", data.on_bad_row == "skip", labels=True)
-    rows.read_by(part)
-    rows.worse = 0  # which answers are used is the evaluators' matter
-    return rows
-
-
-def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequence[Sequence[int]]) -> list[str]:
-    """Finds training rows by their token ids; rows are rendered again until all are found.
-
-    Args:
-        data: Names the files.
-        tokenizer: A fast tokenizer.
-        max_length: The largest number of tokens in a row.
-        wanted: Rows as token ids.
-
-    Returns:
-        `file:line` of each that is found; of equal rows only the first.
-    """
-    records = split_answers(reading.training(data), tokenizer)
-    return find_records(records, lambda r: {tuple(render_record(r, tokenizer).input_ids[:max_length])}, wanted)

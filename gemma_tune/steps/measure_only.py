@@ -11,8 +11,9 @@ from transformers import set_seed
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import NEED_PROBABILITIES
+from gemma_tune.data.loading import load_held_out
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows, load_held_out
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.api_models import served_model
 from gemma_tune.engines.base import Engine
 from gemma_tune.engines.open import check_evaluators, open_engine

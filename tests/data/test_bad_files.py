@@ -18,7 +18,7 @@ from row_files import read_records, refusal, turn, write
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import load_rows
+from gemma_tune.data.loading import load_rows
 from gemma_tune.run.paths import ASSETS, absolute
 
 GOOD = {"messages": turn("Hi", "Hello")}

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_prompt
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import TokenizedRows, load_rows
+from gemma_tune.data.loading import load_rows
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.run.paths import ASSETS
 
 FOLDER = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "bfcl")

@@ -10,8 +10,8 @@ from forms_at_hand import tokenizer_of
 from row_files import row_of, write
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.loading import load_held_out, load_rows
 from gemma_tune.data.pairs import load_pairs
-from gemma_tune.data.tokenized import load_held_out, load_rows
 from gemma_tune.errors import UserError
 
 ASK, SAY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
+from gemma_tune.data.loading import load_rows
 from gemma_tune.data.split import split_rows
-from gemma_tune.data.tokenized import load_rows
 from gemma_tune.run.paths import ASSETS
 
 ASKED = ["What is 2, and 3?", 'Sag "Größe"\nin zwei Zeilen', "привет — как дела?", "你好，世界 🙂", "שלום"]

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import render_chat, render_text
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
+from gemma_tune.data.loading import load_rows
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import load_rows, render_rows
+from gemma_tune.data.tokenized import render_rows
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ASSETS
 

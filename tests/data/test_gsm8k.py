@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import KEPT, TokenizedRows, load_rows
+from gemma_tune.data.loading import load_rows
+from gemma_tune.data.tokenized import KEPT, TokenizedRows
 from gemma_tune.run.paths import ASSETS
 
 FILE = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "gsm8k", "train.jsonl")

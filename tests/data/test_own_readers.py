@@ -10,10 +10,10 @@ from forms_at_hand import tokenizer_of
 from row_files import write
 
 from gemma_tune.config import ChatConfig, DataConfig
+from gemma_tune.data.loading import load_held_out, load_rows
 from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.data.reading import check_first_rows, read_tests, training
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import load_held_out, load_rows
 from gemma_tune.data.unpaired import load_labelled
 from gemma_tune.errors import UserError
 from gemma_tune.rl.tasks import Tasks

@@ -22,10 +22,10 @@ from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.formats import auto
 from gemma_tune.data.json_decoder import Decoder
+from gemma_tune.data.loading import find_rows, load_held_out, load_rows
 from gemma_tune.data.reading import read_tests
 from gemma_tune.data.record_cache import forget_cached_records, records_of
 from gemma_tune.data.records import BadRow, Record
-from gemma_tune.data.tokenized import find_rows, load_held_out, load_rows
 from gemma_tune.errors import UserError
 from gemma_tune.run.manifest import file_digest
 from gemma_tune.run.paths import ASSETS

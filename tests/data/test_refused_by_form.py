@@ -9,8 +9,8 @@ import pytest
 from forms_at_hand import tokenizer_of
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.loading import load_rows
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import load_rows
 from gemma_tune.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}

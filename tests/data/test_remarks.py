@@ -11,9 +11,9 @@ from forms_at_hand import tokenizer_of
 from row_files import refusal, turn, write
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.loading import load_rows
 from gemma_tune.data.reading import SplitReader, read_tests, training
 from gemma_tune.data.remarks import remark_lines
-from gemma_tune.data.tokenized import load_rows
 from gemma_tune.steps.data import test_notes as notes_of_tests
 
 ROWS = [{"messages": turn("Why?", "So."), "id": n} for n in range(3)]

@@ -12,8 +12,8 @@ from row_files import read_records, refusal, turn, write
 from transformers import AutoTokenizer
 
 from gemma_tune.config import DataConfig
+from gemma_tune.data.loading import load_held_out, load_rows
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.data.tokenized import load_held_out, load_rows
 from gemma_tune.errors import UserError
 from gemma_tune.run.paths import ASSETS
 

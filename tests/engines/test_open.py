@@ -21,8 +21,8 @@ from gemma_tune import UserError
 from gemma_tune.chat import render_prompt
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import ExportConfig, ModelConfig
+from gemma_tune.data.loading import load_held_out
 from gemma_tune.data.reading import read_tests
-from gemma_tune.data.tokenized import load_held_out
 from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import RunError

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered, render_chat, render_prompt
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.data.tokenized import TokenizedRows, load_held_out
+from gemma_tune.data.loading import load_held_out
+from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Inputs

@@ -13,7 +13,10 @@ FILES = [*sorted((ROOT / "gemma_tune").rglob("*.py")), *sorted((ROOT / "recipes"
 LOADS = ("from_pretrained", "from_config", "load_dataset")
 # Where pickles are read: our own, written in the same process, into a folder that only this user can open; and what the
 # processes of one run tell one another, as torch's own collectives of objects do.
-PICKLES = {"gemma_tune/data/record_cache.py", "gemma_tune/data/stream.py", "gemma_tune/processes.py"}
+PICKLES = {
+    "gemma_tune/data/record_cache.py", "gemma_tune/data/render_ahead.py", "gemma_tune/data/render_worker.py",
+    "gemma_tune/data/stream.py", "gemma_tune/processes.py",
+}  # fmt: skip
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:

@@ -16,8 +16,8 @@ import gemma_tune
 from gemma_tune import UserError
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.data.loading import load_held_out
 from gemma_tune.data.reading import read_tests
-from gemma_tune.data.tokenized import load_held_out
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.evals.kl import kl_and_agreement
 from gemma_tune.evals.samples import prompt_ids

@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import PreviewConfig
-from gemma_tune.data.tokenized import KEPT, load_rows
+from gemma_tune.data.loading import load_rows
+from gemma_tune.data.tokenized import KEPT
 from gemma_tune.errors import UserError
 from gemma_tune.models import load
 from gemma_tune.models.load import load_tokenizer

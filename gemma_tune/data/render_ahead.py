@@ -1,0 +1,278 @@
+"""Renders rows in as many processes as there are cores, while this one still reads them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import compress, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gemma_tune.chat.text_tokenizer import TextTokenizer
+from gemma_tune.data.records import Record
+from gemma_tune.data.render_worker import RenderProcess
+from gemma_tune.data.rendered_chunk import CUT, DROPPED, REFUSED, USED, WORSE, RenderedChunk, RowRenderer
+from gemma_tune.data.rendering import split_answers
+from gemma_tune.data.scratch import no_room, scratch_folder
+from gemma_tune.data.split import Mask, TrainHeldOut
+from gemma_tune.data.storage import ArrowRows
+from gemma_tune.data.tokenized import TokenizedRows
+from gemma_tune.errors import UserError
+
+_CHUNK = 500  # records that a process renders at once
+# Records of so many bytes, pickled, are read before processes are started by themselves, each of which takes a second
+_LARGE = 8 << 20
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class RenderAhead:
+    """Records that are rendered by other processes while they are read, in the order of reading.
+
+    Until a record comes that they can't render (one with media, or that can't be pickled), or where there are few
+    records: then `done` is false, and the caller renders all of them itself.
+
+    Args:
+        tokenizer: As `reduced` gives it; any other than a `TextTokenizer` isn't handed to other processes.
+        max_length: The largest number of tokens in a row.
+        labels: Whether rows may hold bad answers.
+        processes: How many; None: one for each core, where there is much to render; 1: none.
+
+    Attributes:
+        processes: Those that have been started and not yet ended.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, labels: bool, processes: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = RowRenderer(tokenizer, max_length, labels)
+        self._count = processes or cores()
+        self._large = 0 if processes else _LARGE
+        self._possible = self._count > 1 and isinstance(tokenizer, TextTokenizer)
+        self._waiting: list[bytes] = []  # chunks, until there are enough of them to start
+        self._asked: deque[Future[bytes]] = deque()
+        self.processes: list[RenderProcess] = []
+        self._idle: queue.SimpleQueue[RenderProcess] = queue.SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
+        self._folder: Any = None
+        self._stored: Any = None
+        self._places: list[int] = []  # of the chunks in the file
+
+    def __enter__(self) -> RenderAhead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+        if self._stored is not None:
+            self._stored.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether all records were rendered, once all were read."""
+        return self._possible and self._threads is not None
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The same records, while other processes render them.
+
+        Raises:
+            UserError: The disk has no room.
+        """
+        chunk: list[Record] = []
+        for record in records:
+            if self._possible:
+                chunk.append(record)
+                if len(chunk) == _CHUNK:
+                    self._feed(chunk)
+                    chunk = []
+            yield record
+        if chunk and self._possible:
+            self._feed(chunk)
+        while self._asked and self._possible:
+            self._collect()
+        self._end()
+
+    def _feed(self, chunk: list[Record]) -> None:
+        try:
+            self._waiting.append(pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL))
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
+            return self._give_up()
+        if self._threads is None:
+            if sum(map(len, self._waiting)) < self._large:
+                return None
+            self._start()
+        for records in self._waiting:
+            if len(self._asked) > 2 * self._count:
+                self._collect()
+            if self._possible:
+                assert self._threads is not None
+                self._asked.append(self._threads.submit(self._ask, records))
+        self._waiting.clear()
+        return None
+
+    def _start(self) -> None:
+        renderer = pickle.dumps(self._renderer.without_media, protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            self._folder = scratch_folder()
+            self._stored = Path(self._folder.name, "chunks").open("w+b")  # noqa: SIM115 (open as long as the object)
+        except OSError as error:
+            raise no_room("rendered rows", error) from error
+        self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="render")
+        for _ in range(self._count):
+            self.processes.append(RenderProcess(renderer))
+            self._idle.put(self.processes[-1])
+
+    def _ask(self, records: bytes) -> bytes:
+        process = self._idle.get()
+        try:
+            return process.ask(records)
+        finally:
+            self._idle.put(process)
+
+    def _collect(self) -> None:
+        """Stores the next chunk."""
+        answer = self._asked.popleft().result()
+        if not answer:
+            return self._give_up()
+        self._places.append(self._stored.tell())
+        try:
+            self._stored.write(answer)
+        except OSError as error:
+            raise no_room("rendered rows", error) from error
+        return None
+
+    def _give_up(self) -> None:
+        self._possible = False
+        self._waiting.clear()
+        self._end()
+
+    def _end(self) -> None:
+        for future in self._asked:
+            future.cancel()
+        for process in self.processes:
+            process.end()
+        if self._threads is not None:
+            self._threads.shutdown()
+        for process in self.processes:
+            process.close()
+        self.processes.clear()
+        self._asked.clear()
+
+    def chunks(self) -> Iterator[RenderedChunk]:
+        """What became of the records, in order."""
+        self._stored.flush()
+        for place in self._places:
+            self._stored.seek(place)
+            chunk: RenderedChunk = pickle.load(self._stored)
+            yield chunk
+
+    def store(self, rows: TokenizedRows, split: TrainHeldOut, chosen: Mask) -> ArrowRows:
+        """Counts and stores the rows of those records that are chosen, as `TokenizedRows.keep` does one by one.
+
+        Args:
+            rows: Gets the counts.
+            split: The records.
+            chosen: Which of them, [N].
+
+        Raises:
+            UserError: A record that can't be rendered, unless such records are left out.
+        """
+        counted = _Counted(rows)
+        stored = ArrowRows.of_tables(counted.tables(self.chunks(), chosen))
+        rows.ids, rows.trained_ids = counted.ids.found(), counted.trained_ids.found()
+        records = split_answers(compress(split.part, chosen), self._tokenizer)
+        # The numbers first: no record is read beyond the last of them
+        used = (record for is_used, record in zip(counted.first, records, strict=False) if is_used)
+        rows.records = list(islice(used, rows.most_kept))
+        return stored
+
+    def note(self, split: TrainHeldOut) -> None:
+        """Tells a split where its repeated and leaked rows are, as `TrainHeldOut.train` does one by one."""
+        begin = 0
+        for chunk in self.chunks():
+            end = begin + len(chunk.where)
+            split.repeated_at.extend(compress(chunk.where, split.repeated[begin:end]))
+            split.leaked_at.extend(compress(chunk.where, split.leaked[begin:end]))
+            begin = end
+
+
+class _Ids:
+    """The token ids that occur."""
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(1, dtype=np.bool_)
+
+    def add(self, ids: NDArray[np.int32]) -> None:
+        if len(ids) and (most := int(ids.max())) >= len(self._seen):
+            self._seen = np.concatenate([self._seen, np.zeros(most + 1 - len(self._seen), dtype=np.bool_)])
+        self._seen[ids] = True
+
+    def found(self) -> set[int]:
+        return set(np.flatnonzero(self._seen).tolist())
+
+
+class _Counted:
+    """Counts chunks into rows.
+
+    Args:
+        rows: Gets the counts.
+
+    Attributes:
+        first: Whether each row of the chosen records is used, up to the last one that is kept as it was read.
+        ids: The token ids that occur.
+        trained_ids: Those that occur where the loss counts.
+    """
+
+    def __init__(self, rows: TokenizedRows) -> None:
+        self._rows, self._kept = rows, 0
+        self.first: list[bool] = []
+        self.ids, self.trained_ids = _Ids(), _Ids()
+
+    def tables(self, chunks: Iterable[RenderedChunk], chosen: Mask) -> Iterator[pa.Table]:
+        """The rows that are used of the chosen records, as a table for each chunk."""
+        begin = 0
+        for chunk in chunks:
+            end = begin + len(chunk.where)
+            if chosen[begin:end].any():
+                yield self._table(chunk, chosen[begin:end][chunk.record])
+            begin = end
+
+    def _table(self, chunk: RenderedChunk, chosen: Mask) -> pa.Table:
+        rows = self._rows
+        for number, reason in chunk.refused.items():
+            if chosen[number]:
+                if not rows.skip_refused:
+                    raise UserError(reason)
+                rows.refused[reason] = None
+        state = chunk.state * chosen
+        used = state & USED != 0
+        rows.worse += int(np.count_nonzero(state & WORSE))
+        rows.cut += int(np.count_nonzero(state & CUT))
+        rows.read += int(np.count_nonzero(chosen)) - int(np.count_nonzero(state & REFUSED))
+        rows.dropped += [chunk.where[i] for i in chunk.record[state & DROPPED != 0]]
+        if self._kept < rows.most_kept:
+            self._kept += int(np.count_nonzero(used))
+            self.first += used[chosen].tolist()
+        lengths = chunk.lengths[used]
+        begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        those = np.repeat(used, chunk.lengths)
+        ids = chunk.ids[those]
+        trained = np.unpackbits(chunk.trained, count=len(chunk.ids)).view(np.bool_)[those]
+        rows.tokens += len(ids)
+        # The first token of a row has no prediction
+        rows.trained_tokens += int(np.count_nonzero(trained)) - int(np.count_nonzero(trained[begins[:-1]]))
+        rows.longest = max(rows.longest, int(lengths.max(initial=0)))
+        self.ids.add(ids)
+        self.trained_ids.add(ids[trained])
+        labels = np.where(trained, ids, np.int32(-100))
+        lists = [pa.ListArray.from_arrays(begins, pa.array(column)) for column in (ids, labels)]
+        return pa.table(lists, ["input_ids", "labels"])
