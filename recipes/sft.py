@@ -7,19 +7,10 @@ from functools import partial
 from gemma_tune.config import Config
 from gemma_tune.data.loading import find_rows, load_rows
 from gemma_tune.data.stream import stream_rows
-from gemma_tune.models.adapter import attach, count
-from gemma_tune.models.load import load_base
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
-from gemma_tune.steps.served import check_served_adapter
-from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.steps.towers import open_media
-from gemma_tune.train.arguments import sft_arguments
-from gemma_tune.train.preflight import preflight
-from gemma_tune.train.sft import sft_trainer
-from gemma_tune.train.undertrained import undertrained_warning
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -32,6 +23,17 @@ def read(cfg: Config, setup: Setup) -> Data:
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on conversations or text, evaluates it before and after, and exports it."""
+    # A dry run reads rows alone, and waits for none of these
+    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.load import load_base
+    from gemma_tune.steps.served import check_served_adapter
+    from gemma_tune.steps.session import session
+    from gemma_tune.steps.towers import open_media
+    from gemma_tune.train.arguments import sft_arguments
+    from gemma_tune.train.preflight import preflight
+    from gemma_tune.train.sft import sft_trainer
+    from gemma_tune.train.undertrained import undertrained_warning
+
     setup = set_up(cfg, folder)
     with folder.timed("data"):
         data = read(cfg, setup)

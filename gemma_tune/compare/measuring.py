@@ -6,8 +6,7 @@ import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from gemma_tune.compare.comparison import Comparison, compare_models
 from gemma_tune.compare.named_models import by_compare_models
@@ -20,7 +19,9 @@ from gemma_tune.run.existing import stored_config
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import is_run_with_results, resolve
 from gemma_tune.steps.inputs import note_source
-from gemma_tune.steps.measure_only import Measurement, prepare_measurement
+
+if TYPE_CHECKING:
+    from gemma_tune.steps.measure_only import Measurement
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def look_at_all(cfg: Config) -> list[ModelResults | NamedModel]:
 
 
 def _look_at(cfg: Config, name: str, model: str) -> NamedModel:
+    from gemma_tune.steps.measure_only import prepare_measurement  # torch and more; runs have measured themselves
+
     return NamedModel(name, prepare_measurement(replace(cfg, model=replace(cfg.model, model_name_or_path=model))))
 
 
@@ -79,6 +82,8 @@ def measure(model: NamedModel, number: int, folder: RunFolder) -> ModelResults:
     Raises:
         RunError: It can't be loaded; what was measured of the models before it is kept.
     """
+    import torch
+
     name, source = model.name, model.asked.source
     note_source(folder, source)
     try:

@@ -18,7 +18,6 @@ from gemma_tune.engines.json_client import Refused, Unreachable
 from gemma_tune.errors import RunError
 from gemma_tune.media.encoded import as_sent
 from gemma_tune.media.kinds import UnusableMedium
-from gemma_tune.models.load import stop_token_ids
 from gemma_tune.progress import progress
 
 _AT_ONCE = 8  # requests
@@ -45,6 +44,8 @@ class ServedEngine:
     def __init__(self, model: ModelConfig, tokenizer: Any) -> None:
         assert model.base_url
         self.tokenizer = tokenizer
+        from gemma_tune.models.load import stop_token_ids  # loads torch; a comparison of runs needs none of it
+
         self.stops = frozenset(stop_token_ids(tokenizer))
         self.max_length = sys.maxsize  # what the server takes isn't known
         self.name = served_model(model)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import lower_is_better as lower_is_better
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.base import Engine
-from gemma_tune.evals.samples import RowAnswer, row_answers
+
+if TYPE_CHECKING:
+    from gemma_tune.data.tokenized import TokenizedRows
+    from gemma_tune.evals.samples import RowAnswer
 
 # One scored test row: `id` (the same for every model), `score`, optionally `weight` (tokens), and for people optionally
 # `prompt`, `wanted`, `answer`, `stopped`, `media`.
@@ -63,6 +65,8 @@ class Inputs:
             max_new_tokens: Tokens of an answer at most; None: `eval.max_new_tokens`.
             name: For the progress bar.
         """
+        from gemma_tune.evals.samples import row_answers  # comparing what was measured needs no tokenizer
+
         most = [n for n in (self.cfg.eval.max_samples, self.limit) if n is not None]
         asked = records[: min(most)] if most else records
         return row_answers(engine, asked, max_new_tokens or self.cfg.eval.max_new_tokens, name)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import EVALUATORS, ON_ANSWERS
 from gemma_tune.config.path_keys import read_paths
 from gemma_tune.data.records import Record
-from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.engines.base import Engine
 from gemma_tune.errors import RunError, UserError
-from gemma_tune.evals import kl, lm_eval_tasks, user_function
+from gemma_tune.evals import lm_eval_tasks, user_function
 from gemma_tune.evals.base import Evaluator, Inputs, ScoredRow, lower_is_better
 from gemma_tune.evals.kept_media import keep_media
 from gemma_tune.evals.samples import Answered, answered_once, sample_answers
@@ -27,6 +26,9 @@ from gemma_tune.neighbours import with_neighbours
 from gemma_tune.process_failures import raise_if_ended, together
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.paths import reward_model_of
+
+if TYPE_CHECKING:
+    from gemma_tune.data.tokenized import TokenizedRows
 
 _SHARES = (
     "exact_match", "_number", "_regex", "stopped", "_accuracy", "_accuracy_per_token", "agreement", "_acc", "_acc_norm",
@@ -140,7 +142,9 @@ def files_of(cfg: Config) -> list[Path]:
         if path.key == "eval.lm_eval.include_path":
             found += lm_eval_tasks.task_files(place)
         elif path.key == "eval.kl.reference":
-            _, source = kl.reference_of(cfg)
+            from gemma_tune.evals.kl import reference_of  # loads torch
+
+            _, source = reference_of(cfg)
             found += [path for path in (source.folder, source.adapter) if path]
         elif path.kind == "function":
             found += with_neighbours(place)

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -90,6 +89,8 @@ def interval(scores: ArrayLike, weights: ArrayLike | None = None, level: float =
     if not len(s):
         return Interval(None, None, None)
     if binary and w is None and is_binary(s):
+        from scipy import stats  # takes half a second, and a dry run computes no interval
+
         right = int(s.sum())
         found = stats.binomtest(right, len(s)).proportion_ci(confidence_level=level, method="wilson")
         return Interval(right / len(s), float(found.low), float(found.high))
@@ -125,6 +126,8 @@ def paired_test(
     if not len(difference):
         return PairedTest(Interval(None, None, None), 1.0, 0, 0, 0, "none")
     if binary and w is None and is_binary(first, second):
+        from scipy import stats
+
         p_value = float(stats.binomtest(higher, higher + lower).pvalue) if higher + lower else 1.0
         found = _bonett_price(higher, lower, len(difference), level)
         return PairedTest(found, p_value, higher, lower, equal, "McNemar's exact test")
@@ -172,12 +175,16 @@ def _t_test(scores: Floats, weights: Floats | None, level: float) -> tuple[Inter
     rounding = _ROUNDING * float(np.abs(scores).max())
     if error <= rounding:
         return Interval(mean, mean, mean), 1.0 if abs(mean) <= rounding else 2.0 ** (1 - n)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     return Interval(mean, mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1))
 
 
 def _bonett_price(higher: int, lower: int, n: int, level: float) -> Interval:
     """The adjusted Wald interval: one row more on each side, so that it has a width where no row differs."""
+    from scipy import stats
+
     up, down = (higher + 1) / (n + 2), (lower + 1) / (n + 2)
     middle = up - down
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((up + down - middle**2) / (n + 2))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.sharding import shards
+
+if TYPE_CHECKING:
+    import torch
 
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
 
 
 def pick_device(model: ModelConfig) -> torch.device:
     """The device of `model.device`."""
+    import torch
+
     if model.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(model.device)
@@ -25,6 +28,8 @@ def mixed_precision(cfg: Config, device: torch.device) -> bool:
     """Whether matrix products run in bfloat16 over float32 weights (`train.bf16`; null: where the hardware can)."""
     if cfg.train.bf16 is not None:
         return cfg.train.bf16
+    import torch
+
     if device.type == "cuda":
         return cfg.model.dtype == "float32" and torch.cuda.is_bf16_supported()
     # An update from completions is 2.4 times as fast so on such a CPU; short rows of SFT gain nothing
@@ -77,6 +82,8 @@ def check_model_hardware(model: ModelConfig) -> None:
 
 
 def _problems_of_model(model: ModelConfig) -> list[str]:
+    import torch  # the checks of runs that are compared as they were measured wait for none
+
     if model.device == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device=cuda: this machine has no GPU that torch can use; set model.device=auto.")
     problems = []

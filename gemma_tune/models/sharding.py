@@ -8,9 +8,12 @@ where it is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gemma_tune.config import Config
-from gemma_tune.models.size import ModelSize
+
+if TYPE_CHECKING:
+    from gemma_tune.models.size import ModelSize
 
 # What accelerate's gradient accumulation is given under FSDP2. By default it keeps the gradients of all but the last
 # forward pass of a step whole on every process; the estimate counts them as shards.

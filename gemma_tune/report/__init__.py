@@ -13,7 +13,6 @@ from gemma_tune.page.charts import draw_curves
 from gemma_tune.page.html import html
 from gemma_tune.page.markdown import markdown
 from gemma_tune.page.text import VISIBLE
-from gemma_tune.report.card import write_cards
 from gemma_tune.report.curves import read_panels
 from gemma_tune.report.sections import PICTURE, ReportInputs, sections
 from gemma_tune.run.folder import RunFolder
@@ -47,6 +46,8 @@ def write_report(
     Raises:
         RunError: A file can't be written.
     """
+    from gemma_tune.report.card import write_cards  # loads what exports; the package's other modules don't
+
     # Other losses, and `dft`, are no mean over tokens of a cross-entropy or a KL
     in_nats = cfg.traits.reads is Reads.EXAMPLES and cfg.train.loss_type != "dft"
     panels = read_panels(folder.metrics, "loss, nats a token" if in_nats else "loss")

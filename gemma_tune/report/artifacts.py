@@ -11,10 +11,6 @@ from typing import Any
 
 from safetensors import safe_open
 
-from gemma_tune.export.mlx_folder import GROUP
-from gemma_tune.export.phone import stored_bits
-from gemma_tune.export.read_gguf import gguf_size
-from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Mono, Table
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.untrusted import read_object
@@ -60,6 +56,9 @@ def artifact_size(artifact: Path) -> Size:
 
 
 def _gguf(file: Path) -> Size:
+    from gemma_tune.export.read_gguf import gguf_size  # what exports loads torch and more; other modules use `Size`
+    from gemma_tune.export.verify import ArtifactDiffers
+
     total = file.stat().st_size
     try:
         return Size(total, *gguf_size(file))
@@ -69,6 +68,9 @@ def _gguf(file: Path) -> Size:
 
 def _tensors(file: Path) -> Size:
     """A safetensors file; what stands beside packed integers says how many weights they are."""
+    from gemma_tune.export.mlx_folder import GROUP
+    from gemma_tune.export.phone import stored_bits
+
     bits, weights, packed, phone = 0, 0, False, _of_phone(file)
     with safe_open(file, framework="numpy") as tensors:
         names = set(tensors.keys())

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from gemma_tune.compare.comparison import ComparedFigure, Comparison
 from gemma_tune.compare.wording import Numbers, p_text
-from gemma_tune.engines.speed import TokenRates
 from gemma_tune.evals.evaluation import as_text, is_share
 from gemma_tune.evals.statistics import Interval
 from gemma_tune.page.blocks import Block, Cell, Code, FigureText, Headline, Listing, Section, Table, Text
@@ -19,6 +18,9 @@ from gemma_tune.page.terminal import print_figures
 from gemma_tune.report.artifacts import bytes_text
 from gemma_tune.report.figures import interval_text
 from gemma_tune.report.use import unreadable, use_commands
+
+if TYPE_CHECKING:
+    from gemma_tune.engines.speed import TokenRates
 
 _HEAD = ("", "{metric}", "difference", "verdict", "size (bits per weight)", "prompt (answer) tokens/s")
 _NONE = "–"

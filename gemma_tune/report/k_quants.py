@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from gemma_tune.export.read_gguf import gguf_widths
-from gemma_tune.export.verify import ArtifactDiffers
 from gemma_tune.page.blocks import Block, Code, Text
 
 _BLOCK = 256  # weights of a block of a K-quant
@@ -26,6 +24,9 @@ def k_quants(file: Path) -> list[Block]:
     stem = file.stem.removesuffix("-f16")
     command = ["llama-quantize", str(file), str(file.with_name(f"{stem}-Q4_K_M.gguf")), "Q4_K_M"]
     said = _COSTS
+    from gemma_tune.export.read_gguf import gguf_widths  # loads torch and more, and only an export needs it
+    from gemma_tune.export.verify import ArtifactDiffers
+
     try:
         widths = gguf_widths(file)
     except ArtifactDiffers as error:
