@@ -43,12 +43,14 @@ def attention_by_document(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as Transformers' layers call it: [B, h, Q, D] of queries, [B, k, S, D] of keys → [B, Q, h, D]."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(attention_mask, Documents):
+        if query.requires_grad and attention_mask is not None and key.shape[-2] <= PRODUCTS:
+            return _masked(query, key, value, scale, attention_mask), None
         given = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         return plain
     docs = attention_mask
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = []
     for row, groups in enumerate(docs.groups):
         q = query[row].unflatten(0, (key.shape[1], -1)).split([group.last - group.first for group in groups], -2)
@@ -115,6 +117,17 @@ def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias
     scores = torch.baddbmm(bias, q.flatten(1, 2), k.transpose(1, 2), alpha=scale)
     found = torch.bmm(scores.softmax(-1), v)
     return found.view(heads, group, queries, -1)
+
+
+def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor) -> torch.Tensor:
+    """[B, Q, h, D] of rows with images, whose masks are boolean, [B, 1, Q, S]; products, as for short documents."""
+    heads = k.shape[1]
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
+    found = [
+        _block(row.unflatten(0, (heads, -1)), keys[0], keys[1], scale, seen[0])
+        for row, seen, *keys in zip(q, bias.expand(len(q), -1, -1, -1), k, v, strict=True)
+    ]
+    return torch.stack(found).flatten(1, 2).transpose(1, 2)
 
 
 def has_documents(model: Any) -> bool:
