@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gemma_tune.models.document_attention import NAME
 from gemma_tune.models.documents import Documents
@@ -56,7 +57,8 @@ def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None
     those alone, [B, Q, H]; yields them, or None where all are computed.
 
     Nothing is narrowed where a model has no such layers, where a kernel takes no rows of a mask (flash, flex), where
-    it is turned off, and where (nearly) all positions are read anyway.
+    it is turned off, where (nearly) all positions are read anyway, and where a Transformers before 5.23 computes
+    layers a second time in the backward pass: there hooks are part of what is repeated, and they are gone by then.
 
     Args:
         language: The language part.
@@ -66,7 +68,8 @@ def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None
     shared = [layer for layer in getattr(text, "layers", ()) if getattr(layer.self_attn, "is_kv_shared_layer", False)]
     most = int(read_BS.sum(1).max())
     fits = language.config._attn_implementation in _KERNELS and 0 < most < 0.95 * read_BS.shape[1]
-    if not shared or not fits or vars(language).get(_OFF, False):
+    repeats = "__call__" in vars(GradientCheckpointingLayer) and text.is_gradient_checkpointing and text.training
+    if not shared or not fits or repeats or vars(language).get(_OFF, False):
         yield None
         return
     positions = positions_of(read_BS)

@@ -11,6 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from small_models import MODELS
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gemma_tune.models.contexts import attention
 from gemma_tune.models.document_attention import by_document
@@ -96,6 +97,21 @@ def test_recomputed_layers(model: Any) -> None:
         base.gradient_checkpointing_disable()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-8, name
+
+
+def test_hooks_that_are_part_of_what_is_repeated(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.17 checkpoints `__call__`, with its hooks; 5.23 `forward`."""
+    base = language_part(model)
+    read = functional.pad(torch.ones(1, 3, dtype=torch.bool), (0, 9))
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        with at_labels(base, read) as found:
+            assert found is not None
+        monkeypatch.setattr(GradientCheckpointingLayer, "__call__", torch.nn.Module.__call__, raising=False)
+        with at_labels(base, read) as found:
+            assert found is None
+    finally:
+        base.gradient_checkpointing_disable()
 
 
 def test_off_where_it_is_no_use(model: Any) -> None:
