@@ -22,15 +22,14 @@ from typing import Any
 import shape_270m
 import torch
 from bench_sft import interval
-from datasets import Dataset
 from figures import DOCS, conditions, conditions_line, table
 from peft import LoraConfig, get_peft_model
+from qat_step import TOP_K, random_targets, trainer_of
 from qat_torchao import torchao, torchao_text
 from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
@@ -43,7 +42,7 @@ from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.distill import top_k_of_rows
 from gemma_tune.train.teacher_cache import TeacherCache
 
-ROWS, LENGTH, TRAINED, TOP_K = 4, 512, 256, 64  # of a step: 2,048 tokens, half of them trained
+ROWS, LENGTH, TRAINED = 4, 512, 256  # of a step: 2,048 tokens, half of them trained
 MODES = {  # grid of the embedding, and whether an adapter is trained
     "all weights, quant=q4_0": (None, False),
     "all weights, quant=q4_0_embedding": ("q4_0", False),
@@ -65,39 +64,11 @@ def some_rows() -> list[Rendered]:
     return [Rendered(ids, [-100] * (LENGTH - TRAINED) + ids[-TRAINED:]) for ids in rows]
 
 
-def random_targets(rows: list[Rendered], folder: Path) -> TeacherCache:
-    """A cache of K random probabilities at each position: what a step costs doesn't depend on them."""
-    cache = TeacherCache(folder, TOP_K, "random", "random")
-
-    def of(row: Rendered) -> TopK:
-        ids = torch.stack([torch.randperm(262_144)[:TOP_K] for _ in range(row.trained_tokens)])
-        return TopK(ids, (torch.randn(ids.shape) - 3).log_softmax(-1) - 0.1)
-
-    cache.fill(rows, lambda batch: [of(row) for row in batch])
-    return cache
-
-
 def adapted(model: Any, layers: dict[Any, Any]) -> Any:
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     if layers:
         config._register_custom_module(layers)
     return get_peft_model(model, config)
-
-
-def trainer_of(model: Any, rows: list[Rendered], cache: TeacherCache, scratch: Path) -> GridTrainer:
-    """The trainer of `recipe=qat` around a model."""
-    arguments = SFTConfig(
-        output_dir=str(scratch), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True}, max_length=LENGTH,
-    )  # fmt: skip
-    data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
-    trainer = GridTrainer(
-        model=model, args=arguments, processing_class=AutoTokenizer.from_pretrained(ASSETS / "tiny"),
-        train_dataset=data, teacher=cache.get,
-    )  # fmt: skip
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    return trainer
 
 
 def step(trainer: GridTrainer, rows: list[Rendered]) -> dict[str, float]:
