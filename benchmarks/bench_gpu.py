@@ -35,7 +35,8 @@ DOCS = ROOT / "docs" / "benchmarks"
 # wheel of each (`gpu_wheels.py` fetches them).
 CARRIED = (
     "trl", "peft", "datasets", "dill", "multiprocess", "bitsandbytes", "hydra-core", "omegaconf",
-    "antlr4-python3-runtime", "gguf", "compressed-tensors", "loguru", "pydantic", "pydantic-core", "annotated-types", "typing-inspection",
+    "antlr4-python3-runtime", "gguf", "compressed-tensors", "loguru", "pydantic", "pydantic-core", "annotated-types",
+    "typing-inspection",
 )  # fmt: skip
 
 

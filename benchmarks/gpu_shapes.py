@@ -13,7 +13,6 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit, Params4bit
 from datasets import Dataset
-from small_models import MODELS
 from torch import nn
 from transformers import AutoConfig
 
@@ -42,8 +41,13 @@ def config_of(name: str, tiny: bool, **changed: Any) -> Any:
     """The language part's configuration of a published checkpoint, or of a small model of its class."""
     found = published(name)
     assert found is not None
-    text = MODELS[SHAPES[name][1]][1] if tiny else found.text
-    return AutoConfig.for_model(found.model_type, **{**text, **changed})
+    return AutoConfig.for_model(found.model_type, **{**(_small_text(name) if tiny else found.text), **changed})
+
+
+def _small_text(name: str) -> dict[str, Any]:
+    from small_models import MODELS  # imports more classes than the published shapes need
+
+    return MODELS[SHAPES[name][1]][1]
 
 
 def built(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
