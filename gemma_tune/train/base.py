@@ -87,6 +87,7 @@ class GemmaTrainer(CheckpointedTrainer):
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
         self._guard = guard or NonFiniteGuard(lambda rows: [])
+        self._losses: list[torch.Tensor] = []
         self._not_finite: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self.use_our_forward(self.model)
@@ -157,12 +158,15 @@ class GemmaTrainer(CheckpointedTrainer):
         media = inputs.pop(MEDIA, None) if isinstance(inputs, dict) else None  # with rewards it is a list of rows
         with seeing(self.model, media, passes=self.passes_with_media):
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if not math.isfinite(value := loss.item()):
-            self._not_finite.setdefault("loss", value)  # the step goes on to where all processes can stop
+        # Looked at where all processes can stop; here a GPU would be waited for in each micro-batch
+        self._losses.append(loss.detach().reshape(()))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = whole_weight(super()._get_grad_norm(model, grad_norm))
+        losses, self._losses = torch.stack(self._losses).tolist(), []
+        if wrong := [value for value in losses if not math.isfinite(value)]:
+            self._not_finite.setdefault("loss", wrong[0])
         if not math.isfinite(value := float(norm)):
             self._not_finite.setdefault("grad_norm", value)
         if highest(len(self._not_finite)) > 0:  # of any process: all must stop at the same place

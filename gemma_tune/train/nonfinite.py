@@ -30,20 +30,29 @@ class NonFiniteGuard:
         self._find_rows = find_rows
         self._batches: list[dict[str, Any]] = []
         self._digest = xxhash.xxh3_64()
+        self._uncounted: list[Any] = []
 
     def batches(self) -> str:
         """A digest of all batches since it was last asked for, 8 hex digits."""
+        self._count_now()
         found = self._digest.hexdigest()[:8]
         self._digest.reset()
         return found
 
     def _count(self, values: Any) -> None:
-        self._digest.update(
-            values.cpu().numpy().tobytes() if isinstance(values, torch.Tensor) else repr(values).encode()
-        )
+        """Adds values to the digest; tensors at the end of the step, since copying one waits for its GPU."""
+        self._uncounted.append(values)
+
+    def _count_now(self) -> None:
+        for values in self._uncounted:
+            self._digest.update(
+                values.cpu().numpy().tobytes() if isinstance(values, torch.Tensor) else repr(values).encode()
+            )
+        self._uncounted = []
 
     def begin(self) -> None:
         """A new optimizer step begins."""
+        self._count_now()
         self._batches = []
 
     def saw(self, inputs: dict[str, Any]) -> None:
