@@ -99,7 +99,7 @@ class Grid:
 
     def fake_quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """decode(encode(weight)), in float32, with the gradient of the identity."""
-        return _StraightThrough.apply(weight, self)
+        return straight_through(weight, self.rounded(weight))
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """decode(encode(weight)) without a gradient, and without the check that float16 can hold the scales."""
@@ -213,14 +213,20 @@ class ChannelGrid(Grid):
         return torch.minimum(scale, mean * self.of_mean)
 
 
+def straight_through(weight: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """The rounded weight, with the gradient of the identity for the weight that it was rounded from."""
+    return _StraightThrough.apply(weight, rounded)
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, grid: Grid) -> torch.Tensor:
-        return grid.rounded(weight)
+    def forward(ctx: Any, weight: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = weight.dtype
+        return rounded.view_as(rounded)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
+        return gradient.to(ctx.dtype), None
 
 
 GRIDS = {

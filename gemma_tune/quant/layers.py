@@ -19,7 +19,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.unwrap import language_part, plain_name
 from gemma_tune.quant.experts import GridExperts, put_experts_on_grid
-from gemma_tune.quant.grid import Grid
+from gemma_tune.quant.grid import Grid, straight_through
 from gemma_tune.quant.on_grid import OnGrid
 from gemma_tune.quant.plan import KEPT_16, Plan
 
@@ -39,7 +39,14 @@ class GridLinear(OnGrid, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The product with the rounded weight."""
-        return functional.linear(input, self.forward_weight(input), self.bias)
+        x = _in_compute_type(input)  # so that the weight is kept in that type, too
+        return functional.linear(x, self.forward_weight(x), self.bias)
+
+
+def _in_compute_type(x: torch.Tensor) -> torch.Tensor:
+    """As autocast gives it to a product."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class GridEmbedding(OnGrid, nn.Embedding):
@@ -80,11 +87,10 @@ class GridLora(OnGrid, LoraLinear):
         bias = self.get_base_layer().bias
         if self.off or not torch.is_grad_enabled():
             return functional.linear(x, self.forward_weight(x), bias)
-        kind = x.device.type
-        x = x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
-        with torch.no_grad():
-            weight = self.grid.rounded(self.float_weight()).to(x.dtype)
-        self._kept = None
+        x = _in_compute_type(x)
+        weight = self.kept_weight(x.dtype)
+        if not self.in_step:
+            self._kept = None
         scales = [self.scaling[name] for name in self.active_adapters]
         factors = [f[name].weight for name in self.active_adapters for f in (self.lora_A, self.lora_B)]
         product: torch.Tensor = _AdapterInside.apply(x, weight, scales, *factors)
@@ -211,20 +217,31 @@ def rounding_anew(model: nn.Module) -> Iterator[None]:
 
 
 def forget_rounded(model: nn.Module) -> None:
-    """Frees the rounded weights that layers on the grid keep after a forward pass without gradients."""
+    """Frees the rounded weights that layers on the grid keep after a forward pass."""
     for _, layer in _on_grid(model):
         layer._kept = None
 
 
 @contextlib.contextmanager
-def rounded_once(model: nn.Module) -> Iterator[None]:
-    """Within it, a tied embedding, the largest matrix of a small Gemma, is rounded once for both lookup and head."""
+def rounded_once(model: nn.Module, in_step: bool = False) -> Iterator[None]:
+    """Within it, a tied embedding, the largest matrix of a small Gemma, is rounded once for both lookup and head.
+
+    Args:
+        model: The language part.
+        in_step: Whether all layers keep their rounded weights until `forget_rounded`, for other micro-batches of an
+            optimizer step; embeddings that aren't tied don't, since they are large, and nothing else keeps them.
+    """
+    every = [layer for _, layer in _on_grid(model)] if in_step else []
     heads = {id(m.weight) for m in model.modules() if isinstance(m, GridLinear)}
     layers = [m for m in model.modules() if isinstance(m, GridEmbedding) and id(m.weight) in heads]
     pairs = [m for m in model.modules() if isinstance(m, GridLinear) and any(m.weight is e.weight for e in layers)]
+    for one in every:
+        one.in_step = one in layers or not isinstance(one, GridEmbedding)
     for layer in layers:
         if not layer.off:
-            layer.shared = layer.grid.fake_quantize(layer.float_weight())
+            weight = layer.float_weight()
+            kept = layer.kept_weight(weight.dtype) if in_step else layer.grid.rounded(weight)
+            layer.shared = straight_through(weight, kept)
             for head in pairs:
                 head.shared = layer.shared
     try:
@@ -232,3 +249,5 @@ def rounded_once(model: nn.Module) -> Iterator[None]:
     finally:
         for one in [*layers, *pairs]:
             one.shared = None
+        for one in every:
+            one.in_step = False

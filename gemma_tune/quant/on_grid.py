@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gemma_tune.quant.grid import Grid
+from gemma_tune.quant.grid import Grid, straight_through
 
 
 class OnGrid:
@@ -18,11 +18,13 @@ class OnGrid:
         off: Whether the float32 weight is used as it is: the unquantized model, for comparison.
         shared: The rounded weight of this step, where embedding and head share it; else None.
         keeps: Whether the rounded weight is kept for the next forward pass without gradients.
+        in_step: Whether it is kept with gradients, too, for the other micro-batches of an optimizer step.
     """
 
     grid: Grid
     off: bool = False
     keeps: bool = True
+    in_step: bool = False
     shared: torch.Tensor | None = None
     _kept: tuple[Any, torch.Tensor] | None = None
 
@@ -38,15 +40,23 @@ class OnGrid:
         """The weight that the forward pass uses, in the dtype of `like`. Without gradients it is rounded once."""
         if self.off:
             return self.float_weight().to(like.dtype)
-        if self.shared is not None:
+        if torch.is_grad_enabled() and not self.in_step:
             self._kept = None  # some optimizers change weights without counting it as a version
+        if self.shared is not None:
             return self.shared.to(like.dtype)
         if torch.is_grad_enabled():
-            self._kept = None
-            return self.grid.fake_quantize(self.float_weight()).to(like.dtype)
+            weight = self.float_weight()
+            if self.in_step:
+                return straight_through(weight, self.kept_weight(like.dtype))
+            return self.grid.fake_quantize(weight).to(like.dtype)
         if not self.keeps:
             return self.grid.rounded(self.float_weight()).to(like.dtype)
-        version = (like.dtype, *((p.data_ptr(), p._version) for p in self.sources()))
+        return self.kept_weight(like.dtype)
+
+    def kept_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The rounded weight without a gradient; it is rounded where the weight has changed since, and kept."""
+        version = (dtype, *((p.data_ptr(), p._version) for p in self.sources()))
         if self._kept is None or self._kept[0] != version:
-            self._kept = version, self.grid.rounded(self.float_weight()).to(like.dtype)
+            with torch.no_grad():
+                self._kept = version, self.grid.rounded(self.float_weight()).to(dtype)
         return self._kept[1]

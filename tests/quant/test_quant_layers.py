@@ -12,11 +12,12 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from gemma_tune import UserError
-from gemma_tune.quant.grid import GRIDS
+from gemma_tune.quant.grid import GRIDS, Grid
 from gemma_tune.quant.layers import (
     GridEmbedding,
     GridLinear,
     GridLora,
+    forget_rounded,
     grid_layers,
     off_grid,
     put_on_grid,
@@ -152,6 +153,31 @@ def test_gradients_of_an_adapter() -> None:
     for a, b, c in zip(ours, reference, narrow, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
         assert a.norm() > 0 and (c.float() - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "bfloat16"])
+def test_weights_are_rounded_once_for_several_micro_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of two micro-batches are those of rounding in each, to the bit; then changed weights are rounded."""
+    rounded, whole = [], Grid.rounded
+    monkeypatch.setattr(Grid, "rounded", lambda grid, weight: rounded.append(1) or whole(grid, weight))
+    ours = adapted() if kind == "adapter" else on_grid()
+    base, counts, found = ours.get_base_model() if kind == "adapter" else ours, [], []
+    for in_step in (False, True):
+        ours.zero_grad()
+        rounded.clear()
+        for ids in (IDS, IDS.flip(1)):
+            with rounded_once(base, in_step), torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"):
+                ours(input_ids=ids, labels=ids).loss.backward()
+        counts.append(len(rounded))
+        found.append([p.grad for p in ours.parameters() if p.grad is not None])
+    assert counts == [2 * len(grid_layers(ours)), len(grid_layers(ours))]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][0].norm() > 0
+    forget_rounded(base)
+    for parameter in ours.parameters():
+        parameter.data = parameter.data.mul_(1.01)  # as some optimizers do, uncounted
+    with rounded_once(base, in_step=True):
+        ours(input_ids=IDS)
+    assert len(rounded) == 2 * len(grid_layers(ours))
 
 
 def test_a_width_that_is_no_multiple_of_the_block() -> None:
