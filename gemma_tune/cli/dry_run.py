@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +14,7 @@ from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.memory import host_memory, in_unit, longest_possible, tokens_of_row
+from gemma_tune.models.memory import host_memory, in_unit, longest_possible, table_on_host, tokens_of_row
 from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.traffic import in_words, traffic
 from gemma_tune.plan.speed import operations
@@ -141,6 +142,12 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
             "about 1 GiB for Python and torch."
         )
         assert setup.size is not None
+        if table_on_host(largest, setup.size) and setup.device.type == "cpu":
+            of_gpu = replace(setup, device=torch.device("cuda")).memory(largest, longest)
+            metrics["gpu_memory_gib"] = of_gpu
+            held = in_unit(host_memory(largest, setup.size, setup.mixed, longest)["per-layer embeddings"])
+            said = f"Memory of a GPU, estimated, where it trains on one: {in_unit(of_gpu['total'])}, with the per-layer"
+            console.print(f"{said} embeddings ({held}) in the machine's own.")
         if host := host_memory(largest, setup.size, setup.mixed, longest):
             metrics["host_memory_gib"] = host
             said = ", ".join(f"{name} {in_unit(gib)}" for name, gib in host.items())

@@ -75,6 +75,12 @@ class ModelConfig:
         "Gemma 3n, Gemma 4 E2B and E4B: compute the layers that share keys and values only where a token is trained or "
         "measured, which is all that anybody reads of them; with sdpa, by_document and eager. false: everywhere.",
     )
+    per_layer_table_on_host: bool | None = option(
+        None,
+        "Gemma 3n, Gemma 4 E2B and E4B: train with the table of per-layer embeddings (4.7 GB of E2B's weights in "
+        "bfloat16) in the host's memory, where it is looked up; a GPU gets the rows of the batch. null: on one GPU, "
+        "where the table isn't trained. Loading still takes the table's memory on the GPU for a moment.",
+    )
     chat_template: str | None = option(
         None,
         f"Chat template: {', '.join(CHAT_FORMS)} (gemma4 and gemma4_large, 12B and larger, are the newest ones of "

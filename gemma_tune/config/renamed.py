@@ -56,6 +56,7 @@ ADDED: dict[str, Any] = {
     "model.image_attention": None,
     "model.train_towers": "none",
     "model.shared_layers_at_labels": True,
+    "model.per_layer_table_on_host": None,
     "model.cache_image_features": None,
     "train.towers_learning_rate": None,
     "train.tiled_head": None,

@@ -70,7 +70,7 @@ def check_memory(
     Raises:
         UserError: Weights, gradients and the optimizer's state alone need more.
     """
-    parts = estimate(cfg, shape, mixed, longest=1, beside=beside)
+    parts = estimate(cfg, shape, mixed, longest=1, beside=beside, on_gpu=on_gpu)
     paged = cfg.train.optim.startswith("paged_")  # goes to the host's memory where the GPU's is full
     names = ("weights", "gradients", "towers", *BETWEEN, *_BESIDE, *(() if paged else ("optimizer",)))
     fixed = sum(parts.get(name, 0.0) for name in names)
@@ -149,7 +149,7 @@ def memory_warning(
         beside: GiB of a model that scores the trained one.
         on_gpu: Whether what needs GPUs may be proposed.
     """
-    total = estimate(cfg, shape, mixed, longest, beside)["total"]
+    total = estimate(cfg, shape, mixed, longest, beside, on_gpu)["total"]
     if total <= free:
         return None
     said = f"warning: training needs about {in_unit(total)} of memory{_each(cfg)}, and {in_unit(free)} are free."

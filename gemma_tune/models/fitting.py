@@ -76,7 +76,7 @@ def what_fits(
             words[key] = word
         now_mixed = mixed and tried.model.dtype == "float32"
         rows = longest if cfg.traits.rewarded else min(longest, tried.train.max_length * cfg.traits.sequences)
-        memory = estimate(tried, shape, now_mixed, rows, beside)
+        memory = estimate(tried, shape, now_mixed, rows, beside, on_gpu)
         if memory["total"] <= free:
             if tried.parallel.strategy == cfg.parallel.strategy:
                 words.pop("parallel", None)

@@ -80,7 +80,19 @@ def trained_parameters(cfg: Config, shape: ModelSize) -> int:
     )
 
 
-def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0) -> dict[str, float]:
+def table_on_host(cfg: Config, shape: ModelSize) -> float:
+    """Bytes of the table of per-layer embeddings, where training on a GPU keeps it in the host's memory; else 0.
+
+    See `host_table.keep_table_on_host`. In QAT the table may be on a grid, and is counted as if it were.
+    """
+    trained = cfg.adapter.peft_type == "none" or cfg.traits.quantizes
+    off = cfg.model.per_layer_table_on_host is False or trained or cfg.processes > 1
+    return 0.0 if off else shape.table_parameters * BYTES[str(cfg.model.dtype)]
+
+
+def estimate(
+    cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: float = 0.0, on_gpu: bool = False
+) -> dict[str, float]:
     """Peak memory of one process of a training in GiB, by part; an estimate to plan with, not a bound.
 
     Args:
@@ -89,11 +101,12 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
         mixed: Whether products run in bfloat16 over float32 weights.
         longest: Tokens of the longest row, after cutting.
         beside: GiB of a reward model that scores the completions.
+        on_gpu: Whether it trains on a GPU.
     """
     size = BYTES[str(cfg.model.dtype)]
     full = cfg.adapter.peft_type == "none"
     sharding = sharding_of(cfg)
-    weights = base_weights(cfg, shape)
+    weights = base_weights(cfg, shape) - (table_on_host(cfg, shape) if on_gpu else 0.0)
     if sharding.shards > 1 and full and mixed:  # accelerate makes trained weights float32 then
         size, weights = 4.0, 4.0 * shape.parameters
     trained = trained_parameters(cfg, shape)
@@ -128,7 +141,9 @@ def estimate(cfg: Config, shape: ModelSize, mixed: bool, longest: int, beside: f
     parts |= _towers(cfg, shape, mixed)
     if beside:
         parts["reward model"] = beside * _GIB
-    return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
+    # While the model is loaded, its table is on the GPU for a moment
+    loading = base_weights(cfg, shape) if on_gpu and sharding.shards == 1 else 0.0
+    return {**{k: v / _GIB for k, v in parts.items()}, "total": max(loading, sum(parts.values())) / _GIB}
 
 
 def _towers(cfg: Config, shape: ModelSize, mixed: bool) -> dict[str, float]:
@@ -206,6 +221,8 @@ def host_memory(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> dic
         longest: Tokens of the longest row, after cutting.
     """
     sharding, parts = sharding_of(cfg), {}
+    if table := table_on_host(cfg, shape):
+        parts["per-layer embeddings"] = table
     if sharding.shards > 1:  # a model that fits no GPU is loaded into the host's memory, and then shared out
         loaded = 1 if cfg.parallel.cpu_ram_efficient_loading else sharding.per_machine
         parts["weights while loading"] = base_weights(cfg, shape) * loaded

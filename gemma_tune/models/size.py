@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from gemma_tune.errors import UserError, first_line
-from gemma_tune.models.family import FAMILIES, Family
+from gemma_tune.models.family import FAMILIES, PER_LAYER_TABLE, Family
 from gemma_tune.models.published import published
 from gemma_tune.models.tower_size import TowerSize, tower_size
 
@@ -41,6 +41,7 @@ class ModelSize:
         outer_parameters: Weights outside of the decoder layers: embeddings, per-layer embeddings, final norm, head.
         stream_width: Numbers that a decoder layer is given for each token: Gemma 3n's is four residual streams, and
             some have a row of the per-layer embeddings beside it.
+        table_parameters: Weights of the table of per-layer embeddings (Gemma 3n, Gemma 4 E2B and E4B).
         towers: Sizes of the towers; None: there are none, or no more is known than `tower_parameters`.
         media_tokens: Soft tokens of media that a row of a batch has at most, as far as rows were read; with 0 towers
             aren't loaded.
@@ -64,6 +65,7 @@ class ModelSize:
     layer_parameters: int = 0
     outer_parameters: int = 0
     stream_width: int = 0
+    table_parameters: int = 0
     towers: TowerSize | None = None
     media_tokens: int = 0
 
@@ -119,6 +121,7 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         outer_parameters=parameters - sum(layers),
         stream_width=text.hidden_size * getattr(text, "altup_num_inputs", 1)
         + (getattr(text, "hidden_size_per_layer_input", 0) or 0),
+        table_parameters=sum(p.numel() for n, p in model.named_parameters() if n == PER_LAYER_TABLE),
         towers=towers,
     )
 

@@ -84,7 +84,7 @@ class Setup:
     def memory(self, cfg: Config, longest: int) -> dict[str, float]:
         """GiB that training needs, by part, where sequences have at most `longest` tokens."""
         assert self.size is not None
-        return estimate(cfg, self.size, self.mixed, longest, self.beside)
+        return estimate(cfg, self.size, self.mixed, longest, self.beside, self.device.type == "cuda")
 
     def check_inputs(
         self,

@@ -16,6 +16,7 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
 from gemma_tune.models.gathered import blank_copy
+from gemma_tune.models.host_table import keep_table_on_host
 from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.sharding import shards
 from gemma_tune.models.tiled_head import HeadOptions
@@ -260,6 +261,7 @@ def build_trainer(
     """
     # Before the trainer is made: TRL's forward passes would be those of the model that it has been given
     blank = blank_copy(model) if shards(cfg) else None
+    keep_table_on_host(model, cfg.model.per_layer_table_on_host)
     try:
         trainer = kind(
             model=model,

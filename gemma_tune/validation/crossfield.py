@@ -56,6 +56,15 @@ def _model(cfg: Config) -> Iterator[str]:
     yield from served_model_problems(cfg)
     yield from template_problems(cfg.model.chat_template)
     yield from new_token_problems(cfg)
+    if cfg.model.per_layer_table_on_host and cfg.traits.trains and (trained_or_shared := _table_is_needed(cfg)):
+        yield f"model.per_layer_table_on_host=true: {trained_or_shared}; leave it out."
+
+
+def _table_is_needed(cfg: Config) -> str | None:
+    """Why the table of per-layer embeddings can't be kept off the GPU."""
+    if cfg.adapter.peft_type == "none":
+        return "with adapter=none the table is trained, where the model is"
+    return "with several processes each must have all weights on its GPU" if cfg.processes > 1 else None
 
 
 def _adapter(cfg: Config) -> Iterator[str]:

@@ -251,3 +251,22 @@ def test_adamw_keeps_its_state_in_the_weights_type(dtype: torch.dtype, name: str
     held = sum(t.nbytes for key, t in optimizer.state[weight].items() if key != "step")
     cfg, size = composed("full_sft", "gemma3_1b_it", f"model.dtype={name}")
     assert estimate(cfg, size, False, 1)["optimizer"] == held / 256 * size.parameters / 2**30
+
+
+def test_the_table_of_per_layer_embeddings_is_on_the_host() -> None:
+    """E2B: 262,144 rows of 35 x 256 numbers of 2 bytes; not where it is trained, shared by processes, or turned off."""
+    words = ["train.gradient_checkpointing=true", "train.per_device_train_batch_size=1"]
+    cfg, size = composed("qlora_sft", "gemma4_e2b_it", *words)
+    table = 262_144 * 35 * 256 * 2 / 2**30
+    on_cpu, on_gpu = (estimate(cfg, size, False, 1024, on_gpu=gpu) for gpu in (False, True))
+    assert on_cpu["weights"] - on_gpu["weights"] == pytest.approx(table)
+    assert sum(on_gpu[part] for part in on_gpu if part != "total") < 4
+    assert on_gpu["total"] == pytest.approx(6.08, abs=0.01)  # while it is loaded
+    assert host_memory(cfg, size, False, 1024) == {"per-layer embeddings": pytest.approx(table)}
+    off = ["model.per_layer_table_on_host=false"]
+    for recipe, more in (("full_sft", []), ("qlora_sft", EIGHT), ("qlora_sft", off)):
+        other, _ = composed(recipe, "gemma4_e2b_it", *more)
+        assert "per-layer embeddings" not in host_memory(other, size, False, 1024)
+    for recipe in ("full_sft", "lora_sft"):
+        with pytest.raises(UserError, match=r"per_layer_table_on_host=true: .*; leave it out"):
+            composed(recipe, "gemma4_e2b_it", "model.per_layer_table_on_host=true", *EIGHT)
