@@ -109,7 +109,7 @@ def step(cfg: Config, size: ModelSize, a: argparse.Namespace, network: float) ->
         "step": computing + sending - min(a.overlap * sending, computing),
         "sent": sum(one.sent for one in found),
         "network": sum(one.network for one in found),
-        "memory": estimate(cfg, size, mixed, tokens)["total"],
+        "memory": estimate(cfg, size, mixed, tokens, on_gpu=True)["total"],
     }
 
 
@@ -160,7 +160,7 @@ def long_table(a: argparse.Namespace) -> str:
     def needed(cfg: Config, size: ModelSize) -> str:
         if cfg.parallel.strategy == "fsdp2" and any(sharding_problems(cfg)):
             return "refused"
-        gib = estimate(cfg, size, False, cfg.train.max_length)["total"]
+        gib = estimate(cfg, size, False, cfg.train.max_length, on_gpu=True)["total"]
         return f"{gib:.0f}" if gib <= a.memory - KEPT_GB else f"{gib:.0f} (too much)"
 
     rows = []

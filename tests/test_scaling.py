@@ -57,7 +57,7 @@ def test_a_step_by_hand(program: ModuleType) -> None:
     assert found["sent"] == found["network"] == 2 * 63 / 64 * adapter
     assert found["sending"] == pytest.approx(found["sent"] / 10e9)  # slower than 100 GB/s inside
     assert found["step"] == pytest.approx(found["computing"] + found["sending"] / 2)
-    assert found["memory"] == estimate(program.placed(cfg, 64, 8, "ddp"), size, False, 4096)["total"]
+    assert found["memory"] == estimate(program.placed(cfg, 64, 8, "ddp"), size, False, 4096, on_gpu=True)["total"]
     inside = program.step(program.placed(cfg, 8, 8, "ddp"), size, a, 10.0)
     assert inside["network"] == 0.0 and inside["sending"] == pytest.approx(2 * 7 / 8 * adapter / 100e9)
 

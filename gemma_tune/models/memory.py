@@ -11,6 +11,9 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
+from gemma_tune.models.document_attention import PRODUCTS
+from gemma_tune.models.documents import QUERIES
+from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 from gemma_tune.models.tower_size import TowerSize
@@ -118,8 +121,8 @@ def estimate(
         "weights": weights / sharding.shards,
         "gradients": gradients / sharding.shards,
         "optimizer": trained * optimizer_bytes(cfg.train.optim, size if full else 4.0) / sharding.shards,
-        "activations": _activations(cfg, shape, act, longest),
-        "logits": 3 * _LOGIT_ROWS * shape.vocab_size * 4.0,
+        "activations": _activations(cfg, shape, act, longest, on_gpu),
+        "logits": _logits(cfg, shape, act, longest, on_gpu),
     }
     if sharding.shards > 1:
         at_once = gathered_at_once(shape, sharding) * act
@@ -189,17 +192,50 @@ def base_weights(cfg: Config, shape: ModelSize) -> float:
     return shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
 
 
-def _activations(cfg: Config, shape: ModelSize, act: float, longest: int) -> float:
+def _logits(cfg: Config, shape: ModelSize, act: float, longest: int, on_gpu: bool) -> float:
+    """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
+
+    Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
+    that is, the gradient that its tiles are summed up in.
+    """
+    tiled = not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
+    if not tiled or cfg.traits.quantizes or cfg.traits.classifies or cfg.train.loss is not None:
+        return 3 * _LOGIT_ROWS * shape.vocab_size * 4.0
+    assert cfg.train.per_device_train_batch_size is not None
+    states = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size * shape.hidden_size
+    held = 2 * states * act
+    if cfg.adapter.peft_type == "none":
+        held = shape.vocab_size * shape.hidden_size * 4.0
+    return _LOGIT_ROWS * shape.vocab_size * act + held
+
+
+def _attended(shape: ModelSize, tokens: int, longest: int) -> tuple[float, float]:
+    """Pairs of a query and a key that attention by document computes in a full and in a sliding layer, at most.
+
+    A block of queries meets the keys before it, of a window those in it. In full layers documents above `PRODUCTS`
+    tokens are torch's kernel's, which keeps nothing.
+    """
+    whole = (min(longest, PRODUCTS) + QUERIES) / 2
+    return tokens * whole, tokens * min((longest + QUERIES) / 2, shape.sliding_window + QUERIES)
+
+
+def _activations(cfg: Config, shape: ModelSize, act: float, longest: int, on_gpu: bool) -> float:
     """Bytes that the backward pass needs of the forward pass, with the masks and scores of attention."""
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
     tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
     rows = 1 if cfg.train.packing else cfg.train.per_device_train_batch_size  # packed rows are joined to one
     pairs = rows * (tokens / rows) ** 2
     attention, masks, scores = cfg.model.attn_implementation or shape.attention, 0.0, 0.0
+    if not on_gpu and cfg.model.attn_implementation is None and attention == "sdpa" and shape.sliding_layers:
+        attention = BY_DOCUMENT
     if attention in ("eager", "sdpa"):  # one mask for full attention and one for sliding windows; bool
         masks = 2 * pairs
     if attention == "eager":  # the scores of all heads: in the model's type, and float32 for softmax and its backward
         scores = pairs * shape.num_attention_heads * (act + 8.0)
+    elif attention == BY_DOCUMENT:  # what softmax gives, and for each kind of layer a bias
+        full, sliding = _attended(shape, tokens, longest)
+        masks, share = (full + sliding) * act, shape.sliding_layers / shape.num_hidden_layers
+        scores = (share * sliding + (1 - share) * full) * shape.num_attention_heads * act
     elif attention == "sdpa":  # each call makes its mask a bias of the model's type
         scores = pairs * act
     one_layer = tokens * shape.layer_width * act

@@ -41,6 +41,8 @@ class ModelSize:
         outer_parameters: Weights outside of the decoder layers: embeddings, per-layer embeddings, final norm, head.
         stream_width: Numbers that a decoder layer is given for each token: Gemma 3n's is four residual streams, and
             some have a row of the per-layer embeddings beside it.
+        sliding_window: Tokens that sliding layers see; 0 where there are none.
+        sliding_layers: How many layers are sliding.
         table_parameters: Weights of the table of per-layer embeddings (Gemma 3n, Gemma 4 E2B and E4B).
         towers: Sizes of the towers; None: there are none, or no more is known than `tower_parameters`.
         media_tokens: Soft tokens of media that a row of a batch has at most, as far as rows were read; with 0 towers
@@ -65,6 +67,8 @@ class ModelSize:
     layer_parameters: int = 0
     outer_parameters: int = 0
     stream_width: int = 0
+    sliding_window: int = 0
+    sliding_layers: int = 0
     table_parameters: int = 0
     towers: TowerSize | None = None
     media_tokens: int = 0
@@ -121,6 +125,8 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         outer_parameters=parameters - sum(layers),
         stream_width=text.hidden_size * getattr(text, "altup_num_inputs", 1)
         + (getattr(text, "hidden_size_per_layer_input", 0) or 0),
+        sliding_window=getattr(text, "sliding_window", None) or 0,
+        sliding_layers=(getattr(text, "layer_types", None) or []).count("sliding_attention"),
         table_parameters=sum(p.numel() for n, p in model.named_parameters() if n == PER_LAYER_TABLE),
         towers=towers,
     )

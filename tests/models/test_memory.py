@@ -15,6 +15,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
+from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.memory import estimate, host_memory
 from gemma_tune.models.published import published
@@ -89,11 +90,35 @@ def test_masks_of_long_rows() -> None:
     with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
         model(input_ids=torch.randint(3, 100, (1, tokens)), position_ids=two_rows, use_cache=False)
     words = ["train.packing=true", "train.per_device_train_batch_size=1", f"train.max_length={tokens}"]
+    words.append("model.attn_implementation=sdpa")
     plain, size = composed("full_sft", "gemma3_1b_it", *words)[0], size_of(text)
     with_masks = estimate(plain, size, False, tokens)["activations"]
     plain.model.attn_implementation = "flash_attention_2"
     counted = sum(biases.values()) + sum(masks.values())
     assert with_masks - estimate(plain, size, False, tokens)["activations"] == pytest.approx(counted / 2**30)
+
+
+def test_what_attention_by_document_keeps() -> None:
+    """The results of softmax of all blocks, as counted here; on a GPU it isn't the default."""
+    text, tokens = AutoConfig.for_model("gemma3_text", **small_models.MODELS["gemma3_text"][1]), 512
+    model, kept = transformers.Gemma3ForCausalLM(text).train(), {}
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 3 and torch.allclose(tensor.sum(-1), torch.ones(()), atol=1e-4):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with by_document(model), torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+        model(input_ids=torch.randint(3, 100, (1, tokens)), use_cache=False)
+    words = ["train.packing=false", "train.per_device_train_batch_size=1", f"train.max_length={tokens}"]
+    plain, size = composed("full_sft", "gemma3_1b_it", *words)[0], size_of(text)
+    ours, on_gpu = (estimate(plain, size, False, tokens, on_gpu=gpu)["activations"] for gpu in (False, True))
+    plain.model.attn_implementation = "sdpa"
+    assert estimate(plain, size, False, tokens, on_gpu=True)["activations"] == on_gpu
+    plain.model.attn_implementation = "flash_attention_2"
+    biases = (512 * 384 + 512 * 272) * 4
+    found = (ours - estimate(plain, size, False, tokens)["activations"]) * 2**30 - biases
+    assert found == pytest.approx(sum(kept.values()), rel=0.03) and found >= sum(kept.values())
 
 
 def test_ddp_keeps_everything_whole() -> None:

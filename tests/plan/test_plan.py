@@ -194,7 +194,7 @@ def test_several_gpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hours = next(one for one in alone if one["recipe"] == "qlora_sft")["hours_per_million_tokens"]
     assert qlora["hours_per_million_tokens"] == pytest.approx(hours / 8)
     cfg = recomposed(full["command"])
-    assert estimate(cfg, MODELS["gemma3_27b_it"].size, True, longest_possible(cfg)) == full["memory_gib"]
+    assert estimate(cfg, MODELS["gemma3_27b_it"].size, True, longest_possible(cfg), on_gpu=True) == full["memory_gib"]
     lora, qlora = gemma_tune.run("plan", [*words, "parallel=fsdp2", "plan.recipes=[lora_sft,qlora_sft]"]).metrics[
         "runs"
     ]
