@@ -166,3 +166,22 @@ def test_rows_share_their_prompts(model: Any, tiled: bool) -> None:
     assert mine.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (mine[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
+
+
+def test_what_is_saved_is_read_once(model: Any) -> None:
+    """TRL's offloading of activations forgets what the backward pass has read, and fails where it reads it twice."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> int:
+        kept[number := len(kept)] = tensor.detach().clone()
+        return number
+
+    inputs = batch([range(5, 30), range(20, 38)])
+    use_scored_forward(base_of(model), SCORING)
+    with by_document(base_of(model)):
+        wanted = outcome(model, inputs)[1]
+        taken: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda n: (taken.append(n), kept[n])[1]):
+            found = outcome(model, inputs)[1]
+    assert len(taken) == len(set(taken)) > 0
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
