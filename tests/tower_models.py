@@ -19,6 +19,7 @@ from PIL import Image
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor
 
 from gemma_tune.chat import FORMS, served_template
 from gemma_tune.export.media_reference import Question
@@ -45,6 +46,11 @@ _AUDIO4: dict[str, Any] = {
     "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "output_proj_dims": 192,
     "subsampling_conv_channels": [128, 32],
 }  # fmt: skip
+# llama.cpp has sounds of 640 samples a token built in
+_UNIFIED: dict[str, Any] = {
+    "vision_config": {"mm_embed_dim": 128, "mm_posemb_size": 64, "output_proj_dims": 128},
+    "audio_config": {"audio_embed_dim": 640},
+}  # fmt: skip
 _TEXT4: dict[str, Any] = {**_TEXT, "global_head_dim": 128, "final_logit_softcapping": 30.0}
 # Each form's tokens for media, which the embedded tokenizer has no place for
 _MEDIA = {
@@ -56,7 +62,7 @@ _MEDIA = {
         "eoa_token": "<audio|>", "audio_token": "<|audio|>", "video_token": "<|video|>",
     },
 }  # fmt: skip
-NAMES = ("gemma3", "gemma4_26b", "gemma4_e2b")
+NAMES = ("gemma3", "gemma4_26b", "gemma4_e2b", "gemma4_12b")
 
 
 @dataclass
@@ -174,11 +180,17 @@ def build(name: str, width: int = 256) -> Seeing:
                 "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": _VOCABULARY,
                 "use_bidirectional_attention": None,
             }  # fmt: skip
-        model = transformers.Gemma4ForConditionalGeneration(
-            transformers.Gemma4Config(
+        parts: dict[str, Any] = {
+            "vision_config": {**_VISION4, "standardize": not small},
+            "audio_config": _AUDIO4 if small else None,
+        }
+        if name == "gemma4_12b":  # a full layer before others, for what its tokens see is told from those behind it
+            parts, text["layer_types"] = _UNIFIED, [_SLIDING, _FULL, _SLIDING, _FULL]
+        family = "Gemma4Unified" if name == "gemma4_12b" else "Gemma4"
+        model = getattr(transformers, f"{family}ForConditionalGeneration")(
+            getattr(transformers, f"{family}Config")(
                 text_config=text,
-                vision_config={**_VISION4, "standardize": not small},
-                audio_config=_AUDIO4 if small else None,
+                **parts,
                 boi_token_id=ids["boi_token"],
                 eoi_token_id=ids["eoi_token"],
                 image_token_id=ids["image_token"],
@@ -189,10 +201,12 @@ def build(name: str, width: int = 256) -> Seeing:
             )
         )
         images = Gemma4ImageProcessorPil()
+        if name == "gemma4_12b":  # its own class needs torchvision; a patch here is a token there
+            images = Gemma4ImageProcessorPil(patch_size=48, pooling_kernel_size=1)
     _random(model)
     model.generation_config.eos_token_id = [1]
-    sounds = Gemma4AudioFeatureExtractor() if name == "gemma4_e2b" else None
-    return Seeing(model.float().eval(), tokenizer, images, sounds)
+    sounds = {"gemma4_e2b": Gemma4AudioFeatureExtractor, "gemma4_12b": Gemma4UnifiedAudioFeatureExtractor}.get(name)
+    return Seeing(model.float().eval(), tokenizer, images, sounds and sounds())
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

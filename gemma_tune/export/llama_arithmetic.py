@@ -104,14 +104,18 @@ def _rounded_input(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple
     return (given[0].half().to(given[0].dtype), *given[1:])
 
 
-def as_llama_hears(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_llama_hears(inputs: Mapping[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
     """The towers' inputs as llama.cpp computes them: of sound, where a band is quiet.
 
     Gemma 4's extractor takes the logarithm of a band's magnitude plus 0.001, and llama.cpp that of the larger of the
-    two (`mtmd_audio_preprocessor_gemma4a`).
+    two (`mtmd_audio_preprocessor_gemma4a`). Gemma 4 12B takes the samples themselves, the same in both.
+
+    Args:
+        inputs: What the towers take, by the names of the whole model's arguments.
+        config: Of the language part.
     """
     found = dict(inputs)
-    if "input_features" in found:
+    if "input_features" in found and not config.model_type.startswith("gemma4_unified"):
         features = found["input_features"]
         mask = found["input_features_mask"].bool()[..., None]
         magnitude = (features.double().exp() - _QUIET).clamp_min(_QUIET)

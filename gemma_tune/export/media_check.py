@@ -9,13 +9,19 @@ from pathlib import Path
 import torch
 
 from gemma_tune.chat.media import media_in
-from gemma_tune.config.model import BIDIRECTIONAL, CAUSAL
+from gemma_tune.config.model import BIDIRECTIONAL
 from gemma_tune.engines.llama_media import ChatAnswer, ask_with_media
 from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError, listed
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_reference import MediaReference, Question
-from gemma_tune.models.image_attention import attending, attention_is_open, named_attention
+from gemma_tune.models.image_attention import (
+    IN_WINDOW,
+    attending,
+    attention_is_open,
+    named_attention,
+    other_attentions,
+)
 
 # Of the log-probabilities of llama.cpp's best tokens, nats: above the first the line warns, above the second it fails.
 # Line breaks round an image that are missing, or another GELU in the tower, are 1 to 3 on random weights.
@@ -26,9 +32,11 @@ _MARGIN = 1e-3  # among best tokens that are so close any may be taken
 _SPARE, _TIMEOUT = 64, 600.0  # tokens of the context; seconds
 _TELLING = 2.0  # how many times nearer another attention must come to be llama.cpp's
 _SERVED_OTHERWISE = (
-    "This llama.cpp attends to images otherwise than the model was trained: {there} there, {here} in training. Measure "
-    "the file, or train with model.image_attention={there}."
+    "This llama.cpp attends to images otherwise than the model was trained: there {there}; in training {here}. Measure "
+    "the file, or {way}."
 )
+_TRAIN_SO, _SERVE_SO = "train with model.image_attention={}", "answer images with export/merged in Transformers"
+_ALL_LAYERS = "bidirectional in all layers and beyond the window"  # Gemma 4 12B in training
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ def media_lines(
 
     Returns:
         The line; and one that warns where llama.cpp attends otherwise than the model was trained. Which attention it
-        has for Gemma 4 differs from version to version and from size to size, so it is told from its answers.
+        has for Gemma 4 differs from version to version and from size to size, so it is told from its answers: of 12B
+        that of training, that of the other large ones (`IN_WINDOW`), or none.
     """
     try:
         answers = asked_in_chat(file, mmproj, questions, image_tokens, threads)
@@ -95,19 +104,17 @@ def compared(
 ) -> list[CheckLine]:
     """The lines of `media_lines` for answers that are there."""
     trained = agreement(reference, questions, answers)
-    served = nearer_attention(reference, questions, answers, trained)
-    if served is None:
+    nearer = nearer_attention(reference, questions, answers, trained)
+    if nearer is None:
         return [judged(name, trained, bounds)]
-    here, there = _attentions(reference)
-    problem = _SERVED_OTHERWISE.format(here=here, there=there)
+    there, served = nearer
+    here = named_attention(reference.text_config)
+    if (here, there) == (BIDIRECTIONAL, IN_WINDOW):
+        here = _ALL_LAYERS
+    way = _SERVE_SO if there == IN_WINDOW else _TRAIN_SO.format(there)
+    problem = _SERVED_OTHERWISE.format(here=here, there=there, way=way)
     line = CheckLine(f"{name}: its attention", f"{here}, as in training", figures_of(trained), WARN, problem)
     return [judged(name, served, bounds), line]
-
-
-def _attentions(reference: MediaReference) -> tuple[str, str]:
-    """The attention that a Gemma 4 was trained with, and the other one."""
-    here = named_attention(reference.text_config)
-    return here, CAUSAL if here == BIDIRECTIONAL else BIDIRECTIONAL
 
 
 def nearer_attention(
@@ -115,13 +122,16 @@ def nearer_attention(
     questions: Sequence[Question],
     answers: Sequence[ChatAnswer],
     trained: MediaAgreement,
-) -> MediaAgreement | None:
-    """The agreement with the other attention to images, where it tells that llama.cpp has that one."""
+) -> tuple[str, MediaAgreement] | None:
+    """The attention to images that llama.cpp's answers tell, and the agreement with it; None: the one of training."""
     if not attention_is_open(reference.text_config) or all(question.medium != "image" for question in questions):
         return None
-    with attending(reference.text_config, _attentions(reference)[1]):
-        served = agreement(reference, questions, answers)
-    return served if trained.mean > _TELLING * served.mean else None
+    found: list[tuple[str, MediaAgreement]] = []
+    for there in other_attentions(reference.text_config):
+        with attending(reference.text_config, there):
+            found.append((there, agreement(reference, questions, answers)))
+    nearest = min(found, key=lambda served: served[1].mean)
+    return nearest if trained.mean > _TELLING * nearest[1].mean else None
 
 
 def sorted_out(

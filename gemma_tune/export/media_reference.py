@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from gemma_tune.export.llama_arithmetic import as_llama_hears, towers_as_llama_cpp
 from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.models.image_attention import attends_in_window, image_attention
+from gemma_tune.models.image_masks import documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part
 
 
@@ -68,11 +70,19 @@ class WholeModel:
     def log_probs(self, question: Question, answer: Sequence[int]) -> torch.Tensor:
         """See `MediaReference`."""
         row = torch.tensor([[*question.input_ids, *answer[:-1]]])
-        inputs = {**as_llama_hears(question.inputs), **_padded(question.kinds, row.shape[1])}
+        inputs = {**as_llama_hears(question.inputs, self.text_config), **_padded(question.kinds, row.shape[1])}
+        if attends_in_window(self.text_config):
+            inputs["attention_mask"] = self._masks_in_window(row)
         with towers_as_llama_cpp(self._whole):
             logits = self._whole(input_ids=row, use_cache=False, **inputs).logits[0]
         found: torch.Tensor = logits[len(question.input_ids) - 1 :].float().log_softmax(-1)
         return found
+
+    def _masks_in_window(self, row: torch.Tensor) -> Any:
+        sees = image_attention(self.text_config)
+        assert sees is not None
+        blocks = runs(row, [self._whole.config.image_token_id])
+        return image_masks(documents(row), blocks, self.text_config.sliding_window, sees)
 
 
 def _padded(kinds: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
@@ -94,5 +104,5 @@ class TrainedModel:
     def log_probs(self, question: Question, answer: Sequence[int]) -> torch.Tensor:
         """See `MediaReference`."""
         row, start = [*question.input_ids, *answer[:-1]], len(question.input_ids) - 1
-        logits = self._forward.logits_with_media(row, as_llama_hears(question.inputs), start)
+        logits = self._forward.logits_with_media(row, as_llama_hears(question.inputs, self.text_config), start)
         return logits.log_softmax(-1)

@@ -54,8 +54,8 @@ def rows_line(
     if not answers:
         return not_run(name, refused)
     found = agreement(reference, questions, answers)
-    if found.same < found.questions:
-        found = nearer_attention(reference, questions, answers, found) or found
+    if found.same < found.questions and (nearer := nearer_attention(reference, questions, answers, found)):
+        found = nearer[1]
     if found.longer is not None and image_tokens is None:
         return judged(name, found, AS_SERVED)
     apart = f"{_APART}{scaled_otherwise(questions, answers, image_tokens)}" if found.same < found.questions else ""

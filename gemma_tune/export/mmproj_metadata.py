@@ -16,10 +16,10 @@ from gemma_tune.media.families import image_limits
 _MERGED_3, _MERGED_4 = 4, 3
 # What llama.cpp has built in for Gemma 4's towers
 _ROTARY_BASE, _MEL_BINS, _CHUNK, _BEFORE = 100.0, 128, 12, 13
-_OTHER_FAMILIES = {
-    "gemma3n": "Gemma 3n",
-    "gemma4_unified": "Gemma 4 12B",
-}
+_SAMPLES = 640  # of sound in one token of Gemma 4 12B
+# Its types, which the gguf package has no names for
+_UNIFIED_IMAGES, _UNIFIED_SOUND = "gemma4uv", "gemma4ua"
+_OTHER_FAMILIES = {"gemma3n": "Gemma 3n"}
 LEFT_OUT = (
     "no mmproj file: that of {}'s towers for images and sound isn't written, so the GGUF file reads texts alone; "
     "export=merged holds the towers."
@@ -51,13 +51,13 @@ def add_mmproj_metadata(writer: GGUFWriter, config: Any, sees: bool, hears: bool
         writer.add_vision_projection_dim(width)
         # Else llama.cpp takes GELU's approximation by a sigmoid: 3.3 nats apart on random weights of Gemma 4
         writer.add_vision_use_gelu(True)
-        if config.model_type == "gemma4":
+        if config.model_type != "gemma3":
             side = config.vision_config.patch_size * config.vision_config.pooling_kernel_size
             fewest, most = image_limits(most_tokens)
             writer.add_vision_min_pixels(fewest * side**2)
             writer.add_vision_max_pixels(most * side**2)
     if hears:
-        _gemma4_audio(writer, config.audio_config)
+        _AUDIO[config.model_type](writer, config.audio_config)
         writer.add_clip_has_audio_encoder(True)
         writer.add_audio_projection_dim(width)
 
@@ -104,7 +104,39 @@ def _gemma4_audio(writer: GGUFWriter, audio: Any) -> None:
     writer.add_audio_attention_layernorm_eps(audio.rms_norm_eps)
 
 
-_VISION: dict[str, Callable[[GGUFWriter, Any, Any], None]] = {"gemma3": _gemma3_vision, "gemma4": _gemma4_vision}
+def _unified_vision(writer: GGUFWriter, vision: Any, _config: Any) -> None:
+    """A layer on each square of pixels: no blocks; the head is one that nothing reads, but that must be there."""
+    writer.add_vision_image_size(224)
+    writer.add_vision_patch_size(vision.patch_size)
+    writer.add_vision_embedding_length(vision.mm_embed_dim)
+    writer.add_vision_feed_forward_length(0)
+    writer.add_vision_block_count(0)
+    writer.add_vision_head_count(1)
+    writer.add_vision_image_mean([0.0] * 3)
+    writer.add_vision_image_std([1.0] * 3)
+    writer.add_vision_attention_layernorm_eps(vision.rms_norm_eps)
+    writer.add_clip_vision_projector_type(_UNIFIED_IMAGES)
+    if vision.pooling_kernel_size != _MERGED_4:
+        writer.add_vision_projector_scale_factor(vision.pooling_kernel_size)
+
+
+def _unified_audio(writer: GGUFWriter, audio: Any) -> None:
+    """A layer on the samples; llama.cpp takes their number for that of bands."""
+    writer.add_audio_embedding_length(audio.audio_embed_dim)
+    writer.add_audio_feed_forward_length(0)
+    writer.add_audio_block_count(0)
+    writer.add_audio_head_count(1)
+    writer.add_clip_audio_projector_type(_UNIFIED_SOUND)
+    writer.add_audio_num_mel_bins(audio.audio_embed_dim)
+    writer.add_audio_attention_layernorm_eps(audio.rms_norm_eps)
+
+
+_VISION: dict[str, Callable[[GGUFWriter, Any, Any], None]] = {
+    "gemma3": _gemma3_vision,
+    "gemma4": _gemma4_vision,
+    "gemma4_unified": _unified_vision,
+}
+_AUDIO: dict[str, Callable[[GGUFWriter, Any], None]] = {"gemma4": _gemma4_audio, "gemma4_unified": _unified_audio}
 
 
 def tower_problems(config: Any) -> list[str]:
@@ -113,7 +145,7 @@ def tower_problems(config: Any) -> list[str]:
     Args:
         config: The whole model's, of a family whose mmproj file is written.
     """
-    return _gemma3_problems(config) if config.model_type == "gemma3" else _gemma4_problems(config)
+    return _PROBLEMS[config.model_type](config)
 
 
 def _gemma3_problems(config: Any) -> _Problems:
@@ -145,6 +177,19 @@ def _gemma4_problems(config: Any) -> _Problems:
             (audio.attention_context_right != 0, "audio_config.attention_context_right differs"),
         )
     return found
+
+
+def _unified_problems(config: Any) -> _Problems:
+    audio = getattr(config, "audio_config", None)
+    samples = _SAMPLES if audio is None else audio.audio_embed_dim
+    return _said((samples != _SAMPLES, f"audio_config.audio_embed_dim is {samples}"))
+
+
+_PROBLEMS: dict[str, Callable[[Any], _Problems]] = {
+    "gemma3": _gemma3_problems,
+    "gemma4": _gemma4_problems,
+    "gemma4_unified": _unified_problems,
+}
 
 
 def _said(*found: tuple[bool, str]) -> _Problems:

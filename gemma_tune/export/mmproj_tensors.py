@@ -19,6 +19,8 @@ from gemma_tune.errors import UserError
 # Ends of names that the map of the gguf package leaves as they are; the four are the bounds of a clamped layer
 _BOUNDS = (".input_min", ".input_max", ".output_min", ".output_max")
 _ENDS = (".weight", ".bias", *_BOUNDS)
+# Names of llama.cpp's that this map lacks: Gemma 4 12B's
+_UNMAPPED = re.compile(r"v\.patch_norm\.[123]\.(weight|bias)")
 F16, F32 = GGMLQuantizationType.F16, GGMLQuantizationType.F32
 
 
@@ -66,6 +68,18 @@ def _patches(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(weight.shape[0], side, side, 3).permute(0, 3, 1, 2).contiguous()
 
 
+def _by_colours(weight: torch.Tensor) -> torch.Tensor:
+    """Of a patch's pixels in the last dimension, [..., rows · columns · 3], in the order [..., 3 · rows · columns]."""
+    side = round((weight.shape[-1] // 3) ** 0.5)
+    pixels = weight.reshape(*weight.shape[:-1], side, side, 3)
+    return pixels.movedim(-1, -3).reshape(weight.shape).contiguous()
+
+
+def _by_axes(table: torch.Tensor) -> torch.Tensor:
+    """A table of positions, [positions, 2, width], as one of columns and one of rows, [2, positions, width]."""
+    return table.permute(1, 0, 2).contiguous()
+
+
 def _vector(value: torch.Tensor) -> torch.Tensor:
     return value.reshape(1)
 
@@ -101,6 +115,19 @@ _RULES = {
         },
         {r"audio_tower.*conv.*\.weight$": F32, r"position_embedding_table$": F32},
     ),
+    "gemma4_unified": _Rules(
+        {  # as published, and as Transformers' class has them
+            r"^(?:model\.)?(?:vision_embedder|embed_vision)\.": "v.",
+            r"^v\.patch_dense\.": "v.patch_embd.",
+            r"^v\.patch_ln([12])\.": r"v.patch_norm.\1.",
+            r"^v\.pos_norm\.": "v.patch_norm.3.",
+            r"^v\.pos_embedding$": "v.position_embd.weight",
+            r"^v\.(?:multimodal_embedder\.)?embedding_projection\.": "mm.input_projection.",
+            r"^(?:model\.)?embed_audio\.embedding_projection\.": "mm.a.input_projection.",
+        },
+        {r"\.patch_dense\.weight$|\.patch_ln1\.": _by_colours, r"\.pos_embedding$": _by_axes},
+        {r"\.pos_embedding$": F32},
+    ),
 }
 FAMILIES_WITH_MMPROJ = tuple(_RULES)
 
@@ -123,7 +150,8 @@ def tower_tensors(
     for own, shape in shapes.items():
         if _first(rules.unused, own, False):
             continue
-        name = known.get_name(_replaced(rules.names, own), try_suffixes=_ENDS)
+        key = _replaced(rules.names, own)
+        name = key if _UNMAPPED.fullmatch(key) else known.get_name(key, try_suffixes=_ENDS)
         if name is None:
             raise UserError(
                 f"llama.cpp has no place for the tower's tensor {own}, so an mmproj file would lack it; leave the file "

@@ -11,6 +11,9 @@ from gemma_tune.errors import UserError
 
 # Values of `text_config.use_bidirectional_attention` in config.json of Gemma 4
 STORED = {CAUSAL: None, BIDIRECTIONAL: "vision"}
+# llama.cpp's for Gemma 4 12B, which Transformers' class of it hasn't: a comparison's alone, nothing is trained with it
+IN_WINDOW = "bidirectional in sliding layers, within the window"
+_MARK = "_images_in_window"
 
 
 class ImageAttention(NamedTuple):
@@ -36,7 +39,7 @@ def image_attention(config: Any) -> ImageAttention | None:
         return ImageAttention(in_full_layers=True, beyond_window=False)
     if getattr(config, "use_bidirectional_attention", None) != STORED[BIDIRECTIONAL]:
         return None
-    unified = config.model_type.startswith("gemma4_unified")
+    unified = _is_unified(config) and not attends_in_window(config)
     return ImageAttention(in_full_layers=unified, beyond_window=unified)
 
 
@@ -71,17 +74,38 @@ def named_attention(config: Any) -> str:
     return CAUSAL if image_attention(config) is None else BIDIRECTIONAL
 
 
+def other_attentions(config: Any) -> list[str]:
+    """What a language part of Gemma 4 may be served with but for its own, for `attending`."""
+    other = CAUSAL if named_attention(config) == BIDIRECTIONAL else BIDIRECTIONAL
+    if not _is_unified(config):
+        return [other]
+    return [IN_WINDOW, other]
+
+
+def attends_in_window(config: Any) -> bool:
+    """Whether a language part attends to images as `IN_WINDOW` says, for which its own class has no masks."""
+    return getattr(config, _MARK, False)
+
+
+def _is_unified(config: Any) -> bool:
+    return str(config.model_type).startswith("gemma4_unified")
+
+
 @contextlib.contextmanager
 def attending(config: Any, attention: str) -> Iterator[None]:
     """Within it, a language part of Gemma 4 attends to images so, whatever it was trained with.
 
     Args:
         config: Of the language part.
-        attention: As `model.image_attention`.
+        attention: As `model.image_attention`, or `IN_WINDOW`.
     """
     kept = config.use_bidirectional_attention
-    config.use_bidirectional_attention = STORED[attention]
+    config.use_bidirectional_attention = STORED[BIDIRECTIONAL if attention == IN_WINDOW else attention]
+    if attention == IN_WINDOW:
+        setattr(config, _MARK, True)
     try:
         yield
     finally:
         config.use_bidirectional_attention = kept
+        if attention == IN_WINDOW:
+            delattr(config, _MARK)
