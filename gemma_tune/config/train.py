@@ -76,8 +76,8 @@ class TrainConfig:
     compact_batches: bool = option(
         True,
         "Compute a batch as one row without padding, in which completions of a prompt, and chosen and rejected "
-        "answers, share it, so that it is computed once. It needs attention by_document (the default on a CPU), and "
-        "changes losses by rounding.",
+        "answers, share it (without dropout), so that it is computed once. It needs attention by_document (the default "
+        "on a CPU), and changes losses by rounding.",
     )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."

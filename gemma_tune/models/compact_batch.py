@@ -49,15 +49,18 @@ class CompactBatch(NamedTuple):
         return flat.scatter(0, self.sources[there], values[0, there]).view(shape)
 
 
-def compact(ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor) -> CompactBatch | None:
+def compact(
+    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor, share: bool = True
+) -> CompactBatch | None:
     """The compact form of a batch; None where it would save less than a tenth of the tokens.
 
     Args:
         ids_BS: Token ids.
         valid_BS: 1 for tokens, 0 for padding on either side.
         labels_BS: The ids of tokens that are predicted, else -100.
+        share: Whether rows share their prompts.
     """
-    groups = _groups(ids_BS, valid_BS, labels_BS)
+    groups = _groups(ids_BS, valid_BS, labels_BS, share)
     tokens = sum(max(0, len(prompt) - 1) + sum(len(row) for _, row in rows) for prompt, rows in groups)
     if not groups or tokens > _WORTH * ids_BS.numel():
         return None
@@ -96,10 +99,11 @@ Token = tuple[int, int, int]  # its place in the row of the batch, its id, its l
 
 
 def _groups(
-    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor
+    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor, share: bool
 ) -> list[tuple[list[int], list[tuple[int, list[Token]]]]]:
     """Of each prompt its tokens and the rows that begin with it, each with its tokens from the first label on."""
-    found: dict[tuple[int, ...], list[tuple[int, list[Token]]]] = {}
+    found: dict[Any, list[tuple[int, list[Token]]]] = {}
+    prompts: dict[Any, list[int]] = {}
     valid = [[1] * ids_BS.shape[1]] * len(ids_BS) if valid_BS is None else valid_BS.tolist()
     for row, (ids, here, labels) in enumerate(zip(ids_BS.tolist(), valid, labels_BS.tolist(), strict=True)):
         tokens = [(place, ids[place], labels[place]) for place in range(len(ids)) if here[place]]
@@ -107,6 +111,8 @@ def _groups(
         if not labelled:
             continue
         first, last = labelled[0], labelled[-1]
-        prompt = tuple(token for _, token, _ in tokens[:first])
-        found.setdefault(prompt, []).append((row, tokens[first : last + 1]))
-    return [(list(prompt), rows) for prompt, rows in found.items()]
+        prompt = [token for _, token, _ in tokens[:first]]
+        key = tuple(prompt) if share else row
+        prompts[key] = prompt
+        found.setdefault(key, []).append((row, tokens[first : last + 1]))
+    return [(prompts[key], rows) for key, rows in found.items()]

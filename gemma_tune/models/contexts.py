@@ -13,6 +13,7 @@ import torch
 from gemma_tune.models.document_attention import by_document, has_documents
 from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharded import reshard
+from gemma_tune.models.unwrap import language_part
 
 
 @contextlib.contextmanager
@@ -30,13 +31,19 @@ def attention(model: Any, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_attention(model: Any, asked: str | None) -> Iterator[None]:
-    """The attention that training is fastest with, unless a kernel was asked for: by document on a CPU."""
-    on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
-    if asked == BY_DOCUMENT or (asked is None and on_cpu and has_documents(model)):
-        with by_document(model):
-            yield
-    else:
+def training_attention(model: Any, asked: str | None, reference: Any = None) -> Iterator[None]:
+    """The attention that training is fastest with, unless a kernel was asked for: by document on a CPU.
+
+    Args:
+        model: The language part.
+        asked: `model.attn_implementation`.
+        reference: A second model that its log-probabilities are compared with, which must attend likewise.
+    """
+    with contextlib.ExitStack() as both:
+        for one in (model, *([language_part(reference)] if reference is not None else ())):
+            on_cpu = one.get_input_embeddings().weight.device.type == "cpu"
+            if asked == BY_DOCUMENT or (asked is None and on_cpu and has_documents(one)):
+                both.enter_context(by_document(one))
         yield
 
 

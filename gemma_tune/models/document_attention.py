@@ -99,7 +99,8 @@ def _of_group(
             begin, most = min(begin, before), before + tokens
         bias = docs.bias(group, slice(start, end), slice(begin, most), window, q.dtype)
         k, v = (_of_keys(n, prompt, own, before, begin, most) for n in range(2))
-        parts.append(_block(q[..., start:end, :], k, v, scale, bias))
+        compute = _block if most - begin <= PRODUCTS or window is not None else _long_block
+        parts.append(compute(q[..., start:end, :], k, v, scale, bias))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 
@@ -117,6 +118,14 @@ def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias
     scores = torch.baddbmm(bias, q.flatten(1, 2), k.transpose(1, 2), alpha=scale)
     found = torch.bmm(scores.softmax(-1), v)
     return found.view(heads, group, queries, -1)
+
+
+def _long_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias_QK: torch.Tensor) -> torch.Tensor:
+    """The same by torch's kernel, which keeps no scores for the backward pass."""
+    found = functional.scaled_dot_product_attention(
+        q.flatten(0, 1)[None], k[None], v[None], attn_mask=bias_QK, scale=scale, enable_gqa=True
+    )
+    return found[0].unflatten(0, q.shape[:2])
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor) -> torch.Tensor:

@@ -134,8 +134,8 @@ class Session:
         else:
             trainer.measure = partial(self._measure_at_step, kernel)
         self.folder.keep_on_error = True
-        kernel_asked = self.cfg.model.attn_implementation
-        with self.folder.timed("train"), training_attention(base, kernel_asked), in_training(self.model):
+        attends = training_attention(base, self.cfg.model.attn_implementation, getattr(trainer, "ref_model", None))
+        with self.folder.timed("train"), attends, in_training(self.model):
             if resumed and resumed.at_the_end:
                 trainer.take_up(resumed.path)
             else:

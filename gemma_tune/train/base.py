@@ -83,7 +83,7 @@ class GemmaTrainer(CheckpointedTrainer):
             before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._towers_learning_rate = towers_learning_rate
-        self._tiled_head, self._shared_prompts = tiled_head, compact_batches
+        self._tiled_head, self._compact_batches = tiled_head, compact_batches
         self.checkpoints_kept = checkpoints_kept
         self.measure: Callable[[int], dict[str, float]] = lambda step: {}
         self.passed_over: dict[str, str] = {}
@@ -107,8 +107,7 @@ class GemmaTrainer(CheckpointedTrainer):
         )
         tiled = self.accelerator.device.type == "cpu" if tiled is None else tiled
         wide = getattr(args, "cast_lm_head_to_fp32", False)
-        if tiled or self._shared_prompts:
-            use_scored_forward(language_part(model), Scoring(tiled, self._shared_prompts, head, wide))
+        use_scored_forward(language_part(model), Scoring(tiled, self._compact_batches, head, wide))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -12,6 +12,7 @@ TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GR
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +66,7 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
     def forward(*args: Any, **given: Any) -> Any:
         if not given.get("fused_lm_head") or given.get("output_router_logits") or args:
             return theirs(*args, **given)
-        score = theirs
+        score = functools.partial(_theirs_at_labels, model, theirs)
         if scoring.tiled_head and type(model.get_output_embeddings()) in _PLAIN:
             score = functools.partial(_scored, model, scoring)
         short = _compact(model, given) if scoring.compact_batches else None
@@ -83,7 +84,9 @@ def _compact(model: Any, given: dict[str, Any]) -> CompactBatch | None:
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None
-    return compact(ids, mask, labels)
+    # A dropout mask of the prompt would be one for all of its rows
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
+    return compact(ids, mask, labels, share=not drops)
 
 
 def _in_compact(score: Any, short: CompactBatch, given: dict[str, Any]) -> Any:
@@ -91,12 +94,30 @@ def _in_compact(score: Any, short: CompactBatch, given: dict[str, Any]) -> Any:
     items = given.get("num_items_in_batch")
     given = {n: x for n, x in given.items() if n not in ("labels", "num_items_in_batch")}
     found = score(**given | short.inputs() | {"shift_labels": short.shift_labels})
+    return _output({name: short.in_batch(x, mask.shape) for name, x in _per_token(found)}, mask, items)
+
+
+def _per_token(found: FusedCausalLMOutput) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, x) for name, x in found.items() if name not in ("loss", "label_mask", "aux_loss"))
+
+
+def _theirs_at_labels(model: Any, theirs: Any, **given: Any) -> FusedCausalLMOutput:
+    """TRL's forward pass; layers that share keys and values compute the positions of labels alone."""
+    shifted = given.get("shift_labels")
+    if shifted is None:
+        shifted = functional.pad(given["labels"][:, 1:], (0, 1), value=-100)
+    with at_labels(model, shifted != -100) as places:
+        if places is None:
+            return theirs(**given)
+        kept = shifted.gather(1, places.index).masked_fill(~places.read, -100)
+        rest = {name: value for name, value in given.items() if name != "labels"}
+        found = theirs(**rest | {"shift_labels": kept})
+    width = shifted.shape[1] - (given.get("shift_labels") is None)
     rows = {
-        name: short.in_batch(values, mask.shape)
-        for name, values in found.items()
-        if name not in ("loss", "label_mask", "aux_loss")
+        name: x.new_zeros(shifted.shape).scatter(1, places.index, x.masked_fill(~places.read, 0))[:, :width]
+        for name, x in _per_token(found)
     }
-    return _output(rows, mask, items)
+    return _output(rows, (shifted != -100)[:, :width], given.get("num_items_in_batch"))
 
 
 def _output(rows: dict[str, torch.Tensor], mask: torch.Tensor, items: Any) -> FusedCausalLMOutput:

@@ -112,6 +112,13 @@ def test_compact_form() -> None:
     assert values.tolist() == [[0, 0, 0, 3, 4], [0, 0, 5, 0, 0], [0] * 5]
 
 
+def test_rows_that_share_nothing() -> None:
+    ids = torch.tensor([[7, 8, 9, 4, 0, 0], [7, 8, 9, 6, 5, 0]])
+    labels = torch.where(torch.arange(6) < 3, -100, ids).masked_fill(ids == 0, -100)
+    found = compact(ids, (ids > 0).long(), labels, share=False)
+    assert found is not None and found.input_ids.tolist() == [[7, 8, 9, 7, 8, 9, 6]]
+
+
 def test_nothing_that_saves_nothing() -> None:
     ids = torch.arange(3, 63).view(2, 30)
     labels = ids.clone()

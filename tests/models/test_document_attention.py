@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import transformers
 from small_models import MODELS
 
 from gemma_tune.models import document_attention, documents
+from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.documents import documents_of
+from gemma_tune.models.label_positions import at_labels
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
 CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
@@ -128,6 +131,29 @@ def test_short_documents_go_together() -> None:
     assert [(p.first, p.last) for p in some.groups[0]] == [(0, 2), (2, 3), (3, 3), (3, 4)]
 
 
+def test_no_scores_of_long_documents_with_few_queries(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers at labels, and completions of a long prompt: full layers keep no scores of all keys either."""
+    products, widest = document_attention._block, 0
+
+    def block(q: torch.Tensor, k: torch.Tensor, *given: Any) -> torch.Tensor:
+        nonlocal widest
+        widest = max(widest, k.shape[1])
+        return products(q, k, *given)
+
+    monkeypatch.setattr(document_attention, "_block", block)
+    row = rows((400,))[0]
+    labels = torch.full((2, 400), -100)
+    ids = torch.cat([row, torch.cat([row[:, :300], row[:, :100]], 1)])
+    labels[:, 300:] = ids[:, 300:]
+    short = compact(ids, None, labels)
+    assert short is not None
+    with by_document(model):
+        with at_labels(model, torch.rand(1, 400, generator=torch.Generator().manual_seed(0)) < 0.8):
+            model.base_model(input_ids=row, use_cache=False)
+        model.base_model(**short.inputs(), use_cache=False)
+    assert 0 < widest <= document_attention.PRODUCTS
+
+
 @pytest.mark.parametrize(
     ("width", "asked", "kernel"),
     [(64, None, "by_document"), (512, None, "by_document"), (512, "sdpa", "sdpa")],
@@ -139,8 +165,9 @@ def test_which_attention_trains(width: int, asked: str | None, kernel: str) -> N
         attn_implementation="sdpa",
     )
     base = getattr(transformers, name)(config)
-    with training_attention(base, asked):
-        assert base.config._attn_implementation == kernel
+    reference = getattr(transformers, name)(copy.deepcopy(config))
+    with training_attention(base, asked, reference):
+        assert base.config._attn_implementation == reference.config._attn_implementation == kernel
         with attention(base, "sdpa"):  # an evaluation during training
             base(input_ids=torch.ones(1, 4, dtype=torch.long))
     assert base.config._attn_implementation == "sdpa"

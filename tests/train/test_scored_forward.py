@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
+from small_models import MODELS
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -185,3 +188,28 @@ def test_what_is_saved_is_read_once(model: Any) -> None:
             found = outcome(model, inputs)[1]
     assert len(taken) == len(set(taken)) > 0
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_shared_layers_see_labels_alone(tiled: bool) -> None:
+    """With our head and with TRL's, which is that of a GPU."""
+    torch.manual_seed(0)
+    config = transformers.Gemma4TextConfig(**MODELS["gemma4_e2b"][1], attn_implementation="sdpa")
+    model = transformers.Gemma4ForCausalLM(config).float().train()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    inputs, widths = batch([range(30, 40), range(12, 15)]), []
+    expected, gradients = outcome(model, inputs)
+    use_scored_forward(model, Scoring(tiled_head=tiled, head=HeadOptions(outputs=OUTPUTS)))
+    for layer in model.base_model.layers:
+        layer.mlp.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    found, mine = outcome(model, inputs)
+    assert widths == [40] * 4 + [10] * 2
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert (mine[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
+    shifted = functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
+    torch.testing.assert_close(
+        outcome(model, {**inputs, "shift_labels": shifted})[0].log_probs[:, :-1], found.log_probs
+    )
