@@ -88,7 +88,8 @@ class DataConfig:
     dataset_num_proc: int | None = option(
         None,
         "Processes that render and tokenize conversations and texts before training; the rows are the same with any "
-        "number. 1: the run's own process alone. Without it, as many as there are cores, for a large training set.",
+        "number. 1: the run's own process alone. Without it, as many as there are cores, up to 16, for a large "
+        "training set.",
         at_least=1,
         at_most=1024,
     )

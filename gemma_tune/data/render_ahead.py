@@ -1,4 +1,4 @@
-"""Renders rows in as many processes as there are cores, while this one still reads them."""
+"""Renders rows in several processes, while this one still reads them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,18 @@ from gemma_tune.errors import UserError
 _CHUNK = 500  # records that a process renders at once
 # Records of so many bytes, pickled, are read before processes are started by themselves, each of which takes a second
 _LARGE = 8 << 20
+_MOST = 16  # processes, unless more are asked for: each takes memory, and parsing keeps no more of them busy
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time, and in how many
 
 
 def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use, by its affinity and its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, _QUOTA.read_text("utf-8").split())
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return allowed
+    return min(allowed, max(quota // period, 1))
 
 
 class RenderAhead:
@@ -47,7 +54,7 @@ class RenderAhead:
         tokenizer: As `reduced` gives it; any other than a `TextTokenizer` isn't handed to other processes.
         max_length: The largest number of tokens in a row.
         labels: Whether rows may hold bad answers.
-        processes: How many; None: one for each core, where there is much to render; 1: none.
+        processes: At most so many; None: one for each core, up to 16, where there is much to render; 1: none.
 
     Attributes:
         processes: Those that have been started and not yet ended.
@@ -56,9 +63,10 @@ class RenderAhead:
     def __init__(self, tokenizer: Any, max_length: int, labels: bool, processes: int | None) -> None:
         self._tokenizer = tokenizer
         self._renderer = RowRenderer(tokenizer, max_length, labels)
-        self._count = processes or cores()
+        self._count = processes or min(cores(), _MOST)
         self._large = 0 if processes else _LARGE
         self._possible = self._count > 1 and isinstance(tokenizer, TextTokenizer)
+        self._pickled = b""  # the renderer
         self._waiting: list[bytes] = []  # chunks, until there are enough of them to start
         self._asked: deque[Future[bytes]] = deque()
         self.processes: list[RenderProcess] = []
@@ -104,32 +112,43 @@ class RenderAhead:
     def _feed(self, chunk: list[Record]) -> None:
         try:
             self._waiting.append(pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL))
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
-            return self._give_up()
-        if self._threads is None:
-            if sum(map(len, self._waiting)) < self._large:
+            if self._threads is None and sum(map(len, self._waiting)) < self._large:
                 return None
-            self._start()
+            if not self._pickled:
+                self._pickled = pickle.dumps(self._renderer.without_media, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception:  # values and parts of tokenizers that are written in Python may raise anything
+            return self._give_up()
+        threads = self._threads or self._start()
         for records in self._waiting:
             if len(self._asked) > 2 * self._count:
                 self._collect()
             if self._possible:
-                assert self._threads is not None
-                self._asked.append(self._threads.submit(self._ask, records))
+                self._add_process()
+            if self._possible:
+                self._asked.append(threads.submit(self._ask, records))
         self._waiting.clear()
         return None
 
-    def _start(self) -> None:
-        renderer = pickle.dumps(self._renderer.without_media, protocol=pickle.HIGHEST_PROTOCOL)
+    def _start(self) -> ThreadPoolExecutor:
         try:
             self._folder = scratch_folder()
             self._stored = Path(self._folder.name, "chunks").open("w+b")  # noqa: SIM115 (open as long as the object)
         except OSError as error:
             raise no_room("rendered rows", error) from error
         self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="render")
-        for _ in range(self._count):
-            self.processes.append(RenderProcess(renderer))
-            self._idle.put(self.processes[-1])
+        return self._threads
+
+    def _add_process(self) -> None:
+        """Starts a process where those that run have two chunks each to do."""
+        busy = sum(not future.done() for future in self._asked)
+        if len(self.processes) == self._count or busy < 2 * len(self.processes):
+            return None
+        try:
+            self.processes.append(RenderProcess(self._pickled))
+        except OSError:  # the system starts no more
+            return None if self.processes else self._give_up()
+        self._idle.put(self.processes[-1])
+        return None
 
     def _ask(self, records: bytes) -> bytes:
         process = self._idle.get()

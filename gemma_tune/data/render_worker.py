@@ -32,7 +32,7 @@ class RenderProcess:
     """
 
     def __init__(self, renderer: bytes) -> None:
-        # Each process is one of as many as there are cores
+        # Each process is one of several, up to as many as there are cores
         alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             python_module("gemma_tune.data.render_worker"),

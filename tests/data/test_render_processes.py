@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,20 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import render_chat, served_template
 from gemma_tune.chat.recognise import reduced
 from gemma_tune.chat.text_tokenizer import TextTokenizer
-from gemma_tune.config import DataConfig
+from gemma_tune.config import DataConfig, ModelConfig
 from gemma_tune.data import reading, render_ahead
 from gemma_tune.data.loading import load_rows
 from gemma_tune.data.record_cache import forget_cached_records
 from gemma_tune.data.records import Record
 from gemma_tune.data.render_ahead import RenderAhead
-from gemma_tune.data.render_worker import answer
+from gemma_tune.data.render_worker import RenderProcess, answer
 from gemma_tune.errors import UserError
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 
 WILD = Path(os.environ.get("GEMMA_TUNE_TEST_DATA") or "unset", "wild")
+OWN = Path(__file__).parent.parent / "chat/own_templates/tools.jinja"  # a template of the user's own
 TALK = [{"role": "user", "content": "Two or three?"}, {"role": "assistant", "content": "Two."}]
 # A row that is cut, one without a trained token left, one that Gemma 4's template refuses, and one that Gemma 3's does
 LONG = [TALK[0], {"role": "assistant", "content": "One. " * 100}]
@@ -114,6 +120,23 @@ def test_rows_with_faults_are_equal(tmp_path: Path, form: str) -> None:
     assert len(alone[0][0]["refused"]) >= 1 and 0 < len(alone[0][1]["records"]) <= 12
 
 
+def test_real_processes_give_equal_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a template of the user's own, which the processes get, too."""
+    started = []
+
+    class Noted(RenderProcess):
+        def __init__(self, renderer: bytes) -> None:
+            super().__init__(renderer)
+            started.append(self.process)
+
+    monkeypatch.setattr(render_ahead, "RenderProcess", Noted)
+    file, tokenizer = faulty_file(tmp_path), load_tokenizer(find_source(ModelConfig(str(ASSETS / "tiny"))), str(OWN))
+    alone, together = (loaded(file, tokenizer, processes) for processes in (1, 2))
+    assert alone == together and len(started) == 2
+    counts = alone[1][0][-1]
+    assert all(counts[name] for name in ("rows_cut", "rows_dropped", "rows_skipped", "rows_repeated"))
+
+
 @pytest.mark.usefixtures("no_processes")
 def test_the_same_row_is_refused(tmp_path: Path) -> None:
     """A row that can't be parsed is said before an earlier one that can't be rendered."""
@@ -147,6 +170,42 @@ def test_processes_render_and_end() -> None:
                 started = [process.process for process in ahead.processes]
                 raise KeyboardInterrupt
     assert len(started) == 2 and all(process.returncode is not None for process in started)
+
+
+class Unpicklable(str):
+    def __reduce__(self) -> Any:
+        raise ValueError("a value of the user's own")
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_what_cannot_be_pickled_is_left_to_the_run() -> None:
+    """A record, and a part of the tokenizer."""
+    tokenizer = reduced(tokenizer_of("gemma3"))
+    records = [Record(f"rows:{n}", messages=TALK) for n in range(40)]
+    odd = [replace(r, tools=[{"of": Unpicklable("a")}]) if n == 20 else r for n, r in enumerate(records)]
+    for rows, by in ((odd, tokenizer), (records, replace(tokenizer, bos_token_id=Unpicklable()))):
+        with RenderAhead(by, 80, False, 2) as ahead:
+            assert list(ahead.watch(rows)) == rows and not ahead.done
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_processes_come_with_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than half as many as chunks wait, than the processors of a container's quota, and than 16."""
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(render_ahead, "_QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(render_ahead, "_LARGE", 1)
+    go = threading.Event()
+    monkeypatch.setattr(InThisProcess, "ask", lambda self, records: b"" if go.wait(30) else records)
+    tokenizer = reduced(tokenizer_of("gemma3"))
+    for said, count, most in (("max 100000", 10, 5), ("350000 100000", 7, 3), ("max 100000", 33, 16)):
+        quota.write_text(said, "utf-8")
+        go.clear()
+        with RenderAhead(tokenizer, 80, False, None) as ahead:
+            rows = ahead.watch(Record(f"rows:{n}", messages=TALK) for n in range(7 * count))
+            list(islice(rows, 7 * count))
+            assert len(ahead.processes) == most
+            go.set()
 
 
 @pytest.mark.usefixtures("no_processes")
