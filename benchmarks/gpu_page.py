@@ -80,8 +80,10 @@ def _memory(found: dict[str, Any]) -> list[str]:
         (arm,) = case["arms"].values()
         peak, expected = arm["peak_gib"], arm["estimate_gib"]
         share = f"{expected / peak - 1:+.0%}" if peak else ""
-        rows.append([name, arm["error"] or _gib(peak), _gib(expected), share])
-    return table(["`recipe=qlora_sft`, 2 packed rows", "peak, GiB", "estimate, GiB", "estimate is off by"], rows)
+        taken = f"{statistics.median(arm['seconds']) * 1000:.1f}" if arm["seconds"] else ""
+        rows.append([name, arm["error"] or _gib(peak), _gib(expected), share, taken])
+    head = ["`recipe=qlora_sft`, 2 packed rows", "peak, GiB", "estimate, GiB", "estimate is off by", "ms/step"]
+    return table(head, rows)
 
 
 def _qat(found: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_arms import Case, compare
+from gpu_arms import TABLE_ON_GPU, TABLE_ON_HOST, Case, compare
 from gpu_shapes import SHAPES, built, config_of, device, in_four_bit, packed_rows, rows_of, synchronize
 from peft import LoraConfig, get_peft_model
 from qat_step import random_targets, trainer_of
@@ -26,7 +26,10 @@ from gemma_tune.quant.plan import plan_of
 
 
 def qlora_memory(tiny: bool, until: float) -> dict[str, Any]:
-    """Peaks of `recipe=qlora_sft` by model, against the estimate of a dry run; both in GiB."""
+    """Peaks of `recipe=qlora_sft` by model, against the estimate of a dry run; both in GiB.
+
+    Of a model with a table of per-layer embeddings also with that table on the GPU.
+    """
     length = 64 if tiny else 2048
     found = {}
     for name in SHAPES:
@@ -34,10 +37,14 @@ def qlora_memory(tiny: bool, until: float) -> dict[str, Any]:
         for recompute in (False, True):
             if time.monotonic() > until:
                 continue
-            case = Case(name, rows, length, 2, recompute, "qlora_sft", tiny)
-            arms = {"qlora_sft": []}
-            how = "with" if case.recompute else "without"
-            found[f"{name}, {how} recomputation"] = compare(case, arms, min(until, time.monotonic() + 10), in_four_bit)
+            how = f"{name}, {'with' if recompute else 'without'} recomputation"
+            places = {how: TABLE_ON_HOST}
+            if getattr(config_of(name, tiny), "hidden_size_per_layer_input", 0):
+                places[f"{how}, table on the GPU"] = TABLE_ON_GPU
+            for said, place in places.items():  # one after the other: arms of one comparison share the table
+                case = Case(name, rows, length, 2, recompute, "qlora_sft", tiny)
+                soon = min(until, time.monotonic() + 10)
+                found[said] = compare(case, {"qlora_sft": [place]}, soon, in_four_bit)
     return found
 
 

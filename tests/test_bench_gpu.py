@@ -80,4 +80,6 @@ def test_all_parts_run_on_small_shapes(tmp_path: Path) -> None:
         trl, *ours = arms.values()
         assert all(gpu_page.same_training(arm, trl) for arm in ours), name
     assert parts["storage"]["found"]["bfloat16"]["same_gradients"]
+    tables = [name for name in parts["qlora-memory"]["found"] if "table on the GPU" in name]
+    assert len(tables) == 2 and all("E2B" in name for name in tables)
     assert "no table" not in (tmp_path / "gpu.md").read_text("utf-8")
