@@ -48,7 +48,7 @@ MISTAKES = {
     "too large": (["data.validation_split_percentage=95"], ["must be at most 90, not 95"]),
     "not a number": (["train.learning_rate=nan"], ["train.learning_rate must be a finite number, not nan"]),
     "infinite": (["train.weight_decay=inf"], ["train.weight_decay must be a finite number, not inf"]),
-    "no such choice": (["model.attn_implementation=sdpaa"], ["must be one of sdpa, eager", "Did you mean sdpa?"]),
+    "no such choice": (["model.attn_implementation=sdpaa"], ["must be one of sdpa, by_document", "Did you mean sdpa?"]),
     "float16": (["model.dtype=float16"], ["overflows on Gemma 3", "use bfloat16 or float32"]),
     "unknown interpolation": (["seed=${nix}"], ["'nix' not found", "seed"]),
     "several values without -m": (["train.learning_rate=1e-4,2e-4"], ["-m train.learning_rate=1e-4,2e-4"]),

@@ -40,6 +40,7 @@ def test_no_evaluator_hides_that_another_process_has_ended() -> None:
 def test_what_a_broken_connection_means(said: str, means: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only an error of the connection is another process's."""
     monkeypatch.setattr(processes.group, "joined", True)
+    monkeypatch.setattr(process_failures._own, "ends", False)  # it stays set, and then signals end nothing
     monkeypatch.setattr(process_failures, "failure_of_others", lambda wait_seconds=0.0: None)
     with (
         pytest.raises(EndedByOthers if means else RuntimeError, match=means or said),
