@@ -30,7 +30,7 @@ from gemma_tune.errors import UserError
 _CHUNK = 500  # records that a process renders at once
 # Records of so many bytes, pickled, are read before processes are started by themselves, each of which takes a second
 _LARGE = 8 << 20
-_MOST = 16  # processes, unless more are asked for: each takes memory, and parsing keeps no more of them busy
+_MOST = 16  # processes, unless more are asked for: each takes memory, and a second to start
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time, and in how many
 
 
