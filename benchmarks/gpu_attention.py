@@ -70,17 +70,10 @@ def _taken(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: dict[str, Any
     return next((name for name, backend in KERNELS.items() if int(backend) == number), f"number {number}")
 
 
-def _time(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: dict[str, Any], until: float, backend: Any
-) -> float | str:
-    """Milliseconds, or why the kernel can't."""
+def _milliseconds(once: Callable[[], None], until: float) -> float | str:
+    """Of one call, the mean of three after a first one, or why there is no figure."""
     if time.monotonic() > until:
         return "not run: no time was left"
-
-    def once() -> None:
-        with sdpa_kernel([backend]):
-            functional.scaled_dot_product_attention(q, k, v, **how).sum().backward()
-
     try:
         once()
         synchronize()
@@ -91,6 +84,18 @@ def _time(
         return (time.perf_counter() - begun) / 3 * 1000
     except Exception as error:
         return _failed(error)
+
+
+def _time(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: dict[str, Any], until: float, backend: Any
+) -> float | str:
+    """Milliseconds, or why the kernel can't."""
+
+    def once() -> None:
+        with sdpa_kernel([backend]):
+            functional.scaled_dot_product_attention(q, k, v, **how).sum().backward()
+
+    return _milliseconds(once, until)
 
 
 # NaN
@@ -197,17 +202,5 @@ def flex(tiny: bool, until: float) -> dict[str, Any]:
         def once(q: Any = q, k: Any = k, v: Any = v) -> None:
             compiled(q, k, v, block_mask=mask, enable_gqa=True).sum().backward()
 
-        if time.monotonic() > until:
-            found["layers"][name] = "not run: no time was left"
-            continue
-        try:
-            once()
-            synchronize()
-            begun = time.perf_counter()
-            for _ in range(3):
-                once()
-            synchronize()
-            found["layers"][name] = (time.perf_counter() - begun) / 3 * 1000
-        except Exception as error:
-            found["layers"][name] = _failed(error)
+        found["layers"][name] = _milliseconds(once, until)
     return found

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import transformers
 from forms_at_hand import tokenizer_of
 from image_tower_3n import import_timm
@@ -122,6 +124,20 @@ def _parts_of_3n(tokenizer: Any) -> dict[str, Any]:
             "input_feat_size": 128,
         },
     }
+
+
+def folders_once(
+    factory: pytest.TempPathFactory, change: Callable[[Path], None] = lambda folder: None
+) -> Callable[[str], Path]:
+    """Gives each family's `media_folder`, changed by `change`; made once, when it is first asked for."""
+
+    @functools.cache
+    def of(family: str) -> Path:
+        folder = media_folder(family, factory.mktemp(family))
+        change(folder)
+        return folder
+
+    return of
 
 
 def media_folder(family: str, folder: Path) -> Path:

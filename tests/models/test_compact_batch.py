@@ -6,32 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from small_models import MODELS
+from document_models import CLASSES, text_model, use_small_blocks
 
-from gemma_tune.models import document_attention, documents
 from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.label_positions import at_labels
 
-CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
 # Prompts, and the lengths of each one's completions: beyond the window of 16 and the blocks, within, and of one token
 GROUPS = ((40, (3, 25, 1, 7, 18)), (9, (4, 30)), (1, (6, 2)))
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "QUERIES", 16)
-    monkeypatch.setattr(document_attention, "QUERIES", 16)
-    monkeypatch.setattr(document_attention, "PRODUCTS", 32)
+    use_small_blocks(monkeypatch, 32)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
 def model(request: pytest.FixtureRequest) -> Any:
-    torch.manual_seed(0)
-    family = CLASSES[request.param]
-    config = getattr(transformers, f"{family}TextConfig")(**MODELS[request.param][1], attn_implementation="eager")
-    return getattr(transformers, f"{family}ForCausalLM")(config).float().train()
+    return text_model(request.param, "eager")
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from document_models import CLASSES, text_model, use_small_blocks
 from small_models import MODELS
 
-from gemma_tune.models import document_attention, documents
+from gemma_tune.models import document_attention
 from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.document_attention import by_document
@@ -18,22 +19,16 @@ from gemma_tune.models.documents import documents_of
 from gemma_tune.models.label_positions import at_labels
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
-CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "QUERIES", 16)
-    monkeypatch.setattr(document_attention, "QUERIES", 16)
-    monkeypatch.setattr(document_attention, "PRODUCTS", 48)  # the longest document is beyond it, the next is not
+    use_small_blocks(monkeypatch, 48)  # the longest document is beyond it, the next is not
 
 
 @pytest.fixture(scope="module", params=CLASSES)
 def model(request: pytest.FixtureRequest) -> Any:
-    torch.manual_seed(0)
-    family = CLASSES[request.param]
-    config = getattr(transformers, f"{family}TextConfig")(**MODELS[request.param][1], attn_implementation="sdpa")
-    return getattr(transformers, f"{family}ForCausalLM")(config).float().train()
+    return text_model(request.param)
 
 
 def rows(lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from media_models import media_folder, processor_of, tokenizer_at
+from media_models import folders_once, processor_of, tokenizer_at
 from media_plain import picture, processed, stop, text_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -58,20 +58,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> FolderOf:
     """A small model with weights that bfloat16 holds, so that what stays in 16 bit is the same in the teacher."""
-    made: dict[str, Path] = {}
+    return folders_once(tmp_path_factory, _for_quantization)
 
-    def of(family: str) -> Path:
-        if family not in made:
-            made[family] = media_folder(family, tmp_path_factory.mktemp(family))
-            described = json.loads((made[family] / "config.json").read_text("utf-8"))
-            described["text_config"]["query_pre_attn_scalar"] = described["text_config"]["head_dim"]  # for llama.cpp
-            (made[family] / "config.json").write_text(json.dumps(described), encoding="utf-8")
-            file = made[family] / "model.safetensors"
-            tensors = {n: t.bfloat16().float() if t.is_floating_point() else t for n, t in load_file(file).items()}
-            save_file(tensors, file, metadata={"format": "pt"})
-        return made[family]
 
-    return of
+def _for_quantization(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text("utf-8"))
+    described["text_config"]["query_pre_attn_scalar"] = described["text_config"]["head_dim"]  # for llama.cpp
+    (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    file = folder / "model.safetensors"
+    tensors = {n: t.bfloat16().float() if t.is_floating_point() else t for n, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def messages_in(rows: Path) -> list[list[dict[str, Any]]]:

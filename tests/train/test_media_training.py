@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from media_models import media_folder
+from media_models import folders_once
 from media_plain import processed, processor_of_folder, stop, text_of
 from media_rows import ROWS, media_rows, trained
 from pictures import film, picture, sound
@@ -51,14 +51,7 @@ def rows_of_one_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            made[family] = media_folder(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return of
+    return folders_once(tmp_path_factory)
 
 
 def plain_gradients(model: Path, rows: Path, towers: bool) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from media_models import media_folder
+from media_models import folders_once
 from media_plain import processor_of_folder
 from media_rows import media_rows, trained
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -52,15 +52,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            made[family] = media_folder(family, tmp_path_factory.mktemp(family))
-            _clamp(made[family])
-        return made[family]
-
-    return of
+    return folders_once(tmp_path_factory, _clamp)
 
 
 def _clamp(folder: Path) -> None:
