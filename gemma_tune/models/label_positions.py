@@ -66,10 +66,11 @@ def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None
     """
     text = language.base_model
     shared = [layer for layer in getattr(text, "layers", ()) if getattr(layer.self_attn, "is_kv_shared_layer", False)]
-    most = int(read_BS.sum(1).max())
-    fits = language.config._attn_implementation in _KERNELS and 0 < most < 0.95 * read_BS.shape[1]
+    takes_rows = language.config._attn_implementation in _KERNELS
     repeats = "__call__" in vars(GradientCheckpointingLayer) and text.is_gradient_checkpointing and text.training
-    if not shared or not fits or repeats or vars(language).get(_OFF, False):
+    able = shared and takes_rows and not repeats and not vars(language).get(_OFF, False)
+    most = int(read_BS.sum(1).max()) if able else 0  # which waits for a GPU
+    if not 0 < most < 0.95 * read_BS.shape[1]:
         yield None
         return
     positions = positions_of(read_BS)
