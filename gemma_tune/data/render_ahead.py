@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
 from collections import deque
@@ -17,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gemma_tune.chat.text_tokenizer import TextTokenizer
+from gemma_tune.cores import allowed_cores
 from gemma_tune.data.records import Record
 from gemma_tune.data.render_worker import RenderProcess
 from gemma_tune.data.rendered_chunk import CUT, DROPPED, REFUSED, USED, WORSE, RenderedChunk, RowRenderer
@@ -36,7 +36,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of proce
 
 def cores() -> int:
     """How many processors this process may use, by its affinity and its container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = allowed_cores()
     try:
         quota, period = map(int, _QUOTA.read_text("utf-8").split())
     except (OSError, ValueError):  # no such file, or "max": no quota

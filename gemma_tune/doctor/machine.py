@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from gemma_tune.cores import allowed_cores
 from gemma_tune.doctor.findings import Finding, broken, limits, works
 from gemma_tune.run.paths import RUNS, existing_folder, free_disk
 
@@ -27,8 +28,7 @@ def machine() -> Iterator[Finding]:
     else:
         yield works("system", python)
     memory = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    said = f"{cores} cores; {memory.total / _GIB:.1f} GiB of memory, {memory.available / _GIB:.1f} free"
+    said = f"{allowed_cores()} cores; {memory.total / _GIB:.1f} GiB of memory, {memory.available / _GIB:.1f} free"
     if memory.available < _MEMORY * _GIB:
         yield limits("processor", said, f"Less than {_MEMORY:g} GiB: only the smallest models fit. End other programs.")
     else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gemma_tune.child import python_module
 from gemma_tune.config import Config
+from gemma_tune.cores import allowed_cores
 from gemma_tune.errors import RunError, UserError, first_line
 from gemma_tune.launching.handover import read_message, write_config
 from gemma_tune.launching.place import Place, refuse_place
@@ -63,8 +64,7 @@ def threads_of_each(processes: int) -> Iterator[None]:
     if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         yield
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(cores // processes, 1))
+    os.environ["OMP_NUM_THREADS"] = str(max(allowed_cores() // processes, 1))
     try:
         yield
     finally:

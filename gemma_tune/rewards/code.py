@@ -23,7 +23,6 @@ that this process may use. An interrupt ends the batch after the tests that are 
 from __future__ import annotations
 
 import json
-import os
 import re
 import textwrap
 import threading
@@ -33,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_tune.config.reward import CodeReward
+from gemma_tune.cores import allowed_cores
 from gemma_tune.processes import local_world
 from gemma_tune.rewards.base import Completion, Reward, Task
 from gemma_tune.rewards.sandbox import Limits, Sandbox, SandboxResult
@@ -95,8 +95,7 @@ def prepare(options: CodeReward) -> Reward:
 
 def _workers() -> int:
     """This process's share of the CPUs that it may use, at least one."""
-    affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
-    return max(1, (len(affinity(0)) if affinity else os.cpu_count() or 1) // local_world())
+    return max(1, allowed_cores() // local_world())
 
 
 def code_of(text: str) -> str:
