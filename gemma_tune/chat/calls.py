@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 from gemma_tune.chat.forms import FORMS, ChatForm
 from gemma_tune.chat.native import NoCall, Reader
-from gemma_tune.chat.recognise import form_of
 from gemma_tune.media.kinds import shown_name
 from gemma_tune.same_json import same_json
 
@@ -83,31 +81,6 @@ def shown(answer: str, form: ChatForm | None = None) -> str:
     said = parse_answer(answer, form)
     thinking = [f"[thinking: {said.thinking}]"] if said.thinking else []
     return "\n".join([*thinking, *([said.text] if said.text else []), *(f"→ {call}" for call in said.calls)])
-
-
-def decode_answer(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decodes an answer, blanks included: without stop tokens, but with the tokens around calls, strings and thinking.
-
-    Most tokenizers treat those as special and would leave them out.
-    """
-    form = form_of(tokenizer)
-    kept = {tokenizer.convert_tokens_to_ids(t): t for t in form.answer_tokens}
-    stops = {tokenizer.convert_tokens_to_ids(t) for t in form.stop_tokens}  # FunctionGemma's own are not all special
-    text: list[str] = []
-    for is_kept, group in itertools.groupby((i for i in ids if i not in stops), kept.__contains__):
-        run = list(group)
-        text += [kept[i] for i in run] if is_kept else [tokenizer.decode(run, skip_special_tokens=True)]
-    return "".join(text)
-
-
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """An answer's token ids, [T], as the text that `parse_answer` reads.
-
-    Args:
-        tokenizer: The tokenizer, with a template that we know.
-        ids: New tokens, with or without the stop token.
-    """
-    return decode_answer(tokenizer, ids).strip()
 
 
 def parse_answer(answer: str, form: ChatForm | None = None) -> ParsedAnswer:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
+from gemma_tune.chat.calls import Call, parse_answer
 from gemma_tune.chat.engine import check_syntax
 from gemma_tune.chat.foreign import LONGEST
 from gemma_tune.chat.forms import UnknownTemplate, Unrenderable
@@ -209,8 +210,6 @@ def _with_abilities(form: OwnForm, text: str) -> OwnForm:
 
 def _has_calls(form: OwnForm) -> bool:
     """Whether it writes tools, and calls so that they are read back from an answer: JSON with name and parameters."""
-    from gemma_tune.chat.calls import Call, parse_answer  # which recognises templates
-
     try:
         text, spans = own_text(form, _CALLED, _TOOLS)
     except (TemplateError, Unrenderable):

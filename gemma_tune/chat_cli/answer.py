@@ -12,7 +12,8 @@ import torch
 from transformers import TextStreamer
 
 from gemma_tune.chat import FORMS, ChatForm, form_of
-from gemma_tune.chat.calls import Call, as_message, content_text, decode_answer, parse_answer, split_thinking
+from gemma_tune.chat.answer_text import decode_answer
+from gemma_tune.chat.calls import Call, as_message, content_text, parse_answer, split_thinking
 from gemma_tune.chat.render import Messages
 
 # A line that is, or may become, the beginning of a call; the published models often put calls in code fences.

@@ -234,10 +234,11 @@ class _Sweep:
         """Writes the table of what there is; the tests between all pairs of jobs are for the end."""
         if not self._keeps:
             return None
+        from gemma_tune.sweep.files import write_table
         from gemma_tune.sweep.table import SweepTable
 
         table = SweepTable.of(self._name, self._command, self._outcomes, tested)
-        table.write(Path(RUNS) / self._name)
+        write_table(table, Path(RUNS) / self._name)
         return table
 
     def _end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemma_tune.chat import render_prompt
-from gemma_tune.chat.calls import answer_text
+from gemma_tune.chat.answer_text import answer_text
 from gemma_tune.engines.base import Dialogue, Engine
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean
 from gemma_tune.evals.haystack import HaystackRow, make_rows, score

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.chat import render_chat, render_prompt, render_text
-from gemma_tune.chat.calls import answer_text, content_text
+from gemma_tune.chat.answer_text import answer_text
+from gemma_tune.chat.calls import content_text
 from gemma_tune.chat.media import media_in
 from gemma_tune.data.records import Record
 from gemma_tune.data.split import digest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gemma_tune.chat import form_of, render_prompt
-from gemma_tune.chat.calls import answer_text, content_text, parse_answer
+from gemma_tune.chat.answer_text import answer_text
+from gemma_tune.chat.calls import content_text, parse_answer
 from gemma_tune.engines.base import Dialogue, Engine
 from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow, mean

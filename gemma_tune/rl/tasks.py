@@ -10,7 +10,8 @@ from datasets import Dataset
 from jinja2 import TemplateError
 
 from gemma_tune.chat import Rendered, Unrenderable, form_of
-from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
+from gemma_tune.chat.answer_text import answer_text
+from gemma_tune.chat.calls import calls_of, parse_answer
 from gemma_tune.chat.render import prompt_text, row_of_text
 from gemma_tune.config import DataConfig, TrainConfig
 from gemma_tune.data import reading

@@ -1,4 +1,4 @@
-"""The table of a sweep: as Markdown, page and JSON in the sweep's folder, and in the terminal."""
+"""The table of a sweep, and how it stands in the terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ from rich.console import Console
 from gemma_tune.compare.wording import SPREAD, seed_table
 from gemma_tune.evals.evaluation import Evaluation, as_text, is_share
 from gemma_tune.page.blocks import Cell, FigureText
-from gemma_tune.page.html import html
-from gemma_tune.page.markdown import markdown
 from gemma_tune.page.terminal import fitting, print_figures
 from gemma_tune.report.figures import Change, changes
-from gemma_tune.run.manifest import atomic_write, write_json
 from gemma_tune.sweep.outcomes import FINISHED, INTERRUPTED, WAITING, JobOutcome
 from gemma_tune.sweep.ranking import Ranking, ranking
-
-PAGE_MARK = '<meta name="generator" content="gemma_tune sweep">'
 
 
 @dataclass(frozen=True)
@@ -106,23 +101,6 @@ class SweepTable:
         groups = [asdict(group) for group in self.ranking.groups] if self.ranking else []
         jobs = [job.as_tree() for job in self.jobs]
         return {"name": self.name, "command": self.command, "jobs": jobs, "ranking": ranked, "settings": groups}
-
-    def write(self, folder: Path) -> None:
-        """Writes sweep.md, sweep.html and sweep.json.
-
-        Raises:
-            OSError: They can't be written.
-        """
-        from gemma_tune.sweep.sections import sections
-
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"Sweep {self.name.removeprefix('sweep-')}"
-        for file, lines in (
-            ("sweep.md", markdown(title, sections(self))),
-            ("sweep.html", html(title, PAGE_MARK, sections(self))),
-        ):
-            atomic_write(folder / file, "".join(f"{line}\n" for line in lines))
-        write_json(folder / "sweep.json", self.as_tree())
 
     def show(self, console: Console, folder: Path) -> None:
         """Prints the table, as many of its figures as the terminal has room for."""

@@ -9,17 +9,8 @@ from forms_at_hand import tokenizer_of
 
 from gemma_tune.call_syntax import begins_call
 from gemma_tune.chat import FORMS
-from gemma_tune.chat.calls import (
-    Call,
-    answer_text,
-    as_message,
-    calls_of,
-    content_text,
-    decode_answer,
-    parse_answer,
-    same_calls,
-    shown,
-)
+from gemma_tune.chat.answer_text import answer_text, decode_answer
+from gemma_tune.chat.calls import Call, as_message, calls_of, content_text, parse_answer, same_calls, shown
 
 LIGHT = Call("set_light", {"room": "kitchen", "on": False})
 TIMER = Call("set_timer", {"minutes": 5})

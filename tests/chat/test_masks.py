@@ -22,7 +22,8 @@ from forms_at_hand import (
 from slow import slow_but_these
 
 from gemma_tune.chat import FORMS, ChatForm, Unrenderable, render_chat, render_prompt
-from gemma_tune.chat.calls import answer_text, calls_of, parse_answer
+from gemma_tune.chat.answer_text import answer_text
+from gemma_tune.chat.calls import calls_of, parse_answer
 from gemma_tune.chat.render import prepared
 from gemma_tune.same_json import same_json
 

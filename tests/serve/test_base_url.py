@@ -14,7 +14,7 @@ import yaml
 from slow import slow_after
 
 import gemma_tune
-from gemma_tune.chat.calls import answer_text
+from gemma_tune.chat.answer_text import answer_text
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import DataConfig, ModelConfig
 from gemma_tune.data.reading import read_tests

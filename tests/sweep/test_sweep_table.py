@@ -14,6 +14,7 @@ from rich.console import Console
 
 from gemma_tune.evals.statistics import interval
 from gemma_tune.run.result import RunResult
+from gemma_tune.sweep.files import write_table
 from gemma_tune.sweep.outcomes import INTERRUPTED, JobOutcome
 from gemma_tune.sweep.ranking import ranking
 from gemma_tune.sweep.table import SweepTable
@@ -108,7 +109,7 @@ def test_a_failed_job_stands_in_the_table(jobs: list[JobOutcome], tmp_path: Path
         "sweep-0", "python -m gemma_tune -m x", [failed, *jobs[1:5], replace(jobs[5], status=INTERRUPTED)]
     )
     assert table.counts() == "6 jobs: 1 failed, 4 finished, 1 interrupted"
-    table.write(tmp_path / "sweep")
+    write_table(table, tmp_path / "sweep")
     text, markdown = shown(table, tmp_path), (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
     assert "CUDA out of memory." in " ".join(text.split()) and "Tried to allocate" not in text + markdown
     assert "| learning_rate=1e-4, seed=1: CUDA out of memory. | failed |" in markdown
@@ -130,7 +131,7 @@ def test_at_80_columns_no_number_is_broken(jobs: list[JobOutcome], tmp_path: Pat
 
 def test_every_interval_is_on_the_page(jobs: list[JobOutcome], tmp_path: Path) -> None:
     table = SweepTable.of("sweep-0", "python -m gemma_tune -m recipe=lora_sft seed=1,2", jobs)
-    table.write(tmp_path / "sweep")
+    write_table(table, tmp_path / "sweep")
     page = Page(str(tmp_path / "sweep" / "sweep.html"))
     markdown = (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
     for job in jobs:
@@ -160,5 +161,5 @@ def test_nothing_is_tested_before_the_end(jobs: list[JobOutcome]) -> None:
 def test_a_sweep_without_figures_has_a_table(tmp_path: Path) -> None:
     jobs = [JobOutcome(f"seed={n}", "", {"seed": n}, tmp_path).failed("no") for n in (1, 2)]
     table = SweepTable.of("sweep-0", "x", jobs)
-    table.write(tmp_path / "sweep")
+    write_table(table, tmp_path / "sweep")
     assert table.verdict() == [] and "seed=2: no" in shown(table, tmp_path)
