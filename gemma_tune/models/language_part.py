@@ -18,6 +18,7 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.hardware import pick_device
+from gemma_tune.models.host_table import loader, loads_to_host, placed
 from gemma_tune.models.hub import model_not_here, no_network, only_local
 from gemma_tune.models.sharded import loads_no_numbers, loads_to_shard
 from gemma_tune.models.source import Source
@@ -136,6 +137,8 @@ def _built(
     """The language part with every weight of the files, on a device."""
     family = FAMILIES[config.model_type]
     cls: Any = getattr(transformers, kind)
+    if loads_to_host() and device != "cpu":
+        cls = loader(cls)
     verbosity = logging.get_verbosity()
     if new:
         logging.set_verbosity_error()  # the warning that they are new says nothing that isn't meant
@@ -165,7 +168,7 @@ def _built(
     known = (*new, "lm_head.weight") if new else ()
     extra = [n for n in info["unexpected_keys"] if not family.is_tower(n) and n not in known]
     _check_tensors(source, missing, extra, [key for key, *_ in info.get("mismatched_keys", ())])
-    return loaded
+    return placed(loaded)
 
 
 def _check_finite(source: Source, config: Any, loaded: nn.Module) -> None:

@@ -14,6 +14,7 @@ from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN
 from gemma_tune.models.document_attention import PRODUCTS
 from gemma_tune.models.documents import QUERIES
 from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 from gemma_tune.models.tower_size import TowerSize
@@ -84,13 +85,8 @@ def trained_parameters(cfg: Config, shape: ModelSize) -> int:
 
 
 def table_on_host(cfg: Config, shape: ModelSize) -> float:
-    """Bytes of the table of per-layer embeddings, where training on a GPU keeps it in the host's memory; else 0.
-
-    See `host_table.keep_table_on_host`. In QAT the table may be on a grid, and is counted as if it were.
-    """
-    trained = cfg.adapter.peft_type == "none" or cfg.traits.quantizes
-    off = cfg.model.per_layer_table_on_host is False or trained or cfg.processes > 1
-    return 0.0 if off else shape.table_parameters * BYTES[str(cfg.model.dtype)]
+    """Bytes of the table of per-layer embeddings, where training on a GPU keeps it in the host's memory; else 0."""
+    return shape.table_parameters * BYTES[str(cfg.model.dtype)] if stays_on_host(cfg) else 0.0
 
 
 def estimate(
@@ -144,9 +140,7 @@ def estimate(
     parts |= _towers(cfg, shape, mixed)
     if beside:
         parts["reward model"] = beside * _GIB
-    # While the model is loaded, its table is on the GPU for a moment
-    loading = base_weights(cfg, shape) if on_gpu and sharding.shards == 1 else 0.0
-    return {**{k: v / _GIB for k, v in parts.items()}, "total": max(loading, sum(parts.values())) / _GIB}
+    return {**{k: v / _GIB for k, v in parts.items()}, "total": sum(parts.values()) / _GIB}
 
 
 def _towers(cfg: Config, shape: ModelSize, mixed: bool) -> dict[str, float]:

@@ -20,6 +20,7 @@ from gemma_tune.export.writable import check_writable
 from gemma_tune.models.adapter import WeightCounts, check_source
 from gemma_tune.models.capacity import check_disk, check_memory, free_memory, host_warning, memory_warning
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
+from gemma_tune.models.host_table import loading_for
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import estimate, reset_peak
 from gemma_tune.models.sharded import loading_to_shard
@@ -183,5 +184,5 @@ def loading(cfg: Config, folder: RunFolder, setup: Setup) -> Iterator[None]:
     """Seeds everything, and measures the seconds of loading and the peak of memory from here on."""
     set_seed(cfg.seed)
     reset_peak(setup.device)
-    with folder.timed("load"), loading_to_shard(cfg):
+    with folder.timed("load"), loading_to_shard(cfg), loading_for(cfg):
         yield

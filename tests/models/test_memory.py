@@ -285,8 +285,7 @@ def test_the_table_of_per_layer_embeddings_is_on_the_host() -> None:
     table = 262_144 * 35 * 256 * 2 / 2**30
     on_cpu, on_gpu = (estimate(cfg, size, False, 1024, on_gpu=gpu) for gpu in (False, True))
     assert on_cpu["weights"] - on_gpu["weights"] == pytest.approx(table)
-    assert sum(on_gpu[part] for part in on_gpu if part != "total") < 4
-    assert on_gpu["total"] == pytest.approx(6.08, abs=0.01)  # while it is loaded
+    assert on_gpu["total"] < 4
     assert host_memory(cfg, size, False, 1024) == {"per-layer embeddings": pytest.approx(table)}
     off = ["model.per_layer_table_on_host=false"]
     for recipe, more in (("full_sft", []), ("qlora_sft", EIGHT), ("qlora_sft", off)):
