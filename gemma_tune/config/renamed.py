@@ -61,6 +61,8 @@ ADDED: dict[str, Any] = {
     "train.towers_learning_rate": None,
     "train.tiled_head": None,
     "train.compact_batches": True,
+    "train.prefix_caching": True,
+    "train.skip_zero_advantages": True,
     "train.profile": False,
     "compare.baseline": "first",
     "tracker.group": None,

@@ -79,6 +79,16 @@ class TrainConfig:
         "answers, share it (without dropout), so that it is computed once. It needs attention by_document (the default "
         "on a CPU), and changes losses by rounding.",
     )
+    prefix_caching: bool = option(
+        True,
+        "RL: compute a prompt once when its completions are generated, and repeat its keys and values for them "
+        "(without dropout, text alone; vLLM has an option of its own).",
+    )
+    skip_zero_advantages: bool = option(
+        True,
+        "RL: leave completions whose advantage is 0 out of the update where nothing but the advantage gives them a "
+        "gradient (GRPO: with beta 0); the loss stays the same, and the logged entropy is that of the others.",
+    )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."
     )

@@ -14,10 +14,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from gemma_tune.models.documents import Documents, grouped
 
 _WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact form isn't worth its parts
+
+
+def may_share(language: Any) -> bool:
+    """Whether rows can share what is computed of a prompt: a dropout would be one for all of them.
+
+    Args:
+        language: The language part.
+    """
+    return not any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in language.modules())
 
 
 class CompactBatch(NamedTuple):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from gemma_tune.chat.render import Prompt
 from gemma_tune.models.media import media_inputs
+from gemma_tune.models.shared_prefill import prefilled_once
 from gemma_tune.models.towers import seeing
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.train.base import GemmaTrainer
 
-_ROWS = "rows"  # of each completion of a batch, the index of its row
+ROWS = "rows"  # of each completion of a batch, the index of its row
 
 
 class PromptTrainer(GemmaTrainer):
@@ -26,9 +28,11 @@ class PromptTrainer(GemmaTrainer):
 
     Attributes:
         _tasks: The rows.
+        _prefix_caching: Whether the completions of a prompt share its prefill (`train.prefix_caching`).
     """
 
     _tasks: Tasks
+    _prefix_caching: bool = True
     _rows: Sequence[int] = ()  # of the completions that the next forward passes are about
     _prompts: dict[int, Prompt]
     ref_model: Any
@@ -40,17 +44,19 @@ class PromptTrainer(GemmaTrainer):
         if self._has_media:
             self._write_no_soft_token()
         found = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
-        return {**found, _ROWS: torch.tensor(self._rows)}
+        return {**found, ROWS: torch.tensor(self._rows)}
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         return [list(self._prompts[place]) for place in self._rows], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with seeing(self.model, self._media(self._rows)):
+        # With media rows have vectors in the place of token ids
+        shared = self._prefix_caching and not self._has_media
+        with seeing(self.model, self._media(self._rows)), prefilled_once(self.model) if shared else nullcontext():
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        self._rows = inputs[_ROWS].tolist()
+        self._rows = inputs[ROWS].tolist()
         return super()._compute_loss(model, inputs)  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(

@@ -22,9 +22,9 @@ from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.processes import gathered
-from gemma_tune.rl.prompts import PromptTrainer
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
+from gemma_tune.rl.updates import UpdateTrainer
 from gemma_tune.train.base import build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
@@ -82,10 +82,10 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
             self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class RewardedTrainer(PromptTrainer):
+class RewardedTrainer(UpdateTrainer):
     """Stands before GRPOTrainer or RLOOTrainer, and:
 
-    - what `PromptTrainer` and `GemmaTrainer` add.
+    - what `UpdateTrainer`, `PromptTrainer` and `GemmaTrainer` add.
     - rewards receive the parsed completion and the row; a completion that a reward failed on is left out of its group,
       where TRL would count the failed reward as 0.
     - every step logs, beside TRL's own metrics, `rewards/<name>/failed` (a share), the seconds of each part
@@ -98,6 +98,8 @@ class RewardedTrainer(PromptTrainer):
         scorer: The rewards.
         tasks: The rows.
         keep: Receives the completions of one generation.
+        prefix_caching: Whether the completions of a prompt share its prefill.
+        skip_zero_advantages: Whether rows without an advantage are left out of the update.
     """
 
     def __init__(
@@ -106,8 +108,11 @@ class RewardedTrainer(PromptTrainer):
         scorer: Scorer,
         tasks: Tasks,
         keep: Callable[[Sequence[Sample]], None] = lambda samples: None,
+        prefix_caching: bool = True,
+        skip_zero_advantages: bool = True,
         **kwargs: Any,
     ) -> None:
+        self._prefix_caching, self._skip_zero_advantages = prefix_caching, skip_zero_advantages
         self._scorer, self._tasks, self._keep = scorer, tasks, keep
         self._seconds: dict[str, float] = defaultdict(float)
         self._tokens = self._steps_logged = 0
@@ -256,8 +261,9 @@ def rl_trainer(
             "prompts have some; leave it out."
         )
     kind = GemmaGRPOTrainer if isinstance(args, GRPOConfig) else GemmaRLOOTrainer
-    guard = TaskGuard(tasks)
-    return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, guard, scorer=scorer, tasks=tasks, keep=keep)
+    ours = {name: getattr(cfg.train, name) for name in ("prefix_caching", "skip_zero_advantages")}
+    ours |= {"scorer": scorer, "tasks": tasks, "keep": keep}
+    return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, TaskGuard(tasks), **ours)
 
 
 def _named(name: str) -> Callable[..., Any]:

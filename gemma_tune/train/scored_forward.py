@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from trl.trainer.utils import FusedCausalLMOutput
 
-from gemma_tune.models.compact_batch import CompactBatch, compact
+from gemma_tune.models.compact_batch import CompactBatch, compact, may_share
 from gemma_tune.models.document_attention import NAME
 from gemma_tune.models.label_positions import at_labels
 from gemma_tune.models.sharded import whole_weight
@@ -84,9 +84,7 @@ def _compact(model: Any, given: dict[str, Any]) -> CompactBatch | None:
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None
-    # A dropout mask of the prompt would be one for all of its rows
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 and module.training for module in model.modules())
-    return compact(ids, mask, labels, share=not drops)
+    return compact(ids, mask, labels, share=may_share(model))
 
 
 def _in_compact(score: Any, short: CompactBatch, given: dict[str, Any]) -> Any:

@@ -78,7 +78,8 @@ LOSSES = {
 # Keys in `train` that are not options of TRL.
 _OURS = (
     "extra", "loss", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed",
-    "towers_learning_rate", "tiled_head", "compact_batches", "profile",
+    "towers_learning_rate", "tiled_head", "compact_batches", "profile", "prefix_caching",
+    "skip_zero_advantages",
 )  # fmt: skip
 
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
