@@ -32,12 +32,17 @@ CASES = {
         "grpo", LR["lora"], "adapter=lora", "train.num_generations=8", "train.max_completion_length=12",
         "data.max_train_samples=32",
     ],
+    "grpo_half": [
+        "grpo", LR["lora"], "adapter=lora", "train.num_generations=4", "train.max_completion_length=12",
+        "data.max_train_samples=32", "reward=none", "HALF",
+    ],
     "adamw": ["lora_sft", "train.optim=adamw_torch", "train.learning_rate=1e-3"],
 }  # fmt: skip
 
 
 def _cases(rows: Path) -> dict[str, list[str]]:
     files = {"PAIRS": write_rows("pairs", rows), "SCORED": write_rows("scored_pairs", rows)}
+    files["HALF"] = [f"reward.functions.half={Path(__file__).with_name('half_rewards.py')}:half"]
     return {name: [w for word in words for w in files.get(word, [word])] for name, words in CASES.items()}
 
 
