@@ -4,6 +4,7 @@ With `-P` neither the current folder nor this file's is searched for modules, an
 file is: also from a checkout that isn't installed, or beside another one that is.
 """
 
+import importlib
 import importlib.util
 import runpy
 import sys
@@ -23,6 +24,7 @@ def _run(name: str) -> None:
     package = importlib.util.module_from_spec(spec)
     sys.modules.update({_PACKAGE: package})  # its own modules import it by its name
     spec.loader.exec_module(package)
+    importlib.import_module("gemma_tune.collector").look_seldom()
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 

@@ -25,7 +25,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "
 # What anything may use; these import nothing of ours but each other.
 BASE = (
     "errors", "untrusted", "run.paths", "run.lock", "user_code", "user_source", "neighbours", "same_json",
-    "call_syntax", "child", "cores", "search_path", "progress", "processes", "process_failures",
+    "call_syntax", "child", "collector", "cores", "search_path", "progress", "processes", "process_failures",
     "nested", "media.files", "media.kinds", "media.content",
 )  # fmt: skip
 # The parts in the order of the design's tree: each may import those before it.

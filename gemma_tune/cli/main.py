@@ -21,6 +21,7 @@ from gemma_tune.cli.own_recipe import without_quotes
 from gemma_tune.cli.runner import failures_of, run_recipe
 from gemma_tune.cli.sweep import run_sweep
 from gemma_tune.cli.user_overrides import user_overrides
+from gemma_tune.collector import look_seldom
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.run.paths import CONFIGS, resolve
 from gemma_tune.run.stopping import Stops, listening
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with listening(Stops()):  # a run listens for itself from the moment that it has a folder
             _dispatch(sys.argv[1:] if argv is None else argv)
 
+    look_seldom()
     return exit_status(work)
 
 

@@ -19,6 +19,7 @@ from gemma_tune import validation
 from gemma_tune.cli.compose import checked
 from gemma_tune.cli.exit_status import exit_status, print_message
 from gemma_tune.cli.runner import run_recipe
+from gemma_tune.collector import look_seldom
 from gemma_tune.launching.handover import read_config, write_message
 from gemma_tune.processes import rank
 from gemma_tune.run.stopping import Stops, listening
@@ -29,6 +30,7 @@ _CHECKPOINT_SECONDS = 120.0  # that a worker without a parent has to end with a 
 def main(folder: Path) -> int:
     """Runs the recipe of a configuration. Returns the exit status, as the command line's."""
     _end_with_parent(os.getppid())
+    look_seldom()
 
     def work() -> None:
         with listening(Stops()):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
+from gemma_tune.collector import look_as_usual
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models import four_bit
@@ -62,6 +63,7 @@ def load_language_part(
     Raises:
         UserError: Not loadable, weights missing in the files or too many, stored in a quantized form, or not finite.
     """
+    look_as_usual()
     family = FAMILIES[config.model_type]
     text = config.get_text_config()
     if stored := four_bit.stored_quantized(config):
