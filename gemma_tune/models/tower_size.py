@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,9 @@ def empty_towers(config: Any) -> Any:
     if family is None or family.whole_class is None or getattr(config, "vision_config", None) is None:
         return None
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # Per-layer inputs of no layer
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             return getattr(transformers, family.whole_class)(without_language(config))
     except Exception:  # of Gemma 3n without timm, and sizes that don't go together fail the classes in any way
         return None
