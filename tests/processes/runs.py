@@ -22,6 +22,11 @@ SHORT = [
     "train.warmup_steps=0", "data.max_train_samples=64", "data.max_eval_samples=5", "eval.max_samples=5",
     "eval.evaluators=[]", "eval.num_samples=0", "eval.max_new_tokens=8", "export=none",
 ]  # fmt: skip
+# docs/speed.md, as they are on a CPU and, the last, with much to render
+ALL_ON = [
+    "train.tiled_head=true", "train.compact_batches=true", "model.attn_implementation=by_document",
+    "model.shared_layers_at_labels=true", "data.dataset_num_proc=2",
+]  # fmt: skip
 
 
 def started(processes: int, cases: dict[str, list[str]], folder: Path, timeout: float = 900) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""One run on two processes, started by `launch.num_processes=2`, beside the same run on one."""
+"""One run on two processes, started by `launch.num_processes=2`, beside the same run on one, with all speed-ups."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import SHORT, steps, weights
+import small_models
+from runs import ALL_ON, SHORT, steps, weights
 from short_runs import short_run
 
 WORDS = [
     *(w for w in SHORT if not w.startswith(("eval.evaluators", "train.max_steps", "train.save_steps", "export"))),
     "train.max_steps=2", "train.learning_rate=1e-2", "eval.evaluators=[answers,held_out_loss]", "train.save_steps=2",
-    "export=none", "eval.max_new_tokens=16",
+    "export=none", "eval.max_new_tokens=16", *ALL_ON,
 ]  # fmt: skip
 
 
@@ -27,10 +28,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """Losses, weights, every answer and every figure; each file and each line once."""
     one, two = tmp_path / "one", tmp_path / "two"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [*WORDS, "train.per_device_train_batch_size=4", f"output_dir={two}"]
+    model = f"model.model_name_or_path={small_models.save('gemma4_e2b', tmp_path / 'model')}"
+    words = [*WORDS, model, "train.per_device_train_batch_size=4", f"output_dir={two}"]
     done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    short_run("lora_sft", one, *WORDS, "train.per_device_train_batch_size=8", steps=2)
+    short_run("lora_sft", one, *WORDS, model, "train.per_device_train_batch_size=8", steps=2)
     expected, found = steps(one), steps(two)
     for name in ("loss", "grad_norm", "num_tokens"):
         assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], rel=1e-6, abs=1e-6)
