@@ -95,10 +95,10 @@ def _scan(
         Σₑ = Σ exp(logit - m), [T], and the outputs by their names.
     """
     own, slope = _scaled(tile_TV.gather(1, targets_T[:, None]).float(), o)
-    most = tile_TV.amax(1, keepdim=True)
+    most, first = _highest(tile_TV)
     found: dict[str, torch.Tensor] = {}
     if "is_top1" in o.outputs:
-        found["is_top1"] = tile_TV.argmax(1) == targets_T
+        found["is_top1"] = first == targets_T
     m, _ = _scaled(most.float(), o)
     total, weighted, squares, plain = (torch.zeros(len(tile_TV), device=tile_TV.device) for _ in range(4))
     for block in _blocks(tile_TV):
@@ -119,7 +119,7 @@ def _scan(
     above = own - m
     if keep:
         mine = above.exp() - total[:, None]  # in float32: near a probability of 1 the two are almost equal
-        tile_TV.scatter_(1, targets_T[:, None], (mine if slope is None else mine * slope).to(tile_TV.dtype))
+        _put(tile_TV, targets_T, mine if slope is None else mine * slope)
     log_total = total.log()
     found["log_probs"] = above[:, 0] - log_total
     found["entropy"] = log_total - weighted / total
@@ -127,6 +127,24 @@ def _scan(
     found["log_sum_sq_probs"] = squares.log() - 2 * log_total
     found["log_z"] = m[:, 0] + log_total
     return total, found
+
+
+def _highest(tile_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the highest logit, [T, 1], and the lowest id that has it, [T].
+
+    On a CPU `argmax` over the vocabulary takes as long as half of the product that gives the logits, `amax` a
+    twentieth of that; so it looks at the block that has the maximum alone.
+    """
+    width = min(1024, tile_TV.shape[1])
+    of_blocks = torch.stack([block.amax(1) for block in tile_TV.split(width, 1)], 1)
+    start = (of_blocks.argmax(1, keepdim=True) * width).clamp(max=tile_TV.shape[1] - width)
+    place = tile_TV.gather(1, start + torch.arange(width, device=start.device)).argmax(1)
+    return of_blocks.amax(1, keepdim=True), start[:, 0] + place
+
+
+def _put(tile_TV: torch.Tensor, ids_T: torch.Tensor, values_T1: torch.Tensor) -> None:
+    """Sets one entry of each row. (`scatter_` converts a whole tensor of bfloat16 on a CPU.)"""
+    tile_TV[torch.arange(len(ids_T), device=ids_T.device), ids_T] = values_T1[:, 0].to(tile_TV.dtype)
 
 
 class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
@@ -201,7 +219,7 @@ def _gradients_again(ctx: Any, of_log_probs: Any, of_entropy: Any) -> tuple[torc
             here = (inside >= 0) & (inside < block.shape[1])
             mine += torch.where(here, d.gather(1, inside.clamp(0, block.shape[1] - 1)), 0)
             block.copy_(d.div_(o.temperature))
-        tile.scatter_(1, targets[rows, None], ((mine + own) / o.temperature).to(tile.dtype))
+        _put(tile, targets[rows], (mine + own) / o.temperature)
         if of_hidden is not None:
             torch.mm(tile, matrix, out=of_hidden[rows])
         if of_weight is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.kernels import ChunkedLogProbFunction
 
-from gemma_tune.models.tiled_head import OUTPUTS, HeadOptions, token_log_probs
+from gemma_tune.models.tiled_head import OUTPUTS, HeadOptions, _highest, token_log_probs
 
 POSITIONS, WIDTH, VOCABULARY = 600, 32, 3001  # three tiles, and blocks of which the last one is shorter
 
@@ -89,3 +89,11 @@ def test_no_position_and_no_gradient_wanted() -> None:
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
     with torch.no_grad():
         assert not token_log_probs(hidden, weight, targets, HeadOptions())["log_probs"].requires_grad
+
+
+@pytest.mark.parametrize("vocab", [1, 900, 1024, 2500])
+def test_the_highest_logit_and_the_lowest_id_that_has_it(vocab: int) -> None:
+    tile = torch.randint(0, 3, (200, vocab), generator=torch.Generator().manual_seed(0)).bfloat16()
+    tile[:100, : vocab // 2] = 0  # highest ones in the last block
+    most, first = _highest(tile)
+    assert torch.equal(most[:, 0], tile.max(1).values) and torch.equal(first, tile.argmax(1))
