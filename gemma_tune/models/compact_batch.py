@@ -18,6 +18,8 @@ from torch import nn
 
 from gemma_tune.models.documents import Documents, grouped
 
+# A long row is filled up with padding to a multiple: products of 767 rows in bfloat16 take 7 % longer than of 768
+_MULTIPLE, _LONG = 16, 256
 _WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact form isn't worth its parts
 
 
@@ -98,10 +100,19 @@ def compact(
             sources += [row * width + place - 1 for place, _, _ in tokens_of]
             lengths.append(len(tokens_of))
             prompts.append(mine)
+    if (fill := -len(ids) % _MULTIPLE) and len(ids) >= _LONG:
+        ids += ids[:1] * fill
+        positions += [0] * fill
+        labels += [-100] * fill
+        sources += [0] * fill
+        lengths.append(fill)
+        prompts.append(-1)
     made = [torch.tensor(values, device=ids_BS.device) for values in (ids, positions, labels, sources)]
-    number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(ids_BS.device)
-    # Without a prompt of its own a document has none; -1 in `kinds` would be padding
-    documents = Documents(number[None], made[1][None], [grouped(0, lengths, range(len(lengths)), prompts)])
+    kinds = torch.arange(len(lengths))  # a document each, -1: padding
+    if sum(lengths) > tokens:
+        kinds[-1] = -1
+    number = torch.repeat_interleave(kinds, torch.tensor(lengths)).to(ids_BS.device)
+    documents = Documents(number[None], made[1][None], [grouped(0, lengths, kinds.tolist(), prompts)])
     return CompactBatch(made[0][None], made[1][None], made[2][None], documents, made[3])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from document_models import CLASSES, text_model, use_small_blocks
 
+from gemma_tune.models import compact_batch
 from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.label_positions import at_labels
@@ -19,6 +20,7 @@ GROUPS = ((40, (3, 25, 1, 7, 18)), (9, (4, 30)), (1, (6, 2)))
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_blocks(monkeypatch, 32)
+    monkeypatch.setattr(compact_batch, "_LONG", 100)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -63,7 +65,7 @@ def one_by_one(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def in_short(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     short = compact(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
-    assert short is not None
+    assert short is not None and short.input_ids.shape == (1, 144)  # 143 tokens, filled up
     read = short.shift_labels != -100
     with by_document(model), at_labels(model, read) as places:
         hidden = model.base_model(**short.inputs(), use_cache=False).last_hidden_state
