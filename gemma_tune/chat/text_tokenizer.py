@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_tune.chat.forms import ChatForm
+from gemma_tune.chat.word_tokenizer import WordTokenizer, word_pattern
 
 # Whose methods only prepare what `tokenizers` then does; those of another class may change the text
 _BASE, _FAST = "transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"
@@ -34,12 +36,24 @@ class TextTokenizer:
     no_media: Any = None
 
     def encode(self, text: str) -> Any:
-        """The `tokenizers.Encoding` of a text, without special tokens around it."""
-        # The backend is shared with the tokenizer, whose callers may have left padding switched on
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = self.split_special_tokens
-        return self.backend.encode(text, add_special_tokens=False)
+        """The `tokenizers.Encoding` of a text, without special tokens around it, or what rendering needs of it."""
+        words = _words(self.backend, self.backend.get_vocab_size(), self.split_special_tokens)
+        return words(text) if words else _whole(self.backend, self.split_special_tokens, text)
+
+
+def _whole(backend: Any, split_special_tokens: bool, text: str) -> Any:
+    # The backend is shared with the tokenizer, whose callers may have left padding switched on
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = split_special_tokens
+    return backend.encode(text, add_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _words(backend: Any, _size: int, split_special_tokens: bool) -> WordTokenizer | None:
+    """Encodes word by word, where that gives the same; asked anew where tokens were added."""
+    pattern = word_pattern(backend)
+    return WordTokenizer(pattern, functools.partial(_whole, backend, split_special_tokens)) if pattern else None
 
 
 def is_plain(tokenizer: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,8 @@ class RenderedChunk:
 
 def render_chunk(records: Sequence[Record], renderer: RowRenderer) -> RenderedChunk:
     """Renders records without media; rows are counted where all are known."""
-    places, states, lengths, ids, labels = array("i"), array("B"), array("i"), array("i"), array("i")
+    places, states, lengths = array("i"), array("B"), array("i")
+    ids, labels = list[bytes](), list[bytes]()
     refused: dict[int, str] = {}
     for place, given in enumerate(records):
         for record in split_answers([given], renderer.tokenizer):
@@ -77,8 +79,9 @@ def render_chunk(records: Sequence[Record], renderer: RowRenderer) -> RenderedCh
                 state |= CUT * is_cut | (DROPPED if row is None else USED)
                 if row is not None:
                     length = len(row.input_ids)
-                    ids.extend(row.input_ids)
-                    labels.extend(row.labels)
+                    packed = Struct(f"{length}i").pack
+                    ids.append(packed(*row.input_ids))
+                    labels.append(packed(*row.labels))
             places.append(place)
             states.append(state)
             lengths.append(length)
@@ -87,7 +90,7 @@ def render_chunk(records: Sequence[Record], renderer: RowRenderer) -> RenderedCh
         record=np.asarray(places),
         state=np.asarray(states),
         lengths=np.asarray(lengths),
-        ids=np.asarray(ids),
-        trained=np.packbits(np.asarray(labels) != -100),
+        ids=np.frombuffer(b"".join(ids), np.int32),
+        trained=np.packbits(np.frombuffer(b"".join(labels), np.int32) != -100),
         refused=refused,
     )
