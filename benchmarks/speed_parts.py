@@ -54,9 +54,14 @@ def e2b() -> Any:
     ).to(DEVICE)  # fmt: skip
 
 
+def adapters() -> LoraConfig:
+    """On every linear layer of a model."""
+    return LoraConfig(r=16, lora_alpha=32, target_modules=r".*layers\.\d+\.(self_attn|mlp)\..*_proj")
+
+
 def prepared(model: Any) -> tuple[Any, dict[bool, Scores]]:
-    """An adapter on every linear layer of a model, and the pass that scores tokens, by whether batches are compact."""
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=r".*layers\.\d+\.(self_attn|mlp)\..*_proj")
+    """A model with our adapters, and the pass that scores tokens, by whether batches are compact."""
+    config = adapters()
     config._register_custom_module({torch.nn.Linear: Linear})
     get_peft_model(model, config).train()
     add_fused_lm_head(model)
@@ -67,6 +72,13 @@ def prepared(model: Any) -> tuple[Any, dict[bool, Scores]]:
         ours = model.forward
         passes[short] = lambda batch, ours=ours: ours(**batch, fused_lm_head=True)
     return model, passes
+
+
+def plain_trl(model: Any) -> tuple[Any, Scores]:
+    """A model with PEFT's adapters, and the pass that scores tokens as TRL computes it: its head, SDPA, all rows."""
+    get_peft_model(model, adapters()).train()
+    add_fused_lm_head(model)
+    return model, lambda batch: model(**batch, fused_lm_head=True)
 
 
 def labelled(ids_BS: torch.Tensor, trained_BS: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -109,30 +121,33 @@ def timed(step: Callable[[], float]) -> float:
     return time.perf_counter() - begun
 
 
-def compared(plain: Callable[[], float], fast: Callable[[], float], rounds: int, head: float = 0.0) -> dict[str, Any]:
-    """Both in turns, after one pass each whose operations are counted.
+def compared(
+    arms: dict[str, Callable[[], float]], rounds: int, head: float = 0.0, bodies: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """Arms in turns, after one pass each whose operations are counted.
 
     Args:
-        plain: Without the speed-up.
-        fast: With it.
+        arms: `plain`, without the speed-up; `fast`, with it; and perhaps `trl`, without anything of ours.
         rounds: Measured passes of each.
         head: Operations of the head, which aren't those of the body.
+        bodies: Operations of the body of arms with another head.
     """
-    found: dict[str, Any] = {"plain": {}, "fast": {}}
-    both = {"plain": plain, "fast": fast}
-    for name, step in both.items():
+    found: dict[str, Any] = {name: {} for name in arms}
+    for name, step in arms.items():
         with counter() as counted:
             found[name]["loss"] = step()
-        found[name]["body_flops"] = counted.get_total_flops() - head
-    seconds: dict[str, list[float]] = {name: [] for name in both}
+        found[name]["body_flops"] = (bodies or {}).get(name, counted.get_total_flops() - head)
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for n in range(rounds):
-        for name in sorted(both, reverse=bool(n % 2)):
-            seconds[name].append(timed(both[name]))
-    each = [a / b for a, b in zip(seconds["plain"], seconds["fast"], strict=True)]
-    for name in both:
+        for name in list(arms)[:: -1 if n % 2 else 1]:
+            seconds[name].append(timed(arms[name]))
+    for name in arms:
         found[name]["seconds"] = seconds[name]
-    found["flops_ratio"] = found["plain"]["body_flops"] / found["fast"]["body_flops"]
-    found["ratio"] = list(interval(each)) if rounds > 1 else each
+    for name, of in (("ratio", "plain"), ("trl_ratio", "trl")):
+        if of in arms:
+            each = [a / b for a, b in zip(seconds[of], seconds["fast"], strict=True)]
+            found[name] = list(interval(each)) if rounds > 1 else each
+            found[name.replace("ratio", "flops_ratio")] = found[of]["body_flops"] / found["fast"]["body_flops"]
     return found
 
 
@@ -163,7 +178,7 @@ def label_positions(rounds: int, tokens: int = 512) -> dict[str, Any]:
     with training_attention(model, DOCUMENTS):
         for name, trained in shares.items():
             step = with_gradients(passes[False], labelled(ids, trained[None]), model)
-            found[f"25 % labels {name}"] = compared(everywhere(step), step, rounds)
+            found[f"25 % labels {name}"] = compared({"plain": everywhere(step), "fast": step}, rounds)
     return found
 
 
@@ -180,17 +195,35 @@ def pair(rounds: int, prompt: int = 512, tokens: int = 128, layers: int = 6) -> 
 
 
 def shared_prompts(rounds: int, prompt: int, answers: int, tokens: int, layers: int, vocab: int) -> dict[str, Any]:
-    """Rows that begin with one prompt, with and without sharing it: the scoring, and the update."""
+    """Rows that begin with one prompt: as TRL computes them, ours without sharing it, and with; scoring and update."""
     torch.manual_seed(0)
     model, passes = prepared(gemma3(layers, vocab))
+    torch.manual_seed(0)
+    theirs, score = plain_trl(gemma3(layers, vocab))
     ids = torch.randint(3, vocab, (answers, prompt + tokens), device=DEVICE)
     ids[:, :prompt] = ids[0, :prompt]
     batch = labelled(ids, (torch.arange(prompt + tokens, device=DEVICE) >= prompt).expand_as(ids))
-    head = head_operations(answers * tokens, vocab, gradients=True)
+    arms = {"trl": (theirs, score), "plain": (model, passes[False]), "fast": (model, passes[True])}
+    found = {}
     with training_attention(model, DOCUMENTS):
-        update = compared(*(with_gradients(passes[s], batch, model) for s in (False, True)), rounds, head)
-        score = compared(*(without_gradients(passes[s], batch) for s in (False, True)), rounds, head / 2)
-    return {"scoring": score, "update": update}
+        for kind, trains in (("scoring", False), ("update", True)):
+            steps = {
+                n: with_gradients(s, batch, m) if trains else without_gradients(s, batch) for n, (m, s) in arms.items()
+            }
+            head = head_operations(answers * tokens, vocab, trains)
+            found[kind] = compared(steps, rounds, head, {"trl": body_operations(theirs, batch, trains)})
+    return found
+
+
+def body_operations(model: Any, batch: dict[str, torch.Tensor], gradients: bool) -> float:
+    """Of a pass of the layers without a head."""
+    inputs = {name: x for name, x in batch.items() if name != "labels"}
+    with counter() as counted, torch.set_grad_enabled(gradients):
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        if gradients:
+            hidden.float().mean().backward()
+    model.zero_grad(set_to_none=True)
+    return float(counted.get_total_flops())
 
 
 class Largest(TorchDispatchMode):  # type: ignore[misc]
