@@ -140,3 +140,22 @@ def test_completions_with_a_prefix_cache_and_without(recipe: str, tmp_path: Path
         found.append(trainer._generate_and_score_completions(rows)["completion_ids"])
         assert widths[:2] == [4 if caching else 16, 16]
     assert torch.equal(*found)
+
+
+def test_the_first_ratio_is_1_and_kl_0(tmp_path: Path) -> None:
+    """With every speed-up: to the bit in the same batch, and by TRL's own pass up to rounding."""
+    words = [*WORDS, "train.beta=0.1", "train.num_iterations=2", "adapter=lora"]
+    trainer = made("grpo", tmp_path / "run", *words)
+    rows = next(iter(trainer.get_train_dataloader()))
+    with training_attention(trainer.model.get_base_model(), None):
+        inputs = trainer._generate_and_score_completions(rows)
+        loss = trainer.compute_loss(trainer.model, inputs)
+    mask, old = inputs["completion_mask"].bool(), inputs["old_per_token_logps"]
+    assert torch.equal(old[mask], inputs["ref_per_token_logps"][mask]) and len({*inputs["rows"].tolist()}) == 2
+    assert trainer._metrics["train"]["kl"] == [0.0]
+    assert loss.item() == pytest.approx(-inputs["advantages"].mean().item(), abs=1e-7)
+    plain = made("grpo", tmp_path / "plain", *words, "train.tiled_head=false", "train.compact_batches=false")
+    ids, seen = (torch.cat([inputs[f"{part}_{n}"] for part in ("prompt", "completion")], 1) for n in ("ids", "mask"))
+    with torch.no_grad():
+        theirs = plain._get_per_token_logps_and_entropies(plain.model, ids, seen, mask.shape[1])[0]
+    torch.testing.assert_close(old[mask], theirs[mask], rtol=1e-5, atol=2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, load_pairs
 from gemma_tune.models import adapter as adapters
+from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
@@ -42,21 +44,24 @@ def configured(folder: Path, *words: str) -> Config:
     return compose_config("dpo", [*more, *own, *words])
 
 
-def built(folder: Path, *words: str) -> tuple[GemmaDPOTrainer, Any, Pairs]:
-    """A trainer on the embedded model, the model, and its pairs."""
+def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[GemmaDPOTrainer, Any, Pairs]:
+    """A trainer on the embedded model, the model, and its pairs; with the attention that a run has, None."""
     cfg = configured(folder, *words)
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source)
     train, _ = load_pairs(cfg.data, tokenizer, cfg.train.max_length, 0)
     torch.manual_seed(0)
-    model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
-    return dpo_trainer(cfg, dpo_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train), model, train
+    base = load_base(cfg.model, source, tokenizer)
+    model = adapters.attach(base, cfg.adapter, source)
+    with training_attention(base, attention):
+        trainer = dpo_trainer(cfg, dpo_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train)
+    return trainer, model, train
 
 
-def sums(model: Any, train: Pairs, side: str) -> torch.Tensor:
+def sums(model: Any, train: Any, side: str) -> torch.Tensor:
     """Log-likelihood of each answer, one row at a time, without padding, with the whole logits; float64, [N]."""
     found = []
-    for pair in train.dataset:
+    for pair in getattr(train, "dataset", train):
         ids = [*pair["prompt_ids"], *pair[f"{side}_ids"]]
         log_probs = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
         picked = log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
@@ -95,6 +100,23 @@ def test_loss_is_the_papers(tmp_path: Path, words: list[str]) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and abs(loss.item() - first) > 1e-3
     found = next(p.grad for p in model.parameters() if p.requires_grad)
     assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_first_margins_are_0(tmp_path: Path) -> None:
+    """With every speed-up, to the bit, where the reference was computed with the same rows in a batch."""
+    trainer, model, _ = built(tmp_path, "adapter=lora", attention=None)
+    batch, widths = trainer.data_collator([trainer.train_dataset[i] for i in range(4)]), []
+    base = model.get_base_model()
+    base.model.layers[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[:2]))
+    with training_attention(base, None):
+        loss = trainer.compute_loss(model.train(), dict(batch))
+    assert widths[0][0] == 1 and widths[0][1] < 0.9 * batch["attention_mask"].sum()
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
+    logged = trainer._metrics["train"]
+    assert {logged[f"rewards/{name}"][-1] for name in ("chosen", "rejected", "margins")} == {0.0}
+    with torch.no_grad():
+        theirs = [sums(plain(), trainer.train_dataset, side).mean().item() for side in ("chosen", "rejected")]
+    assert [logged[f"logps/{side}"][-1] for side in ("chosen", "rejected")] == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(

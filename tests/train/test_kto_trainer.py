@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.unpaired import Labelled, load_labelled
 from gemma_tune.models import adapter as adapters
+from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.load import load_base, load_tokenizer
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
@@ -31,8 +32,8 @@ ROWS = [
 FEW = ["adapter=lora", "adapter.target_modules=[q_proj]"]
 
 
-def built(folder: Path, *words: str) -> tuple[GemmaKTOTrainer, Any, Labelled]:
-    """A trainer on the embedded model, the model, and its rows."""
+def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[GemmaKTOTrainer, Any, Labelled]:
+    """A trainer on the embedded model, the model, and its rows; with the attention that a run has, None."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     more = ["data=unpaired_preference", f"data.train_file={file}", "tracker=none", f"output_dir={folder / 'run'}"]
@@ -42,8 +43,11 @@ def built(folder: Path, *words: str) -> tuple[GemmaKTOTrainer, Any, Labelled]:
     tokenizer = load_tokenizer(source)
     train, _ = load_labelled(cfg.data, tokenizer, cfg.train.max_length, 0)
     torch.manual_seed(0)
-    model = adapters.attach(load_base(cfg.model, source, tokenizer), cfg.adapter, source)
-    return kto_trainer(cfg, kto_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train), model, train
+    base = load_base(cfg.model, source, tokenizer)
+    model = adapters.attach(base, cfg.adapter, source)
+    with training_attention(base, attention):
+        trainer = kto_trainer(cfg, kto_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train)
+    return trainer, model, train
 
 
 def likelihoods(model: Any, rows: Any, answer: str = "completion_ids") -> torch.Tensor:
@@ -54,6 +58,17 @@ def likelihoods(model: Any, rows: Any, answer: str = "completion_ids") -> torch.
         log_probs = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
         found.append(log_probs.gather(1, torch.tensor(ids[1:])[:, None])[len(row["prompt_ids"]) - 1 :].sum())
     return torch.stack(found)
+
+
+def test_the_first_rewards_and_kl_are_0(tmp_path: Path) -> None:
+    """With every speed-up, to the bit: batches of the reference are those of training."""
+    trainer, model, _ = built(tmp_path, *FEW, attention=None)
+    rows = trainer.train_dataset
+    with training_attention(model.get_base_model(), None):
+        loss = trainer.compute_loss(model.train(), trainer.data_collator([rows[i] for i in range(5)]))
+    logged = trainer._metrics["train"]
+    assert loss.item() == pytest.approx(0.5, abs=1e-7) and logged["kl"] == [0.0]
+    assert logged["rewards/chosen"] == logged["rewards/rejected"] == logged["rewards/margins"] == [0.0]
 
 
 def plain(dtype: torch.dtype = torch.float64) -> Any:
