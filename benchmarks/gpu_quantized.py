@@ -20,7 +20,8 @@ from torch import nn
 from gemma_tune.chat import Rendered
 from gemma_tune.models.adapter import count
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.four_bit import is_four_bit, weight_of
+from gemma_tune.models.four_bit import is_four_bit
+from gemma_tune.models.four_bit_weights import weight_of
 from gemma_tune.quant.layers import off_grid, put_on_grid
 from gemma_tune.quant.plan import plan_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from gemma_tune.chat_cli.batches import answer_file
 from gemma_tune.chat_cli.conversation import Conversation

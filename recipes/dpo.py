@@ -6,7 +6,7 @@ from gemma_tune.config import Config
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.load import load_base
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators

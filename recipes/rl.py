@@ -7,7 +7,8 @@ from gemma_tune.data.reading import read_tests
 from gemma_tune.evals.evaluation import prepare_evaluators
 from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.hardware import check_vllm
-from gemma_tune.models.load import family_of, load_base
+from gemma_tune.models.load import family_of
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.rl.completion_log import CompletionLog
 from gemma_tune.rl.reward_hacking import RewardHackingMonitor

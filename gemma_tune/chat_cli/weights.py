@@ -21,9 +21,10 @@ from gemma_tune.engines.llama_cpp import GREEDY, LlamaCppEngine
 from gemma_tune.engines.llama_prompt import TAKEN
 from gemma_tune.engines.open import context_length, open_engine
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import check_source
+from gemma_tune.models.check_source import check_source
 from gemma_tune.models.gguf_header import read_gguf_header
-from gemma_tune.models.load import check_rows, check_vocabulary, load_config, load_model
+from gemma_tune.models.load import check_rows, check_vocabulary, load_config
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import Source
 from gemma_tune.steps.media_rows import refuse_unread, unread_media
 

@@ -19,18 +19,9 @@ from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.traffic import in_words, traffic
 from gemma_tune.plan.speed import operations
 from gemma_tune.run.folder import RunFolder
-from gemma_tune.run.only_printed import as_yaml
+from gemma_tune.run.only_printed import printed
 from gemma_tune.run.result import RunResult
-from gemma_tune.steps.data import test_notes
-from gemma_tune.steps.measure_only import Measurement
 from gemma_tune.steps.setup import Setup, look_at_model
-
-
-def _console(cfg: Config) -> Console:
-    """The console, with the resolved configuration on it."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(as_yaml(cfg), markup=False)
-    return console
 
 
 def _counts(cfg: Config, recipe: Any, setup: Setup) -> tuple[dict[str, dict[str, int]], list[str], int, Setup]:
@@ -71,33 +62,6 @@ def _say_processes(console: Console, cfg: Config, setup: Setup, longest: int) ->
     }
 
 
-def dry_run_of_measuring(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
-    """Prints the resolved configuration and how many rows there are; writes nothing.
-
-    Args:
-        cfg: The configuration.
-        folder: The run folder, which isn't made.
-        recipe: The recipe's module, whose `read` gives what is measured.
-
-    Raises:
-        UserError: The model or the data can't be used.
-    """
-    found = (getattr(one, "asked", one) for one in recipe.read(cfg, folder))
-    asked = next((one for one in found if isinstance(one, Measurement)), None)
-    if asked is None:  # runs that have measured themselves are compared
-        return RunResult(cfg.recipe, status="dry_run")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(asked.rows, markup=False)
-    _console(cfg)
-    rows = {"held_out": asked.held_out.counts()["rows"], **{name: len(rows) for name, rows in asked.tests.items()}}
-    for name, number in rows.items():
-        console.print(f"Rows, {name.replace('_', ' ')}: {number:,}", markup=False)
-    for note in [*asked.held_out.notes("held-out rows"), *test_notes(asked.tests)]:
-        console.print(note, markup=False)
-    console.print("No weight was loaded: dry_run=true.")
-    return RunResult(cfg.recipe, status="dry_run", metrics={"rows": rows})
-
-
 def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     """Prints the resolved configuration, the data's counts and the memory estimate; writes nothing.
 
@@ -111,7 +75,7 @@ def dry_run(cfg: Config, folder: RunFolder, recipe: Any) -> RunResult:
     """
     setup = getattr(recipe, "look", look_at_model)(cfg)
     counts, notes, longest, setup = _counts(cfg, recipe, setup)
-    console = _console(cfg)
+    console = printed(cfg)
     table = Table(title="Rows and tokens", title_justify="left")
     table.add_column("")
     for name in counts:

@@ -171,10 +171,14 @@ def _run_in_folder(recipe: Any, cfg: Config, folder: RunFolder) -> RunResult:
         cfg: The configuration.
         folder: Its run folder.
     """
-    from gemma_tune.cli.dry_run import dry_run, dry_run_of_measuring
+    if cfg.dry_run and cfg.traits.trains:
+        from gemma_tune.cli.dry_run import dry_run
 
+        return dry_run(cfg, folder, recipe)
     if cfg.dry_run:
-        return dry_run(cfg, folder, recipe) if cfg.traits.trains else dry_run_of_measuring(cfg, folder, recipe)
+        from gemma_tune.cli.dry_run_of_measuring import dry_run_of_measuring
+
+        return dry_run_of_measuring(cfg, folder, recipe)
     if not folder.finished:
         try:
             return recipe.run(cfg, folder)  # type: ignore[no-any-return]

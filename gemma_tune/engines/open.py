@@ -18,7 +18,8 @@ from gemma_tune.engines.vllm_server import IN_16_BIT, PLAIN, VllmOptions, VllmSe
 from gemma_tune.errors import UserError
 from gemma_tune.media.families import llama_image_tokens
 from gemma_tune.models.gguf_header import read_gguf_header
-from gemma_tune.models.load import check_rows, check_vocabulary, load_model, stop_token_ids
+from gemma_tune.models.load import check_rows, check_vocabulary, stop_token_ids
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import mmproj_beside
 

@@ -18,7 +18,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.evals.base import Evaluator, Inputs, Outcome, ScoredRow
 from gemma_tune.evals.samples import asked_text, row_ids
 from gemma_tune.models.head import CHUNK, bucketed_kl
-from gemma_tune.models.load import load_model, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import in_shares
 

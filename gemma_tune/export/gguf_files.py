@@ -49,7 +49,7 @@ def title_of(name: str) -> str:
 
 
 def check_gguf(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None:
-    """Raises UserError where llama.cpp can't compute the model, or hold its tokenizer, and a GGUF file is asked for.
+    """Raises UserError where llama.cpp can't compute the model, or hold its tokenizer: where GGUF files are asked for.
 
     Args:
         cfg: `export`.
@@ -57,8 +57,6 @@ def check_gguf(cfg: Config, config: Any, tokenizer: Any, source: Source) -> None
         tokenizer: Its tokenizer; None: not on this machine.
         source: What it is loaded from: the adapter that a GGUF LoRA file is made of.
     """
-    if not any(name.startswith("gguf") for name in cfg.export.formats):
-        return
     text = config.get_text_config()
     check_config(text)
     if tokenizer is not None:

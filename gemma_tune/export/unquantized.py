@@ -22,7 +22,7 @@ from gemma_tune.export.transformers_check import TrainedForward, layers_in_float
 from gemma_tune.export.vllm_check import merged_lines
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.folders import ADAPTER_VLLM
-from gemma_tune.models.four_bit import rounding_gap
+from gemma_tune.models.four_bit_weights import rounding_gap
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import family_of
 from gemma_tune.models.merging import check_merge

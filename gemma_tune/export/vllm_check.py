@@ -24,7 +24,8 @@ from gemma_tune.errors import RunError, UserError
 from gemma_tune.export.engine_lines import at_least_ok, figures_of
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.llama_check import BEST, Forward, agreements_with
-from gemma_tune.models.load import load_config, load_model, stop_token_ids
+from gemma_tune.models.load import load_config, stop_token_ids
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.progress import phase
 

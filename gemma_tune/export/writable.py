@@ -7,9 +7,6 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.export import adapter_vllm, mlx_folder
-from gemma_tune.export.gguf_files import check_gguf
-from gemma_tune.models.adapter_config import stored_config
 from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.source import Source
 from gemma_tune.validation.adapter_parts import AdapterParts
@@ -25,10 +22,16 @@ def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> 
         tokenizer: Its tokenizer; None: not on this machine.
         source: What it is loaded from.
     """
-    check_gguf(cfg, config, tokenizer, source)
+    # Writers of files import PEFT, gguf, compressed-tensors: each where its format is asked for
+    if any(name.startswith("gguf") for name in cfg.export.formats):
+        from gemma_tune.export.gguf_files import check_gguf
+
+        check_gguf(cfg, config, tokenizer, source)
     if ADAPTER_VLLM in cfg.export.formats:
         _check_adapter_vllm(cfg, source)
     if "mlx" in cfg.export.formats:
+        from gemma_tune.export import mlx_folder
+
         mlx_folder.check_config(config.get_text_config())
     if "phone" in cfg.export.formats and importlib.util.find_spec("transformers.integrations.gemma_quant") is None:
         raise UserError("export.formats: this Transformers doesn't know the format phone: pip install -U transformers")
@@ -36,6 +39,9 @@ def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> 
 
 def _check_adapter_vllm(cfg: Config, source: Source) -> None:
     if source.adapter is not None:
+        from gemma_tune.export import adapter_vllm
+        from gemma_tune.models.adapter_config import stored_config
+
         adapter_vllm.check_adapter(source.adapter, stored_config(source.adapter))
     elif not cfg.traits.trains:
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -12,7 +12,7 @@ from peft.tuners.lora import ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from gemma_tune.config import AdapterConfig, ModelConfig
+from gemma_tune.config import AdapterConfig
 from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter_checks import check_matches, check_names, not_placed
@@ -20,67 +20,21 @@ from gemma_tune.models.adapter_config import stored_rows
 from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.four_bit import check_trained_on, init_loftq, is_four_bit
-from gemma_tune.models.language_part import check_files
+from gemma_tune.models.four_bit import is_four_bit
+from gemma_tune.models.four_bit_weights import init_loftq
 from gemma_tune.models.load import family_of
 from gemma_tune.models.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.models.stored_adapter import read_adapter
 from gemma_tune.models.stored_towers import check_stored_towers
-from gemma_tune.models.token_rows import fill_reference, grown, tell_head
+from gemma_tune.models.token_rows import grown
+from gemma_tune.models.trained_rows import fill_reference, tell_head
 from gemma_tune.models.unwrap import plain_name
+from gemma_tune.models.weight_counts import WeightCounts
 
 # The name that TRL gives to the copy of an adapter that is its reference
 _REFERENCE = "ref"
-
-
-@dataclass(frozen=True)
-class WeightCounts:
-    """What is trained and what is quantized, in numbers of weights.
-
-    Attributes:
-        total: All weights of the model, the adapter's among them; a tied matrix counts once.
-        trainable: Weights with a gradient.
-        four_bit: Weights held in 4 bit.
-        four_bit_layers: Linear layers held in 4 bit.
-        adapted_layers: Layers with an adapter.
-        experts: Weights of fused experts, which 4-bit weights don't reach.
-        expert_tensors: How many tensors they are.
-        expert_bits: Bits of each of these weights.
-        experts_adapted: How many of these tensors have adapters.
-    """
-
-    total: int
-    trainable: int
-    four_bit: int
-    four_bit_layers: int
-    adapted_layers: int
-    experts: int = 0
-    expert_tensors: int = 0
-    expert_bits: int = 0
-    experts_adapted: int = 0
-
-    def line(self) -> str:
-        """One line for the terminal and the report."""
-        parts = [f"trained: {self.trainable:,} of {self.total:,} weights ({self.trainable / self.total:.2%})"]
-        if self.adapted_layers:
-            parts.append(f"adapters on {self.adapted_layers} layers")
-        if self.four_bit:
-            parts.append(
-                f"4-bit: {self.four_bit:,} weights ({self.four_bit / self.total:.2%}) in {self.four_bit_layers} layers"
-            )
-        if self.experts and (self.adapted_layers or self.four_bit):
-            parts.append(
-                f"experts: {self.experts:,} weights ({self.experts / self.total:.2%}) in {self.expert_tensors} tensors "
-                + (
-                    f"in {self.expert_bits} bit, with an adapter for each expert"
-                    if self.experts_adapted
-                    else f"stay frozen and in {self.expert_bits} bit (4-bit weights don't reach fused experts, and "
-                    "adapters with adapter.target_parameters alone)"
-                )
-            )
-        return ", ".join(parts)
 
 
 def count(model: nn.Module) -> WeightCounts:
@@ -186,34 +140,19 @@ def _complete(model: Any) -> None:
                 parameter.data = parameter.data.float()  # small updates would be rounded away
 
 
-def check_source(
-    model: ModelConfig,
-    adapter: AdapterConfig,
-    source: Source,
-    config: Any,
-    trains: bool,
-    merges: bool = False,
-    packed: bool = False,
-) -> None:
-    """Refuses, before a weight is loaded, files that lack some, and an adapter or layers to adapt that don't fit.
+def check_adapter(adapter: AdapterConfig, source: Source, config: Any, trains: bool, merges: bool) -> None:
+    """Refuses, before a weight is loaded, an adapter or layers to adapt that don't fit.
 
     Args:
-        model: How the base is to be loaded.
-        adapter: What is to be trained, where `trains`.
+        adapter: As for `check_source`, and so is the rest.
         source: Names the base, and the adapter on it.
         config: The base's configuration.
-        trains: Whether an adapter is trained: the stored one, or a new one where that is merged or there is none.
+        trains: Whether an adapter is trained.
         merges: Whether the stored adapter is merged into the weights.
-        packed: Whether weights that are stored in 4 bit are accepted, though they are trained.
 
     Raises:
-        UserError: See `check_files` and `attach`.
+        UserError: See `attach`.
     """
-    if packed:
-        check_trained_on(source, config)
-    check_files(model, source, config, packed=packed or not (trains or merges))
-    if source.adapter is None and (not trains or adapter.peft_type == "none"):
-        return
     rows = [*adapter.trainable_token_indices, *(stored_rows(source.adapter) if source.adapter else ())]
     empty = empty_model(grown(config.get_text_config(), rows))
     if source.adapter is not None:

@@ -13,14 +13,15 @@ from transformers.utils import logging
 
 from gemma_tune.collector import look_as_usual
 from gemma_tune.config import ModelConfig
-from gemma_tune.errors import UserError, first_line
+from gemma_tune.errors import UserError
 from gemma_tune.models import four_bit
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.host_table import loader, loads_to_host, placed
-from gemma_tune.models.hub import model_not_here, no_network, only_local
+from gemma_tune.models.hub import only_local
+from gemma_tune.models.not_loadable import not_loadable
 from gemma_tune.models.sharded import loads_no_numbers, loads_to_shard
 from gemma_tune.models.source import Source
 from gemma_tune.run.manifest import file_version
@@ -30,20 +31,6 @@ _COMPLETE: set[tuple[Source, tuple[object, ...]]] = set()
 
 # Of weights, and of generation_config.json and the index beside them
 _UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, AttributeError, LookupError)
-
-
-def not_loadable(source: Source, error: Exception) -> UserError:
-    """The error of a library as one line that says what to do."""
-    reason = first_line(error)
-    help_line = "compare its files with those of the published checkpoint, or fetch it again"
-    if source.folder is None and source.gguf is None:
-        if isinstance(error, OSError) and (why := no_network()):
-            return model_not_here(source.base, why)
-        help_line = (
-            f"check the name, accept the licence at https://huggingface.co/{source.base} and log in "
-            "(`hf auth login`), or give a local folder"
-        )
-    return UserError(f"model.model_name_or_path={source.base}: it can't be loaded ({reason}); {help_line}.")
 
 
 def load_language_part(
@@ -191,10 +178,12 @@ def _numbers(source: Source, config: Any, loaded: nn.Module) -> Iterator[tuple[s
     layers = {f"{name}.weight": module for name, module in loaded.named_modules() if four_bit.is_four_bit(module)}
     if not layers:
         return
+    from gemma_tune.models.four_bit_weights import weight_of  # imports PEFT, which models without such layers spare
+
     checkpoint = CheckpointFiles.of(source, FAMILIES[config.model_type])
     stored = {own: name for name, own in checkpoint.language.items()}
     for own, layer in layers.items():  # files of another form than safetensors are read by Transformers alone
-        yield own, checkpoint.read(stored[own]) if own in stored else four_bit.weight_of(layer)
+        yield own, checkpoint.read(stored[own]) if own in stored else weight_of(layer)
 
 
 def _check_tensors(source: Source, missing: list[str], extra: list[str], reshaped: list[str]) -> None:

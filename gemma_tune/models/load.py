@@ -1,26 +1,18 @@
-"""Loads the configuration, the tokenizer and the model, with a generation config that stops where chats end."""
+"""Loads the configuration and the tokenizer, and says what ends an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from gemma_tune.chat import UnknownTemplate, form_of, response_template
-from gemma_tune.config import ModelConfig
 from gemma_tune.config.model import is_template_file
 from gemma_tune.errors import UserError, first_line, shortened
-from gemma_tune.models.adapter_config import stored_rows
-from gemma_tune.models.adapter_files import load_frozen_adapter
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
@@ -28,15 +20,10 @@ from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
 from gemma_tune.models.image_attention import set_image_attention
 from gemma_tune.models.image_tower import no_timm
-from gemma_tune.models.label_positions import compute_all_positions
-from gemma_tune.models.language_part import load_language_part, not_loadable
 from gemma_tune.models.media import checkpoint_of, media_of
+from gemma_tune.models.not_loadable import not_loadable
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_towers import check_stored_towers
-from gemma_tune.models.token_rows import add_tokens, grow_embedding, ids_of
-from gemma_tune.models.tower_files import load_towers
-from gemma_tune.models.tower_names import trains_towers
-from gemma_tune.models.towers import open_towers, remember_towers
+from gemma_tune.models.token_rows import add_tokens
 
 
 @cache
@@ -178,56 +165,6 @@ def _config_of_gguf(source: Source) -> Any:
 def stop_token_ids(tokenizer: Any) -> list[int]:
     """The ids that end an answer: `<eos>`, and the token that chats are trained to end with (`<end_of_turn>`, …)."""
     return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(form_of(tokenizer).stop_tokens)]
-
-
-def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> PreTrainedModel:
-    """The language part on its device, in its dtype, 4-bit where asked for, with a generation config that stops.
-
-    Args:
-        model: What is asked for.
-        source: Where it is.
-        tokenizer: Its tokenizer.
-        packed: Whether weights that are stored in 4 bit are accepted (compressed-tensors: `export=w4a16`).
-
-    Raises:
-        UserError: Not loadable, weights missing in the files or too many, or stored in a quantized form.
-    """
-    config = load_config(source)
-    rows = [*ids_of(tokenizer, source.added_tokens), *(stored_rows(source.adapter) if source.adapter else ())]
-    if rows and max(rows) >= len(tokenizer):
-        raise UserError(
-            f"{source.adapter}: it trains row {max(rows)} of the embedding, and its tokenizer has only "
-            f"{len(tokenizer)} tokens; put the tokenizer of its training beside it."
-        )
-    loaded = load_language_part(model, source, config, FAMILIES[config.model_type].language_class, packed=packed)
-    if FAMILIES[config.model_type].has_towers:
-        remember_towers(loaded, partial(load_towers, model, source, config))
-        if source.adapter is not None and trains_towers(source.adapter):
-            open_towers(loaded)  # exports take what was trained from them
-    elif source.adapter is not None:
-        check_stored_towers(source.adapter, config)
-    if not model.shared_layers_at_labels:
-        compute_all_positions(loaded)
-    grow_embedding(loaded, rows)
-    check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])
-    set_stop_tokens(loaded, tokenizer)
-    return loaded
-
-
-def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> Any:
-    """The language part, with its adapter if there is one, for inference.
-
-    Args:
-        model: What is asked for.
-        source: Where it is.
-        tokenizer: Its tokenizer.
-        packed: See `load_base`.
-
-    Raises:
-        UserError: As `load_base`, or an adapter that doesn't fit.
-    """
-    loaded = load_base(model, source, tokenizer, packed)
-    return load_frozen_adapter(loaded, source.adapter) if source.adapter is not None else loaded.eval()
 
 
 def check_vocabulary(model: Any, ids: Iterable[int]) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.four_bit import is_four_bit, weight_of
+from gemma_tune.models.four_bit import is_four_bit
+from gemma_tune.models.four_bit_weights import weight_of
 from gemma_tune.models.head import head_of
 from gemma_tune.models.unwrap import language_part
 

@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from gemma_tune.errors import RunError
-from gemma_tune.models.four_bit import is_four_bit, weight_of
+from gemma_tune.models.four_bit import is_four_bit
+from gemma_tune.models.four_bit_weights import weight_of
 from gemma_tune.models.logits import float32_layers, logits_of, states_of
 from gemma_tune.models.unwrap import language_part, stored_tensors
 

@@ -1,4 +1,4 @@
-"""New tokens, and the rows of the embedding that an adapter trains beside its layers.
+"""New tokens, and which rows of the embedding an adapter trains beside its layers.
 
 A new token needs a row of the embedding, which is the head, too. Its first value is the mean of all rows, so the model
 gives it the logit of an average token, and the same adapter always finds the same base.
@@ -6,14 +6,12 @@ gives it the logit of an average token, and the same adapter always finds the sa
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft.utils.other import TrainableTokensWrapper
 from tokenizers import AddedToken
 
 from gemma_tune.config import AdapterConfig
@@ -97,46 +95,3 @@ def grow_embedding(model: Any, ids: Iterable[int]) -> None:
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[before:] = mean.to(model.get_input_embeddings().weight.dtype)
-
-
-def _trained(model: Any) -> list[Any]:
-    """PEFT's layers of the trained rows; that of the head takes its rows from the embedding's."""
-    found = [m.token_adapter for m in model.modules() if isinstance(m, TrainableTokensWrapper)]
-    return [layer for layer in found if layer.tied_adapter is None]
-
-
-def tell_head(model: Any) -> None:
-    """Gives PEFT's layer around the head the missing bias that a plain head has: TRL's loss asks for it."""
-    for module in model.modules():
-        if isinstance(module, TrainableTokensWrapper) and module.token_adapter.tied_adapter is not None:
-            module.register_parameter("bias", None)
-
-
-def fill_reference(model: Any, reference: str, adapter: str = "default") -> None:
-    """Copies trained rows to TRL's copy of the adapter: TRL copies by names that these rows don't have."""
-    for layer in _trained(model):
-        rows = layer.trainable_tokens_delta
-        if reference in rows:
-            rows[reference].data.copy_(rows[adapter].data)
-
-
-@contextlib.contextmanager
-def rows_in_place(model: Any) -> Iterator[None]:
-    """Within it, the trained rows stand in the embedding: PEFT would copy the whole embedding for each token written.
-
-    The model computes the same: PEFT rounds the rows to the embedding's type, too.
-    """
-    layers = [layer for layer in _trained(model) if not layer.merged and not layer.disable_adapters]
-    for layer in layers:
-        layer.merge()
-    tied = [m.token_adapter for m in model.modules() if isinstance(m, TrainableTokensWrapper)]
-    followers = [layer for layer in tied if layer.tied_adapter in layers]
-    for layer in followers:  # the same matrix, so nothing is left to do but to say so
-        layer.merged_adapters.extend(layer.active_adapters)
-    try:
-        yield
-    finally:
-        for layer in followers:
-            layer.merged_adapters.clear()
-        for layer in layers:
-            layer.unmerge()

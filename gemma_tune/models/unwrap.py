@@ -1,7 +1,8 @@
-"""The language part inside whatever is around it."""
+"""The language part inside whatever is around it, and of whose classes it is."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,3 +31,15 @@ def stored_tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[st
 def plain_name(name: str) -> str:
     """A module's name in the language part, from its name inside of the wrappers that PEFT puts around it."""
     return name.replace(".base_layer", "")
+
+
+def is_of(module: nn.Module, package: str, name: str) -> bool:
+    """Whether a module is of a class of PEFT or bitsandbytes; nothing is, and neither is imported, where none has been.
+
+    Args:
+        module: Of a model.
+        package: The class's module, by its full name.
+        name: The class's name.
+    """
+    imported = sys.modules.get(package)
+    return imported is not None and isinstance(module, getattr(imported, name))

@@ -7,7 +7,8 @@ import time
 
 import torch
 import transformers
-from transformers import AutoConfig, set_seed
+from accelerate.utils import set_seed
+from transformers import AutoConfig
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError

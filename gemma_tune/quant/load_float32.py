@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ModelConfig
-from gemma_tune.models.load import load_model
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.merging import ROWS, merge
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.paths import resolve

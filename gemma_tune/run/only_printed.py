@@ -20,6 +20,13 @@ def as_yaml(cfg: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip()
 
 
+def printed(cfg: Config) -> Console:
+    """A console, with the resolved configuration on it."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(as_yaml(cfg), markup=False)
+    return console
+
+
 def only_printed(cfg: Config, console: Console, said: str) -> RunResult:
     """Prints the configuration and what was not done, of a recipe that has nothing else to say beforehand."""
     console.print(as_yaml(cfg), markup=False)

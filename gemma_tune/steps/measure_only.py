@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from gemma_tune.config import Config
 from gemma_tune.config.eval import NEED_PROBABILITIES
@@ -20,7 +20,7 @@ from gemma_tune.engines.open import check_evaluators, open_engine
 from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
 from gemma_tune.evals.schedule import RunEvaluator
-from gemma_tune.models.adapter import check_source
+from gemma_tune.models.check_source import check_source
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.memory import peak_memory_mb, reset_peak

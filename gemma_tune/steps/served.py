@@ -9,7 +9,7 @@ from gemma_tune.engines.vllm_server import find_vllm
 from gemma_tune.export.formats import say_lines, some_rows
 from gemma_tune.export.int4_check import CheckLine, raise_failed
 from gemma_tune.export.vllm_check import LogProbs, base_of, four_bit_line, vllm_lines
-from gemma_tune.models.load import load_model
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import find_source
 from gemma_tune.steps.session import Session
 

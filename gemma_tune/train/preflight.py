@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from peft.tuners.lora import LoraLayer, ParamWrapper
@@ -13,17 +12,15 @@ from torch import nn
 from gemma_tune.chat import form_of, without_marks
 from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.render import prepared, row_of_text
-from gemma_tune.config import Config
 from gemma_tune.config.adapter import ALL_LINEAR
-from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import WeightCounts, weights_beside
+from gemma_tune.models.adapter import weights_beside
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.memory import in_unit
-from gemma_tune.models.size import ModelSize, empty_model
+from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import find_source
-from gemma_tune.models.unwrap import language_part
+from gemma_tune.train.check_inputs import CheckInputs
 from gemma_tune.train.media_check import media_line
 
 _LOOKED_AT, _COMPARED, _KV_TOKENS = 1000, 20, 64
@@ -36,43 +33,6 @@ class CheckFailed(Exception):
 
 class CheckWarning(str):
     """What a check found that the user should know, and that is no reason to stop."""
-
-
-@dataclass(frozen=True)
-class CheckInputs:
-    """The inputs of the checks.
-
-    Attributes:
-        cfg: The configuration.
-        model: What is trained: the model, or a PeftModel around it.
-        tokenizer: Its tokenizer.
-        rows: The rows to train on; of a stream, the first ones.
-        counts: What is trained and what is quantized.
-        shape: The sizes of the model.
-        weighs_tokens: Whether the trainer divides each step's loss by the tokens of all its forward passes.
-        memory: GiB that training needs, estimated, and GiB that are free.
-        frozen: Weights that stay frozen on purpose where all others are trained.
-    """
-
-    cfg: Config
-    model: Any
-    tokenizer: Any
-    rows: TokenizedRows
-    counts: WeightCounts
-    shape: ModelSize
-    weighs_tokens: bool
-    memory: tuple[float, float]
-    frozen: int = 0
-
-    @property
-    def base(self) -> Any:
-        """The model without its adapter's wrapper."""
-        return language_part(self.model)
-
-    @property
-    def chats(self) -> bool:
-        """Whether the rows are conversations."""
-        return any(r.messages is not None for r in self.rows.records)
 
 
 def _rows(count: int) -> str:

@@ -23,7 +23,8 @@ from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.records import Record
 from gemma_tune.engines.generate import greedy_answers
 from gemma_tune.errors import UserError
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 
 TOOLS = [{"type": "function", "function": {"name": "set_light", "parameters": {"type": "object"}}}]

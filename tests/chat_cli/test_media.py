@@ -21,7 +21,8 @@ from gemma_tune.chat_cli.conversation import Conversation
 from gemma_tune.chat_cli.responder import Responder, ids_within
 from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.prompts import read_chat_prompts
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 
 TOKENS = 12  # of an answer

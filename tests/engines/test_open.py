@@ -30,7 +30,8 @@ from gemma_tune.evals.samples import prompt_ids, row_ids
 from gemma_tune.export import gguf, w4a16
 from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import trained_tensors
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import plan_of

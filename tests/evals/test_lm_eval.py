@@ -27,7 +27,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.evals import evaluation
 from gemma_tune.evals.base import Inputs, Outcome, mean
 from gemma_tune.evals.lm_eval import prepare
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 
 pytestmark = pytest.mark.slow  # `make test-slow`: together they take minutes

@@ -16,7 +16,7 @@ from gemma_tune.errors import RunError
 from gemma_tune.export import merged_from_grid
 from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import decoded_tensors, decoded_weight, trained_tensors
-from gemma_tune.models.load import load_base
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.layers import grid_layers, put_on_grid
 from gemma_tune.quant.plan import plan_of

@@ -22,7 +22,7 @@ from gemma_tune.export.int4_check import forward_line, stored_lines
 from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.plain_transformers import load_exported
 from gemma_tune.export.tensors import trained_tensors
-from gemma_tune.models.load import load_base
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.quant.activations import quantize
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.layers import GridLora

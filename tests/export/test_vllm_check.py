@@ -19,7 +19,8 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.llama_check import agreements_with
 from gemma_tune.export.vllm_check import LogProbs, Rounding, four_bit_line, judged, rounding, vllm_lines
-from gemma_tune.models.load import load_model, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 

@@ -22,7 +22,7 @@ from gemma_tune.config import ExportConfig, ModelConfig
 from gemma_tune.export import w4a16
 from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.tensors import decoded_weight, trained_tensors
-from gemma_tune.models.load import load_base
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.quant.grid import Encoded
 from gemma_tune.quant.layers import put_on_grid
 from gemma_tune.quant.plan import plan_of

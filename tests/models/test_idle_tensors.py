@@ -15,7 +15,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.transformers_folder import whole_checkpoint
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.language_part import check_files
-from gemma_tune.models.load import family_of, load_base, load_config, load_tokenizer
+from gemma_tune.models.load import family_of, load_config, load_tokenizer
+from gemma_tune.models.load_weights import load_base
 
 SHARING = [f".layers.{i}.self_attn." for i in (4, 5)]
 IDS = torch.arange(10, 40)[None]

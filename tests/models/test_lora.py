@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from gemma_tune.models import lora
-from gemma_tune.models.four_bit import weight_of
+from gemma_tune.models.four_bit_weights import weight_of
 
 BATCH, IN, OUT, RANK = (3, 5), 64, 96, 8
 

@@ -15,7 +15,8 @@ from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.engines.transformers import row_losses
 from gemma_tune.models import adapter as adapters
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 

@@ -26,7 +26,8 @@ from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.tensors import trained_tensors
 from gemma_tune.models.family import language_name
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.quant.grid import GRIDS, Encoded
 from gemma_tune.quant.lattice import find_lattice
 from gemma_tune.quant.layers import GridLora, off_grid, put_on_grid

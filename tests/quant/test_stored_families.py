@@ -19,7 +19,7 @@ from gemma_tune.export.model_on_grid import ModelOnGrid
 from gemma_tune.export.read_back import read_folder
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import trained_tensors
-from gemma_tune.models.adapter import check_source
+from gemma_tune.models.check_source import check_source
 from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import stored_tensors

@@ -21,7 +21,8 @@ from gemma_tune.data.reading import read_tests
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.evals.kl import kl_and_agreement
 from gemma_tune.evals.samples import prompt_ids
-from gemma_tune.models.load import load_model, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 

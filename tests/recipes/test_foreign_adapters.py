@@ -23,7 +23,8 @@ import gemma_tune
 from gemma_tune.config import AdapterConfig, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import attach
-from gemma_tune.models.load import load_base, load_model, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base, load_model
 from gemma_tune.models.source import find_source
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
 from gemma_tune.run.paths import ASSETS

@@ -25,7 +25,7 @@ from gemma_tune.config import PreviewConfig
 from gemma_tune.data.loading import load_rows
 from gemma_tune.data.tokenized import KEPT
 from gemma_tune.errors import UserError
-from gemma_tune.models import load
+from gemma_tune.models import load_weights
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import Source
 from gemma_tune.run.identity import folder_of
@@ -212,7 +212,7 @@ def test_no_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The file of weights may hold any numbers; an adapter's folder will do, too."""
     shutil.copytree(TINY, "model")
     small_models.save_empty_weights(Path("model"))
-    monkeypatch.setattr(load, "load_base", None)
+    monkeypatch.setattr(load_weights, "load_base", None)
     write_rows("rows.jsonl", chat("One?", "1."))
     preview(*ROWS, "model.model_name_or_path=model")
     assert len(Page().rows) == 1

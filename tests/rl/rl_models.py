@@ -10,7 +10,8 @@ import torch
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.models import adapter as adapters
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 from gemma_tune.rewards.base import Completion, Task
 from gemma_tune.rl.arguments import rl_arguments

@@ -17,7 +17,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, load_pairs
 from gemma_tune.models import adapter as adapters
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS

@@ -20,7 +20,8 @@ from gemma_tune.data.pairs import load_pairs
 from gemma_tune.data.unpaired import load_labelled
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.dpo import dpo_arguments, dpo_trainer

@@ -28,7 +28,8 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.config.methods import METHODS
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.load import load_base, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source
 from gemma_tune.models.towers import seeing

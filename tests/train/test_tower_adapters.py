@@ -25,7 +25,8 @@ from gemma_tune.engines.vllm_server import unservable
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_lora import check_adapter
 from gemma_tune.models.adapter_config import stored_config
-from gemma_tune.models.load import load_model, load_tokenizer
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.models.tower_names import trains_towers
