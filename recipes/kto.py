@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from gemma_tune.config import Config
 from gemma_tune.data.unpaired import load_labelled
-from gemma_tune.models.adapter import attach, count
-from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.load_weights import load_base
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data, with_evaluators
-from gemma_tune.steps.served import check_served_adapter
-from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.steps.towers import open_media
-from gemma_tune.train.kto import check_answers, kto_arguments, kto_trainer
-from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight
-from gemma_tune.train.undertrained import undertrained_warning
+from gemma_tune.train.kto_answers import check_answers
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -28,6 +20,17 @@ def read(cfg: Config, setup: Setup) -> Data:
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on good and bad answers, measures before and after how likely it finds them, and exports it."""
+    # A dry run reads rows alone, and waits for none of these
+    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.contexts import training_attention
+    from gemma_tune.models.load_weights import load_base
+    from gemma_tune.steps.served import check_served_adapter
+    from gemma_tune.steps.session import session
+    from gemma_tune.steps.towers import open_media
+    from gemma_tune.train.kto import kto_arguments, kto_trainer
+    from gemma_tune.train.preflight import CHECKS_FOR_PAIRS, preflight
+    from gemma_tune.train.undertrained import undertrained_warning
+
     setup = set_up(cfg, folder)
     with folder.timed("data"):
         data = read(cfg, setup)

@@ -5,31 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from torch import nn
-
 from gemma_tune.config import Config
 from gemma_tune.data.loading import find_rows, load_rows
-from gemma_tune.export.formats import export_all, say_lines
-from gemma_tune.models.adapter import attach, count
-from gemma_tune.models.contexts import evaluating
-from gemma_tune.quant.activations import quantize
-from gemma_tune.quant.layers import GridLora, off_grid
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32
-from gemma_tune.quant.metrics import held_out_targets, kl_headline, quality_metrics, row_kl
-from gemma_tune.quant.trainer import GridTrainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
-from gemma_tune.run.terminal import say_files
 from gemma_tune.steps.data import Data, with_evaluators
-from gemma_tune.steps.grid_plan import grid_plan
-from gemma_tune.steps.quality import measure_files
-from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
-from gemma_tune.steps.towers import open_media
-from gemma_tune.train.arguments import sft_arguments
-from gemma_tune.train.distill import open_teacher
-from gemma_tune.train.preflight import preflight
-from gemma_tune.train.sft import sft_trainer
 
 look = partial(look_at_model, find=find_full_weights, merges=True)
 
@@ -42,6 +24,24 @@ def read(cfg: Config, setup: Setup) -> Data:
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains quantized weights, measures the model unquantized, quantized and trained, and exports it."""
+    # A dry run reads rows alone, and waits for none of these
+    from gemma_tune.export.formats import export_all, say_lines
+    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.contexts import evaluating
+    from gemma_tune.quant.activations import quantize
+    from gemma_tune.quant.layers import GRID_LAYERS, off_grid
+    from gemma_tune.quant.metrics import held_out_targets, kl_headline, quality_metrics, row_kl
+    from gemma_tune.quant.trainer import GridTrainer
+    from gemma_tune.run.terminal import say_files
+    from gemma_tune.steps.grid_plan import grid_plan
+    from gemma_tune.steps.quality import measure_files
+    from gemma_tune.steps.session import session
+    from gemma_tune.steps.towers import open_media
+    from gemma_tune.train.arguments import sft_arguments
+    from gemma_tune.train.distill import open_teacher
+    from gemma_tune.train.preflight import preflight
+    from gemma_tune.train.sft import sft_trainer
+
     setup, q = set_up(cfg, folder, look), cfg.quant
     with folder.timed("data"):
         data = read(cfg, setup)
@@ -54,7 +54,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
         plan = grid_plan(base, q, setup.source)
         # Before an adapter is attached: the teacher's digest is that of the bare weights
         teacher = open_teacher(q, base, setup.tokenizer, folder.path)
-        model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers={nn.Linear: GridLora})
+        model = attach(base, cfg.adapter, replace(setup.source, adapter=None), layers=GRID_LAYERS)
         quantize(model, plan, q, data.train.rendered, setup.tokenizer)
     counts = count(model)
     with folder.leaving_no_empty_folder():

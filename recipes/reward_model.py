@@ -7,19 +7,11 @@ from typing import Any
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.evals.evaluation import Evaluation
-from gemma_tune.evals.reward_scores import score_pairs
-from gemma_tune.export import reward_model
-from gemma_tune.models.adapter import attach, count
-from gemma_tune.models.classifier import HEAD, load_classifier
-from gemma_tune.models.merging import ROWS, check_merge
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import REWARD_MODEL, atomic_folder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import Data
-from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, set_up
-from gemma_tune.train.preflight import CHECKS_FOR_REWARD_MODEL, preflight
-from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks
 
 
 def read(cfg: Config, setup: Setup) -> Data:
@@ -30,6 +22,16 @@ def read(cfg: Config, setup: Setup) -> Data:
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains a classifier with one label to score the better answer of a pair higher, and exports it."""
+    # A dry run reads rows alone, and waits for none of these
+    from gemma_tune.evals.reward_scores import score_pairs
+    from gemma_tune.export import reward_model
+    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.classifier import HEAD, load_classifier
+    from gemma_tune.models.merging import ROWS, check_merge
+    from gemma_tune.steps.session import session
+    from gemma_tune.train.preflight import CHECKS_FOR_REWARD_MODEL, preflight
+    from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks
+
     setup = set_up(cfg, folder)
     with folder.timed("data"):
         data = read(cfg, setup)

@@ -5,24 +5,14 @@ from __future__ import annotations
 from gemma_tune.config import Config
 from gemma_tune.data.reading import read_tests
 from gemma_tune.evals.evaluation import prepare_evaluators
-from gemma_tune.models.adapter import attach, count
 from gemma_tune.models.hardware import check_vllm
 from gemma_tune.models.load import family_of
-from gemma_tune.models.load_weights import load_base
-from gemma_tune.rl.arguments import rl_arguments
-from gemma_tune.rl.completion_log import CompletionLog
-from gemma_tune.rl.reward_hacking import RewardHackingMonitor
 from gemma_tune.rl.rewards import check_own_rewards, scorer_of, size_of_reward_model
 from gemma_tune.rl.tasks import check_number, read_tasks
-from gemma_tune.rl.trainer import rl_trainer
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.result import RunResult
 from gemma_tune.steps.data import NO_ROWS, Data
-from gemma_tune.steps.served import check_served_adapter
-from gemma_tune.steps.session import session
 from gemma_tune.steps.setup import Setup, loading, look_at_model, set_up
-from gemma_tune.steps.towers import open_media
-from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
 
 
 def look(cfg: Config) -> Setup:
@@ -44,6 +34,18 @@ def read(cfg: Config, setup: Setup) -> Data:
 
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains a model on its own completions, by rewards, and measures each reward before and after on test rows."""
+    # A dry run reads rows alone, and waits for none of these
+    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.load_weights import load_base
+    from gemma_tune.rl.arguments import rl_arguments
+    from gemma_tune.rl.completion_log import CompletionLog
+    from gemma_tune.rl.reward_hacking import RewardHackingMonitor
+    from gemma_tune.rl.trainer import rl_trainer
+    from gemma_tune.steps.served import check_served_adapter
+    from gemma_tune.steps.session import session
+    from gemma_tune.steps.towers import open_media
+    from gemma_tune.train.preflight import CHECKS_FOR_PROMPTS, preflight
+
     setup = set_up(cfg, folder, look)
     check_vllm(cfg, family_of(setup.source).has_towers)
     with folder.timed("data"):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.lora import Layers
 from gemma_tune.models.unwrap import language_part, plain_name
 from gemma_tune.quant.experts import GridExperts, put_experts_on_grid
 from gemma_tune.quant.grid import Grid, straight_through
@@ -95,6 +96,10 @@ class GridLora(OnGrid, LoraLinear):
         factors = [f[name].weight for name in self.active_adapters for f in (self.lora_A, self.lora_B)]
         product: torch.Tensor = _AdapterInside.apply(x, weight, scales, *factors)
         return product if bias is None else product + bias
+
+
+# What `attach` puts in the place of PEFT's layers
+GRID_LAYERS: Layers = {nn.Linear: GridLora}
 
 
 class _AdapterInside(torch.autograd.Function):

@@ -9,7 +9,6 @@ from typing import Any
 from gemma_tune.chat import Rendered
 from gemma_tune.config import ModelConfig
 from gemma_tune.models.load_weights import load_model
-from gemma_tune.models.merging import ROWS, merge
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.paths import resolve
 
@@ -47,6 +46,8 @@ def load_float32(
     """
     loaded = load_model(model, source, tokenizer, packed)
     if source.adapter is not None:
+        from gemma_tune.models.merging import ROWS, merge  # imports PEFT
+
         ids = [row.without_media for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
         loaded = merge(loaded, ids, str(source.adapter))
     for parameter in loaded.parameters():

@@ -20,7 +20,8 @@ from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.paths import ASSETS
-from gemma_tune.train.kto import GemmaKTOTrainer, balance_warning, in_batches, kto_arguments, kto_trainer
+from gemma_tune.train.kto import GemmaKTOTrainer, in_batches, kto_arguments, kto_trainer
+from gemma_tune.train.kto_answers import balance_warning
 
 CPU = torch.device("cpu")
 ROWS = [
