@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-3n test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-speed bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint bench-gpu soak tiny tiny-vision lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-3n test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-speed bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint bench-start bench-gpu soak tiny tiny-vision lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -132,6 +132,9 @@ bench-rl: .venv/.done ## Compare recipe=grpo with a plain TRL script, and write 
 
 bench-checkpoint: .venv/.done ## Measure how long training stands still for a checkpoint, and write docs/benchmarks/checkpoint.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_checkpoint.py
+
+bench-start: .venv/.done ## Measure how soon commands answer, and write docs/benchmarks/start.md (AGAINST=another checkout to compare with)
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_start.py $(if $(AGAINST),--against $(AGAINST))
 
 # With WHEELS=FOLDER it runs in the machine's own Python and needs no network: python3 benchmarks/gpu_wheels.py FOLDER
 bench-gpu: $(if $(WHEELS),,.venv/.done) ## Measure on a GPU, in at most 8 minutes, and write docs/benchmarks/gpu.md (WHEELS=folder: offline)
