@@ -95,10 +95,12 @@ def _scan(
         Σₑ = Σ exp(logit - m), [T], and the outputs by their names.
     """
     own, slope = _scaled(tile_TV.gather(1, targets_T[:, None]).float(), o)
-    most, first = _highest(tile_TV)
     found: dict[str, torch.Tensor] = {}
     if "is_top1" in o.outputs:
+        most, first = _highest(tile_TV)
         found["is_top1"] = first == targets_T
+    else:
+        most = tile_TV.amax(1, keepdim=True)
     m, _ = _scaled(most.float(), o)
     total, weighted, squares, plain = (torch.zeros(len(tile_TV), device=tile_TV.device) for _ in range(4))
     for block in _blocks(tile_TV):
