@@ -109,7 +109,7 @@ figures-images: .venv/.done ## Teach the embedded model with an image tower to r
 picture: .venv/.done ## Draw docs/int4-grid.png
 	PYTHONPATH=tests $(BIN)/python benchmarks/grid_picture.py
 
-bench-rows: .venv/.done ## Measure data sets of ten thousand to a million rows, and write docs/benchmarks/million-rows.md
+bench-rows: .venv/.done ## Measure data sets of ten thousand to a million rows, and TRL's rows a second, and write docs/benchmarks/million-rows.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_rows.py
 
 bench-sft: .venv/.done ## Compare recipe=lora_sft and qlora_sft with a plain TRL script, and write docs/benchmarks/sft-against-trl.md

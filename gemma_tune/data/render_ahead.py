@@ -1,4 +1,4 @@
-"""Renders rows in several processes, while this one still reads them."""
+"""Renders rows while they are read: in several processes, or in this one where there are few."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gemma_tune.chat.text_tokenizer import TextTokenizer
 from gemma_tune.cores import allowed_cores
 from gemma_tune.data.records import Record
-from gemma_tune.data.render_worker import RenderProcess
+from gemma_tune.data.render_worker import RenderProcess, answer
 from gemma_tune.data.rendered_chunk import CUT, DROPPED, REFUSED, USED, WORSE, RenderedChunk, RowRenderer
 from gemma_tune.data.rendering import split_answers
 from gemma_tune.data.scratch import no_room, scratch_folder
@@ -45,16 +45,16 @@ def cores() -> int:
 
 
 class RenderAhead:
-    """Records that are rendered by other processes while they are read, in the order of reading.
+    """Records that are rendered in chunks while they are read, in the order of reading.
 
-    Until a record comes that they can't render (one with media, or that can't be pickled), or where there are few
-    records: then `done` is false, and the caller renders all of them itself.
+    Until a record comes that can't be (one with media, or that can't be pickled): then `done` is false, and the caller
+    renders all of them itself.
 
     Args:
-        tokenizer: As `reduced` gives it; any other than a `TextTokenizer` isn't handed to other processes.
+        tokenizer: As `reduced` gives it; with any other than a `TextTokenizer` nothing is rendered.
         max_length: The largest number of tokens in a row.
         labels: Whether rows may hold bad answers.
-        processes: At most so many; None: one for each core, up to 16, where there is much to render; 1: none.
+        processes: At most so many; None: one for each core, up to 16, where there is much to render; 1: this one.
 
     Attributes:
         processes: Those that have been started and not yet ended.
@@ -65,7 +65,7 @@ class RenderAhead:
         self._renderer = RowRenderer(tokenizer, max_length, labels)
         self._count = processes or min(cores(), _MOST)
         self._large = 0 if processes else _LARGE
-        self._possible = self._count > 1 and isinstance(tokenizer, TextTokenizer)
+        self._possible, self._read = isinstance(tokenizer, TextTokenizer), False
         self._pickled = b""  # the renderer
         self._waiting: list[bytes] = []  # chunks, until there are enough of them to start
         self._asked: deque[Future[bytes]] = deque()
@@ -87,10 +87,10 @@ class RenderAhead:
     @property
     def done(self) -> bool:
         """Whether all records were rendered, once all were read."""
-        return self._possible and self._threads is not None
+        return self._possible and self._read
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The same records, while other processes render them.
+        """The same records, which are rendered meanwhile.
 
         Raises:
             UserError: The disk has no room.
@@ -106,10 +106,16 @@ class RenderAhead:
         if chunk and self._possible:
             self._feed(chunk)
         while self._asked and self._possible:
-            self._collect()
+            self._store(self._asked.popleft().result())
+        for packed in self._waiting:  # too few to start a process
+            if self._possible:
+                self._store(answer(pickle.loads(packed), self._renderer))
         self._end()
+        self._read = True
 
     def _feed(self, chunk: list[Record]) -> None:
+        if self._count == 1:
+            return self._store(answer(chunk, self._renderer))
         try:
             self._waiting.append(pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL))
             if self._threads is None and sum(map(len, self._waiting)) < self._large:
@@ -121,7 +127,7 @@ class RenderAhead:
         threads = self._threads or self._start()
         for records in self._waiting:
             if len(self._asked) > 2 * self._count:
-                self._collect()
+                self._store(self._asked.popleft().result())
             if self._possible:
                 self._add_process()
             if self._possible:
@@ -130,11 +136,6 @@ class RenderAhead:
         return None
 
     def _start(self) -> ThreadPoolExecutor:
-        try:
-            self._folder = scratch_folder()
-            self._stored = Path(self._folder.name, "chunks").open("w+b")  # noqa: SIM115 (open as long as the object)
-        except OSError as error:
-            raise no_room("rendered rows", error) from error
         self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="render")
         return self._threads
 
@@ -157,14 +158,16 @@ class RenderAhead:
         finally:
             self._idle.put(process)
 
-    def _collect(self) -> None:
-        """Stores the next chunk."""
-        answer = self._asked.popleft().result()
-        if not answer:
+    def _store(self, chunk: bytes) -> None:
+        """Stores the next chunk, pickled; empty where it can't be rendered so."""
+        if not chunk:
             return self._give_up()
-        self._places.append(self._stored.tell())
         try:
-            self._stored.write(answer)
+            if self._stored is None:
+                self._folder = scratch_folder()
+                self._stored = Path(self._folder.name, "chunks").open("w+b")  # noqa: SIM115 (open as long as the object)
+            self._places.append(self._stored.tell())
+            self._stored.write(chunk)
         except OSError as error:
             raise no_room("rendered rows", error) from error
         return None
@@ -188,7 +191,8 @@ class RenderAhead:
 
     def chunks(self) -> Iterator[RenderedChunk]:
         """What became of the records, in order."""
-        self._stored.flush()
+        if self._stored is not None:
+            self._stored.flush()
         for place in self._places:
             self._stored.seek(place)
             chunk: RenderedChunk = pickle.load(self._stored)

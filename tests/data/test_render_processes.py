@@ -19,7 +19,7 @@ from gemma_tune.chat import render_chat, served_template
 from gemma_tune.chat.recognise import reduced
 from gemma_tune.chat.text_tokenizer import TextTokenizer
 from gemma_tune.config import DataConfig, ModelConfig
-from gemma_tune.data import reading, render_ahead
+from gemma_tune.data import loading, reading, render_ahead
 from gemma_tune.data.loading import load_rows
 from gemma_tune.data.record_cache import forget_cached_records
 from gemma_tune.data.records import Record
@@ -98,12 +98,16 @@ def faulty_file(folder: Path) -> str:
 
 
 def loaded(file: str, tokenizer: Any, processes: int, **keys: Any) -> list[Any]:
+    """With 0 processes each row by itself."""
     forget_cached_records()
     data = DataConfig(
-        train_file=file, on_bad_row=keys.pop("on_bad_row", "skip"), dataset_num_proc=processes, max_eval_samples=12,
-        validation_split_percentage=20, **keys,
+        train_file=file, on_bad_row=keys.pop("on_bad_row", "skip"), dataset_num_proc=processes or None,
+        max_eval_samples=12, validation_split_percentage=20, **keys,
     )  # fmt: skip
-    parts = load_rows(data, tokenizer, 150, seed=3)
+    with pytest.MonkeyPatch.context() as patched:
+        if not processes:
+            patched.setattr(loading, "reduced", lambda tokenizer: tokenizer)
+        parts = load_rows(data, tokenizer, 150, seed=3)
     counted = [{k: v for k, v in vars(rows).items() if k not in ("dataset", "rendered", "remarks")} for rows in parts]
     return [counted, [(list(rows.rendered), rows.dataset[:], rows.notes("rows"), rows.counts()) for rows in parts]]
 
@@ -113,8 +117,8 @@ def loaded(file: str, tokenizer: Any, processes: int, **keys: Any) -> list[Any]:
 def test_rows_with_faults_are_equal(tmp_path: Path, form: str) -> None:
     """gemma4_large makes several rows of a conversation with several answers."""
     file, tokenizer = faulty_file(tmp_path), tokenizer_of(form)
-    alone, together = (loaded(file, tokenizer, processes) for processes in (1, 2))
-    assert alone == together
+    alone, here, together = (loaded(file, tokenizer, processes) for processes in (0, 1, 2))
+    assert alone == here == together
     counts = alone[1][0][-1]
     assert all(counts[name] for name in ("rows_cut", "rows_dropped", "rows_skipped", "rows_repeated"))
     assert len(alone[0][0]["refused"]) >= 1 and 0 < len(alone[0][1]["records"]) <= 12
@@ -131,7 +135,7 @@ def test_real_processes_give_equal_rows(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(render_ahead, "RenderProcess", Noted)
     file, tokenizer = faulty_file(tmp_path), load_tokenizer(find_source(ModelConfig(str(ASSETS / "tiny"))), str(OWN))
-    alone, together = (loaded(file, tokenizer, processes) for processes in (1, 2))
+    alone, together = (loaded(file, tokenizer, processes) for processes in (0, 2))
     assert alone == together and len(started) == 2
     counts = alone[1][0][-1]
     assert all(counts[name] for name in ("rows_cut", "rows_dropped", "rows_skipped", "rows_repeated"))
@@ -146,11 +150,11 @@ def test_the_same_row_is_refused(tmp_path: Path) -> None:
         rows = [json.dumps({"messages": m}) for m in (*[TALK] * 20, THINKS, *[TALK] * 20, THINKS)]
         file.write_text("\n".join([*rows, later]), encoding="utf-8")
         said = []
-        for processes in (1, 2):
+        for processes in (0, 1, 2):
             with pytest.raises(UserError) as caught:
                 loaded(str(file), tokenizer, processes, on_bad_row="error")
             said.append(str(caught.value))
-        assert said[0] == said[1] and f"{file}:{len(rows) + 1 if later else 21}: " in said[0]
+        assert said[0] == said[1] == said[2] and f"{file}:{len(rows) + 1 if later else 21}: " in said[0]
 
 
 def test_processes_render_and_end() -> None:
@@ -162,8 +166,10 @@ def test_processes_render_and_end() -> None:
         chunks = list(ahead.chunks())
         assert ahead.done and [where for chunk in chunks for where in chunk.where] == [r.where for r in records]
         assert chunks[0].ids.tolist() == render_chat(tokenizer, TALK).input_ids * 7
-    with RenderAhead(tokenizer, 80, False, 1) as ahead:
-        assert list(ahead.watch(records)) == records and not ahead.done
+    for processes in (1, None):  # and where there are few rows, this one
+        with RenderAhead(tokenizer, 80, False, processes) as ahead:
+            assert list(ahead.watch(records)) == records and ahead.done and not ahead.processes
+            assert b"".join(c.ids.tobytes() for c in ahead.chunks()) == b"".join(c.ids.tobytes() for c in chunks)
     with pytest.raises(KeyboardInterrupt), RenderAhead(tokenizer, 80, False, 2) as ahead:
         for number, _ in enumerate(ahead.watch(records)):
             if number == 20:
