@@ -8,7 +8,7 @@ export GEMMA_TUNE_TEST_DATA ?= $(wildcard $(TEST_DATA))
 # One thread per worker: two torch processes with two threads each run many times slower on two cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-3n test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-speed bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint bench-start bench-gpu soak tiny tiny-vision lock sbom audit release-check clean
+.PHONY: help setup setup-vllm run test test-slow test-vllm test-slurm test-3n test-gpu lint format docs figures figures-sample figures-qat picture bench-rows bench-sft bench-speed bench-memory bench-packing bench-qat bench-export bench-rl figures-rl figures-scaling figures-int4 figures-qat-gemma4 figures-images bench-checkpoint bench-start bench-gpu soak tiny tiny-vision lock sbom audit release-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -117,6 +117,9 @@ bench-sft: .venv/.done ## Compare recipe=lora_sft and qlora_sft with a plain TRL
 
 bench-speed: .venv/.done ## Compare speed with TRL's and with the machine's ceiling, and write docs/benchmarks/speed.md (SPEED="--only kv": one part)
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_speed.py $(SPEED)
+
+bench-memory: .venv/.done ## Compare the estimate of memory with measured peaks of every recipe, and write docs/benchmarks/memory.md (MEMORY="--only dpo": some)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/bench_memory.py $(MEMORY)
 
 bench-packing: .venv/.done ## Compare packed sequences with padded batches, and write docs/benchmarks/packing.md
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_packing.py

@@ -11,9 +11,7 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
-from gemma_tune.models.document_attention import PRODUCTS
-from gemma_tune.models.documents import QUERIES
-from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.activations import activations, heap, logits, offloaded, offloads, stream_bytes
 from gemma_tune.models.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
@@ -25,8 +23,6 @@ _FOUR_BIT = {False: (4 + 32 / 64) / 8, True: (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 BETWEEN = ("gathered", "DDP's buckets")  # parts of the estimate that several processes need for one another
 _GIB = 1024**3
 _STATUS = Path("/proc/self/status")
-_LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
-_OFFLOADED_LATE = 5  # activations that TRL's offloading keeps on the GPU while they are copied (max_fwd_stash_size)
 
 
 def in_unit(gib: float) -> str:
@@ -58,21 +54,6 @@ def has_live_teacher(cfg: Config) -> bool:
     """
     quantizes = cfg.traits.trains and cfg.traits.quantizes and not cfg.traits.stages
     return quantizes and cfg.quant.teacher == "live"
-
-
-def longest_possible(cfg: Config) -> int:
-    """Tokens of the longest row while none is known: `train.max_length`, and of a pair that of both answers."""
-    return cfg.train.max_length * cfg.traits.sequences
-
-
-def tokens_of_row(cfg: Config, longest: int) -> int:
-    """Tokens of one example of a forward pass at most; `train.max_length` where rows are packed."""
-    return cfg.train.max_length if cfg.train.packing else longest
-
-
-def offloads(cfg: Config) -> bool:
-    """Whether what the backward pass needs waits in the host's memory (TRL's `activation_offloading`)."""
-    return bool(cfg.train.extra.get("activation_offloading"))
 
 
 def trained_parameters(cfg: Config, shape: ModelSize) -> int:
@@ -113,13 +94,16 @@ def estimate(
         weights += trained * 4.0  # adapters stay float32
     gradients = trained * (size if full else 4.0)
     act = 2.0 if mixed else size
+    types = (act, stream_bytes(cfg, size, act))
     parts = {
         "weights": weights / sharding.shards,
         "gradients": gradients / sharding.shards,
         "optimizer": trained * optimizer_bytes(cfg.train.optim, size if full else 4.0) / sharding.shards,
-        "activations": _activations(cfg, shape, act, longest, on_gpu),
-        "logits": _logits(cfg, shape, act, longest, on_gpu),
+        "activations": activations(cfg, shape, *types, longest, on_gpu),
+        "logits": logits(cfg, shape, *types, longest, on_gpu),
     }
+    if not on_gpu:
+        parts["heap"] = heap(cfg, shape, *types, longest, parts["activations"], gradients)
     if sharding.shards > 1:
         at_once = gathered_at_once(shape, sharding) * act
         if not full:
@@ -186,61 +170,6 @@ def base_weights(cfg: Config, shape: ModelSize) -> float:
     return shape.linear_parameters * linear + (shape.parameters - shape.linear_parameters) * size
 
 
-def _logits(cfg: Config, shape: ModelSize, act: float, longest: int, on_gpu: bool) -> float:
-    """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
-
-    Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
-    that is, the gradient that its tiles are summed up in.
-    """
-    tiled = not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
-    if not tiled or cfg.traits.quantizes or cfg.traits.classifies or cfg.train.loss is not None:
-        return 3 * _LOGIT_ROWS * shape.vocab_size * 4.0
-    assert cfg.train.per_device_train_batch_size is not None
-    states = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size * shape.hidden_size
-    held = 2 * states * act
-    if cfg.adapter.peft_type == "none":
-        held = shape.vocab_size * shape.hidden_size * 4.0
-    return _LOGIT_ROWS * shape.vocab_size * act + held
-
-
-def _attended(shape: ModelSize, tokens: int, longest: int) -> tuple[float, float]:
-    """Pairs of a query and a key that attention by document computes in a full and in a sliding layer, at most.
-
-    A block of queries meets the keys before it, of a window those in it. In full layers documents above `PRODUCTS`
-    tokens are torch's kernel's, which keeps nothing.
-    """
-    whole = (min(longest, PRODUCTS) + QUERIES) / 2
-    return tokens * whole, tokens * min((longest + QUERIES) / 2, shape.sliding_window + QUERIES)
-
-
-def _activations(cfg: Config, shape: ModelSize, act: float, longest: int, on_gpu: bool) -> float:
-    """Bytes that the backward pass needs of the forward pass, with the masks and scores of attention."""
-    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
-    tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
-    rows = 1 if cfg.train.packing else cfg.train.per_device_train_batch_size  # packed rows are joined to one
-    pairs = rows * (tokens / rows) ** 2
-    attention, masks, scores = cfg.model.attn_implementation or shape.attention, 0.0, 0.0
-    if not on_gpu and cfg.model.attn_implementation is None and attention == "sdpa" and shape.sliding_layers:
-        attention = BY_DOCUMENT
-    if attention in ("eager", "sdpa"):  # one mask for full attention and one for sliding windows; bool
-        masks = 2 * pairs
-    if attention == "eager":  # the scores of all heads: in the model's type, and float32 for softmax and its backward
-        scores = pairs * shape.num_attention_heads * (act + 8.0)
-    elif attention == BY_DOCUMENT:  # what softmax gives, and for each kind of layer a bias
-        full, sliding = _attended(shape, tokens, longest)
-        masks, share = (full + sliding) * act, shape.sliding_layers / shape.num_hidden_layers
-        scores = (share * sliding + (1 - share) * full) * shape.num_attention_heads * act
-    elif attention == "sdpa":  # each call makes its mask a bias of the model's type
-        scores = pairs * act
-    one_layer = tokens * shape.layer_width * act
-    given = tokens * shape.stream_width * act
-    if offloads(cfg):
-        return min(_OFFLOADED_LATE, shape.num_hidden_layers) * given + one_layer + scores + masks
-    if recomputes(cfg):
-        return shape.num_hidden_layers * given + one_layer + scores + masks
-    return shape.num_hidden_layers * (one_layer + scores) + masks
-
-
 def host_memory(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> dict[str, float]:
     """GiB of a machine's memory that training on its GPUs needs at least, by part; empty where nothing is noteworthy.
 
@@ -257,11 +186,10 @@ def host_memory(cfg: Config, shape: ModelSize, mixed: bool, longest: int) -> dic
         loaded = 1 if cfg.parallel.cpu_ram_efficient_loading else sharding.per_machine
         parts["weights while loading"] = base_weights(cfg, shape) * loaded
     if offloads(cfg):
-        assert cfg.train.per_device_train_batch_size is not None
-        tokens = tokens_of_row(cfg, longest) * cfg.train.per_device_train_batch_size
-        width = shape.stream_width if recomputes(cfg) else shape.layer_width
-        act = 2.0 if mixed else BYTES[str(cfg.model.dtype)]
-        parts["offloaded activations"] = shape.num_hidden_layers * tokens * width * act * sharding.per_machine
+        size = BYTES[str(cfg.model.dtype)]
+        act = 2.0 if mixed else size
+        waits = offloaded(cfg, shape, act, stream_bytes(cfg, size, act), longest)
+        parts["offloaded activations"] = waits * sharding.per_machine
     return {name: value / _GIB for name, value in parts.items()}
 
 

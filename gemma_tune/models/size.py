@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.family import FAMILIES, PER_LAYER_TABLE, Family
+from gemma_tune.models.layer_widths import kept_widths, shares_keys
 from gemma_tune.models.published import published
 from gemma_tune.models.tower_size import TowerSize, tower_size
 
@@ -33,7 +34,10 @@ class ModelSize:
         expert_parameters: Weights of these.
         num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
-        layer_width: Activations that an average block keeps for the backward pass, per token.
+        layer_width: Numbers that an average block keeps of each token for the backward pass, in the type of products.
+        norm_width: Those that it keeps in float32, whatever the others are: what its norms are given.
+        other_width: What linear layers without adapters are given besides, which is kept where they are trained.
+        query_width: Queries of an average block, numbers of each token; `key_width`: its keys and values.
         computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
         shared_layer_parameters: Those among them in layers that share keys and values with a layer below.
         tower_parameters: Weights of the towers for images and audio, which are not loaded for rows of text.
@@ -59,6 +63,10 @@ class ModelSize:
     layer_width: int
     num_attention_heads: int
     attention: str
+    norm_width: int = 0
+    other_width: int = 0
+    query_width: int = 0
+    key_width: int = 0
     expert_widths: int = 0
     expert_parameters: int = 0
     computed_parameters: int = 0
@@ -100,8 +108,6 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
             f"({first_line(error)}); fetch the checkpoint again."
         ) from error
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and family.reaches(n)}
-    out = sum(m.out_features for n, m in linear.items() if "_proj" in n and "mlp" not in n and "o_proj" not in n)
-    mlp = sum(m.in_features for n, m in linear.items() if n.endswith("mlp.down_proj"))
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
     parameters = sum(p.numel() for p in model.parameters())
     towers = tower_size(config)
@@ -113,13 +119,15 @@ def size_of(config: Any, tower_parameters: int = 0) -> ModelSize:
         linear_parameters=sum(m.weight.numel() for m in linear.values()),
         linear_layers=len(linear),
         adapted_widths=sum(m.in_features + m.out_features for m in linear.values()),
-        layer_width=8 * text.hidden_size + (2 * out + 4 * mlp) // text.num_hidden_layers,
+        **kept_widths(family, text, model.model.layers),
         num_attention_heads=text.num_attention_heads,
         expert_widths=sum(p.shape[0] * sum(p.shape[1:]) for n, p in model.named_parameters() if family.is_expert(n)),
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if family.is_expert(n)),
         attention=family.attention[0],
         computed_parameters=_computed(family, text, model),
-        shared_layer_parameters=sum(_computed(family, text, layer) for layer in model.model.layers if _shares(layer)),
+        shared_layer_parameters=sum(
+            _computed(family, text, layer) for layer in model.model.layers if shares_keys(layer)
+        ),
         tower_parameters=towers.parameters if towers else tower_parameters,
         layer_parameters=max(layers),
         outer_parameters=parameters - sum(layers),
@@ -136,10 +144,6 @@ def _computed(family: Family, text: Any, model: nn.Module) -> int:
     linear: int = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))  # the head is one of them
     experts: int = sum(p.numel() for name, p in model.named_parameters() if family.is_expert(name))
     return linear + (experts * int(text.top_k_experts) // int(text.num_experts) if experts else 0)
-
-
-def _shares(layer: Any) -> bool:
-    return bool(getattr(layer.self_attn, "is_kv_shared_layer", False))
 
 
 @cache

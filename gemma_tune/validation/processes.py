@@ -17,9 +17,9 @@ from gemma_tune.validation.clusters import cluster_problems
 _SHARDED = "parallel=fsdp2 shares weights, gradients and the optimizer's state among the processes"
 _LONG = (
     "by the estimate one GPU of 80 GB holds rows of 32k tokens of every size with adapter=lora, "
-    "train.gradient_checkpointing=true and train.extra.activation_offloading=true, and of 128k with "
-    "model.load_in_4bit=true and model.attn_implementation=flash_attention_2 (Gemma 4: flex_attention) beside these "
-    "(docs/scaling.md)"
+    "train.gradient_checkpointing=true and train.extra.activation_offloading=true, and (but for the 26B-A4B) of 128k "
+    "with model.load_in_4bit=true and model.attn_implementation=flash_attention_2 (Gemma 4: flex_attention) beside "
+    "these (docs/scaling.md)"
 )
 _WHY_NOT = {
     **dict.fromkeys(

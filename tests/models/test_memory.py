@@ -94,7 +94,9 @@ def test_masks_of_long_rows() -> None:
     plain, size = composed("full_sft", "gemma3_1b_it", *words)[0], size_of(text)
     with_masks = estimate(plain, size, False, tokens)["activations"]
     plain.model.attn_implementation = "flash_attention_2"
-    counted = sum(biases.values()) + sum(masks.values())
+    # SDPA keeps the keys and values of all queries' heads, and its output, besides
+    heads = tokens * text.num_hidden_layers * (3 * size.query_width - size.key_width) * 4
+    counted = sum(biases.values()) + sum(masks.values()) + heads
     assert with_masks - estimate(plain, size, False, tokens)["activations"] == pytest.approx(counted / 2**30)
 
 
@@ -144,7 +146,9 @@ def test_fsdp2_shares_what_does_not_depend_on_the_rows(words: list[str], shards:
     alone, each = (estimate(cfg, size, True, 1024) for cfg in (one, several))
     for part in ("weights", "gradients", "optimizer"):
         assert each[part] == pytest.approx(alone[part] / shards)
-    assert each["activations"] == alone["activations"]
+    # What is gathered is in bfloat16 already, and so are the numbers between layers
+    narrow, _ = composed("full_sft", "gemma3_27b_it", "model.dtype=bfloat16")
+    assert each["activations"] == estimate(narrow, size, False, 1024)["activations"]
     # Two layers' weights and gradients in bfloat16, those of embeddings and head, and nothing of the others
     assert each["gathered"] == pytest.approx(2 * 2 * (1.41 + 2 * 0.4129) * 1e9 / 2**30, rel=1e-3)
 
@@ -263,7 +267,8 @@ def test_what_is_said_of_long_rows_holds() -> None:
             text = AutoConfig.for_model(found.model_type, **found.text)
             if text.max_position_embeddings >= tokens:
                 checked.append((model.name, tokens))
-                assert estimate(cfg, model.size, False, tokens)["total"] < 79, model.name
+                fits = estimate(cfg, model.size, False, tokens, on_gpu=True)["total"] < 79
+                assert fits != ("26b_a4b" in model.name and tokens == 2**17), model.name
     assert ("gemma4_31b_it", 2**17) in checked and ("gemma3_1b_it", 2**15) in checked
 
 

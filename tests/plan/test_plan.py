@@ -20,8 +20,9 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models import capacity
+from gemma_tune.models.activations import longest_possible
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.memory import estimate, longest_possible
+from gemma_tune.models.memory import estimate
 from gemma_tune.models.size import size_of
 from gemma_tune.plan import measuring, speed
 from gemma_tune.plan.fits import SIZES, Planner
@@ -167,7 +168,7 @@ def test_the_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     gemma_tune.run("plan", [*words, "plan.memory_gb=24", "model=gemma3_4b_it", "plan.output_file=plan.md"])
     page, out = Path("plan.md").read_text("utf-8"), capsys.readouterr().out
     assert "full_sft: no setting tried here makes it fit" in out and "30% of the 165.2 TFLOPS of an RTX 4090" in out
-    assert "\npython -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in page and "| 13.3 GiB |" in page
+    assert "\npython -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in page and "| 15.0 GiB |" in page
     assert "  python -m gemma_tune recipe=qlora_sft model=gemma3_4b_it\n" in out and "embedded" not in out
     with pytest.raises(UserError, match=r"plan\.output_file=plan\.md: this file is there already"):
         gemma_tune.run("plan", ["plan.output_file=plan.md"])

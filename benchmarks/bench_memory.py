@@ -1,0 +1,199 @@
+"""`make bench-memory`: the estimate of memory against measured peaks of every recipe, written to docs/benchmarks/.
+
+Each training is a process of its own, of few steps, on a CPU: random weights in a shape of Gemma 3, rows as long as
+`train.max_length`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import shape_270m
+from figures import DOCS, conditions, conditions_line, table
+from step_lines import lines_of
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+import gemma_tune
+
+HERE = Path(__file__).resolve().parent
+SHAPE = {"num_hidden_layers": 8, "vocab_size": 32_768}  # of the 270M otherwise: 66 million weights
+LENGTH, COMPLETION, STEPS = 512, 128, 3
+MOST = 0.15
+REWARD = "def own(completions, records):\n    return [float(len(c) % 7) for c in completions]\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, what is set beside it, and the rows that it reads."""
+
+    recipe: str
+    words: tuple[str, ...] = ()
+    rows: str = "answers"
+
+
+_LORA, _AGAIN = "adapter=lora", "train.gradient_checkpointing=true"
+_RL = (
+    "train.per_device_train_batch_size=8", "train.num_generations=8", f"train.max_completion_length={COMPLETION}",
+    "train.extra.generation_kwargs={min_new_tokens: " + str(COMPLETION) + "}", "reward=none",
+)  # fmt: skip
+_QAT = ("quant.max_kl_samples=1", "export.quality_samples=1")
+CASES = {
+    "lora_sft": Case("lora_sft"),
+    "lora_sft, float32": Case("lora_sft", ("model.dtype=float32",)),
+    "lora_sft, recomputed": Case("lora_sft", (_AGAIN,)),
+    "lora_sft, packed": Case("lora_sft", ("train.packing=true",)),
+    "lora_sft, SDPA, TRL's head": Case(
+        "lora_sft", ("model.attn_implementation=sdpa", "train.tiled_head=false", "train.compact_batches=false")
+    ),
+    "lora_sft, trained tokens": Case("lora_sft", ("adapter.trainable_token_indices=[5,6,7]",)),
+    "qlora_sft": Case("qlora_sft"),
+    "full_sft": Case("full_sft"),
+    "full_sft, bfloat16": Case("full_sft", ("train.bf16=true",)),
+    "full_sft, recomputed": Case("full_sft", (_AGAIN,)),
+    "full_sft, adafactor": Case("full_sft", ("train.optim=adafactor",)),
+    "dpo": Case("dpo", (), "pairs"),
+    "dpo, lora": Case("dpo", (_LORA,), "pairs"),
+    "kto": Case("kto", (), "labelled"),
+    "kto, lora": Case("kto", (_LORA,), "labelled"),
+    "reward_model": Case("reward_model", (), "pairs"),
+    "reward_model, lora": Case("reward_model", (_LORA,), "pairs"),
+    "grpo": Case("grpo", _RL, "prompts"),
+    "grpo, lora, beta": Case("grpo", (*_RL, _LORA, "train.beta=0.04"), "prompts"),
+    "grpo, beta": Case("grpo", (*_RL, "train.beta=0.04"), "prompts"),
+    "dapo": Case("dapo", _RL, "prompts"),
+    "dr_grpo": Case("dr_grpo", _RL, "prompts"),
+    "gspo": Case("gspo", _RL, "prompts"),
+    "rloo": Case("rloo", _RL, "prompts"),
+    "qat": Case("qat", _QAT),
+    "qat, live teacher": Case("qat", (*_QAT, "quant.teacher=live")),
+    "qat, lora": Case("qat", (*_QAT, _LORA)),
+    "tune_to_int4": Case("tune_to_int4", (*_QAT, f"quant.stage2.max_steps={STEPS}")),
+}  # fmt: skip
+
+
+def write_rows(folder: Path, model: Path, count: int = 12) -> None:
+    """Rows of each kind, as long as a training takes them, to a few tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    words = "The train from the north comes in at nine and leaves again at half past ten, as it does every day. "
+
+    def text(tokens: int, begin: str) -> str:
+        ids = tokenizer(begin + words * tokens, add_special_tokens=False)["input_ids"]
+        found: str = tokenizer.decode(ids[:tokens]).strip()
+        return found
+
+    asked, answer = [text(24, f"What is {n} plus 5? ") for n in range(10, 10 + count)], text(LENGTH - 40, "It is so. ")
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "answers": [{"prompt": p, "completion": answer} for p in asked],
+        "pairs": [{"prompt": p, "chosen": answer, "rejected": text(LENGTH - 40, "So it is not. ")} for p in asked],
+        "labelled": [{"prompt": p, "completion": answer, "label": n % 2 == 0} for n, p in enumerate(asked)],
+        "prompts": [{"question": text(LENGTH - 40, p), "answer": "#### 1"} for p in asked],
+    }
+    for kind, rows in kinds.items():
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "mine.py").write_text(REWARD, encoding="utf-8")
+
+
+_READ = {
+    "answers": ["data=prompt_completion"],
+    "pairs": ["data=preference"],
+    "labelled": ["data=unpaired_preference"],
+    "prompts": ["data=columns", "data.prompt_column=question", "data.completion_column=answer"],
+}
+
+
+def words_of(case: Case, scratch: Path) -> list[str]:
+    """The words of the command line, but for the recipe and the run folder."""
+    words = [
+        f"model.model_name_or_path={scratch}/model", "model.device=cpu", *_READ[case.rows],
+        f"data.train_file={scratch}/{case.rows}.jsonl", "data.validation_split_percentage=0", "tracker=none",
+        "eval=none", "export=none", f"train.max_steps={STEPS}", "train.save_steps=1000", f"train.max_length={LENGTH}",
+        "train.per_device_train_batch_size=2", "train.warmup_steps=0", "train.bf16=false",
+        *(["train.packing=false"] if case.rows == "answers" else []), *case.words,
+    ]  # fmt: skip
+    if case.rows == "prompts":
+        words = [w for w in words if not w.startswith("train.max_length")]
+        words.append(f"reward.functions.own={scratch}/mine.py:own")
+    return list({word.split("=", 1)[0]: word for word in words}.values())
+
+
+def measure(case: Case, scratch: Path, name: str) -> dict[str, Any]:
+    """The estimate by part and what was measured, MiB."""
+    words = words_of(case, scratch)
+    with contextlib.redirect_stdout(io.StringIO()):
+        planned = gemma_tune.run(case.recipe, [*words, "dry_run=true"]).metrics["memory_gib"]
+    begun, folder = time.perf_counter(), scratch / name.replace(" ", "_").replace(",", "")
+    command = [sys.executable, str(HERE / "memory_lines.py"), f"recipe={case.recipe}", *words, f"output_dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
+    said = lines_of(done.stdout)
+    trainings = [begin | end for begin, end in zip(said[::2], said[1::2], strict=True)]
+    for one in trainings:
+        one["baseline"] = one["holds"] - one["tensors"]
+        one["measured"] = one["peak"] - one["baseline"]
+    largest = max(trainings, key=lambda one: one["measured"])
+    return {
+        "estimate": {part: gib * 1024 for part, gib in planned.items()},
+        **largest,
+        "off": planned["total"] * 1024 / largest["measured"] - 1,
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The table."""
+    rows = []
+    for name, found in report["cases"].items():
+        parts = ", ".join(f"{part} {mib:,.0f}" for part, mib in found["estimate"].items() if part != "total")
+        figures = [f"{found['estimate']['total']:,.0f}", f"{found['measured']:,.0f}", f"{found['off']:+.1%}"]
+        rest = [f"{found['baseline']:,.0f}", f"{found['peak']:,.0f}"]
+        rows.append(f"| {' | '.join([name, *figures, *rest, parts])} |")
+    worst = max((abs(found["off"]) for found in report["cases"].values()), default=0.0)
+    return "\n".join([
+        "# The estimate of memory, compared with measured peaks", "",
+        f"Made by `make bench-memory` on {conditions_line(report)}", "",
+        f"The shape of Gemma 3 270M with {SHAPE['num_hidden_layers']} layers and {SHAPE['vocab_size']:,} tokens, "
+        f"random weights, on a CPU; batches of 2 rows of {LENGTH} tokens, pairs of twice as many, with rewards 8 "
+        f"completions of {COMPLETION} tokens of a prompt of {LENGTH}; {STEPS} steps; each a process of its own.", "",
+        "The peak is that of the process while it trains (VmHWM), without pages of files. What it holds besides, the "
+        "baseline, is its memory when training begins less the bytes of all tensors that there are then: Python, "
+        "torch, TRL and the rows. Measured is the peak less the baseline. The estimate is that of `dry_run=true`. All "
+        "in MiB.", "",
+        table(["recipe", "estimate", "measured", "estimate is off", "baseline", "peak", "estimate by part"], rows), "",
+        f"Required: at most {MOST:.0%} off. The largest here: {worst:.1%}.", "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose names contain this; nothing is written")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    report: dict[str, Any] = {**conditions(), "cases": {}}
+    chosen = {name: case for name, case in CASES.items() if options.only in name}
+    with tempfile.TemporaryDirectory() as scratch:
+        shape_270m.make(Path(scratch) / "model", **SHAPE)
+        write_rows(Path(scratch), Path(scratch) / "model")
+        for name, case in tqdm(chosen.items(), desc="cases"):
+            report["cases"][name] = measure(case, Path(scratch), name)
+    if options.only:
+        print(as_markdown(report))
+        return
+    (DOCS / "memory.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (DOCS / "memory.md").write_text(as_markdown(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Memory of one forward and backward pass: what layers keep, attention's scores, and the head."""
+
+from __future__ import annotations
+
+from gemma_tune.config import Config
+from gemma_tune.models.document_attention import PRODUCTS
+from gemma_tune.models.documents import QUERIES
+from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.sharding import recomputes, sharding_of
+from gemma_tune.models.size import ModelSize
+
+_LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
+_OFFLOADED_LATE = 5  # activations that TRL's offloading keeps on the GPU while they are copied (max_fwd_stash_size)
+_FLOAT32 = 4.0
+_HOLES = 0.3  # of what a process allocates and frees, glibc's heap keeps so much between longer-lived blocks
+
+
+def longest_possible(cfg: Config) -> int:
+    """Tokens of the longest row while none is known: `train.max_length`, and of a pair that of both answers."""
+    return cfg.train.max_length * cfg.traits.sequences
+
+
+def tokens_of_row(cfg: Config, longest: int) -> int:
+    """Tokens of one example of a forward pass at most; `train.max_length` where rows are packed."""
+    return cfg.train.max_length if cfg.train.packing else longest
+
+
+def offloads(cfg: Config) -> bool:
+    """Whether what the backward pass needs waits in the host's memory (TRL's `activation_offloading`)."""
+    return bool(cfg.train.extra.get("activation_offloading"))
+
+
+def kernel_of(cfg: Config, shape: ModelSize, on_gpu: bool) -> str:
+    """What computes attention while it trains."""
+    asked = cfg.model.attn_implementation
+    by_document = not on_gpu and asked is None and shape.attention == "sdpa" and shape.sliding_layers
+    return BY_DOCUMENT if by_document else asked or shape.attention
+
+
+def computed_tokens(cfg: Config, shape: ModelSize, longest: int, on_gpu: bool) -> int:
+    """Tokens of a forward pass at most: with rewards a prompt that completions share counts once (compact batches)."""
+    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
+    rows, each = cfg.train.per_device_train_batch_size, tokens_of_row(cfg, longest)
+    together = cfg.train.passes_per_generation == 1  # else TRL shuffles the completions of several groups
+    compact = cfg.train.compact_batches and kernel_of(cfg, shape, on_gpu) == BY_DOCUMENT and not shape.media_tokens
+    if not (cfg.traits.rewarded and compact and together) or cfg.adapter.lora_dropout:
+        return rows * each
+    completion = min(each, cfg.train.max_completion_length or each)
+    prompts = -(-rows // cfg.train.num_generations)
+    return prompts * (each - completion) + rows * completion
+
+
+def of_layer(cfg: Config, shape: ModelSize, act: float, stream: float, kernel: str) -> float:
+    """Bytes that an average layer keeps of each token, without attention's scores.
+
+    Where norms are trained, each keeps what its weight is multiplied with, too. In mixed precision each product has a
+    copy of its input in bfloat16: five in place of two. SDPA and plain products keep the keys and values of all
+    queries' heads, which grouped ones are copied to, and the output.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        act: Bytes of a number that is multiplied.
+        stream: Bytes of a number of the residual stream; more than `act` in mixed precision.
+        kernel: What computes attention.
+    """
+    full = cfg.adapter.peft_type == "none"
+    products = shape.layer_width + (shape.other_width if full else 0)
+    if stream > act:
+        products += 3 * shape.hidden_size
+    if kernel in ("sdpa", "eager"):
+        products += 3 * shape.query_width - shape.key_width
+    return products * act + shape.norm_width * _FLOAT32 * (2 if full else 1)
+
+
+def activations(cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, on_gpu: bool) -> float:
+    """Bytes that the backward pass needs of the forward pass, with the masks and scores of attention.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        act: Bytes of a number that is multiplied.
+        stream: Bytes of a number of the residual stream.
+        longest: Tokens of the longest row, after cutting.
+        on_gpu: Whether it trains on a GPU.
+    """
+    tokens = computed_tokens(cfg, shape, longest, on_gpu)
+    row = tokens_of_row(cfg, longest)
+    pairs = float(tokens * (tokens if cfg.train.packing else row))  # packed rows are joined to one
+    attention, masks, scores = kernel_of(cfg, shape, on_gpu), 0.0, 0.0
+    if attention in ("eager", "sdpa"):  # one mask for full attention and one for sliding windows; bool
+        masks = 2 * pairs
+    if attention == "eager":  # the scores of all heads: in the model's type, and float32 for softmax and its backward
+        scores = pairs * shape.num_attention_heads * (act + 8.0)
+    elif attention == BY_DOCUMENT:  # what softmax gives, and for each kind of layer a bias
+        full, sliding = _attended(shape, tokens, longest)
+        masks, share = (full + sliding) * act, shape.sliding_layers / shape.num_hidden_layers
+        scores = (share * sliding + (1 - share) * full) * shape.num_attention_heads * act
+    elif attention == "sdpa":  # each call makes its mask a bias of the model's type
+        scores = pairs * act
+    one_layer = tokens * of_layer(cfg, shape, act, stream, attention) + scores
+    given = tokens * shape.stream_width * stream
+    again = cast_weights(cfg, shape, act, stream)
+    if offloads(cfg):
+        return min(_OFFLOADED_LATE, shape.num_hidden_layers) * given + one_layer + masks + again
+    if recomputes(cfg):
+        return shape.num_hidden_layers * given + one_layer + masks + again
+    return shape.num_hidden_layers * one_layer + masks + again
+
+
+def heap(
+    cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, kept: float, gradients: float
+) -> float:
+    """Bytes beside the activations on a CPU: the gradients of one layer's, and holes in the heap, as measured.
+
+    Where a step has one backward pass, the gradients of weights come as activations go, and take their place.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        act: Bytes of a number that is multiplied.
+        stream: Bytes of a number of the residual stream.
+        longest: Tokens of the longest row, after cutting.
+        kept: Bytes of activations.
+        gradients: Bytes of the gradients of weights.
+    """
+    tokens = computed_tokens(cfg, shape, longest, on_gpu=False)
+    layer = tokens * of_layer(cfg, shape, act, stream, kernel_of(cfg, shape, on_gpu=False))
+    there = gradients if cfg.train.gradient_accumulation_steps == 1 else 0.0
+    return max(0.0, (1 + _HOLES) * (kept + layer) - kept - there)
+
+
+def cast_weights(cfg: Config, shape: ModelSize, act: float, stream: float) -> float:
+    """Bytes of the copies in bfloat16 that mixed precision multiplies with, of weights in float32.
+
+    Of weights that are trained torch keeps them until the end of a forward pass, and the backward pass needs all of
+    them; of others those of one layer where it is computed again.
+    """
+    if stream <= act or cfg.model.load_in_4bit:
+        return 0.0
+    layers = 1 if recomputes(cfg) and cfg.adapter.peft_type != "none" else shape.num_hidden_layers
+    return (shape.linear_parameters + shape.expert_parameters) * act * layers / shape.num_hidden_layers
+
+
+def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, on_gpu: bool) -> float:
+    """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
+
+    Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
+    that is, the gradient that its tiles are summed up in. In mixed precision there is a copy of the head.
+
+    Args:
+        cfg: The configuration.
+        shape: The model's sizes.
+        act: Bytes of a number that is multiplied.
+        stream: Bytes of a number of the residual stream.
+        longest: Tokens of the longest row, after cutting.
+        on_gpu: Whether it trains on a GPU.
+    """
+    if cfg.traits.classifies:
+        return 0.0
+    head = shape.vocab_size * shape.hidden_size
+    copied = head * act if stream > act else 0.0
+    tiled = not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
+    if not tiled or cfg.traits.quantizes or cfg.train.loss is not None:
+        return 3 * _LOGIT_ROWS * shape.vocab_size * _FLOAT32 + copied
+    held = 2 * computed_tokens(cfg, shape, longest, on_gpu) * shape.hidden_size * act
+    if cfg.adapter.peft_type == "none":
+        held = head * _FLOAT32
+    return _LOGIT_ROWS * shape.vocab_size * act + held + copied
+
+
+def offloaded(cfg: Config, shape: ModelSize, act: float, stream: float, longest: int) -> float:
+    """Bytes of activations that wait in the host's memory, of one process."""
+    tokens = computed_tokens(cfg, shape, longest, on_gpu=True)
+    each = shape.stream_width * stream if recomputes(cfg) else of_layer(cfg, shape, act, stream, "")
+    return shape.num_hidden_layers * tokens * each
+
+
+def stream_bytes(cfg: Config, size: float, act: float) -> float:
+    """Bytes of a number of the residual stream: those of a weight, but of sharded ones those that are gathered."""
+    return act if sharding_of(cfg).shards > 1 else max(size, act)
+
+
+def _attended(shape: ModelSize, tokens: int, longest: int) -> tuple[float, float]:
+    """Pairs of a query and a key that attention by document computes in a full and in a sliding layer, at most.
+
+    A block of queries meets the keys before it, of a window those in it. In full layers documents above `PRODUCTS`
+    tokens are torch's kernel's, which keeps nothing.
+    """
+    whole = (min(longest, PRODUCTS) + QUERIES) / 2
+    return tokens * whole, tokens * min((longest + QUERIES) / 2, shape.sliding_window + QUERIES)
