@@ -263,7 +263,7 @@ def _ours(arm: Arm, case: Case, model: Any, folder: Path, steps: int) -> None:
     asked = cfg.model.attn_implementation
     if asked not in (None, "sdpa", BY_DOCUMENT):
         model.set_attn_implementation(asked)
-    if not cfg.model.shared_layers_at_labels:
+    if not cfg.model.layers_at_labels:
         compute_all_positions(model)
     adapted = attach(model, cfg.adapter, source)
     args = sft_arguments(cfg, SimpleNamespace(checkpoints=folder), device())

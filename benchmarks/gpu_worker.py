@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "b
 # Every choice is named, so that an arm is the same on all devices and whatever the defaults will be
 THEIR_HEAD, TILED = "train.tiled_head=false", "train.tiled_head=true"
 SDPA, BY_DOCUMENT = "model.attn_implementation=sdpa", "model.attn_implementation=by_document"
-ALL_POSITIONS, AS_BATCHES = "model.shared_layers_at_labels=false", "train.compact_batches=false"
+ALL_POSITIONS, AS_BATCHES = "model.layers_at_labels=false", "train.compact_batches=false"
 OURS = "ours, TRL's head, SDPA"
 
 

@@ -70,16 +70,27 @@ class ModelConfig:
         "their package. null: sdpa, but by_document to train on a CPU.",
         choices=("sdpa", "by_document", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
     )
-    shared_layers_at_labels: bool = option(
+    layers_at_labels: bool = option(
         True,
-        "Gemma 3n, Gemma 4 E2B and E4B: compute the layers that share keys and values only where a token is trained or "
-        "measured, which is all that anybody reads of them; with sdpa, by_document and eager. false: everywhere.",
+        "Compute layers only where a token is trained or measured, if nobody reads the rest of what they give: those "
+        "that share keys and values (Gemma 3n, Gemma 4 E2B and E4B) with sdpa, by_document and eager; on a CPU what "
+        "follows attention in the last layer of other models. false: everywhere.",
     )
     per_layer_table_on_host: bool | None = option(
         None,
         "Gemma 3n, Gemma 4 E2B and E4B: train with the table of per-layer embeddings (4.7 GB of E2B's weights in "
         "bfloat16) in the host's memory, where it is looked up; a GPU gets the rows of the batch. null: on one GPU, "
         "where the table isn't trained; it is never on the GPU then. (QAT on adapters loads it there first.)",
+    )
+    fused_layers: bool | None = option(
+        None,
+        "Train with norms and LoRA layers that pass over their tensors fewer times than those of Transformers and "
+        "PEFT; losses change by rounding. null: on a CPU.",
+    )
+    keep_decoded: bool | None = option(
+        None,
+        "Decode 4-bit weights once, when training begins, and not in each pass: 2 bytes a weight more memory, and the "
+        "same numbers. With fused_layers. null: on a CPU where they are at most half a billion.",
     )
     chat_template: str | None = option(
         None,

@@ -75,8 +75,8 @@ class TrainConfig:
     )
     compact_batches: bool = option(
         True,
-        "Compute a batch as one row without padding, in which completions of a prompt, and chosen and rejected "
-        "answers, share it (without dropout), so that it is computed once. It needs attention by_document (the default "
+        "Compute a batch as one row without padding, in which what rows begin with alike (a system turn, tools, a "
+        "prompt) is computed once, without dropout. It needs attention by_document (the default "
         "on a CPU), and changes losses by rounding.",
     )
     prefix_caching: bool = option(
@@ -88,6 +88,11 @@ class TrainConfig:
         True,
         "RL: leave completions whose advantage is 0 out of the update where nothing but the advantage gives them a "
         "gradient (GRPO: with beta 0); the loss stays the same, and the logged entropy is that of the others.",
+    )
+    keep_freed_memory: bool | None = option(
+        None,
+        "Let glibc keep the memory that a step frees for the next one, for as long as the process runs; other C "
+        "libraries have no such setting. null: on a CPU.",
     )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gemma_tune.config import Config
+from gemma_tune.models.allocator import keep_freed_memory
 from gemma_tune.models.document_attention import by_document, has_documents
 from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharded import reshard
+from gemma_tune.models.training_layers import training_layers
 from gemma_tune.models.unwrap import language_part
 
 
@@ -44,6 +47,26 @@ def training_attention(model: Any, asked: str | None, reference: Any = None) -> 
             on_cpu = one.get_input_embeddings().weight.device.type == "cpu"
             if asked == BY_DOCUMENT or (asked is None and on_cpu and has_documents(one)):
                 both.enter_context(by_document(one))
+        yield
+
+
+@contextlib.contextmanager
+def training_kernels(model: Any, cfg: Config, reference: Any = None) -> Iterator[None]:
+    """What a run trains with on a CPU, unless something else was asked for: `training_attention`, norms and adapted
+    layers in fewer passes (`training_layers`), and the memory of a step kept for the next one, from then on.
+
+    Args:
+        model: The language part.
+        cfg: Says what was asked for.
+        reference: As in `training_attention`.
+    """
+    keeps = cfg.train.keep_freed_memory
+    if model.get_input_embeddings().weight.device.type == "cpu" if keeps is None else keeps:
+        keep_freed_memory()
+    both = (model, *([language_part(reference)] if reference is not None else ()))
+    with training_attention(model, cfg.model.attn_implementation, reference), contextlib.ExitStack() as layers:
+        for one in both:
+            layers.enter_context(training_layers(one, cfg.model.fused_layers, cfg.model.keep_decoded))
         yield
 
 

@@ -29,6 +29,7 @@ from gemma_tune.models.documents import QUERIES, DocumentGroup, Documents, docum
 from gemma_tune.models.family import BY_DOCUMENT
 
 NAME = BY_DOCUMENT
+_ROUND = 16  # rows of scores that products are fast with
 PRODUCTS = 1024  # tokens up to which a document of a full layer is computed by plain products
 
 
@@ -91,8 +92,9 @@ def _of_group(
     # Positions of queries, counted from the first of all keys: of several documents all own keys are met
     at = docs.query_positions(group) - (0 if before else docs.positions[group.row, group.start])
     parts = []
-    for start in range(0, queries, QUERIES):
-        end = min(start + QUERIES, queries)
+    block = _ROUND * -(-queries // (-(-queries // QUERIES) * _ROUND))  # of nearly equal size: the last is no rest
+    for start in range(0, queries, block):
+        end = min(start + block, queries)
         begin = 0 if window is None else max(0, int(at[start:end].min()) - window + 1)
         most = int(at[end - 1]) + 1
         if group.several:

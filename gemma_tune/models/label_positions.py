@@ -1,10 +1,13 @@
-"""Layers that share keys and values (Gemma 4 E2B and E4B, Gemma 3n), computed where a label is read.
+"""Layers whose output is read at labels alone, computed there: those that share keys and values, and the last one.
 
-Their keys and values come from layers below, so what they give at a position whose next token isn't trained is read by
-nobody: no later layer, and no head. Hooks of these layers narrow, once, the hidden states, and for each of them the
-per-layer inputs, the rotary embeddings and the queries of the mask to the positions that are read; keys stay all of
-them. Loss and gradients are those of all positions, up to the order of sums. Transformers does the same for the last
-positions of a row where it generates (`logits_to_keep`), in Gemma 4.
+Layers that share (Gemma 4 E2B and E4B, Gemma 3n): their keys and values come from layers below, so what they give at a
+position whose next token isn't trained is read by nobody: no later layer, and no head. Hooks of these layers narrow,
+once, the hidden states, and for each of them the per-layer inputs, the rotary embeddings and the queries of the mask to
+the positions that are read; keys stay all of them. Loss and gradients are those of all positions, up to the order of
+sums. Transformers does the same for the last positions of a row where it generates (`logits_to_keep`), in Gemma 4.
+
+The last layer of all other models: its keys and values are read at all positions, what follows attention at labels
+alone. On a GPU that is off, since counting labels waits for it.
 
 Suffixes of shapes: B rows, S tokens of a row, Q positions that are computed, of each row as many.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +43,7 @@ class Positions(NamedTuple):
 
 
 def compute_all_positions(language: Any) -> None:
-    """Turns `at_labels` off for a language part (`model.shared_layers_at_labels=false`)."""
+    """Turns `at_labels` off for a language part (`model.layers_at_labels=false`)."""
     vars(language)[_OFF] = True
 
 
@@ -53,34 +57,70 @@ def positions_of(read_BS: torch.Tensor) -> Positions:
 
 @contextlib.contextmanager
 def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None]:
-    """Within it, layers that share keys and values compute the positions that are read, and the model's output has
-    those alone, [B, Q, H]; yields them, or None where all are computed.
+    """Within it, layers that share keys and values, else the last layer on a CPU, compute the positions that are read,
+    and the model's output has those alone, [B, Q, H]; yields them, or None where all are computed.
 
-    Nothing is narrowed where a model has no such layers, where a kernel takes no rows of a mask (flash, flex), where
-    it is turned off, where (nearly) all positions are read anyway, and where a Transformers before 5.23 computes
-    layers a second time in the backward pass: there hooks are part of what is repeated, and they are gone by then.
+    Nothing is narrowed where it is turned off, and where (nearly) all positions are read anyway. Layers that share
+    aren't where a kernel takes no rows of a mask (flash, flex), or where a Transformers before 5.23 computes layers a
+    second time in the backward pass: there hooks are part of what is repeated, and they are gone by then. The last
+    layer isn't where any does so, since it has hooks inside.
 
     Args:
         language: The language part.
         read_BS: Which positions of the last layer are read, bool.
     """
-    text = language.base_model
-    shared = [layer for layer in getattr(text, "layers", ()) if getattr(layer.self_attn, "is_kv_shared_layer", False)]
-    takes_rows = language.config._attn_implementation in _KERNELS
-    repeats = "__call__" in vars(GradientCheckpointingLayer) and text.is_gradient_checkpointing and text.training
-    able = shared and takes_rows and not repeats and not vars(language).get(_OFF, False)
-    most = int(read_BS.sum(1).max()) if able else 0  # which waits for a GPU
-    if not 0 < most < 0.95 * read_BS.shape[1]:
+    narrowing = None if vars(language).get(_OFF, False) else _narrowing(language)
+    most = int(read_BS.sum(1).max()) if narrowing else 0  # which waits for a GPU
+    if narrowing is None or not 0 < most < 0.95 * read_BS.shape[1]:
         yield None
         return
     positions = positions_of(read_BS)
-    narrow = _Narrow(shared[0], positions.index)
-    hooks = [layer.register_forward_pre_hook(narrow, with_kwargs=True) for layer in shared]
+    hooks = narrowing(positions.index)
     try:
         yield positions
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _narrowing(language: Any) -> Callable[[torch.Tensor], list[Any]] | None:
+    """What narrows a language part's layers to positions and gives its hooks; None where none can be."""
+    text = language.base_model
+    layers: list[Any] = list(getattr(text, "layers", ()))
+    shared = [layer for layer in layers if getattr(layer.self_attn, "is_kv_shared_layer", False)]
+    recomputes = text.is_gradient_checkpointing and text.training
+    if shared:
+        repeats = "__call__" in vars(GradientCheckpointingLayer) and recomputes
+        takes_rows = language.config._attn_implementation in _KERNELS
+        return partial(_narrow_shared, shared) if takes_rows and not repeats else None
+    on_cpu = language.get_input_embeddings().weight.device.type == "cpu"
+    plain = layers and not hasattr(layers[-1], "altup")  # Gemma 3n joins streams after its last layer
+    return partial(_narrow_last, layers[-1]) if plain and on_cpu and not recomputes else None
+
+
+def _narrow_shared(layers: list[Any], index_BQ: torch.Tensor) -> list[Any]:
+    narrow = _Narrow(layers[0], index_BQ)
+    return [layer.register_forward_pre_hook(narrow, with_kwargs=True) for layer in layers]
+
+
+def _narrow_last(layer: Any, index_BQ: torch.Tensor) -> list[Any]:
+    """The layer has the positions alone, but for its attention, up to where that is projected."""
+    whole: list[torch.Tensor] = []
+
+    def enter(_: Any, args: Any, kwargs: Any) -> Any:
+        bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+        given = bound.arguments
+        whole[:] = [given["hidden_states"]]
+        for name in ("hidden_states", "per_layer_input"):
+            if given.get(name) is not None:
+                given[name] = _narrowed(given[name], index_BQ)
+        return bound.args, bound.kwargs
+
+    return [
+        layer.register_forward_pre_hook(enter, with_kwargs=True),
+        layer.input_layernorm.register_forward_pre_hook(lambda _, args: (whole.pop(),)),
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (_narrowed(args[0], index_BQ),)),
+    ]
 
 
 class _Narrow:

@@ -50,7 +50,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         from gemma_tune.models.stored_towers import check_stored_towers
 
         check_stored_towers(source.adapter, config)
-    if not model.shared_layers_at_labels:
+    if not model.layers_at_labels:
         compute_all_positions(loaded)
     grow_embedding(loaded, rows)
     check_vocabulary(loaded, [*stop_token_ids(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id])

@@ -14,7 +14,7 @@ from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN
 from gemma_tune.models.activations import activations, heap, logits, offloaded, offloads, stream_bytes
 from gemma_tune.models.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
-from gemma_tune.models.size import ModelSize
+from gemma_tune.models.size import ModelSize, keeps_decoded
 from gemma_tune.models.tower_size import TowerSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
@@ -92,6 +92,9 @@ def estimate(
     trained = trained_parameters(cfg, shape)
     if not full:
         weights += trained * 4.0  # adapters stay float32
+    fused = cfg.model.fused_layers or (cfg.model.fused_layers is None and not on_gpu)
+    if cfg.model.load_in_4bit and fused and keeps_decoded(cfg.model.keep_decoded, not on_gpu, shape.linear_parameters):
+        weights += shape.linear_parameters * size
     gradients = trained * (size if full else 4.0)
     act = 2.0 if mixed else size
     types = (act, stream_bytes(cfg, size, act))

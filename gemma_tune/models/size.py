@@ -17,6 +17,19 @@ from gemma_tune.models.layer_widths import kept_widths, shares_keys
 from gemma_tune.models.published import published
 from gemma_tune.models.tower_size import TowerSize, tower_size
 
+FEW = 500_000_000  # 4-bit weights whose decoded form, 2 bytes each, is kept unless it is said otherwise
+
+
+def keeps_decoded(asked: bool | None, on_cpu: bool, weights: int) -> bool:
+    """Whether training keeps 4-bit weights decoded.
+
+    Args:
+        asked: `model.keep_decoded`.
+        on_cpu: Whether it trains on a CPU.
+        weights: In 4 bit.
+    """
+    return on_cpu and weights <= FEW if asked is None else asked
+
 
 @dataclass(frozen=True)
 class ModelSize:

@@ -16,7 +16,7 @@ from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export.formats import say_lines
 from gemma_tune.export.unquantized import export_unquantized
 from gemma_tune.models.adapter_files import AdapterSaver
-from gemma_tune.models.contexts import attention, training_attention
+from gemma_tune.models.contexts import attention, training_kernels
 from gemma_tune.models.gathered import gathered as gathered_model
 from gemma_tune.models.gathered import trained_weights
 from gemma_tune.models.load import family_of
@@ -134,8 +134,8 @@ class Session:
         else:
             trainer.measure = partial(self._measure_at_step, kernel)
         self.folder.keep_on_error = True
-        attends = training_attention(base, self.cfg.model.attn_implementation, getattr(trainer, "ref_model", None))
-        with self.folder.timed("train"), attends, in_training(self.model):
+        kernels = training_kernels(base, self.cfg, getattr(trainer, "ref_model", None))
+        with self.folder.timed("train"), kernels, in_training(self.model):
             if resumed and resumed.at_the_end:
                 trainer.take_up(resumed.path)
             else:

@@ -90,6 +90,7 @@ class GemmaTrainer(CheckpointedTrainer):
         self._guard = guard or NonFiniteGuard(lambda rows: [])
         self._losses: list[torch.Tensor] = []
         self._not_finite: dict[str, float] = {}
+        self._ops_of_token: int | None = None
         super().__init__(*args, **kwargs)
         self.use_our_forward(self.model)
         self.remove_callback(PrinterCallback)  # prints every log as a dict; the progress callback shows the loss
@@ -143,6 +144,12 @@ class GemmaTrainer(CheckpointedTrainer):
     def not_finite_way(self) -> str:
         """What to do about a loss that is NaN or infinite."""
         return "Lower train.learning_rate, or look at these rows."
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """As Trainer's, which walks through all modules to count the weights again for each batch."""
+        if self._ops_of_token is None:
+            self._ops_of_token = super().floating_point_ops({"input_ids": torch.zeros(1)})
+        return inputs["input_ids"].numel() * self._ops_of_token if "input_ids" in inputs else 0
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds to each line with a loss the digest of the batches since the line before: `batch`, 8 hex digits."""

@@ -79,7 +79,7 @@ LOSSES = {
 _OURS = (
     "extra", "loss", "early_stopping_patience", "early_stopping_threshold", "max_time", "resume_data_changed",
     "towers_learning_rate", "tiled_head", "compact_batches", "profile", "prefix_caching",
-    "skip_zero_advantages",
+    "skip_zero_advantages", "keep_freed_memory",
 )  # fmt: skip
 
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.

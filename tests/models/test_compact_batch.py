@@ -28,11 +28,13 @@ def model(request: pytest.FixtureRequest) -> Any:
     return text_model(request.param, "eager")
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch(shared: int = 0) -> dict[str, torch.Tensor]:
+    """Rows of `GROUPS`, all of which begin with so many tokens alike."""
     draw = torch.Generator().manual_seed(4)
+    system = torch.randint(3, 1500, (shared,), generator=draw).tolist()
     rows = []
     for prompt_length, lengths in GROUPS:
-        prompt = torch.randint(3, 1500, (prompt_length,), generator=draw).tolist()
+        prompt = system + torch.randint(3, 1500, (prompt_length,), generator=draw).tolist()
         rows += [(prompt, torch.randint(3, 1500, (n,), generator=draw).tolist()) for n in lengths]
     rows = rows[::2] + rows[1::2]  # groups don't lie side by side
     before, after = (max(len(row[n]) for row in rows) for n in range(2))
@@ -81,8 +83,9 @@ def gradients(model: Any, log_probs: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_log_probs_and_gradients(model: Any) -> None:
-    inputs = batch()
+@pytest.mark.parametrize("shared", [0, 50])
+def test_log_probs_and_gradients(model: Any, shared: int) -> None:
+    inputs = batch(shared)
     expected = one_by_one(model, inputs)
     theirs = gradients(model, expected)
     found = in_short(model, inputs)
@@ -104,6 +107,28 @@ def test_compact_form() -> None:
     assert found.shift_labels.tolist() == [[-100, -100, 4, 5, 6]]
     values = found.in_batch(torch.tensor([[1.0, 2, 3, 4, 5]]), torch.Size((3, 5)))
     assert values.tolist() == [[0, 0, 0, 3, 4], [0, 0, 5, 0, 0], [0] * 5]
+
+
+def test_rows_share_what_leaves_the_fewest_tokens() -> None:
+    """A beginning of all, or longer ones of some; not so few that they aren't worth their parts."""
+    system, tail = list(range(10, 30)), list(range(40, 45))
+
+    def tokens(*beginnings: list[int]) -> int:
+        rows = [[*start, n + 100, *tail] for n, start in enumerate(beginnings)]
+        width = 2 * max(map(len, rows))  # as much padding, so that there is a compact form
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        labels = torch.where((ids >= 40) & (ids < 45), ids, -100)
+        found = compact(ids, (ids > 0).long(), labels)
+        assert found is not None
+        return found.input_ids.shape[1]
+
+    own = len(tail)  # a row's own tokens: its number and all but the last label
+    assert tokens(system) == 20 + own
+    assert tokens(system, system) == 19 + 2 * (1 + own)
+    assert tokens([*system, 1, 2], [*system, 3, 4], system) == 19 + 3 * (1 + own) + 4
+    longer = [*system, *range(200, 230)]
+    assert tokens(longer, system, longer) == min(49 + 2 * (1 + own) + 20 + own, 19 + 3 * (1 + own) + 60)
+    assert tokens(longer[:2] + [5] * 40, longer[:2] + [6] * 40) == 2 * (42 + own)
 
 
 def test_rows_that_share_nothing() -> None:

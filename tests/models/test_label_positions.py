@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from document_models import text_model
 from peft import LoraConfig, get_peft_model
 from small_models import MODELS
 from torch.nn import functional
@@ -85,6 +86,30 @@ def test_loss_and_gradients(model: Any, form: str, kernel: str) -> None:
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gemma4_31b"])
+def test_the_last_layer(name: str) -> None:
+    """Where no layers share keys and values, behind the attention of the last one."""
+    base = text_model(name)
+    for form in ("packed", "right"):
+        inputs = batch(form)
+        expected = plain_loss(base, inputs)
+        theirs = gradients(base, expected)
+        places = functional.pad(inputs["labels"][:, 1:] != -100, (0, 1))
+        with at_labels(base, places) as found:
+            assert found is not None
+            assert base.base_model(**{n: x for n, x in inputs.items() if n != "labels"}).last_hidden_state.shape[
+                :2
+            ] == (found.index.shape)
+        loss = narrowed_loss(base, inputs)
+        ours = gradients(base, loss)
+        torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+        for parameter, gradient in theirs.items():
+            assert (ours[parameter] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, parameter
+    base.gradient_checkpointing_enable({"use_reentrant": False})  # its hooks would be gone in the second pass
+    with at_labels(base, places) as found:
+        assert found is None
 
 
 def test_recomputed_layers(model: Any) -> None:

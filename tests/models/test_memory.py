@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import small_models
@@ -281,6 +282,21 @@ def test_adamw_keeps_its_state_in_the_weights_type(dtype: torch.dtype, name: str
     held = sum(t.nbytes for key, t in optimizer.state[weight].items() if key != "step")
     cfg, size = composed("full_sft", "gemma3_1b_it", f"model.dtype={name}")
     assert estimate(cfg, size, False, 1)["optimizer"] == held / 256 * size.parameters / 2**30
+
+
+def test_decoded_weights() -> None:
+    """Two bytes of each 4-bit weight, on a CPU where they are few or it is asked for."""
+    for model, few in (("gemma3_270m_it", True), ("gemma3_1b_it", False)):
+        cfg, size = composed("qlora_sft", model)
+
+        def weights(on_gpu: bool = False, cfg: Config = cfg, size: ModelSize = size, **keys: bool) -> float:
+            changed = replace(cfg, model=replace(cfg.model, **keys))
+            return estimate(changed, size, False, 1024, on_gpu=on_gpu)["weights"]
+
+        off, on = (weights(keep_decoded=kept) for kept in (False, True))
+        assert on - off == pytest.approx(2 * size.linear_parameters / 2**30)
+        assert weights() == (on if few else off)
+        assert weights(fused_layers=False) == weights(on_gpu=True) == off
 
 
 def test_the_table_of_per_layer_embeddings_is_on_the_host() -> None:

@@ -35,7 +35,7 @@ OFF = {
     "train.tiled_head=false": "gemma_tune.train.scored_forward.token_log_probs",
     "model.attn_implementation=sdpa": "gemma_tune.models.document_attention._block",
     "train.compact_batches=false": "gemma_tune.train.scored_forward.compact",
-    "model.shared_layers_at_labels=false": "gemma_tune.models.label_positions.positions_of",
+    "model.layers_at_labels=false": "gemma_tune.models.label_positions.positions_of",
     "data.dataset_num_proc=1": "gemma_tune.data.render_ahead.RenderProcess",
 }
 

@@ -1,0 +1,22 @@
+"""Memory that the C library keeps between steps, in place of handing it back to the system and asking for it again.
+
+glibc maps blocks above a threshold (which grows to 32 MiB at most) anew each time, and gives the top of its heap back
+once it is free; the system clears every page of what it hands out. A training step asks for the same blocks again and
+again. torch's allocator for GPUs keeps them by itself, and other C libraries have no `mallopt`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_MOST = 2**31 - 1  # what an int holds
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc keep freed memory for this process, for good; whether it is done, which other C libraries can't."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(libc.mallopt(_TRIM_THRESHOLD, _MOST))

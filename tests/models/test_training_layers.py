@@ -1,0 +1,134 @@
+"""Norms and adapted layers in fewer passes, against Transformers, PEFT and bitsandbytes."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from document_models import text_model
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
+
+from gemma_tune.models.allocator import keep_freed_memory
+from gemma_tune.models.lora import FUSED_LAYERS, Fused
+from gemma_tune.models.training_layers import FusedNorm, training_layers
+from gemma_tune.train.sft import GemmaSFTTrainer
+
+NORMS = [(Gemma3RMSNorm, {}, True), (Gemma4RMSNorm, {}, False), (Gemma4RMSNorm, {"with_scale": False}, False)]
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def outcome(norm: Any, x: torch.Tensor, weight: Any) -> list[torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(drawn(*x.shape, seed=2).to(y.dtype))
+    return [y.detach(), x.grad, *([] if weight is None else [weight.grad])]
+
+
+@pytest.mark.parametrize(("kind", "options", "adds_one"), NORMS)
+def test_norms(kind: Any, options: dict[str, Any], adds_one: bool) -> None:
+    for dtype, near in ((torch.float32, 2e-6), (torch.bfloat16, 2**-7)):
+        theirs = kind(24, **options).to(dtype)
+        weight = getattr(theirs, "weight", None)
+        if weight is not None:
+            weight.data = drawn(24, seed=1).to(dtype)
+        x = (3 * drawn(4, 7, 24)).to(dtype)
+        expected = outcome(theirs, x, weight)
+        theirs.zero_grad()
+        found = outcome(lambda x, w=weight, eps=theirs.eps: FusedNorm.apply(x, w, adds_one, eps), x, weight)
+        assert len(found) == len(expected)
+        for mine, other in zip(found, expected, strict=True):
+            assert mine.dtype == other.dtype
+            assert (mine.double() - other.double()).norm() <= near * other.double().norm()
+
+
+def four_bit_model() -> Any:
+    """Gemma 3 with adapters over 4-bit and, in the last layer, 16-bit weights."""
+    model = text_model("gemma3_text", "eager").bfloat16()
+    for layer in list(model.model.layers)[:-1]:
+        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (layer.mlp, ("down_proj",))):
+            for name in names:
+                plain = getattr(part, name)
+                packed = Linear4bit(
+                    plain.in_features, plain.out_features, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
+                )
+                packed.load_state_dict(plain.state_dict())
+                setattr(part, name, packed.bfloat16().to("cpu"))
+    config = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "o_proj", "down_proj"])
+    config._register_custom_module(FUSED_LAYERS)
+    torch.manual_seed(3)
+    found = get_peft_model(model, config, autocast_adapter_dtype=True)
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return found.train()
+
+
+def loss_and_gradients(model: Any) -> tuple[float, torch.Tensor]:
+    ids = torch.randint(3, 1500, (2, 40), generator=torch.Generator().manual_seed(5))
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_a_whole_model() -> None:
+    """The same forward pass, gradients up to the rounding of bfloat16, and nothing is left behind."""
+    model = four_bit_model()
+    language = model.get_base_model()
+    expected, theirs = loss_and_gradients(model)
+    layers = [module for module in model.modules() if isinstance(module, Fused)]
+    with training_layers(language, None, None):
+        found, ours = loss_and_gradients(model)
+        kept = [layer for layer in layers if layer._decoded is not None]
+        assert 0 < len(kept) < len(layers)
+        for layer in kept:
+            weight = layer.base_layer.weight
+            assert torch.equal(layer._decoded[2], dequantize_4bit(weight.data.view(-1, 1), weight.quant_state))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert 0 < (ours - theirs).norm() < 0.01 * theirs.norm()
+    assert not any(layer.joins or layer.keeps_decoded or layer._decoded for layer in layers)
+    assert loss_and_gradients(model)[0] == expected
+    with training_layers(language, None, False):
+        assert loss_and_gradients(model)[0] == pytest.approx(expected, rel=1e-4)
+        assert not any(layer._decoded for layer in layers)
+    with training_layers(language, False, None):
+        assert loss_and_gradients(model)[0] == expected
+
+
+def test_a_weight_that_changes_is_decoded_again() -> None:
+    model = four_bit_model()
+    layer = next(m for m in model.modules() if isinstance(m, Fused))
+    x = drawn(3, layer.in_features).bfloat16()
+    with training_layers(model.get_base_model(), True, True), torch.no_grad():
+        before = layer(x)
+        layer.base_layer.weight.copy_(layer.base_layer.weight.flip(0))
+        after = layer(x)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, layer(x), rtol=2e-2, atol=2e-2)
+
+
+def test_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    for name in ("", "libc"):  # musl, macOS, Windows
+        monkeypatch.setattr(platform, "libc_ver", lambda name=name: (name, ""))
+        monkeypatch.setattr(ctypes, "CDLL", None)
+        assert not keep_freed_memory()
+
+
+def test_operations_are_those_of_transformers() -> None:
+    trainer = object.__new__(GemmaSFTTrainer)
+    trainer.model, trainer._ops_of_token = text_model("gemma3_text"), None
+    for inputs in ({"input_ids": torch.zeros(2, 5)}, {"input_ids": torch.zeros(7)}, {}):
+        assert trainer.floating_point_ops(inputs) == transformers.Trainer.floating_point_ops(trainer, inputs)
