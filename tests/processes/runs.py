@@ -25,7 +25,8 @@ SHORT = [
 # docs/speed.md, as they are on a CPU and, the last, with much to render
 ALL_ON = [
     "train.tiled_head=true", "train.compact_batches=true", "model.attn_implementation=by_document",
-    "model.layers_at_labels=true", "data.dataset_num_proc=2",
+    "model.layers_at_labels=true", "model.fused_layers=true", "train.keep_freed_memory=true",
+    "data.dataset_num_proc=2",
 ]  # fmt: skip
 
 
