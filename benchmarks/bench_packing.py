@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from trl import pack_dataset
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import load_rows
+from gemma_tune.data.loading import load_rows
 from gemma_tune.run.paths import ASSETS
 
 LENGTH, MOST_PADDING = 1024, 0.03

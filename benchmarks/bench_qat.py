@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.chat import Rendered
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import load_rows
+from gemma_tune.data.loading import load_rows
 from gemma_tune.models.head import TopK
 from gemma_tune.quant.layers import GridLora, grid_layers, off_grid, put_on_grid
 from gemma_tune.quant.plan import plan_of

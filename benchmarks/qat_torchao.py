@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gemma_tune.config import DataConfig
-from gemma_tune.data.tokenized import load_held_out
+from gemma_tune.data.loading import load_held_out
 from gemma_tune.export import gguf
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors, decoded_weight, trained_tensors
