@@ -83,7 +83,7 @@ class UpdateTrainer(PromptTrainer):
         advantages = inputs["advantages"]
         rows = advantages.flatten(1).any(1) if advantages.ndim > 1 else advantages != 0
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        self._computed = None if rows.all() else _Computed(rows.nonzero()[:, 0], _with_ratio_1(inputs))
+        self._computed = None if rows.all() else _Computed(rows.nonzero()[:, 0], with_ratio_1(inputs))
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
@@ -131,7 +131,7 @@ class UpdateTrainer(PromptTrainer):
         return log_probs.index_copy(0, rows, found), entropies, None
 
 
-def _with_ratio_1(inputs: Batch) -> torch.Tensor:
+def with_ratio_1(inputs: Batch) -> torch.Tensor:
     """Log-probabilities, [B, C], with which each ratio of an update is 1."""
     mask = inputs["completion_mask"].float()
     if "old_logps" in inputs:  # of whole completions, RLOO

@@ -12,7 +12,7 @@ from rl_models import made
 from slow import slow_after
 
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.rl.updates import by_prompt
+from gemma_tune.rl.updates import by_prompt, with_ratio_1
 
 WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
 ONLY_OTHERS = "entropy"  # the logged figure that is of computed rows alone
@@ -76,6 +76,13 @@ def test_rows_without_advantage_are_left_out(recipe: str, tmp_path: Path) -> Non
     every = inputs | {"advantages": torch.linspace(-1, 1, len(inputs["advantages"]))}
     ours, plain = (updated(trainer, every, skip) for skip in (True, False))
     assert (ours[0], *ours[2:]) == (plain[0], *plain[2:])
+
+
+def test_ratios_of_rows_that_are_left_out() -> None:
+    """Of long completions e to their log-likelihood is 0, and infinite the other way round."""
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    old = torch.tensor([-900.0, -3.0, 0.0])
+    torch.testing.assert_close((with_ratio_1({"completion_mask": mask, "old_logps": old}) * mask).sum(1), old)
 
 
 def test_rows_with_another_gradient_stay(tmp_path: Path) -> None:
