@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from gemma_tune.models.documents import Documents, grouped
-# A long row is filled up to a multiple by a document that nobody reads: on a CPU products of 767 rows in bfloat16 take 7 %
-# longer than of 768
-# A long row is filled up to a multiple by a document that nobody reads: products of 767 rows in bfloat16 take 7 % longer than of 768
+
+# A long row is filled up to a multiple by a document that nobody reads: on a CPU products of 767 rows in bfloat16 take
+# 7 % longer than of 768
 _MULTIPLE, _LONG = 16, 256
 _WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact form isn't worth its parts
 _SHARED = 0.05  # share of some rows' tokens that a common beginning must save to be worth its parts
