@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -129,15 +129,27 @@ class WordTokenizer:
         self.pattern, self.encode = pattern, encode
         self.tokens: _Known[str, Ids] = _Known(lambda word: tuple(encode(word).ids))
         self.places: _Known[tuple[str, int], int | None] = _Known(lambda at: encode(at[0]).char_to_token(at[1]))
-        # Of what stands behind one blank each: found by `str.split`, which takes a tenth of the pattern's time
+        # Of what stands behind a blank: found by `str.split`, which takes a tenth of the pattern's time
         self._parts: _Known[str, Ids] = _Known(lambda part: self._of(f" {part}"))
 
     def __call__(self, text: str) -> WordEncoding:
         """The tokens of a text."""
-        if "  " in text or _BLANK in text:
+        if _BLANK in text:
             return WordEncoding(text, [self._of(text)], self)
         first, *rest = text.split(" ")
-        return WordEncoding(text, [self._of(first), *map(self._parts.__getitem__, rest)], self)
+        parts = self._after_blanks(rest) if "" in rest else map(self._parts.__getitem__, rest)
+        return WordEncoding(text, [self._of(first), *parts], self)
+
+    def _after_blanks(self, rest: Sequence[str]) -> Iterator[Ids]:
+        """The same where several blanks follow one another: they are all counted to what follows the last of them."""
+        blanks, last = "", len(rest) - 1
+        for number, part in enumerate(rest):
+            if part or number == last:
+                yield self._parts[blanks + part]
+                blanks = ""
+            else:
+                yield ()
+                blanks += " "
 
     def _of(self, text: str) -> Ids:
         return tuple(chain.from_iterable(map(self.tokens.__getitem__, self.pattern.findall(text))))
@@ -148,7 +160,7 @@ class WordEncoding:
 
     Args:
         text: The text.
-        parts: Token ids of what stands before each blank of the text, and behind the last; or of all of it.
+        parts: Token ids of what stands before the first blank, and of each blank with what follows it; or of all.
         tokenizer: Made them.
 
     Attributes:
@@ -163,8 +175,11 @@ class WordEncoding:
         """The token that a character of the text is in."""
         by = self._tokenizer
         part = self._text.count(" ", 0, place + 1) if len(self._parts) > 1 else 0
+        begin = self._text.rfind(" ", 0, place + 1) if part else 0
+        while begin and self._text[begin - 1] == " ":
+            begin -= 1
         token = sum(map(len, self._parts[:part]))
-        for found in by.pattern.finditer(self._text, self._text.rfind(" ", 0, place + 1) if part else 0):
+        for found in by.pattern.finditer(self._text, begin):
             if place < found.end():
                 inside = by.places[found[0], place - found.start()] if place > found.start() else 0
                 return None if inside is None else token + inside

@@ -28,7 +28,7 @@ _SUFFIXES = {
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
 }
 
-_LONGEST = 1000  # characters of a path
+_LONGEST, _SUFFIX = 1000, 8  # characters of a path, and of its end as far as it is looked at
 _KNOWN = frozenset({*MEDIA, _FILE_NAME})
 
 Media = dict[str, tuple[str, list[dict[str, Any]]]]  # by kind: the field, and its media as parts
@@ -89,7 +89,8 @@ def _file_of_metadata(fields: RowFields) -> Media:
 
 
 def _kind_of_name(name: str) -> str | None:
-    return next((kind for kind, ends in _SUFFIXES.items() if name.lower().endswith(ends)), None)
+    end = name[-_SUFFIX:].lower()
+    return next((kind for kind, ends in _SUFFIXES.items() if end.endswith(ends)), None)
 
 
 def _parts(value: Any, kind: str, fields: RowFields, name: str, said: str = "") -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from gemma_tune.media.content import content_key
 from gemma_tune.media.kinds import KINDS
 from gemma_tune.progress import progress
 
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False)  # made once: `json.dumps` makes one for each row
 Mask = NDArray[np.bool_]
 Watch = Callable[[Iterable[Record]], Iterator[Record]]
 
@@ -33,7 +34,7 @@ def digest(record: Record, seed: int = 0) -> int:
         said.append(_trimmed(record.rejected))
     if record.desirable is not None:
         said.append(record.desirable)
-    text = json.dumps(said, sort_keys=True, ensure_ascii=False)
+    text = _JSON.encode(said)
     key = seed.to_bytes(16, "little")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
 
