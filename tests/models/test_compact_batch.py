@@ -67,7 +67,7 @@ def one_by_one(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def in_short(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     short = compact(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
-    assert short is not None and short.input_ids.shape == (1, 144)  # 143 tokens, filled up
+    assert short is not None and short.input_ids.shape[1] % 16 == 0  # filled up
     read = short.shift_labels != -100
     with by_document(model), at_labels(model, read) as places:
         hidden = model.base_model(**short.inputs(), use_cache=False).last_hidden_state
