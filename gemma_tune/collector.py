@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 
-_SELDOM = 100_000  # objects made since the last look; 700 in Python 3.11
+_SELDOM = 1_000_000  # objects made since the last look; 700 in Python 3.11
 _usual: list[tuple[int, int, int]] = []  # what is to be put back
 
 
@@ -23,6 +23,10 @@ def look_seldom() -> None:
 
 
 def look_as_usual() -> None:
-    """Before tensors are made that may hang on such cycles; nothing where `look_seldom` was not called."""
+    """Before rows are rendered or tensors made, which may hang on such cycles; what is there by then stays.
+
+    Nothing where `look_seldom` was not called.
+    """
     if _usual:
+        gc.freeze()
         gc.set_threshold(*_usual.pop())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_tune.collector import look_as_usual
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.reading import SplitReader
@@ -147,6 +148,7 @@ def split_rows(data: DataConfig, seed: int, watch: Watch = iter) -> TrainHeldOut
     Raises:
         UserError: A bad row (file and line), a file without rows, or none left to train on.
     """
+    look_as_usual()
     part, others = reading.training(data), reading.validation(data)
     found, where = _digests(part, seed, watch)
     elsewhere = [_digests(p, seed)[0] for p in (*([others] if others else []), *reading.tests(data).values())]

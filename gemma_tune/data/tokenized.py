@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gemma_tune.chat import Rendered
 from gemma_tune.chat.recognise import reduced
+from gemma_tune.collector import look_as_usual
 from gemma_tune.data import reading
 from gemma_tune.data.records import BadRow, Record
 from gemma_tune.data.remarks import RowRemarks, number, remark_lines
@@ -123,6 +124,7 @@ class TokenizedRows:
         Raises:
             UserError: A record that can't be rendered, unless such records are left out.
         """
+        look_as_usual()
         for record in records:
             try:
                 whole = render(record)
