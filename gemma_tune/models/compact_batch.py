@@ -11,6 +11,7 @@ Suffixes of shapes: B rows of the batch, S tokens of a row, T tokens of the comp
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,13 +27,13 @@ _WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact
 _SHARED = 0.05  # share of some rows' tokens that a common beginning must save to be worth its parts
 
 
-def may_share(language: Any) -> bool:
+def may_share(modules: Iterable[Any]) -> bool:
     """Whether rows can share what is computed of a prompt: a dropout would be one for all of them.
 
     Args:
-        language: The language part.
+        modules: Those of the language part.
     """
-    return not any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in language.modules())
+    return not any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in modules)
 
 
 class CompactBatch(NamedTuple):

@@ -88,14 +88,15 @@ def _narrowing(language: Any) -> Callable[[torch.Tensor], list[Any]] | None:
     text = language.base_model
     layers: list[Any] = list(getattr(text, "layers", ()))
     shared = [layer for layer in layers if getattr(layer.self_attn, "is_kv_shared_layer", False)]
-    recomputes = text.is_gradient_checkpointing and text.training
     if shared:
-        repeats = "__call__" in vars(GradientCheckpointingLayer) and recomputes
+        repeats = "__call__" in vars(GradientCheckpointingLayer) and text.is_gradient_checkpointing and text.training
         takes_rows = language.config._attn_implementation in _KERNELS
         return partial(_narrow_shared, shared) if takes_rows and not repeats else None
     on_cpu = language.get_input_embeddings().weight.device.type == "cpu"
-    plain = layers and not hasattr(layers[-1], "altup")  # Gemma 3n joins streams after its last layer
-    return partial(_narrow_last, layers[-1]) if plain and on_cpu and not recomputes else None
+    if not layers or not on_cpu or hasattr(layers[-1], "altup"):  # Gemma 3n joins streams after its last layer
+        return None
+    recomputes = layers[-1].gradient_checkpointing and layers[-1].training
+    return None if recomputes else partial(_narrow_last, layers[-1])
 
 
 def _narrow_shared(layers: list[Any], index_BQ: torch.Tensor) -> list[Any]:

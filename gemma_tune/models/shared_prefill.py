@@ -37,7 +37,7 @@ def prefilled_once(model: Any) -> Iterator[None]:
         model: The language part, or a PeftModel around it.
     """
     language = language_part(model)
-    if not may_share(language):
+    if not may_share(language.modules()):
         yield
         return
     text, prefill = language.base_model, _Prefill()

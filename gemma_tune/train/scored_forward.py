@@ -12,7 +12,7 @@ TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GR
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,6 +62,8 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
     if getattr(theirs, "is_ours", False):
         return
 
+    drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]  # to walk through once
+
     @functools.wraps(theirs)
     def forward(*args: Any, **given: Any) -> Any:
         if not given.get("fused_lm_head") or given.get("output_router_logits") or args:
@@ -69,14 +71,14 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
         score = functools.partial(_theirs_at_labels, model, theirs)
         if scoring.tiled_head and type(model.get_output_embeddings()) in _PLAIN:
             score = functools.partial(_scored, model, scoring)
-        short = _compact(model, given) if scoring.compact_batches else None
+        short = _compact(model, given, drops) if scoring.compact_batches else None
         return score(**given) if short is None else _in_compact(score, short, given)
 
     forward.is_ours = True  # type: ignore[attr-defined]
     model.forward = forward
 
 
-def _compact(model: Any, given: dict[str, Any]) -> CompactBatch | None:
+def _compact(model: Any, given: dict[str, Any], drops: Sequence[Any]) -> CompactBatch | None:
     """The compact form of a batch, where attention can have it."""
     ids, labels, mask = (given.get(name) for name in ("input_ids", "labels", "attention_mask"))
     towers = towers_of(model)
@@ -84,7 +86,7 @@ def _compact(model: Any, given: dict[str, Any]) -> CompactBatch | None:
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None
-    return compact(ids, mask, labels, share=may_share(model))
+    return compact(ids, mask, labels, share=may_share(drops))
 
 
 def _in_compact(score: Any, short: CompactBatch, given: dict[str, Any]) -> Any:
