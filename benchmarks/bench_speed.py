@@ -155,7 +155,7 @@ def _compared(found: dict[str, Any]) -> Lines:
     """Off and on; and where it was measured, plain TRL."""
     first = next(iter(found.values()))
     with_trl = "trl" in first
-    sides = [side for side in ("trl", "plain", "fast") if side in first]
+    sides = [side for side in ("trl", "plain", "fast", "all") if side in first]
     ratios = ["trl_ratio", "ratio"] if with_trl else ["ratio"]
     rows = []
     for name, one in found.items():
@@ -165,8 +165,8 @@ def _compared(found: dict[str, Any]) -> Lines:
         of_seconds = [_ratio(one, ratio) for ratio in ratios]
         losses = " / ".join(f"{one[side]['loss']:.6f}" for side in sides)
         rows.append("| " + " | ".join([name, *flops, *of_flops, *seconds, *of_seconds, losses]) + " |")
-    names = (["TRL"] if with_trl else []) + ["off", "on"]
-    of = ["TRL / on", "off / on"] if with_trl else ["ratio"]
+    names = ["TRL", "off", "on", "all on"] if with_trl else ["off", "on"]
+    of = ["TRL / all on", "off / on"] if with_trl else ["ratio"]
     head = ["", "GFLOP " + names[0], *names[1:], *of, "seconds " + names[0], *names[1:]]
     head += [f"{n} (95 %)" for n in of] + ["loss " + " / ".join(names)]
     lines = [
@@ -177,8 +177,9 @@ def _compared(found: dict[str, Any]) -> Lines:
         lines = [
             "In turns in one process, with a vocabulary of 32k where none is named: the pass as TRL computes it with "
             "PEFT's adapters (TRL's head, SDPA, each row whole), ours without this speed-up (`off`: "
-            "`train.compact_batches=false`, with attention by document and the head in tiles) and with it (`on`). "
-            "`off / on` is what this key alone gives, `TRL / on` what all of it gives. Operations are those of the "
+            "`train.compact_batches=false`, with attention by document, the head in tiles and "
+            "`model.layers_at_labels=false`), with it (`on`), and with layers at labels besides (`all on`). `off / on` "
+            "is what this key alone gives, `TRL / all on` what all of these give. Operations are those of the "
             "layers without the head; SDPA's are counted whole, whatever its mask. Update: forward and backward."
         ]
     return [*lines, "", table(head, rows)]
@@ -186,7 +187,7 @@ def _compared(found: dict[str, Any]) -> Lines:
 
 def _ratio(one: dict[str, Any], ratio: str) -> str:
     """The interval of a ratio of seconds, where losses agree."""
-    losses = [one["trl" if ratio == "trl_ratio" else "plain"]["loss"], one["fast"]["loss"]]
+    losses = [one[side]["loss"] for side in (("trl", "all") if ratio == "trl_ratio" else ("plain", "fast"))]
     mean, low, high = one[ratio]
     agree = math.isclose(*losses, rel_tol=speed_sft.FIRST_LOSS if ratio == "trl_ratio" else SAME_LOSS)
     return f"{mean:.2f} ({low:.2f}–{high:.2f})" if agree else "none: the losses differ"

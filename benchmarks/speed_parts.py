@@ -127,7 +127,7 @@ def compared(
     """Arms in turns, after one pass each whose operations are counted.
 
     Args:
-        arms: `plain`, without the speed-up; `fast`, with it; and perhaps `trl`, without anything of ours.
+        arms: `plain`, without the speed-up; `fast`, with it; and perhaps `trl`, without anything of ours, and `all`.
         rounds: Measured passes of each.
         head: Operations of the head, which aren't those of the body.
         bodies: Operations of the body of arms with another head.
@@ -143,17 +143,30 @@ def compared(
             seconds[name].append(timed(arms[name]))
     for name in arms:
         found[name]["seconds"] = seconds[name]
-    for name, of in (("ratio", "plain"), ("trl_ratio", "trl")):
+    for name, of, by in (("ratio", "plain", "fast"), ("trl_ratio", "trl", "all")):
         if of in arms:
-            each = [a / b for a, b in zip(seconds[of], seconds["fast"], strict=True)]
+            each = [a / b for a, b in zip(seconds[of], seconds[by], strict=True)]
             found[name] = list(interval(each)) if rounds > 1 else each
-            found[name.replace("ratio", "flops_ratio")] = found[of]["body_flops"] / found["fast"]["body_flops"]
+            found[name.replace("ratio", "flops_ratio")] = found[of]["body_flops"] / found[by]["body_flops"]
     return found
 
 
 def head_operations(trained: int, vocab: int, gradients: bool) -> float:
     """Of the tiled head: the logits, and with gradients those of the hidden states, 640 wide."""
     return 2.0 * trained * 640 * vocab * (2 if gradients else 1)
+
+
+def everywhere(model: Any, step: Callable[[], float]) -> Callable[[], float]:
+    """The same without layers at label positions alone."""
+
+    def all_positions() -> float:
+        compute_all_positions(model)
+        try:
+            return step()
+        finally:
+            del model.all_positions
+
+    return all_positions
 
 
 def label_positions(rounds: int, tokens: int = 512) -> dict[str, Any]:
@@ -164,21 +177,11 @@ def label_positions(rounds: int, tokens: int = 512) -> dict[str, Any]:
     place = torch.arange(tokens, device=DEVICE)
     shares = {"at the end": place >= tokens * 3 // 4, "in turns": place % 64 >= 48}
 
-    def everywhere(step: Callable[[], float]) -> Callable[[], float]:
-        def all_positions() -> float:
-            compute_all_positions(model)
-            try:
-                return step()
-            finally:
-                del model.all_positions
-
-        return all_positions
-
     found = {}
     with training_attention(model, DOCUMENTS):
         for name, trained in shares.items():
             step = with_gradients(passes[False], labelled(ids, trained[None]), model)
-            found[f"25 % labels {name}"] = compared({"plain": everywhere(step), "fast": step}, rounds)
+            found[f"25 % labels {name}"] = compared({"plain": everywhere(model, step), "fast": step}, rounds)
     return found
 
 
@@ -195,7 +198,10 @@ def pair(rounds: int, prompt: int = 512, tokens: int = 128, layers: int = 6) -> 
 
 
 def shared_prompts(rounds: int, prompt: int, answers: int, tokens: int, layers: int, vocab: int) -> dict[str, Any]:
-    """Rows that begin with one prompt: as TRL computes them, ours without sharing it, and with; scoring and update."""
+    """Rows that begin with one prompt: as TRL computes them, ours without sharing it, with, and with layers at labels.
+
+    Without those this key's own part doesn't hang on what another one saves.
+    """
     torch.manual_seed(0)
     model, passes = prepared(gemma3(layers, vocab))
     torch.manual_seed(0)
@@ -203,13 +209,15 @@ def shared_prompts(rounds: int, prompt: int, answers: int, tokens: int, layers: 
     ids = torch.randint(3, vocab, (answers, prompt + tokens), device=DEVICE)
     ids[:, :prompt] = ids[0, :prompt]
     batch = labelled(ids, (torch.arange(prompt + tokens, device=DEVICE) >= prompt).expand_as(ids))
-    arms = {"trl": (theirs, score), "plain": (model, passes[False]), "fast": (model, passes[True])}
+    own = {"trl": (theirs, score), "plain": (model, passes[False]), "fast": (model, passes[True])}
+    own["all"] = own["fast"]
     found = {}
     with training_attention(model, DOCUMENTS):
         for kind, trains in (("scoring", False), ("update", True)):
             steps = {
-                n: with_gradients(s, batch, m) if trains else without_gradients(s, batch) for n, (m, s) in arms.items()
+                n: with_gradients(s, batch, m) if trains else without_gradients(s, batch) for n, (m, s) in own.items()
             }
+            steps |= {name: everywhere(model, steps[name]) for name in ("plain", "fast")}
             head = head_operations(answers * tokens, vocab, trains)
             found[kind] = compared(steps, rounds, head, {"trl": body_operations(theirs, batch, trains)})
     return found
