@@ -20,7 +20,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on pairs of answers, measures before and after which one it finds likelier, and exports it."""
     # A dry run reads rows alone, and waits for none of these
     from gemma_tune.models.adapter import attach, count
-    from gemma_tune.models.contexts import training_attention
+    from gemma_tune.models.contexts import training_kernels
     from gemma_tune.models.load_weights import load_base
     from gemma_tune.steps.served import check_served_adapter
     from gemma_tune.steps.session import session
@@ -47,7 +47,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with folder.leaving_no_empty_folder():
         arguments = dpo_arguments(cfg, folder, setup.device)
         checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest), CHECKS_FOR_PAIRS)
-        with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
+        with folder.timed("reference"), training_kernels(base, cfg):
             trainer = dpo_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 
     # From here on the run folder is written

@@ -22,7 +22,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on good and bad answers, measures before and after how likely it finds them, and exports it."""
     # A dry run reads rows alone, and waits for none of these
     from gemma_tune.models.adapter import attach, count
-    from gemma_tune.models.contexts import training_attention
+    from gemma_tune.models.contexts import training_kernels
     from gemma_tune.models.load_weights import load_base
     from gemma_tune.steps.served import check_served_adapter
     from gemma_tune.steps.session import session
@@ -49,7 +49,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     with folder.leaving_no_empty_folder():
         arguments = kto_arguments(cfg, folder, setup.device)
         checks = preflight(setup.check_inputs(cfg, model, counts, data.train, data.longest), CHECKS_FOR_PAIRS)
-        with folder.timed("reference"), training_attention(base, cfg.model.attn_implementation):
+        with folder.timed("reference"), training_kernels(base, cfg):
             trainer = kto_trainer(cfg, arguments, model, setup.tokenizer, data.train)
 
     # From here on the run folder is written

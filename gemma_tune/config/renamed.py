@@ -67,6 +67,7 @@ ADDED: dict[str, Any] = {
     "train.skip_zero_advantages": True,
     "train.keep_freed_memory": None,
     "train.profile": False,
+    "train.torch_compile": False,
     "compare.baseline": "first",
     "tracker.group": None,
     "recipe_file": None,

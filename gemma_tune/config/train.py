@@ -163,6 +163,12 @@ class TrainConfig:
         "Compute in bfloat16 with float32 weights (mixed precision); null: where the weights are float32 and the "
         "GPU supports it or, with rewards, the CPU.",
     )
+    torch_compile: bool = option(
+        False,
+        "Compile the norms and feed-forward blocks of the layers with torch.compile for training, in place of "
+        "model.fused_layers; the first steps take longer, by half a minute or more. It changes losses by rounding. Not "
+        "with quantized training nor fsdp2.",
+    )
     profile: bool = option(
         False,
         "Profile ten steps after the first three with torch.profiler, or those that there are: profile/trace.json.gz, "

@@ -12,6 +12,7 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.models.allocator import keep_freed_memory
+from gemma_tune.models.compiled_parts import compiled_parts, plain_parts
 from gemma_tune.models.document_attention import by_document, has_documents
 from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharded import reshard
@@ -53,7 +54,8 @@ def training_attention(model: Any, asked: str | None, reference: Any = None) -> 
 @contextlib.contextmanager
 def training_kernels(model: Any, cfg: Config, reference: Any = None) -> Iterator[None]:
     """What a run trains with on a CPU, unless something else was asked for: `training_attention`, norms and adapted
-    layers in fewer passes (`training_layers`), and the memory of a step kept for the next one, from then on.
+    layers in fewer passes (`training_layers`, or compiled, where that was asked for), and the memory of a step kept for
+    the next one, from then on.
 
     Args:
         model: The language part.
@@ -66,7 +68,10 @@ def training_kernels(model: Any, cfg: Config, reference: Any = None) -> Iterator
     both = (model, *([language_part(reference)] if reference is not None else ()))
     with training_attention(model, cfg.model.attn_implementation, reference), contextlib.ExitStack() as layers:
         for one in both:
-            layers.enter_context(training_layers(one, cfg.model.fused_layers, cfg.model.keep_decoded))
+            if cfg.train.torch_compile:
+                layers.enter_context(compiled_parts(one))
+            else:
+                layers.enter_context(training_layers(one, cfg.model.fused_layers, cfg.model.keep_decoded))
         yield
 
 
@@ -99,13 +104,14 @@ def same_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Uses the model's own forward pass, without the mixed precision that accelerate wraps around it."""
+    """Uses the model's own forward pass: nothing compiled, and no mixed precision that accelerate wraps around it."""
     own, mixed = (vars(model).get(name) for name in ("_original_forward", "forward"))
-    if own is None or mixed is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = mixed
+    with plain_parts(language_part(model)):
+        if own is None or mixed is None:
+            yield
+            return
+        model.forward = own
+        try:
+            yield
+        finally:
+            model.forward = mixed

@@ -71,6 +71,10 @@ def check_hardware(cfg: Config) -> None:
             "sides (vLLM's weight transfer, used by TRL), and this run is on the CPU; leave it out, and Transformers "
             "writes the completions. A vLLM for CPUs checks and serves what is trained: engine.vllm."
         )
+    if cfg.train.torch_compile and not planned and not problems:
+        from gemma_tune.models.compiled_parts import check_compiler
+
+        problems += filter(None, [check_compiler(pick_device(cfg.model))])
     if problems:
         raise UserError(*problems)
 

@@ -209,6 +209,8 @@ def sharding_problems(cfg: Config) -> Iterator[str]:
             "parallel=fsdp2 with adapter.trainable_token_indices or model.added_tokens: the trained rows stand in the "
             "embedding, of which each process has a part; take parallel=ddp."
         )
+    if cfg.train.torch_compile:
+        yield "parallel=fsdp2 with train.torch_compile: it was not tried on weights that are shared; leave it out."
     if cfg.train.optim not in SHARDED_OPTIMIZERS:
         yield (
             f"parallel=fsdp2 with train.optim={cfg.train.optim}: it was not tried on weights that are shared; take "

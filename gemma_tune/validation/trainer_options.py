@@ -60,6 +60,8 @@ DECIDED = {
     "hub_token": "it would stand in config.yaml; log in with `hf auth login`",
     "push_to_hub": "recipe=push uploads when you have looked at it",
     "padding_free": "set train.packing",
+    "torch_compile_backend": "set train.torch_compile; its backend is inductor",
+    "torch_compile_mode": "set train.torch_compile; it has one mode",
 }
 
 _NOT_HERE = DECIDED | INSTEAD
@@ -149,6 +151,8 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
             "model.train_towers=lora with adapter=none: adapters of towers are of the kind and rank that the language "
             "model's have; use an adapter (recipe=lora_sft), or set model.train_towers=full."
         )
+    if cfg.train.torch_compile and cfg.traits.quantizes:
+        yield f"train.torch_compile with recipe={cfg.recipe}: its layers round weights themselves; leave it out."
     yield from _scheduler_problems(cfg.train)
     known, asked = LOSSES.get(name, ()), cfg.train.loss_type
     losses = asked.split("+") if asked and name == "DPOConfig" else [asked or ""]

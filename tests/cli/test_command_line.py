@@ -138,6 +138,11 @@ MISTAKES = {
     "a wrong value in a mapping": (["reward.weights.mine=abc"], ["reward.weights.mine must be a number, not 'abc'"]),
     "a key in another group": (["model.learning_rate=1e-5"], ["Did you mean train.learning_rate?"]),
     "a loss of nobody": (["recipe=grpo", "train.loss_type=grop"], ["train.loss_type=grop", "Did you mean grpo?"]),
+    "compiled rounding": (
+        ["recipe=qat", "train.torch_compile=true"],
+        ["train.torch_compile with recipe=qat: its layers"],
+    ),
+    "another way to compile": (["train.extra.torch_compile_mode=x"], ["train.extra.torch_compile_mode", "one mode"]),
     "losses of DPO": (["recipe=dpo", "train.loss_type=sigmoid+ips"], ["train.loss_type=ips", "Did you mean ipo?"]),
     "a loss of SFT": (["train.loss_type=sigmoid"], ["no loss of TRL's SFTTrainer; there are nll, dft"]),
     "an option that is two keys": (["adapter=qlora"], ["Instead: write adapter=lora model.load_in_4bit=true"]),

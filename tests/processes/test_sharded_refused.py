@@ -27,6 +27,7 @@ TWO = ["model=tiny", "launch.num_processes=2", "parallel=fsdp2"]
         ("lora_sft", ["adapter.init_lora_weights=pissa"], "init_lora_weights=pissa"),
         ("full_sft", ["train.optim=adamw_bnb_8bit"], "train.optim=adamw_bnb_8bit"),
         ("lora_sft", ["parallel.activation_checkpointing=true"], "checkpoints would hold none"),
+        ("lora_sft", ["train.torch_compile=true"], "train.torch_compile"),
         ("full_sft", ["train.optim=adafactor"], "train.optim=adafactor"),
         (
             "full_sft",
