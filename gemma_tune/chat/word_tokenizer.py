@@ -7,11 +7,12 @@ beside a digit. Words between such places are merged by themselves, and each occ
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 # The same in all Gemmas: a blank becomes U+2581, so the split at blanks that follows finds none
 _BLANK = "\u2581"
@@ -22,10 +23,8 @@ _WORD = rf"[ {_BLANK}]+[^ {_BLANK}\n]*\n*|[^ {_BLANK}\n]+\n*|\n+"
 _APART = "\uffff"  # no character: between tokens that are looked through at once
 _CROSSES = re.compile(rf"[^{_BLANK}{_APART}]{_BLANK}|\n[^\n{_APART}]")
 _DIGITS, _BESIDE_DIGIT = "0123456789", re.compile(rf"[0-9][^{_APART}]|[^{_APART}][0-9]")
-_MOST = 1 << 17  # words that are remembered: about 30 MB
+_MOST, _LONGEST = 1 << 17, 64  # words that are remembered, about 30 MB, and the characters of one
 Ids = tuple[int, ...]
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 def word_pattern(backend: Any) -> re.Pattern[str] | None:
@@ -92,23 +91,24 @@ def _class(characters: Iterable[str]) -> str:
     return "".join(map(re.escape, sorted(characters)))
 
 
-class _Known(dict[K, V]):
-    """What was made of keys that were met; it forgets all where they are too many.
+class _Known(dict[str, Ids]):
+    """The token ids of texts that were met, but for long ones; all are forgotten where they become too many.
 
     Args:
-        make: Makes it of a key.
+        make: Makes them.
     """
 
-    def __init__(self, make: Callable[[K], V]) -> None:
+    def __init__(self, make: Callable[[str], Ids]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, key: K) -> V:
-        made = self._make(key)
-        if len(self) == _MOST:
-            self.clear()
-        self[key] = made
-        return made
+    def __missing__(self, text: str) -> Ids:
+        ids = self._make(text)
+        if len(text) <= _LONGEST:
+            if len(self) >= _MOST:
+                self.clear()
+            self[text] = ids
+        return ids
 
 
 class WordTokenizer:
@@ -121,16 +121,16 @@ class WordTokenizer:
     Attributes:
         pattern: Of the words.
         tokens: The token ids of each word.
-        places: The token that a character of a word is in, by both.
+        token_at: The token that a character of a word is in, by both.
         encode: See above.
     """
 
     def __init__(self, pattern: re.Pattern[str], encode: Callable[[str], Any]) -> None:
         self.pattern, self.encode = pattern, encode
-        self.tokens: _Known[str, Ids] = _Known(lambda word: tuple(encode(word).ids))
-        self.places: _Known[tuple[str, int], int | None] = _Known(lambda at: encode(at[0]).char_to_token(at[1]))
+        self.tokens = _Known(lambda word: tuple(encode(word).ids))
+        self.token_at = functools.lru_cache(maxsize=128)(lambda word, place: encode(word).char_to_token(place))
         # Of what stands behind a blank: found by `str.split`, which takes a tenth of the pattern's time
-        self._parts: _Known[str, Ids] = _Known(lambda part: self._of(f" {part}"))
+        self._parts = _Known(lambda part: self._of(f" {part}"))
 
     def __call__(self, text: str) -> WordEncoding:
         """The tokens of a text."""
@@ -181,7 +181,7 @@ class WordEncoding:
         token = sum(map(len, self._parts[:part]))
         for found in by.pattern.finditer(self._text, begin):
             if place < found.end():
-                inside = by.places[found[0], place - found.start()] if place > found.start() else 0
+                inside = by.token_at(found[0], place - found.start()) if place > found.start() else 0
                 return None if inside is None else token + inside
             token += len(by.tokens[found[0]])
         return None

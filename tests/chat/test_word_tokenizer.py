@@ -10,8 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import AutoTokenizer
 
+from gemma_tune.chat import word_tokenizer
 from gemma_tune.chat.text_tokenizer import TextTokenizer
-from gemma_tune.chat.word_tokenizer import WordEncoding, word_pattern
+from gemma_tune.chat.word_tokenizer import WordEncoding, WordTokenizer, word_pattern
 from gemma_tune.run.paths import ASSETS
 
 # What words are made of, with what may go together: blanks, the blank's own sign, digits, bytes and added tokens
@@ -114,3 +115,22 @@ def test_tokens_that_are_added_later_are_found() -> None:
     backend.add_tokens(["<later>"])
     after = tokenizer.encode("no <later> token").ids
     assert before != after == backend.encode("no <later> token", add_special_tokens=False).ids
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of long words nothing is remembered, and of others not more than so many."""
+    monkeypatch.setattr(word_tokenizer, "_MOST", 4)
+    backend, asked = tokenizer_of(), list[str]()
+    pattern = word_pattern(backend)
+    assert pattern
+
+    def encode(text: str) -> Any:
+        asked.append(text)
+        return backend.encode(text, add_special_tokens=False)
+
+    words = WordTokenizer(pattern, encode)
+    long = "no" * 200
+    for text in ("a b", "a b", f"a {long}", f"a {long}", "a b c d e f g", "a h"):
+        assert words(text).ids == backend.encode(text, add_special_tokens=False).ids, text
+        assert len(words.tokens) <= 4 and len(words._parts) <= 4
+    assert asked.count(" b") == 1 and asked.count(f" {long}") == 2
