@@ -113,7 +113,8 @@ def heap(
 ) -> float:
     """Bytes beside the activations on a CPU: the gradients of one layer's, and holes in the heap, as measured.
 
-    Where a step has one backward pass, the gradients of weights come as activations go, and take their place.
+    Where a step has one backward pass, the gradients of weights come as activations go, and take their place. What
+    generation has held, the keys and values of all its tokens and a copy with the next one, stays in the heap as holes.
 
     Args:
         cfg: The configuration.
@@ -127,7 +128,12 @@ def heap(
     tokens = computed_tokens(cfg, shape, longest, on_gpu=False)
     layer = tokens * of_layer(cfg, shape, act, stream, kernel_of(cfg, shape, on_gpu=False))
     there = gradients if cfg.train.gradient_accumulation_steps == 1 else 0.0
-    return max(0.0, (1 + _HOLES) * (kept + layer) - kept - there)
+    found = max(0.0, (1 + _HOLES) * (kept + layer) - kept - there)
+    if cfg.traits.rewarded and not cfg.train.use_vllm:
+        assert cfg.train.per_device_train_batch_size is not None
+        at_once = cfg.train.per_device_train_batch_size * cfg.train.passes_per_generation * longest
+        found += 2 * at_once * shape.key_width * shape.num_hidden_layers * act
+    return found
 
 
 def cast_weights(cfg: Config, shape: ModelSize, act: float, stream: float) -> float:
