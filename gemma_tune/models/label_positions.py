@@ -61,9 +61,9 @@ def at_labels(language: Any, read_BS: torch.Tensor) -> Iterator[Positions | None
     and the model's output has those alone, [B, Q, H]; yields them, or None where all are computed.
 
     Nothing is narrowed where it is turned off, and where (nearly) all positions are read anyway. Layers that share
-    aren't where a kernel takes no rows of a mask (flash, flex), or where a Transformers before 5.23 computes layers a
-    second time in the backward pass: there hooks are part of what is repeated, and they are gone by then. The last
-    layer isn't where any does so, since it has hooks inside.
+    aren't where a kernel takes no rows of a mask (flash, flex), or where a Transformers before 5.23 or a wrapper
+    (`parallel.activation_checkpointing`) computes layers a second time in the backward pass: there hooks are part of
+    what is repeated, and they are gone by then. The last layer isn't where any does so, since it has hooks inside.
 
     Args:
         language: The language part.
@@ -87,6 +87,8 @@ def _narrowing(language: Any) -> Callable[[torch.Tensor], list[Any]] | None:
     """What narrows a language part's layers to positions and gives its hooks; None where none can be."""
     text = language.base_model
     layers: list[Any] = list(getattr(text, "layers", ()))
+    if not all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):  # wrapped (FSDP2's checkpointing)
+        return None
     shared = [layer for layer in layers if getattr(layer.self_attn, "is_kv_shared_layer", False)]
     if shared:
         repeats = "__call__" in vars(GradientCheckpointingLayer) and text.is_gradient_checkpointing and text.training

@@ -162,7 +162,8 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]
         found = {n: torch.empty(len(states), device=states.device, dtype=torch.float32) for n in names}
         found["is_top1"] = found["is_top1"].bool()
         for rows, tile in _tiles(states, matrix):
-            total, of_tile = _scan(tile, targets[rows], o, keep)
+            with torch.autocast(states.device.type, enabled=False):  # else vecdot's products are those of bfloat16
+                total, of_tile = _scan(tile, targets[rows], o, keep)
             for name, values in of_tile.items():
                 found[name][rows] = values
             if gradient is not None:

@@ -30,7 +30,9 @@ class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, adds_one: bool, eps: float) -> torch.Tensor:
         wide = x.float()
-        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+        with torch.autocast(x.device.type, enabled=False):  # in mixed precision it would be a product of bfloat16
+            squares = torch.linalg.vecdot(wide, wide)
+        scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
         ctx.save_for_backward(x, scale, weight)
         ctx.adds_one = adds_one
         normed = _scaled(wide, scale) if wide is x else wide.mul_(scale)

@@ -11,6 +11,7 @@ import transformers
 from document_models import text_model
 from peft import LoraConfig, get_peft_model
 from small_models import MODELS
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -137,6 +138,18 @@ def test_hooks_that_are_part_of_what_is_repeated(model: Any, monkeypatch: pytest
             assert found is None
     finally:
         base.gradient_checkpointing_disable()
+
+
+def test_layers_in_wrappers_that_repeat_them() -> None:
+    """As FSDP2's activation checkpointing does: hooks inside would be gone in the second pass."""
+    for name in ("gemma3_text", "gemma4_e2b"):
+        base = text_model(name)
+        layers, read = base.base_model.layers, functional.pad(torch.ones(1, 3, dtype=torch.bool), (0, 9))
+        for number, layer in enumerate(layers):
+            layers[number] = checkpoint_wrapper(layer)
+        with at_labels(base, read) as found:
+            assert found is None
+            base.base_model(torch.zeros(1, 12, dtype=torch.long), use_cache=False)
 
 
 def test_off_where_it_is_no_use(model: Any) -> None:

@@ -81,6 +81,14 @@ def test_bfloat16_is_as_exact_as_trl_s() -> None:
     assert ours[1] < max(2 * theirs[1], 5e-3)
 
 
+def test_mixed_precision_rounds_products_alone() -> None:
+    hidden, weight, targets = drawn()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_log_probs(hidden, weight, targets, HeadOptions(outputs=OUTPUTS))
+    wanted = token_log_probs(hidden.bfloat16(), weight.bfloat16(), targets, HeadOptions(outputs=OUTPUTS))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_no_position_and_no_gradient_wanted() -> None:
     hidden, weight, targets = drawn()
     hidden.requires_grad_()

@@ -29,24 +29,26 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def outcome(norm: Any, x: torch.Tensor, weight: Any) -> list[torch.Tensor]:
+def outcome(norm: Any, x: torch.Tensor, weight: Any, mixed: bool) -> list[torch.Tensor]:
     x = x.clone().requires_grad_()
-    y = norm(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        y = norm(x)
     y.backward(drawn(*x.shape, seed=2).to(y.dtype))
     return [y.detach(), x.grad, *([] if weight is None else [weight.grad])]
 
 
 @pytest.mark.parametrize(("kind", "options", "adds_one"), NORMS)
 def test_norms(kind: Any, options: dict[str, Any], adds_one: bool) -> None:
-    for dtype, near in ((torch.float32, 2e-6), (torch.bfloat16, 2**-7)):
+    wide = torch.float32
+    for dtype, near, mixed in ((wide, 2e-6, False), (wide, 2e-6, True), (torch.bfloat16, 2**-7, False)):
         theirs = kind(24, **options).to(dtype)
         weight = getattr(theirs, "weight", None)
         if weight is not None:
             weight.data = drawn(24, seed=1).to(dtype)
         x = (3 * drawn(4, 7, 24)).to(dtype)
-        expected = outcome(theirs, x, weight)
+        expected = outcome(theirs, x, weight, mixed)
         theirs.zero_grad()
-        found = outcome(lambda x, w=weight, eps=theirs.eps: FusedNorm.apply(x, w, adds_one, eps), x, weight)
+        found = outcome(lambda x, w=weight, eps=theirs.eps: FusedNorm.apply(x, w, adds_one, eps), x, weight, mixed)
         assert len(found) == len(expected)
         for mine, other in zip(found, expected, strict=True):
             assert mine.dtype == other.dtype
@@ -121,6 +123,16 @@ def test_a_weight_that_changes_is_decoded_again() -> None:
 
 def test_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    tried: list[tuple[int, int]] = []
+
+    class Older:  # an earlier version of glibc
+        def mallopt(self, name: int, value: int) -> int:
+            tried.append((name, value))
+            return int(name != -3 or value <= 32 << 20)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Older())
+    assert keep_freed_memory() and tried == [(-3, 1 << 30), (-3, 32 << 20), (-1, 2**31 - 1)]
     for name in ("", "libc"):  # musl, macOS, Windows
         monkeypatch.setattr(platform, "libc_ver", lambda name=name: (name, ""))
         monkeypatch.setattr(ctypes, "CDLL", None)
