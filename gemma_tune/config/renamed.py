@@ -16,6 +16,7 @@ KEYS = {
     "eval.while_training": "eval.during_training",
     "eval.max_samples_while_training": "eval.max_samples_during_training",
     "quant.train": "quant.stage2",
+    "model.shared_layers_at_labels": "model.layers_at_labels",
 }
 # Keys that are gone, and what says the same now.
 GONE = {"train.algorithm": "the recipe says it: recipe=grpo or recipe=rloo; in your own recipe `method: rloo`"}
@@ -172,13 +173,13 @@ def translated(tree: dict[str, Any], like: Any = None) -> dict[str, Any]:
 def as_before(tree: dict[str, Any]) -> dict[str, Any]:
     """A configuration as earlier versions stored it: their run folders are named by its digest."""
     tree = copy.deepcopy(tree)
-    for old, new in KEYS.items():
-        if (value := _pop(tree, new)) is not _MISSING:
-            _set(tree, old, value)
     for key, default in ADDED.items():
         value = _pop(tree, key)
         if value is not _MISSING and value != default:
             _set(tree, key, value)
+    for old, new in KEYS.items():
+        if (value := _pop(tree, new)) is not _MISSING:
+            _set(tree, old, value)
     for name in (*_ADDED_SECTIONS, *_ADDED_GROUPS):
         if (rest := _pop(tree, name)) is not _MISSING and rest:
             _set(tree, name, rest)

@@ -12,6 +12,7 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _MOST = 2**31 - 1  # what an int holds
+_THRESHOLDS = (1 << 30, 32 << 20)  # earlier versions of glibc refuse more than 32 MiB
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +20,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(libc.mallopt(_TRIM_THRESHOLD, _MOST))
+    raised = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
+    return raised and bool(libc.mallopt(_TRIM_THRESHOLD, _MOST))

@@ -53,6 +53,7 @@ def stored_before(tree: dict[str, Any], folder: Path, status: str = "finished") 
         ("eval.while_training=[answers]", "`eval.while_training`: it is `eval.during_training` now"),
         ("eval.max_samples_while_training=3", "it is `eval.max_samples_during_training` now"),
         ("quant.train.max_steps=3", "it is `quant.stage2.max_steps` now"),
+        ("model.shared_layers_at_labels=false", "it is `model.layers_at_labels` now"),
         ("train.algorithm=rloo", "recipe=rloo"),
         ("data=preferences", "It is data=sample_preferences now"),
         ("method=rl", "it is grpo, dapo, dr_grpo, gspo or rloo now"),
@@ -126,3 +127,5 @@ def test_an_unfinished_run_is_resumed() -> None:
 def test_todays_configuration_stays() -> None:
     tree = as_one_run(compose_config("tune_to_int4"))
     assert translated(tree) == tree and translated(as_before(tree)) == tree
+    tree["model"]["shared_layers_at_labels"] = not tree["model"].pop("layers_at_labels")
+    assert translated(tree)["model"]["layers_at_labels"] is False
