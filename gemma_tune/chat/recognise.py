@@ -220,8 +220,13 @@ def _own(template: str, tokenizer: Any) -> OwnForm:
     return own_form(template, vocabulary_of(tokenizer))
 
 
-def reduced(tokenizer: Any) -> Any:
-    """A tokenizer as rendering needs it, without Transformers' part; itself where its class does more than that."""
+def reduced(tokenizer: Any, by_word: bool = True) -> Any:
+    """A tokenizer as rendering needs it, without Transformers' part; itself where its class does more than that.
+
+    Args:
+        tokenizer: A fast tokenizer of Transformers.
+        by_word: As `TextTokenizer` has it (`data.encode_by_word`).
+    """
     if not is_plain(tokenizer):
         return tokenizer
     try:
@@ -236,4 +241,5 @@ def reduced(tokenizer: Any) -> Any:
         tokenizer.split_special_tokens,
         getattr(tokenizer, "media", None),
         getattr(tokenizer, "no_media", None),
+        by_word,
     )

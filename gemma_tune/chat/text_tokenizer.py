@@ -25,6 +25,7 @@ class TextTokenizer:
         split_special_tokens: As Transformers' tokenizers have it.
         media: The processor of images, sounds and videos, or None.
         no_media: Why there is none.
+        by_word: Whether texts are encoded word by word, where that gives the same tokens.
     """
 
     backend: Any
@@ -34,11 +35,13 @@ class TextTokenizer:
     split_special_tokens: bool = False
     media: Any = None
     no_media: Any = None
+    by_word: bool = True
 
     def encode(self, text: str) -> Any:
         """The `tokenizers.Encoding` of a text, without special tokens around it, or what rendering needs of it."""
-        words = _words(self.backend, self.backend.get_vocab_size(), self.split_special_tokens)
-        return words(text) if words else _whole(self.backend, self.split_special_tokens, text)
+        how = self.backend, self.split_special_tokens
+        words = _words(*how, self.backend.get_vocab_size()) if self.by_word else None
+        return words(text) if words else _whole(*how, text)
 
 
 def _whole(backend: Any, split_special_tokens: bool, text: str) -> Any:
@@ -50,7 +53,7 @@ def _whole(backend: Any, split_special_tokens: bool, text: str) -> Any:
 
 
 @functools.lru_cache(maxsize=2)
-def _words(backend: Any, _size: int, split_special_tokens: bool) -> WordTokenizer | None:
+def _words(backend: Any, split_special_tokens: bool, _size: int) -> WordTokenizer | None:
     """Encodes word by word, where that gives the same; asked anew where tokens were added."""
     pattern = word_pattern(backend)
     return WordTokenizer(pattern, functools.partial(_whole, backend, split_special_tokens)) if pattern else None

@@ -93,6 +93,11 @@ class DataConfig:
         at_least=1,
         at_most=1024,
     )
+    encode_by_word: bool = option(
+        True,
+        "Tokenize texts word by word, each word once, where the vocabulary proves that the tokens are the same. false: "
+        "each text as a whole.",
+    )
     validation_file: str | None = option(None, "Validation set: a file, a folder or a glob.", path="rows")
     test_files: dict[str, str | None] = option(
         {},

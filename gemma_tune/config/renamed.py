@@ -86,6 +86,7 @@ ADDED: dict[str, Any] = {
     "engine.vllm_args": [],
     "engine.max_length": None,
     "data.dataset_num_proc": None,
+    "data.encode_by_word": True,
     "launch.by": "local",
     "launch.num_processes": None,
     "launch.num_nodes": None,

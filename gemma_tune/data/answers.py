@@ -149,7 +149,7 @@ def load_answers(
 
 
 def _load(make: Callable[[bool], A], data: DataConfig, tokenizer: Any, max_length: int, seed: int) -> tuple[A, A]:
-    split, tokenizer = split_rows(data, seed), reduced(tokenizer)
+    split, tokenizer = split_rows(data, seed), reduced(tokenizer, data.encode_by_word)
 
     def load(records: Iterator[Record], name: str) -> A:
         rows = make(data.on_bad_row == "skip")

@@ -34,7 +34,7 @@ def load_rows(
 def _load(
     data: DataConfig, tokenizer: Any, max_length: int, seed: int, labels: bool
 ) -> tuple[TokenizedRows, TokenizedRows]:
-    skip = data.on_bad_row == "skip"
+    tokenizer, skip = reduced(tokenizer, data.encode_by_word), data.on_bad_row == "skip"
 
     def rendered(records: Iterable[Record], name: str) -> TokenizedRows:
         return render_rows(records, tokenizer, max_length, name, skip, labels)
@@ -43,7 +43,7 @@ def _load(
         rows = TokenizedRows(skip_refused=skip, labels=labels)
         return store_rows(rows, lambda: ahead.store(rows, split, which), max_length, name)
 
-    with RenderAhead(reduced(tokenizer), max_length, labels, data.dataset_num_proc) as ahead:
+    with RenderAhead(tokenizer, max_length, labels, data.dataset_num_proc) as ahead:
         split = split_rows(data, seed, ahead.watch)
         if ahead.done:
             ahead.note(split)
@@ -71,6 +71,7 @@ def load_held_out(data: DataConfig, tokenizer: Any, max_length: int, seed: int) 
     part = reading.validation(data)
     share = data.validation_split_percentage
     records = drawn_rows(data, seed) if share else islice(part or (), data.max_eval_samples)
+    tokenizer = reduced(tokenizer, data.encode_by_word)
     rows = render_rows(records, tokenizer, max_length, _HELD_OUT, data.on_bad_row == "skip", labels=True)
     rows.read_by(part)
     rows.worse = 0  # which answers are used is the evaluators' matter
@@ -89,6 +90,6 @@ def find_rows(data: DataConfig, tokenizer: Any, max_length: int, wanted: Sequenc
     Returns:
         `file:line` of each that is found; of equal rows only the first.
     """
-    tokenizer = reduced(tokenizer)
+    tokenizer = reduced(tokenizer, data.encode_by_word)
     records = split_answers(reading.training(data), tokenizer)
     return find_records(records, lambda r: {tuple(render_record(r, tokenizer).input_ids[:max_length])}, wanted)

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Features, IterableDataset, Value
 
 from gemma_tune.chat import Rendered
+from gemma_tune.chat.recognise import reduced
 from gemma_tune.config import DataConfig
 from gemma_tune.data import reading
 from gemma_tune.data.records import Record
@@ -41,7 +42,7 @@ def stream_rows(
     """
     share, in_it = data.validation_split_percentage, in_share(data, seed)
     part, others = reading.training(data), reading.validation(data)
-    skip = data.on_bad_row == "skip"
+    tokenizer, skip = reduced(tokenizer, data.encode_by_word), data.on_bad_row == "skip"
 
     def kept(held_out: bool) -> Iterator[Record]:
         return (r for r in part if in_it(r) == held_out) if share else iter(() if held_out else part)

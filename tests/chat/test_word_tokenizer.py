@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,11 @@ from transformers import AutoTokenizer
 from gemma_tune.chat import word_tokenizer
 from gemma_tune.chat.text_tokenizer import TextTokenizer
 from gemma_tune.chat.word_tokenizer import WordEncoding, WordTokenizer, word_pattern
+from gemma_tune.config import DataConfig, ModelConfig
+from gemma_tune.data.loading import load_rows
+from gemma_tune.data.stream import stream_rows
+from gemma_tune.models.load import load_tokenizer
+from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 
 # What words are made of, with what may go together: blanks, the blank's own sign, digits, bytes and added tokens
@@ -134,3 +142,20 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert words(text).ids == backend.encode(text, add_special_tokens=False).ids, text
         assert len(words.tokens) <= 4 and len(words._parts) <= 4
     assert asked.count(" b") == 1 and asked.count(f" {long}") == 2
+
+
+@pytest.mark.parametrize("load", [load_rows, partial(stream_rows, labels=False)], ids=["read", "streamed"])
+def test_rows_are_the_same_without_it(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, called = tmp_path / "rows.jsonl", list[str]()
+    rows = [{"prompt": f"{n}. Who  is it?", "completion": "48/2 = 24\n\nI, of course."} for n in range(12)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    tokenizer = load_tokenizer(find_source(ModelConfig(model_name_or_path="assets://tiny")))
+    inner = WordTokenizer.__call__
+    monkeypatch.setattr(WordTokenizer, "__call__", lambda self, text: (called.append(text), inner(self, text))[1])
+    found = []
+    for by_word in (True, False):
+        called.clear()
+        data = DataConfig(train_file=str(file), encode_by_word=by_word, streaming=load is not load_rows)
+        found.append([row.input_ids for row in islice(load(data, tokenizer, 64, 0)[0].rendered, 12)])
+        assert bool(called) == by_word
+    assert found[0] == found[1] and len(found[0]) == 12

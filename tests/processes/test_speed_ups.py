@@ -40,8 +40,13 @@ OFF = {
     "train.keep_freed_memory=false": "gemma_tune.models.contexts.keep_freed_memory",
     "data.dataset_num_proc=1": "gemma_tune.data.render_ahead.RenderProcess",
 }
-# Turned off in the files that the page names: of 4-bit weights, and of completions
-ELSEWHERE = {"model.keep_decoded=false", "train.prefix_caching=false", "train.skip_zero_advantages=false"}
+# Turned off in the files that the page names: of 4-bit weights, texts and completions
+ELSEWHERE = {
+    "model.keep_decoded=false",
+    "data.encode_by_word=false",
+    "train.prefix_caching=false",
+    "train.skip_zero_advantages=false",
+}
 
 
 @pytest.fixture(scope="module")
