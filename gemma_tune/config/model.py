@@ -80,7 +80,7 @@ class ModelConfig:
         None,
         "Gemma 3n, Gemma 4 E2B and E4B: train with the table of per-layer embeddings (4.7 GB of E2B's weights in "
         "bfloat16) in the host's memory, where it is looked up; a GPU gets the rows of the batch. null: on one GPU, "
-        "where the table isn't trained; it is never on the GPU then. (QAT on adapters loads it there first.)",
+        "where the table isn't trained; it is never on the GPU then. QAT on adapters loads it there first.",
     )
     fused_layers: bool | None = option(
         None,
