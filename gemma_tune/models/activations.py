@@ -9,7 +9,9 @@ from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
 
-_LOGIT_ROWS = 256  # positions whose logits TRL's loss holds at once
+_LOGIT_ROWS = 256  # positions whose logits are held at once
+# TRL's head: tokens and columns of a tile, and the float32 copies of it that torch's operations hold, as measured
+_TRL_TOKENS, _TRL_COLUMNS, _TRL_COPIES = 4096, 32_768, 7
 _OFFLOADED_LATE = 5  # activations that TRL's offloading keeps on the GPU while they are copied (max_fwd_stash_size)
 _FLOAT32 = 4.0
 _HOLES = 0.3  # of what a process allocates and frees, glibc's heap keeps so much between longer-lived blocks
@@ -152,7 +154,8 @@ def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
     """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
 
     Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
-    that is, the gradient that its tiles are summed up in. In mixed precision there is a copy of the head.
+    that is, the gradient that its tiles are summed up in. In mixed precision there is a copy of the head. TRL's on a
+    CPU makes larger tiles.
 
     Args:
         cfg: The configuration.
@@ -167,9 +170,14 @@ def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
     head = shape.vocab_size * shape.hidden_size
     copied = head * act if stream > act else 0.0
     tiled = not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
-    if not tiled or cfg.traits.quantizes or cfg.train.loss is not None:
+    tokens = computed_tokens(cfg, shape, longest, on_gpu)
+    ours = cfg.traits.quantizes or cfg.train.loss is not None
+    if not tiled and not ours and not on_gpu:  # without Triton
+        tile = min(tokens, _TRL_TOKENS) * min(shape.vocab_size, _TRL_COLUMNS)
+        return _TRL_COPIES * tile * _FLOAT32 + copied
+    if not tiled or ours:
         return 3 * _LOGIT_ROWS * shape.vocab_size * _FLOAT32 + copied
-    held = 2 * computed_tokens(cfg, shape, longest, on_gpu) * shape.hidden_size * act
+    held = 2 * tokens * shape.hidden_size * act
     if cfg.adapter.peft_type == "none":
         held = head * _FLOAT32
     return _LOGIT_ROWS * shape.vocab_size * act + held + copied
