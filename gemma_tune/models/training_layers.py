@@ -80,8 +80,9 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
     if not (on_cpu if fused is None else fused):
         yield
         return
-    norm, adds_one = type(model.base_model.norm), FAMILIES[model.config.model_type].norm_adds_one
-    norms = [module for module in model.modules() if type(module) is norm]
+    adds_one = FAMILIES[model.config.model_type].norm_adds_one
+    # By its name: the last norm may be inside PEFT's wrapper for layers that are trained whole, and FSDP renames classes
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     layers = [module for module in model.modules() if isinstance(module, Fused)]
     packed = sum(m.in_features * m.out_features for m in model.modules() if is_four_bit(m))
     for module in norms:

@@ -109,6 +109,17 @@ def test_a_whole_model() -> None:
         assert loss_and_gradients(model)[0] == expected
 
 
+def test_layers_that_are_trained_whole_beside_an_adapter() -> None:
+    """PEFT's wrapper is of one class for norms and for others, such as the head of a reward model."""
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["norm", "o_proj"])
+    model = get_peft_model(text_model("gemma3_text"), config)
+    expected, theirs = loss_and_gradients(model)
+    with training_layers(model.get_base_model(), True, True):
+        found, ours = loss_and_gradients(model)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert 0 < (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
 def test_a_weight_that_changes_is_decoded_again() -> None:
     model = four_bit_model()
     layer = next(m for m in model.modules() if isinstance(m, Fused))
