@@ -92,7 +92,8 @@ def estimate(
     trained = trained_parameters(cfg, shape)
     if not full:
         weights += trained * 4.0  # adapters stay float32
-    fused = cfg.model.fused_layers or (cfg.model.fused_layers is None and not on_gpu)
+    fused = not on_gpu if cfg.model.fused_layers is None else cfg.model.fused_layers
+    fused = fused and not cfg.train.torch_compile  # which takes its place
     if cfg.model.load_in_4bit and fused and keeps_decoded(cfg.model.keep_decoded, not on_gpu, shape.linear_parameters):
         weights += shape.linear_parameters * size
     gradients = trained * (size if full else 4.0)

@@ -81,7 +81,7 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
         yield
         return
     adds_one = FAMILIES[model.config.model_type].norm_adds_one
-    # By its name: the last norm may be inside PEFT's wrapper for layers that are trained whole, and FSDP renames classes
+    # By name: the last norm may be inside PEFT's wrapper of layers that are trained whole, and FSDP renames classes
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     layers = [module for module in model.modules() if isinstance(module, Fused)]
     packed = sum(m.in_features * m.out_features for m in model.modules() if is_four_bit(m))

@@ -297,6 +297,8 @@ def test_decoded_weights() -> None:
         assert on - off == pytest.approx(2 * size.linear_parameters / 2**30)
         assert weights() == (on if few else off)
         assert weights(fused_layers=False) == weights(on_gpu=True) == off
+        compiled = replace(cfg, train=replace(cfg.train, torch_compile=True))
+        assert weights(cfg=compiled, keep_decoded=True) == off
 
 
 def test_the_table_of_per_layer_embeddings_is_on_the_host() -> None:
