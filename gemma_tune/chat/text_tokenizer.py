@@ -40,8 +40,13 @@ class TextTokenizer:
     def encode(self, text: str) -> Any:
         """The `tokenizers.Encoding` of a text, without special tokens around it, or what rendering needs of it."""
         how = self.backend, self.split_special_tokens
-        words = _words(*how, self.backend.get_vocab_size()) if self.by_word else None
+        words = _words(*how, self._size) if self.by_word else None
         return words(text) if words else _whole(*how, text)
+
+    @functools.cached_property
+    def _size(self) -> int:
+        """Tokens of the vocabulary; `tokenizers` looks through all added ones, which takes twice as long as a text."""
+        return int(self.backend.get_vocab_size())
 
 
 def _whole(backend: Any, split_special_tokens: bool, text: str) -> Any:
@@ -54,7 +59,7 @@ def _whole(backend: Any, split_special_tokens: bool, text: str) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _words(backend: Any, split_special_tokens: bool, _size: int) -> WordTokenizer | None:
-    """Encodes word by word, where that gives the same; asked anew where tokens were added."""
+    """Encodes word by word, where that gives the same; another `TextTokenizer` asks anew where tokens were added."""
     pattern = word_pattern(backend)
     return WordTokenizer(pattern, functools.partial(_whole, backend, split_special_tokens)) if pattern else None
 

@@ -23,7 +23,8 @@ _WORD = rf"[ {_BLANK}]+[^ {_BLANK}\n]*\n*|[^ {_BLANK}\n]+\n*|\n+"
 _APART = "\uffff"  # no character: between tokens that are looked through at once
 _CROSSES = re.compile(rf"[^{_BLANK}{_APART}]{_BLANK}|\n[^\n{_APART}]")
 _DIGITS, _BESIDE_DIGIT = "0123456789", re.compile(rf"[0-9][^{_APART}]|[^{_APART}][0-9]")
-_MOST, _LONGEST = 1 << 17, 64  # words that are remembered, about 30 MB, and the characters of one
+_MOST = 1 << 20  # characters of the words that are remembered: about 40 MB, and again of what stands behind blanks
+_LONG = 64  # characters of words that hardly come again, as lines of Chinese
 Ids = tuple[int, ...]
 
 
@@ -37,6 +38,8 @@ def word_pattern(backend: Any) -> re.Pattern[str] | None:
     if type(model).__name__ != "BPE" or model.dropout or model.ignore_merges:
         return None
     if model.continuing_subword_prefix or model.end_of_word_suffix:
+        return None
+    if not model.unk_token:  # unknown characters would leave no token, and what is beside them could be merged
         return None
     if _state(backend.normalizer) != _NORMALIZER or _state(backend.pre_tokenizer) not in (None, _SPLIT):
         return None
@@ -92,7 +95,7 @@ def _class(characters: Iterable[str]) -> str:
 
 
 class _Known(dict[str, Ids]):
-    """The token ids of texts that were met, but for long ones; all are forgotten where they become too many.
+    """The token ids of texts that were met; all are forgotten where they have too many characters.
 
     Args:
         make: Makes them.
@@ -100,14 +103,15 @@ class _Known(dict[str, Ids]):
 
     def __init__(self, make: Callable[[str], Ids]) -> None:
         super().__init__()
-        self._make = make
+        self._make, self._characters = make, 0
 
     def __missing__(self, text: str) -> Ids:
         ids = self._make(text)
-        if len(text) <= _LONGEST:
-            if len(self) >= _MOST:
-                self.clear()
-            self[text] = ids
+        self._characters += len(text)
+        if self._characters > _MOST:
+            self.clear()
+            self._characters = len(text)
+        self[text] = ids
         return ids
 
 
@@ -132,8 +136,10 @@ class WordTokenizer:
         # Of what stands behind a blank: found by `str.split`, which takes a tenth of the pattern's time
         self._parts = _Known(lambda part: self._of(f" {part}"))
 
-    def __call__(self, text: str) -> WordEncoding:
-        """The tokens of a text."""
+    def __call__(self, text: str) -> Any:
+        """The `tokenizers.Encoding` of a text, or what rendering needs of it: the former where words are long."""
+        if len(text) > _LONG * (text.count(" ") + text.count("\n") + 1):
+            return self.encode(text)
         if _BLANK in text:
             return WordEncoding(text, [self._of(text)], self)
         first, *rest = text.split(" ")

@@ -70,8 +70,9 @@ VOCABULARIES: dict[str, Tokenizer] = {
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_words_have_the_tokens_of_the_text(name: str) -> None:
+def test_words_have_the_tokens_of_the_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token ids, and the token of each character and the characters of each token."""
+    monkeypatch.setattr(word_tokenizer, "_LONG", 1000)
     backend, rng = VOCABULARIES[name], random.Random(5)
     tokenizer = text_tokenizer(backend)
     for count in range(400):
@@ -106,6 +107,7 @@ def test_which_vocabularies_split_at_digits() -> None:
         tokenizer_of(dropout=0.1),
         tokenizer_of(ignore_merges=True),
         tokenizer_of(without=["\n"]),
+        tokenizer_of(unk_token=None),  # unknown characters leave no token
         normalized_by(None),
         normalized_by(normalizers.Sequence([normalizers.Replace(" ", "\u2581"), normalizers.Prepend("\u2581")])),
         Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")),
@@ -121,13 +123,13 @@ def test_tokens_that_are_added_later_are_found() -> None:
     tokenizer = text_tokenizer(backend)
     before = tokenizer.encode("no <later> token").ids
     backend.add_tokens(["<later>"])
-    after = tokenizer.encode("no <later> token").ids
+    after = text_tokenizer(backend).encode("no <later> token").ids
     assert before != after == backend.encode("no <later> token", add_special_tokens=False).ids
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of long words nothing is remembered, and of others not more than so many."""
-    monkeypatch.setattr(word_tokenizer, "_MOST", 4)
+    """By the characters of what is remembered, which isn't looked up again for places."""
+    monkeypatch.setattr(word_tokenizer, "_MOST", 200)
     backend, asked = tokenizer_of(), list[str]()
     pattern = word_pattern(backend)
     assert pattern
@@ -136,12 +138,20 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(text)
         return backend.encode(text, add_special_tokens=False)
 
-    words = WordTokenizer(pattern, encode)
-    long = "no" * 200
-    for text in ("a b", "a b", f"a {long}", f"a {long}", "a b c d e f g", "a h"):
-        assert words(text).ids == backend.encode(text, add_special_tokens=False).ids, text
-        assert len(words.tokens) <= 4 and len(words._parts) <= 4
-    assert asked.count(" b") == 1 and asked.count(f" {long}") == 2
+    words, last = WordTokenizer(pattern, encode), "no" * 200
+    assert words("a b").ids == words("a b").ids and asked.count(" b") == 1
+    for text in [*(f"a {'no' * n} b" for n in range(60, 69)), f"a {last} a b c d e f g h"]:
+        found = words(text)
+        assert found.ids == backend.encode(text, add_special_tokens=False).ids, text
+        assert all(sum(map(len, known)) <= max(200, len(text)) for known in (words.tokens, words._parts))
+    assert found.char_to_token(len(last) + 3) and asked.count(f" {last}") == 2  # once more within it
+
+
+def test_texts_of_long_words_are_encoded_whole() -> None:
+    """Chinese has no blanks: a line hardly comes again, and would be encoded once more for each place."""
+    tokenizer, line = text_tokenizer(tokenizer_of()), "\u8c22" * 100
+    assert not isinstance(tokenizer.encode(f"{line}\n{line}\n{line}"), WordEncoding)
+    assert isinstance(tokenizer.encode(f"{line}\n" + "a b " * 20), WordEncoding)
 
 
 @pytest.mark.parametrize("load", [load_rows, partial(stream_rows, labels=False)], ids=["read", "streamed"])
