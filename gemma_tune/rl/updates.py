@@ -127,7 +127,8 @@ class UpdateTrainer(PromptTrainer):
             self._rows = all_rows
         log_probs = computed.log_probs.to(found.dtype)
         if entropies is not None:
-            entropies = torch.zeros_like(log_probs).index_copy(0, rows, entropies.to(found.dtype))
+            some = entropies[: len(computed.rows)].to(found.dtype)  # not that of the one that is there for its media
+            entropies = torch.zeros_like(log_probs).index_copy(0, computed.rows, some)
         return log_probs.index_copy(0, rows, found), entropies, None
 
 

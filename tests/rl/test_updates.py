@@ -12,7 +12,8 @@ from rl_models import made
 from slow import slow_after
 
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.rl.updates import by_prompt, with_ratio_1
+from gemma_tune.rl.prompts import PromptTrainer
+from gemma_tune.rl.updates import UpdateTrainer, _Computed, by_prompt, with_ratio_1
 
 WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
 ONLY_OTHERS = "entropy"  # the logged figure that is of computed rows alone
@@ -83,6 +84,17 @@ def test_ratios_of_rows_that_are_left_out() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     old = torch.tensor([-900.0, -3.0, 0.0])
     torch.testing.assert_close((with_ratio_1({"completion_mask": mask, "old_logps": old}) * mask).sum(1), old)
+
+
+def test_a_row_that_is_there_for_its_media_has_no_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have rows with an advantage, and the mean is over theirs."""
+    name = "_get_per_token_logps_and_entropies"
+    monkeypatch.setattr(PromptTrainer, "_has_media", True)
+    monkeypatch.setattr(PromptTrainer, name, lambda self, model, ids, *_: (ids + 1.0, ids + 1.0, None))
+    trainer: Any = object.__new__(UpdateTrainer)
+    trainer._rows, trainer._computed = [7, 7], _Computed(torch.arange(0), torch.zeros(2, 3))
+    log_probs, entropies, _ = getattr(trainer, name)(None, torch.zeros(2, 3), torch.ones(2, 3), 3)
+    assert log_probs.tolist() == [[1.0] * 3, [0.0] * 3] and not entropies.any()
 
 
 def test_rows_with_another_gradient_stay(tmp_path: Path) -> None:
