@@ -21,6 +21,7 @@ from typing import IO, Any
 from jinja2 import TemplateError
 
 from gemma_tune.child import python_module
+from gemma_tune.collector import look_as_usual
 
 # Characters of a template; seconds and bytes of memory of one rendering; characters of its text
 LONGEST = 1 << 20
@@ -124,6 +125,7 @@ def main(lines: IO[bytes], out: IO[bytes]) -> None:
     """The child: the template in the first line, a conversation in each of the others."""
     from gemma_tune.chat.engine import sandboxed
 
+    look_as_usual()  # macros that call each other leave cycles, which hold the conversation
     source = json.loads(lines.readline())
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

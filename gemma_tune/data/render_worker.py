@@ -99,11 +99,13 @@ def main(asked: IO[bytes], answers: IO[bytes]) -> None:
     renderer: Any = None
     try:
         renderer = pickle.loads(_read(asked))
-        # Rows hold no cycles, but a chunk has more objects than Python waits for before it looks for some
+        # A chunk has more objects than Python waits for before it looks for cycles: once after each of them is enough.
+        # Templates with macros, as Gemma 4's, leave some that hold the row.
         gc.freeze()
         gc.set_threshold(100_000)
         while True:
             _write(answers, answer(pickle.loads(_read(asked)), renderer))
+            gc.collect(0)
     except (EOFError, BrokenPipeError):
         return
 

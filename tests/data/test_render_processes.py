@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +27,8 @@ from gemma_tune.data.loading import load_rows
 from gemma_tune.data.record_cache import forget_cached_records
 from gemma_tune.data.records import Record
 from gemma_tune.data.render_ahead import RenderAhead
-from gemma_tune.data.render_worker import RenderProcess, answer
+from gemma_tune.data.render_worker import RenderProcess, _write, answer, main
+from gemma_tune.data.rendered_chunk import RowRenderer
 from gemma_tune.errors import UserError
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
@@ -176,6 +180,23 @@ def test_processes_render_and_end() -> None:
                 started = [process.process for process in ahead.processes]
                 raise KeyboardInterrupt
     assert len(started) == 2 and all(process.returncode is not None for process in started)
+
+
+def test_a_process_keeps_nothing_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 4's template leaves cycles, which hold the row."""
+    for module, name in ((signal, "signal"), (gc, "freeze")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    usual, messages = gc.get_threshold(), io.BytesIO()
+    rows = [Record(f"rows:{n}", messages=TALK) for n in range(40)]
+    for message in (RowRenderer(reduced(tokenizer_of("gemma4")), 80, False), rows):
+        _write(messages, pickle.dumps(message))
+    messages.seek(0)
+    gc.collect()
+    try:
+        main(messages, answers := io.BytesIO())
+        assert answers.tell() > 100 and gc.collect() < 40
+    finally:
+        gc.set_threshold(*usual)
 
 
 class Unpicklable(str):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import subprocess
 import sys
+
+import pytest
+
+from gemma_tune.chat import foreign
+from gemma_tune.collector import look_as_usual, look_seldom
 
 _CODE = """
 import atexit, gc
@@ -23,3 +30,15 @@ print(same, seldom, gc.get_threshold() == usual)
 def test_collector_is_put_back_and_spares_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True)
     assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+def test_templates_are_rendered_with_a_collector_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of their own with little memory, which garbage that holds conversations would fill."""
+    monkeypatch.setattr(foreign.resource, "setrlimit", lambda *_: None)
+    usual = gc.get_threshold()
+    look_seldom()
+    try:
+        foreign.main(io.BytesIO(b'""\n'), io.BytesIO())
+        assert gc.get_threshold() == usual
+    finally:
+        look_as_usual()
