@@ -110,7 +110,7 @@ def loaded(file: str, tokenizer: Any, processes: int, **keys: Any) -> list[Any]:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         if not processes:
-            patched.setattr(loading, "reduced", lambda tokenizer: tokenizer)
+            patched.setattr(loading, "reduced", lambda tokenizer, by_word: tokenizer)
         parts = load_rows(data, tokenizer, 150, seed=3)
     counted = [{k: v for k, v in vars(rows).items() if k not in ("dataset", "rendered", "remarks")} for rows in parts]
     return [counted, [(list(rows.rendered), rows.dataset[:], rows.notes("rows"), rows.counts()) for rows in parts]]
