@@ -124,7 +124,7 @@ def row_text(name: str, messages: list[Message], tools: Tools = None) -> str:
     """What is trained on: the prompt of the last answer, as an engine renders it, and what the whole has behind it."""
     whole = engine_text(name, messages, tools)
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if name not in LARGE or last is None:
+    if not name.startswith("gemma4_large") or last is None:
         return whole
     prompt = engine_text(name, messages[:last], tools, prompt=True)
     history = prompt.removesuffix(EMPTY_THINKING)
