@@ -58,6 +58,22 @@ def _model(cfg: Config) -> Iterator[str]:
     yield from new_token_problems(cfg)
     if cfg.model.per_layer_table_on_host and cfg.traits.trains and (trained_or_shared := _table_is_needed(cfg)):
         yield f"model.per_layer_table_on_host=true: {trained_or_shared}; leave it out."
+    yield from _fused_layers(cfg)
+
+
+def _fused_layers(cfg: Config) -> Iterator[str]:
+    """What is asked of fused layers where there are none."""
+    model, off = cfg.model, ""
+    if cfg.train.torch_compile:
+        off = "train.torch_compile=true compiles layers in their place"
+        if model.fused_layers:
+            yield f"model.fused_layers=true: {off}; leave one of them out."
+    elif model.fused_layers is False:
+        off = "it needs fused layers, which model.fused_layers=false turns off"
+    if model.keep_decoded and not model.load_in_4bit and cfg.traits.trains:
+        off = "no weights are in 4 bit (model.load_in_4bit=false)"
+    if model.keep_decoded and off:
+        yield f"model.keep_decoded=true: {off}; leave one of them out."
 
 
 def _table_is_needed(cfg: Config) -> str | None:
