@@ -25,7 +25,11 @@ def command(*words: str, processes: int = 2) -> list[str]:
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    """Losses, weights, every answer and every figure; each file and each line once."""
+    """Losses, weights, every answer and every figure; each file and each line once.
+
+    Gemma 4 doesn't scale the scores of its attention, so sums in another order, as those of other batches, are some
+    1e-6 apart after a step of this size.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     model = f"model.model_name_or_path={small_models.save('gemma4_e2b', tmp_path / 'model')}"
@@ -35,7 +39,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     short_run("lora_sft", one, *WORDS, model, "train.per_device_train_batch_size=8", steps=2)
     expected, found = steps(one), steps(two)
     for name in ("loss", "grad_norm", "num_tokens"):
-        assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], rel=1e-6, abs=1e-6)
+        assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], rel=5e-6, abs=1e-6)
     ones, twos = (weights(folder / "checkpoints" / "step-2") for folder in (one, two))
     assert all((value - twos[key]).abs().max().item() <= 1e-5 for key, value in ones.items())
     for when in ("before", "after"):
