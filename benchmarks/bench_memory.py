@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ CASES = {
     "qat": Case("qat", _QAT),
     "qat, live teacher": Case("qat", (*_QAT, "quant.teacher=live")),
     "qat, lora": Case("qat", (*_QAT, _LORA)),
-    "tune_to_int4": Case("tune_to_int4", (*_QAT, f"quant.stage2.max_steps={STEPS}")),
+    "tune_to_int4": Case("tune_to_int4", (*_QAT, "export=gguf", f"quant.stage2.max_steps={STEPS}")),
 }  # fmt: skip
 
 
@@ -105,6 +107,7 @@ def write_rows(folder: Path, model: Path, count: int = 12) -> None:
     (folder / "mine.py").write_text(REWARD, encoding="utf-8")
 
 
+_ALONE = threading.Lock()  # standard output is the process's
 _READ = {
     "answers": ["data=prompt_completion"],
     "pairs": ["data=preference"],
@@ -131,7 +134,7 @@ def words_of(case: Case, scratch: Path) -> list[str]:
 def measure(case: Case, scratch: Path, name: str) -> dict[str, Any]:
     """The estimate by part and what was measured, MiB."""
     words = words_of(case, scratch)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _ALONE, contextlib.redirect_stdout(io.StringIO()):
         planned = gemma_tune.run(case.recipe, [*words, "dry_run=true"]).metrics["memory_gib"]
     begun, folder = time.perf_counter(), scratch / name.replace(" ", "_").replace(",", "")
     command = [sys.executable, str(HERE / "memory_lines.py"), f"recipe={case.recipe}", *words, f"output_dir={folder}"]
@@ -179,20 +182,31 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose names contain this; nothing is written")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at once: memory doesn't hang on it")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     report: dict[str, Any] = {**conditions(), "cases": {}}
     chosen = {name: case for name, case in CASES.items() if options.only in name}
-    with tempfile.TemporaryDirectory() as scratch:
+    failed = []
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as jobs:
         shape_270m.make(Path(scratch) / "model", **SHAPE)
         write_rows(Path(scratch), Path(scratch) / "model")
-        for name, case in tqdm(chosen.items(), desc="cases"):
-            report["cases"][name] = measure(case, Path(scratch), name)
+        asked = {jobs.submit(measure, case, Path(scratch), name): name for name, case in chosen.items()}
+        for done in tqdm(as_completed(asked), total=len(asked), desc="cases"):
+            try:
+                report["cases"][asked[done]] = done.result()
+            except Exception as error:  # a case that fails costs no other
+                failed.append(f"{asked[done]}: {error}")
+                continue
+            found = report["cases"]
+            report["cases"] = {name: found[name] for name in CASES if name in found}
+            if not options.only:  # after each, since all take half an hour
+                (DOCS / "memory.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                (DOCS / "memory.md").write_text(as_markdown(report), encoding="utf-8")
     if options.only:
         print(as_markdown(report))
-        return
-    (DOCS / "memory.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "memory.md").write_text(as_markdown(report), encoding="utf-8")
+    if failed:
+        sys.exit("bench-memory: not measured:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,9 @@ def heap(
     tokens = computed_tokens(cfg, shape, longest, on_gpu=False)
     layer = tokens * of_layer(cfg, shape, act, stream, kernel_of(cfg, shape, on_gpu=False))
     there = gradients if cfg.train.gradient_accumulation_steps == 1 else 0.0
-    found = max(0.0, (1 + _HOLES) * (kept + layer) - kept - there)
+    # Freed memory that is kept is taken again whole: no holes were measured then
+    holes = _HOLES if cfg.train.keep_freed_memory is False else 0.0
+    found = max(0.0, (1 + holes) * (kept + layer) - kept - there)
     if cfg.traits.rewarded and not cfg.train.use_vllm:
         assert cfg.train.per_device_train_batch_size is not None
         at_once = cfg.train.per_device_train_batch_size * cfg.train.passes_per_generation * longest
