@@ -182,7 +182,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose names contain this; nothing is written")
-    parser.add_argument("--jobs", type=int, default=1, help="so many at once: memory doesn't hang on it")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at once: memory doesn't depend on it")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     report: dict[str, Any] = {**conditions(), "cases": {}}

@@ -200,7 +200,7 @@ def pair(rounds: int, prompt: int = 512, tokens: int = 128, layers: int = 6) -> 
 def shared_prompts(rounds: int, prompt: int, answers: int, tokens: int, layers: int, vocab: int) -> dict[str, Any]:
     """Rows that begin with one prompt: as TRL computes them, ours without sharing it, with, and with layers at labels.
 
-    Without those this key's own part doesn't hang on what another one saves.
+    Without those this key's own part doesn't depend on what another one saves.
     """
     torch.manual_seed(0)
     model, passes = prepared(gemma3(layers, vocab))

@@ -23,7 +23,7 @@ def look_seldom() -> None:
 
 
 def look_as_usual() -> None:
-    """Before rows are rendered or tensors made, which may hang on such cycles; what is there by then stays.
+    """Before rows are rendered or tensors made, which such cycles may hold; what is there by then stays.
 
     Nothing where `look_seldom` was not called.
     """
