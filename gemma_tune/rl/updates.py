@@ -12,7 +12,7 @@ from gemma_tune.models.unwrap import language_part
 from gemma_tune.rl.prompts import ROWS, PromptTrainer
 
 Batch = dict[str, Any]
-# Losses whose sum over micro-batches doesn't depend on which rows are in which; `bnpo` divides by a micro-batch's tokens.
+# Losses whose sum over micro-batches doesn't depend on how rows are grouped; `bnpo` divides by a micro-batch's tokens.
 _ADDED_UP = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
