@@ -60,7 +60,7 @@ def resolve_defaults(cfg: Config) -> None:
     if t.towers_learning_rate is None and cfg.model.train_towers != TRAIN_NOTHING and method.media:
         t.towers_learning_rate = t.learning_rate if cfg.model.train_towers == TRAIN_LORA else _TOWERS[narrow]
     if t.packing is None and method.packs:
-        t.packing = not narrow and t.train_sampling_strategy != "group_by_length"
+        t.packing = not narrow and not t.train_sampling_strategy.startswith("group_by_")
     batch = _BATCH_PACKED if t.packing and not narrow else method.batch[narrow]
     second = cfg.quant.stage2
     if method.stages and second.per_device_train_batch_size is None:

@@ -60,13 +60,14 @@ class TrainConfig:
         None,
         "Pack several examples into one sequence of max_length tokens (best fit); they don't attend to each other. "
         "null: yes, but not for models with a hidden size below 512, which learn more from many small steps, nor "
-        "with group_by_length.",
+        "with group_by_length and group_by_beginning.",
     )
     train_sampling_strategy: str = option(
         "random",
-        "Order of the examples: random, sequential, or group_by_length (batches of examples of similar length, in "
-        "random order: less padding without packing).",
-        choices=("random", "sequential", "group_by_length"),
+        "Order of the examples: random, sequential, group_by_length (batches of examples of similar length, in "
+        "random order: less padding without packing), or SFT: group_by_beginning (of examples that begin alike, whose "
+        "beginning is computed once: many questions about a document, system turns, lists of tools).",
+        choices=("random", "sequential", "group_by_length", "group_by_beginning"),
     )
     tiled_head: bool | None = option(
         None,

@@ -11,12 +11,13 @@ Suffixes of shapes: B rows of the batch, S tokens of a row, T tokens of the comp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gemma_tune.models.documents import Documents, grouped
 
@@ -77,8 +78,7 @@ def compact(
         share: Whether rows share their prompts.
     """
     groups = _groups(ids_BS, valid_BS, labels_BS, share)
-    tokens = sum(max(0, len(prompt) - 1) + sum(len(row) for _, row in rows) for prompt, rows in groups)
-    if not groups or tokens > _WORTH * ids_BS.numel():
+    if _tokens(groups, ids_BS.numel()) is None:
         return None
     ids: list[int] = []
     positions: list[int] = []
@@ -118,6 +118,21 @@ def compact(
     return CompactBatch(made[0][None], made[1][None], made[2][None], documents, made[3])
 
 
+def computed_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
+    """Tokens that the forward pass of a batch computes: those of its compact form where it has one, else all places.
+
+    Args:
+        rows: Token ids and labels of each row, without padding.
+    """
+    ids, labels = (
+        pad_sequence([torch.tensor(row) for row in values], batch_first=True, padding_value=padding)
+        for values, padding in zip(zip(*rows, strict=True), (0, -100), strict=True)
+    )
+    valid = pad_sequence([torch.ones(len(row)) for row, _ in rows], batch_first=True)
+    found = _tokens(_groups(ids, valid, labels, share=True), ids.numel())
+    return ids.numel() if found is None else found
+
+
 Token = tuple[int, int, int]  # its place in the row of the batch, its id, its label
 
 
@@ -135,9 +150,21 @@ class _Row(NamedTuple):
         return next((i for i, (mine, theirs) in enumerate(pairs) if mine[1] != theirs[1]), most)
 
 
-def _groups(
-    ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor, share: bool
-) -> list[tuple[list[int], list[tuple[int, list[Token]]]]]:
+Group = tuple[list[int], list[tuple[int, list[Token]]]]
+
+
+def _tokens(groups: Sequence[Group], places: int) -> int | None:
+    """Tokens of the compact form of a batch; None where it isn't worth its parts.
+
+    Args:
+        groups: As `_groups` gives them.
+        places: B·S, padding among them.
+    """
+    tokens = sum(max(0, len(prompt) - 1) + sum(len(row) for _, row in rows) for prompt, rows in groups)
+    return tokens if groups and tokens <= _WORTH * places else None
+
+
+def _groups(ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor, share: bool) -> list[Group]:
     """Rows that share their beginning, with its tokens and those of each row from there on; alone, a row shares one."""
     rows = []
     valid = [[1] * ids_BS.shape[1]] * len(ids_BS) if valid_BS is None else valid_BS.tolist()

@@ -1,22 +1,27 @@
-"""Lengths of rows: percentiles, a histogram, and the share of padding for each way of batching."""
+"""Lengths of rows: percentiles, a histogram, and what is padding and what is computed in each way of batching."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gemma_tune.config import Config
+from gemma_tune.models.compact_batch import computed_tokens
 from gemma_tune.page.histogram import Histogram
-from gemma_tune.train.length_grouped_sampler import LengthGroups
+from gemma_tune.train.batches import has_media
+from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings
 
 Lengths = NDArray[np.int64]
 
 _BARS = 60
+_COUNTED = 100  # batches whose computed tokens are counted
+_WORTH_A_HINT = 0.8  # of the tokens that the configuration computes
 
 
 def nice_step(span: float, parts: int) -> int:
@@ -60,41 +65,77 @@ class BatchingOption:
         name: A description.
         passes: Batches per epoch.
         padding: The share of padding in their tokens; with packing, the share of empty places.
+        computed: The share of the rows' tokens that is computed where batches are compact; None where there are media.
         chosen: Whether the configuration batches this way.
     """
 
     name: str
     passes: int
     padding: float
+    computed: float | None
     chosen: bool
 
 
-def ways(cfg: Config, lengths: Lengths) -> list[BatchingOption]:
-    """The ways of batching the rows, with the padding of each.
+def ways(cfg: Config, lengths: Lengths, dataset: Any) -> list[BatchingOption]:
+    """The ways of batching the rows, with what is padding and what is computed in each.
 
     Args:
         cfg: The configuration.
         lengths: Tokens of each row, after cutting, [N].
+        dataset: The rows themselves, after cutting: the columns `input_ids` and `labels`.
     """
     t, size = cfg.train, int(cfg.train.per_device_train_batch_size or 1)
+    by_length = LengthGroups(lengths.tolist(), size, cfg.seed)
+    by_beginning = BeginningGroups(beginnings(dataset), size, cfg.seed)
     orders = {
         "random": ("in random order", torch.randperm(len(lengths), generator=torch.Generator().manual_seed(cfg.seed))),
         "sequential": ("in the files' order", torch.arange(len(lengths))),
-        "group_by_length": ("length-grouped", torch.tensor(list(LengthGroups(lengths.tolist(), size, cfg.seed)))),
+        "group_by_length": ("length-grouped", torch.tensor(list(by_length))),
+        "group_by_beginning": ("grouped by beginning", torch.tensor(list(by_beginning))),
     }
     found = []
     for strategy, (name, order) in orders.items():
         chosen = strategy == t.train_sampling_strategy and not t.packing
         if chosen or strategy != "sequential":
-            batches = torch.as_tensor(lengths)[order].split(size)
-            room = sum(int(b.max()) * len(b) for b in batches)
+            batches = order.split(size)
+            room = sum(int(lengths[b].max()) * len(b) for b in batches)
             padding = 1 - int(lengths.sum()) / room
-            found.append(BatchingOption(f"batches of {size}, {name}", len(batches), padding, chosen))
+            share = None if has_media(dataset) else _computed(dataset, [b.tolist() for b in batches])
+            found.append(BatchingOption(f"batches of {size}, {name}", len(batches), padding, share, chosen))
     packs = packed(lengths, t.max_length)
     empty = 1 - int(lengths.sum()) / (packs * t.max_length)
     name = f"batches of {size}, packed into {t.max_length:,} tokens (train.packing)"
-    found.append(BatchingOption(name, -(-packs // size), empty, bool(t.packing)))
+    share = None if has_media(dataset) else 1.0
+    found.append(BatchingOption(name, -(-packs // size), empty, share, bool(t.packing)))
     return found
+
+
+def _computed(dataset: Any, batches: list[list[int]]) -> float:
+    """The share of the tokens that is computed in compact batches; of many, of as many as suffice."""
+    computed = tokens = 0
+    for batch in batches[:: -(-len(batches) // _COUNTED)]:
+        rows = dataset[batch]
+        computed += computed_tokens(list(zip(rows["input_ids"], rows["labels"], strict=True)))
+        tokens += sum(map(len, rows["input_ids"]))
+    return computed / tokens
+
+
+def sharing_hint(found: list[BatchingOption]) -> str | None:
+    """What grouping by beginning would save, where it is more than a fifth of what is computed; else None.
+
+    Args:
+        found: As `ways` gives them.
+    """
+    now = next(way for way in found if way.chosen)
+    *_, grouped, packs = found
+    if grouped.computed is None or now.computed is None or grouped.computed > _WORTH_A_HINT * now.computed:
+        return None
+    also = " with train.packing=false" if now is packs else ""
+    return (
+        f"train.train_sampling_strategy=group_by_beginning{also} would compute {grouped.computed:.0%} of the tokens in "
+        f"place of {now.computed:.0%} where batches are compact (train.compact_batches; by default on a CPU). Its "
+        "batches are other ones: compare what the model learns."
+    )
 
 
 def packed(lengths: Lengths, room: int) -> int:

@@ -29,7 +29,7 @@ from gemma_tune.page.histogram import length_chart
 from gemma_tune.page.html import html
 from gemma_tune.page.media import Gallery
 from gemma_tune.page.token_rows import TokenRow
-from gemma_tune.preview.figures import histogram, percentiles
+from gemma_tune.preview.figures import histogram, percentiles, sharing_hint
 from gemma_tune.preview.rows import PreviewData, PreviewRow
 from gemma_tune.preview.tokens import TokenTexts
 from gemma_tune.run.paths import resolve
@@ -176,13 +176,18 @@ def _padding(data: PreviewData) -> list[Block]:
             f"{way.name} ← this configuration" if way.chosen else way.name,
             f"{way.passes:,}",
             f"{way.padding:.1%}",
+            "" if way.computed is None else f"{way.computed:.1%}",
         ]
         rows.append([Strong(cell) if way.chosen else cell for cell in cells])
     text = (
-        "Padding is computed and discarded. A batch is as wide as its longest row; packed rows are computed without "
-        "padding, and their figure is the share of places that stay empty."
+        "A batch is as wide as its longest row; packed rows are computed without padding, and their figure is the "
+        "share of places that stay empty. Where batches are compact (train.compact_batches; by default on a CPU) "
+        "padding isn't computed, and what rows of a batch begin with alike once: the last column is the share of the "
+        "tokens that is computed. Elsewhere all tokens are, and padding, which is discarded."
     )
-    return [Table(["", "batches per epoch", "padding"], rows), Text(text, "quiet")]
+    hint = sharing_hint(data.batches)
+    table = Table(["", "batches per epoch", "padding", "computed"], rows)
+    return [table, Text(text, "quiet"), *([Text(hint)] if hint else [])]
 
 
 def _token_row(row: PreviewRow, texts: TokenTexts, gallery: Gallery) -> TokenRow:

@@ -81,7 +81,7 @@ class PreviewData:
         held_out: The validation rows.
         shown: The first training rows, each with what happened to it.
         lengths: Tokens of every row before cutting, [N].
-        batches: The ways of batching the rows, with their padding.
+        batches: The ways of batching the rows, with what is padding and what is computed.
         texts: The texts of the tokens.
         form: The name of the chat template.
     """
@@ -115,7 +115,7 @@ def preview_data(
         held_out,
         shown_rows(cfg.data, train, whole, cfg.train.max_length),
         lengths_of(whole),
-        ways(cfg, lengths_of(train)),
+        ways(cfg, lengths_of(train), cast(ArrowRows, train.rendered).dataset),
         TokenTexts(tokenizer),
         form_of(tokenizer).name,
     )

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gemma_tune.data.tokenized import TokenizedRows, notes_of
 from gemma_tune.page.token_rows import Piece
-from gemma_tune.preview.figures import percentiles
+from gemma_tune.preview.figures import percentiles, sharing_hint
 from gemma_tune.preview.rows import PreviewData, PreviewRow
 from gemma_tune.preview.tokens import TokenTexts, runs
 
@@ -95,10 +95,13 @@ def print_counts(out: Console, train: TokenizedRows, held_out: TokenizedRows, st
 
 
 def print_lengths(out: Console, seen: PreviewData) -> None:
-    """Prints the lengths of the rows, and the share of padding."""
+    """Prints the lengths of the rows, and in each way of batching the shares of padding and of computed tokens."""
     out.print("Lengths before cutting: " + ", ".join(f"{k} {v:,}" for k, v in percentiles(seen.lengths).items()) + ".")
     for way in seen.batches:
-        out.print(f"Padding: {way.padding:6.1%} {way.name}{' ← this configuration' if way.chosen else ''}")
+        computed = "" if way.computed is None else f", {way.computed:.1%} computed"
+        out.print(f"Padding: {way.padding:6.1%} {way.name}{computed}{' ← this configuration' if way.chosen else ''}")
+    if hint := sharing_hint(seen.batches):
+        out.print(hint)
 
 
 def turn_over(out: Console, seen: PreviewData) -> None:

@@ -14,12 +14,14 @@ from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.render import prepared, row_of_text
 from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.errors import UserError
+from gemma_tune.models.activations import kernel_of
 from gemma_tune.models.adapter import weights_beside
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.family import FAMILIES
+from gemma_tune.models.family import BY_DOCUMENT, FAMILIES
 from gemma_tune.models.memory import in_unit
 from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import find_source
+from gemma_tune.train.batches import has_media
 from gemma_tune.train.check_inputs import CheckInputs
 from gemma_tune.train.media_check import media_line
 
@@ -190,6 +192,20 @@ def _accumulation(x: CheckInputs) -> str:
     return "weighted by tokens, over all forward passes of a step"
 
 
+def _beginnings(x: CheckInputs) -> str | None:
+    if x.cfg.train.train_sampling_strategy != "group_by_beginning":
+        return None
+    on_gpu = x.base.get_input_embeddings().weight.device.type != "cpu"
+    if (kernel := kernel_of(x.cfg, x.shape, on_gpu)) != BY_DOCUMENT:
+        return CheckWarning(
+            f"group_by_beginning saves nothing: attention is {kernel}, which computes whole rows; "
+            "model.attn_implementation=by_document computes once what rows of a batch begin with alike."
+        )
+    if has_media(x.rows.dataset):
+        return CheckWarning("group_by_beginning saves nothing in batches with media, whose rows are computed whole.")
+    return "what rows of a batch begin with alike is computed once"
+
+
 def _dtype(x: CheckInputs) -> str:
     kinds = {p.dtype for p in x.base.parameters() if p.is_floating_point()}
     if torch.float16 in kinds:
@@ -220,6 +236,7 @@ CHECKS: dict[str, Callable[[CheckInputs], str | None]] = {
     "shared keys and values": _shared_keys_and_values,
     "images and sounds": _media,
     "gradient accumulation": _accumulation,
+    "beginnings": _beginnings,
     "types": _dtype,
     "memory": _memory,
 }

@@ -16,7 +16,7 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.towers import cache_of
 from gemma_tune.train.base import GemmaTrainer, build_trainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
-from gemma_tune.train.length_grouped_sampler import LengthGroups
+from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 from gemma_tune.user_code import in_user_code, load_function, split
 
@@ -24,7 +24,7 @@ from gemma_tune.user_code import in_user_code, load_function, split
 class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with what `GemmaTrainer` adds; besides:
 
-    - Length-grouped batches come in random order, and in the same order when resumed.
+    - Batches grouped by length or by beginning come in random order, and in the same order when resumed.
 
     Attributes:
         names_media: Whether its batches say of which files their media are.
@@ -35,12 +35,14 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
+        strategy = self.args.train_sampling_strategy
+        if strategy not in ("group_by_length", "group_by_beginning") or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(ids) for ids in dataset["input_ids"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroups(lengths, rows, seed)
+        if strategy == "group_by_length":
+            return LengthGroups([len(ids) for ids in dataset["input_ids"]], rows, seed)
+        return BeginningGroups(beginnings(dataset), rows, seed)
 
 
 class OwnLossTrainer(GemmaSFTTrainer):

@@ -35,6 +35,7 @@ from gemma_tune.validation.rewards import (
     reward_problems,
     rl_problems,
 )
+from gemma_tune.validation.sampling import sampling_problems
 from gemma_tune.validation.serving import serve_problems, served_model_problems
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.templates import template_problems
@@ -213,10 +214,7 @@ def _train(cfg: Config) -> Iterator[str]:
     if t.max_seconds == 0:
         yield f"train.max_time={t.max_time}: write a time as 2h, 90m, 1h30m or 45s."
     d = cfg.data
-    if t.train_sampling_strategy != "random" and d.streaming:
-        yield f"train.train_sampling_strategy={t.train_sampling_strategy} has no effect on a stream; leave it out."
-    if t.train_sampling_strategy == "group_by_length" and t.packing:
-        yield "train.train_sampling_strategy=group_by_length has no effect on packed rows; leave one of the two out."
+    yield from sampling_problems(cfg)
     if t.eval_steps and not holds_out(d) and {"held_out_loss", "kl", "preference"} & set(cfg.eval.during_training):
         yield (
             "train.eval_steps is set, but no rows are held out: set data.validation_file or "

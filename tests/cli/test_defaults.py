@@ -10,7 +10,7 @@ import pytest
 from gemma_tune.cli.compose import compose_config, load_stored
 from gemma_tune.run.folder import RunFolder
 
-GROUPED = "train.train_sampling_strategy=group_by_length"
+GROUPED = "train.train_sampling_strategy=group_by_"
 MINE = ["data=messages", "data.train_file=assets://sample/train.jsonl"]
 
 
@@ -26,16 +26,20 @@ def folder_of_width(folder: Path, width: int, nested: bool = False) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rate", "dtype"),
-    [("full_sft", 2e-5, "float32"), ("lora_sft", 2e-4, "bfloat16"), ("qlora_sft", 2e-4, "bfloat16")],
+    ("recipe", "rate", "dtype", "grouped"),
+    [
+        ("full_sft", 2e-5, "float32", "length"),
+        ("lora_sft", 2e-4, "bfloat16", "beginning"),
+        ("qlora_sft", 2e-4, "bfloat16", "length"),
+    ],
 )
-def test_published_checkpoints(recipe: str, rate: float, dtype: str) -> None:
+def test_published_checkpoints(recipe: str, rate: float, dtype: str, grouped: str) -> None:
     cfg = compose_config(recipe, ["model=gemma3_1b_it", *MINE])
     assert (cfg.train.learning_rate, cfg.model.dtype, cfg.eval.batch_size) == (rate, dtype, 8)
     assert (cfg.train.packing, cfg.train.per_device_train_batch_size) == (True, 2)
     apart = compose_config(recipe, ["model=gemma3_1b_it", *MINE, "train.packing=false"])
     assert (apart.train.packing, apart.train.per_device_train_batch_size) == (False, 8)
-    assert not compose_config(recipe, ["model=gemma3_1b_it", *MINE, GROUPED]).train.packing
+    assert not compose_config(recipe, ["model=gemma3_1b_it", *MINE, GROUPED + grouped]).train.packing
 
 
 @pytest.mark.parametrize(("recipe", "rate"), [("full_sft", 2e-3), ("lora_sft", 8e-3), ("qlora_sft", 8e-3)])

@@ -9,7 +9,7 @@ import torch
 from document_models import CLASSES, text_model, use_small_blocks
 
 from gemma_tune.models import compact_batch
-from gemma_tune.models.compact_batch import compact
+from gemma_tune.models.compact_batch import compact, computed_tokens
 from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.label_positions import at_labels
 
@@ -147,3 +147,19 @@ def test_nothing_that_saves_nothing() -> None:
     labels[:, :20] = -100
     assert compact(ids, (torch.arange(30) < torch.tensor([[30], [9]])).long(), labels) is not None  # padding
     assert compact(ids[:1].expand(2, -1), None, labels[:1].expand(2, -1)) is not None
+
+
+@pytest.mark.parametrize("shared", [0, 20])
+def test_tokens_that_are_computed(shared: int) -> None:
+    """As many as the compact form has without what fills it up; all places where it isn't worth it."""
+    inputs = batch(shared)
+    short = compact(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+    masks = inputs["attention_mask"].bool()
+    rows = [
+        (ids[mask].tolist(), labels[mask].tolist())
+        for ids, labels, mask in zip(inputs["input_ids"], inputs["labels"], masks, strict=True)
+    ]
+    count = computed_tokens(rows)
+    assert short is not None and short.input_ids.shape[1] == count + -count % 16
+    unlike = [([n] * 20, [-100] * 19 + [n]) for n in range(3)]
+    assert computed_tokens(unlike) == 3 * 20

@@ -14,7 +14,15 @@ from trl import pack_dataset
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.page.histogram import length_chart
-from gemma_tune.preview.figures import histogram, nice_step, packed, percentiles, ways
+from gemma_tune.preview.figures import (
+    BatchingOption,
+    histogram,
+    nice_step,
+    packed,
+    percentiles,
+    sharing_hint,
+    ways,
+)
 from gemma_tune.preview.tokens import TokenTexts, runs
 
 TEXT = "Grüße 😀👩‍👩‍👧 你好!\n\tTwo  spaces <b>&amp;</b>\x1b[31m\u200b\u202e end"
@@ -22,6 +30,12 @@ TEXT = "Grüße 😀👩‍👩‍👧 你好!\n\tTwo  spaces <b>&amp;</b>\x1b[3
 
 def row(ids: list[int], trained: range) -> Rendered:
     return Rendered(ids, [i if place in trained else -100 for place, i in enumerate(ids)])
+
+
+def unlike(lengths: np.ndarray) -> Dataset:
+    """Rows that begin unlike each other, of which the last token is trained."""
+    ids = [[n + 9] * length for n, length in enumerate(lengths.tolist())]
+    return Dataset.from_dict({"input_ids": ids, "labels": [[*[-100] * (len(row) - 1), row[0]] for row in ids]})
 
 
 def test_pieces_say_the_text(tiny: Path) -> None:
@@ -71,24 +85,47 @@ def test_padding() -> None:
     """Held against batches that are padded one by one."""
     lengths = np.array([5, 1, 9, 2, 2, 7, 4])
     cfg = compose_config("preview", ["train.per_device_train_batch_size=2", "train.train_sampling_strategy=sequential"])
-    found = {batches.name: batches for batches in ways(cfg, lengths)}
+    found = {batches.name: batches for batches in ways(cfg, lengths, unlike(lengths))}
     in_order = found["batches of 2, in the files' order"]
     room = 2 * 5 + 2 * 9 + 2 * 7 + 4
     assert (in_order.passes, in_order.chosen) == (4, True)
     assert in_order.padding == pytest.approx(1 - lengths.sum() / room)
     assert [b.chosen for b in found.values()].count(True) == 1
     one = compose_config("preview", ["train.per_device_train_batch_size=1", "train.max_length=10"])
-    alone = ways(one, lengths)
-    assert [b.padding for b in alone[:-1]] == [0, 0]
+    alone = ways(one, lengths, unlike(lengths))
+    assert [b.padding for b in alone[:-1]] == [0, 0, 0]
     assert (alone[-1].passes, alone[-1].padding) == (4, 0.25)  # 9 + 1, 7 + 2, 5 + 4, 2
 
 
 def test_like_lengths_pad_least() -> None:
-    lengths = np.random.default_rng(0).integers(1, 1000, 500)
+    lengths = np.random.default_rng(0).integers(1, 200, 500)
     cfg = compose_config("preview", ["train.packing=true", "train.train_sampling_strategy=random"])
-    mixed, alike, packs = ways(cfg, lengths)
+    mixed, alike, _, packs = ways(cfg, lengths, unlike(lengths))
     assert alike.padding < mixed.padding / 3
     assert [mixed.chosen, alike.chosen, packs.chosen] == [False, False, True]
+
+
+def test_what_is_computed() -> None:
+    """Held against counts by hand: five beginnings of 40 tokens, each with eight rows of 10 more."""
+    ids = [[kind + 9] * 40 + [n + 100] * 10 for n in range(8) for kind in range(5)]
+    rows = Dataset.from_dict({"input_ids": ids, "labels": [[*[-100] * 40, *row[40:]] for row in ids]})
+    lengths = np.full(40, 50)
+    words = ["train.per_device_train_batch_size=4", "train.train_sampling_strategy=sequential"]
+    mixed, in_order, _, alike, packs = ways(compose_config("preview", words), lengths, rows)
+    # The last token predicts nothing, and the beginning's last is a part of each row
+    assert alike.computed == pytest.approx((39 + 4 * 10) / 200)
+    assert in_order.computed == 1 and packs.computed == 1 and alike.computed < mixed.computed < 1
+
+
+def test_a_hint_where_beginnings_would_save_a_fifth() -> None:
+    def hint(chosen: str, now: float | None, grouped: float | None) -> str | None:
+        shares = {"mixed": now, "grouped": grouped, "packs": 1.0}
+        return sharing_hint([BatchingOption(name, 1, 0.0, share, name == chosen) for name, share in shares.items()])
+
+    said = "train.train_sampling_strategy=group_by_beginning would compute 40% of the tokens in place of 55%"
+    assert (hint("mixed", 0.55, 0.4) or "").startswith(said)
+    assert "group_by_beginning with train.packing=false would" in (hint("packs", 0.4, 0.4) or "")
+    assert hint("mixed", 0.55, 0.45) is hint("grouped", 0.55, 0.4) is hint("mixed", None, None) is None
 
 
 @pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [3, 100_000], [10] * 99 + [50_000], list(range(1, 400))])

@@ -19,6 +19,7 @@ CASES = {
     "packed": ["lora_sft", LR["lora"], "train.packing=true", "train.max_length=256", "data.max_train_samples=200"],
     "streamed": ["lora_sft", LR["lora"], "data.streaming=true", "data.max_train_samples=null"],
     "grouped": ["lora_sft", LR["lora"], "train.train_sampling_strategy=group_by_length"],
+    "by_beginning": ["lora_sft", LR["lora"], "train.train_sampling_strategy=group_by_beginning"],
     "accumulated": ["lora_sft", LR["lora"], "train.gradient_accumulation_steps=2"],
     "dpo": ["dpo", LR["lora"], "adapter=lora", "PAIRS"],
     "reward_model": ["reward_model", LR["full"], "SCORED"],

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "some": (), "packed": ("train.packing=true", "train.max_length=256"),
         "streamed": ("data.streaming=true", "data.shuffle_buffer_size=8", "data.max_train_samples=null"),
         "grouped": ("train.train_sampling_strategy=group_by_length",),
+        "by beginning": ("train.train_sampling_strategy=group_by_beginning",),
     },
     "accumulation": {"1": (), "2": ("train.gradient_accumulation_steps=2",)},
     "evaluation": {
@@ -48,7 +49,7 @@ REWARDED = ("grpo, lora", "rloo")
 def possible(chosen: Mapping[str, str]) -> bool:
     """Whether the settings go together."""
     recipe, rows, evaluation = (chosen.get(name, "") for name in ("recipe", "rows", "evaluation"))
-    if rows in ("packed", "streamed", "grouped") and recipe and recipe not in SFT:
+    if rows in ("packed", "streamed", "grouped", "by beginning") and recipe and recipe not in SFT:
         return False
     if evaluation != "none" and evaluation and recipe and recipe not in (*SFT, "qat, full", "qat, lora"):
         return False

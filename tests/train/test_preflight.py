@@ -126,6 +126,21 @@ def test_batches_weighted_alike(tiny: CheckInputs) -> None:
     assert [p.split(":")[0] for p in error.value.problems] == ["✗ adapters", "✗ gradient accumulation"]
 
 
+def test_beginnings_that_nobody_shares(tiny: CheckInputs) -> None:
+    """Where attention isn't by document, or rows have media, grouping by beginning is said to save nothing."""
+
+    def said(**changed: Any) -> str:
+        train = replace(tiny.cfg.train, train_sampling_strategy="group_by_beginning")
+        return preflight(replace(tiny, cfg=replace(tiny.cfg, train=train), **changed), ["beginnings"])[0]
+
+    assert said() == "✓ beginnings: what rows of a batch begin with alike is computed once"
+    without = said(shape=replace(tiny.shape, sliding_layers=0))
+    assert without.startswith("warning: beginnings: group_by_beginning saves nothing: attention is sdpa, which")
+    media = replace(tiny.rows, dataset=tiny.rows.dataset.add_column("media", [None]))
+    assert "saves nothing in batches with media" in said(rows=media)
+    assert preflight(tiny, ["beginnings"]) == []
+
+
 def test_4_bit_weights_that_are_none() -> None:
     x = looked(None, "qlora_sft")
     assert any("✓ in 4 bit: 4,718,592 of" in line for line in preflight(x))
