@@ -89,6 +89,18 @@ def test_no_batch_straddles_where_it_need_not() -> None:
     assert len(beside) > 20 * 7 / 2  # rows meet others in other epochs
 
 
+def test_small_beginnings_meet_others_in_each_epoch() -> None:
+    """Eight beginnings of two rows each have as much in common with each other: 28 pairs could share a batch."""
+    rows = [kind for kind in "abcdefgh" for _ in range(2)]
+    sampler = BeginningGroups([_prefix("all", kind) for kind in rows], 4, seed=0)
+    pairs: set[frozenset[str]] = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        pairs |= {frozenset(rows[i] for i in order[n : n + 4]) for n in range(0, 16, 4)}
+    assert {len(pair) for pair in pairs} == {2} and len(pairs) > 20
+
+
 def test_what_a_row_begins_with() -> None:
     """Tokens before the first label count, in blocks of eight; the first token is never predicted."""
     ids = list(range(100, 130))
