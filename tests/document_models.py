@@ -9,7 +9,7 @@ import torch
 import transformers
 from small_models import MODELS
 
-from gemma_tune.models import document_attention, documents
+from gemma_tune.models import attention_plan, document_attention, documents
 
 # By the names of small_models.MODELS
 CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}
@@ -24,7 +24,9 @@ def text_model(name: str, kernel: str = "sdpa") -> Any:
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, products: int) -> None:
-    """Blocks of 16 queries, and plain products up to so many keys of a full layer."""
+    """Blocks of 16 queries, few of them at once, and plain products up to so many keys of a full layer."""
     monkeypatch.setattr(documents, "QUERIES", 16)
-    monkeypatch.setattr(document_attention, "QUERIES", 16)
+    monkeypatch.setattr(attention_plan, "BLOCK", 16)
+    monkeypatch.setattr(attention_plan, "_KEYS", 128)
+    monkeypatch.setattr(attention_plan, "_SCORES", 8192)
     monkeypatch.setattr(document_attention, "PRODUCTS", products)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_tune.config import Config
 from gemma_tune.models.document_attention import PRODUCTS
-from gemma_tune.models.documents import QUERIES
+from gemma_tune.models.documents import BLOCK, MULTIPLE
 from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
@@ -200,8 +200,9 @@ def stream_bytes(cfg: Config, size: float, act: float) -> float:
 def _attended(shape: ModelSize, tokens: int, longest: int) -> tuple[float, float]:
     """Pairs of a query and a key that attention by document computes in a full and in a sliding layer, at most.
 
-    A block of queries meets the keys before it, of a window those in it. In full layers documents above `PRODUCTS`
-    tokens are torch's kernel's, which keeps nothing.
+    A block of queries meets the keys before it, of a window those in it, and is filled up. In full layers documents
+    above `PRODUCTS` tokens are torch's kernel's, which keeps nothing.
     """
-    whole = (min(longest, PRODUCTS) + QUERIES) / 2
-    return tokens * whole, tokens * min((longest + QUERIES) / 2, shape.sliding_window + QUERIES)
+    whole = (min(longest, PRODUCTS) + BLOCK) / 2
+    near = -(-(shape.sliding_window + BLOCK) // MULTIPLE) * MULTIPLE
+    return tokens * whole, tokens * min((longest + BLOCK) / 2, near)

@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gemma_tune.models.documents import Documents, grouped
 
-# A long row is filled up to a multiple by a document that nobody reads: on a CPU products of 767 rows in bfloat16 take
-# 7 % longer than of 768
+# A long row is filled up to a multiple by padding: on a CPU products of 767 rows in bfloat16 take 7 % longer than
+# those of 768
 _MULTIPLE, _LONG = 16, 256
 _WORTH = 0.9  # share of a batch's tokens, with padding, above which its compact form isn't worth its parts
 _SHARED = 0.05  # share of some rows' tokens that a common beginning must save to be worth its parts
@@ -104,7 +104,8 @@ def compact(
             sources += [row * width + place - 1 for place, _, _ in tokens_of]
             lengths.append(len(tokens_of))
             prompts.append(mine)
-    if (fill := -len(ids) % _MULTIPLE) and len(ids) >= _LONG:
+    fill = -len(ids) % _MULTIPLE if len(ids) >= _LONG else 0
+    if fill:
         ids += ids[:1] * fill
         positions += [0] * fill
         labels += [-100] * fill
@@ -113,8 +114,10 @@ def compact(
         prompts.append(-1)
     made = [torch.tensor(values, device=ids_BS.device) for values in (ids, positions, labels, sources)]
     number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(ids_BS.device)
-    # Without a prompt of its own a document has none; -1 in `kinds` would be padding
-    documents = Documents(number[None], made[1][None], [grouped(0, lengths, range(len(lengths)), prompts)])
+    kinds = [*range(len(lengths))]
+    if fill:
+        kinds[-1] = -1
+    documents = Documents(number[None], made[1][None], [grouped(0, lengths, kinds, prompts)])
     return CompactBatch(made[0][None], made[1][None], made[2][None], documents, made[3])
 
 

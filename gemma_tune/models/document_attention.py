@@ -16,7 +16,7 @@ size, Q queries of a block, K keys that they meet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from gemma_tune.models.documents import QUERIES, DocumentGroup, Documents, documents_of
+from gemma_tune.models.attention_plan import AttentionBlock, AttentionPlan, bias_of, plan_of
+from gemma_tune.models.document_products import products
+from gemma_tune.models.documents import DocumentGroup, Documents, documents_of
 from gemma_tune.models.family import BY_DOCUMENT
 
 NAME = BY_DOCUMENT
-_ROUND = 16  # rows of scores that products are fast with
 PRODUCTS = 1024  # tokens up to which a document of a full layer is computed by plain products
 
 
@@ -51,67 +52,49 @@ def attention_by_document(
         given = {"scaling": scaling, "sliding_window": sliding_window, **kwargs}
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         return plain
-    docs = attention_mask
-    rows = []
-    for row, groups in enumerate(docs.groups):
-        q = query[row].unflatten(0, (key.shape[1], -1)).split([group.last - group.first for group in groups], -2)
-        k, v = (x[row].split([group.end - group.start for group in groups], -2) for x in (key, value))
-        parts = []
-        for n, group in enumerate(groups):
-            prompt = None if group.prompt is None else (k[group.prompt], v[group.prompt])
-            parts.append(_of_group(docs, group, q[n], (k[n], v[n]), prompt, scale, sliding_window))
-        rows.append(torch.cat(parts, -2).flatten(0, 1).transpose(0, 1))
-    return torch.stack(rows), None
+    docs, (heads, of_keys) = attention_mask, (query.shape[1], key.shape[1])
+    plan = plan_of(docs, sliding_window, heads, of_keys, value.dtype, PRODUCTS)
+    found = products(query, key, value, plan, scale)
+    if plan.long:
+        long = torch.cat(list(_long(docs, plan, query, key, value, scale))).to(found.dtype)
+        found = found.flatten(0, 1).index_copy(0, plan.long_queries, long).view(found.shape)
+    return found, None
 
 
-KeysAndValues = tuple[torch.Tensor, torch.Tensor]  # [k, tokens, D] each
-
-
-def _of_group(
-    docs: Documents,
-    group: DocumentGroup,
-    q: torch.Tensor,
-    own: KeysAndValues,
-    prompt: KeysAndValues | None,
-    scale: float,
-    window: int | None,
-) -> torch.Tensor:
-    """[k, g, queries, D] of one group."""
-    queries, tokens = q.shape[-2], own[0].shape[-2]
-    # What padding gives is read by nobody; zeros would make gradients of Gemma 3n's norms NaN
-    if group.padding or not queries:
-        return q.new_ones(*q.shape[:-1], own[1].shape[-1])
-    before = 0 if prompt is None else prompt[0].shape[-2]
-    if window is not None and before + tokens <= window:
-        window = None  # all of it is near
-    if window is None and not before and tokens > PRODUCTS and queries == tokens and not group.several:
-        flat = q.flatten(0, 1)[None]
-        k, v = (x[None] for x in own)
-        found = functional.scaled_dot_product_attention(flat, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        return found[0].unflatten(0, q.shape[:2])
-    # Positions of queries, counted from the first of all keys: of several documents all own keys are met
-    at = docs.query_positions(group) - (0 if before else docs.positions[group.row, group.start])
-    parts = []
-    block = _ROUND * -(-queries // (-(-queries // QUERIES) * _ROUND))  # of nearly equal size: the last is no rest
-    for start in range(0, queries, block):
-        end = min(start + block, queries)
-        begin = 0 if window is None else max(0, int(at[start:end].min()) - window + 1)
-        most = int(at[end - 1]) + 1
-        if group.several:
-            begin, most = min(begin, before), before + tokens
-        bias = docs.bias(group, slice(start, end), slice(begin, most), window, q.dtype)
-        k, v = (_of_keys(n, prompt, own, before, begin, most) for n in range(2))
-        compute = _block if most - begin <= PRODUCTS or window is not None else _long_block
-        parts.append(compute(q[..., start:end, :], k, v, scale, bias))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+def _long(
+    docs: Documents, plan: AttentionPlan, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> Iterator[torch.Tensor]:
+    """Of each of the plan's long groups [queries, h, D], by torch's kernel, which keeps no scores."""
+    rows: dict[int, tuple[Sequence[torch.Tensor], ...]] = {}
+    for row, number, blocks in plan.long:
+        groups = docs.groups[row]
+        if row not in rows:
+            tokens = [group.end - group.start for group in groups]
+            queries = [group.last - group.first for group in groups]
+            rows[row] = tuple(x[row].split(n, -2) for x, n in ((query, queries), (key, tokens), (value, tokens)))
+        q, k, v = (parts[number] for parts in rows[row])
+        if not blocks:
+            yield _kernel(q, k, v, scale, is_causal=True)
+        for block in blocks:
+            start = block.first - groups[number].first
+            of_keys = [_of_keys(parts, groups, number, block) for parts in rows[row][1:]]
+            bias = bias_of(docs, block, query.dtype)
+            yield _kernel(q[:, start : start + block.queries], of_keys[0], of_keys[1], scale, attn_mask=bias)
 
 
 def _of_keys(
-    n: int, prompt: KeysAndValues | None, own: KeysAndValues, before: int, begin: int, end: int
+    parts: Sequence[torch.Tensor], groups: list[DocumentGroup], number: int, block: AttentionBlock
 ) -> torch.Tensor:
-    """From a prompt's keys and then one's own those from `begin` to `end`, or values."""
-    mine = own[n][:, max(0, begin - before) : end - before]
-    return mine if prompt is None or begin >= before else torch.cat([prompt[n][:, begin:], mine], 1)
+    """The keys that a block meets, or values, of a row's in parts."""
+    start = block.start - groups[number].start
+    own = parts[number][:, start : start + block.own]
+    prompt = groups[number].prompt
+    return own if prompt is None else torch.cat([parts[prompt][:, -block.of_prompt :], own], 1)
+
+
+def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **mask: Any) -> torch.Tensor:
+    found = functional.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, enable_gqa=True, **mask)
+    return found[0].transpose(0, 1)
 
 
 def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias_QK: torch.Tensor) -> torch.Tensor:
@@ -120,14 +103,6 @@ def _block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias
     scores = torch.baddbmm(bias, q.flatten(1, 2), k.transpose(1, 2), alpha=scale)
     found = torch.bmm(scores.softmax(-1), v)
     return found.view(heads, group, queries, -1)
-
-
-def _long_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias_QK: torch.Tensor) -> torch.Tensor:
-    """The same by torch's kernel, which keeps no scores for the backward pass."""
-    found = functional.scaled_dot_product_attention(
-        q.flatten(0, 1)[None], k[None], v[None], attn_mask=bias_QK, scale=scale, enable_gqa=True
-    )
-    return found[0].unflatten(0, q.shape[:2])
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor) -> torch.Tensor:

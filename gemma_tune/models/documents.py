@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-QUERIES = 256  # of a block of attention, and tokens of short documents that are computed together
+QUERIES = 256  # tokens of short documents that are computed together
+BLOCK = 64  # queries of a block of attention
+MULTIPLE = 32  # a block is filled up to multiples of it, of queries and of keys
 
 
 @dataclass(frozen=True)
@@ -49,53 +52,43 @@ class Documents:
         positions: Of each token in its document, after that one's prompt, [B, S].
         groups: Of each row, all tokens in order.
         queries: The places that are queries, ascending in each row, [B, Q]; None: all.
+        plans: What layers compute, by their kind (`attention_plan.py`).
     """
 
     of: torch.Tensor
     positions: torch.Tensor
     groups: list[list[DocumentGroup]]
     queries: torch.Tensor | None = None
-    _biases: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    plans: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
-    def places(self, group: DocumentGroup) -> torch.Tensor:
+    @property
+    def width(self) -> int:
+        """How many queries a row has."""
+        found: int = (self.of if self.queries is None else self.queries).shape[1]
+        return found
+
+    def places(self, group: DocumentGroup) -> Sequence[int]:
         """The places of a group's queries in its row."""
         if self.queries is None:
-            return torch.arange(group.start, group.end, device=self.of.device)
-        return self.queries[group.row, group.first : group.last]
+            return range(group.start, group.end)
+        found: list[int] = self.queries[group.row, group.first : group.last].tolist()
+        return found
 
-    def query_positions(self, group: DocumentGroup) -> torch.Tensor:
-        """The positions of a group's queries."""
-        return self.positions[group.row, self.places(group)]
+    def starts(self, group: DocumentGroup) -> Sequence[int]:
+        """Where in the row the document of each token of a group begins."""
+        if not group.several:
+            return [group.start] * (group.end - group.start)
+        of = self.of[group.row, group.start : group.end].tolist()
+        found = [group.start]
+        for at, (before, here) in enumerate(pairwise(of), group.start + 1):
+            found.append(found[-1] if before == here else at)
+        return found
 
-    def bias(self, group: DocumentGroup, at: slice, keys: slice, window: int | None, dtype: torch.dtype) -> Any:
-        """What is added to the scores of a block, [Q, K]: 0 where a query sees a key; the same in all layers of a kind.
-
-        Args:
-            group: The group.
-            at: The block's queries, among those of the group.
-            keys: The keys, among those of the group's prompt and then its own.
-            window: How many tokens back a query sees, itself included.
-            dtype: Of the scores.
-        """
-        name = (group.row, group.first + at.start, keys.start, keys.stop, window, dtype)
-        if name not in self._biases:
-            places, positions, own = self.places(group)[at], self.positions[group.row], self.of[group.row]
-            there = [slice(group.start, group.end)]
-            if group.prompt is not None:
-                prompt = self.groups[group.row][group.prompt]
-                there.insert(0, slice(prompt.start, prompt.end))
-            q, k = positions[places, None], torch.cat([positions[part] for part in there])[keys]
-            seen = q >= k
-            if window is not None:
-                seen &= q - k < window
-            if group.several:
-                ids = torch.cat([own[part] for part in there])
-                same = own[places, None] == ids
-                same[:, : len(ids) - (group.end - group.start)] = True  # of the prompt
-                seen &= same[:, keys]
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._biases[name] = bias.masked_fill_(~seen, -torch.inf)
-        return self._biases[name]
+    def tokens(self, queries: torch.Tensor) -> torch.Tensor:
+        """Of places of queries in [B · Q] the places of their tokens in [B · S]."""
+        if self.queries is None:
+            return queries
+        return self.queries.flatten()[queries] + queries // self.width * self.of.shape[1]
 
     def __getitem__(self, index: tuple[Any, ...]) -> Documents:
         """Some queries of all rows, as Transformers takes them of a mask: `mask[:, :, queries, :]`."""

@@ -11,7 +11,7 @@ import transformers
 from document_models import CLASSES, text_model, use_small_blocks
 from small_models import MODELS
 
-from gemma_tune.models import document_attention
+from gemma_tune.models import attention_plan, document_attention
 from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.document_attention import by_document
@@ -128,14 +128,14 @@ def test_short_documents_go_together() -> None:
 
 def test_no_scores_of_long_documents_with_few_queries(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers at labels, and completions of a long prompt: full layers keep no scores of all keys either."""
-    products, widest = document_attention._block, 0
+    products, widest = document_attention.products, 0
 
-    def block(q: torch.Tensor, k: torch.Tensor, *given: Any) -> torch.Tensor:
+    def block(*given: Any) -> torch.Tensor:
         nonlocal widest
-        widest = max(widest, k.shape[1])
-        return products(q, k, *given)
+        widest = max([widest, *(batch.size[1] for part in given[3].parts for batch in part.batches)])
+        return products(*given)
 
-    monkeypatch.setattr(document_attention, "_block", block)
+    monkeypatch.setattr(document_attention, "products", block)
     row = rows((400,))[0]
     labels = torch.full((2, 400), -100)
     ids = torch.cat([row, torch.cat([row[:, :300], row[:, :100]], 1)])
@@ -146,7 +146,38 @@ def test_no_scores_of_long_documents_with_few_queries(model: Any, monkeypatch: p
         with at_labels(model, torch.rand(1, 400, generator=torch.Generator().manual_seed(0)) < 0.8):
             model.base_model(input_ids=row, use_cache=False)
         model.base_model(**short.inputs(), use_cache=False)
-    assert 0 < widest <= document_attention.PRODUCTS
+    assert 0 < widest <= document_attention.PRODUCTS + 16  # filled up
+
+
+def test_plan_of_a_packed_row() -> None:
+    """Blocks cost their queries times the keys of the window, in one size; all queries are there."""
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    docs = documents_of(positions, None, (1, 127), "cpu")
+    plan = attention_plan.plan_of(docs, 16, 4, 2, torch.float32, 48)
+    assert plan is attention_plan.plan_of(docs, 16, 4, 2, torch.float32, 48) and not plan.long and len(plan.parts) > 1
+    batches = [batch for part in plan.parts for batch in part.batches]
+    assert {size for batch in batches for size in batch.size} == {32}
+    assert sum(batch.bias.numel() for batch in batches) == 10 * 32 * 32  # one block, five, one and three
+    assert torch.equal(plan.queries[plan.results], torch.arange(2 * 127))
+    for part in plan.parts:
+        rows = part.bounds.diff().nonzero()[:, 0]
+        assert torch.equal(part.keys[part.bags], rows.repeat_interleave(part.bounds.diff()[rows]))
+
+
+def test_mixed_precision_and_no_gradients() -> None:
+    """In autocast's type, whatever comes in; without gradients the same numbers."""
+    docs = documents_of(torch.arange(40)[None], None, (1, 40), "cpu")
+    q, k, v = (torch.randn(1, heads, 40, 8, requires_grad=True) for heads in (4, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = document_attention.attention_by_document(None, q, k, v.bfloat16(), docs)
+        with torch.no_grad():
+            assert torch.equal(document_attention.attention_by_document(None, q, k, v, docs)[0], found)
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=2e-2)
+    grads = [torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in (found, exact)]
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours.dtype == torch.float32 and (ours - theirs).norm() < 2e-2 * theirs.norm()
 
 
 @pytest.mark.parametrize(

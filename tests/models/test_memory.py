@@ -119,7 +119,7 @@ def test_what_attention_by_document_keeps() -> None:
     plain.model.attn_implementation = "sdpa"
     assert estimate(plain, size, False, tokens, on_gpu=True)["activations"] == on_gpu
     plain.model.attn_implementation = "flash_attention_2"
-    biases = (512 * 384 + 512 * 272) * 4
+    biases = (512 * 288 + 512 * 96) * 4
     found = (ours - estimate(plain, size, False, tokens)["activations"]) * 2**30 - biases
     assert found == pytest.approx(sum(kept.values()), rel=0.03) and found >= sum(kept.values())
 

@@ -33,7 +33,7 @@ CASES = {
 # What turns off one of them, and a function that is called where it is on
 OFF = {
     "train.tiled_head=false": "gemma_tune.train.scored_forward.token_log_probs",
-    "model.attn_implementation=sdpa": "gemma_tune.models.document_attention._block",
+    "model.attn_implementation=sdpa": "gemma_tune.models.document_attention.products",
     "train.compact_batches=false": "gemma_tune.train.scored_forward.compact",
     "model.layers_at_labels=false": "gemma_tune.models.label_positions.positions_of",
     "model.fused_layers=false": "gemma_tune.models.training_layers._norm",
