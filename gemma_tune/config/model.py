@@ -84,8 +84,8 @@ class ModelConfig:
     )
     fused_layers: bool | None = option(
         None,
-        "Train with norms and LoRA layers that pass over their tensors fewer times than those of Transformers and "
-        "PEFT; losses change by rounding. null: on a CPU.",
+        "Train with norms, LoRA layers and, on a CPU, gelu that take less time than those of Transformers and PEFT; "
+        "losses change by rounding. null: on a CPU.",
     )
     keep_decoded: bool | None = option(
         None,

@@ -1,15 +1,15 @@
-"""Norms and adapted layers in fewer passes over a tensor, while a model trains on a CPU.
+"""Norms, gelu and adapted layers in fewer passes over a tensor, while a model trains on a CPU.
 
 Transformers' norm is eight operations, and their gradients twelve, each of which reads and writes a tensor in float32;
-written out by hand it is five and seven, and the input alone is kept for the backward pass. Numbers are the same up to
-rounding. What adapted layers do is in `lora.py`.
+written out by hand it is five and seven, in blocks that fit a cache, and the input alone is kept for the backward pass.
+Numbers are the same up to rounding. What adapted layers do is in `lora.py`, and what feed-forward blocks do in `gelu.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import is_four_bit
+from gemma_tune.models.gelu import feed_forward, has_gated_gelu
 from gemma_tune.models.lora import Fused
 from gemma_tune.models.size import keeps_decoded
+
+
+_BLOCK = 1 << 19  # numbers of a large norm that are computed at a time on a CPU, so that they are in its cache
 
 
 class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
@@ -29,32 +33,83 @@ class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, adds_one: bool, eps: float) -> torch.Tensor:
-        wide = x.float()
-        with torch.autocast(x.device.type, enabled=False):  # in mixed precision it would be a product of bfloat16
-            squares = torch.linalg.vecdot(wide, wide)
-        scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+        if _in_blocks(x) and not _permuted(x, _order(x)).is_contiguous():
+            x = x.contiguous()
+        y, scale = torch.empty_like(x), torch.empty_like(x[..., :1], dtype=torch.float32)
+        factor = None if weight is None else _factor(weight, adds_one)
+        with torch.autocast(x.device.type, enabled=False):
+            for part in _blocks(x, y, scale):
+                _norm_rows(*part, factor, eps)
         ctx.save_for_backward(x, scale, weight)
         ctx.adds_one = adds_one
-        normed = _scaled(wide, scale) if wide is x else wide.mul_(scale)
-        return (normed if weight is None else normed.mul_(_factor(weight, adds_one))).to(x.dtype)
+        return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, weight = ctx.saved_tensors
-        normed, inner = _scaled(x, scale), gradient.to(torch.float32, copy=True)
-        of_x = of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = (inner * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            inner = inner if weight is None else inner.mul_(_factor(weight, ctx.adds_one))
-            along = torch.linalg.vecdot(inner, normed)[..., None].div_(-x.shape[-1])
-            of_x = inner.addcmul_(normed, along).mul_(scale).to(x.dtype)
-        return of_x, of_weight, None, None
+        of_x = torch.empty_like(x)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        factor = None if weight is None else _factor(weight, ctx.adds_one)
+        for part in _blocks(x, gradient, scale, of_x):
+            _gradients_of_rows(*part, factor, of_weight, ctx.needs_input_grad[0])
+        return (
+            of_x if ctx.needs_input_grad[0] else None,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None,
+            None,
+        )
 
 
-def _scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.float32, copy=True).mul_(scale)
+def _norm_rows(x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, factor: torch.Tensor | None, eps: float) -> None:
+    normed = x.to(torch.float32, copy=True)
+    torch.linalg.vector_norm(normed, dim=-1, keepdim=True, out=scale)
+    normed.mul_(scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_())
+    y.copy_(normed if factor is None else normed.mul_(factor))
+
+
+def _gradients_of_rows(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    scale: torch.Tensor,
+    of_x: torch.Tensor,
+    factor: torch.Tensor | None,
+    of_weight: torch.Tensor | None,
+    wants_x: bool,
+) -> None:
+    wide, inner = x.to(torch.float32, copy=True), dy.to(torch.float32, copy=True)
+    if of_weight is not None:
+        of_weight += (inner * wide).mul_(scale).flatten(0, -2).sum(0)
+    if wants_x:
+        inner = inner if factor is None else inner.mul_(factor)
+        along = torch.linalg.vecdot(inner, wide)[..., None].mul_(scale**3).div_(-x.shape[-1])
+        of_x.copy_(inner.mul_(scale).addcmul_(wide, along))
+
+
+def _in_blocks(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() > 2 * _BLOCK  # below that single blocks cost more than they save
+
+
+def _order(x: torch.Tensor) -> list[int]:
+    """All dimensions but the last in the order in which they lie in memory, the outer ones first."""
+    return sorted(range(x.dim() - 1), key=x.stride, reverse=True)
+
+
+def _permuted(x: torch.Tensor, order: list[int]) -> torch.Tensor:
+    return x.permute(*order, -1)
+
+
+def _blocks(x: torch.Tensor, *others: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Of tensors that differ in their last dimension alone the rows that are computed at a time, as they lie in memory.
+
+    All are views but for a gradient that lies there in another order.
+    """
+    if not _in_blocks(x):
+        return [(x, *others)]
+    order = _order(x)
+    rows = [_permuted(t, order).reshape(-1, t.shape[-1]) for t in (x, *others)]
+    blocks = -(-x.numel() // _BLOCK)
+    return zip(*(t.split(-(-len(t) // blocks)) for t in rows), strict=True)
 
 
 def _factor(weight: torch.Tensor, adds_one: bool) -> torch.Tensor:
@@ -69,7 +124,7 @@ def _norm(module: Any, adds_one: bool, x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Iterator[None]:
-    """Within it, norms and plain LoRA layers of a language part compute in fewer passes.
+    """Within it, norms, plain LoRA layers and, on a CPU, gelu of a language part compute in fewer passes.
 
     Args:
         model: The language part.
@@ -84,15 +139,18 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
     # By name: the last norm may be inside PEFT's wrapper of layers that are trained whole, and FSDP renames classes
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     layers = [module for module in model.modules() if isinstance(module, Fused)]
+    blocks = [module for module in model.modules() if on_cpu and has_gated_gelu(module)]
     packed = sum(m.in_features * m.out_features for m in model.modules() if is_four_bit(m))
     for module in norms:
         module.forward = functools.partial(_norm, module, adds_one)
+    for module in blocks:
+        module.forward = functools.partial(feed_forward, module)
     for layer in layers:
         layer.joins, layer.keeps_decoded = True, keeps_decoded(decoded, on_cpu, packed)
     try:
         yield
     finally:
-        for module in norms:
+        for module in (*norms, *blocks):
             del module.forward
         for layer in layers:
             del layer.joins, layer.keeps_decoded

@@ -1,4 +1,4 @@
-"""Norms and adapted layers in fewer passes, against Transformers, PEFT and bitsandbytes."""
+"""Norms, gelu and adapted layers in fewer passes, against Transformers, PEFT and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 
+from gemma_tune.models import gelu
+from gemma_tune.models import training_layers as training_layers_file
 from gemma_tune.models.allocator import keep_freed_memory
 from gemma_tune.models.lora import FUSED_LAYERS, Fused
 from gemma_tune.models.training_layers import FusedNorm, training_layers
@@ -38,21 +40,66 @@ def outcome(norm: Any, x: torch.Tensor, weight: Any, mixed: bool) -> list[torch.
 
 
 @pytest.mark.parametrize(("kind", "options", "adds_one"), NORMS)
-def test_norms(kind: Any, options: dict[str, Any], adds_one: bool) -> None:
+def test_norms(kind: Any, options: dict[str, Any], adds_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of heads, whose rows lie in another order in memory, and in blocks of two rows, the last of one."""
+    monkeypatch.setattr(training_layers_file, "_BLOCK", 48)
     wide = torch.float32
     for dtype, near, mixed in ((wide, 2e-6, False), (wide, 2e-6, True), (torch.bfloat16, 2**-7, False)):
         theirs = kind(24, **options).to(dtype)
         weight = getattr(theirs, "weight", None)
         if weight is not None:
             weight.data = drawn(24, seed=1).to(dtype)
-        x = (3 * drawn(4, 7, 24)).to(dtype)
+        x = (3 * drawn(3, 5, 7, 24)).to(dtype).transpose(1, 2)
         expected = outcome(theirs, x, weight, mixed)
         theirs.zero_grad()
         found = outcome(lambda x, w=weight, eps=theirs.eps: FusedNorm.apply(x, w, adds_one, eps), x, weight, mixed)
         assert len(found) == len(expected)
+        assert found[0].stride() == x.stride()
         for mine, other in zip(found, expected, strict=True):
             assert mine.dtype == other.dtype
             assert (mine.double() - other.double()).norm() <= near * other.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against torch's in float64, in blocks that end within a row, up to where gelu is 0 or the number itself."""
+    monkeypatch.setattr(gelu, "_BLOCK", 100)
+    near = 5e-7 if dtype == torch.float32 else 2**-8
+    numbers = torch.cat([torch.linspace(-12, 12, 600), torch.tensor([0, 1e4, -1e4, 1e10, -1e10, 1e-30])])
+    gate = torch.stack([numbers, numbers.flip(0)]).to(dtype)
+    up, of_product = drawn(*gate.shape, seed=1).to(dtype), drawn(*gate.shape, seed=2).to(dtype)
+    found, expected = [], []
+    for outcome, kind, function in (
+        (found, dtype, gelu.GatedGelu.apply),
+        (expected, torch.float64, lambda g, u: nn.functional.gelu(g, approximate="tanh") * u),
+    ):
+        inputs = [x.to(kind).T.requires_grad_() for x in (gate, up)]  # not contiguous
+        product = function(*inputs)
+        outcome += [product, *torch.autograd.grad(product, inputs, of_product.to(kind).T)]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.dtype == dtype and mine.isfinite().all()
+        torch.testing.assert_close(mine.double(), other, rtol=4 * near, atol=1e-5)
+        small = other.abs() < 100
+        assert (mine - other)[small].norm() <= near * other[small].norm()
+    with torch.no_grad():
+        assert torch.equal(gelu.GatedGelu.apply(gate.T, up.T), found[0])
+    frozen = gate.T, up.T.requires_grad_()
+    (of_up,) = torch.autograd.grad(gelu.GatedGelu.apply(*frozen), frozen[1], of_product.T)
+    assert torch.equal(of_up, found[2])
+
+
+@pytest.mark.parametrize(("name", "sparse"), [("gemma3_text", 0), ("gemma3n", 1), ("gemma4_e2b", 0)])
+def test_feed_forward_blocks_of_each_family(name: str, sparse: int) -> None:
+    model = text_model(name)
+    blocks = [layer.mlp for layer in model.model.layers]
+    x = drawn(2, 9, blocks[0].hidden_size)
+    expected = [block(x) for block in blocks]
+    with training_layers(model, None, None):
+        ours = [block for block in blocks if "forward" in vars(block)]
+        assert len(ours) == len(blocks) - sparse
+        for block, theirs in zip(blocks, expected, strict=True):
+            torch.testing.assert_close(block(x), theirs, rtol=1e-5, atol=1e-6)
+    assert not any("forward" in vars(block) for block in blocks)
 
 
 def four_bit_model() -> Any:
