@@ -1,8 +1,9 @@
 """Norms, gelu and adapted layers in fewer passes over a tensor, while a model trains on a CPU.
 
 Transformers' norm is eight operations, and their gradients twelve, each of which reads and writes a tensor in float32;
-written out by hand it is five and seven, in blocks that fit a cache, and the input alone is kept for the backward pass.
-Numbers are the same up to rounding. What adapted layers do is in `lora.py`, and what feed-forward blocks do in `gelu.py`.
+written out by hand it is five and nine, in blocks that fit a cache, and the input alone is kept for the backward pass.
+Numbers are the same up to rounding. What adapted layers do is in `lora.py`, and what feed-forward blocks do in
+`gelu.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from gemma_tune.models.four_bit import is_four_bit
 from gemma_tune.models.gelu import feed_forward, has_gated_gelu
 from gemma_tune.models.lora import Fused
 from gemma_tune.models.size import keeps_decoded
-
 
 _BLOCK = 1 << 19  # numbers of a large norm that are computed at a time on a CPU, so that they are in its cache
 
