@@ -1,7 +1,7 @@
 """Norms, gelu and adapted layers in fewer passes over a tensor, while a model trains on a CPU.
 
 Transformers' norm is eight operations, and their gradients twelve, each of which reads and writes a tensor in float32;
-written out by hand it is five and nine, in blocks that fit a cache, and the input alone is kept for the backward pass.
+written out by hand it is five and eight, in blocks that fit a cache, and the input alone is kept for the backward pass.
 Numbers are the same up to rounding. What adapted layers do is in `lora.py`, and what feed-forward blocks do in
 `gelu.py`.
 """
@@ -38,8 +38,8 @@ class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
         y, scale = torch.empty_like(x), torch.empty_like(x[..., :1], dtype=torch.float32)
         factor = None if weight is None else _factor(weight, adds_one)
         with torch.autocast(x.device.type, enabled=False):
-            for part in _blocks(x, y, scale):
-                _norm_rows(*part, factor, eps)
+            for x_part, y_part, scale_part in _blocks(x, y, scale):
+                _norm_rows(x_part, y_part, scale_part, factor, eps)
         ctx.save_for_backward(x, scale, weight)
         ctx.adds_one = adds_one
         return y
@@ -51,8 +51,8 @@ class FusedNorm(torch.autograd.Function):  # type: ignore[misc]
         of_x = torch.empty_like(x)
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         factor = None if weight is None else _factor(weight, ctx.adds_one)
-        for part in _blocks(x, gradient, scale, of_x):
-            _gradients_of_rows(*part, factor, of_weight, ctx.needs_input_grad[0])
+        for x_part, dy, scale_part, part in _blocks(x, gradient, scale, of_x):
+            _gradients_of_rows(x_part, dy, scale_part, part if ctx.needs_input_grad[0] else None, factor, of_weight)
         return (
             of_x if ctx.needs_input_grad[0] else None,
             None if of_weight is None else of_weight.to(weight.dtype),
@@ -72,22 +72,22 @@ def _gradients_of_rows(
     x: torch.Tensor,
     dy: torch.Tensor,
     scale: torch.Tensor,
-    of_x: torch.Tensor,
+    of_x: torch.Tensor | None,
     factor: torch.Tensor | None,
     of_weight: torch.Tensor | None,
-    wants_x: bool,
 ) -> None:
     wide, inner = x.to(torch.float32, copy=True), dy.to(torch.float32, copy=True)
     if of_weight is not None:
         of_weight += (inner * wide).mul_(scale).flatten(0, -2).sum(0)
-    if wants_x:
+    if of_x is not None:
         inner = inner if factor is None else inner.mul_(factor)
         along = torch.linalg.vecdot(inner, wide)[..., None].mul_(scale**3).div_(-x.shape[-1])
         of_x.copy_(inner.mul_(scale).addcmul_(wide, along))
 
 
 def _in_blocks(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() > 2 * _BLOCK  # below that single blocks cost more than they save
+    large: bool = x.numel() > 2 * _BLOCK  # below that, blocks cost more than they save
+    return large and x.device.type == "cpu"
 
 
 def _order(x: torch.Tensor) -> list[int]:
