@@ -17,7 +17,7 @@ from transformers.activations import GELUTanh
 _LINEAR = 2 * math.sqrt(2 / math.pi)  # 2u = _LINEAR·x + _CUBIC·x³
 _CUBIC = 0.044715 * _LINEAR
 _LAYERS = ("gate", "up", "down")
-_BLOCK = 1 << 18  # numbers that are computed at a time: of a larger block, buffers of float32 leave the cache
+_BLOCK = 1 << 19  # numbers that are computed at a time: of many more, buffers of float32 leave the cache
 
 
 class GatedGelu(torch.autograd.Function):  # type: ignore[misc]
