@@ -10,8 +10,9 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
-import subprocess
+import random
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from typing import Any
 
 import shape_270m
 from figures import DOCS, conditions, conditions_line, table
+from memory_lines import train
 from step_lines import lines_of
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -86,27 +88,32 @@ CASES = {
 
 
 def write_rows(folder: Path, model: Path, count: int = 12) -> None:
-    """Rows of each kind, as long as a training takes them, to a few tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    words = "The train from the north comes in at nine and leaves again at half past ten, as it does every day. "
+    """Rows of each kind, as long as a training takes them, to a few tokens; they share nothing but the template."""
+    tokenizer, draw = AutoTokenizer.from_pretrained(model), random.Random(0)
+    words = "the train from north comes in at nine and leaves again half past ten as it does every day".split()
 
-    def text(tokens: int, begin: str) -> str:
-        ids = tokenizer(begin + words * tokens, add_special_tokens=False)["input_ids"]
+    def text(tokens: int) -> str:
+        ids = tokenizer(" ".join(draw.choices(words, k=tokens)), add_special_tokens=False)["input_ids"]
         found: str = tokenizer.decode(ids[:tokens]).strip()
         return found
 
-    asked, answer = [text(24, f"What is {n} plus 5? ") for n in range(10, 10 + count)], text(LENGTH - 40, "It is so. ")
-    kinds: dict[str, list[dict[str, Any]]] = {
-        "answers": [{"prompt": p, "completion": answer} for p in asked],
-        "pairs": [{"prompt": p, "chosen": answer, "rejected": text(LENGTH - 40, "So it is not. ")} for p in asked],
-        "labelled": [{"prompt": p, "completion": answer, "label": n % 2 == 0} for n, p in enumerate(asked)],
-        "prompts": [{"question": text(LENGTH - 40, p), "answer": "#### 1"} for p in asked],
-    }
-    for kind, rows in kinds.items():
-        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    def rows(kind: str, n: int) -> dict[str, Any]:
+        if kind == "prompts":
+            return {"question": text(LENGTH - 40), "answer": "#### 1"}
+        prompt, answer = text(24), text(LENGTH - 40)
+        more = {"pairs": {"chosen": answer, "rejected": text(LENGTH - 40)}}
+        more["labelled"] = {"completion": answer, "label": n % 2 == 0}
+        return {"prompt": prompt} | more.get(kind, {"completion": answer})
+
+    for kind in _READ:
+        lines = [json.dumps(rows(kind, n)) + "\n" for n in range(count)]
+        (folder / f"{kind}.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "mine.py").write_text(REWARD, encoding="utf-8")
 
 
+# One process imports everything and forks one for each case
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["memory_lines", "trl", "peft", "bitsandbytes", "gemma_tune.cli.runner"])
 _ALONE = threading.Lock()  # standard output is the process's
 _READ = {
     "answers": ["data=prompt_completion"],
@@ -131,28 +138,32 @@ def words_of(case: Case, scratch: Path) -> list[str]:
     return list({word.split("=", 1)[0]: word for word in words}.values())
 
 
-def measure(case: Case, scratch: Path, name: str) -> dict[str, Any]:
-    """The estimate by part and what was measured, MiB."""
-    words = words_of(case, scratch)
+def estimated(case: Case, scratch: Path) -> dict[str, float]:
+    """The estimate by part, MiB."""
     with _ALONE, contextlib.redirect_stdout(io.StringIO()):
-        planned = gemma_tune.run(case.recipe, [*words, "dry_run=true"]).metrics["memory_gib"]
+        planned = gemma_tune.run(case.recipe, [*words_of(case, scratch), "dry_run=true"]).metrics["memory_gib"]
+    return {part: gib * 1024 for part, gib in planned.items()}
+
+
+def measure(case: Case, scratch: Path, name: str) -> dict[str, Any]:
+    """What was measured, MiB; of several trainings the one that takes most."""
     begun, folder = time.perf_counter(), scratch / name.replace(" ", "_").replace(",", "")
-    command = [sys.executable, str(HERE / "memory_lines.py"), f"recipe={case.recipe}", *words, f"output_dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
-    said = lines_of(done.stdout)
-    trainings = [begin | end for begin, end in zip(said[::2], said[1::2], strict=True)]
+    file, counts = folder.with_suffix(".txt"), case.rows != "prompts"
+    command = [f"recipe={case.recipe}", *words_of(case, scratch), f"output_dir={folder}"]
+    process = _FORKED.Process(target=train, args=(command, file, counts))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{name}: {file.read_text('utf-8')[-3000:]}")
+    said = lines_of(file.read_text("utf-8"))
+    trainings = [before | last for before, last in zip(said[::2], said[1::2], strict=True)]
     for one in trainings:
-        one["baseline"] = one["holds"] - one["tensors"]
         one["measured"] = one["peak"] - one["baseline"]
     largest = max(trainings, key=lambda one: one["measured"])
-    return {
-        "estimate": {part: gib * 1024 for part, gib in planned.items()},
-        **largest,
-        "off": planned["total"] * 1024 / largest["measured"] - 1,
-        "seconds": time.perf_counter() - begun,
-    }
+    return {**largest, "seconds": time.perf_counter() - begun}
+
+
+_HEAD = ("recipe", "estimate", "measured", "estimate is off", "tensors")
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -161,7 +172,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     for name, found in report["cases"].items():
         parts = ", ".join(f"{part} {mib:,.0f}" for part, mib in found["estimate"].items() if part != "total")
         figures = [f"{found['estimate']['total']:,.0f}", f"{found['measured']:,.0f}", f"{found['off']:+.1%}"]
-        rest = [f"{found['baseline']:,.0f}", f"{found['peak']:,.0f}"]
+        rest = ["–" if found[n] is None else f"{found[n]:,.0f}" for n in ("tensors", "baseline", "peak")]
         rows.append(f"| {' | '.join([name, *figures, *rest, parts])} |")
     worst = max((abs(found["off"]) for found in report["cases"].values()), default=0.0)
     return "\n".join([
@@ -170,41 +181,49 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"The shape of Gemma 3 270M with {SHAPE['num_hidden_layers']} layers and {SHAPE['vocab_size']:,} tokens, "
         f"random weights, on a CPU; batches of 2 rows of {LENGTH} tokens, pairs of twice as many, with rewards 8 "
         f"completions of {COMPLETION} tokens of a prompt of {LENGTH}; {STEPS} steps; each a process of its own.", "",
-        "The peak is that of the process while it trains (VmHWM), without pages of files. What it holds besides, the "
-        "baseline, is its memory when training begins less the bytes of all tensors that there are then: Python, "
-        "torch, TRL and the rows. Measured is the peak less the baseline. The estimate is that of `dry_run=true`. All "
-        "in MiB.", "",
-        table(["recipe", "estimate", "measured", "estimate is off", "baseline", "peak", "estimate by part"], rows), "",
+        "Rows are as long as `train.max_length` and share nothing but what a method shares by design: the answers of a "
+        "pair and the completions of a group have one prompt. That is the work that the estimate is of.", "",
+        "The peak is that of the process (VmHWM) over all steps but the last, without pages of files. Memory that was "
+        "freed before training is handed back first (`malloc_trim`): kept, it would be taken for what the process "
+        "holds anyway. The baseline is what it holds besides tensors after these steps, freed memory handed back: "
+        "Python, the libraries and what they set up in a first step, and the rows. Measured is the peak less the "
+        "baseline. Tensors are a second count, of the last step: the most bytes that torch's allocator had given out "
+        "at once. The process needs more, since freed blocks lie between others in the heap. The estimate is that of "
+        "`dry_run=true`. All in MiB.", "",
+        table([*_HEAD, "baseline", "peak", "estimate by part"], rows), "",
         f"Required: at most {MOST:.0%} off. The largest here: {worst:.1%}.", "",
     ])  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose names contain this; nothing is written")
+    parser.add_argument("--only", help="cases whose names contain this; the others stay as they were measured before")
     parser.add_argument("--jobs", type=int, default=1, help="so many at once: memory doesn't depend on it")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    report: dict[str, Any] = {**conditions(), "cases": {}}
-    chosen = {name: case for name, case in CASES.items() if options.only in name}
+    stored, known = DOCS / "memory.json", {}
+    if options.only is not None:
+        known = json.loads(stored.read_text("utf-8"))["cases"]
     failed = []
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as jobs:
-        shape_270m.make(Path(scratch) / "model", **SHAPE)
-        write_rows(Path(scratch), Path(scratch) / "model")
-        asked = {jobs.submit(measure, case, Path(scratch), name): name for name, case in chosen.items()}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as jobs:
+        scratch = Path(folder)
+        shape_270m.make(scratch / "model", **SHAPE)
+        write_rows(scratch, scratch / "model")
+        estimates = {name: estimated(case, scratch) for name, case in CASES.items()}
+        chosen = [name for name in CASES if (options.only or "") in name]
+        asked = {jobs.submit(measure, CASES[name], scratch, name): name for name in chosen}
         for done in tqdm(as_completed(asked), total=len(asked), desc="cases"):
             try:
-                report["cases"][asked[done]] = done.result()
+                known[asked[done]] = done.result()
             except Exception as error:  # a case that fails costs no other
                 failed.append(f"{asked[done]}: {error}")
                 continue
-            found = report["cases"]
-            report["cases"] = {name: found[name] for name in CASES if name in found}
-            if not options.only:  # after each, since all take half an hour
-                (DOCS / "memory.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-                (DOCS / "memory.md").write_text(as_markdown(report), encoding="utf-8")
-    if options.only:
-        print(as_markdown(report))
+            found = {name: known[name] | {"estimate": estimates[name]} for name in CASES if name in known}
+            for one in found.values():
+                one["off"] = one["estimate"]["total"] / one["measured"] - 1
+            report = {**conditions(), "cases": found}  # after each, since all take half an hour
+            stored.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            stored.with_suffix(".md").write_text(as_markdown(report), encoding="utf-8")
     if failed:
         sys.exit("bench-memory: not measured:\n" + "\n".join(failed))
 

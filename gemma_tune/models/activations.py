@@ -8,13 +8,14 @@ from gemma_tune.models.documents import BLOCK, MULTIPLE
 from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.sharding import recomputes, sharding_of
 from gemma_tune.models.size import ModelSize
+from gemma_tune.models.tiled_head import COLUMNS
 
 _LOGIT_ROWS = 256  # positions whose logits are held at once
-# TRL's head: tokens and columns of a tile, and the float32 copies of it that torch's operations hold, as measured
+# TRL's head: tokens and columns of a tile, and the float32 copies of it that torch's operations hold in its backward
+# pass, beside the product and a mask
 _TRL_TOKENS, _TRL_COLUMNS, _TRL_COPIES = 4096, 32_768, 7
 _OFFLOADED_LATE = 5  # activations that TRL's offloading keeps on the GPU while they are copied (max_fwd_stash_size)
 _FLOAT32 = 4.0
-_HOLES = 0.3  # of what a process allocates and frees, glibc's heap keeps so much between longer-lived blocks
 
 
 def longest_possible(cfg: Config) -> int:
@@ -39,25 +40,48 @@ def kernel_of(cfg: Config, shape: ModelSize, on_gpu: bool) -> str:
     return BY_DOCUMENT if by_document else asked or shape.attention
 
 
-def computed_tokens(cfg: Config, shape: ModelSize, longest: int, on_gpu: bool) -> int:
-    """Tokens of a forward pass at most: with rewards a prompt that completions share counts once (compact batches)."""
+def fuses(cfg: Config, on_gpu: bool) -> bool:
+    """Whether norms and adapted layers are ours (`model.fused_layers`); compiled ones take their place."""
+    fused = not on_gpu if cfg.model.fused_layers is None else cfg.model.fused_layers
+    return fused and not cfg.train.torch_compile
+
+
+def has_our_head(cfg: Config, on_gpu: bool) -> bool:
+    """Whether the head is computed in our tiles (`train.tiled_head`)."""
+    return not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
+
+
+def shared_prompts(cfg: Config, shape: ModelSize, on_gpu: bool) -> int:
+    """Of how many prompts a forward pass computes each once for all of its completions (compact batches); else 0."""
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
-    rows, each = cfg.train.per_device_train_batch_size, tokens_of_row(cfg, longest)
     together = cfg.train.passes_per_generation == 1  # else TRL shuffles the completions of several groups
     compact = cfg.train.compact_batches and kernel_of(cfg, shape, on_gpu) == BY_DOCUMENT and not shape.media_tokens
     if not (cfg.traits.rewarded and compact and together) or cfg.adapter.lora_dropout:
+        return 0
+    return -(-cfg.train.per_device_train_batch_size // cfg.train.num_generations)
+
+
+def computed_tokens(cfg: Config, shape: ModelSize, longest: int, on_gpu: bool) -> int:
+    """Tokens of a forward pass at most: with rewards a prompt that completions share counts once (compact batches)."""
+    assert cfg.train.per_device_train_batch_size is not None
+    rows, each = cfg.train.per_device_train_batch_size, tokens_of_row(cfg, longest)
+    if not (prompts := shared_prompts(cfg, shape, on_gpu)):
         return rows * each
-    completion = min(each, cfg.train.max_completion_length or each)
-    prompts = -(-rows // cfg.train.num_generations)
+    completion = _completion(cfg, each)
     return prompts * (each - completion) + rows * completion
 
 
-def of_layer(cfg: Config, shape: ModelSize, act: float, stream: float, kernel: str) -> float:
+def _completion(cfg: Config, each: int) -> int:
+    return min(each, cfg.train.max_completion_length or each)
+
+
+def of_layer(cfg: Config, shape: ModelSize, act: float, stream: float, kernel: str, fused: bool = False) -> float:
     """Bytes that an average layer keeps of each token, without attention's scores.
 
-    Where norms are trained, each keeps what its weight is multiplied with, too. In mixed precision each product has a
-    copy of its input in bfloat16: five in place of two. SDPA and plain products keep the keys and values of all
-    queries' heads, which grouped ones are copied to, and the output.
+    A norm keeps its input: ours in its own type, Transformers' in float32, and where it is trained what its weight is
+    multiplied with, too. In mixed precision each product has a copy of its input in bfloat16: five in place of two.
+    SDPA and plain products keep the keys and values of all queries' heads, which grouped ones are copied to, and the
+    output.
 
     Args:
         cfg: The configuration.
@@ -65,6 +89,7 @@ def of_layer(cfg: Config, shape: ModelSize, act: float, stream: float, kernel: s
         act: Bytes of a number that is multiplied.
         stream: Bytes of a number of the residual stream; more than `act` in mixed precision.
         kernel: What computes attention.
+        fused: Whether norms are ours.
     """
     full = cfg.adapter.peft_type == "none"
     products = shape.layer_width + (shape.other_width if full else 0)
@@ -72,10 +97,15 @@ def of_layer(cfg: Config, shape: ModelSize, act: float, stream: float, kernel: s
         products += 3 * shape.hidden_size
     if kernel in ("sdpa", "eager"):
         products += 3 * shape.query_width - shape.key_width
-    return products * act + shape.norm_width * _FLOAT32 * (2 if full else 1)
+    norms = shape.norm_width * _FLOAT32 * (2 if full else 1)
+    if fused:  # two are given the residual stream, the others what products gave
+        norms = shape.norm_width * act + 2 * shape.hidden_size * (stream - act)
+    return products * act + norms
 
 
-def activations(cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, on_gpu: bool) -> float:
+def activations(
+    cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, on_gpu: bool, again: bool = True
+) -> float:
     """Bytes that the backward pass needs of the forward pass, with the masks and scores of attention.
 
     Args:
@@ -85,6 +115,7 @@ def activations(cfg: Config, shape: ModelSize, act: float, stream: float, longes
         stream: Bytes of a number of the residual stream.
         longest: Tokens of the longest row, after cutting.
         on_gpu: Whether it trains on a GPU.
+        again: Whether those that are computed again in the backward pass are left out.
     """
     tokens = computed_tokens(cfg, shape, longest, on_gpu)
     row = tokens_of_row(cfg, longest)
@@ -95,49 +126,19 @@ def activations(cfg: Config, shape: ModelSize, act: float, stream: float, longes
     if attention == "eager":  # the scores of all heads: in the model's type, and float32 for softmax and its backward
         scores = pairs * shape.num_attention_heads * (act + 8.0)
     elif attention == BY_DOCUMENT:  # what softmax gives, and for each kind of layer a bias
-        full, sliding = _attended(shape, tokens, longest)
+        full, sliding = _attended(cfg, shape, longest)
         masks, share = (full + sliding) * act, shape.sliding_layers / shape.num_hidden_layers
         scores = (share * sliding + (1 - share) * full) * shape.num_attention_heads * act
     elif attention == "sdpa":  # each call makes its mask a bias of the model's type
         scores = pairs * act
-    one_layer = tokens * of_layer(cfg, shape, act, stream, attention) + scores
+    one_layer = tokens * of_layer(cfg, shape, act, stream, attention, fuses(cfg, on_gpu)) + scores
     given = tokens * shape.stream_width * stream
-    again = cast_weights(cfg, shape, act, stream)
+    beside = masks + cast_weights(cfg, shape, act, stream)
     if offloads(cfg):
-        return min(_OFFLOADED_LATE, shape.num_hidden_layers) * given + one_layer + masks + again
-    if recomputes(cfg):
-        return shape.num_hidden_layers * given + one_layer + masks + again
-    return shape.num_hidden_layers * one_layer + masks + again
-
-
-def heap(
-    cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, kept: float, gradients: float
-) -> float:
-    """Bytes beside the activations on a CPU: the gradients of one layer's, and holes in the heap, as measured.
-
-    Where a step has one backward pass, the gradients of weights come as activations go, and take their place. What
-    generation has held, the keys and values of all its tokens and a copy with the next one, stays in the heap as holes.
-
-    Args:
-        cfg: The configuration.
-        shape: The model's sizes.
-        act: Bytes of a number that is multiplied.
-        stream: Bytes of a number of the residual stream.
-        longest: Tokens of the longest row, after cutting.
-        kept: Bytes of activations.
-        gradients: Bytes of the gradients of weights.
-    """
-    tokens = computed_tokens(cfg, shape, longest, on_gpu=False)
-    layer = tokens * of_layer(cfg, shape, act, stream, kernel_of(cfg, shape, on_gpu=False))
-    there = gradients if cfg.train.gradient_accumulation_steps == 1 else 0.0
-    # Freed memory that is kept is taken again whole: no holes were measured then
-    holes = _HOLES if cfg.train.keep_freed_memory is False else 0.0
-    found = max(0.0, (1 + holes) * (kept + layer) - kept - there)
-    if cfg.traits.rewarded and not cfg.train.use_vllm:
-        assert cfg.train.per_device_train_batch_size is not None
-        at_once = cfg.train.per_device_train_batch_size * cfg.train.passes_per_generation * longest
-        found += 2 * at_once * shape.key_width * shape.num_hidden_layers * act
-    return found
+        return min(_OFFLOADED_LATE, shape.num_hidden_layers) * given + one_layer + beside
+    if recomputes(cfg) and again:
+        return shape.num_hidden_layers * given + one_layer + beside
+    return shape.num_hidden_layers * one_layer + beside
 
 
 def cast_weights(cfg: Config, shape: ModelSize, act: float, stream: float) -> float:
@@ -156,7 +157,7 @@ def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
     """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
 
     Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
-    that is, the gradient that its tiles are summed up in. In mixed precision there is a copy of the head. TRL's on a
+    that is, the gradient that its tiles are summed up in, and what is added to it at once. In mixed precision there is a copy of the head. TRL's on a
     CPU makes larger tiles.
 
     Args:
@@ -171,17 +172,16 @@ def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
         return 0.0
     head = shape.vocab_size * shape.hidden_size
     copied = head * act if stream > act else 0.0
-    tiled = not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
-    tokens = computed_tokens(cfg, shape, longest, on_gpu)
+    tiled, tokens = has_our_head(cfg, on_gpu), computed_tokens(cfg, shape, longest, on_gpu)
     ours = cfg.traits.quantizes or cfg.train.loss is not None
     if not tiled and not ours and not on_gpu:  # without Triton
         tile = min(tokens, _TRL_TOKENS) * min(shape.vocab_size, _TRL_COLUMNS)
-        return _TRL_COPIES * tile * _FLOAT32 + copied
+        return tile * (_TRL_COPIES * _FLOAT32 + act + 1) + copied
     if not tiled or ours:
         return 3 * _LOGIT_ROWS * shape.vocab_size * _FLOAT32 + copied
     held = 2 * tokens * shape.hidden_size * act
     if cfg.adapter.peft_type == "none":
-        held = head * _FLOAT32
+        held = head * _FLOAT32 + min(shape.vocab_size, COLUMNS) * shape.hidden_size * act
     return _LOGIT_ROWS * shape.vocab_size * act + held + copied
 
 
@@ -197,12 +197,21 @@ def stream_bytes(cfg: Config, size: float, act: float) -> float:
     return act if sharding_of(cfg).shards > 1 else max(size, act)
 
 
-def _attended(shape: ModelSize, tokens: int, longest: int) -> tuple[float, float]:
+def _attended(cfg: Config, shape: ModelSize, longest: int) -> tuple[float, float]:
     """Pairs of a query and a key that attention by document computes in a full and in a sliding layer, at most.
 
-    A block of queries meets the keys before it, of a window those in it, and is filled up. In full layers documents
-    above `PRODUCTS` tokens are torch's kernel's, which keeps nothing.
+    A block of queries meets the keys before it, of a window those in it, and a completion's its whole prompt; it is
+    filled up. In full layers documents above `PRODUCTS` tokens are torch's kernel's, which keeps nothing.
     """
-    whole = (min(longest, PRODUCTS) + BLOCK) / 2
-    near = -(-(shape.sliding_window + BLOCK) // MULTIPLE) * MULTIPLE
-    return tokens * whole, tokens * min((longest + BLOCK) / 2, near)
+    tokens, near = computed_tokens(cfg, shape, longest, on_gpu=False), shape.sliding_window + BLOCK
+    near = -(-near // MULTIPLE) * MULTIPLE
+    prompts = shared_prompts(cfg, shape, on_gpu=False)
+    if not prompts:
+        return tokens * (min(longest, PRODUCTS) + BLOCK) / 2, tokens * min((longest + BLOCK) / 2, near)
+    each = tokens_of_row(cfg, longest)
+    completion = _completion(cfg, each)
+    prompt = each - completion
+    begin, own = prompts * prompt, tokens - prompts * prompt
+    met = prompt + (completion + BLOCK) / 2
+    full = begin * (min(prompt, PRODUCTS) + BLOCK) / 2 + own * met
+    return full, begin * min((prompt + BLOCK) / 2, near) + own * min(met, near)

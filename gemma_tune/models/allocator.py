@@ -17,8 +17,22 @@ _THRESHOLDS = (1 << 30, 32 << 20)  # earlier versions of glibc refuse more than 
 
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory for this process, for good; whether it is done, which other C libraries can't."""
-    if platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         return False
     libc = ctypes.CDLL(None)
     raised = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
     return raised and bool(libc.mallopt(_TRIM_THRESHOLD, _MOST))
+
+
+def hand_back_freed_memory() -> None:
+    """Gives all freed memory back to the system at once, where the C library is glibc.
+
+    Keys and values that grow with every generated token leave a heap of several times their size full of holes, which
+    what comes next doesn't fit into.
+    """
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

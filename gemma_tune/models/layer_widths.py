@@ -20,7 +20,7 @@ def kept_widths(family: Family, text: Any, layers: Any) -> dict[str, int]:
 
     A linear layer keeps its input where it or its adapter is trained: one for queries, keys and values, one for gate
     and up, one each for the other two. Attention keeps queries, keys and values, the product with the gate both of its
-    factors and the activation its input. A norm keeps its input in float32. The MLP of each expert at work keeps as
+    factors and the activation its input. A norm keeps its input. The MLP of each expert at work keeps as
     much as a layer's own, and the rows that it is given and gives. Of Gemma 3n, each of its two mixings keeps all
     streams, and where it is trained once more.
 
@@ -32,7 +32,7 @@ def kept_widths(family: Family, text: Any, layers: Any) -> dict[str, int]:
     total: Counter[str] = Counter()
     for layer in layers:
         total.update(_of_layer(family, text, layer))
-    names = ("layer_width", "norm_width", "other_width", "query_width", "key_width")
+    names = ("layer_width", "norm_width", "other_width", "query_width", "key_width", "mlp_width")
     return {name: total[name] // len(layers) for name in names}
 
 
@@ -43,9 +43,10 @@ def _of_layer(family: Family, text: Any, layer: Any) -> dict[str, int]:
     if shares_keys(layer):  # Gemma 3n has them all the same
         out |= {"k_norm": 0, "v_norm": 0}
     queries, keys = out["q_norm"], out.get("k_norm", 0) + out.get("v_norm", 0)
-    products = 2 * hidden + 2 * queries + keys + 4 * linear["down_proj"].in_features
+    inner, rows = linear["down_proj"].in_features, 0
     if any(family.is_expert(name) for name, _ in layer.named_parameters()):
-        products += text.top_k_experts * (4 * text.moe_intermediate_size + 2 * hidden)
+        inner, rows = inner + text.top_k_experts * text.moe_intermediate_size, 2 * text.top_k_experts
+    products = (2 + rows) * hidden + 2 * queries + keys + 4 * inner
     products += 3 * (getattr(text, "hidden_size_per_layer_input", 0) or 0)
     others = sum(m.in_features for name, m in linear.items() if not family.reaches(name))
     if hasattr(layer, "altup"):
@@ -58,4 +59,5 @@ def _of_layer(family: Family, text: Any, layer: Any) -> dict[str, int]:
         "other_width": others,
         "query_width": queries,
         "key_width": keys,
+        "mlp_width": inner,
     }

@@ -11,10 +11,11 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
-from gemma_tune.models.activations import activations, heap, logits, offloaded, offloads, stream_bytes
+from gemma_tune.models.activations import activations, fuses, logits, offloaded, offloads, stream_bytes
 from gemma_tune.models.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize, keeps_decoded
+from gemma_tune.models.step_memory import beside as beside_parts
 from gemma_tune.models.tower_size import TowerSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
@@ -26,7 +27,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def in_unit(gib: float) -> str:
-    """A size in the unit that fits: `7.4 GiB`, `350.0 MiB`, `12.0 KiB`."""
+    """A size in the unit that fits: `7.4 GiB`, `350.0 MiB`, `12.0 KiB`; of one below 0 the same."""
+    if gib < 0:
+        return f"-{in_unit(-gib)}"
     if gib >= 1:
         return f"{gib:.1f} GiB"
     return f"{gib * 1024:.1f} MiB" if gib * 1024 >= 1 else f"{gib * 1024**2:.1f} KiB"
@@ -92,9 +95,8 @@ def estimate(
     trained = trained_parameters(cfg, shape)
     if not full:
         weights += trained * 4.0  # adapters stay float32
-    fused = not on_gpu if cfg.model.fused_layers is None else cfg.model.fused_layers
-    fused = fused and not cfg.train.torch_compile  # which takes its place
-    if cfg.model.load_in_4bit and fused and keeps_decoded(cfg.model.keep_decoded, not on_gpu, shape.linear_parameters):
+    decoded = keeps_decoded(cfg.model.keep_decoded, not on_gpu, shape.linear_parameters)
+    if cfg.model.load_in_4bit and decoded and fuses(cfg, on_gpu):
         weights += shape.linear_parameters * size
     gradients = trained * (size if full else 4.0)
     act = 2.0 if mixed else size
@@ -107,7 +109,7 @@ def estimate(
         "logits": logits(cfg, shape, *types, longest, on_gpu),
     }
     if not on_gpu:
-        parts["heap"] = heap(cfg, shape, *types, longest, parts["activations"], gradients)
+        parts |= beside_parts(cfg, shape, *types, longest, parts)
     if sharding.shards > 1:
         at_once = gathered_at_once(shape, sharding) * act
         if not full:

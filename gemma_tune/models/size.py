@@ -48,9 +48,10 @@ class ModelSize:
         num_attention_heads: Query heads.
         attention: The kernel that computes its attention by default.
         layer_width: Numbers that an average block keeps of each token for the backward pass, in the type of products.
-        norm_width: Those that it keeps in float32, whatever the others are: what its norms are given.
+        norm_width: Those that its norms are given, which Transformers' keep in float32, whatever the others are.
         other_width: What linear layers without adapters are given besides, which is kept where they are trained.
         query_width: Queries of an average block, numbers of each token; `key_width`: its keys and values.
+        mlp_width: Numbers of each token between the two halves of an average block's MLP and of its experts at work.
         computed_parameters: Weights that a token is multiplied with: linear layers, the head, the experts at work.
         shared_layer_parameters: Those among them in layers that share keys and values with a layer below.
         tower_parameters: Weights of the towers for images and audio, which are not loaded for rows of text.
@@ -80,6 +81,7 @@ class ModelSize:
     other_width: int = 0
     query_width: int = 0
     key_width: int = 0
+    mlp_width: int = 0
     expert_widths: int = 0
     expert_parameters: int = 0
     computed_parameters: int = 0

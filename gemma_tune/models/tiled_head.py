@@ -21,6 +21,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 TOKENS = 256
+COLUMNS = 1 << 15  # of the head whose gradient is added up at once
 _ENTRIES = 1 << 18  # of a block, 1 MiB in float32: half of a core's second cache
 
 OUTPUTS = ("entropy", "is_top1", "mean_logits", "log_sum_sq_probs")
@@ -226,7 +227,7 @@ def _gradients_again(ctx: Any, of_log_probs: Any, of_entropy: Any) -> tuple[torc
         if of_hidden is not None:
             torch.mm(tile, matrix, out=of_hidden[rows])
         if of_weight is not None:
-            for start, block in _with_starts(tile.split(1 << 15, 1)):
+            for start, block in _with_starts(tile.split(COLUMNS, 1)):
                 of_weight[start : start + block.shape[1]] += torch.mm(block.T, states[rows])
     return (
         None if of_hidden is None else of_hidden.to(hidden.dtype),

@@ -21,6 +21,7 @@ from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
+from gemma_tune.models.allocator import hand_back_freed_memory
 from gemma_tune.processes import gathered
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
@@ -165,8 +166,14 @@ class RewardedTrainer(UpdateTrainer):
         super().release()
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        on_cpu = self.accelerator.device.type == "cpu"
         with self._timed("generate"):
-            return super()._generate_single_turn(*args, **kwargs)
+            if on_cpu:
+                hand_back_freed_memory()
+            found = super()._generate_single_turn(*args, **kwargs)
+            if on_cpu:
+                hand_back_freed_memory()
+            return found
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         others = sum(self._seconds.values())

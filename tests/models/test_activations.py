@@ -17,6 +17,7 @@ from gemma_tune.models.activations import cast_weights, of_layer
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.lora import FUSED_LAYERS
 from gemma_tune.models.size import size_of
+from gemma_tune.models.training_layers import training_layers
 
 WIDE = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "global_head_dim": 128}
 WIDE |= {"hidden_size_per_layer_input": 64, "moe_intermediate_size": 128}
@@ -63,6 +64,22 @@ def test_adapters_over_bfloat16(name: str) -> None:
     scores = size.num_attention_heads * TOKENS * (2 if size.attention == "sdpa" else 10)
     counted = of_layer(cfg, size, 2.0, 2.0, size.attention) + (scores if size.attention == "eager" else 0)
     assert counted == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("recipe", ["full_sft", "lora_sft"])
+@pytest.mark.parametrize("name", ["gemma3_text", "gemma4_e2b"])
+def test_norms_of_ours_keep_their_input_in_its_type(name: str, recipe: str) -> None:
+    model, text = language(name)
+    whole, number = model, 4.0
+    if recipe == "lora_sft":
+        config = LoraConfig(r=1, target_modules=[*FAMILIES[KINDS[name]].linear_layers])
+        config._register_custom_module(FUSED_LAYERS)
+        whole, number = get_peft_model(model.bfloat16(), config), 2.0
+    base = whole.get_base_model() if recipe == "lora_sft" else whole
+    with training_layers(base, fused=True, decoded=None):
+        found = saved(whole, base) / TOKENS / text.num_hidden_layers
+    cfg, size = composed(recipe, "gemma3_1b_it")[0], size_of(text)
+    assert of_layer(cfg, size, number, number, "sdpa", fused=True) == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("name", KINDS)
