@@ -157,8 +157,8 @@ def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
     """Bytes of the head: logits of some positions at once, and what our head, tile by tile, holds besides.
 
     Of one that isn't trained those are the states of trained positions, taken to be all, and their gradients; of one
-    that is, the gradient that its tiles are summed up in, and what is added to it at once. In mixed precision there is a copy of the head. TRL's on a
-    CPU makes larger tiles.
+    that is, the gradient that its tiles are summed up in, and what is added to it at once. In mixed precision there is
+    a copy of the head. TRL's on a CPU makes larger tiles.
 
     Args:
         cfg: The configuration.
