@@ -53,6 +53,9 @@ _RL = (
     "train.extra.generation_kwargs={min_new_tokens: " + str(COMPLETION) + "}", "reward=none",
 )  # fmt: skip
 _QAT = ("quant.max_kl_samples=1", "export.quality_samples=1")
+_INT4 = (
+    "export=gguf", "eval=default", "data.validation_split_percentage=20", f"quant.stage2.max_steps={STEPS}",
+)  # fmt: skip
 CASES = {
     "lora_sft": Case("lora_sft"),
     "lora_sft, float32": Case("lora_sft", ("model.dtype=float32",)),
@@ -83,7 +86,7 @@ CASES = {
     "qat": Case("qat", _QAT),
     "qat, live teacher": Case("qat", (*_QAT, "quant.teacher=live")),
     "qat, lora": Case("qat", (*_QAT, _LORA)),
-    "tune_to_int4": Case("tune_to_int4", (*_QAT, "export=gguf", "eval=default", "data.validation_split_percentage=20", f"quant.stage2.max_steps={STEPS}")),
+    "tune_to_int4": Case("tune_to_int4", (*_QAT, *_INT4)),
 }  # fmt: skip
 
 
