@@ -197,6 +197,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         figures = [f"{found['estimate']['total']:,.0f}", f"{found['measured']:,.0f}", f"{found['off']:+.1%}"]
         rest = ["–" if found[n] is None else f"{found[n]:,.0f}" for n in ("tensors", "baseline", "peak")]
         rows.append(f"| {' | '.join([name, *figures, *rest, parts])} |")
+    missing = ", ".join(f"`{name}`" for name in CASES if name not in report["cases"])
     worst = max((abs(found["off"]) for found in report["cases"].values()), default=0.0)
     return "\n".join([
         "# The estimate of memory, compared with measured peaks", "",
@@ -215,6 +216,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "`dry_run=true`. All in MiB.", "",
         table([*_HEAD, "baseline", "peak", "estimate by part"], rows), "",
         f"Required: at most {MOST:.0%} off. The largest here: {worst:.1%}.", "",
+        *([f"Not measured yet: {missing}.", ""] if missing else []),
     ])  # fmt: skip
 
 
