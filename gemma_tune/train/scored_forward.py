@@ -12,6 +12,8 @@ TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GR
 from __future__ import annotations
 
 import functools
+import inspect
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,8 +66,7 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
 
     drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]  # to walk through once
 
-    @functools.wraps(theirs)
-    def forward(*args: Any, **given: Any) -> Any:
+    def forward(self: Any, *args: Any, **given: Any) -> Any:
         if not given.get("fused_lm_head") or given.get("output_router_logits") or args:
             return theirs(*args, **given)
         score = functools.partial(_theirs_at_labels, model, theirs)
@@ -75,7 +76,10 @@ def use_scored_forward(model: Any, scoring: Scoring) -> None:
         return score(**given) if short is None else _in_compact(score, short, given)
 
     forward.is_ours = True  # type: ignore[attr-defined]
-    model.forward = forward
+    # `generate` validates its arguments by it. Neither `wraps` nor a plain function: from those accelerate, when it
+    # takes its mixed precision off a model, makes a method that is called with the model twice
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
+    model.forward = types.MethodType(forward, model)
 
 
 def _compact(model: Any, given: dict[str, Any], drops: Sequence[Any]) -> CompactBatch | None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from small_models import MODELS
 from torch import nn
@@ -213,3 +215,22 @@ def test_shared_layers_see_labels_alone(tiled: bool) -> None:
     torch.testing.assert_close(
         outcome(model, {**inputs, "shift_labels": shifted})[0].log_probs[:, :-1], found.log_probs
     )
+
+
+def test_mixed_precision_is_taken_off(request: pytest.FixtureRequest) -> None:
+    """Accelerate's `unwrap_model` leaves a model that answers, trains and generates as before."""
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
+    given = batch([range(5, 20)])
+    plain = {name: given[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        before = model(**plain).logits
+    add_fused_lm_head(model)
+    use_scored_forward(model, Scoring())
+    request.addfinalizer(AcceleratorState._reset_state)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    loss = accelerator.prepare_model(model)(**given, fused_lm_head=True).loss
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    with torch.no_grad():
+        assert torch.equal(model(**plain).logits, before)
+    assert not torch.equal(model(**given, fused_lm_head=True).loss, loss)  # in float32 again
+    assert model.generate(**plain, max_new_tokens=2, do_sample=False).shape[1] == 42
