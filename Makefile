@@ -26,8 +26,9 @@ setup: .venv/.done ## Create .venv with all dependencies
 	$(PIP) check
 	@touch $@
 
-run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about five minutes with the set-up
-	$(BIN)/python -m gemma_tune recipe=qlora_sft
+# The rows of the sample begin with 425 lists of tools; in a batch that has one of them it is computed once.
+run: .venv/.done ## Fine-tune the embedded Gemma with QLoRA, on a CPU, in about four minutes with the set-up
+	$(BIN)/python -m gemma_tune recipe=qlora_sft train.train_sampling_strategy=group_by_beginning
 
 test: .venv/.done ## Run the tests that need no GPU and no network, except the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not gpu and not slow and not vllm and not slurm' tests
