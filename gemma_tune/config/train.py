@@ -93,7 +93,8 @@ class TrainConfig:
     keep_freed_memory: bool | None = option(
         None,
         "Let glibc keep the memory that a step frees for the next one, for as long as the process runs; other C "
-        "libraries have no such setting. null: on a CPU.",
+        "libraries have no such setting. null: on a CPU, but with rewards it goes back to the system before and after "
+        "a generation; true: it is kept then, too, which is faster and takes more memory.",
     )
     loss_type: str | None = option(
         None, "SFT, DPO, KTO, GRPO: the loss, by TRL's name; null: as the recipe has it, else TRL's default."

@@ -16,6 +16,7 @@ from gemma_tune.models.compact_batch import computed_tokens
 from gemma_tune.page.histogram import Histogram
 from gemma_tune.train.batches import has_media
 from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings
+from gemma_tune.validation.sampling import shares_nothing
 
 Lengths = NDArray[np.int64]
 
@@ -65,7 +66,8 @@ class BatchingOption:
         name: A description.
         passes: Batches per epoch.
         padding: The share of padding in their tokens; with packing, the share of empty places.
-        computed: The share of the rows' tokens that is computed where batches are compact; None where there are media.
+        computed: The share of the rows' tokens that is computed where batches are compact; None where there are media,
+            or rows share nothing by the configuration.
         chosen: Whether the configuration batches this way.
     """
 
@@ -87,6 +89,7 @@ def ways(cfg: Config, lengths: Lengths, dataset: Any) -> list[BatchingOption]:
     t, size = cfg.train, int(cfg.train.per_device_train_batch_size or 1)
     by_length = LengthGroups(lengths.tolist(), size, cfg.seed)
     by_beginning = BeginningGroups(beginnings(dataset), size, cfg.seed)
+    whole = has_media(dataset) or shares_nothing(cfg)
     orders = {
         "random": ("in random order", torch.randperm(len(lengths), generator=torch.Generator().manual_seed(cfg.seed))),
         "sequential": ("in the files' order", torch.arange(len(lengths))),
@@ -100,12 +103,12 @@ def ways(cfg: Config, lengths: Lengths, dataset: Any) -> list[BatchingOption]:
             batches = order.split(size)
             room = sum(int(lengths[b].max()) * len(b) for b in batches)
             padding = 1 - int(lengths.sum()) / room
-            share = None if has_media(dataset) else _computed(dataset, [b.tolist() for b in batches])
+            share = None if whole else _computed(dataset, [b.tolist() for b in batches])
             found.append(BatchingOption(f"batches of {size}, {name}", len(batches), padding, share, chosen))
     packs = packed(lengths, t.max_length)
     empty = 1 - int(lengths.sum()) / (packs * t.max_length)
     name = f"batches of {size}, packed into {t.max_length:,} tokens (train.packing)"
-    share = None if has_media(dataset) else 1.0
+    share = None if whole else 1.0
     found.append(BatchingOption(name, -(-packs // size), empty, share, bool(t.packing)))
     return found
 

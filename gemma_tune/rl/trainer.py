@@ -101,6 +101,7 @@ class RewardedTrainer(UpdateTrainer):
         keep: Receives the completions of one generation.
         prefix_caching: Whether the completions of a prompt share its prefill.
         skip_zero_advantages: Whether rows without an advantage are left out of the update.
+        keep_freed_memory: Whether freed memory stays with the process around a generation, too; None: not on a CPU.
     """
 
     def __init__(
@@ -111,9 +112,11 @@ class RewardedTrainer(UpdateTrainer):
         keep: Callable[[Sequence[Sample]], None] = lambda samples: None,
         prefix_caching: bool = True,
         skip_zero_advantages: bool = True,
+        keep_freed_memory: bool | None = None,
         **kwargs: Any,
     ) -> None:
         self._prefix_caching, self._skip_zero_advantages = prefix_caching, skip_zero_advantages
+        self._keep_freed_memory = keep_freed_memory
         self._scorer, self._tasks, self._keep = scorer, tasks, keep
         self._seconds: dict[str, float] = defaultdict(float)
         self._tokens = self._steps_logged = 0
@@ -166,12 +169,12 @@ class RewardedTrainer(UpdateTrainer):
         super().release()
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        on_cpu = self.accelerator.device.type == "cpu"
+        hands_back = self.accelerator.device.type == "cpu" and not self._keep_freed_memory
         with self._timed("generate"):
-            if on_cpu:
+            if hands_back:
                 hand_back_freed_memory()
             found = super()._generate_single_turn(*args, **kwargs)
-            if on_cpu:
+            if hands_back:
                 hand_back_freed_memory()
             return found
 
@@ -268,7 +271,7 @@ def rl_trainer(
             "prompts have some; leave it out."
         )
     kind = GemmaGRPOTrainer if isinstance(args, GRPOConfig) else GemmaRLOOTrainer
-    ours = {name: getattr(cfg.train, name) for name in ("prefix_caching", "skip_zero_advantages")}
+    ours = {name: getattr(cfg.train, name) for name in ("prefix_caching", "skip_zero_advantages", "keep_freed_memory")}
     ours |= {"scorer": scorer, "tasks": tasks, "keep": keep}
     return build_trainer(kind, cfg, args, model, tokenizer, tasks.dataset, TaskGuard(tasks), **ours)
 

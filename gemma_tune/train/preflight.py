@@ -197,9 +197,11 @@ def _beginnings(x: CheckInputs) -> str | None:
         return None
     on_gpu = x.base.get_input_embeddings().weight.device.type != "cpu"
     if (kernel := kernel_of(x.cfg, x.shape, on_gpu)) != BY_DOCUMENT:
+        fix = "model.attn_implementation=by_document computes once what rows of a batch begin with alike."
+        if BY_DOCUMENT not in (family := FAMILIES[x.base.config.model_type]).attention:
+            fix = f"{family.name} has no kernel that doesn't; leave it out."
         return CheckWarning(
-            f"group_by_beginning saves nothing: attention is {kernel}, which computes whole rows; "
-            "model.attn_implementation=by_document computes once what rows of a batch begin with alike."
+            f"group_by_beginning saves nothing: attention is {kernel}, which computes whole rows; {fix}"
         )
     if has_media(x.rows.dataset):
         return CheckWarning("group_by_beginning saves nothing in batches with media, whose rows are computed whole.")

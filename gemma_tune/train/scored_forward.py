@@ -90,6 +90,8 @@ def _compact(model: Any, given: dict[str, Any], drops: Sequence[Any]) -> Compact
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None
+    if getattr(model.get_input_embeddings(), "neftune_noise_alpha", None):  # noise of each row, by the row's length
+        return None
     return compact(ids, mask, labels, share=may_share(drops))
 
 

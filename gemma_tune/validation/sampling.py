@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gemma_tune.config import Config
 
 _BY_DOCUMENT = "by_document"
+_WHOLE_ROWS = ("label_smoothing_factor", "neftune_noise_alpha")  # options with which batches aren't compact
 
 
 def sampling_problems(cfg: Config) -> Iterator[str]:
@@ -17,13 +18,18 @@ def sampling_problems(cfg: Config) -> Iterator[str]:
         yield f"{named} has no effect on a stream; leave it out."
     if t.train_sampling_strategy.startswith("group_by_") and t.packing:
         yield f"{named} has no effect on packed rows; leave one of the two out."
-    if t.train_sampling_strategy == "group_by_beginning" and (why := _shares_nothing(cfg)):
+    if t.train_sampling_strategy == "group_by_beginning" and (why := shares_nothing(cfg)):
         yield f"{named} would save nothing: {why}"
 
 
-def _shares_nothing(cfg: Config) -> str | None:
+def shares_nothing(cfg: Config) -> str | None:
     """Why rows of a batch share nothing of what they begin with, and what to do; None where they may share it."""
     t, asked = cfg.train, cfg.model.attn_implementation
+    if cfg.traits.stages:
+        return (
+            f"the second training of recipe={cfg.recipe} computes whole rows; leave it out, or run its trainings one "
+            "by one, with it in the first (recipe=lora_sft, then recipe=qat)."
+        )
     if cfg.traits.quantizes:
         return f"recipe={cfg.recipe} computes whole rows; leave it out."
     if t.per_device_train_batch_size == 1:
@@ -34,6 +40,9 @@ def _shares_nothing(cfg: Config) -> str | None:
         return f"model.attn_implementation={asked} computes whole rows; leave one of the two out."
     if cfg.adapter.lora_dropout:
         return "with adapter.lora_dropout rows share no beginning, as they would share its noise; leave one out."
+    for name in _WHOLE_ROWS:
+        if t.extra.get(name):
+            return f"with train.extra.{name} whole rows are computed; leave one of the two out."
     if t.loss is not None:
         return "with train.loss whole rows are computed; leave one of the two out."
     return None

@@ -115,6 +115,9 @@ def test_what_is_computed() -> None:
     # The last token predicts nothing, and the beginning's last is a part of each row
     assert alike.computed == pytest.approx((39 + 4 * 10) / 200)
     assert in_order.computed == 1 and packs.computed == 1 and alike.computed < mixed.computed < 1
+    # Another kernel computes whole rows, and training refuses to group them by beginning
+    found = ways(compose_config("preview", [*words, "model.attn_implementation=sdpa"]), lengths, rows)
+    assert {way.computed for way in found} == {None} and sharing_hint(found) is None
 
 
 def test_a_hint_where_beginnings_would_save_a_fifth() -> None:

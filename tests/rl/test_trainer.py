@@ -23,10 +23,11 @@ from gemma_tune.run.paths import ASSETS
 WORDS = ["train.per_device_train_batch_size=8", "train.num_generations=4", "train.max_completion_length=8"]
 
 
-def test_the_model_is_asked_as_it_will_be_served(tmp_path: Path) -> None:
-    """One <bos>, the user's turn, and the model's turn begun."""
-    trainer = made("grpo", tmp_path / "run", *WORDS)
+def test_the_model_is_asked_as_it_will_be_served(tmp_path: Path, handed_back: list[int]) -> None:
+    """One <bos>, the user's turn, and the model's turn begun; freed memory is kept where that was asked for."""
+    trainer = made("grpo", tmp_path / "run", *WORDS, "train.keep_freed_memory=true")
     generated = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    assert not handed_back
     asked = [
         ids[mask.bool()].tolist() for ids, mask in zip(generated["prompt_ids"], generated["prompt_mask"], strict=True)
     ]
@@ -62,9 +63,18 @@ def test_a_completion_that_a_reward_failed_on_is_out_of_its_group(tmp_path: Path
     assert trainer._metrics["train"]["rewards/spelled/failed"] == [0.0]
 
 
-def test_two_steps_log_what_each_part_takes(tmp_path: Path) -> None:
+@pytest.fixture
+def handed_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows each time that freed memory goes back to the system."""
+    times: list[int] = []
+    monkeypatch.setattr("gemma_tune.rl.trainer.hand_back_freed_memory", lambda: times.append(1))
+    return times
+
+
+def test_two_steps_log_what_each_part_takes(tmp_path: Path, handed_back: list[int]) -> None:
     trainer = made("grpo", tmp_path / "run", *WORDS, "train.learning_rate=1e-4")
     trainer.train()
+    assert len(handed_back) == 2 * 2
     first, second = [line for line in trainer.state.log_history if "loss" in line]
     for line in (first, second):
         assert {"rewards/spelled/mean", "rewards/spelled/std", "rewards/spelled/failed", "reward"} <= line.keys()

@@ -126,7 +126,7 @@ def test_batches_weighted_alike(tiny: CheckInputs) -> None:
     assert [p.split(":")[0] for p in error.value.problems] == ["✗ adapters", "✗ gradient accumulation"]
 
 
-def test_beginnings_that_nobody_shares(tiny: CheckInputs) -> None:
+def test_beginnings_that_nobody_shares(tiny: CheckInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where attention isn't by document, or rows have media, grouping by beginning is said to save nothing."""
 
     def said(**changed: Any) -> str:
@@ -136,6 +136,13 @@ def test_beginnings_that_nobody_shares(tiny: CheckInputs) -> None:
     assert said() == "✓ beginnings: what rows of a batch begin with alike is computed once"
     without = said(shape=replace(tiny.shape, sliding_layers=0))
     assert without.startswith("warning: beginnings: group_by_beginning saves nothing: attention is sdpa, which")
+    assert without.endswith(
+        "model.attn_implementation=by_document computes once what rows of a batch begin with alike."
+    )
+    monkeypatch.setattr(tiny.base.config, "model_type", "gemma2")  # which by_document can't compute
+    assert said(shape=replace(tiny.shape, attention="eager")).endswith(
+        "; Gemma 2 has no kernel that doesn't; leave it out."
+    )
     media = replace(tiny.rows, dataset=tiny.rows.dataset.add_column("media", [None]))
     assert "saves nothing in batches with media" in said(rows=media)
     assert preflight(tiny, ["beginnings"]) == []

@@ -173,6 +173,21 @@ def test_rows_share_their_prompts(model: Any, tiled: bool) -> None:
         assert (mine[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
 
 
+def test_noise_by_the_length_of_rows() -> None:
+    """NEFTune's noise is of each row, and the smaller the longer the row is: its batches stay as they are."""
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
+    add_fused_lm_head(model)
+    use_scored_forward(model, Scoring())
+    widths: list[tuple[int, ...]] = []
+    model.base_model.layers[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[:2]))
+    inputs = grouped_batch()
+    with by_document(model):
+        model(**inputs, fused_lm_head=True)
+        model.get_input_embeddings().neftune_noise_alpha = 5.0  # as Transformers does while it trains
+        model(**inputs, fused_lm_head=True)
+    assert widths == [(1, 72), (6, 44)]
+
+
 def test_what_is_saved_is_read_once(model: Any) -> None:
     """TRL's offloading of activations forgets what the backward pass has read, and fails where it reads it twice."""
     kept: dict[int, torch.Tensor] = {}

@@ -27,6 +27,8 @@ def cfg() -> Config:
         ("train.per_device_train_batch_size", 1, "would save nothing: train.per_device_train_batch_size=1"),
         ("train.compact_batches", False, "would save nothing: train.compact_batches=false"),
         ("train.loss", "mine.py:loss", "would save nothing: with train.loss"),
+        ("train.extra", {"label_smoothing_factor": 0.1}, "would save nothing: with train.extra.label_smoothing_factor"),
+        ("train.extra", {"neftune_noise_alpha": 5}, "would save nothing: with train.extra.neftune_noise_alpha"),
         ("model.attn_implementation", "sdpa", "would save nothing: model.attn_implementation=sdpa"),
         ("adapter.lora_dropout", 0.1, "would save nothing: with adapter.lora_dropout"),
     ],
@@ -43,7 +45,12 @@ def test_where_it_may_save(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"), [("qat", "would save nothing: recipe=qat"), ("dpo", "has no effect with recipe=dpo")]
+    ("recipe", "said"),
+    [
+        ("qat", "would save nothing: recipe=qat"),
+        ("tune_to_int4", "would save nothing: the second training of recipe=tune_to_int4"),
+        ("dpo", "has no effect with recipe=dpo"),
+    ],
 )
 def test_recipes_that_compute_whole_rows(recipe: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
