@@ -51,6 +51,16 @@ def has_our_head(cfg: Config, on_gpu: bool) -> bool:
     return not on_gpu if cfg.train.tiled_head is None else cfg.train.tiled_head
 
 
+def rounds(cfg: Config) -> bool:
+    """Whether a training multiplies with weights on a grid; of a method with stages it is the stage that does."""
+    return cfg.traits.trains and cfg.traits.quantizes and not cfg.traits.stages
+
+
+def trains_embedding(cfg: Config) -> bool:
+    """Whether the embedding is trained, and the head tied to it; in QAT not where the files hold it in 16 bit."""
+    return cfg.adapter.peft_type == "none" and not (rounds(cfg) and cfg.quant.embedding_grid is None)
+
+
 def shared_prompts(cfg: Config, shape: ModelSize, on_gpu: bool) -> int:
     """Of how many prompts a forward pass computes each once for all of its completions (compact batches); else 0."""
     assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
@@ -142,15 +152,18 @@ def activations(
 
 
 def cast_weights(cfg: Config, shape: ModelSize, act: float, stream: float) -> float:
-    """Bytes of the copies in bfloat16 that mixed precision multiplies with, of weights in float32.
+    """Bytes of the copies that are multiplied with in place of weights: in bfloat16 in mixed precision, rounded in QAT.
 
-    Of weights that are trained torch keeps them until the end of a forward pass, and the backward pass needs all of
-    them; of others those of one layer where it is computed again.
+    Of weights that are trained torch keeps those in bfloat16 until the end of a forward pass, and the backward pass
+    needs all of them; of others, and of rounded ones, those of one layer where it is computed again.
     """
-    if stream <= act or cfg.model.load_in_4bit:
+    if (stream <= act and not rounds(cfg)) or cfg.model.load_in_4bit:
         return 0.0
-    layers = 1 if recomputes(cfg) and cfg.adapter.peft_type != "none" else shape.num_hidden_layers
-    return (shape.linear_parameters + shape.expert_parameters) * act * layers / shape.num_hidden_layers
+    again = recomputes(cfg) and (cfg.adapter.peft_type != "none" or rounds(cfg))
+    layers = 1 if again else shape.num_hidden_layers
+    of_layers = (shape.linear_parameters + shape.expert_parameters) * act * layers / shape.num_hidden_layers
+    on_grid = rounds(cfg) and cfg.quant.embedding_grid is not None
+    return of_layers + (shape.vocab_size * shape.hidden_size * _FLOAT32 if on_grid else 0.0)
 
 
 def logits(cfg: Config, shape: ModelSize, act: float, stream: float, longest: int, on_gpu: bool) -> float:

@@ -11,7 +11,16 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
-from gemma_tune.models.activations import activations, fuses, logits, offloaded, offloads, stream_bytes
+from gemma_tune.models.activations import (
+    activations,
+    fuses,
+    logits,
+    offloaded,
+    offloads,
+    rounds,
+    stream_bytes,
+    trains_embedding,
+)
 from gemma_tune.models.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
 from gemma_tune.models.size import ModelSize, keeps_decoded
@@ -51,21 +60,18 @@ def optimizer_bytes(optim: str, weight: float = 4.0) -> float:
 
 
 def has_live_teacher(cfg: Config) -> bool:
-    """Whether training keeps a copy of the unquantized model beside the trained one (`quant.teacher=live`).
-
-    Of a method with stages it is the stage, with a configuration of its own, that does.
-    """
-    quantizes = cfg.traits.trains and cfg.traits.quantizes and not cfg.traits.stages
-    return quantizes and cfg.quant.teacher == "live"
+    """Whether training keeps a copy of the unquantized model beside the trained one (`quant.teacher=live`)."""
+    return rounds(cfg) and cfg.quant.teacher == "live"
 
 
 def trained_parameters(cfg: Config, shape: ModelSize) -> int:
-    """Weights that are trained: all of them, or those of the adapter."""
-    return (
-        shape.parameters
-        if cfg.adapter.peft_type == "none"
-        else shape.lora_parameters(cfg.adapter.r, bool(cfg.adapter.target_parameters))
-    )
+    """Weights that are trained: all of them, in QAT without tables that stay in 16 bit, or those of the adapter."""
+    if cfg.adapter.peft_type != "none":
+        return shape.lora_parameters(cfg.adapter.r, bool(cfg.adapter.target_parameters))
+    frozen = 0 if trains_embedding(cfg) else shape.vocab_size * shape.hidden_size
+    if rounds(cfg) and cfg.quant.per_layer_grid is None:
+        frozen += shape.table_parameters
+    return shape.parameters - frozen
 
 
 def table_on_host(cfg: Config, shape: ModelSize) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gemma_tune.config import Config
-from gemma_tune.models.activations import activations, computed_tokens, has_our_head
+from gemma_tune.models.activations import activations, computed_tokens, has_our_head, trains_embedding
 from gemma_tune.models.size import ModelSize
 
 # Of all that a step allocates and frees, as measured with glibc 2.36: the gradients of a layer's weights stay among its
@@ -34,7 +34,7 @@ def fullest_moment(
     """
     kept, head, gradients = (parts[name] for name in ("activations", "logits", "gradients"))
     full = cfg.adapter.peft_type == "none"
-    summed = full and has_our_head(cfg, on_gpu=False) and not cfg.traits.classifies
+    summed = trains_embedding(cfg) and has_our_head(cfg, on_gpu=False) and not cfg.traits.classifies
     of_head = shape.vocab_size * shape.hidden_size * _FLOAT32 if summed else 0.0
     tokens = computed_tokens(cfg, shape, longest, on_gpu=False)
     passing = tokens * (3 * shape.mlp_width * act + 2 * shape.hidden_size * stream)
@@ -67,8 +67,8 @@ def _whole(cfg: Config, shape: ModelSize, act: float, stream: float, longest: in
 
 def _of_largest(cfg: Config, shape: ModelSize, weight: float) -> float:
     """AdamW's denominator and its root, of the embedding."""
-    full = cfg.adapter.peft_type == "none"
-    return 2 * max(shape.vocab_size * shape.hidden_size, shape.table_parameters) * weight if full else 0.0
+    largest = max(shape.vocab_size * shape.hidden_size, shape.table_parameters)
+    return 2 * largest * weight if trains_embedding(cfg) else 0.0
 
 
 def _generation(cfg: Config, shape: ModelSize, act: float, longest: int) -> float:

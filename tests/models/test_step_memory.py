@@ -20,11 +20,14 @@ from gemma_tune.models.allocator import hand_back_freed_memory
 from gemma_tune.models.contexts import training_attention
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES
 from gemma_tune.models.lora import FUSED_LAYERS
-from gemma_tune.models.memory import estimate, in_unit
+from gemma_tune.models.memory import estimate, in_unit, trained_parameters
 from gemma_tune.models.size import size_of
 from gemma_tune.models.step_memory import fullest_moment
 from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
 from gemma_tune.models.training_layers import training_layers
+from gemma_tune.models.unwrap import language_part
+from gemma_tune.quant.layers import GRID_LAYERS, put_on_grid
+from gemma_tune.quant.plan import plan_of
 
 TOKENS = 512
 SIZES = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "num_attention_heads": 4, "vocab_size": 2048}
@@ -88,6 +91,39 @@ def test_accumulated_gradients_are_there_all_the_time() -> None:
     once, twice = (estimate(cfg, size_of(text), False, TOKENS) for cfg in cfgs)
     assert -once["gradients"] <= once["reused"] < 0 and twice["reused"] == 0
     assert in_unit(once["reused"]).startswith("-") and twice["total"] > once["total"]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_qat_keeps_rounded_weights(adapted: bool) -> None:
+    """Beside what tuning keeps; the embedding, which the files hold in 16 bit, isn't trained."""
+    torch.manual_seed(0)
+    text = AutoConfig.for_model("gemma3_text", **SIZES)
+    model: Any = transformers.Gemma3ForCausalLM(text).train()
+    plan = plan_of(model, "q4_0", None)
+    words = ["train.packing=false", "train.per_device_train_batch_size=1", f"train.max_length={TOKENS}"]
+    if adapted:
+        config = LoraConfig(r=16, target_modules=[*FAMILIES["gemma3_text"].linear_layers])
+        config._register_custom_module(GRID_LAYERS)
+        model, words = get_peft_model(model, config), [*words, "adapter=lora", "adapter.r=16"]
+    put_on_grid(model, plan)
+    base = language_part(model)
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    look_at = torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor)
+    with training_attention(base, None), training_layers(base, None, None), look_at:
+        base.model(input_ids=torch.randint(3, 2000, (1, TOKENS)), use_cache=False)
+    cfg, size = composed("qat", "gemma3_1b_it", *words)[0], size_of(text)
+    assert activations(cfg, size, 4.0, 4.0, TOKENS, on_gpu=False) == pytest.approx(sum(kept.values()), rel=0.1)
+    assert trained_parameters(cfg, size) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    several = composed("qat", "gemma3_1b_it", *words, "quant=q4_0_embedding")[0]
+    assert adapted or trained_parameters(several, size) == size.parameters
 
 
 def test_completions_meet_their_whole_prompt() -> None:
