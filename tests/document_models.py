@@ -24,8 +24,9 @@ def text_model(name: str, kernel: str = "sdpa") -> Any:
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, products: int) -> None:
-    """Blocks of 16 queries, few of them at once, and plain products up to so many keys of a full layer."""
+    """Blocks of 16 queries, 32 for torch's kernel; few at once; plain products up to so many keys of a full layer."""
     monkeypatch.setattr(documents, "QUERIES", 16)
+    monkeypatch.setattr(attention_plan, "QUERIES", 32)
     monkeypatch.setattr(attention_plan, "BLOCK", 16)
     monkeypatch.setattr(attention_plan, "_KEYS", 128)
     monkeypatch.setattr(attention_plan, "_SCORES", 8192)

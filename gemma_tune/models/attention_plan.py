@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gemma_tune.models.documents import BLOCK, MULTIPLE, DocumentGroup, Documents
+from gemma_tune.models.documents import BLOCK, MULTIPLE, QUERIES, DocumentGroup, Documents
 
 _SCORES = 1 << 20  # of blocks that are computed together: a processor's cache holds them
 _KEYS = 1 << 13  # of blocks whose keys are copied at once
@@ -147,8 +147,17 @@ def _blocks(docs: Documents, window: int | None, most: int) -> tuple[list[Attent
             rest = next(beyond, len(blocks))
             short += blocks[:rest]
             if blocks[rest:]:
-                long.append((row, number, blocks[rest:]))
+                long.append((row, number, [*_joined(blocks[rest:])]))
     return short, long
+
+
+def _joined(blocks: list[AttentionBlock]) -> Iterator[AttentionBlock]:
+    """Those that see all, in blocks of `QUERIES`: torch's kernel is given copies of a block's keys."""
+    together = QUERIES // BLOCK
+    for at in range(0, len(blocks), together):
+        first, last = blocks[at], blocks[min(at + together, len(blocks)) - 1]
+        queries, own = last.first + last.queries - first.first, last.start + last.own - first.start
+        yield first._replace(queries=queries, own=own)
 
 
 def _of_group(

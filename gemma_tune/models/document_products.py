@@ -1,7 +1,7 @@
 """Attention of the blocks of a plan by plain products, and its gradients written out by hand.
 
 What softmax gives is kept for the backward pass, as autograd would keep it, but neither the blocks' queries, keys and
-values nor their output. The gradients of a key that several blocks meet are summed up at once, in float32.
+values nor their output. The gradients of a key that several blocks meet are summed up in float32.
 
 Suffixes of shapes: B rows, S tokens of a row, Q queries of a row, h query heads, k heads of keys, D head size.
 """
@@ -123,9 +123,9 @@ def _biased(scores: torch.Tensor, batch: BlockBatch, q: torch.Tensor) -> torch.T
 
 
 def _summed(before: torch.Tensor | None, gradients: torch.Tensor, part: KeysPart) -> torch.Tensor:
-    """Gradients of [B · S · k, D] from those of the blocks' copies."""
+    """Gradients of [B · S · k, D] from those of the blocks' copies; of several parts in float32."""
     found = functional.embedding_bag(part.bags, gradients, part.bounds, mode="sum", include_last_offset=True)
-    return found if before is None else before.add_(found)
+    return found if before is None else before.to(torch.promote_types(found.dtype, torch.float32)).add_(found)
 
 
 def _given(rows: torch.Tensor | None, like_BhSD: torch.Tensor) -> torch.Tensor:
@@ -133,4 +133,4 @@ def _given(rows: torch.Tensor | None, like_BhSD: torch.Tensor) -> torch.Tensor:
     if rows is None:
         return torch.zeros_like(like_BhSD)
     b, heads, tokens, size = like_BhSD.shape
-    return rows.view(b, tokens, heads, size).transpose(1, 2)
+    return rows.to(like_BhSD.dtype).view(b, tokens, heads, size).transpose(1, 2)

@@ -15,7 +15,7 @@ from gemma_tune.models import attention_plan, document_attention
 from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.contexts import attention, training_attention
 from gemma_tune.models.document_attention import by_document
-from gemma_tune.models.documents import documents_of
+from gemma_tune.models.documents import Documents, documents_of, grouped
 from gemma_tune.models.label_positions import at_labels
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
@@ -162,6 +162,30 @@ def test_plan_of_a_packed_row() -> None:
     for part in plan.parts:
         rows = part.bounds.diff().nonzero()[:, 0]
         assert torch.equal(part.keys[part.bags], rows.repeat_interleave(part.bounds.diff()[rows]))
+
+
+def test_blocks_for_the_kernel_are_larger() -> None:
+    """It is given copies of the keys of each block, so of few blocks."""
+    docs = documents_of(torch.arange(100)[None], None, (1, 100), "cpu").at(torch.arange(1, 100)[None])
+    ((_, _, blocks),) = attention_plan.plan_of(docs, None, 4, 2, torch.float32, 48).long
+    assert [(b.first, b.queries, b.start, b.own) for b in blocks] == [(32, 32, 0, 65), (64, 32, 0, 97), (96, 3, 0, 100)]
+
+
+def test_keys_of_many_blocks_have_exact_gradients() -> None:
+    """Those of a prompt are sums over many parts of a plan: not rounded to bfloat16 with each."""
+    lengths, prompts = [32, *[16] * 96], [-1, *[0] * 96]
+    of = torch.arange(97).repeat_interleave(torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(32), torch.arange(32, 48).repeat(96)])[None]
+    draw = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, 1, of.shape[1], 8, generator=draw).bfloat16() for _ in range(4)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        docs = Documents(of, positions, [grouped(0, lengths, range(97), prompts)])
+        q, k, v, gradient = (x.to(dtype).requires_grad_() for x in given)
+        out, _ = document_attention.attention_by_document(None, q, k, v, docs)
+        found.append(torch.autograd.grad(out, (k, v), 1 + gradient.transpose(1, 2)))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs)[:, :, :32].norm() < 4e-3 * theirs[:, :, :32].norm()
 
 
 def test_mixed_precision_and_no_gradients() -> None:
