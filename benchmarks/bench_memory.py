@@ -79,7 +79,8 @@ CASES = {
     "grpo": Case("grpo", _RL, "prompts"),
     "grpo, lora, beta": Case("grpo", (*_RL, _LORA, "train.beta=0.04"), "prompts"),
     "grpo, beta": Case("grpo", (*_RL, "train.beta=0.04"), "prompts"),
-    "dapo": Case("dapo", _RL, "prompts"),
+    # All completions here are cut off, which DAPO leaves out
+    "dapo": Case("dapo", (*_RL, "train.mask_truncated_completions=false"), "prompts"),
     "dr_grpo": Case("dr_grpo", _RL, "prompts"),
     "gspo": Case("gspo", _RL, "prompts"),
     "rloo": Case("rloo", _RL, "prompts"),

@@ -168,14 +168,22 @@ def _tokens(groups: Sequence[Group], places: int) -> int | None:
 
 
 def _groups(ids_BS: torch.Tensor, valid_BS: torch.Tensor | None, labels_BS: torch.Tensor, share: bool) -> list[Group]:
-    """Rows that share their beginning, with its tokens and those of each row from there on; alone, a row shares one."""
-    rows = []
+    """Rows that share their beginning, with its tokens and those of each row from there on; alone, a row shares one.
+
+    Where no row has a label (DAPO leaves out completions that were cut off, perhaps all), two tokens of one stand for
+    all: a way for gradients, which are 0.
+    """
+    rows: list[_Row] = []
+    unlabelled: list[_Row] = []
     valid = [[1] * ids_BS.shape[1]] * len(ids_BS) if valid_BS is None else valid_BS.tolist()
     for number, (ids, here, labels) in enumerate(zip(ids_BS.tolist(), valid, labels_BS.tolist(), strict=True)):
         tokens = [(place, ids[place], labels[place]) for place in range(len(ids)) if here[place]]
         labelled = [n for n, (_, _, label) in enumerate(tokens) if n and label != -100]
         if labelled:
             rows.append(_Row(number, tokens[: labelled[-1] + 1], labelled[0]))
+        elif len(tokens) > 1:
+            unlabelled.append(_Row(number, tokens[:2], 1))
+    rows = rows or unlabelled[:1]
     parts = _parts(rows) if share else [([row], 1) for row in rows]
     return [
         ([token for _, token, _ in of[0].tokens[:begin]], [(row.number, row.tokens[begin:]) for row in of])

@@ -173,6 +173,28 @@ def test_rows_share_their_prompts(model: Any, tiled: bool) -> None:
         assert (mine[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
 
 
+def test_no_label_at_all(model: Any) -> None:
+    """All completions of a batch were cut off, say: nothing is computed for it, and gradients are 0, not missing."""
+    base = base_of(model)
+    inputs = grouped_batch() | {"labels": torch.full((6, 44), -100)}
+    theirs, widths = base.forward, []
+    watch = base.base_model.register_forward_pre_hook(
+        lambda module, args, given: widths.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    expected, wanted = outcome(model, inputs)
+    use_scored_forward(base, SCORING)
+    try:
+        with by_document(base):
+            found, gradients = outcome(model, inputs)
+    finally:
+        base.forward = theirs
+        watch.remove()
+    assert widths == [inputs["input_ids"].numel(), 1]
+    assert found.keys() == expected.keys() and gradients.keys() == wanted.keys()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
 def test_noise_by_the_length_of_rows() -> None:
     """NEFTune's noise is of each row, and the smaller the longer the row is: its batches stay as they are."""
     model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32)
