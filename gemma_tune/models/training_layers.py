@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -116,7 +116,17 @@ def _factor(weight: torch.Tensor, adds_one: bool) -> torch.Tensor:
     return weight.float() + 1 if adds_one else weight.float()
 
 
-def _norm(module: Any, adds_one: bool, x: torch.Tensor) -> torch.Tensor:
+def _in_training(module: Any, ours: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """Ours where a module trains. An evaluation between two steps gives the numbers of one before or after training."""
+
+    def forward(x: torch.Tensor) -> Any:
+        trains = module.training or torch.is_grad_enabled()
+        return ours(module, x) if trains else type(module).forward(module, x)
+
+    return forward
+
+
+def _norm(adds_one: bool, module: Any, x: torch.Tensor) -> torch.Tensor:
     weight = module.weight if getattr(module, "with_scale", True) else None
     found: torch.Tensor = FusedNorm.apply(x, weight, adds_one, module.eps)
     return found
@@ -142,9 +152,9 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
     blocks = [module for module in model.modules() if on_cpu and has_gated_gelu(module)]
     packed = sum(m.in_features * m.out_features for m in model.modules() if is_four_bit(m))
     for module in norms:
-        module.forward = functools.partial(_norm, module, adds_one)
+        module.forward = _in_training(module, functools.partial(_norm, adds_one))
     for module in blocks:
-        module.forward = functools.partial(feed_forward, module)
+        module.forward = _in_training(module, feed_forward)
     for layer in layers:
         layer.joins, layer.keeps_decoded = True, keeps_decoded(decoded, on_cpu, packed)
     try:

@@ -263,6 +263,7 @@ def test_mixed_precision_is_taken_off(request: pytest.FixtureRequest) -> None:
         before = model(**plain).logits
     add_fused_lm_head(model)
     use_scored_forward(model, Scoring())
+    AcceleratorState._reset_state()  # which all tests of a process share
     request.addfinalizer(AcceleratorState._reset_state)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     loss = accelerator.prepare_model(model)(**given, fused_lm_head=True).loss
