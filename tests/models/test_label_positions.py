@@ -79,7 +79,7 @@ def test_loss_and_gradients(model: Any, form: str, kernel: str) -> None:
         theirs = gradients(model, expected)
     places = inputs["labels"][:, 1:] != -100
     with at_labels(base, functional.pad(places, (0, 1))) as found:
-        assert found is not None and found.index.shape[1] == places.sum(1).max()
+        assert found is not None and 0 <= found.index.shape[1] - places.sum(1).max() < 16
     with by_document(base) if kernel == "by_document" else nullcontext():
         loss = narrowed_loss(base, inputs)
         ours = gradients(model, loss)
