@@ -170,7 +170,10 @@ def test_off_where_it_is_no_use(model: Any) -> None:
 
 
 def test_positions_ascend() -> None:
-    read = torch.tensor([[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0]]).bool()
+    read = torch.zeros(2, 40, dtype=torch.bool)
+    read[0, 20:37] = read[1, 30] = True
     index, kept = positions_of(read)
-    assert index.tolist() == [[2, 4, 5], [0, 1, 2]]
-    assert kept.tolist() == [[True] * 3, [False, True, False]]
+    assert index.tolist() == [[*range(15), *range(20, 37)], [*range(32)]]
+    assert kept.tolist() == [[False] * 15 + [True] * 17, [False] * 30 + [True, False]]
+    index, kept = positions_of(read[:, :18] | read[:, 19:37])  # no more than there are
+    assert index.tolist() == [[*range(18)]] * 2 and int(kept.sum()) == 18
