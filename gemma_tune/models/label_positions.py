@@ -48,13 +48,15 @@ def compute_all_positions(language: Any) -> None:
 
 
 # A CPU prepares its products once for each number of rows and keeps a thousand: a number of its own in each step
-# costs all of them again and again (the embedded model's steps take a tenth longer)
-_MULTIPLE = 16
+# costs all of them again and again (the embedded model's steps take a tenth longer). Of few rows there are few numbers
+_MULTIPLE, _LONG = 16, 64
 
 
 def positions_of(read_BS: torch.Tensor) -> Positions:
-    """The positions that are read; a row with fewer than `_MULTIPLE` or another row asks for has some others, too."""
-    width = min(_MULTIPLE * -(-int(read_BS.sum(1).max()) // _MULTIPLE), read_BS.shape[1])
+    """The positions that are read, and others: in rows with fewer than another, and up to a multiple in long ones."""
+    width = int(read_BS.sum(1).max())
+    if width >= _LONG:
+        width = min(width + -width % _MULTIPLE, read_BS.shape[1])
     first = read_BS.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
     index = first.sort(1).values
     return Positions(index, read_BS.gather(1, index))
