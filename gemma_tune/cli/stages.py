@@ -57,6 +57,10 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
         greater_is_better=None,
         early_stopping_patience=None,
         early_stopping_threshold=0.0,
+        loss_type=None,
+        tiled_head=None,
+        compact_batches=True,
+        extra={name: value for name, value in cfg.train.extra.items() if name != "label_smoothing_factor"},
     )
     found = replace(
         cfg,

@@ -2,7 +2,7 @@
 
 A recipe's YAML names its method (`method: qat`). Code outside `config/` and `recipes/` never asks for that name, only
 for a property of the method (`cfg.traits.four_bit`). So a new method is one row here, a file in `recipes/`, a YAML, and
-where it has a trainer of its own that trainer (`train/`) and its losses (`validation/trainer_options.py`). Rows of
+where it has a trainer of its own that trainer (`train/`) and its losses (`validation/trainer_tables.py`). Rows of
 another kind also need a member of `Reads`, a reader in `data/`, and checks in `validation/`.
 """
 

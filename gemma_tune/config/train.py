@@ -12,6 +12,9 @@ from gemma_tune.config.option import BATCH, STEPS, TOKENS, option
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _TIME = re.compile(r"^(?:\d+(?:\.\d+)?[dhms])+$")
 
+# Schedules that follow the metric of `metric_for_best_model`
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+
 
 @dataclass
 class TrainConfig:
@@ -237,6 +240,11 @@ class TrainConfig:
             return 0.0
         parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", self.max_time)
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+    @property
+    def joined_losses(self) -> list[str]:
+        """DPO: the losses that are added up; TRL's default where none is named."""
+        return [name.strip() for name in (self.loss_type or "sigmoid").split("+")]
 
     @property
     def passes_per_generation(self) -> int:

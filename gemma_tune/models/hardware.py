@@ -71,6 +71,12 @@ def check_hardware(cfg: Config) -> None:
             "sides (vLLM's weight transfer, used by TRL), and this run is on the CPU; leave it out, and Transformers "
             "writes the completions. A vLLM for CPUs checks and serves what is trained: engine.vllm."
         )
+    batching = "use_transformers_continuous_batching"
+    if cfg.train.extra.get(batching) and mixed_precision(cfg, pick_device(cfg.model)):
+        problems.append(
+            f"train.extra.{batching}=true with mixed precision: TRL casts the float32 weights that are trained to "
+            "bfloat16 when it writes completions, and leaves them so; set train.bf16=false, or leave it out."
+        )
     if cfg.train.torch_compile and not planned and not problems:
         from gemma_tune.models.compiled_parts import check_compiler
 

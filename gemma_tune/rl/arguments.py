@@ -41,6 +41,7 @@ def rl_arguments(
     own |= {
         "reward_weights": list(cfg.reward.weighted().values()),
         "log_completions": False,  # it would break the progress bar; ours are in eval/completions.jsonl
+        "per_device_eval_batch_size": cfg.train.num_generations,  # whole groups, of which none are evaluated
     }
     made = arguments(GRPOConfig if grpo else RLOOConfig, cfg, folder, device, own)
     if cfg.train.use_vllm:

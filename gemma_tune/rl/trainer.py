@@ -26,7 +26,7 @@ from gemma_tune.processes import gathered
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion
 from gemma_tune.rl.updates import UpdateTrainer
-from gemma_tune.train.base import build_trainer
+from gemma_tune.train.build import build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
 # The parts of a step: generating completions, their log-probabilities, their rewards, and the update.

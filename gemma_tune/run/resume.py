@@ -7,7 +7,16 @@ from pathlib import Path
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.errors import UserError
-from gemma_tune.run.checkpoints import CHECKPOINT, checkpoints, damage, is_at_the_end, is_of_shards, state_of, step_of
+from gemma_tune.run.checkpoints import (
+    CHECKPOINT,
+    checkpoints,
+    damage,
+    has_optimizer,
+    is_at_the_end,
+    is_of_shards,
+    state_of,
+    step_of,
+)
 from gemma_tune.run.paths import without_tilde
 from gemma_tune.run.result import RunResult
 
@@ -142,6 +151,8 @@ def _look(train: TrainConfig, path: Path, period: int) -> ResumePoint | str:
         return (
             f"a run with rewards can be resumed only at multiples of {period} steps, when new completions are generated"
         )
+    if not ends and not has_optimizer(path):
+        return "it has no optimizer's state, with which the next step would be another one"
     best = state.get("best_global_step")
     if train.metric_for_best_model and best and best != step:
         kept = path.parent / f"step-{best}"

@@ -9,11 +9,12 @@ from trl import SFTConfig
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_NOTHING
-from gemma_tune.errors import UserError
 from gemma_tune.models.hardware import mixed_precision
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.best import best_arguments
+from gemma_tune.train.refused import refused_by_trainer
 from gemma_tune.train.sharding import sharding_arguments
+from gemma_tune.validation.trainer_options import trainer_options
 
 PAD_TO = 32  # tokens
 
@@ -38,7 +39,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
 
 
 def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.device, own: dict[str, Any]) -> T:
-    """A trainer's arguments; `train.extra` is passed on unchanged.
+    """A trainer's arguments; `train.extra` is passed on, whole numbers as floats where TRL has a float.
 
     Args:
         kind: TRL's dataclass.
@@ -88,7 +89,19 @@ def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.devic
         **best_arguments(t),
         **sharding_arguments(cfg),
     }
-    try:
-        return kind(**(common | own | t.extra))
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"train: {str(error).splitlines()[0]}") from error
+    with refused_by_trainer():
+        made = kind(**_with_extra(common | own, t.extra, trainer_options(kind.__name__)))
+    return made
+
+
+def _with_extra(ours: dict[str, Any], extra: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
+    """Our options and the user's, whose mappings keep what ours sets; a whole number becomes TRL's float."""
+    found = dict(ours)
+    for name, value in extra.items():
+        if isinstance(mapping := ours.get(name), dict):
+            found[name] = {**(value or {}), **mapping}
+        elif type(value) is int and "float" in types.get(name, "").split(" | "):
+            found[name] = float(value)
+        else:
+            found[name] = value
+    return found

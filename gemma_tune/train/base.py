@@ -5,32 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback
 
-from gemma_tune.config import Config
-from gemma_tune.errors import UserError
 from gemma_tune.models.contexts import evaluating, own_forward
-from gemma_tune.models.gathered import blank_copy
-from gemma_tune.models.host_table import keep_table_on_host
 from gemma_tune.models.sharded import whole_weight
-from gemma_tune.models.sharding import shards
 from gemma_tune.models.tiled_head import HeadOptions
 from gemma_tune.models.towers import seeing
 from gemma_tune.models.trained_towers import with_towers_rate
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main, gathered, highest
 from gemma_tune.train.batches import MEDIA
-from gemma_tune.train.best import best_callbacks, why_not_best
-from gemma_tune.train.callbacks import ProgressBar
+from gemma_tune.train.best import why_not_best
 from gemma_tune.train.checkpointing import CheckpointedTrainer
 from gemma_tune.train.nonfinite import NonFiniteGuard, NonFiniteLoss
+from gemma_tune.train.refused import refused_by_trainer
 from gemma_tune.train.scored_forward import Scoring, use_scored_forward
-from gemma_tune.train.watching import watch
 
 
 class GemmaTrainer(CheckpointedTrainer):
@@ -118,10 +112,17 @@ class GemmaTrainer(CheckpointedTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """PEFT's LoRA+ optimizer where a ratio is set, else Transformers' own; towers have a rate of their own."""
         if self.optimizer is None:
-            self._create_optimizer(model)
+            with refused_by_trainer():
+                self._create_optimizer(model)
             if self._towers_learning_rate is not None:
                 with_towers_rate(self.optimizer, self.model, self._towers_learning_rate, self.args.learning_rate)
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' schedule of the learning rate."""
+        with refused_by_trainer():
+            made = super().create_scheduler(*args, **kwargs)
+        return made
 
     def _create_optimizer(self, model: Any = None) -> None:
         if self._loraplus_lr_ratio is None:
@@ -235,64 +236,3 @@ class GemmaTrainer(CheckpointedTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes nothing."""
-
-
-T = TypeVar("T", bound=GemmaTrainer)
-
-
-def build_trainer(
-    kind: type[T],
-    cfg: Config,
-    args: Any,
-    model: Any,
-    tokenizer: Any,
-    dataset: Any,
-    guard: NonFiniteGuard,
-    **more: Any,
-) -> T:
-    """Builds a trainer with our progress bar and the stop at a NaN or infinite loss.
-
-    Args:
-        kind: The trainer's class.
-        cfg: The configuration.
-        args: The trainer's arguments.
-        model: What is trained.
-        tokenizer: Its tokenizer.
-        dataset: The rows as the trainer takes them.
-        guard: Remembers the batches of each step, to name its rows.
-        more: Further arguments of the class.
-
-    Raises:
-        UserError: TRL refuses an option, an optimizer's package is missing, or there is no whole batch.
-    """
-    # Before the trainer is made: TRL's forward passes would be those of the model that it has been given
-    blank = blank_copy(model) if shards(cfg) else None
-    keep_table_on_host(model, cfg.model.per_layer_table_on_host)
-    try:
-        trainer = kind(
-            model=model,
-            args=args,
-            processing_class=tokenizer,
-            train_dataset=dataset,
-            eval_dataset={} if cfg.train.eval_steps else None,  # `measure` has rows of its own
-            callbacks=best_callbacks(cfg.train),
-            loraplus_lr_ratio=cfg.adapter.loraplus_lr_ratio,
-            checkpoints_kept=cfg.train.save_total_limit,
-            towers_learning_rate=cfg.train.towers_learning_rate,
-            tiled_head=cfg.train.tiled_head,
-            compact_batches=cfg.train.compact_batches,
-            guard=guard,
-            **more,
-        )
-        trainer.add_callback(ProgressBar(trainer.counted_tokens))
-        watch(trainer, cfg)
-        trainer.get_optimizer_cls_and_kwargs(args, model)  # imports what the optimizer needs
-    except (ValueError, ImportError) as error:
-        raise UserError(f"train: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
-    if shards(cfg):
-        trainer.shard(blank)
-    if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
-        raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
-    return trainer

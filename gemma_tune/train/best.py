@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from gemma_tune.config import TrainConfig
 from gemma_tune.config.eval import lower_is_better
+from gemma_tune.config.train import BY_METRIC
 from gemma_tune.errors import RunError
 from gemma_tune.validation.suggest import did_you_mean
 
@@ -26,7 +27,7 @@ def best_arguments(train: TrainConfig) -> dict[str, Any]:
     """The arguments with which Transformers' trainer keeps the best step and loads it at the end."""
     if train.metric_for_best_model is None:
         return {}
-    return {
+    found: dict[str, Any] = {
         # The prefix that the trainer gives to every figure; without it Transformers takes a name's own `eval_` for it.
         "metric_for_best_model": f"eval_{train.metric_for_best_model}",
         "greater_is_better": greater_is_better(train),
@@ -34,6 +35,9 @@ def best_arguments(train: TrainConfig) -> dict[str, Any]:
         "save_strategy": "best",  # checkpoints every save_steps come from the callback SaveSteps
         "restore_callback_states_from_checkpoint": train.early_stopping_patience is not None,
     }
+    if train.lr_scheduler_type in BY_METRIC:  # whose own default is that lower is better
+        found["lr_scheduler_kwargs"] = {"mode": "max" if greater_is_better(train) else "min"}
+    return found
 
 
 def best_callbacks(train: TrainConfig) -> list[TrainerCallback]:

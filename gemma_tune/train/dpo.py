@@ -34,8 +34,7 @@ def dpo_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> DPOCo
         UserError: As there.
     """
     # Several losses are added up, with train.extra.loss_weights
-    names = [name.strip() for name in (cfg.train.loss_type or "sigmoid").split("+")]
-    return reference_arguments(DPOConfig, cfg, folder, device, {"loss_type": names})
+    return reference_arguments(DPOConfig, cfg, folder, device, {"loss_type": cfg.train.joined_losses})
 
 
 def dpo_trainer(cfg: Config, args: DPOConfig, model: Any, tokenizer: Any, train: Pairs) -> GemmaDPOTrainer:

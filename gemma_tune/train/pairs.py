@@ -12,7 +12,8 @@ from gemma_tune.config import Config
 from gemma_tune.data.pairs import find_pairs
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import PAD_TO, arguments
-from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.base import GemmaTrainer
+from gemma_tune.train.build import build_trainer
 from gemma_tune.train.nonfinite import NonFiniteGuard
 
 A = TypeVar("A")

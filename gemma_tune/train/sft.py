@@ -14,8 +14,9 @@ from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.models.towers import cache_of
-from gemma_tune.train.base import GemmaTrainer, build_trainer
+from gemma_tune.train.base import GemmaTrainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
+from gemma_tune.train.build import build_trainer
 from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 from gemma_tune.user_code import in_user_code, load_function, split
@@ -135,11 +136,6 @@ def sft_trainer(
     if has_media(dataset) and args.packing and cfg.data.streaming:
         raise UserError(
             "train.packing=true with data.streaming=true: rows with images are packed all at once; set one."
-        )
-    if has_media(dataset) and args.packing and args.packing_strategy == "wrapped":
-        raise UserError(
-            "train.extra.packing_strategy=wrapped cuts rows anywhere, and an image is never cut: leave it out for bfd, "
-            "which keeps rows whole."
         )
     if has_media(dataset) and args.packing:
         dataset = packed(dataset, args.max_length, args.packing_strategy)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gemma_tune.config import Config, TrainConfig
 from gemma_tune.config.eval import ON_ANSWERS
+from gemma_tune.config.train import BY_METRIC
 from gemma_tune.validation.suggest import did_you_mean
 
 
@@ -16,8 +17,8 @@ def best_problems(cfg: Config) -> Iterator[str]:
         for key in ("greater_is_better", "early_stopping_patience", "early_stopping_threshold"):
             if getattr(t, key) != getattr(TrainConfig(), key):
                 yield f"train.{key} has no effect without train.metric_for_best_model; set it, too, or leave this out."
-        if t.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield "train.lr_scheduler_type=reduce_lr_on_plateau needs a metric: set train.metric_for_best_model."
+        if t.lr_scheduler_type in BY_METRIC:
+            yield f"train.lr_scheduler_type={t.lr_scheduler_type} needs a metric: set train.metric_for_best_model."
         return
     if not t.eval_steps:
         yield f"train.metric_for_best_model={metric}: nothing is measured during training; set train.eval_steps, too."

@@ -36,6 +36,7 @@ from gemma_tune.validation.rewards import (
     rl_problems,
 )
 from gemma_tune.validation.sampling import sampling_problems
+from gemma_tune.validation.schedulers import scheduler_problems
 from gemma_tune.validation.serving import serve_problems, served_model_problems
 from gemma_tune.validation.suggest import did_you_mean
 from gemma_tune.validation.templates import template_problems
@@ -242,6 +243,7 @@ _TRAINING: tuple[_Check, ...] = (
     _data,
     _train,
     trainer_problems,
+    scheduler_problems,
     evaluator_problems,
     grid_problems,
     _export,

@@ -92,6 +92,11 @@ def rl_problems(cfg: Config) -> Iterator[str]:
         yield "train.use_vllm=true with model.load_in_4bit=true: vLLM can't take 4-bit weights over; leave one out."
     if t.train_sampling_strategy != "random":
         yield f"train.train_sampling_strategy has no effect with recipe={cfg.recipe}; leave it out."
+    if t.extra.get("neftune_noise_alpha"):
+        yield (
+            f"train.extra.neftune_noise_alpha with recipe={cfg.recipe}: completions would be written with the "
+            "noise, too; it is for SFT."
+        )
     if d.streaming:
         yield f"data.streaming=true has no effect with recipe={cfg.recipe}, which reads all prompts; leave it out."
     if d.generator and t.max_steps < 1 and not d.max_train_samples:
@@ -116,6 +121,8 @@ def preference_problems(cfg: Config) -> Iterator[str]:
         yield f"data.streaming=true has no effect with recipe={cfg.recipe}, which reads all pairs; leave it out."
     if t.train_sampling_strategy != "random":
         yield f"train.train_sampling_strategy has no effect with recipe={cfg.recipe}; leave it out."
+    if cfg.traits.reference and t.beta == 0 and t.loss_type != "sft":
+        yield "train.beta=0: the loss wouldn't depend on the answers; leave it out (TRL's default is 0.1), or raise it."
     if cfg.traits.reads is Reads.LABELLED and t.per_device_train_batch_size == 1 and t.loss_type in (None, "kto"):
         yield (
             "train.per_device_train_batch_size=1: KTO's KL reference point comes from answers to other prompts of the "

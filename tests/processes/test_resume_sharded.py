@@ -62,6 +62,7 @@ def test_the_other_kind_is_refused(sharded: bool, tmp_path: Path) -> None:
     """Whole weights are not gone on with as parts of them, nor the other way round; a single process takes both."""
     checkpoint = tmp_path / "step-3"
     (checkpoint / (SHARDS if sharded else "other")).mkdir(parents=True)
+    (checkpoint / "optimizer.pt").touch()
     (checkpoint / STATE).write_text(json.dumps({"global_step": 3, "max_steps": 9}), encoding="utf-8")
     seal(checkpoint)
     kinds = {"fsdp2", "ddp"}

@@ -229,6 +229,19 @@ def test_a_damaged_checkpoint_is_passed_over(cfg: Config, name: str, how: str) -
         RunFolder.open(cfg)
 
 
+def test_only_an_end_needs_no_optimizer(cfg: Config) -> None:
+    """What holds the weights alone is no step to go on from."""
+    folder = begin_and_stop(cfg, KeyboardInterrupt())
+    write_checkpoint(folder, 2)
+    for step, expected in ((5, (2, False)), (9, (9, True))):
+        alone = write_checkpoint(folder, step)
+        (alone / "optimizer.pt").unlink()
+        seal(alone)
+        again = RunFolder.open(cfg).resumed
+        assert again and (again.step, again.at_the_end) == expected
+        assert again.at_the_end or f"passed over {alone}: it has no optimizer's state" in again.lines()[0]
+
+
 def test_one_process_at_a_time(cfg: Config) -> None:
     """The second one is refused by host and number, however it wants to use the folder; the dead keep nothing."""
     child = (

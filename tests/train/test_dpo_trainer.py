@@ -160,9 +160,9 @@ def test_four_bit(tmp_path: Path) -> None:
 
 
 def test_options_arrive(tmp_path: Path) -> None:
-    words = ["train.loss_type=sigmoid+sft", "train.extra.loss_weights=[1.0,0.5]", "train.extra.label_smoothing=0.1"]
+    words = ["train.loss_type=robust+sft", "train.extra.loss_weights=[1.0,0.5]", "train.extra.label_smoothing=0.1"]
     trainer, *_ = built(tmp_path, *words, "train.beta=0.2", "train.max_length=64")
-    assert trainer.loss_types == ["sigmoid", "sft"] and trainer.loss_weights == [1.0, 0.5]
+    assert trainer.loss_types == ["robust", "sft"] and trainer.loss_weights == [1.0, 0.5]
     assert (trainer.beta, trainer.label_smoothing, trainer.args.max_length) == (0.2, 0.1, 64)
     assert trainer.args.report_to == [] and trainer.ref_model is None
 

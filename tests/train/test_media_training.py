@@ -265,12 +265,11 @@ def _killed(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train.packing=true", "train.extra.packing_strategy=wrapped"], "an image is never cut"),
         (["model.train_towers=full", "export.formats=[gguf_lora]"], "towers for images and sound are trained"),
         (["train.towers_learning_rate=1e-3"], "no tower is trained; set projector, lora or full"),
         (["model.train_towers=lora", "adapter=none"], "adapters of towers are of the kind and rank"),
     ],
-    ids=["wrapped", "gguf_lora", "rate", "no adapter"],
+    ids=["gguf_lora", "rate", "no adapter"],
 )
 def test_what_would_lose_media_or_towers_is_refused(
     words: list[str], said: str, rows: Path, folder_of: Callable[[str], Path], tmp_path: Path

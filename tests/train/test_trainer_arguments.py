@@ -1,0 +1,73 @@
+"""How options reach TRL's dataclass, and what Transformers and torch refuse of them when training begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from gemma_tune.cli.compose import compose_config
+from gemma_tune.errors import UserError
+from gemma_tune.models.hardware import check_hardware
+from gemma_tune.rl.arguments import rl_arguments
+from gemma_tune.run.folder import RunFolder
+from gemma_tune.train.arguments import sft_arguments
+from gemma_tune.train.base import GemmaTrainer
+from gemma_tune.train.sharding import sharding_arguments
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("held_out_loss", "min"), ("test_exact_match", "max")])
+def test_a_schedule_follows_the_metric_in_its_direction(metric: str, mode: str, tmp_path: Path) -> None:
+    words = ["train.lr_scheduler_type=reduce_lr_on_plateau", "train.extra.lr_scheduler_kwargs={patience: 3}"]
+    words += ["train.eval_steps=5", f"train.metric_for_best_model={metric}"]
+    words += ["eval.during_training=[held_out_loss,answers]", f"output_dir={tmp_path}"]
+    cfg = compose_config("lora_sft", words)
+    assert sft_arguments(cfg, RunFolder.open(cfg), CPU).lr_scheduler_kwargs == {"patience": 3, "mode": mode}
+
+
+def test_whole_numbers_are_floats_where_trl_has_a_float(tmp_path: Path) -> None:
+    """Transformers' penalty of repetitions takes no int. Groups of 16 are no part of the batch of an evaluation."""
+    words = ["train.extra.repetition_penalty=2", "train.extra.top_k=5", "train.num_generations=16"]
+    words += ["train.per_device_train_batch_size=16", "train.eval_steps=10", "eval.during_training=[rewards]"]
+    cfg = compose_config("grpo", [*words, f"output_dir={tmp_path}"])
+    made = rl_arguments(cfg, RunFolder.open(cfg), CPU)
+    assert [type(made.repetition_penalty), type(made.top_k)] == [float, int]
+
+
+def test_a_mapping_of_the_users_joins_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose_config("lora_sft", ["train.extra.accelerator_config={even_batches: false}", f"output_dir={tmp_path}"])
+    ours = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    assert sharding_arguments(cfg) == {}
+    monkeypatch.setattr("gemma_tune.train.arguments.sharding_arguments", lambda _: {"accelerator_config": ours})
+    made: Any = sft_arguments(cfg, RunFolder.open(cfg), CPU).accelerator_config
+    assert (made.even_batches, made.gradient_accumulation_kwargs) == (False, {"sync_each_batch": True})
+
+
+def test_what_is_refused_when_training_begins_is_told(tmp_path: Path) -> None:
+    trainer = GemmaTrainer.__new__(GemmaTrainer)
+    trainer.model = torch.nn.Linear(2, 2)
+    trainer.optimizer = trainer.lr_scheduler = trainer.optimizer_cls_and_kwargs = None
+    trainer._loraplus_lr_ratio = trainer._towers_learning_rate = None
+    trainer.args = TrainingArguments(
+        str(tmp_path), use_cpu=True, optim="adamw_torch", adam_beta2=95.0, lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"lr_end": 1.0}, bf16=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="train: Invalid beta parameter at index 1: 95"):
+        trainer.create_optimizer()
+    trainer.args.adam_beta2 = 0.999
+    assert trainer.create_optimizer() is trainer.optimizer
+    with pytest.raises(UserError, match=r"train: lr_end \(1.0\) must be smaller than initial lr"):
+        trainer.create_scheduler(10)
+
+
+def test_weights_that_trl_would_round() -> None:
+    """Its continuous batching casts them for mixed precision, and never back."""
+    words = ["model=tiny", "train.extra.use_transformers_continuous_batching=true"]
+    with pytest.raises(UserError, match="TRL casts the float32 weights that are trained to bfloat16"):
+        check_hardware(compose_config("grpo", [*words, "train.bf16=true"]))
+    check_hardware(compose_config("grpo", [*words, "train.bf16=false"]))
