@@ -17,6 +17,7 @@ from gemma_tune.train.sharding import sharding_arguments
 from gemma_tune.validation.trainer_options import trainer_options
 
 PAD_TO = 32  # tokens
+_RECOMPUTED = "gradient_checkpointing_kwargs"
 
 T = TypeVar("T")
 
@@ -67,6 +68,8 @@ def arguments(kind: type[T], cfg: Config, folder: RunFolder, device: torch.devic
         "weight_decay": t.weight_decay,
         "max_grad_norm": t.max_grad_norm,
         "gradient_checkpointing": t.gradient_checkpointing,
+        # Beside any other option torch's default is true, which loses gradients of keys that layers share
+        **({_RECOMPUTED: {"use_reentrant": False}} if t.extra.get(_RECOMPUTED) else {}),
         "bf16": mixed_precision(cfg, device),
         "logging_steps": t.logging_steps,
         "logging_first_step": True,

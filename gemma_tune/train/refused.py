@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gemma_tune.errors import UserError
+from gemma_tune.errors import UserError, first_line
 
 
 @contextmanager
@@ -18,4 +18,4 @@ def refused_by_trainer() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise UserError(f"train: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise UserError(f"train: {first_line(error)}") from error

@@ -59,7 +59,7 @@ def scheduler_problems(cfg: Config) -> Iterator[str]:
         yield f"{_KEY}: mode is that of train.greater_is_better; set it there."
     elif lost := sorted(given.keys() - known.keys()):
         yield f"{_KEY}: {name} has no {', '.join(lost)}; it has {', '.join(sorted(known)) or 'none'}."
-    for option in known.keys() & given.keys():
+    for option in sorted(known.keys() & given.keys()):
         yield from _value_problem(option, given[option], known[option], train.learning_rate)
 
 

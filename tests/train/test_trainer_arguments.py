@@ -39,6 +39,14 @@ def test_whole_numbers_are_floats_where_trl_has_a_float(tmp_path: Path) -> None:
     assert [type(made.repetition_penalty), type(made.top_k)] == [float, int]
 
 
+def test_recomputation_is_never_reentrant(tmp_path: Path) -> None:
+    """With an option of its own, and none of them this one, torch's default would be true."""
+    words = ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={early_stop: false}"]
+    cfg = compose_config("lora_sft", [*words, f"output_dir={tmp_path}"])
+    made = sft_arguments(cfg, RunFolder.open(cfg), CPU)
+    assert made.activation_checkpointing_kwargs == {"early_stop": False, "use_reentrant": False}
+
+
 def test_a_mapping_of_the_users_joins_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose_config("lora_sft", ["train.extra.accelerator_config={even_batches: false}", f"output_dir={tmp_path}"])
     ours = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}

@@ -22,7 +22,6 @@ MISTAKES = {
         "train.prefix_caching=false": "train.prefix_caching has no effect with recipe=lora_sft",
         "train.extra.adam_beta2=95": "train.extra.adam_beta2 must be at least 0 and below 1, not 95",
         "train.extra.dataloader_num_workers=-1": "dataloader_num_workers must be at least 0, not -1",
-        "train.extra.accelerator_config=mine.json": "accelerator_config must be a mapping",
         "train.extra.optim_args='momentum=0.9'": "optim_args has no effect without an optimizer that reads it",
         "train.loss_type=dft": None,
         "train.extra.label_smoothing_factor=0.1": "label_smoothing_factor has no effect with train.loss_type=dft",
@@ -108,6 +107,11 @@ def test_the_first_of_two_trainings_has_options_that_the_second_one_has_not() ->
 def test_decided(name: str) -> None:
     """Each is said with its reason; but for a few that older versions had, each is an option of a trainer of TRL's."""
     assert problems_of_extra({name: 1}) == [f"train.extra.{name} can't be set there: {DECIDED[name]}."]
+
+
+def test_a_file_in_place_of_a_mapping() -> None:
+    (problem,) = problems_of_extra({"accelerator_config": "mine.json"})
+    assert "accelerator_config must be a mapping" in problem
 
 
 def test_tables_name_options_of_trl() -> None:
