@@ -83,9 +83,7 @@ FINE = {
 def test_without_effect_or_impossible(recipe: str) -> None:
     with pytest.raises(UserError) as error:
         compose_config(recipe, list(MISTAKES[recipe]))
-    missing = [
-        said for said in MISTAKES[recipe].values() if said and not any(said in p for p in error.value.problems)
-    ]
+    missing = [said for said in MISTAKES[recipe].values() if said and not any(said in p for p in error.value.problems)]
     assert not missing and len(error.value.problems) == sum(map(bool, MISTAKES[recipe].values())), error.value.problems
 
 
