@@ -1,1 +1,1 @@
-"""What computes answers and log-probabilities: Transformers, llama.cpp."""
+"""What computes answers and log-probabilities: Transformers, llama.cpp, vLLM, a served API."""

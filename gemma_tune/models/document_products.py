@@ -19,7 +19,9 @@ from gemma_tune.models.attention_plan import AttentionPlan, BlockBatch, KeysPart
 
 
 def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, scale: float) -> torch.Tensor:
-    """Attention of queries, [B, h, Q, D], to keys, [B, k, S, D] → [B, Q, h, D]; 1 where the plan has no block.
+    """Attention of queries, [B, h, Q, D], to keys, [B, k, S, D] → [B, Q, h, D].
+
+    Queries of padding get ones: of zeros Gemma 3n's norms would have NaN gradients.
 
     In mixed precision it is computed in autocast's type.
     """

@@ -92,6 +92,7 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
         )
     if cfg.train.torch_compile and cfg.traits.quantizes:
         yield f"train.torch_compile with recipe={cfg.recipe}: its layers round weights themselves; leave it out."
+    yield from _recomputation_problems(cfg.train)
     yield from _loss_problems(cfg, name)
     for key, value in cfg.train.extra.items():
         if key not in options and key in _every_option():
@@ -135,6 +136,24 @@ def _value_problem(key: str, value: Any, train: TrainConfig) -> str | None:
         if not will_do(value):
             return f"train.extra.{key} must be {said}, not {value:g}."
     return None
+
+
+def _recomputation_problems(train: TrainConfig) -> Iterator[str]:
+    """What `train.extra.gradient_checkpointing_kwargs` can't be; torch would find it in the first step, or never."""
+    key = "train.extra.gradient_checkpointing_kwargs"
+    given = train.extra.get("gradient_checkpointing_kwargs") or {}
+    if not isinstance(given, dict):
+        return
+    if given and not train.gradient_checkpointing:
+        yield f"{key} has no effect without train.gradient_checkpointing=true; set it, or leave {key} out."
+    if given.get("use_reentrant"):  # keys and values that several layers use get the gradient of none of them
+        yield (
+            f"{key}={{use_reentrant: true}}: reentrant recomputation loses the gradients of keys and values that layers "
+            "share (Gemma 3n, Gemma 4 E2B and E4B); leave it out."
+        )
+    known = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+    for name in sorted(given.keys() - {*known}):
+        yield f"{key}: torch's checkpoint has no {name}; it has {', '.join(known)}.{did_you_mean(name, known)}"
 
 
 @functools.cache

@@ -106,6 +106,18 @@ MISTAKES = {
         ["train.extra.lr_scheduler_kwargs=3"],
         ["lr_scheduler_kwargs={name: value}, not 3"],
     ),
+    "recomputation that loses gradients": (
+        ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={use_reentrant: true}"],
+        ["loses the gradients of keys and values that layers share", "leave it out"],
+    ),
+    "an option of recomputation": (
+        ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={reentrant: false}"],
+        ["torch's checkpoint has no reentrant", "Did you mean use_reentrant?"],
+    ),
+    "options of what is off": (
+        ["train.extra.gradient_checkpointing_kwargs={debug: true}"],
+        ["no effect without train.gradient_checkpointing=true"],
+    ),
     "a list of numbers": (["train.extra.label_names=a"], ["train.extra.label_names must be", "`list[str] | None`"]),
     "one in place of a list": (["data.ignore_fields=a"], ["a list of texts, not 'a': write data.ignore_fields=[a]"]),
     "no mapping": (
