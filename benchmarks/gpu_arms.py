@@ -26,13 +26,13 @@ from trl import SFTConfig, SFTTrainer
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import first_line
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapters.adapter import attach
 from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.label_positions import compute_all_positions
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import size_of
+from gemma_tune.models.kernels.label_positions import compute_all_positions
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.paths import ASSETS

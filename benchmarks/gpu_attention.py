@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gemma_tune.errors import first_line
 from gemma_tune.models.contexts import attention
-from gemma_tune.models.document_attention import by_document
+from gemma_tune.models.kernels.document_attention import by_document
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -18,7 +18,7 @@ from qat_step import random_targets, trainer_of
 from torch import nn
 
 from gemma_tune.chat import Rendered
-from gemma_tune.models.adapter import count
+from gemma_tune.models.adapters.adapter import count
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import is_four_bit
 from gemma_tune.models.four_bit_weights import weight_of

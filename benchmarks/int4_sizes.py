@@ -29,9 +29,9 @@ from gemma_tune.export.gguf import tensor_type
 from gemma_tune.export.gguf_tensors import GgufTensor, gguf_tensors
 from gemma_tune.export.mlx_folder import idle_tensors
 from gemma_tune.models import published as published_sizes
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import EXPERTS, FAMILIES, FLOAT32, LINEAR, TENSOR_KINDS
 from gemma_tune.models.published import published
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.unwrap import stored_tensors
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.plan import Plan, plan_of

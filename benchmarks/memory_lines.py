@@ -15,8 +15,8 @@ from torch.autograd.profiler import profile
 from transformers import TrainerCallback, trainer
 
 from gemma_tune.cli.main import main
-from gemma_tune.models.allocator import hand_back_freed_memory
-from gemma_tune.models.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.estimate.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.kernels.allocator import hand_back_freed_memory
 
 _CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 """`make figures-scaling`: how long a training step takes on several GPUs, and what fits: calculated, not measured.
 
-Operations, memory and bytes are those of `dry_run=true` (plan/speed.py, models/memory.py, models/traffic.py). What a
-GPU and a machine can do is assumed: the options of this program, which its output names. It prints its tables, or puts
-them into a page, between the comments that name them:
+Operations, memory and bytes are those of `dry_run=true` (plan/speed.py, memory.py and traffic.py of models/estimate/).
+What a GPU and a machine can do is assumed: the options of this program, which its output names. It prints its tables,
+or puts them into a page, between the comments that name them:
 
     python benchmarks/scaling_model.py --model google/gemma-3-12b-it --gpus 4 16 --gpus-per-machine 4 --network 25
     python benchmarks/scaling_model.py --write docs/scaling.md
@@ -24,10 +24,10 @@ from transformers import AutoConfig
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.config.parallel import ParallelConfig
-from gemma_tune.models.memory import estimate, host_memory
+from gemma_tune.models.estimate.memory import estimate, host_memory
+from gemma_tune.models.estimate.size import ModelSize, published_size
+from gemma_tune.models.estimate.traffic import Collective, in_bytes, traffic
 from gemma_tune.models.published import published
-from gemma_tune.models.size import ModelSize, published_size
-from gemma_tune.models.traffic import Collective, in_bytes, traffic
 from gemma_tune.plan.fits import KEPT_GB
 from gemma_tune.plan.speed import operations
 from gemma_tune.validation.processes import sharding_problems

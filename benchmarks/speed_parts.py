@@ -20,8 +20,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Gemma4ForCausalLM,
 from trl.trainer.utils import add_fused_lm_head
 
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.label_positions import compute_all_positions
-from gemma_tune.models.lora import Linear
+from gemma_tune.models.kernels.label_positions import compute_all_positions
+from gemma_tune.models.kernels.lora import Linear
 from gemma_tune.train.scored_forward import Scoring, use_scored_forward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,13 +12,13 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.export.formats import export_all, say_lines
 from gemma_tune.export.unquantized import export_unquantized
 from gemma_tune.export.writable import check_writable
-from gemma_tune.models.capacity import check_disk, check_weights, free_memory
 from gemma_tune.models.check_source import check_source
+from gemma_tune.models.estimate.capacity import check_disk, check_weights, free_memory
+from gemma_tune.models.estimate.memory import peak_memory_mb, reset_peak
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.hardware import check_model_hardware, pick_device
 from gemma_tune.models.load import load_config
 from gemma_tune.models.load_weights import load_model
-from gemma_tune.models.memory import peak_memory_mb, reset_peak
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.quant.activations import quantize
 from gemma_tune.quant.load_float32 import find_full_weights, load_float32

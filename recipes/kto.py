@@ -21,7 +21,7 @@ def read(cfg: Config, setup: Setup) -> Data:
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on good and bad answers, measures before and after how likely it finds them, and exports it."""
     # A dry run reads rows alone, and waits for none of these
-    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.adapters.adapter import attach, count
     from gemma_tune.models.contexts import training_kernels
     from gemma_tune.models.load_weights import load_base
     from gemma_tune.steps.served import check_served_adapter

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from gemma_tune.config import Config
-from gemma_tune.models.capacity import free_memory
+from gemma_tune.models.estimate.capacity import free_memory
+from gemma_tune.models.estimate.memory import in_unit
 from gemma_tune.models.hardware import mixed_precision, pick_device
-from gemma_tune.models.memory import in_unit
 from gemma_tune.models.sharding import sharding_of
 from gemma_tune.plan import tables
 from gemma_tune.plan.fits import KEPT_GB, SIZES, Planner, asked_words

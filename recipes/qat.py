@@ -26,7 +26,7 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains quantized weights, measures the model unquantized, quantized and trained, and exports it."""
     # A dry run reads rows alone, and waits for none of these
     from gemma_tune.export.formats import export_all, say_lines
-    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.adapters.adapter import attach, count
     from gemma_tune.models.contexts import evaluating
     from gemma_tune.quant.activations import quantize
     from gemma_tune.quant.layers import GRID_LAYERS, off_grid

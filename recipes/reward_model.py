@@ -25,9 +25,9 @@ def run(cfg: Config, folder: RunFolder) -> RunResult:
     # A dry run reads rows alone, and waits for none of these
     from gemma_tune.evals.reward_scores import score_pairs
     from gemma_tune.export import reward_model
-    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.adapters.adapter import attach, count
+    from gemma_tune.models.adapters.merging import ROWS, check_merge
     from gemma_tune.models.classifier import HEAD, load_classifier
-    from gemma_tune.models.merging import ROWS, check_merge
     from gemma_tune.steps.session import session
     from gemma_tune.train.preflight import CHECKS_FOR_REWARD_MODEL, preflight
     from gemma_tune.train.reward import reward_arguments, reward_trainer, score_checks

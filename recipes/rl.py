@@ -35,7 +35,7 @@ def read(cfg: Config, setup: Setup) -> Data:
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Trains a model on its own completions, by rewards, and measures each reward before and after on test rows."""
     # A dry run reads rows alone, and waits for none of these
-    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.adapters.adapter import attach, count
     from gemma_tune.models.load_weights import load_base
     from gemma_tune.rl.arguments import rl_arguments
     from gemma_tune.rl.completion_log import CompletionLog

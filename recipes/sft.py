@@ -24,7 +24,7 @@ def read(cfg: Config, setup: Setup) -> Data:
 def run(cfg: Config, folder: RunFolder) -> RunResult:
     """Tunes a model on conversations or text, evaluates it before and after, and exports it."""
     # A dry run reads rows alone, and waits for none of these
-    from gemma_tune.models.adapter import attach, count
+    from gemma_tune.models.adapters.adapter import attach, count
     from gemma_tune.models.load_weights import load_base
     from gemma_tune.steps.served import check_served_adapter
     from gemma_tune.steps.session import session

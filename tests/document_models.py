@@ -9,7 +9,7 @@ import torch
 import transformers
 from small_models import MODELS
 
-from gemma_tune.models import attention_plan, document_attention, documents
+from gemma_tune.models.kernels import attention_plan, document_attention, documents
 
 # By the names of small_models.MODELS
 CLASSES = {"gemma3_text": "Gemma3", "gemma4_e2b": "Gemma4", "gemma4_31b": "Gemma4", "gemma3n": "Gemma3n"}

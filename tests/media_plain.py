@@ -12,7 +12,7 @@ from media_models import processor_of
 from PIL import Image
 from transformers import AutoConfig
 
-from gemma_tune.models.towers import Towers
+from gemma_tune.models.towers.towers import Towers
 
 
 def picture(file: Path, draw: random.Random) -> str:

@@ -21,8 +21,8 @@ from transformers import AutoConfig, Gemma3nConfig, Gemma3nForCausalLM, PreTrain
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
 
 from gemma_tune.chat import FORMS
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.size import empty_model
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _TEXT: dict[str, Any] = {

@@ -12,8 +12,8 @@ import pytest
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.errors import UserError
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import published_size
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import published_size
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

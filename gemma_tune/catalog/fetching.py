@@ -9,9 +9,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from gemma_tune.errors import UserError, first_line
+from gemma_tune.models.estimate.memory import in_unit
+from gemma_tune.models.estimate.size import published_size
 from gemma_tune.models.hub import no_network, not_here
-from gemma_tune.models.memory import in_unit
-from gemma_tune.models.size import published_size
 from gemma_tune.plan.known_models import options
 from gemma_tune.run.paths import free_disk, is_bundled, looks_local
 from gemma_tune.validation.suggest import did_you_mean

@@ -10,15 +10,15 @@ from pathlib import Path
 from gemma_tune.chat import form_of
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.estimate.memory import in_unit
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import read_adapter_config
 from gemma_tune.models.foreign import safetensors_header
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.language_part import check_files
 from gemma_tune.models.load import family_of, load_config, load_tokenizer
-from gemma_tune.models.memory import in_unit
 from gemma_tune.models.published import licence_of
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.plan.tables import parameters
 

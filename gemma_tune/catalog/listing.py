@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig
 
+from gemma_tune.models.estimate.size import published_size
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.published import licence_of, published
-from gemma_tune.models.size import published_size
 from gemma_tune.plan.fits import Planner
 from gemma_tune.plan.known_models import PlannedModel, options
 from gemma_tune.plan.tables import parameters

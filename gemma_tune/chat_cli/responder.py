@@ -16,8 +16,8 @@ from gemma_tune.engines.generate import GREEDY, answer_batch
 from gemma_tune.errors import UserError
 from gemma_tune.media.kinds import UnusableMedium
 from gemma_tune.models.load import check_vocabulary
-from gemma_tune.models.media import media_inputs
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 
 
 def note(text: str) -> None:

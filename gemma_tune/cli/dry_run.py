@@ -13,11 +13,11 @@ from gemma_tune.config import Config
 from gemma_tune.config.reward import ModelReward
 from gemma_tune.data import reading
 from gemma_tune.data.reading import read_tests
-from gemma_tune.models.activations import longest_possible, tokens_of_row
+from gemma_tune.models.estimate.activations import longest_possible, tokens_of_row
+from gemma_tune.models.estimate.memory import host_memory, in_unit, table_on_host
+from gemma_tune.models.estimate.traffic import in_words, traffic
 from gemma_tune.models.hardware import mixed_precision
-from gemma_tune.models.memory import host_memory, in_unit, table_on_host
 from gemma_tune.models.sharding import sharding_of
-from gemma_tune.models.traffic import in_words, traffic
 from gemma_tune.plan.speed import operations
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.run.only_printed import printed

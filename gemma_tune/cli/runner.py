@@ -26,9 +26,9 @@ from gemma_tune.launching.place import too_few_gpus
 from gemma_tune.launching.start import started
 from gemma_tune.models.chat_template import check_template
 from gemma_tune.models.hub import check_can_be_had, is_of_hub, set_offline_mode
-from gemma_tune.models.image_tower import check_torchvision
 from gemma_tune.models.known import check_known
 from gemma_tune.models.source import find_source
+from gemma_tune.models.towers.image_packages import check_torchvision
 from gemma_tune.nested import leaves
 from gemma_tune.process_failures import Left, check_same, quiet, watch
 from gemma_tune.processes import from_main, is_main_process, join, was_started
@@ -131,7 +131,7 @@ def _run_method(cfg: Config) -> RunResult:
             print(line, file=sys.stderr)
     if reads and is_of_hub(cfg.model.model_name_or_path) and not cfg.dry_run and not (folder and folder.finished):
         if cfg.traits.trains or cfg.traits.quantizes:
-            from gemma_tune.models.capacity import check_published
+            from gemma_tune.models.estimate.capacity import check_published
 
             check_published(cfg)
         check_can_be_had(cfg.model)

@@ -65,7 +65,7 @@ def _four_bit(torch: Any, device: str) -> float:
 
 def trainers() -> Iterator[dict[str, Any]]:
     """The libraries behind every training recipe can be imported together, with torchvision where it is installed."""
-    from gemma_tune.models.image_tower import broken_torchvision, torchvision_way
+    from gemma_tune.models.towers.image_packages import broken_torchvision, torchvision_way
 
     start = time.monotonic()
     if said := broken_torchvision():

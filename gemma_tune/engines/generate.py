@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from gemma_tune.models.adapters.trained_rows import rows_in_place
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.sharded import is_sharded
-from gemma_tune.models.towers import seeing
-from gemma_tune.models.trained_rows import rows_in_place
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress
 

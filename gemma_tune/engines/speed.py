@@ -12,8 +12,8 @@ from gemma_tune.engines.generate import GREEDY, answer_batch
 from gemma_tune.engines.llama_cpp import LlamaCppEngine
 from gemma_tune.engines.transformers import TransformersEngine
 from gemma_tune.engines.vllm import VllmEngine
+from gemma_tune.models.adapters.trained_rows import rows_in_place
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.trained_rows import rows_in_place
 
 # Tokens that are read and written: few, since a large model on a CPU writes one a second
 _PROMPT, _ANSWER = 128, 24

@@ -12,10 +12,10 @@ from gemma_tune.chat import Rendered
 from gemma_tune.engines.generate import greedy_answers
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import head_of, nll, trained_positions, trained_states
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows
 from gemma_tune.models.sharded import is_sharded
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import in_shares
 from gemma_tune.progress import progress

@@ -20,10 +20,10 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.engines.child_input import end_with_input, options_and_answer
 from gemma_tune.engines.listening import address_of, bound
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapters.trained_rows import rows_in_place
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_model
 from gemma_tune.models.source import Source
-from gemma_tune.models.trained_rows import rows_in_place
 
 
 def main() -> None:

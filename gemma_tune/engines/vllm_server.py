@@ -16,9 +16,9 @@ from gemma_tune.engines.listening import http_address
 from gemma_tune.engines.server_process import ServerProcess, free_port
 from gemma_tune.errors import UserError
 from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, read_adapter_config
-from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.source import Source
-from gemma_tune.models.tower_names import trains_towers
+from gemma_tune.models.towers.image_attention import STORED
+from gemma_tune.models.towers.tower_names import trains_towers
 from gemma_tune.run.paths import resolve
 
 # `make setup-vllm` makes it, in the folder of the project

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.errors import UserError
 from gemma_tune.export.int4_check import FAIL, OK, CheckLine
-from gemma_tune.models.adapter_config import parts_of, stored_config
+from gemma_tune.models.adapters.adapter_config import parts_of, stored_config
+from gemma_tune.models.adapters.merging import ADAPTER, expert_factors
+from gemma_tune.models.adapters.stored_adapter import StoredAdapter, read_adapter
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import language_name
 from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_VLLM, ADAPTER_WEIGHTS, read_adapter_config
-from gemma_tune.models.merging import ADAPTER, expert_factors
-from gemma_tune.models.size import empty_model
-from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
 from gemma_tune.models.unwrap import language_part, plain_name, stored_tensors
 from gemma_tune.run.manifest import write_json
 from gemma_tune.validation.adapter_vllm import not_in_adapter_vllm

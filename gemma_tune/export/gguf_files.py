@@ -24,7 +24,7 @@ from gemma_tune.export.ollama import modelfile
 from gemma_tune.export.read_gguf import read_gguf
 from gemma_tune.export.tensors import TrainedTensors
 from gemma_tune.export.transformers_check import TrainedForward
-from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.adapters.adapter_config import stored_config
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
 from gemma_tune.quant.plan import Plan

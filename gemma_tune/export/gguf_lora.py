@@ -23,11 +23,11 @@ from gemma_tune.export.gguf_metadata import check_config
 from gemma_tune.export.gguf_tensors import GgufNames
 from gemma_tune.export.gguf_writer import gguf_writer
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, CheckLine
-from gemma_tune.models.adapter_config import parts_of
+from gemma_tune.models.adapters.adapter_config import parts_of
+from gemma_tune.models.adapters.merging import ADAPTER
+from gemma_tune.models.adapters.stored_adapter import StoredAdapter, read_adapter
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.merging import ADAPTER
-from gemma_tune.models.size import empty_model
-from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.validation.gguf_lora import not_in_gguf_lora
 

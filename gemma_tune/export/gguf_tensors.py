@@ -17,8 +17,8 @@ import torch
 from gguf import TensorNameMap, get_tensor_name_map
 
 from gemma_tune.export.gguf_metadata import architecture_of, head_sizes
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.unwrap import stored_tensors
 
 Shape = tuple[int, ...]

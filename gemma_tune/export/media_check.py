@@ -15,7 +15,7 @@ from gemma_tune.engines.llama_server import EngineUnavailable, LlamaServer
 from gemma_tune.errors import RunError, listed
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.media_reference import MediaReference, Question
-from gemma_tune.models.image_attention import (
+from gemma_tune.models.towers.image_attention import (
     IN_WINDOW,
     attending,
     attention_is_open,

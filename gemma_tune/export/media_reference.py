@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from gemma_tune.export.llama_arithmetic import as_llama_hears, towers_as_llama_cpp
 from gemma_tune.export.transformers_check import TrainedForward
-from gemma_tune.models.image_attention import attends_in_window, image_attention
-from gemma_tune.models.image_masks import documents, image_masks, runs
+from gemma_tune.models.towers.image_attention import attends_in_window, image_attention
+from gemma_tune.models.towers.image_masks import documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gemma_tune.config import ExportConfig
 from gemma_tune.export.transformers_folder import write_folder
-from gemma_tune.models.merging import merged_weights
+from gemma_tune.models.adapters.merging import merged_weights
 from gemma_tune.models.source import Source
 
 

@@ -33,8 +33,8 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import NARROW
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
-from gemma_tune.models.towers import open_towers
-from gemma_tune.models.trained_towers import trained_tensors
+from gemma_tune.models.towers.towers import open_towers
+from gemma_tune.models.towers.trained_towers import trained_tensors
 from gemma_tune.run.paths import MMPROJ
 
 LORA = "gguf_lora"

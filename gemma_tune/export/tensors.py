@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 
 from gemma_tune.errors import RunError
 from gemma_tune.export.file_tensor import row_blocks
+from gemma_tune.models.adapters.merging import merged_weights
 from gemma_tune.models.four_bit_weights import weight_of
-from gemma_tune.models.merging import merged_weights
 from gemma_tune.models.unwrap import language_part, stored_tensors
 from gemma_tune.quant.experts import GridExperts
 from gemma_tune.quant.grid import Encoded, Grid, NotOnGrid

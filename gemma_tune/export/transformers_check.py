@@ -19,7 +19,7 @@ from gemma_tune.export.int4_check import FAIL, OK, CheckLine
 from gemma_tune.export.llama_arithmetic import as_llama_cpp, towers_as_llama_cpp
 from gemma_tune.export.plain_transformers import largest_difference, stored_logits
 from gemma_tune.models.logits import float32_layers, logits_of, states_of
-from gemma_tune.models.towers import Media, open_towers, seeing
+from gemma_tune.models.towers.towers import Media, open_towers, seeing
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase
 from gemma_tune.quant.layers import forget_rounded, rounding_anew

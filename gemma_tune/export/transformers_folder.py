@@ -21,7 +21,7 @@ from gemma_tune.media.stored import PROCESSOR_FILES, with_images_kwargs
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.source import Source
-from gemma_tune.models.trained_towers import trained_tensors
+from gemma_tune.models.towers.trained_towers import trained_tensors
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.run.manifest import write_json
 from gemma_tune.run.read_once import read_json

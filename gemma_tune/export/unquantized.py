@@ -20,12 +20,12 @@ from gemma_tune.export.mmproj_files import exported_towers
 from gemma_tune.export.tensors import float_tensors
 from gemma_tune.export.transformers_check import TrainedForward, layers_in_float32
 from gemma_tune.export.vllm_check import merged_lines
+from gemma_tune.models.adapters.merging import check_merge
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.four_bit_weights import rounding_gap
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import family_of
-from gemma_tune.models.merging import check_merge
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.progress import phase

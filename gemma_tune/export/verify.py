@@ -22,8 +22,8 @@ from gemma_tune.evals.samples import prompt_ids
 from gemma_tune.export.file_tensor import FileTensor, FileTensors
 from gemma_tune.export.plain_transformers import load_exported
 from gemma_tune.media.stored import only_in_calls
-from gemma_tune.models.media import media_of
 from gemma_tune.models.source import Source
+from gemma_tune.models.towers.media import media_of
 
 # 512 positions at most: at Gemma's vocabulary 512 MiB of log-probabilities on the host.
 _ROWS, _TOKENS = 8, 64

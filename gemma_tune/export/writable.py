@@ -40,7 +40,7 @@ def check_writable(cfg: Config, config: Any, tokenizer: Any, source: Source) -> 
 def _check_adapter_vllm(cfg: Config, source: Source) -> None:
     if source.adapter is not None:
         from gemma_tune.export import adapter_vllm
-        from gemma_tune.models.adapter_config import stored_config
+        from gemma_tune.models.adapters.adapter_config import stored_config
 
         adapter_vllm.check_adapter(source.adapter, stored_config(source.adapter))
     elif not cfg.traits.trains:

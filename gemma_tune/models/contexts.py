@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.allocator import keep_freed_memory
-from gemma_tune.models.compiled_parts import compiled_parts, plain_parts
-from gemma_tune.models.document_attention import by_document, has_documents
 from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.allocator import keep_freed_memory
+from gemma_tune.models.kernels.compiled_parts import compiled_parts
+from gemma_tune.models.kernels.document_attention import by_document, has_documents
+from gemma_tune.models.kernels.switch import plain_passes
+from gemma_tune.models.kernels.training_layers import training_layers
 from gemma_tune.models.sharded import reshard
-from gemma_tune.models.training_layers import training_layers
 from gemma_tune.models.unwrap import language_part
 
 
@@ -104,9 +105,9 @@ def same_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Uses the model's own forward pass: nothing compiled, and no mixed precision that accelerate wraps around it."""
+    """Uses the model's own forward pass: nothing compiled or fused, and no mixed precision of accelerate's."""
     own, mixed = (vars(model).get(name) for name in ("_original_forward", "forward"))
-    with plain_parts(language_part(model)):
+    with plain_passes(language_part(model)):
         if own is None or mixed is None:
             yield
             return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 # The published checkpoints are 640 wide and more; narrower models are trained in other ways by default.
 NARROW = 512
-# Our attention without masks of whole rows (models/document_attention.py); where it isn't trained, SDPA
+# Our attention without masks of whole rows (models/kernels/document_attention.py); where it isn't trained, SDPA
 BY_DOCUMENT = "by_document"
 _KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 

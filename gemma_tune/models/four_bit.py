@@ -12,8 +12,8 @@ from transformers import BitsAndBytesConfig, CompressedTensorsConfig
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
 from gemma_tune.models.unwrap import is_of
 

@@ -78,7 +78,7 @@ def check_hardware(cfg: Config) -> None:
             "bfloat16 when it writes completions, and leaves them so; set train.bf16=false, or leave it out."
         )
     if cfg.train.torch_compile and not planned and not problems:
-        from gemma_tune.models.compiled_parts import check_compiler
+        from gemma_tune.models.kernels.compiled_parts import check_compiler
 
         problems += filter(None, [check_compiler(pick_device(cfg.model))])
     if problems:

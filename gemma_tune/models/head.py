@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.kernels.label_positions import at_labels
 from gemma_tune.models.sharded import is_sharded, whole_weight
 
 CHUNK = 256

@@ -19,8 +19,8 @@ from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES, Family
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.hardware import pick_device
-from gemma_tune.models.host_table import loader, loads_to_host, placed
 from gemma_tune.models.hub import only_local
+from gemma_tune.models.kernels.host_table import loader, loads_to_host, placed
 from gemma_tune.models.not_loadable import not_loadable
 from gemma_tune.models.sharded import loads_no_numbers, loads_to_shard
 from gemma_tune.models.source import Source

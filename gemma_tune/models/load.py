@@ -13,17 +13,17 @@ from transformers.utils import cached_file
 from gemma_tune.chat import UnknownTemplate, form_of, response_template
 from gemma_tune.config.model import is_template_file
 from gemma_tune.errors import UserError, first_line, shortened
+from gemma_tune.models.adapters.token_rows import add_tokens
 from gemma_tune.models.chat_template import template_of
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.foreign import check_bounds, checked_tokenizer, read_config
 from gemma_tune.models.gguf_header import read_gguf_header
 from gemma_tune.models.hub import only_local
-from gemma_tune.models.image_attention import set_image_attention
-from gemma_tune.models.image_tower import no_timm
-from gemma_tune.models.media import checkpoint_of, media_of
 from gemma_tune.models.not_loadable import not_loadable
 from gemma_tune.models.source import Source
-from gemma_tune.models.token_rows import add_tokens
+from gemma_tune.models.towers.image_attention import set_image_attention
+from gemma_tune.models.towers.image_packages import no_timm
+from gemma_tune.models.towers.media import checkpoint_of, media_of
 
 
 @cache

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapters.token_rows import grow_embedding, ids_of
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.label_positions import compute_all_positions
+from gemma_tune.models.kernels.label_positions import compute_all_positions
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import check_vocabulary, load_config, set_stop_tokens, stop_token_ids
 from gemma_tune.models.source import Source
-from gemma_tune.models.token_rows import grow_embedding, ids_of
-from gemma_tune.models.tower_names import trains_towers
-from gemma_tune.models.towers import Towers, open_towers, remember_towers
+from gemma_tune.models.towers.tower_names import trains_towers
+from gemma_tune.models.towers.towers import Towers, open_towers, remember_towers
 
 
 def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool = False) -> PreTrainedModel:
@@ -47,7 +47,7 @@ def load_base(model: ModelConfig, source: Source, tokenizer: Any, packed: bool =
         if source.adapter is not None and trains_towers(source.adapter):
             open_towers(loaded)  # exports take what was trained from them
     elif source.adapter is not None:
-        from gemma_tune.models.stored_towers import check_stored_towers
+        from gemma_tune.models.towers.stored_towers import check_stored_towers
 
         check_stored_towers(source.adapter, config)
     if not model.layers_at_labels:
@@ -73,7 +73,7 @@ def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool 
     loaded = load_base(model, source, tokenizer, packed)
     if source.adapter is None:
         return loaded.eval()
-    from gemma_tune.models.adapter_files import load_frozen_adapter
+    from gemma_tune.models.adapters.adapter_files import load_frozen_adapter
 
     return load_frozen_adapter(loaded, source.adapter)
 
@@ -81,12 +81,12 @@ def load_model(model: ModelConfig, source: Source, tokenizer: Any, packed: bool 
 def _rows_of_adapter(source: Source) -> list[int]:
     if source.adapter is None:
         return []
-    from gemma_tune.models.adapter_config import stored_rows
+    from gemma_tune.models.adapters.adapter_config import stored_rows
 
     return stored_rows(source.adapter)
 
 
 def _towers(model: ModelConfig, source: Source, config: Any, language: Any) -> Towers:
-    from gemma_tune.models.tower_files import load_towers
+    from gemma_tune.models.towers.tower_files import load_towers
 
     return load_towers(model, source, config, language)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gemma_tune.config import Config
 
 if TYPE_CHECKING:
-    from gemma_tune.models.size import ModelSize
+    from gemma_tune.models.estimate.size import ModelSize
 
 # What accelerate's gradient accumulation is given under FSDP2. By default it keeps the gradients of all but the last
 # forward pass of a step whole on every process; the estimate counts them as shards.

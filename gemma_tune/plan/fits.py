@@ -12,9 +12,9 @@ from gemma_tune.config import Config
 from gemma_tune.config.launch import LaunchConfig
 from gemma_tune.config.parallel import ParallelConfig
 from gemma_tune.config.train import TrainConfig
-from gemma_tune.models.activations import longest_possible
+from gemma_tune.models.estimate.activations import longest_possible
+from gemma_tune.models.estimate.fitting import Fitted, what_fits
 from gemma_tune.models.family import NARROW
-from gemma_tune.models.fitting import Fitted, what_fits
 from gemma_tune.models.known import cannot
 from gemma_tune.plan.known_models import PlannedModel
 from gemma_tune.validation.processes import sharding_problems

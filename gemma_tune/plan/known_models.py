@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from gemma_tune.config import ModelConfig
+from gemma_tune.models.estimate.size import ModelSize, published_size, size_of
 from gemma_tune.models.family import FAMILIES, Family
 from gemma_tune.models.load import family_of, load_config
 from gemma_tune.models.published import base_of, published
-from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import CONFIGS
 

@@ -12,13 +12,13 @@ from transformers import AutoConfig
 
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.capacity import free_memory
+from gemma_tune.models.estimate.capacity import free_memory
+from gemma_tune.models.estimate.memory import in_unit
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import load_config
-from gemma_tune.models.memory import in_unit
 from gemma_tune.models.published import published
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.plan.speed import Speed
 

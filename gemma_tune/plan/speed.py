@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config import Config, PlanConfig
-from gemma_tune.models.operations import per_weight
+from gemma_tune.models.estimate.flops import per_weight
+from gemma_tune.models.estimate.size import ModelSize
 from gemma_tune.models.sharding import recomputes, sharding_of
-from gemma_tune.models.size import ModelSize
 
 # Cards by their memory in GB: name, and 10^12 operations a second in bfloat16 with float32 sums, without sparsity, as
 # NVIDIA's papers on the architectures have it (Ada, Blackwell RTX, Hopper).

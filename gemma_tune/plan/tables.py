@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gemma_tune.models.memory import in_unit
+from gemma_tune.models.estimate.memory import in_unit
 from gemma_tune.page.blocks import Block, Code, Heading, Section
 from gemma_tune.page.blocks import Table as TableBlock
 from gemma_tune.page.blocks import Text as TextBlock

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gemma_tune.config import Config
-from gemma_tune.models.compact_batch import computed_tokens
+from gemma_tune.models.kernels.compact_batch import computed_tokens
 from gemma_tune.page.histogram import Histogram
 from gemma_tune.train.batches import has_media
 from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings

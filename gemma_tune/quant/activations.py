@@ -16,8 +16,8 @@ from torch import nn
 from gemma_tune.chat import Rendered
 from gemma_tune.config import QuantConfig
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.media import media_inputs
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main
 from gemma_tune.progress import progress

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from gemma_tune.models.merging import with_expert_adapter
+from gemma_tune.models.adapters.merging import with_expert_adapter
 from gemma_tune.quant.grid import Grid
 from gemma_tune.quant.on_grid import OnGrid
 

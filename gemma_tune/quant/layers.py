@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.lora import Layers
+from gemma_tune.models.kernels.lora import Layers
 from gemma_tune.models.unwrap import language_part, plain_name
 from gemma_tune.quant.experts import GridExperts, put_experts_on_grid
 from gemma_tune.quant.grid import Grid, straight_through

@@ -46,7 +46,7 @@ def load_float32(
     """
     loaded = load_model(model, source, tokenizer, packed)
     if source.adapter is not None:
-        from gemma_tune.models.merging import ROWS, merge  # imports PEFT
+        from gemma_tune.models.adapters.merging import ROWS, merge  # imports PEFT
 
         ids = [row.without_media for row in rows[:ROWS]] or [tokenizer(_TEXT).input_ids]
         loaded = merge(loaded, ids, str(source.adapter))

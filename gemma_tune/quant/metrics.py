@@ -10,9 +10,9 @@ import numpy as np
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, trained_states
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.processes import in_shares, share
 from gemma_tune.progress import progress
 from gemma_tune.train.distill import top_k_of_rows

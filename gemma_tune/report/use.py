@@ -18,8 +18,8 @@ from gemma_tune.models.chat_template import translates_in
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import ADAPTER_VLLM, EXPORTED, TOWERS_FILE, not_loaded, read_adapter_config
 from gemma_tune.models.gguf_header import image_tokens, read_gguf_header
-from gemma_tune.models.image_attention import STORED
 from gemma_tune.models.source import Source
+from gemma_tune.models.towers.image_attention import STORED
 from gemma_tune.page.blocks import Block, Code, Text
 from gemma_tune.report.k_quants import k_quants
 from gemma_tune.run.existing import image_attention_of, images_kwargs_of

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from gemma_tune.chat.render import Prompt
-from gemma_tune.models.media import media_inputs
-from gemma_tune.models.shared_prefill import prefilled_once
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.kernels.shared_prefill import prefilled_once
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.rl.tasks import Tasks
 from gemma_tune.train.base import GemmaTrainer
 

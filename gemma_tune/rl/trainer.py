@@ -20,8 +20,8 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from gemma_tune.chat.calls import content_text
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
-from gemma_tune.models.allocator import hand_back_freed_memory
+from gemma_tune.models.adapters.adapter import complete_reference, drop_reference, plain_copies
+from gemma_tune.models.kernels.allocator import hand_back_freed_memory
 from gemma_tune.processes import gathered
 from gemma_tune.rl.scoring import Scorer, weighted_sum
 from gemma_tune.rl.tasks import Tasks, parse_completion

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from trl import GRPOTrainer
 
-from gemma_tune.models.document_attention import NAME
+from gemma_tune.models.family import BY_DOCUMENT
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.rl.prompts import ROWS, PromptTrainer
 
@@ -67,7 +67,7 @@ class UpdateTrainer(PromptTrainer):
         return self._buffered_inputs[self._step % count]
 
     def _can_regroup(self) -> bool:
-        together = self._compact_batches and language_part(self.model).config._attn_implementation == NAME
+        together = self._compact_batches and language_part(self.model).config._attn_implementation == BY_DOCUMENT
         accumulated, count = sorted((self.args.gradient_accumulation_steps, self.args.steps_per_generation))
         added_up = not self._grpo or self.loss_type in _ADDED_UP
         return together and added_up and self._rows_are_alike and count % accumulated == 0

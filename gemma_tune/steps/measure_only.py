@@ -21,9 +21,9 @@ from gemma_tune.evals.base import Evaluator
 from gemma_tune.evals.evaluation import Evaluation, prepare_evaluators
 from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.models.check_source import check_source
+from gemma_tune.models.estimate.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.hardware import pick_device
 from gemma_tune.models.load import load_config, load_tokenizer
-from gemma_tune.models.memory import peak_memory_mb, reset_peak
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.processes import once_per_node
 from gemma_tune.run.folder import RunFolder

@@ -15,16 +15,16 @@ from gemma_tune.evals.evaluation import Evaluation
 from gemma_tune.evals.schedule import RunEvaluator
 from gemma_tune.export.formats import say_lines
 from gemma_tune.export.unquantized import export_unquantized
-from gemma_tune.models.adapter_files import AdapterSaver
+from gemma_tune.models.adapters.adapter_files import AdapterSaver
+from gemma_tune.models.adapters.weight_counts import WeightCounts
 from gemma_tune.models.contexts import attention, training_kernels
+from gemma_tune.models.estimate.memory import peak_memory_mb
 from gemma_tune.models.gathered import gathered as gathered_model
 from gemma_tune.models.gathered import trained_weights
 from gemma_tune.models.load import family_of
-from gemma_tune.models.memory import peak_memory_mb
 from gemma_tune.models.sharded import is_sharded
-from gemma_tune.models.trained_towers import in_training
+from gemma_tune.models.towers.trained_towers import in_training
 from gemma_tune.models.unwrap import language_part
-from gemma_tune.models.weight_counts import WeightCounts
 from gemma_tune.nested import leaves
 from gemma_tune.process_failures import check_same, go_on_alone
 from gemma_tune.processes import gathered, is_main_process

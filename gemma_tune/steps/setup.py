@@ -17,18 +17,18 @@ from gemma_tune.config import AdapterConfig, Config, ModelConfig
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
 from gemma_tune.export.writable import check_writable
-from gemma_tune.models.capacity import check_disk, check_memory, free_memory, host_warning, memory_warning
+from gemma_tune.models.adapters.token_rows import with_rows
+from gemma_tune.models.adapters.weight_counts import WeightCounts
 from gemma_tune.models.check_source import check_source
+from gemma_tune.models.estimate.capacity import check_disk, check_memory, free_memory, host_warning, memory_warning
+from gemma_tune.models.estimate.memory import estimate, reset_peak
+from gemma_tune.models.estimate.size import ModelSize, published_size, size_of
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
-from gemma_tune.models.host_table import loading_for
+from gemma_tune.models.kernels.host_table import loading_for
 from gemma_tune.models.load import load_config, load_tokenizer
-from gemma_tune.models.memory import estimate, reset_peak
 from gemma_tune.models.sharded import loading_to_shard
 from gemma_tune.models.sharding import sharding_of
-from gemma_tune.models.size import ModelSize, published_size, size_of
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.models.token_rows import with_rows
-from gemma_tune.models.weight_counts import WeightCounts
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.check_inputs import CheckInputs
 

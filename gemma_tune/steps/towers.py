@@ -11,13 +11,13 @@ from gemma_tune.config.model import TRAIN_NOTHING
 from gemma_tune.errors import UserError
 from gemma_tune.media.stored import only_in_calls
 from gemma_tune.models.checkpoint import CheckpointFiles
-from gemma_tune.models.image_attention import STORED
-from gemma_tune.models.image_cache import ImageCache
+from gemma_tune.models.estimate.tower_size import unadapted_tower
 from gemma_tune.models.load import family_of
 from gemma_tune.models.sharding import sharding_of, shards
-from gemma_tune.models.tower_adapter import placed_layers
-from gemma_tune.models.tower_size import unadapted_tower
-from gemma_tune.models.trained_towers import train_towers, trained_count
+from gemma_tune.models.towers.image_attention import STORED
+from gemma_tune.models.towers.image_cache import ImageCache
+from gemma_tune.models.towers.tower_adapter import placed_layers
+from gemma_tune.models.towers.trained_towers import train_towers, trained_count
 from gemma_tune.steps.data import Data
 from gemma_tune.steps.setup import Setup
 from gemma_tune.train.batches import has_media

@@ -12,7 +12,7 @@ from trl import pack_dataset
 
 from gemma_tune.chat import Rendered
 from gemma_tune.data.storage import MEDIUM
-from gemma_tune.models.image_cache import IMAGES, ImageCache
+from gemma_tune.models.towers.image_cache import IMAGES, ImageCache
 
 MEDIA = "media"  # the column of a data set, and the key of a batch
 FILES = "media_files"  # the key of a batch with what the rows say of their media

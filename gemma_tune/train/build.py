@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
 from gemma_tune.models.gathered import blank_copy
-from gemma_tune.models.host_table import keep_table_on_host
+from gemma_tune.models.kernels.host_table import keep_table_on_host
 from gemma_tune.models.sharding import shards
 from gemma_tune.train.base import GemmaTrainer
 from gemma_tune.train.best import best_callbacks
@@ -71,7 +71,7 @@ def build_trainer(
         raise UserError(f"output_dir: {error.filename} can't be made ({error.strerror}).") from error
     if shards(cfg):
         trainer.shard(blank)
-    with refused_by_trainer():  # torch's loader looks at its options now
-        if not cfg.data.streaming and len(trainer.get_train_dataloader()) == 0:
-            raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
+    at_once = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and not cfg.data.streaming and len(trainer.train_dataset) < at_once:
+        raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer

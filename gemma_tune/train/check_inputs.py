@@ -7,9 +7,9 @@ from typing import Any
 
 from gemma_tune.config import Config
 from gemma_tune.data.tokenized import TokenizedRows
-from gemma_tune.models.size import ModelSize
+from gemma_tune.models.adapters.weight_counts import WeightCounts
+from gemma_tune.models.estimate.size import ModelSize
 from gemma_tune.models.unwrap import language_part
-from gemma_tune.models.weight_counts import WeightCounts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers.trainer_callback import TrainerState
 
 from gemma_tune.errors import RunError
-from gemma_tune.models.trained_towers import restore_towers, save_towers
+from gemma_tune.models.towers.trained_towers import restore_towers, save_towers
 from gemma_tune.processes import barrier
 from gemma_tune.run.checkpoints import STATE, checkpoints, is_of_shards, seal, to_disk
 from gemma_tune.train.profiling import Profile

@@ -17,9 +17,9 @@ from gemma_tune.chat import Rendered
 from gemma_tune.config import QuantConfig
 from gemma_tune.models.contexts import evaluating
 from gemma_tune.models.head import TopK, head_of, kl_from_top_k, nll, top_k, trained_states
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows, unpad_rows
-from gemma_tune.models.towers import seeing, towers_of
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing, towers_of
 from gemma_tune.models.unwrap import language_part, stored_tensors
 from gemma_tune.train.batches import FILES, rows_with_media
 from gemma_tune.train.sft import GemmaSFTTrainer

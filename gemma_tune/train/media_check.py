@@ -10,9 +10,9 @@ import torch
 
 from gemma_tune.chat import Rendered
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.padding import pad_rows
-from gemma_tune.models.towers import seeing, towers_of
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing, towers_of
 from gemma_tune.models.unwrap import language_part
 
 

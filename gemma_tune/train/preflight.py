@@ -14,12 +14,12 @@ from gemma_tune.chat.own import OwnForm, own_text
 from gemma_tune.chat.render import prepared, row_of_text
 from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.errors import UserError
-from gemma_tune.models.activations import kernel_of
-from gemma_tune.models.adapter import weights_beside
+from gemma_tune.models.adapters.adapter import weights_beside
 from gemma_tune.models.contexts import evaluating
+from gemma_tune.models.estimate.activations import kernel_of
+from gemma_tune.models.estimate.memory import in_unit
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES
-from gemma_tune.models.memory import in_unit
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import find_source
 from gemma_tune.train.batches import has_media
 from gemma_tune.train.check_inputs import CheckInputs

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.adapter import complete_reference, drop_reference, plain_copies
+from gemma_tune.models.adapters.adapter import complete_reference, drop_reference, plain_copies
 from gemma_tune.models.contexts import evaluating
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.batches import MEDIA, WithMedia, has_media
 from gemma_tune.train.pairs import A, PairTrainer, pair_arguments

@@ -3,10 +3,10 @@
 TRL gives a model a forward pass of its own (`add_fused_lm_head`), which SFT, GRPO, RLOO, DPO and KTO call with
 `fused_lm_head=True` for log-probabilities of labels. Ours takes its place, and gives the same numbers:
 
-- The head is ours (`models/tiled_head.py`). Where Triton is missing, as on a CPU, TRL's computes the logits of all
-  positions, three times, with float32 products; on a GPU it skips the others itself.
-- Layers that share keys and values compute the positions of labels alone (`models/label_positions.py`).
-- Batches are computed without padding, and prompts that rows share once (`models/compact_batch.py`).
+- The head is ours (`models/kernels/tiled_head.py`). Where Triton is missing, as on a CPU, TRL's computes the logits of
+  all positions, three times, with float32 products; on a GPU it skips the others itself.
+- Layers that share keys and values compute the positions of labels alone (`models/kernels/label_positions.py`).
+- Batches are computed without padding, and prompts that rows share once (`models/kernels/compact_batch.py`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import nn
 from torch.nn import functional
 from trl.trainer.utils import FusedCausalLMOutput
 
-from gemma_tune.models.compact_batch import CompactBatch, compact, may_share
-from gemma_tune.models.document_attention import NAME
-from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.compact_batch import CompactBatch, compact, may_share
+from gemma_tune.models.kernels.label_positions import at_labels
+from gemma_tune.models.kernels.tiled_head import HeadOptions, token_log_probs
 from gemma_tune.models.sharded import whole_weight
-from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
-from gemma_tune.models.towers import towers_of
+from gemma_tune.models.towers.towers import towers_of
 
 _PLAIN = (nn.Linear, TrainableTokensWrapper)  # heads whose product is that with their `weight`
 
@@ -86,7 +86,7 @@ def _compact(model: Any, given: dict[str, Any], drops: Sequence[Any]) -> Compact
     """The compact form of a batch, where attention can have it."""
     ids, labels, mask = (given.get(name) for name in ("input_ids", "labels", "attention_mask"))
     towers = towers_of(model)
-    if model.config._attn_implementation != NAME or (towers is not None and towers.batch is not None):
+    if model.config._attn_implementation != BY_DOCUMENT or (towers is not None and towers.batch is not None):
         return None
     if ids is None or labels is None or given.get("position_ids") is not None or isinstance(mask, dict):
         return None

@@ -17,7 +17,7 @@ from gemma_tune.models.towers import cache_of
 from gemma_tune.train.base import GemmaTrainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
 from gemma_tune.train.build import build_trainer
-from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings
+from gemma_tune.train.grouped_samplers import BeginningGroups, LengthGroups, beginnings, lengths
 from gemma_tune.train.nonfinite import FindRows, NonFiniteGuard
 from gemma_tune.user_code import in_user_code, load_function, split
 
@@ -42,7 +42,7 @@ class GemmaSFTTrainer(GemmaTrainer, SFTTrainer):  # type: ignore[misc]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         if strategy == "group_by_length":
-            return LengthGroups([len(ids) for ids in dataset["input_ids"]], rows, seed)
+            return LengthGroups(lengths(dataset), rows, seed)
         return BeginningGroups(beginnings(dataset), rows, seed)
 
 

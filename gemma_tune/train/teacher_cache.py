@@ -22,8 +22,8 @@ from gemma_tune.chat import Rendered
 from gemma_tune.errors import RunError, UserError
 from gemma_tune.media.content import content_digest
 from gemma_tune.models.head import TopK
-from gemma_tune.models.image_attention import image_attention
-from gemma_tune.models.towers import open_towers
+from gemma_tune.models.towers.image_attention import image_attention
+from gemma_tune.models.towers.towers import open_towers
 from gemma_tune.models.unwrap import language_part, stored_tensors
 from gemma_tune.processes import barrier, from_main, share
 from gemma_tune.progress import phase, progress

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from gemma_tune.models.operations import Operations, measured_ceiling
+from gemma_tune.models.estimate.flops import Operations, measured_ceiling
 
 
 class NoThroughput:

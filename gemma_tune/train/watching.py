@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.operations import model_operations
-from gemma_tune.models.size import size_of
+from gemma_tune.models.estimate.flops import model_operations
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.train.profiling import FOLDER, Profile
 from gemma_tune.train.throughput import Throughput

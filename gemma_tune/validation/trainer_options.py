@@ -148,7 +148,7 @@ def _recomputation_problems(train: TrainConfig) -> Iterator[str]:
         yield f"{key} has no effect without train.gradient_checkpointing=true; set it, or leave {key} out."
     if given.get("use_reentrant"):  # keys and values that several layers use get the gradient of none of them
         yield (
-            f"{key}={{use_reentrant: true}}: reentrant recomputation loses the gradients of keys and values that layers "
+            f"{key}={{use_reentrant: true}}: reentrant recomputation loses gradients of keys and values that layers "
             "share (Gemma 3n, Gemma 4 E2B and E4B); leave it out."
         )
     known = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")

@@ -108,7 +108,7 @@ MISTAKES = {
     ),
     "recomputation that loses gradients": (
         ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={use_reentrant: true}"],
-        ["loses the gradients of keys and values that layers share", "leave it out"],
+        ["loses gradients of keys and values that layers share", "leave it out"],
     ),
     "an option of recomputation": (
         ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={reentrant: false}"],

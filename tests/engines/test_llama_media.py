@@ -38,8 +38,8 @@ from gemma_tune.export.int4_check import OK, UNVERIFIED, WARN, CheckLine
 from gemma_tune.export.mmproj_files import mmproj_lines
 from gemma_tune.export.mmproj_tensors import F32
 from gemma_tune.models.load import load_tokenizer
-from gemma_tune.models.media import checkpoint_of
 from gemma_tune.models.source import Source, find_source
+from gemma_tune.models.towers.media import checkpoint_of
 from gemma_tune.serve.choice import chosen
 from gemma_tune.serve.server import started
 from gemma_tune.steps import measure_only

@@ -21,8 +21,8 @@ from gemma_tune.errors import UserError
 from gemma_tune.export.adapter_vllm import added_line, export
 from gemma_tune.export.int4_check import FAIL, OK, UNVERIFIED
 from gemma_tune.export.vllm_check import LogProbs, base_of, vllm_lines
+from gemma_tune.models.adapters.stored_adapter import read_adapter
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import read_adapter
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 KINDS: dict[str, dict[str, Any]] = {

@@ -37,7 +37,7 @@ from gemma_tune.export.media_reference import Question, WholeModel
 from gemma_tune.export.media_rows_check import rows_line, scaled_otherwise
 from gemma_tune.export.media_template import template_for_llama_cpp
 from gemma_tune.export.mmproj_tensors import F16, F32
-from gemma_tune.models.image_attention import (
+from gemma_tune.models.towers.image_attention import (
     STORED,
     ImageAttention,
     image_attention,

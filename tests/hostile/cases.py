@@ -51,8 +51,8 @@ def _model(folder: Path, **files: Any) -> Path:
 def _look(folder: Path) -> object:
     """What every run does first with a model."""
     from gemma_tune.config import ModelConfig
+    from gemma_tune.models.estimate.size import size_of
     from gemma_tune.models.load import load_config, load_tokenizer
-    from gemma_tune.models.size import size_of
     from gemma_tune.models.source import find_source
 
     source = find_source(ModelConfig(model_name_or_path=str(folder)))
@@ -203,7 +203,7 @@ def _(folder: Path) -> object:
 
 
 def _adapter_config(folder: Path, **values: Any) -> object:
-    from gemma_tune.models.adapter_config import stored_config
+    from gemma_tune.models.adapters.adapter_config import stored_config
 
     base = {"peft_type": "LORA", "base_model_name_or_path": str(TINY), "r": 4, "target_modules": ["q_proj"]}
     return stored_config(_adapter(folder, json.dumps(base | values)))
@@ -225,10 +225,10 @@ def _(folder: Path) -> object:
     from torch import zeros
 
     from gemma_tune.config import ModelConfig
+    from gemma_tune.models.adapters.stored_adapter import read_adapter
+    from gemma_tune.models.estimate.size import empty_model
     from gemma_tune.models.load import load_config
-    from gemma_tune.models.size import empty_model
     from gemma_tune.models.source import find_source
-    from gemma_tune.models.stored_adapter import read_adapter
 
     pattern = "(([a-z_.0-9])+)+!"
     base = {"peft_type": "LORA", "base_model_name_or_path": str(TINY), "r": 4, "target_modules": pattern}

@@ -11,7 +11,7 @@ from gemma_tune.chat import FORMS
 from gemma_tune.cli.compose import check_words, compose_config
 from gemma_tune.config.model import CHAT_FORMS
 from gemma_tune.errors import RunError, UserError, bounded, listed, quoted
-from gemma_tune.models.memory import in_unit
+from gemma_tune.models.estimate.memory import in_unit
 from gemma_tune.validation.schema import FIELDS, wrong_value
 
 

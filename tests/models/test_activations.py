@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from test_memory import KINDS, composed
 from transformers import AutoConfig
 
-from gemma_tune.models.activations import cast_weights, of_layer
+from gemma_tune.models.estimate.activations import cast_weights, of_layer
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.lora import FUSED_LAYERS
-from gemma_tune.models.size import size_of
-from gemma_tune.models.training_layers import training_layers
+from gemma_tune.models.kernels.lora import FUSED_LAYERS
+from gemma_tune.models.kernels.training_layers import training_layers
 
 WIDE = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64, "global_head_dim": 128}
 WIDE |= {"hidden_size_per_layer_input": 64, "moe_intermediate_size": 128}

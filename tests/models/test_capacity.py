@@ -15,9 +15,9 @@ import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.errors import UserError
-from gemma_tune.models import capacity
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import ModelSize, published_size
+from gemma_tune.models.estimate import capacity
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 from gemma_tune.rl.rewards import size_of_reward_model
 from gemma_tune.run.paths import ASSETS

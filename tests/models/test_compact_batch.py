@@ -8,10 +8,10 @@ import pytest
 import torch
 from document_models import CLASSES, text_model, use_small_blocks
 
-from gemma_tune.models import compact_batch
-from gemma_tune.models.compact_batch import compact, computed_tokens
-from gemma_tune.models.document_attention import by_document
-from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.kernels import compact_batch
+from gemma_tune.models.kernels.compact_batch import compact, computed_tokens
+from gemma_tune.models.kernels.document_attention import by_document
+from gemma_tune.models.kernels.label_positions import at_labels
 
 # Prompts, and the lengths of each one's completions: beyond the window of 16 and the blocks, within, and of one token
 GROUPS = ((40, (3, 25, 1, 7, 18)), (9, (4, 30)), (1, (6, 2)))

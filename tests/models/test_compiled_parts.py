@@ -14,8 +14,9 @@ from short_runs import losses, short_run
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from gemma_tune.models.compiled_parts import check_compiler, compiled_parts, parts_of, plain_parts
-from gemma_tune.models.lora import FUSED_LAYERS
+from gemma_tune.models.kernels.compiled_parts import check_compiler, compiled_parts, parts_of
+from gemma_tune.models.kernels.lora import FUSED_LAYERS
+from gemma_tune.models.kernels.switch import plain_passes
 from gemma_tune.models.unwrap import language_part
 
 
@@ -56,7 +57,7 @@ def test_training_alone_is_compiled() -> None:
         assert calls[0] == 2 * 4 * 7  # passes, layers, parts
         assert list(model.state_dict()) == names
         assert torch.equal(model.generate(input_ids=ids, max_new_tokens=2, do_sample=False), written)
-        with plain_parts(base):
+        with plain_passes(base):
             gradients(model, 2)
         assert calls[0] == 2 * 4 * 7
     for (loss, theirs), (other, ours) in zip(expected, found, strict=True):

@@ -11,12 +11,12 @@ import transformers
 from document_models import CLASSES, text_model, use_small_blocks
 from small_models import MODELS
 
-from gemma_tune.models import attention_plan, document_attention
-from gemma_tune.models.compact_batch import compact
 from gemma_tune.models.contexts import attention, training_attention
-from gemma_tune.models.document_attention import by_document
-from gemma_tune.models.documents import Documents, documents_of, grouped
-from gemma_tune.models.label_positions import at_labels
+from gemma_tune.models.kernels import attention_plan, document_attention
+from gemma_tune.models.kernels.compact_batch import compact
+from gemma_tune.models.kernels.document_attention import by_document
+from gemma_tune.models.kernels.documents import Documents, documents_of, grouped
+from gemma_tune.models.kernels.label_positions import at_labels
 
 LENGTHS = (5, 9, 70, 2, 41)  # short ones that go together, one beyond the window (16) and the blocks
 
@@ -128,14 +128,14 @@ def test_short_documents_go_together() -> None:
 
 def test_no_scores_of_long_documents_with_few_queries(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers at labels, and completions of a long prompt: full layers keep no scores of all keys either."""
-    products, widest = document_attention.products, 0
+    attention, widest = document_attention.block_attention, 0
 
     def block(*given: Any) -> torch.Tensor:
         nonlocal widest
         widest = max([widest, *(batch.size[1] for part in given[3].parts for batch in part.batches)])
-        return products(*given)
+        return attention(*given)
 
-    monkeypatch.setattr(document_attention, "products", block)
+    monkeypatch.setattr(document_attention, "block_attention", block)
     row = rows((400,))[0]
     labels = torch.full((2, 400), -100)
     ids = torch.cat([row, torch.cat([row[:, :300], row[:, :100]], 1)])
@@ -167,7 +167,9 @@ def test_plan_of_a_packed_row() -> None:
 def test_blocks_for_the_kernel_are_larger() -> None:
     """It is given copies of the keys of each block, so of few blocks."""
     docs = documents_of(torch.arange(100)[None], None, (1, 100), "cpu").at(torch.arange(1, 100)[None])
-    ((_, _, blocks),) = attention_plan.plan_of(docs, None, 4, 2, torch.float32, 48).long
+    plan = attention_plan.plan_of(docs, None, 4, 2, torch.float32, 48)
+    ((_, _, blocks),) = plan.long
+    assert [tuple(bias.shape) for bias in plan.long_biases] == [(32, 65), (32, 97), (3, 100)]
     assert [(b.first, b.queries, b.start, b.own) for b in blocks] == [(32, 32, 0, 65), (64, 32, 0, 97), (96, 3, 0, 100)]
 
 
@@ -205,13 +207,19 @@ def test_mixed_precision_and_no_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "asked", "kernel"),
-    [(64, None, "by_document"), (512, None, "by_document"), (512, "sdpa", "sdpa")],
+    ("more", "asked", "kernel"),
+    [
+        ({}, None, "by_document"),
+        ({"hidden_size": 512}, None, "by_document"),
+        ({"hidden_size": 512}, "sdpa", "sdpa"),
+        ({"attention_dropout": 0.1}, None, "sdpa"),
+        ({"use_bidirectional_attention": True}, None, "sdpa"),
+    ],
 )
-def test_which_attention_trains(width: int, asked: str | None, kernel: str) -> None:
+def test_which_attention_trains(more: dict[str, Any], asked: str | None, kernel: str) -> None:
     name, options, _ = MODELS["gemma3_text"]
     config = transformers.Gemma3TextConfig(
-        **options | {"hidden_size": width, "num_hidden_layers": 1, "layer_types": ["full_attention"]},
+        **options | {"hidden_size": 64, "num_hidden_layers": 1, "layer_types": ["full_attention"]} | more,
         attn_implementation="sdpa",
     )
     base = getattr(transformers, name)(config)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import gemma_tune
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.adapters.adapter_config import stored_config
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 

@@ -13,7 +13,7 @@ from test_memory import KINDS
 from transformers import AutoConfig
 
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.host_table import HostTable, keep_table_on_host
+from gemma_tune.models.kernels.host_table import HostTable, keep_table_on_host
 
 IDS = torch.arange(10, 40).view(2, 15)
 

@@ -17,7 +17,7 @@ from test_memory import EIGHT, composed
 from gemma_tune.config import ModelConfig
 from gemma_tune.models import language_part
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.host_table import HostTable, loading_for, loads_to_host
+from gemma_tune.models.kernels.host_table import HostTable, loading_for, loads_to_host
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source

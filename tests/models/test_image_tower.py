@@ -16,7 +16,7 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
-from gemma_tune.models.tower_files import load_towers
+from gemma_tune.models.towers.tower_files import load_towers
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gemma_tune.models.contexts import attention
-from gemma_tune.models.document_attention import by_document
 from gemma_tune.models.head import head_of, nll, trained_states
-from gemma_tune.models.label_positions import at_labels, compute_all_positions, positions_of
+from gemma_tune.models.kernels.document_attention import by_document
+from gemma_tune.models.kernels.label_positions import at_labels, compute_all_positions, positions_of
 from gemma_tune.models.unwrap import language_part
 
 CLASSES = {"gemma4_e2b": "Gemma4", "gemma3n": "Gemma3n"}

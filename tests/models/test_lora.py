@@ -11,8 +11,8 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from gemma_tune.models import lora
 from gemma_tune.models.four_bit_weights import weight_of
+from gemma_tune.models.kernels import lora
 
 BATCH, IN, OUT, RANK = (3, 5), 64, 96, 8
 

@@ -15,13 +15,13 @@ from transformers import AutoConfig
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models import capacity
-from gemma_tune.models.document_attention import by_document
+from gemma_tune.models.estimate import capacity
+from gemma_tune.models.estimate.memory import estimate, host_memory
+from gemma_tune.models.estimate.size import ModelSize, empty_model, published_size, size_of
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.memory import estimate, host_memory
+from gemma_tune.models.kernels.document_attention import by_document
 from gemma_tune.models.published import published
 from gemma_tune.models.sharding import sharding_of
-from gemma_tune.models.size import ModelSize, empty_model, published_size, size_of
 from gemma_tune.plan.known_models import options, planned_models
 
 EIGHT = ["launch.num_processes=8"]

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from reference import load_plain
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from gemma_tune.models import merging
+from gemma_tune.models.adapters import merging
 from gemma_tune.models.four_bit import keep_layout
 from gemma_tune.run.paths import ASSETS
 

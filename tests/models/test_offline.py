@@ -17,7 +17,8 @@ import pytest
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.cli.runner import run_recipe
 from gemma_tune.errors import UserError
-from gemma_tune.models import capacity, hub
+from gemma_tune.models import hub
+from gemma_tune.models.estimate import capacity
 from gemma_tune.run.paths import ASSETS
 
 ROWS = ["data=messages", f"data.train_file={ASSETS / 'sample' / 'train.jsonl'}"]

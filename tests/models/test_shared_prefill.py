@@ -9,7 +9,7 @@ import torch
 from document_models import CLASSES, text_model
 from torch import nn
 
-from gemma_tune.models.shared_prefill import prefilled_once
+from gemma_tune.models.kernels.shared_prefill import prefilled_once
 
 TOKENS = 9  # so that prompts of 9 tokens go beyond the window of 16, too
 

@@ -23,9 +23,9 @@ from transformers import (
 
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.load import check_vocabulary, load_config, load_tokenizer
 from gemma_tune.models.load_weights import load_base
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 

@@ -15,16 +15,16 @@ from test_memory import composed
 from torch.autograd.profiler import profile
 from transformers import AutoConfig
 
-from gemma_tune.models.activations import activations, of_layer
-from gemma_tune.models.allocator import hand_back_freed_memory
 from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.estimate.activations import activations, of_layer
+from gemma_tune.models.estimate.memory import estimate, in_unit, trained_parameters
+from gemma_tune.models.estimate.size import size_of
+from gemma_tune.models.estimate.step_memory import fullest_moment
 from gemma_tune.models.family import BY_DOCUMENT, FAMILIES
-from gemma_tune.models.lora import FUSED_LAYERS
-from gemma_tune.models.memory import estimate, in_unit, trained_parameters
-from gemma_tune.models.size import size_of
-from gemma_tune.models.step_memory import fullest_moment
-from gemma_tune.models.tiled_head import HeadOptions, token_log_probs
-from gemma_tune.models.training_layers import training_layers
+from gemma_tune.models.kernels.allocator import hand_back_freed_memory
+from gemma_tune.models.kernels.lora import FUSED_LAYERS
+from gemma_tune.models.kernels.tiled_head import HeadOptions, token_log_probs
+from gemma_tune.models.kernels.training_layers import training_layers
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.quant.layers import GRID_LAYERS, put_on_grid
 from gemma_tune.quant.plan import plan_of

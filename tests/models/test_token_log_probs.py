@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.kernels import ChunkedLogProbFunction
 
-from gemma_tune.models.tiled_head import OUTPUTS, HeadOptions, _highest, token_log_probs
+from gemma_tune.models.kernels.tiled_head import OUTPUTS, HeadOptions, _highest, token_log_probs
 
 POSITIONS, WIDTH, VOCABULARY = 600, 32, 3001  # three tiles, and blocks of which the last one is shorter
 

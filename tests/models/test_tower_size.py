@@ -15,14 +15,14 @@ from test_memory import composed
 from transformers import Gemma3Config, Gemma3nConfig, SiglipVisionConfig
 
 from gemma_tune.config import ModelConfig
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import size_of
+from gemma_tune.models.estimate.tower_size import adapted_layers, empty_towers, unadapted_tower
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import family_of, load_config
-from gemma_tune.models.memory import estimate
 from gemma_tune.models.published import published
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import Source
-from gemma_tune.models.tower_files import load_towers
-from gemma_tune.models.tower_size import adapted_layers, empty_towers, unadapted_tower
+from gemma_tune.models.towers.tower_files import load_towers
 
 
 def loaded(folder: Path) -> tuple[Any, Any]:

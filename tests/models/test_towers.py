@@ -17,12 +17,12 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError
 from gemma_tune.models.checkpoint import CheckpointFiles
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.image_attention import ImageAttention, image_attention
 from gemma_tune.models.language_part import load_language_part
 from gemma_tune.models.load import load_config
 from gemma_tune.models.source import Source
-from gemma_tune.models.tower_files import load_towers, published_names
-from gemma_tune.models.towers import open_towers, remember_towers, seeing, towers_of
+from gemma_tune.models.towers.image_attention import ImageAttention, image_attention
+from gemma_tune.models.towers.tower_files import load_towers, published_names
+from gemma_tune.models.towers.towers import open_towers, remember_towers, seeing, towers_of
 
 SOFT = 1500
 IDS = {"image_token_id": SOFT, "audio_token_id": SOFT + 1, "video_token_id": SOFT + 2}

@@ -17,9 +17,9 @@ from transformers import AutoConfig
 import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import ModelSize, published_size, size_of
-from gemma_tune.models.traffic import Collective, in_words, traffic
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import ModelSize, published_size, size_of
+from gemma_tune.models.estimate.traffic import Collective, in_words, traffic
 
 SCRIPT = Path(__file__).with_name("count_traffic.py")
 # As torch's dispatcher names them

@@ -17,11 +17,12 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 
-from gemma_tune.models import gelu
-from gemma_tune.models import training_layers as training_layers_file
-from gemma_tune.models.allocator import keep_freed_memory
-from gemma_tune.models.lora import FUSED_LAYERS, Fused
-from gemma_tune.models.training_layers import FusedNorm, training_layers
+from gemma_tune.models.adapters.adapter import _complete, complete_reference
+from gemma_tune.models.kernels import gelu
+from gemma_tune.models.kernels import training_layers as training_layers_file
+from gemma_tune.models.kernels.allocator import keep_freed_memory
+from gemma_tune.models.kernels.lora import FUSED_LAYERS, Fused
+from gemma_tune.models.kernels.training_layers import FusedNorm, training_layers
 from gemma_tune.train.sft import GemmaSFTTrainer
 
 NORMS = [(Gemma3RMSNorm, {}, True), (Gemma4RMSNorm, {}, False), (Gemma4RMSNorm, {"with_scale": False}, False)]
@@ -165,6 +166,25 @@ def test_layers_that_are_trained_whole_beside_an_adapter() -> None:
         found, ours = loss_and_gradients(model)
     assert found == pytest.approx(expected, rel=1e-6)
     assert 0 < (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_a_copy_for_a_reference_is_exact() -> None:
+    """TRL has PEFT copy the adapter of a model that is continued: with norms of its own, rounded to the base's type."""
+    model = text_model("gemma3_text").bfloat16()
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
+    _complete(model)
+    norm = model.get_base_model().model.norm.modules_to_save
+    norm["default"].weight.data.fill_(0.7)
+    with training_layers(model.get_base_model(), True, None):
+        model.add_adapter("ref", model.peft_config["default"])
+        norm["ref"].weight.data.copy_(norm["default"].weight)  # as TRL does
+        complete_reference(model)
+        assert torch.equal(norm["ref"].weight, norm["default"].weight)
+        x = drawn(2, 5, model.config.hidden_size)
+        with torch.no_grad():
+            assert torch.equal(norm["ref"].eval()(x), norm["default"](x))
+            norm["ref"].weight.add_(1)
+            assert not torch.equal(norm["ref"](x), norm["default"](x))
 
 
 def test_a_weight_that_changes_is_decoded_again() -> None:

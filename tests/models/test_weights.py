@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.chat import Rendered
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.engines.transformers import row_losses
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source

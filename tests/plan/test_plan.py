@@ -19,11 +19,11 @@ import gemma_tune
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config, ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models import capacity
-from gemma_tune.models.activations import longest_possible
+from gemma_tune.models.estimate import capacity
+from gemma_tune.models.estimate.activations import longest_possible
+from gemma_tune.models.estimate.memory import estimate
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.memory import estimate
-from gemma_tune.models.size import size_of
 from gemma_tune.plan import measuring, speed
 from gemma_tune.plan.fits import SIZES, Planner
 from gemma_tune.plan.known_models import PlannedModel, planned_models

@@ -34,10 +34,10 @@ CASES = {
 # What turns off one of them, and a function that is called where it is on
 OFF = {
     "train.tiled_head=false": "gemma_tune.train.scored_forward.token_log_probs",
-    "model.attn_implementation=sdpa": "gemma_tune.models.document_attention.products",
+    "model.attn_implementation=sdpa": "gemma_tune.models.kernels.document_attention.products",
     "train.compact_batches=false": "gemma_tune.train.scored_forward.compact",
-    "model.layers_at_labels=false": "gemma_tune.models.label_positions.positions_of",
-    "model.fused_layers=false": "gemma_tune.models.training_layers._norm",
+    "model.layers_at_labels=false": "gemma_tune.models.kernels.label_positions.positions_of",
+    "model.fused_layers=false": "gemma_tune.models.kernels.training_layers._norm",
     "train.keep_freed_memory=false": "gemma_tune.models.contexts.keep_freed_memory",
     "data.dataset_num_proc=1": "gemma_tune.data.render_ahead.RenderProcess",
 }

@@ -29,7 +29,7 @@ from gemma_tune.config import ChatConfig, ModelConfig
 from gemma_tune.data.prompts import read_chat_prompts
 from gemma_tune.errors import UserError
 from gemma_tune.models import language_part
-from gemma_tune.models.adapter_files import load_frozen_adapter
+from gemma_tune.models.adapters.adapter_files import load_frozen_adapter
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import Source, find_source

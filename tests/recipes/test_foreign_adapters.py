@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import gemma_tune
 from gemma_tune.config import AdapterConfig, ModelConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter import attach
+from gemma_tune.models.adapters.adapter import attach
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base, load_model
 from gemma_tune.models.source import find_source

@@ -79,7 +79,10 @@ CASES = {
     ),
     "the adapter, half written": Case(
         "lora_sft",
-        [("gemma_tune.models.adapter_files.AdapterSaver.save", 1), ("gemma_tune.steps.session.write_report", 1)],
+        [
+            ("gemma_tune.models.adapters.adapter_files.AdapterSaver.save", 1),
+            ("gemma_tune.steps.session.write_report", 1),
+        ],
         ("train.save_steps=null",),
     ),
     "int4 files, half written": Case(
@@ -90,7 +93,7 @@ CASES = {
         [("gemma_tune.export.transformers_folder._fill", 1), ("gemma_tune.export.formats.llama_lines", 1)], (_INT4,),
     ),
     "reward model": Case(
-        "reward_model, lora", [(PASS, 4), ("gemma_tune.models.adapter_files.AdapterSaver.save", 1)]
+        "reward_model, lora", [(PASS, 4), ("gemma_tune.models.adapters.adapter_files.AdapterSaver.save", 1)]
     ),
     "four steps a generation": Case("grpo, lora", [(PASS, 7), (PASS, 2), (PASS, 4)], _FOUR),
     "four steps a generation, full": Case("rloo", [(PASS, 5), (PASS, 1)], _FOUR),

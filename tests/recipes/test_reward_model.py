@@ -18,7 +18,7 @@ from gemma_tune.chat import render_chat
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.pairs import load_pairs
 from gemma_tune.errors import UserError
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
 from gemma_tune.models.classifier import HEAD, load_classifier, scores
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source

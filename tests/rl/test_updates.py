@@ -12,6 +12,7 @@ from rl_models import made
 from slow import slow_after
 
 from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.kernels.training_layers import training_layers
 from gemma_tune.rl.prompts import PromptTrainer
 from gemma_tune.rl.updates import UpdateTrainer, _Computed, by_prompt, with_ratio_1
 
@@ -166,7 +167,8 @@ def test_the_first_ratio_is_1_and_kl_0(tmp_path: Path) -> None:
     words = [*WORDS, "train.beta=0.1", "train.num_iterations=2", "adapter=lora"]
     trainer = made("grpo", tmp_path / "run", *words)
     rows = next(iter(trainer.get_train_dataloader()))
-    with training_attention(trainer.model.get_base_model(), None):
+    base = trainer.model.get_base_model()
+    with training_attention(base, None), training_layers(base, True, None):
         inputs = trainer._generate_and_score_completions(rows)
         loss = trainer.compute_loss(trainer.model, inputs)
     mask, old = inputs["completion_mask"].bool(), inputs["old_per_token_logps"]

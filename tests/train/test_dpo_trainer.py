@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.config import Config
 from gemma_tune.data.pairs import Pairs, load_pairs
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
 from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.kernels.training_layers import training_layers
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
@@ -46,7 +47,7 @@ def configured(folder: Path, *words: str) -> Config:
 
 
 def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[GemmaDPOTrainer, Any, Pairs]:
-    """A trainer on the embedded model, the model, and its pairs; with the attention that a run has, None."""
+    """A trainer on the embedded model, the model, and its pairs; with the kernels that a run has, None."""
     cfg = configured(folder, *words)
     source = find_source(cfg.model)
     tokenizer = load_tokenizer(source)
@@ -54,7 +55,7 @@ def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[Ge
     torch.manual_seed(0)
     base = load_base(cfg.model, source, tokenizer)
     model = adapters.attach(base, cfg.adapter, source)
-    with training_attention(base, attention):
+    with training_attention(base, attention), training_layers(base, attention is None, None):
         trainer = dpo_trainer(cfg, dpo_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train)
     return trainer, model, train
 
@@ -109,7 +110,7 @@ def test_the_first_margins_are_0(tmp_path: Path) -> None:
     batch, widths = trainer.data_collator([trainer.train_dataset[i] for i in range(4)]), []
     base = model.get_base_model()
     base.model.layers[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[:2]))
-    with training_attention(base, None):
+    with training_attention(base, None), training_layers(base, True, None):
         loss = trainer.compute_loss(model.train(), dict(batch))
     assert widths[0][0] == 1 and widths[0][1] < 0.9 * batch["attention_mask"].sum()
     assert loss.item() == pytest.approx(math.log(2), abs=1e-7)

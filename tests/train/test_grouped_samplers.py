@@ -13,10 +13,17 @@ from datasets import Dataset
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.loading import load_rows
-from gemma_tune.models.compact_batch import computed_tokens
+from gemma_tune.models.kernels.compact_batch import computed_tokens
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.source import find_source
-from gemma_tune.train.grouped_samplers import BeginningGroups, GroupedSampler, LengthGroups, beginning, beginnings
+from gemma_tune.train.grouped_samplers import (
+    BeginningGroups,
+    GroupedSampler,
+    LengthGroups,
+    beginning,
+    beginnings,
+    lengths,
+)
 from gemma_tune.train.sft import GemmaSFTTrainer
 
 Make = Callable[[int, int, int], GroupedSampler]
@@ -120,6 +127,12 @@ def _order(rows: int, accumulated: int, processes: int, dataset: Dataset) -> lis
     )  # fmt: skip
     trainer = SimpleNamespace(args=args, train_dataset=dataset)
     return list(GemmaSFTTrainer._get_train_sampler(trainer))  # type: ignore[arg-type]
+
+
+def test_lengths() -> None:
+    rows = [[1] * (n % 7 + 1) for n in range(2500)]
+    dataset = Dataset.from_dict({"input_ids": rows}).select(range(5, 2400, 3))
+    assert lengths(dataset) == [len(row) for row in rows[5:2400:3]]
 
 
 def test_steps_have_the_same_rows_on_any_number_of_processes() -> None:

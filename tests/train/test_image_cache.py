@@ -13,7 +13,7 @@ from media_rows import media_rows, trained
 from short_runs import losses, metrics
 from slow import slow_after
 
-from gemma_tune.models.image_cache import ImageCache
+from gemma_tune.models.towers.image_cache import ImageCache
 from gemma_tune.train.batches import WithMedia
 
 IMAGES = 6  # of all rows

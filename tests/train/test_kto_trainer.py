@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.unpaired import Labelled, load_labelled
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
 from gemma_tune.models.contexts import training_attention
+from gemma_tune.models.kernels.training_layers import training_layers
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
 from gemma_tune.models.source import find_source
@@ -35,7 +36,7 @@ FEW = ["adapter=lora", "adapter.target_modules=[q_proj]"]
 
 
 def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[GemmaKTOTrainer, Any, Labelled]:
-    """A trainer on the embedded model, the model, and its rows; with the attention that a run has, None."""
+    """A trainer on the embedded model, the model, and its rows; with the kernels that a run has, None."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     more = ["data=unpaired_preference", f"data.train_file={file}", "tracker=none", f"output_dir={folder / 'run'}"]
@@ -47,7 +48,7 @@ def built(folder: Path, *words: str, attention: str | None = "sdpa") -> tuple[Ge
     torch.manual_seed(0)
     base = load_base(cfg.model, source, tokenizer)
     model = adapters.attach(base, cfg.adapter, source)
-    with training_attention(base, attention):
+    with training_attention(base, attention), training_layers(base, attention is None, None):
         trainer = kto_trainer(cfg, kto_arguments(cfg, RunFolder.open(cfg), CPU), model, tokenizer, train)
     return trainer, model, train
 
@@ -66,7 +67,8 @@ def test_the_first_rewards_and_kl_are_0(tmp_path: Path) -> None:
     """With every speed-up, to the bit: batches of the reference are those of training."""
     trainer, model, _ = built(tmp_path, *FEW, attention=None)
     rows = trainer.train_dataset
-    with training_attention(model.get_base_model(), None):
+    base = model.get_base_model()
+    with training_attention(base, None), training_layers(base, True, None):
         loss = trainer.compute_loss(model.train(), trainer.data_collator([rows[i] for i in range(5)]))
     logged = trainer._metrics["train"]
     assert loss.item() == pytest.approx(0.5, abs=1e-7) and logged["kl"] == [0.0]

@@ -24,7 +24,7 @@ from gemma_tune.config import ModelConfig, QuantConfig
 from gemma_tune.errors import RunError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.source import Source
-from gemma_tune.models.towers import open_towers
+from gemma_tune.models.towers.towers import open_towers
 from gemma_tune.quant import activations
 from gemma_tune.quant.channels import channel_plan
 from gemma_tune.quant.layers import off_grid, put_on_grid

@@ -30,9 +30,9 @@ from gemma_tune.errors import UserError
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_base
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.steps.session import Session
 
 FAMILIES_HERE = ("gemma3", "gemma3n", "gemma4_e2b", "gemma4_31b")  # 3n where timm is installed

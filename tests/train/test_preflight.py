@@ -20,10 +20,10 @@ from gemma_tune.cli.compose import compose_config
 from gemma_tune.data.records import Record
 from gemma_tune.data.tokenized import TokenizedRows, render_rows
 from gemma_tune.errors import UserError
-from gemma_tune.models import adapter as adapters
+from gemma_tune.models.adapters import adapter as adapters
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.load import load_config, load_tokenizer
 from gemma_tune.models.load_weights import load_base
-from gemma_tune.models.size import size_of
 from gemma_tune.models.source import find_source
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.train.check_inputs import CheckInputs

@@ -17,9 +17,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from gemma_tune.models.document_attention import by_document
-from gemma_tune.models.tiled_head import HeadOptions
-from gemma_tune.models.trained_rows import tell_head
+from gemma_tune.models.adapters.trained_rows import tell_head
+from gemma_tune.models.kernels.document_attention import by_document
+from gemma_tune.models.kernels.tiled_head import HeadOptions
 from gemma_tune.run.paths import ASSETS
 from gemma_tune.train import scored_forward
 from gemma_tune.train.scored_forward import Scoring, use_scored_forward

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma4ForCausalLM
 
 from gemma_tune.cli.compose import compose_config
-from gemma_tune.models.operations import Operations, measured_ceiling, model_operations
-from gemma_tune.models.size import size_of
+from gemma_tune.models.estimate.flops import Operations, measured_ceiling, model_operations
+from gemma_tune.models.estimate.size import size_of
 from gemma_tune.train.profiling import Profile
 from gemma_tune.train.throughput import Throughput
 

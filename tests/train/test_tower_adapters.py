@@ -24,16 +24,16 @@ from gemma_tune.config import ModelConfig
 from gemma_tune.engines.vllm_server import unservable
 from gemma_tune.errors import UserError
 from gemma_tune.export.gguf_lora import check_adapter
-from gemma_tune.models.adapter_config import stored_config
+from gemma_tune.models.adapters.adapter_config import stored_config
 from gemma_tune.models.load import load_tokenizer
 from gemma_tune.models.load_weights import load_model
-from gemma_tune.models.media import media_inputs
 from gemma_tune.models.source import Source, find_source
-from gemma_tune.models.tower_names import trains_towers
-from gemma_tune.models.towers import open_towers, seeing
+from gemma_tune.models.towers.media import media_inputs
+from gemma_tune.models.towers.tower_names import trains_towers
+from gemma_tune.models.towers.towers import open_towers, seeing
 
 CLOSE = 1e-5  # of the largest logit
-MERGED = 1e-4  # the same of merged weights, as in models/merging.py: random Gemma 4 models enlarge what is rounded
+MERGED = 1e-4  # the same of merged weights, as in merging.py: random Gemma 4 models enlarge what is rounded
 RANK, ALPHA = 4, 6
 WORDS = [f"adapter.r={RANK}", f"adapter.lora_alpha={ALPHA}", "adapter.use_rslora=true", "export.dtype=float32"]
 LANGUAGE = r".*language_model\.layers.*\.(q_proj|down_proj)"

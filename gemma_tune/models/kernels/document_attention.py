@@ -6,8 +6,8 @@ that one of them may see, a block of queries at a time. So sliding layers cost l
 of the documents' squares. Short documents are computed by plain products, which are faster on a CPU below some thousand
 tokens than torch's kernel; long ones in full layers by that kernel, which stores no scores.
 
-It is one of Transformers' attention functions (`AttentionInterface`), `NAME`; where it is given a mask, as generation
-does, it is SDPA. `by_document` makes a model's forward passes use it.
+It is one of Transformers' attention functions (`AttentionInterface`), `by_document`; where it is given a mask, as
+generation does, it is SDPA. The function `by_document` makes a model's forward passes use it.
 
 Suffixes of shapes: B rows, S tokens of a row, h query heads, k heads of keys, g query heads for each of them, D head
 size, Q queries of a block, K keys that they meet.
@@ -25,12 +25,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from gemma_tune.models.attention_plan import AttentionBlock, AttentionPlan, bias_of, plan_of
-from gemma_tune.models.document_products import products
-from gemma_tune.models.documents import DocumentGroup, Documents, documents_of
 from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.attention_plan import AttentionBlock, AttentionPlan, plan_of
+from gemma_tune.models.kernels.block_attention import block_attention
+from gemma_tune.models.kernels.documents import DocumentGroup, Documents, documents_of
 
-NAME = BY_DOCUMENT
 PRODUCTS = 1024  # tokens up to which a document of a full layer is computed by plain products
 
 
@@ -54,7 +53,7 @@ def attention_by_document(
         return plain
     docs, (heads, of_keys) = attention_mask, (query.shape[1], key.shape[1])
     plan = plan_of(docs, sliding_window, heads, of_keys, value.dtype, PRODUCTS)
-    found = products(query, key, value, plan, scale)
+    found = block_attention(query, key, value, plan, scale)
     if plan.long:
         long = torch.cat(list(_long(docs, plan, query, key, value, scale))).to(found.dtype)
         found = found.flatten(0, 1).index_copy(0, plan.long_queries, long).view(found.shape)
@@ -66,6 +65,7 @@ def _long(
 ) -> Iterator[torch.Tensor]:
     """Of each of the plan's long groups [queries, h, D], by torch's kernel, which keeps no scores."""
     rows: dict[int, tuple[Sequence[torch.Tensor], ...]] = {}
+    biases = iter(plan.long_biases)
     for row, number, blocks in plan.long:
         groups = docs.groups[row]
         if row not in rows:
@@ -78,8 +78,8 @@ def _long(
         for block in blocks:
             start = block.first - groups[number].first
             of_keys = [_of_keys(parts, groups, number, block) for parts in rows[row][1:]]
-            bias = bias_of(docs, block, query.dtype)
-            yield _kernel(q[:, start : start + block.queries], of_keys[0], of_keys[1], scale, attn_mask=bias)
+            some = q[:, start : start + block.queries]
+            yield _kernel(some, of_keys[0], of_keys[1], scale, attn_mask=next(biases))
 
 
 def _of_keys(
@@ -117,9 +117,12 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mas
 
 
 def has_documents(model: Any) -> bool:
-    """Whether a language part's layers take a mask by their kind, and SDPA can compute their attention."""
+    """Whether SDPA can compute a language part's attention, and ours gives the same: layers take a mask by their kind,
+    which is causal, and there is no dropout of attention."""
     config = model.config
-    return config._attn_implementation in ("sdpa", NAME) and bool(getattr(config, "layer_types", None))
+    causal = getattr(config, "use_bidirectional_attention", None) not in (True, "all")
+    plain = causal and not getattr(config, "attention_dropout", 0)
+    return config._attn_implementation in ("sdpa", BY_DOCUMENT) and plain and bool(getattr(config, "layer_types", None))
 
 
 @contextlib.contextmanager
@@ -130,7 +133,7 @@ def by_document(model: Any) -> Iterator[None]:
         model: The language part; see `has_documents`.
     """
     own = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(BY_DOCUMENT)
     hook = model.base_model.register_forward_pre_hook(_with_documents, with_kwargs=True)
     try:
         yield
@@ -142,7 +145,7 @@ def by_document(model: Any) -> Iterator[None]:
 def _with_documents(text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
     given = {**dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)), **given}
     mask = given.get("attention_mask")
-    if text.config._attn_implementation != NAME:  # an evaluation during training
+    if text.config._attn_implementation != BY_DOCUMENT:  # an evaluation during training
         return None
     if given.get("use_cache") or given.get("past_key_values") is not None:
         return None
@@ -153,5 +156,5 @@ def _with_documents(text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> 
     return (), {**given, "attention_mask": dict.fromkeys(("full_attention", "sliding_attention"), docs)}
 
 
-AttentionInterface.register(NAME, attention_by_document)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(BY_DOCUMENT, attention_by_document)
+AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from gemma_tune.config import Config
-from gemma_tune.models.size import ModelSize
+from gemma_tune.models.estimate.size import ModelSize
 
 _EDGE = {"cpu": 1024}  # of the square matrices of `measured_ceiling`; elsewhere 8192
 _SECONDS = 0.1

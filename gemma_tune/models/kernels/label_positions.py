@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gemma_tune.models.document_attention import NAME
-from gemma_tune.models.documents import Documents
+from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.documents import Documents
 
 _OFF = "all_positions"  # name of an attribute of a language part
-_KERNELS = ("sdpa", "eager", NAME)  # those that take single rows of a mask
+_KERNELS = ("sdpa", "eager", BY_DOCUMENT)  # those that take single rows of a mask
 
 
 class Positions(NamedTuple):

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from gemma_tune.errors import UserError, first_line
+from gemma_tune.models.estimate.layer_widths import kept_widths, shares_keys
+from gemma_tune.models.estimate.tower_size import TowerSize, tower_size
 from gemma_tune.models.family import FAMILIES, PER_LAYER_TABLE, Family
-from gemma_tune.models.layer_widths import kept_widths, shares_keys
 from gemma_tune.models.published import published
-from gemma_tune.models.tower_size import TowerSize, tower_size
 
 FEW = 500_000_000  # 4-bit weights whose decoded form, 2 bytes each, is kept unless it is said otherwise
 

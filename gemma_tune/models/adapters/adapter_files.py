@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
-from gemma_tune.models.lora import FUSED_LAYERS
-from gemma_tune.models.stored_adapter import StoredAdapter, read_adapter
-from gemma_tune.models.trained_towers import save_with_adapter
+from gemma_tune.models.adapters.stored_adapter import StoredAdapter, read_adapter
+from gemma_tune.models.kernels.lora import FUSED_LAYERS
+from gemma_tune.models.towers.trained_towers import save_with_adapter
 from gemma_tune.models.unwrap import plain_name
 
 # Values that a stored adapter sets, and that the configuration must not contradict.

@@ -14,16 +14,16 @@ from transformers.utils import logging
 from gemma_tune.config import ModelConfig
 from gemma_tune.errors import UserError, first_line
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.estimate.tower_size import without_language
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.folders import TOWERS_FILE
 from gemma_tune.models.hub import only_local
-from gemma_tune.models.image_tower import no_timm
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_towers import read_towers
-from gemma_tune.models.tower_adapter import place_stored
-from gemma_tune.models.tower_names import trains_towers
-from gemma_tune.models.tower_size import without_language
-from gemma_tune.models.towers import Towers
+from gemma_tune.models.towers.image_packages import no_timm
+from gemma_tune.models.towers.stored_towers import read_towers
+from gemma_tune.models.towers.tower_adapter import place_stored
+from gemma_tune.models.towers.tower_names import trains_towers
+from gemma_tune.models.towers.towers import Towers
 
 
 def load_towers(model: ModelConfig, source: Source, config: Any, language: Any) -> Towers:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from gemma_tune.config import Config
 from gemma_tune.config.methods import Reads
 from gemma_tune.config.parallel import ParallelConfig
-from gemma_tune.models.activations import offloads
-from gemma_tune.models.memory import estimate, has_live_teacher
+from gemma_tune.models.estimate.activations import offloads
+from gemma_tune.models.estimate.memory import estimate, has_live_teacher
+from gemma_tune.models.estimate.size import ModelSize
 from gemma_tune.models.sharding import recomputes, sharding_of
-from gemma_tune.models.size import ModelSize
 from gemma_tune.validation.processes import sharding_problems
 from gemma_tune.validation.trainer_options import trainer_options
 

@@ -15,23 +15,23 @@ from torch import nn
 from gemma_tune.config import AdapterConfig
 from gemma_tune.config.adapter import ALL_LINEAR
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter_checks import check_matches, check_names, not_placed
-from gemma_tune.models.adapter_config import stored_rows
-from gemma_tune.models.adapter_files import check_reach, continued, load_adapter
+from gemma_tune.models.adapters.adapter_checks import check_matches, check_names, not_placed
+from gemma_tune.models.adapters.adapter_config import stored_rows
+from gemma_tune.models.adapters.adapter_files import check_reach, continued, load_adapter
+from gemma_tune.models.adapters.stored_adapter import read_adapter
+from gemma_tune.models.adapters.token_rows import grown
+from gemma_tune.models.adapters.trained_rows import fill_reference, tell_head
+from gemma_tune.models.adapters.weight_counts import WeightCounts
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.estimate.size import empty_model
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import is_four_bit
 from gemma_tune.models.four_bit_weights import init_loftq
+from gemma_tune.models.kernels.lora import FUSED_LAYERS, Layers
 from gemma_tune.models.load import family_of
-from gemma_tune.models.lora import FUSED_LAYERS, Layers
-from gemma_tune.models.size import empty_model
 from gemma_tune.models.source import Source
-from gemma_tune.models.stored_adapter import read_adapter
-from gemma_tune.models.stored_towers import check_stored_towers
-from gemma_tune.models.token_rows import grown
-from gemma_tune.models.trained_rows import fill_reference, tell_head
+from gemma_tune.models.towers.stored_towers import check_stored_towers
 from gemma_tune.models.unwrap import plain_name
-from gemma_tune.models.weight_counts import WeightCounts
 
 # The name that TRL gives to the copy of an adapter that is its reference
 _REFERENCE = "ref"
@@ -194,9 +194,14 @@ def plain_copies(model: Any) -> Iterator[None]:
 
 
 def complete_reference(model: Any) -> None:
-    """Gives TRL's copy of the adapter the trained rows of the embedding, which TRL doesn't copy."""
-    if isinstance(model, PeftModel) and _REFERENCE in model.peft_config:
-        fill_reference(model, _REFERENCE)
+    """Gives TRL's copy of the adapter the trained rows of the embedding, which TRL doesn't copy, and layers that are
+    trained whole in float32: TRL's copy rounds them."""
+    if not isinstance(model, PeftModel) or _REFERENCE not in model.peft_config:
+        return
+    fill_reference(model, _REFERENCE)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save[_REFERENCE].float().load_state_dict(module.modules_to_save["default"].state_dict())
 
 
 def drop_reference(model: Any) -> None:

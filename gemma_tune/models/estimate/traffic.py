@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_tune.config import Config
-from gemma_tune.models.memory import BYTES, trained_parameters
+from gemma_tune.models.estimate.memory import BYTES, trained_parameters
+from gemma_tune.models.estimate.size import ModelSize
 from gemma_tune.models.sharding import sharding_of
-from gemma_tune.models.size import ModelSize
 
 _GATHER, _SCATTER, _REDUCE = "all-gather", "reduce-scatter", "all-reduce"
 

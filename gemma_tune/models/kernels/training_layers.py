@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from gemma_tune.models.estimate.size import keeps_decoded
 from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import is_four_bit
-from gemma_tune.models.gelu import feed_forward, has_gated_gelu
-from gemma_tune.models.lora import Fused
-from gemma_tune.models.size import keeps_decoded
+from gemma_tune.models.kernels.gelu import feed_forward, has_gated_gelu
+from gemma_tune.models.kernels.lora import Fused
+from gemma_tune.models.kernels.switch import TrainingSwitch, replace_forward, training_switch
 
 _BLOCK = 1 << 19  # numbers of a large norm that are computed at a time on a CPU, so that they are in its cache
 
@@ -116,12 +117,9 @@ def _factor(weight: torch.Tensor, adds_one: bool) -> torch.Tensor:
     return weight.float() + 1 if adds_one else weight.float()
 
 
-def _in_training(module: Any, ours: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    """Ours where a module trains. An evaluation between two steps gives the numbers of one before or after training."""
-
-    def forward(x: torch.Tensor) -> Any:
-        trains = module.training or torch.is_grad_enabled()
-        return ours(module, x) if trains else type(module).forward(module, x)
+def _in_training(switch: TrainingSwitch, ours: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def forward(self: Any, x: torch.Tensor) -> Any:
+        return type(self).forward(self, x) if switch.held else ours(self, x)
 
     return forward
 
@@ -151,14 +149,15 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
     layers = [module for module in model.modules() if isinstance(module, Fused)]
     blocks = [module for module in model.modules() if on_cpu and has_gated_gelu(module)]
     packed = sum(m.in_features * m.out_features for m in model.modules() if is_four_bit(m))
-    for module in norms:
-        module.forward = _in_training(module, functools.partial(_norm, adds_one))
-    for module in blocks:
-        module.forward = _in_training(module, feed_forward)
     for layer in layers:
         layer.joins, layer.keeps_decoded = True, keeps_decoded(decoded, on_cpu, packed)
     try:
-        yield
+        with training_switch(model) as switch:
+            for module in norms:
+                replace_forward(module, _in_training(switch, functools.partial(_norm, adds_one)))
+            for module in blocks:
+                replace_forward(module, _in_training(switch, feed_forward))
+            yield
     finally:
         for module in (*norms, *blocks):
             del module.forward

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gemma_tune.models.documents import Documents, grouped
+from gemma_tune.models.kernels.documents import Documents, grouped
 
 # A long row is filled up to a multiple by padding: on a CPU products of 767 rows in bfloat16 take 7 % longer than
 # those of 768

@@ -18,9 +18,9 @@ from torch import nn
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import BY_DOCUMENT
-from gemma_tune.models.image_attention import image_attention
-from gemma_tune.models.image_cache import IMAGES, ImageCache, features_of
-from gemma_tune.models.image_masks import documents, image_masks, runs
+from gemma_tune.models.towers.image_attention import image_attention
+from gemma_tune.models.towers.image_cache import IMAGES, ImageCache, features_of
+from gemma_tune.models.towers.image_masks import documents, image_masks, runs
 from gemma_tune.models.unwrap import language_part, plain_name, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained

@@ -13,12 +13,12 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from gemma_tune.config import Config
 from gemma_tune.config.export import CODED
 from gemma_tune.errors import UserError
-from gemma_tune.models.fitting import what_fits
+from gemma_tune.models.estimate.fitting import what_fits
+from gemma_tune.models.estimate.memory import BETWEEN, BYTES, estimate, host_memory, in_unit, optimizer_bytes
+from gemma_tune.models.estimate.size import ModelSize, published_size
 from gemma_tune.models.folders import ADAPTER_VLLM
 from gemma_tune.models.hardware import check_hardware, mixed_precision, pick_device
-from gemma_tune.models.memory import BETWEEN, BYTES, estimate, host_memory, in_unit, optimizer_bytes
 from gemma_tune.models.sharding import sharding_of
-from gemma_tune.models.size import ModelSize, published_size
 from gemma_tune.models.source import Source
 from gemma_tune.run.paths import free_disk
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from gemma_tune.models.compact_batch import may_share
+from gemma_tune.models.kernels.compact_batch import may_share
 from gemma_tune.models.unwrap import language_part
 
 # Of a cache whose rows can be repeated; static ones are compiled, quantized ones have no rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gemma_tune.config import Config
-from gemma_tune.models.activations import activations, computed_tokens, has_our_head, trains_embedding
-from gemma_tune.models.size import ModelSize
+from gemma_tune.models.estimate.activations import activations, computed_tokens, has_our_head, trains_embedding
+from gemma_tune.models.estimate.size import ModelSize
 
 # Of all that a step allocates and frees, as measured with glibc 2.36: the gradients of a layer's weights stay among its
 # activations, which are free then, and the next layer's blocks don't fit between them

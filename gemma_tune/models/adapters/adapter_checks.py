@@ -10,8 +10,8 @@ from torch import nn
 
 from gemma_tune.config import AdapterConfig
 from gemma_tune.errors import UserError
+from gemma_tune.models.adapters.stored_adapter import TIED
 from gemma_tune.models.family import FAMILIES
-from gemma_tune.models.stored_adapter import TIED
 from gemma_tune.models.unwrap import plain_name
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gemma_tune.models.documents import BLOCK, MULTIPLE, QUERIES, DocumentGroup, Documents
+from gemma_tune.models.kernels.documents import BLOCK, MULTIPLE, QUERIES, DocumentGroup, Documents
 
 _SCORES = 1 << 20  # of blocks that are computed together: a processor's cache holds them
 _KEYS = 1 << 13  # of blocks whose keys are copied at once
@@ -92,6 +92,8 @@ class AttentionPlan(NamedTuple):
         long: The row and the number in it of each group that is torch's kernel's, and its blocks: none where it is a
             whole document.
         long_queries: The places of these queries in [B · queries].
+        long_biases: What is added to the scores of these blocks, one after the other, [queries, keys]. All layers have
+            the same tensor: torch's kernel keeps it for the backward pass.
     """
 
     parts: list[KeysPart]
@@ -100,6 +102,7 @@ class AttentionPlan(NamedTuple):
     filling: torch.Tensor
     long: list[Long]
     long_queries: torch.Tensor
+    long_biases: list[torch.Tensor]
 
 
 def plan_of(
@@ -121,11 +124,6 @@ def plan_of(
         docs.plans[name] = _plan(docs, _together(short, heads), long, window, of_keys, dtype)
     found: AttentionPlan = docs.plans[name]
     return found
-
-
-def bias_of(docs: Documents, block: AttentionBlock, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the scores of one block that sees all, and isn't filled up, [Q, K]."""
-    return _bias(docs, _Places(docs, [block]), None, dtype)[0, : block.queries, : block.of_prompt + block.own]
 
 
 def _blocks(docs: Documents, window: int | None, most: int) -> tuple[list[AttentionBlock], list[Long]]:
@@ -254,9 +252,14 @@ def _plan(
         for group in [docs.groups[row][number]]
     ]
     long_queries = np.concatenate([np.zeros(0, dtype=int), *of_long])
+    biases = [
+        _bias(docs, _Places(docs, [block]), None, dtype)[0, : block.queries, : block.of_prompt + block.own]
+        for _, _, some in long
+        for block in some
+    ]
     found = (queries, results, (~is_query).nonzero()[0], long_queries)
     of_queries, of_results, filling, of_kernel = (torch.from_numpy(x).to(device) for x in found)
-    return AttentionPlan(made, of_queries, of_results, filling, long, of_kernel)
+    return AttentionPlan(made, of_queries, of_results, filling, long, of_kernel, biases)
 
 
 def _of_heads(places: list[Any], heads: int, numbers: bool = True) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from gemma_tune.models.image_attention import ImageAttention
+from gemma_tune.models.towers.image_attention import ImageAttention
 
 
 def documents(

@@ -11,7 +11,7 @@ import torch
 
 from gemma_tune.config import Config
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
-from gemma_tune.models.activations import (
+from gemma_tune.models.estimate.activations import (
     activations,
     fuses,
     logits,
@@ -21,11 +21,11 @@ from gemma_tune.models.activations import (
     stream_bytes,
     trains_embedding,
 )
-from gemma_tune.models.host_table import stays_on_host
+from gemma_tune.models.estimate.size import ModelSize, keeps_decoded
+from gemma_tune.models.estimate.step_memory import beside as beside_parts
+from gemma_tune.models.estimate.tower_size import TowerSize
+from gemma_tune.models.kernels.host_table import stays_on_host
 from gemma_tune.models.sharding import LAYERS_AT_ONCE, gathered_at_once, recomputes, sharding_of
-from gemma_tune.models.size import ModelSize, keeps_decoded
-from gemma_tune.models.step_memory import beside as beside_parts
-from gemma_tune.models.tower_size import TowerSize
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0}
 # NF4: 4 bits a weight, and a scale for each block of 64: 32 bits, or with double quantization 8 + 32/256.

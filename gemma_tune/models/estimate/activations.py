@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gemma_tune.config import Config
-from gemma_tune.models.document_attention import PRODUCTS
-from gemma_tune.models.documents import BLOCK, MULTIPLE
+from gemma_tune.models.estimate.size import ModelSize
 from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.document_attention import PRODUCTS
+from gemma_tune.models.kernels.documents import BLOCK, MULTIPLE
+from gemma_tune.models.kernels.tiled_head import COLUMNS
 from gemma_tune.models.sharding import recomputes, sharding_of
-from gemma_tune.models.size import ModelSize
-from gemma_tune.models.tiled_head import COLUMNS
 
 _LOGIT_ROWS = 256  # positions whose logits are held at once
 # TRL's head: tokens and columns of a tile, and the float32 copies of it that torch's operations hold in its backward

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gemma_tune.errors import UserError
-from gemma_tune.models.adapter_config import MERGE, stored_config
+from gemma_tune.models.adapters.adapter_config import MERGE, stored_config
 from gemma_tune.models.family import FAMILIES, language_name
 from gemma_tune.models.finite import not_finite, say_not_finite
 from gemma_tune.models.folders import ADAPTER_WEIGHTS
 from gemma_tune.models.foreign import check_bounds
-from gemma_tune.models.tower_names import OF_TOWERS
+from gemma_tune.models.towers.tower_names import OF_TOWERS
 from gemma_tune.models.unwrap import plain_name
 from gemma_tune.untrusted import time_limit
 

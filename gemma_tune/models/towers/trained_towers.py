@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from gemma_tune.config import AdapterConfig
 from gemma_tune.config.model import TRAIN_FULL, TRAIN_LORA, TRAIN_NOTHING, TRAIN_PROJECTOR
 from gemma_tune.errors import RunError, UserError
+from gemma_tune.models.adapters.merging import merged_weight
 from gemma_tune.models.checkpoint import CheckpointFiles
+from gemma_tune.models.estimate.tower_size import PROJECTORS, saved_parameters
 from gemma_tune.models.folders import TOWERS_FILE
-from gemma_tune.models.merging import merged_weight
-from gemma_tune.models.tower_adapter import add_to_file, place_new, placed_layers
-from gemma_tune.models.tower_files import published_names
-from gemma_tune.models.tower_size import PROJECTORS, saved_parameters
-from gemma_tune.models.towers import Towers, open_towers, towers_of
+from gemma_tune.models.towers.tower_adapter import add_to_file, place_new, placed_layers
+from gemma_tune.models.towers.tower_files import published_names
+from gemma_tune.models.towers.towers import Towers, open_towers, towers_of
 from gemma_tune.models.unwrap import language_part
 
 _SUBMODULE = "towers"

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gemma_tune.config import AdapterConfig
+from gemma_tune.models.adapters.merging import ADAPTER
+from gemma_tune.models.adapters.stored_adapter import PEFT_PREFIX
+from gemma_tune.models.estimate.tower_size import adapted_layers
 from gemma_tune.models.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gemma_tune.models.lora import FUSED_LAYERS
-from gemma_tune.models.merging import ADAPTER
-from gemma_tune.models.stored_adapter import PEFT_PREFIX
-from gemma_tune.models.stored_towers import StoredTowers
-from gemma_tune.models.tower_size import adapted_layers
+from gemma_tune.models.kernels.lora import FUSED_LAYERS
+from gemma_tune.models.towers.stored_towers import StoredTowers
 
 _BASE_CHANGED = ("pissa", "olora", "loftq")  # initialisations of the language part's adapters alone
 _INSIDE = "model."  # where the class with the head has what `whole` is

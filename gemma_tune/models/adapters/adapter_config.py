@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftType
 
 from gemma_tune.errors import UserError, first_line, listed, quoted, shortened
 from gemma_tune.models.folders import ADAPTER_CONFIG, read_adapter_config
-from gemma_tune.models.tower_names import trains_towers
+from gemma_tune.models.towers.tower_names import trains_towers
 from gemma_tune.validation.adapter_parts import AdapterParts
 
 MERGE = (

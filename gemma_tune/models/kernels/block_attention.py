@@ -15,10 +15,12 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gemma_tune.models.attention_plan import AttentionPlan, BlockBatch, KeysPart
+from gemma_tune.models.kernels.attention_plan import AttentionPlan, BlockBatch, KeysPart
 
 
-def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, scale: float) -> torch.Tensor:
+def block_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, scale: float
+) -> torch.Tensor:
     """Attention of queries, [B, h, Q, D], to keys, [B, k, S, D] → [B, Q, h, D].
 
     Queries of padding get ones: of zeros Gemma 3n's norms would have NaN gradients.
@@ -29,11 +31,11 @@ def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionP
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
     given = [x.to(dtype) for x in (q, k, v)]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    found: torch.Tensor = _Products.apply(*given, plan, scale, keep)
+    found: torch.Tensor = _BlockAttention.apply(*given, plan, scale, keep)
     return found
 
 
-class _Products(torch.autograd.Function):  # type: ignore[misc]
+class _BlockAttention(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan, scale: float, keep: bool

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gemma_tune.errors import UserError, first_line
-from gemma_tune.models.adapter_config import MERGE, stored_config
+from gemma_tune.models.adapters.adapter_config import MERGE, stored_config
+from gemma_tune.models.adapters.stored_adapter import OF_LORA, PATTERNS, PEFT_PREFIX
+from gemma_tune.models.estimate.tower_size import empty_towers
 from gemma_tune.models.folders import ADAPTER_WEIGHTS
-from gemma_tune.models.stored_adapter import OF_LORA, PATTERNS, PEFT_PREFIX
-from gemma_tune.models.tower_names import OF_TOWERS, trains_towers
-from gemma_tune.models.tower_size import empty_towers
+from gemma_tune.models.towers.tower_names import OF_TOWERS, trains_towers
 from gemma_tune.untrusted import time_limit
 
 IN_CHECKPOINTS = "towers.whole."  # beside the language part, while they are trained

@@ -19,22 +19,11 @@ import torch
 from torch import nn
 
 from gemma_tune.errors import UserError, first_line
+from gemma_tune.models.kernels.switch import replace_forward, training_switch
 
-_SWITCH = "compiled_parts"  # name of an attribute of a language part
 # Kinds of inputs for which one function is compiled anew: one row or several, with and without gradients, the heads of
 # queries, keys and values, each layer's first norm. With more than torch's 8 the rest would not be compiled
 _KINDS = 64
-
-
-class _Switch:
-    """Whether a forward pass is one of training; `held` while it is not whatever the pass looks like."""
-
-    def __init__(self) -> None:
-        self.on = self.held = False
-
-    def look(self, text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        """A pre-hook of the model: generation, with its cache, is never compiled."""
-        self.on = not (self.held or given.get("use_cache") or given.get("past_key_values") is not None)
 
 
 def check_compiler(device: torch.device) -> str | None:
@@ -72,38 +61,39 @@ def compiled_parts(language: Any, backend: Any = "inductor") -> Iterator[None]:
     parts = parts_of(language)
     if not parts:
         raise UserError("train.torch_compile=true: nothing of this model can be compiled; leave it out.")
-    switch = _Switch()
-    vars(language)[_SWITCH] = switch
-    hook = language.base_model.register_forward_pre_hook(switch.look, with_kwargs=True)
-    for part in parts:
-        compiled = torch.compile(part.forward, dynamic=True, backend=backend)
-        part.forward = _either(switch, compiled, part.forward)
-    try:
-        with torch._dynamo.config.patch(recompile_limit=_KINDS):
-            yield
-    finally:
-        hook.remove()
-        del vars(language)[_SWITCH]
+    kinds = {type(part).forward for part in parts}
+    compiled = {kind: torch.compile(kind, dynamic=True, backend=backend) for kind in kinds}
+    with training_switch(language) as switch:
+        cached = _Cached()
+
+        def trains() -> bool:
+            return not (switch.held or cached.on)
+
+        hook = language.base_model.register_forward_pre_hook(cached.look, with_kwargs=True)
         for part in parts:
-            del part.forward
+            plain = type(part).forward
+            replace_forward(part, _either(trains, compiled[plain], plain))
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_KINDS):
+                yield
+        finally:
+            hook.remove()
+            for part in parts:
+                del part.forward
 
 
-def _either(switch: _Switch, compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if switch.on else plain)(*args, **kwargs)
+class _Cached:
+    """Whether a forward pass has a cache: generation is never compiled."""
+
+    on = False
+
+    def look(self, text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """A pre-hook of the model."""
+        self.on = bool(given.get("use_cache")) or given.get("past_key_values") is not None
+
+
+def _either(trains: Callable[[], bool], compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (compiled if trains() else plain)(self, *args, **kwargs)
 
     return forward
-
-
-@contextlib.contextmanager
-def plain_parts(language: Any) -> Iterator[None]:
-    """Within it, `compiled_parts` is off, as for an evaluation during training."""
-    switch = vars(language).get(_SWITCH)
-    if switch is None:
-        yield
-        return
-    switch.held = True
-    try:
-        yield
-    finally:
-        switch.held = False
