@@ -16,7 +16,7 @@ from torch.autograd.profiler import profile
 from transformers import AutoConfig
 
 from gemma_tune.models.contexts import training_attention
-from gemma_tune.models.estimate.activations import activations, of_layer
+from gemma_tune.models.estimate.activations import activations, computed_tokens, of_layer
 from gemma_tune.models.estimate.memory import estimate, in_unit, trained_parameters
 from gemma_tune.models.estimate.size import size_of
 from gemma_tune.models.estimate.step_memory import fullest_moment
@@ -135,6 +135,15 @@ def test_completions_meet_their_whole_prompt() -> None:
     found = activations(cfg, size, 2.0, 2.0, 640, on_gpu=False) / size.num_hidden_layers
     biases = found - of_layers - blocks * size.num_attention_heads * 2
     assert 0 <= biases < 0.03 * found
+
+
+@pytest.mark.parametrize(("passes", "prompts"), [(1, 1), (4, 4), (16, 8)])
+def test_prompts_of_a_pass(passes: int, prompts: int) -> None:
+    """TRL deals completions of a generation out to its passes: of 8 at most so many prompts are others."""
+    words = ["train.per_device_train_batch_size=8", "train.num_generations=8", "train.max_completion_length=128"]
+    cfg, _ = composed("gspo", "gemma3_1b_it", *words, f"train.steps_per_generation={passes}", "data=arithmetic")
+    size = size_of(AutoConfig.for_model("gemma3_text", **SIZES))
+    assert computed_tokens(cfg, size, 640, on_gpu=False) == prompts * 512 + 8 * 128
 
 
 def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,13 +62,17 @@ def trains_embedding(cfg: Config) -> bool:
 
 
 def shared_prompts(cfg: Config, shape: ModelSize, on_gpu: bool) -> int:
-    """Of how many prompts a forward pass computes each once for all of its completions (compact batches); else 0."""
-    assert cfg.train.per_device_train_batch_size is not None  # filled in before a run begins
-    together = cfg.train.passes_per_generation == 1  # else TRL shuffles the completions of several groups
-    compact = cfg.train.compact_batches and kernel_of(cfg, shape, on_gpu) == BY_DOCUMENT and not shape.media_tokens
-    if not (cfg.traits.rewarded and compact and together) or cfg.adapter.lora_dropout:
+    """Of how many prompts at most a forward pass computes each once for all of its completions (compact batches).
+
+    TRL deals the completions of a generation out to its passes at random. 0: none is shared.
+    """
+    train = cfg.train
+    assert train.per_device_train_batch_size is not None  # filled in before a run begins
+    compact = train.compact_batches and kernel_of(cfg, shape, on_gpu) == BY_DOCUMENT and not shape.media_tokens
+    if not (cfg.traits.rewarded and compact) or cfg.adapter.lora_dropout:
         return 0
-    return -(-cfg.train.per_device_train_batch_size // cfg.train.num_generations)
+    rows = train.per_device_train_batch_size
+    return min(rows, -(-rows * train.passes_per_generation // train.num_generations))
 
 
 def computed_tokens(cfg: Config, shape: ModelSize, longest: int, on_gpu: bool) -> int:
