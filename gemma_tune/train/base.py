@@ -13,9 +13,9 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback
 
 from gemma_tune.models.contexts import evaluating, own_forward
-from gemma_tune.models.sharded import whole_weight
 from gemma_tune.models.kernels.tiled_head import HeadOptions
-from gemma_tune.models.towers import seeing
+from gemma_tune.models.sharded import whole_weight
+from gemma_tune.models.towers.towers import seeing
 from gemma_tune.models.towers.trained_towers import with_towers_rate
 from gemma_tune.models.unwrap import language_part
 from gemma_tune.processes import from_main, gathered, highest

@@ -13,7 +13,7 @@ from gemma_tune.config import Config
 from gemma_tune.config.own_functions import LOSS
 from gemma_tune.data.tokenized import TokenizedRows
 from gemma_tune.errors import UserError
-from gemma_tune.models.towers import cache_of
+from gemma_tune.models.towers.towers import cache_of
 from gemma_tune.train.base import GemmaTrainer
 from gemma_tune.train.batches import WithMedia, has_media, packed
 from gemma_tune.train.build import build_trainer
