@@ -33,11 +33,13 @@ TITLES = {
 LEAST = {
     "sft": "at least 2.2 times TRL's best and 40 % of the ceiling, at the lower end",
     "kv": "at least 1.85 times fewer operations and 1.6 times by the clock",
-    "grpo": "at least 2.3 times fewer operations of the body and 1.9 times by the clock",
-    "dpo": "at least 1.5 times by the clock",
+    "grpo": "of TRL / all on at least 2.3 times fewer operations of the body and 1.9 times by the clock",
+    "dpo": "of TRL / all on at least 1.5 times by the clock",
     "window": "time grows linearly from 2k to 8k tokens, and no tensor has an entry for each pair of tokens",
 }
 SAME_LOSS = 1e-4  # relative difference of losses on and off that counts as rounding; TRL's have another head
+FEW = 4  # blocks of steps below which an interval says nothing
+MANY = FEW * speed_sft.BLOCK  # steps that make so many
 Lines = list[str]
 
 
@@ -108,19 +110,23 @@ def _sft(found: dict[str, Any]) -> Lines:
     rows = []
     for name, arm in found["arms"].items():
         reached = arm["tokens_per_second"] * arm["flops_per_token"]
-        low, high = (arm["tokens_per_second_95"] or [0, arm["tokens_per_second"], arm["tokens_per_second"]])[1:]
-        share = f"{low * arm['flops_per_token'] / top:.0%}–{high * arm['flops_per_token'] / top:.0%}"
+        low, high = (arm["tokens_per_second_95"] or [0, 0, 0])[1:]
+        share = ""
+        if len(arm["each"]) >= MANY:
+            share = f" ({low * arm['flops_per_token'] / top:.0%}–{high * arm['flops_per_token'] / top:.0%})"
         trained = arm["trained_tokens"] and arm["trained_tokens"] / arm["tokens"] * arm["tokens_per_second"]
         rows.append(
             f"| {name} | {arm['steps']} | {arm['tokens_per_second']:.1f} | {f'{trained:.1f}' if trained else '–'} "
-            f"| {arm['flops_per_token'] / 1e9:.2f} | {reached / 1e9:.0f} | {reached / top:.0%} ({share}) "
+            f"| {arm['flops_per_token'] / 1e9:.2f} | {reached / 1e9:.0f} | {reached / top:.0%}{share} "
             f"| {arm['memory']:,.0f} | {arm['whole_run_seconds']:.0f} | {arm['losses'][-1]:.4f} |"
         )
     said = []
     for name, one in found["ratios"].items():
         if one["ratio"]:
-            mean, low, high = one["ratio"]
-            said.append(f"- {name}: **{mean:.2f}** ({low:.2f}–{high:.2f}, 95 %, {len(one['each'])} blocks of steps)")
+            (mean, low, high), blocks = one["ratio"], len(one["each"])
+            interval = f"**{mean:.2f}** ({low:.2f}–{high:.2f}, 95 %, {blocks} blocks of steps)"
+            few = f"{mean:.2f} ({blocks} blocks of steps, too few for an interval)"
+            said.append(f"- {name}: {few if blocks < FEW else interval}")
         else:
             reason = "there are fewer than two blocks of steps" if one["losses_agree"] else "the losses differ"
             said.append(f"- {name}: no ratio, {reason}")
@@ -203,7 +209,7 @@ def _window(found: dict[str, Any]) -> Lines:
     head = ["attention", "tokens", "seconds", "µs per token", "largest tensor / tokens²"]
     return [
         "Layers of the 270M shape with a window of 512, forward and backward, over a row of two documents (a quarter "
-        "of it, and the rest).",
+        "of it, and the rest). The largest tensor by document is one of the feed-forward block, tokens × 2,048.",
         "",
         table(head, rows),
     ]
