@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from gemma_tune.export.llama_arithmetic import as_llama_hears, towers_as_llama_cpp
 from gemma_tune.export.transformers_check import TrainedForward
+from gemma_tune.models.kernels.documents import document_numbers
 from gemma_tune.models.towers.image_attention import attends_in_window, image_attention
-from gemma_tune.models.towers.image_masks import documents, image_masks, runs
+from gemma_tune.models.towers.image_masks import image_masks, runs
 from gemma_tune.models.unwrap import language_part
 
 
@@ -82,7 +83,8 @@ class WholeModel:
         sees = image_attention(self.text_config)
         assert sees is not None
         blocks = runs(row, [self._whole.config.image_token_id])
-        return image_masks(documents(row), blocks, self.text_config.sliding_window, sees)
+        one = document_numbers(None, None, row.shape, row.device)
+        return image_masks(one, blocks, self.text_config.sliding_window, sees)
 
 
 def _padded(kinds: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:

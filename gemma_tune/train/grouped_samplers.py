@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -24,7 +24,7 @@ _FACTORS = np.uint32(0x9E3779B1) ** np.arange(1, _BLOCK + 1, dtype=np.uint32)
 _TOGETHER = 8
 
 
-class GroupedSampler(Sampler[int]):
+class GroupedSampler(Sampler[int], ABC):
     """Batches of rows that have something in common, in random order.
 
     The order depends on seed and epoch alone, so that a resumed run goes on exactly.

@@ -138,10 +138,10 @@ def grouped(row: int, lengths: Sequence[int], kinds: Sequence[int], prompts: Seq
     return found
 
 
-def documents_of(
-    position_ids: torch.Tensor | None, valid_BS: torch.Tensor | None, shape: tuple[int, int], device: Any
-) -> Documents:
-    """The documents of a batch.
+def document_numbers(
+    position_ids: torch.Tensor | None, valid_BS: torch.Tensor | None, shape: tuple[int, ...], device: Any
+) -> torch.Tensor:
+    """The number of the document that each token of a batch belongs to, [B, S]; -1 for padding.
 
     Args:
         position_ids: Positions, which begin at 0 with each document of a packed row, [B, S]; not used beside a mask.
@@ -150,11 +150,17 @@ def documents_of(
         device: Where the batch is.
     """
     if valid_BS is not None:
-        of = torch.where(valid_BS.bool(), 0, -1)
-    elif position_ids is not None:
-        of = (position_ids.expand(shape) == 0).cumsum(-1)
-    else:
-        of = torch.zeros(shape, dtype=torch.long, device=device)
+        return torch.where(valid_BS.bool(), 0, -1)
+    if position_ids is not None:
+        return (position_ids.expand(shape) == 0).cumsum(-1)
+    return torch.zeros(shape, dtype=torch.long, device=device)
+
+
+def documents_of(
+    position_ids: torch.Tensor | None, valid_BS: torch.Tensor | None, shape: tuple[int, int], device: Any
+) -> Documents:
+    """The documents of a batch, by what `document_numbers` is given."""
+    of = document_numbers(position_ids, valid_BS, shape, device)
     places = torch.arange(shape[1], device=device).expand(shape)
     groups = []
     for row, numbers in enumerate(of):

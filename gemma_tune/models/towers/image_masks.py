@@ -13,22 +13,6 @@ import torch
 from gemma_tune.models.towers.image_attention import ImageAttention
 
 
-def documents(
-    ids_BS: torch.Tensor, position_ids: torch.Tensor | None = None, valid_BS: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The number of the document that each token belongs to, [B, S]; padding is one of its own.
-
-    Args:
-        ids_BS: Token ids, for their shape.
-        position_ids: Positions, which begin at 0 with each document of a packed row, [B, S]; None: one a row.
-        valid_BS: 1 for tokens, 0 for padding; None: no padding.
-    """
-    where = torch.zeros_like(ids_BS)
-    if position_ids is not None and valid_BS is None:
-        where = (position_ids.expand_as(ids_BS) == 0).cumsum(-1)
-    return where if valid_BS is None else where.masked_fill(~valid_BS.bool(), -1)
-
-
 def runs(ids_BS: torch.Tensor, soft_ids: list[int]) -> torch.Tensor:
     """The number of the run of soft tokens that each token belongs to, -1 for others, [B, S].
 
@@ -45,7 +29,7 @@ def image_masks(
     """What each token sees, by the type of layer: earlier tokens of its document, and all of its own image.
 
     Args:
-        documents_BS: As `documents` gives them.
+        documents_BS: The number of each token's document (`document_numbers`).
         blocks_BS: The number of the image that a token belongs to, -1 for others.
         window: How many tokens back sliding layers see, the token itself included.
         sees: Where the tokens of an image see each other.

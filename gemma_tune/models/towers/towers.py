@@ -18,9 +18,10 @@ from torch import nn
 
 from gemma_tune.errors import UserError
 from gemma_tune.models.family import BY_DOCUMENT
+from gemma_tune.models.kernels.documents import document_numbers
 from gemma_tune.models.towers.image_attention import image_attention
 from gemma_tune.models.towers.image_cache import IMAGES, ImageCache, features_of
-from gemma_tune.models.towers.image_masks import documents, image_masks, runs
+from gemma_tune.models.towers.image_masks import image_masks, runs
 from gemma_tune.models.unwrap import language_part, plain_name, stored_tensors
 
 _NAME, _OPEN = "towers", "open_towers"  # names of attributes; the first one's is a submodule while they are trained
@@ -122,7 +123,7 @@ class Towers(nn.Module):  # type: ignore[misc]
         if isinstance(valid, Mapping):  # as `generate` prepares it; its last row says which tokens are no padding
             valid = None if valid["full_attention"] is None else _valid(valid["full_attention"], ids)
         dtype = self.whole.language_model.embed_tokens.weight.dtype
-        where = documents(ids, given.get("position_ids"), valid)
+        where = document_numbers(given.get("position_ids"), valid, ids.shape, ids.device)
         blocks = runs(ids, _seen_tokens(self.whole.config))
         masks = image_masks(where, blocks, config.sliding_window, sees)
         return {name: _for_kernel(mask, config, dtype) for name, mask in masks.items()}
