@@ -60,11 +60,16 @@ def check_hardware(cfg: Config) -> None:
         )
     if cfg.train.optim.endswith("_fused") and not on_gpu and cfg.train.optim != "adamw_torch_fused":
         problems.append(f"train.optim={cfg.train.optim} needs a GPU; use adamw_torch.")
-    if cfg.train.extra.get("activation_offloading") and not on_gpu:
-        problems.append(
-            "train.extra.activation_offloading=true moves activations from the GPU to the host's memory (TRL asks for "
-            "an accelerator), and this run is on the CPU; leave it out."
-        )
+    recomputation = cfg.train.extra.get("gradient_checkpointing_kwargs") or {}
+    for offloading, asked in (
+        ("activation_offloading=true", cfg.train.extra.get("activation_offloading")),
+        ("gradient_checkpointing_kwargs={offload: true}", recomputation.get("offload")),
+    ):
+        if asked and not on_gpu:
+            problems.append(
+                f"train.extra.{offloading} moves activations from the GPU to the host's memory (which asks for an "
+                "accelerator), and this run is on the CPU; leave it out."
+            )
     if cfg.train.use_vllm and not on_gpu:
         problems.append(
             "train.use_vllm=true: after each update the weights go to vLLM by NCCL, which needs a CUDA device on both "

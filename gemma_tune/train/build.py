@@ -72,6 +72,7 @@ def build_trainer(
     if shards(cfg):
         trainer.shard(blank)
     at_once = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and not cfg.data.streaming and len(trainer.train_dataset) < at_once:
+    drops = args.dataloader_drop_last and not cfg.data.streaming and not cfg.traits.rewarded  # whose rows are prompts
+    if drops and len(trainer.train_dataset) < at_once:
         raise UserError(f"train.extra.dataloader_drop_last=true drops all {len(dataset)} rows: they fill no batch.")
     return trainer

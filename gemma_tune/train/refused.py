@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from torch import nn
 
 from gemma_tune.errors import UserError, first_line
 
 
 @contextmanager
 def refused_by_trainer() -> Iterator[None]:
-    """Within it, options that can't be are told in place of a traceback.
+    """Within it, options that can't be are told in place of a traceback. Errors of a forward pass (TRL computes the
+    reference of preferences where it is made) are no mistake of the user's, and pass.
 
     Raises:
         UserError: A value, its type, or a package is not what they need.
@@ -18,4 +22,6 @@ def refused_by_trainer() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        if any(frame.f_code is nn.Module._call_impl.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
         raise UserError(f"train: {first_line(error)}") from error

@@ -18,6 +18,10 @@ from gemma_tune.validation.trainer_tables import DECIDED, LOSSES, NEEDS, OURS, R
 
 _NOT_HERE = DECIDED | INSTEAD
 
+# Options of recomputation: those of torch's checkpoint, and those of Transformers
+_OF_CHECKPOINT = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+_WHICH_LAYERS = ("every_n_layers", "offload")
+
 # Types that can be checked here; values of any other type are checked by the trainer's own dataclass.
 _PLAIN: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),),
@@ -92,7 +96,7 @@ def trainer_problems(cfg: Config) -> Iterator[str]:
         )
     if cfg.train.torch_compile and cfg.traits.quantizes:
         yield f"train.torch_compile with recipe={cfg.recipe}: its layers round weights themselves; leave it out."
-    yield from _recomputation_problems(cfg.train)
+    yield from _recomputation_problems(cfg, name)
     yield from _loss_problems(cfg, name)
     for key, value in cfg.train.extra.items():
         if key not in options and key in _every_option():
@@ -120,7 +124,7 @@ def _loss_problems(cfg: Config, name: str) -> Iterator[str]:
     if train.extra.get("label_smoothing_factor"):
         if name != "SFTConfig" or distils(cfg.traits):
             yield f"{smoothed} has no effect with recipe={cfg.recipe}; leave it out."
-        elif asked not in (None, "nll"):
+        elif asked not in (None, "nll", "chunked_nll"):  # the last is the first by its older name
             yield f"{smoothed} has no effect with train.loss_type={asked}; leave one of them out."
 
 
@@ -138,22 +142,30 @@ def _value_problem(key: str, value: Any, train: TrainConfig) -> str | None:
     return None
 
 
-def _recomputation_problems(train: TrainConfig) -> Iterator[str]:
+def _recomputation_problems(cfg: Config, name: str) -> Iterator[str]:
     """What `train.extra.gradient_checkpointing_kwargs` can't be; torch would find it in the first step, or never."""
     key = "train.extra.gradient_checkpointing_kwargs"
-    given = train.extra.get("gradient_checkpointing_kwargs") or {}
+    given = cfg.train.extra.get("gradient_checkpointing_kwargs") or {}
     if not isinstance(given, dict):
         return
-    if given and not train.gradient_checkpointing:
+    if given and not cfg.train.gradient_checkpointing:
         yield f"{key} has no effect without train.gradient_checkpointing=true; set it, or leave {key} out."
     if given.get("use_reentrant"):  # keys and values that several layers use get the gradient of none of them
         yield (
             f"{key}={{use_reentrant: true}}: reentrant recomputation loses gradients of keys and values that layers "
             "share (Gemma 3n, Gemma 4 E2B and E4B); leave it out."
         )
-    known = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
-    for name in sorted(given.keys() - {*known}):
-        yield f"{key}: torch's checkpoint has no {name}; it has {', '.join(known)}.{did_you_mean(name, known)}"
+    known = (*_OF_CHECKPOINT, *_WHICH_LAYERS, "selective")
+    for option in sorted(given.keys() - {*known}):
+        yield f"{key}: there is no {option}; there are {', '.join(known)}.{did_you_mean(option, known)}"
+    for option in _WHICH_LAYERS if cfg.traits.rewarded else ():
+        if given.get(option):
+            yield f"{key}: {option} has no effect with recipe={cfg.recipe}, where TRL drops it after a generation."
+    if given.get("selective") and (name != "SFTConfig" or cfg.traits.stages or cfg.adapter.peft_type != "none"):
+        yield f"{key}: selective has an effect with SFT that trains every weight alone (adapter=none); leave it out."
+    layers = given.get("every_n_layers", 1)
+    if type(layers) is not int or layers < 1:
+        yield f"{key}: every_n_layers must be a whole number above 0, not {quoted(layers)}."
 
 
 @functools.cache

@@ -112,7 +112,7 @@ MISTAKES = {
     ),
     "an option of recomputation": (
         ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={reentrant: false}"],
-        ["torch's checkpoint has no reentrant", "Did you mean use_reentrant?"],
+        ["gradient_checkpointing_kwargs: there is no reentrant", "Did you mean use_reentrant?"],
     ),
     "options of what is off": (
         ["train.extra.gradient_checkpointing_kwargs={debug: true}"],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.arguments import sft_arguments
 from gemma_tune.train.base import GemmaTrainer
+from gemma_tune.train.build import build_trainer
+from gemma_tune.train.refused import refused_by_trainer
 from gemma_tune.train.sharding import sharding_arguments
 
 CPU = torch.device("cpu")
@@ -79,3 +84,29 @@ def test_weights_that_trl_would_round() -> None:
     with pytest.raises(UserError, match="TRL casts the float32 weights that are trained to bfloat16"):
         check_hardware(compose_config("grpo", [*words, "train.bf16=true"]))
     check_hardware(compose_config("grpo", [*words, "train.bf16=false"]))
+
+
+def test_layers_inputs_go_to_the_host_from_a_gpu_alone() -> None:
+    words = ["train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={offload: true}"]
+    with pytest.raises(UserError, match=r"gradient_checkpointing_kwargs={offload: true} moves activations"):
+        check_hardware(compose_config("lora_sft", ["model=tiny", "model.device=cpu", *words]))
+
+
+def test_an_error_of_a_forward_pass_is_no_option_of_the_users() -> None:
+    """TRL computes the log-probabilities of the reference where it makes the trainer."""
+    with pytest.raises(TypeError, match="conv1d"), refused_by_trainer():
+        torch.nn.Conv1d(2, 2, 1)("no tensor")
+    with pytest.raises(UserError, match="train: an option"), refused_by_trainer():
+        raise TypeError("an option")
+
+
+@pytest.mark.parametrize(("recipe", "drops"), [("lora_sft", True), ("grpo", False)])
+def test_rows_that_fill_no_batch(recipe: str, drops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rewards a prompt stands in a batch for each of its completions."""
+    monkeypatch.setattr("gemma_tune.train.build.keep_table_on_host", lambda *_: None)
+    monkeypatch.setattr("gemma_tune.train.build.watch", lambda *_: None)
+    args, trainer = SimpleNamespace(train_batch_size=8, world_size=1, dataloader_drop_last=True), MagicMock()
+    trainer.train_dataset = range(4)
+    given: Any = (lambda **_: trainer, compose_config(recipe), args, None, None, range(4), None)
+    with pytest.raises(UserError, match="drops all 4 rows") if drops else contextlib.nullcontext():
+        build_trainer(*given)

@@ -29,6 +29,8 @@ MISTAKES = {
     "full_sft": {
         "train.extra.dataloader_persistent_workers=true": "without train.extra.dataloader_num_workers=1 or more",
         "train.extra.dataloader_multiprocessing_context=spawn": "without train.extra.dataloader_num_workers=1 or more",
+        "train.gradient_checkpointing=true": None,
+        "train.extra.gradient_checkpointing_kwargs={every_n_layers: 0}": "must be a whole number above 0, not 0",
     },
     "qat": {
         "train.tiled_head=false": "train.tiled_head has no effect with recipe=qat",
@@ -51,6 +53,8 @@ MISTAKES = {
     "kto": {
         "train.beta=0": "train.beta=0: the loss wouldn't depend on the answers",
         "train.extra.label_smoothing_factor=0.1": "label_smoothing_factor has no effect with recipe=kto",
+        "train.gradient_checkpointing=true": None,
+        "train.extra.gradient_checkpointing_kwargs={selective: true}": "with SFT that trains every weight alone",
     },
     "grpo": {
         "train.extra.neftune_noise_alpha=5": "completions would be written with the noise, too",
@@ -62,11 +66,20 @@ MISTAKES = {
         "train.extra.top_p=1.5": "top_p must be above 0 and at most 1, not 1.5",
         "train.extra.min_p=2": "min_p must be",
         "train.extra.repetition_penalty=0": "repetition_penalty must be above 0, not 0",
+        "train.gradient_checkpointing=true": None,
+        "train.extra.gradient_checkpointing_kwargs={every_n_layers: 2}": "every_n_layers has no effect",
     },
 }
 FINE = {
-    "lora_sft": ["train.extra.label_smoothing_factor=0.1", "train.extra.neftune_noise_alpha=5"],
-    "full_sft": ["train.optim=sgd", "train.extra.optim_args='momentum=0.9'", "train.tiled_head=false"],
+    "lora_sft": [
+        "train.extra.label_smoothing_factor=0.1", "train.loss_type=chunked_nll", "train.extra.neftune_noise_alpha=5",
+        "train.gradient_checkpointing=true", "train.extra.gradient_checkpointing_kwargs={every_n_layers: 2}",
+    ],
+    "full_sft": [
+        "train.optim=sgd", "train.extra.optim_args='momentum=0.9'", "train.tiled_head=false",
+        "train.gradient_checkpointing=true",
+        "train.extra.gradient_checkpointing_kwargs={selective: true, offload: true}",
+    ],
     "dpo": [
         "train.loss_type=robust+sft", "train.extra.label_smoothing=0.1", "train.compact_batches=false",
         "train.extra.f_divergence_type=alpha_divergence", "train.extra.f_alpha_divergence_coef=0.7",
