@@ -31,6 +31,7 @@ from gemma_tune.models.sharding import sharding_of
 from gemma_tune.models.source import Source, find_source
 from gemma_tune.run.folder import RunFolder
 from gemma_tune.train.check_inputs import CheckInputs
+from gemma_tune.validation.schedulers import scheduler_problems
 
 _FIND_TO_TRAIN = partial(find_source, continues=True)
 
@@ -140,6 +141,8 @@ def look_at_model(
         UserError: An option that this machine cannot do, or a local checkpoint that cannot be used.
     """
     check_hardware(cfg)
+    if problems := [*scheduler_problems(cfg)]:  # a rate that was left to us, or is that of a second training
+        raise UserError(*problems)
     source, device = find(cfg.model), pick_device(cfg.model)
     config = tokenizer = size = missing = None
     adapter = cfg.adapter

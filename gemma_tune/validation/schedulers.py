@@ -72,7 +72,7 @@ def _value_problem(option: str, value: Any, annotation: str, rate: float | None)
     elif "int" in annotation.split(" | ") and value is not None and (number is None or number < 0 or number % 1):
         yield f"{_KEY}: {option} must be a whole number, not {quoted(value)}."
     elif option in _RATES and number is not None and rate is not None and number >= rate:
-        yield f"{_KEY}: {option}={number:g} is not below train.learning_rate={rate:g}; the learning rate falls to it."
+        yield f"{_KEY}: {option}={number:g} is not below the learning rate, {rate:g}, which falls to it; lower it."
 
 
 @functools.cache

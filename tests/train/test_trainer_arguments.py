@@ -13,10 +13,13 @@ import torch
 from transformers import TrainingArguments
 
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.stages import of_quantization, of_tuning
 from gemma_tune.errors import UserError
 from gemma_tune.models.hardware import check_hardware
+from gemma_tune.models.source import find_source
 from gemma_tune.rl.arguments import rl_arguments
 from gemma_tune.run.folder import RunFolder
+from gemma_tune.steps.setup import look_at_model
 from gemma_tune.train.arguments import sft_arguments
 from gemma_tune.train.base import GemmaTrainer
 from gemma_tune.train.build import build_trainer
@@ -110,3 +113,13 @@ def test_rows_that_fill_no_batch(recipe: str, drops: bool, monkeypatch: pytest.M
     given: Any = (lambda **_: trainer, compose_config(recipe), args, None, None, range(4), None)
     with pytest.raises(UserError, match="drops all 4 rows") if drops else contextlib.nullcontext():
         build_trainer(*given)
+
+
+def test_rates_that_are_left_to_us_and_those_of_a_second_training(tmp_path: Path) -> None:
+    words = ["train.lr_scheduler_type=polynomial", "train.extra.lr_scheduler_kwargs={lr_end: 1e-2}", "model=tiny"]
+    with pytest.raises(UserError, match=r"lr_end=0.01 is not below the learning rate, 0.008,"):
+        look_at_model(compose_config("lora_sft", words))
+    cfg = compose_config("tune_to_int4", [*words, "train.learning_rate=2e-2"])
+    look_at_model(of_tuning(cfg, tmp_path))
+    with pytest.raises(UserError, match=r"lr_end=0.01 is not below the learning rate, 0.001,"):
+        look_at_model(of_quantization(cfg, tmp_path), find=lambda _: find_source(cfg.model))

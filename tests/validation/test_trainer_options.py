@@ -150,8 +150,8 @@ SHAPE = "decay_type is one of linear, cosine, 1-sqrt, not 'sqrt'."
 SCHEDULES: list[tuple[str, dict[str, Any] | None, str]] = [
     ("cosine_with_min_lr", None, "set train.extra.lr_scheduler_kwargs={min_lr_rate: …}"),
     ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}, "min_lr and min_lr_rate are both set; choose one"),
-    ("cosine_with_min_lr", {"min_lr": 1e-2}, "min_lr=0.01 is not below train.learning_rate=0.001"),
-    ("polynomial", {"lr_end": 1e-3}, "lr_end=0.001 is not below train.learning_rate=0.001"),
+    ("cosine_with_min_lr", {"min_lr": 1e-2}, "min_lr=0.01 is not below the learning rate, 0.001"),
+    ("polynomial", {"lr_end": 1e-3}, "lr_end=0.001 is not below the learning rate, 0.001"),
     ("warmup_stable_decay", None, "={num_decay_steps: …}"),
     ("warmup_stable_decay", {"num_decay_steps": 9, "decay_type": "sqrt"}, SHAPE),
     ("warmup_stable_decay", {"num_decay_steps": 0.1}, "num_decay_steps must be a whole number, not 0.1"),
