@@ -49,6 +49,7 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
     train = replace(
         cfg.train,
         learning_rate=second.learning_rate,
+        towers_learning_rate=None,
         per_device_train_batch_size=second.per_device_train_batch_size,
         num_train_epochs=second.num_train_epochs,
         max_steps=second.max_steps,
@@ -70,7 +71,14 @@ def of_quantization(cfg: Config, folder: Path) -> Config:
         output_dir=str(folder / ON_GRID),
         overwrite=False,
         tracker=_tracker(cfg, folder, ON_GRID),
-        model=replace(cfg.model, load_in_4bit=False, dtype=None, added_tokens=[], train_towers=TRAIN_NOTHING),
+        model=replace(
+            cfg.model,
+            load_in_4bit=False,
+            keep_decoded=None,
+            dtype=None,
+            added_tokens=[],
+            train_towers=TRAIN_NOTHING,
+        ),
         adapter=adapter,
         train=train,
         quant=replace(cfg.quant, stage2=QuantConfig().stage2),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemma_tune.cli.compose import compose_config
+from gemma_tune.cli.stages import of_quantization, of_tuning
 from gemma_tune.config import Config
 from gemma_tune.config.train import BY_METRIC
 from gemma_tune.errors import UserError
+from gemma_tune.validation import cross_problems
 from gemma_tune.validation.schedulers import scheduler_problems
 from gemma_tune.validation.trainer_options import enum_values, problems_of_extra, trainer_options
 from gemma_tune.validation.trainer_tables import DECIDED, NEEDS, RANGES, VALUES
@@ -112,6 +115,16 @@ def test_the_plain_loss_of_chosen_answers_needs_no_beta() -> None:
 def test_the_first_of_two_trainings_has_options_that_the_second_one_has_not() -> None:
     words = ["train.tiled_head=false", "train.loss_type=nll", "train.extra.label_smoothing_factor=0.1"]
     assert compose_config("tune_to_int4", words).train.loss_type == "nll"
+
+
+@pytest.mark.parametrize(
+    "words", [["model.train_towers=projector"], ["model.load_in_4bit=true", "model.keep_decoded=true"]]
+)
+def test_both_trainings_can_be_repeated_from_their_own_configuration(words: list[str], tmp_path: Path) -> None:
+    cfg = compose_config("tune_to_int4", ["model=tiny", "train.tiled_head=false", "train.loss_type=dft", *words])
+    assert cross_problems(of_tuning(cfg, tmp_path)) == []
+    (problem,) = cross_problems(of_quantization(cfg, tmp_path))
+    assert "model.model_name_or_path" in problem  # which the first one makes
 
 
 @pytest.mark.parametrize("name", DECIDED)
