@@ -29,7 +29,7 @@ def sft_arguments(cfg: Config, folder: RunFolder, device: torch.device) -> SFTCo
         "max_length": t.max_length,
         "packing": t.packing,
         # With ever new lengths a CPU keeps compiling kernels and fragments its memory
-        "pad_to_multiple_of": None if t.packing or t.extra.get("padding_free") else PAD_TO,
+        "pad_to_multiple_of": None if t.packing else PAD_TO,
     }
     if t.loss_type is not None:
         own["loss_type"] = t.loss_type

@@ -96,7 +96,7 @@ def has_media(dataset: Any) -> bool:
     return MEDIA in (dataset.column_names or ())
 
 
-def packed(dataset: Dataset, length: int, strategy: str) -> Dataset:
+def packed(dataset: Dataset, length: int) -> Dataset:
     """The rows packed as TRL packs text, each with its media.
 
     TRL packs columns that have an entry for each token. So the number of a medium stands at its first soft token, and
@@ -105,7 +105,6 @@ def packed(dataset: Dataset, length: int, strategy: str) -> Dataset:
     Args:
         dataset: `input_ids`, `labels` and `media`.
         length: Tokens of a packed row, at most; no row is longer.
-        strategy: TRL's name of how rows are packed.
     """
     media: list[dict[str, Any]] = []
 
@@ -118,7 +117,7 @@ def packed(dataset: Dataset, length: int, strategy: str) -> Dataset:
 
     # `media` grows by side effect: a cached result would leave it empty
     found = dataset.map(numbered, remove_columns=[MEDIA], load_from_cache_file=False, desc="media of each row")
-    found = pack_dataset(found, length, strategy, {"desc": "Packing rows with media"})
+    found = pack_dataset(found, length, "bfd", {"desc": "Packing rows with media"})
 
     def looked_up(row: dict[str, Any]) -> dict[str, Any]:
         return {MEDIA: [media[number] for number in row[_NUMBER] if number >= 0]}

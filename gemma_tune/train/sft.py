@@ -138,7 +138,7 @@ def sft_trainer(
             "train.packing=true with data.streaming=true: rows with images are packed all at once; set one."
         )
     if has_media(dataset) and args.packing:
-        dataset = packed(dataset, args.max_length, args.packing_strategy)
+        dataset = packed(dataset, args.max_length)
         args.dataset_kwargs = {"skip_prepare_dataset": True}
     trainer = build_trainer(kind, cfg, args, model, tokenizer, dataset, NonFiniteGuard(find_rows), **more)
     if has_media(dataset):  # TRL takes no collator of ours where it packs
