@@ -120,6 +120,7 @@ class RewardedTrainer(UpdateTrainer):
         self._scorer, self._tasks, self._keep = scorer, tasks, keep
         self._seconds: dict[str, float] = defaultdict(float)
         self._tokens = self._steps_logged = 0
+        self._since_tokens = 0.0
         model, settings = kwargs["model"], kwargs["args"]
         beta = settings.beta
         reference = copy.deepcopy(model) if beta and not isinstance(model, PeftModel) else None
@@ -228,9 +229,12 @@ class RewardedTrainer(UpdateTrainer):
         if "loss" in logs and self.state.global_step > self._steps_logged:
             steps = self.state.global_step - self._steps_logged
             logs |= {f"time/{part}": self._seconds[part] / steps for part in PARTS}
-            logs["tokens_per_second"] = self._tokens / max(sum(self._seconds.values()), 1e-9)
+            self._since_tokens += sum(self._seconds.values())
+            if self._tokens:  # none in steps that train on an earlier generation (train.steps_per_generation)
+                logs["tokens_per_second"] = self._tokens / max(self._since_tokens, 1e-9)
+                self._tokens, self._since_tokens = 0, 0.0
             self._seconds.clear()
-            self._tokens, self._steps_logged = 0, self.state.global_step
+            self._steps_logged = self.state.global_step
         super().log(logs, start_time)
 
 
