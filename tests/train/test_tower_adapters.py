@@ -123,8 +123,8 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, most: float = CLOSE)
 
 
 def hold_merged(folder: Path, peft: Any, base: Path, rows: Path) -> None:
-    """A merged folder in the own class: PEFT's logits, and of the towers W + s·B·A in float64."""
-    assert_close(logits_of(own_class(folder), base, rows), logits_of(peft, base, rows), MERGED)
+    """A merged folder in the own class: PEFT's logits, and of the towers W + s·B·A; in float64."""
+    assert_close(logits_of(own_class(folder).double(), base, rows), logits_of(peft.double(), base, rows), MERGED)
     stored = load_file(folder / "model.safetensors")
     layers = {n: m for n, m in peft.get_base_model().named_modules() if hasattr(m, "lora_A") and "language" not in n}
     for name, layer in layers.items():
