@@ -34,7 +34,7 @@ CASES = {
 # What turns off one of them, and a function that is called where it is on
 OFF = {
     "train.tiled_head=false": "gemma_tune.train.scored_forward.token_log_probs",
-    "model.attn_implementation=sdpa": "gemma_tune.models.kernels.document_attention.products",
+    "model.attn_implementation=sdpa": "gemma_tune.models.kernels.document_attention.block_attention",
     "train.compact_batches=false": "gemma_tune.train.scored_forward.compact",
     "model.layers_at_labels=false": "gemma_tune.models.kernels.label_positions.positions_of",
     "model.fused_layers=false": "gemma_tune.models.kernels.training_layers._norm",
