@@ -39,9 +39,8 @@ def check_source(
     check_files(model, source, config, packed=packed or not (trains or merges))
     if source.adapter is None and (not trains or _fits_any(adapter)):
         return
-    from gemma_tune.models.adapters.adapter import (
-        check_adapter,  # imports PEFT, and that bitsandbytes and torch's compiler
-    )
+    # Imports PEFT, and that bitsandbytes and torch's compiler
+    from gemma_tune.models.adapters.adapter import check_adapter
 
     check_adapter(adapter, source, config, trains, merges)
 

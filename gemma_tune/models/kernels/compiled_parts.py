@@ -12,7 +12,7 @@ and dropout within a compiled block draws other numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -67,12 +67,11 @@ def compiled_parts(language: Any, backend: Any = "inductor") -> Iterator[None]:
         cached = _Cached()
 
         def trains() -> bool:
-            return not (switch.held or cached.on)
+            return switch.on() and not cached.on
 
         hook = language.base_model.register_forward_pre_hook(cached.look, with_kwargs=True)
         for part in parts:
-            plain = type(part).forward
-            replace_forward(part, _either(trains, compiled[plain], plain))
+            replace_forward(part, compiled[type(part).forward], trains)
         try:
             with torch._dynamo.config.patch(recompile_limit=_KINDS):
                 yield
@@ -90,10 +89,3 @@ class _Cached:
     def look(self, text: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         """A pre-hook of the model."""
         self.on = bool(given.get("use_cache")) or given.get("past_key_values") is not None
-
-
-def _either(trains: Callable[[], bool], compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (compiled if trains() else plain)(self, *args, **kwargs)
-
-    return forward

@@ -21,6 +21,10 @@ class TrainingSwitch:
     def __init__(self) -> None:
         self.held = False
 
+    def on(self) -> bool:
+        """Whether passes are those of training."""
+        return not self.held
+
 
 @contextlib.contextmanager
 def training_switch(language: Any) -> Iterator[TrainingSwitch]:
@@ -46,7 +50,14 @@ def plain_passes(language: Any) -> Iterator[None]:
         switch.held = False
 
 
-def replace_forward(module: Any, forward: Callable[..., Any]) -> None:
-    """Gives one module a forward pass, called with the module. It is a method, so that a copy of the module, as PEFT
-    makes one for a reference, computes with the weights of the copy; `del module.forward` takes it back."""
+def replace_forward(module: Any, ours: Callable[..., Any], trains: Callable[[], bool]) -> None:
+    """Gives one module a forward pass, called with the module, for as long as it trains; else it has its class's.
+
+    It is a method, so that a copy of the module, as PEFT makes one for a reference, computes with the weights of the
+    copy; `del module.forward` takes it back.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (ours if trains() else type(self).forward)(self, *args, **kwargs)
+
     module.forward = types.MethodType(forward, module)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from gemma_tune.models.family import FAMILIES
 from gemma_tune.models.four_bit import is_four_bit
 from gemma_tune.models.kernels.gelu import feed_forward, has_gated_gelu
 from gemma_tune.models.kernels.lora import Fused
-from gemma_tune.models.kernels.switch import TrainingSwitch, replace_forward, training_switch
+from gemma_tune.models.kernels.switch import replace_forward, training_switch
 
 _BLOCK = 1 << 19  # numbers of a large norm that are computed at a time on a CPU, so that they are in its cache
 
@@ -117,13 +117,6 @@ def _factor(weight: torch.Tensor, adds_one: bool) -> torch.Tensor:
     return weight.float() + 1 if adds_one else weight.float()
 
 
-def _in_training(switch: TrainingSwitch, ours: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    def forward(self: Any, x: torch.Tensor) -> Any:
-        return type(self).forward(self, x) if switch.held else ours(self, x)
-
-    return forward
-
-
 def _norm(adds_one: bool, module: Any, x: torch.Tensor) -> torch.Tensor:
     weight = module.weight if getattr(module, "with_scale", True) else None
     found: torch.Tensor = FusedNorm.apply(x, weight, adds_one, module.eps)
@@ -154,9 +147,9 @@ def training_layers(model: Any, fused: bool | None, decoded: bool | None) -> Ite
     try:
         with training_switch(model) as switch:
             for module in norms:
-                replace_forward(module, _in_training(switch, functools.partial(_norm, adds_one)))
+                replace_forward(module, functools.partial(_norm, adds_one), switch.on)
             for module in blocks:
-                replace_forward(module, _in_training(switch, feed_forward))
+                replace_forward(module, feed_forward, switch.on)
             yield
     finally:
         for module in (*norms, *blocks):
